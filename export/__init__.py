@@ -1,0 +1,1 @@
+"""Turns a checkpoint into a folded, verified ONNX model artifact."""

@@ -1,0 +1,5 @@
+"""Encoded image -> uint8 array, by one rule, for training, export and serving alike."""
+
+from imaging.prepare import ImageError, ImageSpec, decode_image, prepare_image
+
+__all__ = ["ImageError", "ImageSpec", "decode_image", "prepare_image"]

@@ -1,0 +1,138 @@
+"""Decode an encoded image and bring it to a network's input size.
+
+The rule, in order: decode; turn upright by the EXIF orientation; composite transparency over white, as viewers
+show it; convert to the colours asked for; scale the shorter side to ``resize_shorter_side`` with antialiasing;
+cut the centre. Training's evaluation, the exporter's golden pairs and the server all call this one function, so an
+image cannot be prepared by two pieces of code.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# 64 megapixels: above any camera in common use, and at most some 256 MiB while decoding.
+MAX_PIXELS = 64 * 1024 * 1024
+
+ChannelOrder = Literal["L", "RGB"]
+
+
+class ImageError(ValueError):
+    """The bytes are not an image that can be prepared; the message says why."""
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What a network takes: colours, size in pixels, and how an image of another size is brought to it.
+
+    ``resize_shorter_side`` is the length in pixels that an image's shorter side is scaled to before the centre
+    of ``height`` x ``width`` is cut; an image that already has exactly the input size is left as it is.
+    """
+
+    channel_order: ChannelOrder
+    height: int
+    width: int
+    resize_shorter_side: int
+
+    def __post_init__(self) -> None:
+        if self.channel_order not in ("L", "RGB"):
+            raise ValueError(f"channel_order is {self.channel_order!r}; expected 'L' (grey) or 'RGB'")
+        if min(self.height, self.width) < 1:
+            raise ValueError(f"the input size is {self.height}x{self.width}; both sides must be at least 1 pixel")
+        if self.resize_shorter_side < max(self.height, self.width):
+            raise ValueError(
+                f"resize_shorter_side is {self.resize_shorter_side}, shorter than the {self.height}x{self.width} "
+                "that is cut from the scaled image"
+            )
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for RGB."""
+        return len(self.channel_order)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width: one image as the network takes it."""
+        return (self.channels, self.height, self.width)
+
+
+def prepare_image(encoded: bytes, spec: ImageSpec) -> NDArray[np.uint8]:
+    """Decode ``encoded`` and return it as uint8 [C, H, W] with ``spec``'s colours and size.
+
+    Raises:
+        ImageError: not an image, of an unsupported kind, damaged, or of more than ``MAX_PIXELS`` pixels.
+    """
+    image = decode_image(encoded, spec.channel_order)
+    if image.size != (spec.width, spec.height):
+        image = _scale_and_cut(image, spec)
+    pixels = np.asarray(image, dtype=np.uint8)  # [H, W] for grey, [H, W, 3] for RGB
+    if spec.channel_order == "L":
+        return np.ascontiguousarray(pixels[np.newaxis])
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def decode_image(encoded: bytes, channel_order: ChannelOrder) -> Image.Image:
+    """Decode ``encoded``'s first frame, turned upright, in mode ``channel_order``, at its own size.
+
+    Raises:
+        ImageError: not an image, of an unsupported kind, damaged, or of more than ``MAX_PIXELS`` pixels.
+    """
+    if not encoded:
+        raise ImageError("the image is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large images; the limit below is ours, checked before a pixel is decoded.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+            _check_pixel_count(image)
+            image.load()
+        upright = ImageOps.exif_transpose(image)
+    except UnidentifiedImageError:
+        raise ImageError(f"not an image in a known format (expected one of {', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(str(error)) from None
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds on damaged files: struct.error, SyntaxError, ...
+        raise ImageError(f"damaged image: {error}") from error
+    return _to_colours(upright, channel_order)
+
+
+def _check_pixel_count(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"the image has {width}x{height} pixels; at most {MAX_PIXELS:,} pixels are decoded")
+
+
+def _to_colours(image: Image.Image, channel_order: ChannelOrder) -> Image.Image:
+    if image.mode.startswith("I;16"):  # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ImageError(f"pixels are of type {image.mode!r} (32-bit); expected 8 or 16 bits a channel")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert(channel_order)
+
+
+def _scale_and_cut(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    scale = spec.resize_shorter_side / min(image.size)
+    width, height = (max(spec.resize_shorter_side, round(side * scale)) for side in image.size)
+    left, top = (width - spec.width) // 2, (height - spec.height) // 2
+    # One resampling straight from the source box: a 20000x30 strip is never scaled to its full length.
+    box = (
+        left * image.width / width,
+        top * image.height / height,
+        min(image.width, (left + spec.width) * image.width / width),
+        min(image.height, (top + spec.height) * image.height / height),
+    )
+    return image.resize((spec.width, spec.height), Image.Resampling.BILINEAR, box=box)

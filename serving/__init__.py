@@ -1,0 +1,1 @@
+"""Serves verified model artifacts over gRPC with ONNX Runtime."""

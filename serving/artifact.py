@@ -1,0 +1,346 @@
+"""The model artifact: what stands in ``REPOSITORY/NAME/VERSION/`` and how it is read and published.
+
+    model.onnx      the network; `ModelMetadata` in its metadata_props makes this file alone enough to serve
+    golden.npz      inputs with two sets of logits: the unfolded PyTorch model's and the file's own (`Golden`)
+    manifest.json   SHA-256 of the other files, and how they were made and checked
+
+The folders name model and version and nothing inside repeats them, so a version can be copied or renamed. The
+reader owns the format: this is its single definition, and it needs the standard library and numpy alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from imaging import ImageSpec
+from serving.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+SCHEMA_VERSION = 1
+
+MODEL_FILE = "model.onnx"
+GOLDEN_FILE = "golden.npz"
+MANIFEST_FILE = "manifest.json"
+
+IMAGE = "image"  # UINT8 [N, C, H, W]
+LOGITS = "logits"  # FP32 [N, K]
+PROBABILITIES = "probabilities"  # FP32 [N, K]
+
+_PREFIX = "foldserve."
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A named tensor as the protocol describes it: ``datatype`` as in "FP32", -1 for the variable dimension."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What travels inside ``model.onnx`` (metadata_props): all that is needed to use the weights.
+
+    The network sees ``(pixel / 255 - mean) / std`` per channel; that arithmetic is in the graph, and ``mean`` and
+    ``std`` are here to be read, not applied again. ``provenance`` is free text by key (dataset, architecture, ...).
+    """
+
+    labels: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image: ImageSpec
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def to_props(self) -> dict[str, str]:
+        """Return the metadata_props entries, in a fixed order."""
+        props = {
+            f"{_PREFIX}schema": str(SCHEMA_VERSION),
+            f"{_PREFIX}labels": json.dumps(self.labels, ensure_ascii=False),
+            f"{_PREFIX}mean": json.dumps(self.mean),
+            f"{_PREFIX}std": json.dumps(self.std),
+            f"{_PREFIX}resize": json.dumps(
+                {
+                    "shorter_side": self.image.resize_shorter_side,
+                    "crop": [self.image.height, self.image.width],
+                    "interpolation": "bilinear",
+                }
+            ),
+            f"{_PREFIX}channel_order": self.image.channel_order,
+        }
+        return props | {f"{_PREFIX}provenance.{key}": self.provenance[key] for key in sorted(self.provenance)}
+
+    @classmethod
+    def from_props(cls, props: Mapping[str, str]) -> ModelMetadata:
+        """Read what `to_props` wrote.
+
+        Raises:
+            ArtifactError: an entry is missing, malformed or of a schema this version does not know.
+        """
+        try:
+            _check_schema(int(props[f"{_PREFIX}schema"]), "model.onnx metadata")
+            resize = json.loads(props[f"{_PREFIX}resize"])
+            height, width = resize["crop"]
+            image = ImageSpec(
+                channel_order=props[f"{_PREFIX}channel_order"],  # type: ignore[arg-type]  # checked by ImageSpec
+                height=height,
+                width=width,
+                resize_shorter_side=resize["shorter_side"],
+            )
+            start = f"{_PREFIX}provenance."
+            return cls(
+                labels=tuple(str(label) for label in json.loads(props[f"{_PREFIX}labels"])),
+                mean=tuple(float(value) for value in json.loads(props[f"{_PREFIX}mean"])),
+                std=tuple(float(value) for value in json.loads(props[f"{_PREFIX}std"])),
+                image=image,
+                provenance={key.removeprefix(start): text for key, text in props.items() if key.startswith(start)},
+            )
+        except KeyError as error:
+            raise ArtifactError(
+                f"{MODEL_FILE} has no metadata entry {error}; it was not written by `foldserve export`"
+            ) from None
+        except (ValueError, TypeError) as error:
+            raise ArtifactError(f"{MODEL_FILE} has malformed metadata: {error}") from None
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Inputs whose answers are known: the proof that a file on a device still computes what was trained.
+
+    ``images`` uint8 [G, C, H, W]; both logits float32 [G, K]. ``reference_logits`` are those of the unfolded PyTorch
+    model in eval mode on CPU and prove the export; ``runtime_logits`` are the file's own, under ONNX Runtime on the
+    exporting machine, with a tighter tolerance, and catch damage and changed runtimes. Tolerances are absolute.
+    ``synthetic`` says that no real images were given and the inputs are seeded noise.
+    """
+
+    images: NDArray[np.uint8]
+    reference_logits: NDArray[np.float32]
+    runtime_logits: NDArray[np.float32]
+    reference_tolerance: float
+    runtime_tolerance: float
+    synthetic: bool
+
+    def to_bytes(self) -> bytes:
+        """Return the contents of ``golden.npz``."""
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            images=self.images,
+            reference_logits=self.reference_logits,
+            runtime_logits=self.runtime_logits,
+            reference_tolerance=np.float64(self.reference_tolerance),
+            runtime_tolerance=np.float64(self.runtime_tolerance),
+            synthetic=np.bool_(self.synthetic),
+        )
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Golden:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            ArtifactError: not such a file, or its arrays do not fit together.
+        """
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                golden = cls(
+                    images=arrays["images"],
+                    reference_logits=arrays["reference_logits"],
+                    runtime_logits=arrays["runtime_logits"],
+                    reference_tolerance=float(arrays["reference_tolerance"]),
+                    runtime_tolerance=float(arrays["runtime_tolerance"]),
+                    synthetic=bool(arrays["synthetic"]),
+                )
+        except Exception as error:  # zipfile, zlib, numpy and KeyError all mean the same thing here
+            raise ArtifactError(f"{GOLDEN_FILE} cannot be read: {error}") from error
+        golden.check()
+        return golden
+
+    def check(self) -> None:
+        """Raise ArtifactError unless the arrays fit together and could prove something."""
+        count = len(self.images)
+        arrays_fit = (
+            self.images.dtype == np.uint8
+            and self.images.ndim == 4
+            and self.reference_logits.dtype == self.runtime_logits.dtype == np.float32
+            and self.reference_logits.ndim == 2
+            and self.reference_logits.shape == self.runtime_logits.shape
+            and count == len(self.reference_logits)
+        )
+        if not arrays_fit or count == 0:
+            raise ArtifactError(f"{GOLDEN_FILE} holds no golden pairs, or arrays that do not fit together")
+        tolerances = (self.reference_tolerance, self.runtime_tolerance)
+        # NaN or infinity anywhere would make every comparison pass or fail whatever the model answers.
+        if not (np.isfinite(self.reference_logits).all() and np.isfinite(self.runtime_logits).all()):
+            raise ArtifactError(f"{GOLDEN_FILE} holds logits that are not finite")
+        if not all(np.isfinite(value) and value > 0 for value in tolerances):
+            raise ArtifactError(f"{GOLDEN_FILE} has tolerances {tolerances}; both must be positive and finite")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One version as read from disk, hashes checked. ``model`` is the very content that was hashed."""
+
+    folder: Path
+    model: bytes
+    golden: Golden
+    manifest: Mapping[str, Any]
+
+    @property
+    def model_sha256(self) -> str:
+        """Hex digest of ``model.onnx``."""
+        return str(self.manifest["files"][MODEL_FILE]["sha256"])
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Read a version folder and check it against its manifest.
+
+    Raises:
+        ArtifactError: a file is missing or unreadable, the manifest is malformed or of a future schema, or a file's
+            SHA-256 is not the manifest's.
+    """
+    manifest = read_manifest(folder)
+    contents = {}
+    for name in (MODEL_FILE, GOLDEN_FILE):
+        contents[name] = _read_file(folder / name)
+        _check_hash(name, contents[name], manifest)
+    return Artifact(folder, contents[MODEL_FILE], Golden.from_bytes(contents[GOLDEN_FILE]), manifest)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read ``manifest.json`` and check its schema.
+
+    Raises:
+        ArtifactError: missing, unreadable, malformed, or of a future schema.
+    """
+    try:
+        manifest = json.loads(_read_file(folder / MANIFEST_FILE))
+        _check_schema(int(manifest["schema_version"]), MANIFEST_FILE)
+        if not isinstance(manifest["files"], dict):
+            raise TypeError("'files' is not an object")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{MANIFEST_FILE} is malformed: {type(error).__name__}: {error}") from None
+    return dict(manifest)
+
+
+def publish_artifact(
+    model_folder: Path, *, model: bytes, golden: Golden, manifest: Mapping[str, Any]
+) -> Path:
+    """Write the three files as the next free version under ``model_folder`` and return the version's folder.
+
+    ``manifest`` is completed with ``schema_version`` and ``files``. The version appears whole or not at all: it is
+    written to a hidden sibling, synced to disk and renamed. An existing version is never touched.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    golden.check()
+    model_folder.mkdir(parents=True, exist_ok=True)
+    contents = {MODEL_FILE: model, GOLDEN_FILE: golden.to_bytes()}
+    files = {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        for name, content in contents.items()
+    }
+    complete = {"schema_version": SCHEMA_VERSION, "files": files} | dict(manifest)
+    contents[MANIFEST_FILE] = (json.dumps(complete, indent=2, ensure_ascii=False) + "\n").encode()
+    staging = Path(tempfile.mkdtemp(prefix=".publishing-", dir=model_folder))
+    try:
+        for name, content in contents.items():
+            _write_synced(staging / name, content)
+        staging.chmod(0o755)  # mkdtemp's folders are private; a server may run as another user
+        version = _rename_to_next_version(staging, model_folder)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    _sync_folder(model_folder)
+    return version
+
+
+def list_versions(model_folder: Path) -> list[int]:
+    """Return the versions under ``model_folder``, ascending; other names (hidden ones too) are ignored."""
+    return sorted(
+        int(entry.name)
+        for entry in model_folder.iterdir()
+        # "01" would collide with "1": only the plain spelling of a positive integer is a version.
+        if entry.name.isascii() and entry.name.isdigit() and entry.name[0] != "0" and entry.is_dir()
+    )
+
+
+def _rename_to_next_version(staging: Path, model_folder: Path) -> Path:
+    version = max(list_versions(model_folder), default=0) + 1
+    while True:
+        target = model_folder / str(version)
+        try:
+            # Atomic; fails where another exporter's version (never empty) came first.
+            staging.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+            version += 1
+        else:
+            return target
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ArtifactError(f"{path.name} is missing from the version's folder") from None
+    except OSError as error:
+        raise ArtifactError(f"{path.name} cannot be read: {error.strerror or error}") from error
+
+
+def _check_hash(name: str, content: bytes, manifest: Mapping[str, Any]) -> None:
+    try:
+        expected = str(manifest["files"][name]["sha256"])
+    except (KeyError, TypeError):
+        raise ArtifactError(f"{MANIFEST_FILE} has no SHA-256 for {name}") from None
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != expected:
+        raise ArtifactError(
+            f"{name} is not the file that was exported: its SHA-256 is {actual}, {MANIFEST_FILE} says {expected}; "
+            "export it again or restore it from a good copy"
+        )
+
+
+def _check_schema(schema: int, where: str) -> None:
+    if schema != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{where} has schema {schema}; this foldserve reads schema {SCHEMA_VERSION}: "
+            f"{'upgrade foldserve' if schema > SCHEMA_VERSION else 'export the model again'}"
+        )
+
+
+def check_labels(labels: Sequence[str], class_count: int) -> None:
+    """Raise ArtifactError unless there is exactly one label a class."""
+    if len(labels) != class_count:
+        raise ArtifactError(f"{len(labels)} labels for {class_count} classes; there must be one label a class")

@@ -1,0 +1,77 @@
+"""Every error that serving raises on purpose; each class names the gRPC status it becomes on the wire.
+
+ServingError
+├── InvalidArgumentError     INVALID_ARGUMENT    the request is wrong and will stay wrong
+├── NotFoundError            NOT_FOUND           no such model or version
+├── UnavailableError         UNAVAILABLE         refused, loading or draining: may work later or elsewhere
+├── ResourceExhaustedError   RESOURCE_EXHAUSTED  a bounded queue is full
+├── DeadlineExceededError    DEADLINE_EXCEEDED   expired before the model ran
+├── CancelledError           CANCELLED           the caller has gone
+├── UnimplementedError       UNIMPLEMENTED       the protocol has it, this server does not
+├── ArtifactError            UNAVAILABLE         a version on disk that must not be served
+└── DeviceError              UNAVAILABLE         the device asked for cannot run the model
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServingError(Exception):
+    """Base of the tree; ``status`` is a gRPC status name, so that nothing behind the transports imports grpc."""
+
+    status: ClassVar[str] = "INTERNAL"
+
+
+class InvalidArgumentError(ServingError):
+    """The request is wrong; the message says what was given, what was expected and what to do."""
+
+    status = "INVALID_ARGUMENT"
+
+
+class NotFoundError(ServingError):
+    """The model or version is not in the repository."""
+
+    status = "NOT_FOUND"
+
+
+class UnavailableError(ServingError):
+    """The model is refused, loading or draining."""
+
+    status = "UNAVAILABLE"
+
+
+class ResourceExhaustedError(ServingError):
+    """A bounded queue is full."""
+
+    status = "RESOURCE_EXHAUSTED"
+
+
+class DeadlineExceededError(ServingError):
+    """The deadline passed before the model ran."""
+
+    status = "DEADLINE_EXCEEDED"
+
+
+class CancelledError(ServingError):
+    """The caller cancelled before the model ran."""
+
+    status = "CANCELLED"
+
+
+class UnimplementedError(ServingError):
+    """The protocol has this, the server does not."""
+
+    status = "UNIMPLEMENTED"
+
+
+class ArtifactError(ServingError):
+    """A version on disk that must not be served; the message is the reason shown to callers."""
+
+    status = "UNAVAILABLE"
+
+
+class DeviceError(ServingError):
+    """The device asked for cannot run the model."""
+
+    status = "UNAVAILABLE"

@@ -1,0 +1,1 @@
+"""The two ways the same servicer meets the wire."""

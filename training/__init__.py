@@ -1,0 +1,1 @@
+"""Trains convolutional networks on batched images and writes checkpoints."""
