@@ -1,0 +1,52 @@
+# `make demo` and `make test` are all a newcomer needs: each first builds .venv with everything pinned.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# ONNX Runtime with CUDA where an NVIDIA driver is there, else for processors only.
+RUNTIME := $(if $(or $(wildcard /proc/driver/nvidia/version),$(shell command -v nvidia-smi)),gpu,cpu)
+INSTALLED := $(VENV)/.installed-$(RUNTIME)
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help install demo test test-all lint types format proto bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## build the virtual environment .venv
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "foldserve needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Building $(VENV) with the extras train, export, dev and $(RUNTIME) (a few minutes the first time) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation \
+	  torch==2.13.0 --editable '.[train,export,dev,$(RUNTIME)]'
+	@rm -f $(VENV)/.installed-* && touch $@
+
+demo: install ## train, export, serve and prove it, on Fashion-MNIST
+	@$(BIN)/foldserve demo
+
+test: lint types ## lint, types and all tests but the slow ones
+	$(PYTEST) -m "not slow"
+
+test-all: lint types ## the slow tests too
+	$(PYTEST)
+
+lint: install ## ruff: rules and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: install ## mypy, strict
+	@$(BIN)/mypy
+
+format: install ## let ruff mend what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: install ## the figures of the docs, side by side in one run
+	$(BIN)/python -m benchmarks.training_loop
+
+clean: ## remove the environment, runs and models
+	rm -rf $(VENV) runs models *.egg-info

@@ -1,0 +1,1 @@
+"""Measurements that back the figures in the docs, each with a command that repeats it."""

@@ -1,0 +1,103 @@
+"""The proof: PyTorch as trained, ONNX Runtime in this process and the server over gRPC answer alike.
+
+All three see the same uint8 images. The reference is the unfolded PyTorch network in eval mode on the CPU; the
+others must give its logits within `MAX_LOGIT_DIFFERENCE`, and its predictions wherever these are decided: where the
+reference's two best logits are closer than twice the tolerance, either of them is a right answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from serving.artifact import IMAGE, LOGITS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from serving.session import Session
+
+    Logits = NDArray[np.float32]
+
+# Float32 sums in another order differ by some 1e-5 at logits of 20; a wrong fold or border errs by 1e-2 and more.
+MAX_LOGIT_DIFFERENCE = 1e-4
+
+# Large enough that the time goes into arithmetic, small enough for any message limit at 28x28.
+_BATCH_ROWS = 500
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One way of answering held against the reference, over ``count`` images."""
+
+    name: str
+    count: int
+    correct: int
+    identical: int
+    undecided: int
+    max_difference: float
+    passed: bool
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of images whose prediction is their label."""
+        return self.correct / self.count
+
+
+def compare_all(
+    reference: Logits, others: Sequence[tuple[str, Logits]], labels: NDArray[np.int64]
+) -> list[Comparison]:
+    """Hold ``others`` (name, logits [N, K]) against ``reference`` [N, K]; the first row is the reference itself."""
+    return [
+        compare(name, logits, reference, labels)
+        for name, logits in [("PyTorch (unfolded, eval, CPU)", reference), *others]
+    ]
+
+
+def compare(name: str, logits: Logits, reference: Logits, labels: NDArray[np.int64]) -> Comparison:
+    """Hold ``logits`` [N, K] against ``reference`` [N, K]; logits that are not finite never pass."""
+    assert logits.shape == reference.shape
+    second, first = np.sort(reference, axis=1)[:, -2:].T
+    decided = first - second > 2 * MAX_LOGIT_DIFFERENCE
+    predictions = logits.argmax(axis=1)
+    identical = predictions == reference.argmax(axis=1)
+    max_difference = float(np.abs(logits.astype(np.float64) - reference).max())
+    return Comparison(
+        name=name,
+        count=len(labels),
+        correct=int((predictions == labels).sum()),
+        identical=int(identical.sum()),
+        undecided=int((~decided).sum()),
+        max_difference=max_difference,
+        # Written so that a NaN difference fails.
+        passed=max_difference <= MAX_LOGIT_DIFFERENCE and bool(identical[decided].all()),
+    )
+
+
+def torch_logits(module: nn.Module, images: NDArray[np.uint8]) -> Logits:
+    """Return the logits of ``module``, which must be in eval mode, on the CPU."""
+    assert not module.training
+
+    @torch.inference_mode()
+    def forward(batch: NDArray[np.uint8]) -> Logits:
+        logits: Logits = module(torch.from_numpy(batch)).numpy()
+        return logits
+
+    return in_batches(forward, images)
+
+
+def session_logits(session: Session, images: NDArray[np.uint8]) -> Logits:
+    """Return the logits of an ONNX Runtime session in this process."""
+    return in_batches(lambda batch: session.run([LOGITS], {IMAGE: batch})[0], images)
+
+
+def in_batches(forward: Callable[[NDArray[np.uint8]], Logits], images: NDArray[np.uint8]) -> Logits:
+    """Return ``forward`` of all ``images`` [N, C, H, W], some hundred rows at a time."""
+    starts = range(0, len(images), _BATCH_ROWS)
+    return np.concatenate([forward(images[start : start + _BATCH_ROWS]) for start in starts])

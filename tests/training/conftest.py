@@ -1,0 +1,84 @@
+"""A small data set that LeNet learns in seconds, under the name "tiny"."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from imaging import ImageSpec
+from training.config import TrainConfig
+from training.datasets import Dataset, registry
+from training.terminal import Terminal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_LABELS = ("north", "east", "south", "west")
+
+
+class LineTerminal(Terminal):
+    """Keeps the lines said; can stop the run at one, as a killed process would."""
+
+    def __init__(self, stop_at: str | None = None) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self._stop_at = stop_at
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+        if self._stop_at is not None and self._stop_at in line:
+            raise KeyboardInterrupt
+
+
+def make_examples(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise with one bright quarter: which one is the class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 4
+    images = torch.randint(0, 100, (count, 1, 28, 28), generator=generator, dtype=torch.uint8)
+    for index, label in enumerate(labels.tolist()):
+        top, left = 14 * (label // 2), 14 * (label % 2)
+        images[index, :, top : top + 14, left : left + 14] += 120
+    return images, labels
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    train_images, train_labels = make_examples(200, seed=1)
+    test_images, test_labels = make_examples(40, seed=2)
+    dataset = Dataset(
+        name="tiny",
+        labels=_LABELS,
+        image=ImageSpec(channel_order="L", height=28, width=28, resize_shorter_side=28),
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        flip_keeps_class=False,
+    )
+    monkeypatch.setitem(registry.DATASETS, "tiny", lambda _folder, _terminal: dataset)
+    return dataset
+
+
+@pytest.fixture
+def tiny_config(tiny: Dataset, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        dataset="tiny",
+        run_dir=tmp_path / "run",
+        epochs=3,
+        batch_size=32,
+        lr=0.02,
+        validation_count=40,
+        erase_probability=0.0,
+        deterministic=True,
+        device="cpu",
+    )
+
+
+@pytest.fixture(autouse=True)
+def _restore_determinism():
+    """`train` sets it for its process; other tests share this one."""
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)

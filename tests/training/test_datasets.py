@@ -1,0 +1,44 @@
+"""The split and the statistics of a data set."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from training.datasets import Dataset, channel_statistics, split_train
+from training.errors import DatasetError
+
+
+def test_the_split_is_the_same_every_time_and_parts_every_image_once(tiny: Dataset):
+    training, validation = split_train(tiny, 40)
+    again = split_train(tiny, 40)[1]
+    assert (len(training), len(validation)) == (160, 40)
+    assert torch.equal(validation.images, again.images)
+    both = torch.cat([training.images, validation.images]).flatten(1)
+    assert torch.equal(both.unique(dim=0), tiny.train_images.flatten(1).unique(dim=0))
+    assert not torch.equal(validation.images, split_train(tiny, 40, seed=1)[1].images)
+
+
+def test_images_keep_their_labels(tiny: Dataset):
+    number = {
+        image.numpy().tobytes(): label
+        for image, label in zip(tiny.train_images, tiny.train_labels, strict=True)
+    }
+    for part in split_train(tiny, 40):
+        assert all(number[i.numpy().tobytes()] == n for i, n in zip(part.images, part.labels, strict=True))
+
+
+@pytest.mark.parametrize("count", [-1, 0, 200, 201])
+def test_a_split_that_leaves_nothing_is_refused(tiny: Dataset, count: int):
+    with pytest.raises(DatasetError, match="expected 1 to 199"):
+        split_train(tiny, count)
+
+
+def test_statistics_are_those_of_the_scaled_pixels():
+    images = torch.randint(256, (50, 3, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[:, 2] = 9  # constant: its deviation is held above 0
+    scaled = images.double() / 255
+    mean, std = channel_statistics(images)
+    assert mean == pytest.approx(scaled.mean(dim=(0, 2, 3)).tolist(), abs=1e-6)  # rounded to 6 digits
+    assert std[:2] == pytest.approx(scaled.std(dim=(0, 2, 3), unbiased=False).tolist()[:2], abs=1e-6)
+    assert std[2] == pytest.approx(1 / 255, abs=1e-6)

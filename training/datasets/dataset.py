@@ -1,0 +1,86 @@
+"""A data set in memory, and how its training images are split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from training.errors import DatasetError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from imaging import ImageSpec
+
+# The same split for every run of a data set, whatever its seed: runs are judged on the same images.
+SPLIT_SEED = 20170825
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images uint8 [N, C, H, W] in the size of ``image``, labels int64 [N] as indices into ``labels``.
+
+    ``flip_keeps_class`` says whether a mirrored image still shows its class: clothes do, digits do not.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    image: ImageSpec
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    flip_keeps_class: bool = True
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images uint8 [N, C, H, W] with their class indices int64 [N]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device) -> Examples:
+        """Return the same examples on ``device``."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+
+def split_train(dataset: Dataset, validation_count: int, seed: int = SPLIT_SEED) -> tuple[Examples, Examples]:
+    """Return the training images as (training, validation), ``validation_count`` of them drawn by ``seed``.
+
+    Raises:
+        DatasetError: fewer than one image would be left to either.
+    """
+    count = len(dataset.train_images)
+    if not 1 <= validation_count < count:
+        raise DatasetError(
+            f"{validation_count} validation images cannot be split from the {count} training images of "
+            f"{dataset.name}; expected 1 to {count - 1}"
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    validation, training = order[:validation_count].sort().values, order[validation_count:].sort().values
+    return (
+        Examples(dataset.train_images[training], dataset.train_labels[training]),
+        Examples(dataset.train_images[validation], dataset.train_labels[validation]),
+    )
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation a channel of uint8 [N, C, H, W] images, on pixels scaled to 0..1.
+
+    Exact up to the rounding to 6 digits, by counting values: the same on every machine and in any order.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in range(images.shape[1]):
+        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        mean = (counts @ values / counts.sum()).item()
+        variance = (counts @ (values - mean) ** 2 / counts.sum()).item()
+        means.append(round(mean, 6))
+        deviations.append(round(max(variance**0.5, 1 / 255), 6))  # a constant channel has deviation 0
+    return tuple(means), tuple(deviations)

@@ -1,0 +1,51 @@
+"""A Debian package as a source of files, fetched and unpacked without being installed, so without root."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.errors import DatasetError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# The package is some 30 MB; apt gives up on a dead server long before.
+_APT_TIMEOUT_S = 300.0
+_UNPACK_TIMEOUT_S = 60.0
+
+
+@contextmanager
+def unpacked_package(package: str) -> Iterator[Path]:
+    """Fetch ``package`` with apt, unpack it in a temporary folder and yield that folder; it is removed after.
+
+    Raises:
+        DatasetError: this is no Debian system, or apt or dpkg failed.
+    """
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        raise DatasetError("apt-get and dpkg are not there: not a Debian system")
+    with tempfile.TemporaryDirectory(prefix="foldserve-") as folder:
+        # "Sandbox::User" because apt's own user may not write into a private temporary folder.
+        _run(["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", package], folder, _APT_TIMEOUT_S)
+        packages = list(Path(folder).glob("*.deb"))
+        if len(packages) != 1:
+            raise DatasetError(f"apt-get download {package} left {len(packages)} packages, expected 1")
+        _run(["dpkg", "-x", packages[0].name, "unpacked"], folder, _UNPACK_TIMEOUT_S)
+        yield Path(folder) / "unpacked"
+
+
+def _run(command: list[str], folder: str, timeout_s: float) -> None:
+    shown = " ".join(command)
+    try:
+        done = subprocess.run(  # noqa: S603  # fixed commands, no shell
+            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise DatasetError(f"`{shown}` did not end within {timeout_s:.0f} s") from None
+    if done.returncode:
+        lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines() or ["no message"]
+        raise DatasetError(f"`{shown}` failed: {lines[-1]}")

@@ -1,0 +1,121 @@
+"""The IDX format of MNIST and Fashion-MNIST: a magic number, the sides of an array, then its bytes.
+
+byte 0-1  zero        byte 3     number of dimensions d
+byte 2    0x08: uint8  byte 4-..  d sides, big-endian uint32; then the product of the sides in bytes
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from training.errors import DatasetError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_UINT8 = 0x08
+
+
+@dataclass(frozen=True)
+class IdxFile:
+    """A file expected exactly: name without ``.gz``, the array's shape, SHA-256 of the unpacked content.
+
+    The unpacked content is what is checked: the packed files differ by distributor (Debian strips the file
+    name and time that gzip stores), the arrays in them do not.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sha256: str
+
+    @property
+    def content_bytes(self) -> int:
+        """Length in bytes of the unpacked file."""
+        return 4 + 4 * len(self.shape) + math.prod(self.shape)
+
+
+def read_idx(folder: Path, expected: IdxFile) -> NDArray[np.uint8]:
+    """Read ``expected`` from ``folder``, packed (``.gz``) or unpacked.
+
+    Raises:
+        DatasetError: missing, unreadable, cut short, damaged, or another file than expected.
+    """
+    for path in (folder / f"{expected.name}.gz", folder / expected.name):
+        if path.exists():
+            return read_idx_file(path, expected)
+    raise DatasetError(f"{folder} has no {expected.name}.gz (nor {expected.name})")
+
+
+def read_idx_file(path: Path, expected: IdxFile) -> NDArray[np.uint8]:
+    """Read ``path``, gzipped where it ends with ``.gz`` or ``.part``, and check that it is ``expected``.
+
+    Raises:
+        DatasetError: as `read_idx`.
+    """
+    content = _read_content(path, expected.content_bytes)
+    try:
+        array = parse_idx(content, expected.shape)
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from None
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != expected.sha256:
+        raise DatasetError(
+            f"{path} is damaged or not {expected.name}: the SHA-256 of its content is {actual}, "
+            f"expected {expected.sha256}"
+        )
+    return array
+
+
+def parse_idx(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return the uint8 array in ``content``, which must have exactly ``shape``.
+
+    Raises:
+        DatasetError: another magic number, shape or length.
+    """
+    header = struct.Struct(f">HBB{len(shape)}I")
+    magic = f"0x0000{_UINT8:02x}{len(shape):02x}"
+    if len(content) < header.size:
+        raise DatasetError(f"{len(content)} bytes are too few for an IDX header of {header.size}")
+    zero, datatype, dimensions, *sides = header.unpack_from(content)
+    if (zero, datatype, dimensions) != (0, _UINT8, len(shape)):
+        raise DatasetError(
+            f"the magic number is 0x{content[:4].hex()}, expected {magic} ({len(shape)} dimensions)"
+        )
+    if tuple(sides) != shape:
+        raise DatasetError(f"the array is {_by(sides)}, expected {_by(shape)}")
+    if len(content) != header.size + math.prod(shape):
+        raise DatasetError(
+            f"{len(content) - header.size:,} bytes follow the header, expected {math.prod(shape):,}"
+        )
+    # A copy: frombuffer's arrays are read-only, which torch warns of.
+    return np.frombuffer(content, np.uint8, offset=header.size).reshape(shape).copy()
+
+
+def _read_content(path: Path, limit: int) -> bytes:
+    """Return the unpacked content, cut one byte past ``limit``: no bomb is ever unpacked."""
+    try:
+        if path.suffix in (".gz", ".part"):
+            with gzip.open(path) as stream:
+                return stream.read(limit + 1)  # the read that meets the end checks gzip's CRC and length
+        with path.open("rb") as stream:
+            return stream.read(limit + 1)
+    except EOFError:
+        raise DatasetError(f"{path} is cut short: its compressed data ends too early") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DatasetError(f"{path} is damaged or no gzip file: {error}") from None
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _by(sides: tuple[int, ...] | list[int]) -> str:
+    return " x ".join(f"{side:,}" for side in sides)

@@ -1,0 +1,141 @@
+"""Finds or fetches the files of an IDX data set, trying one source after another.
+
+In this order: a given folder (then nothing else is tried: what was asked for is what is used), the cache, an
+installed Debian package, mirrors, Debian's package unpacked without root. What is fetched goes to the cache.
+A source counts only when all its files are read and checked; nothing is mixed or half used.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.datasets.debian import unpacked_package
+from training.datasets.download import download
+from training.datasets.idx import IdxFile, read_idx, read_idx_file
+from training.errors import DatasetError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from training.terminal import Terminal
+
+    Arrays = dict[str, NDArray[np.uint8]]
+
+# gzip adds at most this to what it cannot compress: header, trailer and 5 bytes a 16 KiB block.
+_GZIP_OVERHEAD_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class IdxSource:
+    """Where a data set may be found; ``files`` maps a part's name ("train_images") to its file."""
+
+    name: str
+    files: dict[str, IdxFile]
+    package_folder: Path
+    package: str | None = None
+    mirrors: tuple[str, ...] = field(default=())
+
+
+def cache_folder(name: str) -> Path:
+    """Return where a data set is cached: ``$XDG_CACHE_HOME/foldserve/NAME``, or under ``~/.cache``."""
+    configured = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification: a relative path is to be ignored.
+    base = Path(configured) if Path(configured).is_absolute() else Path.home() / ".cache"
+    return base / "foldserve" / name
+
+
+def read_source(source: IdxSource, *, folder: Path | None, cache: Path, terminal: Terminal) -> Arrays:
+    """Return the arrays of ``source`` by part, from the first place that has all of them sound.
+
+    Raises:
+        DatasetError: the given ``folder`` does not have them, or no place does; with a reason for each.
+    """
+    if folder is not None:
+        return _read_folder(source, folder)
+    places: list[tuple[str, Callable[[], Arrays]]] = [
+        (f"cache {cache}", lambda: _read_folder(source, cache)),
+        (f"installed package {source.package_folder}", lambda: _read_folder(source, source.package_folder)),
+        *((f"mirror {url}", lambda url=url: _fetch(source, url, cache, terminal)) for url in source.mirrors),
+        *((f"Debian package {p}", lambda p=p: _unpack(source, p, cache)) for p in [source.package] if p),
+    ]
+    reasons = []
+    for place, read in places:
+        try:
+            arrays = read()
+        except DatasetError as error:
+            reasons.append(f"{place}: {error}")
+            terminal.say(f"{source.name} not from {reasons[-1]}")
+        except OSError as error:  # a cache that cannot be written
+            reasons.append(f"{place}: {error.filename or cache}: {error.strerror or error}")
+            terminal.say(f"{source.name} not from {reasons[-1]}")
+        else:
+            terminal.say(f"{source.name} from {place}")
+            return arrays
+    names = ", ".join(f"{file.name}.gz" for file in source.files.values())
+    raise DatasetError(
+        f"{source.name} was found nowhere; put {names} into a folder and give it with --data-dir "
+        f"(tried: {'; '.join(reasons)})"
+    )
+
+
+def _read_folder(source: IdxSource, folder: Path) -> Arrays:
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
+    return {part: read_idx(folder, file) for part, file in source.files.items()}
+
+
+def _fetch(source: IdxSource, mirror: str, cache: Path, terminal: Terminal) -> Arrays:
+    """Bring what the cache lacks or holds damaged from ``mirror``; check each file, then put it in place."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(cache):
+        return {part: _fetch_file(file, mirror, cache, terminal) for part, file in source.files.items()}
+
+
+def _fetch_file(file: IdxFile, mirror: str, cache: Path, terminal: Terminal) -> NDArray[np.uint8]:
+    try:
+        return read_idx(cache, file)
+    except DatasetError:
+        pass  # absent or damaged: fetched anew
+    part = cache / f"{file.name}.gz.part"
+    resumed = part.exists()
+    url = mirror.rstrip("/") + f"/{file.name}.gz"
+    download(url, part, limit_bytes=file.content_bytes + _GZIP_OVERHEAD_BYTES, terminal=terminal)
+    try:
+        array = read_idx_file(part, file)
+    except DatasetError:
+        part.unlink(missing_ok=True)
+        if not resumed:
+            raise DatasetError(f"{url} is not the file expected, or arrived damaged") from None
+        # The bytes it was resumed from may have been the damaged ones: once more from the start.
+        return _fetch_file(file, mirror, cache, terminal)
+    part.replace(cache / f"{file.name}.gz")
+    (cache / file.name).unlink(missing_ok=True)
+    return array
+
+
+def _unpack(source: IdxSource, package: str, cache: Path) -> Arrays:
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(cache), unpacked_package(package) as root:
+        folder = root / source.package_folder.relative_to("/")
+        arrays = _read_folder(source, folder)
+        for file in source.files.values():
+            part = cache / f"{file.name}.gz.part"
+            part.write_bytes((folder / f"{file.name}.gz").read_bytes())
+            part.replace(cache / f"{file.name}.gz")
+        return arrays
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time fill ``folder``; the others wait and then find it filled."""
+    with (folder / ".lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield  # closing the file gives the lock back

@@ -1,0 +1,189 @@
+"""AlexNet (Krizhevsky et al. 2012) in the single-tower form of "One weird trick" (Krizhevsky 2014), in today's parts.
+
+Five convolutions, three of them followed by overlapping 3x3 max pooling with stride 2, and three linear layers,
+dropout before the first two. New since then: batch norm, in place of local response normalisation.
+
+There are two layouts, chosen by the shorter side of the image. From 65 pixels on it is the paper's:
+
+    layer                              output at 3x224x224      weights
+    conv1  11x11, stride 4, padding 2    64 x  55 x  55          23,232
+    pool1  3x3, stride 2                 64 x  27 x  27
+    conv2  5x5, padding 2               192 x  27 x  27         307,200
+    pool2  3x3, stride 2                192 x  13 x  13
+    conv3  3x3, padding 1               384 x  13 x  13         663,552
+    conv4  3x3, padding 1               256 x  13 x  13         884,736
+    conv5  3x3, padding 1               256 x  13 x  13         589,824
+    pool5  3x3, stride 2                256 x   6 x   6
+    fc6, fc7, fc8                      4096, 4096, K       37,748,736 + 16,777,216 + 4096 K
+
+Up to 64 pixels the first layer keeps every pixel, the pooling is padded (28 becomes 14, 7 and 4), and all
+channels are 3/8 of the above, so that a training step is affordable without a GPU:
+
+    layer                              output at 1x28x28        weights
+    conv1  5x5, padding 2                24 x  28 x  28             600
+    pool1  3x3, stride 2, padding 1      24 x  14 x  14
+    conv2  3x3, padding 1                72 x  14 x  14          15,552
+    pool2  3x3, stride 2, padding 1      72 x   7 x   7
+    conv3  3x3, padding 1               144 x   7 x   7          93,312
+    conv4  3x3, padding 1                96 x   7 x   7         124,416
+    conv5  3x3, padding 1                96 x   7 x   7          82,944
+    pool5  3x3, stride 2, padding 1      96 x   4 x   4
+    fc6, fc7, fc8                       256, 256, K             393,216 + 65,536 + 256 K
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from training.errors import ModelError
+from training.models.blocks import (
+    ConvBlock,
+    check_dropout,
+    convolved_side,
+    create_activation,
+    scaled_channels,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SMALLEST_SIDE = 28
+_LARGEST_SMALL_SIDE = 64
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    channels: int
+    kernel_size: int
+    stride: int
+    padding: int
+    is_pooled: bool
+
+
+@dataclass(frozen=True)
+class _Layout:
+    convolutions: tuple[_Convolution, ...]
+    pool_padding: int
+    hidden_features: int
+
+
+_IMAGENET = _Layout(
+    convolutions=(
+        _Convolution(64, kernel_size=11, stride=4, padding=2, is_pooled=True),
+        _Convolution(192, kernel_size=5, stride=1, padding=2, is_pooled=True),
+        _Convolution(384, kernel_size=3, stride=1, padding=1, is_pooled=False),
+        _Convolution(256, kernel_size=3, stride=1, padding=1, is_pooled=False),
+        _Convolution(256, kernel_size=3, stride=1, padding=1, is_pooled=True),
+    ),
+    pool_padding=0,
+    hidden_features=4096,
+)
+_SMALL = _Layout(
+    convolutions=(
+        _Convolution(24, kernel_size=5, stride=1, padding=2, is_pooled=True),
+        _Convolution(72, kernel_size=3, stride=1, padding=1, is_pooled=True),
+        _Convolution(144, kernel_size=3, stride=1, padding=1, is_pooled=False),
+        _Convolution(96, kernel_size=3, stride=1, padding=1, is_pooled=False),
+        _Convolution(96, kernel_size=3, stride=1, padding=1, is_pooled=True),
+    ),
+    pool_padding=1,
+    hidden_features=256,
+)
+_POOL_SIZE, _POOL_STRIDE = 3, 2  # each window shares a row with the next: the paper's overlapping pooling
+
+
+class AlexNet(nn.Module):
+    """[N, C, H, W] normalised images to [N, class_count] logits; both sides at least 28 pixels.
+
+    The layout for small images serves those whose shorter side is 28 to 64 pixels, ImageNet's all larger ones.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        class_count: int,
+        height: int,
+        width: int,
+        width_factor: float = 1.0,
+        batch_norm: bool = True,
+        activation: str = "relu",
+        dropout: float = 0.5,
+    ) -> None:
+        """Build the layers.
+
+        Args:
+            in_channels: channels of the input.
+            class_count: number of logits.
+            height: input height in pixels.
+            width: input width in pixels.
+            width_factor: scales the channels of every convolution and the features of both hidden linear layers.
+            batch_norm: normalise after each convolution.
+            activation: "relu" or "sigmoid".
+            dropout: probability with which a feature before each hidden linear layer is zeroed while training.
+
+        Raises:
+            ModelError: the input is too small, or an argument is out of range.
+        """
+        super().__init__()
+        if min(height, width) < _SMALLEST_SIDE:
+            raise ModelError(
+                f"alexnet takes images from {_SMALLEST_SIDE}x{_SMALLEST_SIDE} pixels on, not {height}x{width}"
+            )
+        check_dropout(dropout)
+        layout = _SMALL if min(height, width) <= _LARGEST_SMALL_SIDE else _IMAGENET
+
+        self.features = nn.Sequential()
+        channels = in_channels
+        for number, convolution in enumerate(layout.convolutions, start=1):
+            outputs = scaled_channels(convolution.channels, width_factor)
+            block = ConvBlock(
+                channels,
+                outputs,
+                kernel_size=convolution.kernel_size,
+                stride=convolution.stride,
+                padding=convolution.padding,
+                batch_norm=batch_norm,
+                activation=activation,
+            )
+            self.features.add_module(f"block{number}", block)
+            if convolution.is_pooled:
+                pool = nn.MaxPool2d(_POOL_SIZE, stride=_POOL_STRIDE, padding=layout.pool_padding)
+                self.features.add_module(f"pool{number}", pool)
+            channels = outputs
+
+        positions = _pooled_side(height, layout) * _pooled_side(width, layout)
+        hidden = scaled_channels(layout.hidden_features, width_factor)
+        self.classifier = nn.Sequential(
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(channels * positions, hidden),
+            create_activation(activation),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, hidden),
+            create_activation(activation),
+            nn.Linear(hidden, class_count),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits [N, class_count] of ``images`` [N, C, H, W]."""
+        logits: Tensor = self.classifier(self.features(images))
+        return logits
+
+
+def _pooled_side(side: int, layout: _Layout) -> int:
+    for convolution in layout.convolutions:
+        side = convolved_side(
+            side,
+            kernel_size=convolution.kernel_size,
+            stride=convolution.stride,
+            padding=convolution.padding,
+        )
+        if convolution.is_pooled:
+            side = convolved_side(
+                side, kernel_size=_POOL_SIZE, stride=_POOL_STRIDE, padding=layout.pool_padding
+            )
+    return side

@@ -1,0 +1,84 @@
+"""The building block of every network here: convolution, batch norm, activation.
+
+A convolution with ``in_channels`` x ``out_channels`` x ``kernel_size``^2 weights maps a side of n pixels to
+``(n + 2 * padding - kernel_size) // stride + 1``. Batch norm standardises each channel (by the batch's mean
+and variance while training, by running averages of them afterwards), then scales by gamma and shifts by
+beta. The shift makes a convolution bias superfluous, so there is one only where batch norm is off.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from training.errors import ModelError
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid}
+
+
+class ConvBlock(nn.Sequential):
+    """Conv2d, BatchNorm2d where ``batch_norm``, activation; children ``conv``, ``norm``, ``activation``.
+
+    With ``activation`` None there is none: what a residual branch adds to its shortcut is not yet activated.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        batch_norm: bool = True,
+        activation: str | None = "relu",
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size=kernel_size,
+            stride=stride,
+            padding=padding,
+            bias=not batch_norm,
+        )
+        if batch_norm:
+            self.norm = nn.BatchNorm2d(out_channels)
+        if activation is not None:
+            self.activation = create_activation(activation)
+
+
+def create_activation(name: str) -> nn.Module:
+    """Return a new activation layer.
+
+    Raises:
+        ModelError: ``name`` is not an activation.
+    """
+    if name not in _ACTIVATIONS:
+        raise ModelError(f"activation {name!r} is not known; expected one of {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]()
+
+
+def check_dropout(dropout: float) -> None:
+    """Check a probability with which features are zeroed.
+
+    Raises:
+        ModelError: ``dropout`` is not from 0 to below 1.
+    """
+    if not 0 <= dropout < 1:
+        raise ModelError(f"dropout is {dropout}; expected a probability from 0 to below 1")
+
+
+def scaled_channels(channels: int, width_factor: float) -> int:
+    """Return ``channels`` times ``width_factor``, rounded, at least 1.
+
+    Raises:
+        ModelError: ``width_factor`` is not above 0.
+    """
+    if not 0 < width_factor < float("inf"):
+        raise ModelError(f"the width factor is {width_factor}; expected a number above 0")
+    return max(1, round(channels * width_factor))
+
+
+def convolved_side(side: int, *, kernel_size: int, stride: int = 1, padding: int = 0) -> int:
+    """Return a map's side in pixels after a convolution; below 1 where the kernel does not fit."""
+    return (side + 2 * padding - kernel_size) // stride + 1

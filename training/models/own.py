@@ -1,0 +1,89 @@
+"""Networks of one's own, named ``package.module:factory`` on the command line.
+
+Naming one runs its code, so only the command line may: a checkpoint that names one is refused until the user has
+named it too (`registry.register_own`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from training.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+# What every network of the registry takes; a factory of one's own need only declare what it uses.
+_SHAPE_ARGUMENTS = ("in_channels", "class_count", "height", "width")
+
+
+def is_own(arch: str) -> bool:
+    """Tell whether ``arch`` is written as ``package.module:factory``."""
+    return ":" in arch
+
+
+def load_own(arch: str) -> Callable[..., nn.Module]:
+    """Import the factory ``arch`` names, with the current folder importable as for ``python -m``.
+
+    Returns:
+        A function of in_channels, class_count, height, width (each passed on if the factory declares it) and the
+        factory's own keyword arguments.
+
+    Raises:
+        ModelError: no such module, no such function in it, or importing the module fails.
+    """
+    module_name, _, factory_name = arch.partition(":")
+    if not module_name or not factory_name:
+        raise ModelError(f"architecture {arch!r} is incomplete; expected package.module:factory")
+    module = _import(module_name, arch)
+    factory = getattr(module, factory_name, None)
+    if factory is None:
+        raise ModelError(f"architecture {arch!r}: {module.__file__} has no {factory_name!r}")
+    if not callable(factory):
+        raise ModelError(
+            f"architecture {arch!r} is a {type(factory).__name__}; expected a function or class that makes a network"
+        )
+
+    def create(**arguments: Any) -> nn.Module:
+        network = factory(**_declared(factory, arguments))
+        if not isinstance(network, nn.Module):
+            raise ModelError(
+                f"architecture {arch!r} made a {type(network).__name__}; expected a torch.nn.Module"
+            )
+        return network
+
+    return create
+
+
+def _import(module_name: str, arch: str) -> ModuleType:
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+        importlib.invalidate_caches()
+    try:
+        return importlib.import_module(module_name)
+    except Exception as error:  # whatever the module does while it is imported
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{module_name}.".startswith(f"{missing}."):
+            raise ModelError(
+                f"architecture {arch!r}: there is no module {missing!r} in {folder} or the environment"
+            ) from error
+        raise ModelError(
+            f"architecture {arch!r}: importing {module_name} failed: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _declared(factory: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the arguments about the data's shape that ``factory`` does not declare."""
+    parameters = inspect.signature(factory).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return arguments
+    names = {parameter.name for parameter in parameters}
+    return {name: value for name, value in arguments.items() if name in names or name not in _SHAPE_ARGUMENTS}

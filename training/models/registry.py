@@ -1,0 +1,63 @@
+"""The networks that ``--arch`` knows, by name."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+from training.errors import ModelError
+from training.models.alexnet import AlexNet
+from training.models.lenet import LeNet
+from training.models.own import is_own, load_own
+from training.models.resnet import ResNet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+# Each takes in_channels, class_count, height, width and its own keyword arguments.
+MODELS: dict[str, Callable[..., nn.Module]] = {"alexnet": AlexNet, "lenet": LeNet, "resnet": ResNet}
+
+
+def create_model(arch: str, **arch_args: Any) -> nn.Module:
+    """Return the network ``arch`` with fresh weights from torch's global generator.
+
+    Raises:
+        ModelError: ``arch`` is not in the registry, or does not take these arguments.
+    """
+    if arch not in MODELS:
+        raise ModelError(_unknown(arch))
+    try:
+        return MODELS[arch](**arch_args)
+    except ModelError:
+        raise
+    except TypeError as error:  # an argument the factory does not have
+        raise ModelError(f"architecture {arch!r} cannot be built with {arch_args}: {error}") from error
+    except Exception as error:
+        if not is_own(arch):
+            raise
+        raise ModelError(f"architecture {arch!r} failed: {type(error).__name__}: {error}") from error
+
+
+def register_own(arch: str) -> None:
+    """Make a network of one's own known by its name ``package.module:factory``; other names are left alone.
+
+    Call it with what the user has named, never with what a file says: it runs the module's code.
+
+    Raises:
+        ModelError: there is no such module, or no such function in it.
+    """
+    if is_own(arch) and arch not in MODELS:
+        MODELS[arch] = load_own(arch)
+
+
+def _unknown(arch: str) -> str:
+    if is_own(arch):
+        return f"architecture {arch!r} is code that is not part of foldserve; if you trust it, name it: --arch {arch}"
+    near = difflib.get_close_matches(arch, MODELS, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return (
+        f"architecture {arch!r} is not known; expected one of {', '.join(sorted(MODELS))}{hint}, "
+        "or your own as package.module:factory"
+    )

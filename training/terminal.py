@@ -1,0 +1,79 @@
+"""What the user sees: lines, and live progress bars where the output is a terminal."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# Without a terminal a line this often shows that a long epoch is alive.
+_PLAIN_LINE_EVERY_S = 30.0
+
+
+class Terminal:
+    """Standard output; tells a terminal from a file or pipe, where bars would only be noise."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether bars can be drawn."""
+        return self.console.is_terminal
+
+    def say(self, line: str) -> None:
+        """Print one line as it is: no wrapping, no markup."""
+        self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    @contextmanager
+    def downloading(
+        self, name: str, total_bytes: int | None, done_bytes: int
+    ) -> Iterator[Callable[[int], None]]:
+        """Show a download; the function yielded takes the number of bytes that have newly arrived."""
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with Progress(
+            *columns, TimeRemainingColumn(), console=self.console, disable=not self.is_live, transient=True
+        ) as progress:
+            task = progress.add_task(name, total=total_bytes, completed=done_bytes)
+            yield lambda count: progress.advance(task, count)
+
+    @contextmanager
+    def training(self, total_steps: int, done_steps: int) -> Iterator[Callable[[int, str], None]]:
+        """Show a run; the function yielded takes the steps done so far and what to say beside the bar."""
+        with Progress(
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.is_live,
+            transient=True,
+            speed_estimate_period=120.0,  # the default's 30 s makes the estimate jump at each evaluation
+        ) as progress:
+            task = progress.add_task("", total=total_steps, completed=done_steps)
+            last_line = time.monotonic()
+
+            def show(steps: int, text: str) -> None:
+                nonlocal last_line
+                progress.update(task, completed=steps, description=text)
+                if not self.is_live and time.monotonic() - last_line > _PLAIN_LINE_EVERY_S:
+                    last_line = time.monotonic()
+                    self.say(text)
+
+            yield show
