@@ -1,0 +1,67 @@
+"""A torch network -> the bytes of ``model.onnx``, folded, with what was done to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from export.errors import SourceError
+from export.finish import add_outputs, to_bytes, to_model_proto
+from export.fold_pass import Fold, FoldPass
+from export.normalise import add_normalisation
+from export.simplify import simplify
+from export.trace import trace
+from export.weights import ExactWeights
+from serving.artifact import check_labels
+from serving.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from torch import nn
+
+    from serving.artifact import ModelMetadata
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """The file's content and what became of each batch norm."""
+
+    content: bytes
+    folds: tuple[Fold, ...]
+
+
+def build_model(network: nn.Module, metadata: ModelMetadata) -> BuiltModel:
+    """Export ``network``, which takes normalised floats; it is not changed.
+
+    Raises:
+        TraceError: it cannot be traced or converted.
+        FoldError: a batch norm depends on the batch.
+        SourceError: there is not one label a class.
+    """
+    model = trace(network, metadata.image.shape).model
+    _check_label_count(model, metadata)
+    return finish_model(model, metadata)
+
+
+def finish_model(model: ir.Model, metadata: ModelMetadata) -> BuiltModel:
+    """Fold, normalise and serialise ``model``, an unfolded graph from floats to logits; it is used up."""
+    simplify(model)
+    weights = ExactWeights(model.graph)
+    folder = FoldPass(model.graph, weights)
+    folds = folder.fold_batch_norms()
+    folds.append(add_normalisation(model.graph, folder, weights, mean=metadata.mean, std=metadata.std))
+    weights.store()
+    add_outputs(model.graph)
+    model_proto = to_model_proto(model, metadata.to_props())
+    return BuiltModel(to_bytes(model_proto), tuple(folds))
+
+
+def _check_label_count(model: ir.Model, metadata: ModelMetadata) -> None:
+    shape = model.graph.outputs[0].shape
+    assert shape is not None
+    class_count = shape[1]
+    assert isinstance(class_count, int)
+    try:
+        check_labels(metadata.labels, class_count)
+    except ArtifactError as error:
+        raise SourceError(str(error)) from error

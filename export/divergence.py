@@ -1,0 +1,75 @@
+"""Which layer is the first to differ, once a parity check has failed.
+
+The traced PyTorch graph and the ONNX graph call a value by the same name, and folding keeps the name of a
+batch norm's output for the layer that now computes it; so intermediate values can be compared by name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import torch
+
+from export.trace import trace
+from serving.artifact import IMAGE
+from serving.session import Session
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from training.models import Normalized
+
+# Of a layer's largest value. Rounding stays some hundred times below it, mistakes lie far above.
+_FRACTION = 1e-4
+
+
+def first_divergence(module: Normalized, content: bytes, images: NDArray[np.uint8]) -> str:
+    """Return one sentence on where ``content``, a ``model.onnx``, first leaves ``module`` on ``images``."""
+    expected = _torch_values(module, images)
+    model_proto = onnx.load_from_string(content)
+    computed = [name for node in model_proto.graph.node for name in node.output]
+    outputs = {value.name for value in model_proto.graph.output}
+    for name in computed:
+        if name in expected and name not in outputs:
+            model_proto.graph.output.append(
+                onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None] * expected[name].ndim)
+            )
+    session = Session(model_proto.SerializeToString(), device="cpu")
+    names = [name for name in computed if name in expected]
+    for name, actual in zip(names, session.run(names, {IMAGE: images}), strict=True):
+        error = float(np.abs(actual - expected[name]).max())
+        if not error <= _FRACTION * float(np.abs(expected[name]).max()):
+            node = next(node for node in model_proto.graph.node if name in node.output)
+            weight = next((value for value in node.input if value.endswith(".weight")), "")
+            layer = weight.removesuffix(".weight") or node.op_type
+            return f"the first layer to differ is {layer} (value {name!r}), by up to {error:.3g}"
+    return "no single layer differs by itself: rounding adds up over the layers"
+
+
+def _torch_values(module: Normalized, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    """Return every float tensor of ``module``'s traced network, by the name it has in the ONNX graph."""
+    program = trace(module.network, (images.shape[1], images.shape[2], images.shape[3]))
+    assert program.exported_program is not None
+    recorder = _Recorder(program.exported_program.module())
+    with torch.inference_mode():
+        pixels = torch.from_numpy(images).to(torch.float32)
+        logits = recorder.run((pixels / 255 - module.mean) / module.std)
+    (last,) = (value.name for value in program.model.graph.outputs)
+    final = logits[0] if isinstance(logits, tuple | list) else logits
+    return recorder.values | {str(last): final.numpy()}
+
+
+class _Recorder(torch.fx.Interpreter):
+    """Runs a traced graph and keeps what each node computed."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        super().__init__(module)
+        self.values: dict[str, NDArray[np.float32]] = {}
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.op == "call_function" and isinstance(result, torch.Tensor) and result.dtype == torch.float32:
+            self.values[n.name] = result.numpy().copy()
+        return result

@@ -1,0 +1,71 @@
+"""Golden pairs: images whose logits are known, by which a server proves a version before using it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from export.parity import Reference, run_logits
+from export.tolerances import reference_tolerance, runtime_tolerance
+from serving.artifact import Golden
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from serving.session import Session
+
+COUNT = 256
+# Above 64 pixels an image costs a server some milliseconds at start-up, and the file some 100 KiB.
+COUNT_LARGE = 64
+LARGE_SIDE = 64  # pixels
+
+
+def golden_count(image_shape: tuple[int, ...], class_count: int) -> int:
+    """Return how many golden pairs a network deserves: every class at least once."""
+    count = COUNT if max(image_shape[1:]) <= LARGE_SIDE else COUNT_LARGE
+    return max(count, class_count)
+
+
+def choose_golden(labels: NDArray[np.int64] | None, image_count: int, count: int) -> NDArray[np.int64]:
+    """Return the positions of ``count`` images, ascending, every class among them.
+
+    All are taken where there are fewer. The classes take turns, each giving its images in order; without
+    labels the images are spread evenly. The same data set gives the same choice on any day.
+    """
+    count = min(count, image_count)
+    if labels is None:
+        return np.linspace(0, image_count - 1, count).astype(np.int64)
+    turn = np.empty(image_count, dtype=np.int64)
+    for label in np.unique(labels):
+        (members,) = np.nonzero(labels == label)
+        turn[members] = np.arange(len(members))
+    by_turn = np.lexsort((np.arange(image_count), labels, turn))
+    chosen: NDArray[np.int64] = np.sort(by_turn[:count])
+    return chosen
+
+
+def make_golden(
+    session: Session,
+    reference: Reference,
+    images: NDArray[np.uint8],
+    *,
+    rounding: float,
+    synthetic: bool,
+) -> Golden:
+    """Run ``images`` through the unfolded network and through the file, and set the tolerances.
+
+    ``rounding`` is what `export.tolerances.runtime_tolerance` calls so.
+    """
+    expected = reference.logits(images)
+    actual = run_logits(session, images)
+    golden = Golden(
+        images=np.ascontiguousarray(images),
+        reference_logits=expected,
+        runtime_logits=actual,
+        reference_tolerance=reference_tolerance(expected),
+        runtime_tolerance=min(runtime_tolerance(actual, rounding), reference_tolerance(expected)),
+        synthetic=synthetic,
+    )
+    golden.check()
+    return golden

@@ -1,0 +1,25 @@
+"""``foldserve inspect``: a network, checkpoint or ONNX file as a table of its layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from export.inspection.layers import analyse
+from export.inspection.table import print_layers
+from export.inspection.target import load_target
+
+if TYPE_CHECKING:
+    from export.inspection.config import InspectConfig
+
+
+def inspect(config: InspectConfig) -> int:
+    """Print the layers of ``config.target`` with their figures and the totals; return 0.
+
+    Raises:
+        ExportError: it is not a network that can be read.
+        TrainingError: it cannot be built, or the checkpoint is damaged.
+    """
+    target = load_target(config)
+    layers = analyse(target.model, target.image_shape, target.parameter_names)
+    print_layers(target.title, target.image_shape, layers)
+    return 0

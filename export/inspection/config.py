@@ -1,0 +1,60 @@
+"""What ``foldserve inspect`` can be told."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import BaseModel, Field, field_validator
+from pydantic_settings import CliPositionalArg
+
+_SHAPE = re.compile(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)")
+
+
+class InspectConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """Show a network layer by layer: output shape, kernel, stride, padding, parameters, MACs, receptive field."""
+
+    target: CliPositionalArg[str]
+    """A network's name (lenet, alexnet, resnet), your own as package.module:factory, a run folder, a checkpoint, a
+    model version's folder or an .onnx file."""
+
+    input: str | None = None
+    """Channels, height and width of the image, as 3x224x224; 1x28x28 for a name, elsewhere what the file says."""
+
+    classes: int | None = Field(None, ge=1)
+    """Number of classes of a network given by name; 10 by default."""
+
+    width: float | None = Field(None, gt=0)
+    """Factor on the channels of a network given by name."""
+
+    depth: int | None = Field(None, ge=1)
+    """Weighted layers of a network given by name, where it comes in several depths (resnet)."""
+
+    batch_norm: bool = True
+    """Batch norm after each convolution of a network given by name."""
+
+    arch: str | None = None
+    """Your own network, as package.module:factory, that the checkpoint was trained with: naming it runs its code."""
+
+    @field_validator("input")
+    @classmethod
+    def _check_input(cls, text: str | None) -> str | None:
+        if text is not None and not _SHAPE.fullmatch(text):
+            raise ValueError(f"{text!r} is not a shape; expected channels x height x width, as 3x224x224")
+        return text
+
+    @property
+    def input_shape(self) -> tuple[int, int, int] | None:
+        """``input`` as numbers: channels, height, width."""
+        if self.input is None:
+            return None
+        channels, height, width = (int(side) for side in self.input.split("x"))
+        return channels, height, width
+
+    @property
+    def network_settings(self) -> dict[str, object]:
+        """The settings given that only make sense for a network given by name, by flag."""
+        given = {"--classes": self.classes, "--width": self.width, "--depth": self.depth}
+        settings: dict[str, object] = {flag: value for flag, value in given.items() if value is not None}
+        if not self.batch_norm:
+            settings["--no-batch-norm"] = True
+        return settings

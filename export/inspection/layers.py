@@ -1,0 +1,186 @@
+"""An ONNX graph -> its layers with shapes, parameters, multiplications and receptive fields.
+
+PyTorch networks and files go the same way, for both are graphs here; the batch is one image.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from onnxscript import optimizer
+
+from export.errors import SourceError
+from export.inspection.fields import field_after
+from export.inspection.receptive_field import ReceptiveField
+from export.inspection.windows import Window, read_window
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+# Where the spelling of ONNX is not the one people use.
+_KINDS = {
+    "BatchNormalization": "BatchNorm",
+    "Relu": "ReLU",
+    "Gemm": "Linear",
+    "AveragePool": "AvgPool",
+    "GlobalAveragePool": "GlobalAvgPool",
+}
+# Whole numbers in a graph are shapes, axes and indices, not weights.
+_NOT_WEIGHTS = {ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING}
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One operation on one image.
+
+    ``output`` is its shape without the batch; ``macs`` counts multiplications that are added up, so none for
+    normalisation, activation and pooling; ``field`` is the receptive field in pixels, None where it is not defined.
+    """
+
+    name: str
+    kind: str
+    output: tuple[int, ...]
+    window: Window | None
+    parameters: int
+    macs: int
+    field: ReceptiveField | None
+
+
+def analyse(
+    model: ir.Model, image_shape: tuple[int, ...], parameter_names: Container[str] | None = None
+) -> list[Layer]:
+    """Return the layers of ``model`` (which is used up) in the order they run.
+
+    Args:
+        model: a graph with one image input [N, ...].
+        image_shape: that input's shape without N.
+        parameter_names: the constants that were learned; None for all that are no whole numbers, for a file does
+            not tell them from others.
+
+    Raises:
+        SourceError: the graph does not take such images, or a shape in it cannot be known.
+    """
+    _reduce_to_one_image(model, image_shape)
+    image = image_input(model)
+    ones = (1,) * (len(image_shape) - 1)
+    fields: dict[ir.Value, ReceptiveField] = {image: ReceptiveField(ones, ones, image_shape[1:])}
+    counted: set[ir.Value] = set()
+    layers = []
+    for node in model.graph:
+        field = field_after(node, fields)
+        if field is not None:
+            fields |= dict.fromkeys(node.outputs, field)
+        parameters = _parameters(node, parameter_names) - counted
+        counted |= parameters
+        layers.append(
+            Layer(
+                name=_name(node),
+                kind=_kind(node),
+                output=_shape(node.outputs[0])[1:],
+                window=read_window(node),
+                parameters=sum(math.prod(_shape(value)) for value in parameters),
+                macs=_macs(node),
+                field=field,
+            )
+        )
+    return layers
+
+
+def image_input(model: ir.Model) -> ir.Value:
+    """Return the graph's one input; old files list their weights as inputs too, which do not count.
+
+    Raises:
+        SourceError: there is not exactly one.
+    """
+    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    if len(inputs) != 1:
+        raise SourceError(f"the graph has {len(inputs)} inputs; expected one, an image")
+    return inputs[0]
+
+
+def _reduce_to_one_image(model: ir.Model, image_shape: tuple[int, ...]) -> None:
+    """Give every value of the graph its shape for one image, and take out what only computes shapes."""
+    graph = model.graph
+    image_input(model).shape = ir.Shape([1, *image_shape])
+    passes.InlinePass()(model)
+    for node in graph:
+        for value in node.outputs:
+            value.shape = None
+    try:
+        optimizer.fold_constants(model, onnx_shape_inference=True)
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        passes.IdentityEliminationPass()(model)
+        passes.RemoveUnusedNodesPass()(model)
+        passes.ShapeInferencePass(check_type=True, strict_mode=True, data_prop=True)(model)
+    except Exception as error:  # whatever onnx finds wrong, in types of its own
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise SourceError(f"the graph does not take images of {list(image_shape)}: {reason}") from error
+
+
+def _macs(node: ir.Node) -> int:
+    """Each output value of a convolution or a matrix product is a sum of so many products."""
+    if node.op_type in {"Conv", "Gemm", "MatMul"}:
+        weight = node.inputs[1]
+        assert weight is not None
+        shape = _shape(weight)
+        if node.op_type == "Conv":  # [out, in / groups, *kernel]
+            products = math.prod(shape[1:])
+        elif node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
+            products = shape[1]
+        else:
+            products = shape[-2] if len(shape) > 1 else shape[0]
+        return math.prod(_shape(node.outputs[0])) * products
+    if node.op_type == "ConvTranspose":  # each input value is spread over [out / groups, *kernel]
+        image, weight = node.inputs[0], node.inputs[1]
+        assert image is not None
+        assert weight is not None
+        return math.prod(_shape(image)) * math.prod(_shape(weight)[1:])
+    return 0
+
+
+def _parameters(node: ir.Node, names: Container[str] | None) -> set[ir.Value]:
+    inputs = node.inputs
+    if node.op_type == "BatchNormalization":
+        inputs = inputs[:3]  # the running mean and variance are statistics, not learned
+    return {
+        value
+        for value in inputs
+        if value is not None
+        and value.is_initializer()
+        and len(_shape(value)) > 0
+        and value.dtype not in _NOT_WEIGHTS
+        and (names is None or value.name in names)
+    }
+
+
+def _kind(node: ir.Node) -> str:
+    if node.op_type == "Reshape" and len(_shape(node.outputs[0])) == 2:
+        return "Flatten"
+    return _KINDS.get(node.op_type, node.op_type)
+
+
+def _name(node: ir.Node) -> str:
+    """Name a layer by the module it comes from: its weight's name, or what the tracer noted, or the node's own."""
+    for value in node.inputs[1:]:
+        if value is not None and value.is_initializer() and (value.name or "").endswith(".weight"):
+            return (value.name or "").removesuffix(".weight")
+    scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+    if len(scopes) > 1 and scopes[-2]:
+        return str(scopes[-2])
+    return (node.name or node.outputs[0].name or node.op_type).removeprefix("node_")
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    shape = value.shape
+    sides = [] if shape is None else list(shape)
+    if shape is None or not all(isinstance(side, int) for side in sides):
+        raise SourceError(
+            f"the shape of {value.name!r} depends on the image's content; it cannot be inspected"
+        )
+    return tuple(int(side) for side in sides)

@@ -1,0 +1,121 @@
+"""What the user names -> a graph to analyse: a network by name, a checkpoint, or an ONNX file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from export.errors import SourceError
+from export.inspection.layers import image_input
+from export.trace import trace
+from serving.artifact import MODEL_FILE
+from training.checkpoint import load_checkpoint
+from training.models import MODELS, create_model, register_own
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from export.inspection.config import InspectConfig
+
+_DEFAULT_SHAPE = (1, 28, 28)
+_DEFAULT_CLASS_COUNT = 10
+
+
+@dataclass(frozen=True)
+class Target:
+    """A graph from images of ``image_shape``; ``parameter_names`` None where the graph does not tell them."""
+
+    title: str
+    model: ir.Model
+    image_shape: tuple[int, ...]
+    parameter_names: frozenset[str] | None
+
+
+def load_target(config: InspectConfig) -> Target:
+    """Load what ``config.target`` names; a known network goes before a folder of the same name.
+
+    Raises:
+        SourceError: it is nothing of all this, an unreadable file, or a setting does not apply to it.
+        TrainingError: the network cannot be built, or the checkpoint is damaged.
+        TraceError: the network cannot be read as a graph.
+    """
+    path = Path(config.target)
+    if config.target in MODELS or (":" in config.target and not path.exists()):
+        return _load_network(config)
+    if config.network_settings:
+        flags = ", ".join(config.network_settings)
+        raise SourceError(f"{flags}: only for a network given by name; {config.target} is what it is")
+    if (path / MODEL_FILE).exists():
+        path /= MODEL_FILE
+    if path.suffix == ".onnx":
+        return _load_file(path, config.input_shape)
+    if not path.exists():
+        raise SourceError(
+            f"{config.target!r} is neither a network ({', '.join(sorted(MODELS))}, or your own as "
+            "package.module:factory) nor an existing run folder, checkpoint or .onnx file"
+        )
+    return _load_checkpoint(path, config)
+
+
+def _load_network(config: InspectConfig) -> Target:
+    register_own(config.target)
+    shape = config.input_shape or _DEFAULT_SHAPE
+    settings: dict[str, Any] = {"width_factor": config.width, "depth": config.depth}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if not config.batch_norm:
+        settings["batch_norm"] = False
+    network = create_model(
+        config.target,
+        in_channels=shape[0],
+        class_count=config.classes or _DEFAULT_CLASS_COUNT,
+        height=shape[1],
+        width=shape[2],
+        **settings,
+    )
+    return _trace(config.target, network, shape)
+
+
+def _load_checkpoint(path: Path, config: InspectConfig) -> Target:
+    register_own(config.arch or "")
+    checkpoint = load_checkpoint(path)
+    shape = checkpoint.image.shape
+    if config.input_shape not in {None, shape}:
+        raise SourceError(f"--input {config.input}: {path} takes images of {'x'.join(map(str, shape))}")
+    return _trace(f"{checkpoint.arch} from {path}", checkpoint.build().network, shape)
+
+
+def _trace(title: str, network: nn.Module, image_shape: tuple[int, int, int]) -> Target:
+    names = frozenset(name for name, _ in network.named_parameters(remove_duplicate=False))
+    return Target(title, trace(network.eval(), image_shape).model, image_shape, names)
+
+
+def _load_file(path: Path, given: tuple[int, ...] | None) -> Target:
+    try:
+        model = ir.load(path)
+    except FileNotFoundError:
+        raise SourceError(f"{path} does not exist") from None
+    except Exception as error:  # protobuf's, onnx's and the file system's own kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SourceError(f"{path} is not an ONNX model, or it is damaged: {reason}") from error
+    return Target(str(path), model, _file_shape(path, image_input(model), given), None)
+
+
+def _file_shape(path: Path, image: ir.Value, given: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the image's shape as the file has it, with ``given`` for the sides it leaves open."""
+    stored = [] if image.shape is None else list(image.shape)[1:]
+    if given is not None:
+        fits = not stored or (
+            len(stored) == len(given)
+            and all(not isinstance(side, int) or side == own for side, own in zip(stored, given, strict=True))
+        )
+        if not fits:
+            raise SourceError(f"--input {'x'.join(map(str, given))}: {path} takes images of {stored}")
+        return given
+    if not stored or not all(isinstance(side, int) for side in stored):
+        raise SourceError(
+            f"{path} takes images of any size ({stored or 'no shape'}); give one as --input 3x224x224"
+        )
+    return tuple(int(side) for side in stored)

@@ -1,0 +1,47 @@
+"""The window that a convolution or pooling slides over a map: kernel, stride, padding, dilation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"})
+
+
+@dataclass(frozen=True)
+class Window:
+    """One entry an axis; ``padding`` is (before, after) an axis, None where it is chosen to keep the side."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...] | None
+    dilation: tuple[int, ...]
+    groups: int
+
+
+def read_window(node: ir.Node) -> Window | None:
+    """Return the window of ``node``; None where it has none. ONNX's defaults are filled in."""
+    if node.op_type not in WINDOWED:
+        return None
+    attributes = node.attributes
+    kernel = tuple(attributes.get_ints("kernel_shape", ()))
+    if not kernel:  # a convolution may leave it to its weight [out, in / groups, *kernel]
+        weight = node.inputs[1]
+        assert weight is not None
+        assert weight.shape is not None
+        kernel = tuple(int(side) for side in list(weight.shape)[2:])
+    axes = len(kernel)
+    padding: tuple[tuple[int, int], ...] | None = None
+    if attributes.get_string("auto_pad", "NOTSET") not in {"SAME_UPPER", "SAME_LOWER"}:
+        pads = attributes.get_ints("pads", (0,) * (2 * axes))
+        padding = tuple(zip(pads[:axes], pads[axes:], strict=True))
+    return Window(
+        kernel=kernel,
+        stride=tuple(attributes.get_ints("strides", (1,) * axes)),
+        padding=padding,
+        dilation=tuple(attributes.get_ints("dilations", (1,) * axes)),
+        groups=attributes.get_int("group", 1),
+    )

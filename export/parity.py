@@ -1,0 +1,243 @@
+"""The file against the network it was made from, through the very session code the server uses.
+
+Same inputs through unfolded PyTorch (float32, and float64 as the referee) and through the ONNX file, at
+several batch sizes, on random and on real images, on every device present. A check that fails raises; nothing
+is published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from export.errors import ParityError
+from export.reference import in_batches
+from export.tolerances import referee_tolerance, reference_tolerance
+from serving.artifact import IMAGE, LOGITS, PROBABILITIES
+from serving.errors import DeviceError
+from serving.session import Session, cuda_is_present
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from serving.session import Device
+
+BATCH_SIZES = (1, 2, 7, 32)
+_SEED = 2013  # of the random images; any fixed number
+
+# Float32 softmax of at most some thousand classes: each exponential and the sum are good to a few units of
+# 6e-8.
+_PROBABILITY_TOLERANCE = 1e-5
+
+
+class Reference(Protocol):
+    """The network that the file must agree with."""
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return float32 [N, K]."""
+
+    def exact_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Return float64 [N, K]."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Largest differences of logits on one set of images at one batch size."""
+
+    provider: str
+    images: str
+    batch_size: int
+    max_abs_err: float
+    tolerance: float
+    max_abs_err_float64: float
+    pytorch_max_abs_err_float64: float
+    tolerance_float64: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Both networks on the proof images: accuracies are None where the images have no labels.
+
+    ``top1_compared`` leaves out images whose two best reference logits are closer than twice the tolerance:
+    there either answer is right.
+    """
+
+    provider: str
+    image_count: int
+    accuracy_before: float | None
+    accuracy_after: float | None
+    top1_compared: int
+    top1_agreement: float
+    max_abs_err: float
+    tolerance: float
+
+
+def open_sessions(model: bytes) -> list[Session]:
+    """Return a session on each device present: the CPU, and CUDA where it works.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot load the file.
+    """
+    devices: list[Device] = ["cpu"]
+    if cuda_is_present():
+        devices.append("cuda")
+    sessions = []
+    for device in devices:
+        try:
+            sessions.append(Session(model, device=device))
+        except DeviceError:
+            if device == "cpu":
+                raise
+    return sessions
+
+
+def check_parity(session: Session, reference: Reference, real_images: NDArray[np.uint8]) -> list[Comparison]:
+    """Compare logits and probabilities at each of `BATCH_SIZES`, on random images and on ``real_images``.
+
+    Raises:
+        ParityError: a difference is above its tolerance, or an answer is not finite.
+    """
+    count = max(BATCH_SIZES)
+    shape = (count, *real_images.shape[1:])
+    sets = {
+        "random": np.random.default_rng(_SEED).integers(0, 256, shape, dtype=np.uint8),
+        "real": _spread(real_images, count),
+    }
+    comparisons = []
+    for name, images in sets.items():
+        expected, exact = reference.logits(images), reference.exact_logits(images)
+        for batch_size in BATCH_SIZES:
+            rows = slice(0, min(batch_size, len(images)))
+            comparisons.append(_compare(session, name, images[rows], expected[rows], exact[rows]))
+    return comparisons
+
+
+def check_agreement(
+    session: Session,
+    expected: NDArray[np.float32],
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64] | None,
+) -> Agreement:
+    """Compare the file's answers on all ``images`` with ``expected``, the reference's logits.
+
+    Raises:
+        ParityError: a logit is off by more than the tolerance, or a clear prediction differs.
+    """
+    logits = run_logits(session, images)
+    tolerance = reference_tolerance(expected)
+    max_abs_err = _max_abs_err(logits, expected)
+    before, after = expected.argmax(axis=1), logits.argmax(axis=1)
+    is_sure = _margins(expected) > 2 * tolerance
+    agreement = Agreement(
+        provider=session.provider,
+        image_count=len(images),
+        accuracy_before=None if labels is None else float((before == labels).mean()),
+        accuracy_after=None if labels is None else float((after == labels).mean()),
+        top1_compared=int(is_sure.sum()),
+        top1_agreement=float((before == after)[is_sure].mean()) if is_sure.any() else 1.0,
+        max_abs_err=max_abs_err,
+        tolerance=tolerance,
+    )
+    # `not <=` also catches NaN, which compares false with everything.
+    if not max_abs_err <= tolerance or agreement.top1_agreement < 1.0:
+        raise ParityError(
+            f"on {len(images)} images under {session.provider} the file's logits differ by up to "
+            f"{max_abs_err:.3g} from the network's (allowed: {tolerance:.3g}) and "
+            f"{agreement.top1_agreement:.2%} of {agreement.top1_compared} clear predictions are the "
+            "same; nothing was published"
+        )
+    return agreement
+
+
+def run_logits(session: Session, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the file's logits for all ``images``."""
+    return in_batches(lambda batch: session.run([LOGITS], {IMAGE: batch})[0], images)
+
+
+def largest_rounding(comparisons: Sequence[Comparison]) -> float:
+    """Return how far float32, in PyTorch or in the file, was from float64 at most."""
+    return max(max(entry.max_abs_err_float64, entry.pytorch_max_abs_err_float64) for entry in comparisons)
+
+
+def to_manifest(comparisons: list[Comparison], agreements: list[Agreement]) -> dict[str, Any]:
+    """Return both as the manifest's ``parity`` entry."""
+    return {
+        "max_abs_err": max(
+            [entry.max_abs_err for entry in comparisons] + [entry.max_abs_err for entry in agreements]
+        ),
+        "comparisons": [asdict(comparison) for comparison in comparisons],
+        "agreement": [asdict(agreement) for agreement in agreements],
+    }
+
+
+def _compare(
+    session: Session,
+    name: str,
+    images: NDArray[np.uint8],
+    expected: NDArray[np.float32],
+    exact: NDArray[np.float64],
+) -> Comparison:
+    logits, probabilities = session.run([LOGITS, PROBABILITIES], {IMAGE: images})
+    pytorch_error = _max_abs_err(expected, exact)
+    comparison = Comparison(
+        provider=session.provider,
+        images=name,
+        batch_size=len(images),
+        max_abs_err=_max_abs_err(logits, expected),
+        tolerance=reference_tolerance(expected),
+        max_abs_err_float64=_max_abs_err(logits, exact),
+        pytorch_max_abs_err_float64=pytorch_error,
+        tolerance_float64=referee_tolerance(exact, pytorch_error),
+    )
+    if not comparison.max_abs_err <= comparison.tolerance:
+        raise ParityError(
+            f"{_where(comparison)} the file's logits differ by up to {comparison.max_abs_err:.3g} "
+            f"from the network's (allowed: {comparison.tolerance:.3g}); nothing was published"
+        )
+    if not comparison.max_abs_err_float64 <= comparison.tolerance_float64:
+        raise ParityError(
+            f"{_where(comparison)} the file's logits are off by up to {comparison.max_abs_err_float64:.3g} "
+            f"from the float64 answer, PyTorch's float32 by {pytorch_error:.3g} "
+            f"(allowed: {comparison.tolerance_float64:.3g}); nothing was published"
+        )
+    if not _max_abs_err(probabilities, _softmax(logits)) <= _PROBABILITY_TOLERANCE:
+        raise ParityError(
+            f"{_where(comparison)} the probabilities are not the softmax of the logits; nothing was published"
+        )
+    return comparison
+
+
+def _where(comparison: Comparison) -> str:
+    return f"on {comparison.images} images, batch {comparison.batch_size}, under {comparison.provider}"
+
+
+def _spread(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """Return ``count`` of ``images`` spread over all of them (all where there are fewer)."""
+    return images[np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64)]
+
+
+def _max_abs_err(actual: NDArray[Any], expected: NDArray[Any]) -> float:
+    if actual.shape != expected.shape:
+        raise ParityError(
+            f"the file answers {list(actual.shape)} where the network answers {list(expected.shape)}"
+        )
+    return float(np.abs(actual.astype(np.float64) - expected).max())
+
+
+def _margins(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return how far each row's best logit is above its second best; infinite for a single class."""
+    if logits.shape[1] < 2:
+        return np.full(len(logits), np.inf, dtype=np.float32)
+    two_best = np.partition(logits, -2, axis=1)[:, -2:]
+    margins: NDArray[np.float32] = two_best[:, 1] - two_best[:, 0]
+    return margins
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    normalised: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return normalised

@@ -1,0 +1,133 @@
+"""``foldserve export``: a trained network becomes the next version in a repository, or nothing happens."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from typing import TYPE_CHECKING
+
+from export.build import BuiltModel, build_model
+from export.config import check_name
+from export.divergence import first_divergence
+from export.errors import ParityError, SourceError
+from export.golden import choose_golden, golden_count, make_golden
+from export.parity import (
+    Agreement,
+    Comparison,
+    check_agreement,
+    check_parity,
+    largest_rounding,
+    open_sessions,
+    run_logits,
+)
+from export.publish import check_repository, find_same, keep_evidence, make_manifest, publish
+from export.reference import TorchReference
+from export.report import Report
+from export.source import load_source
+from serving.errors import ArtifactError
+from serving.golden_replay import replay
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from export.config import ExportConfig
+    from export.source import Source
+    from serving.artifact import Golden
+    from serving.session import Session
+
+_REPLAY_BATCH_SIZE = 32
+_EVIDENCE_COUNT = 32
+
+
+def export_model(config: ExportConfig) -> int:
+    """Fold, convert, verify and publish; return 0.
+
+    Raises:
+        ExportError: it cannot be exported, or the file does not agree with the network; nothing is published.
+        TrainingError: the checkpoint or its data set cannot be read.
+    """
+    report = Report()
+    source = load_source(config)
+    name = _model_name(config, source)
+    model_folder = check_repository(config.repository, name)
+    report.started(source, name)
+    built = build_model(source.module.network, source.metadata)
+    report.folded(built)
+    if config.skip_same and (version := find_same(model_folder, built.content)) is not None:
+        report.same(version)
+        return 0
+    sessions = open_sessions(built.content)
+    with _evidence(config, name, built, source):
+        comparisons, agreements = _verify(source, sessions, report)
+        golden = _make_golden(source, sessions, largest_rounding(comparisons))
+    manifest = make_manifest(
+        source,
+        built,
+        sessions[0],
+        comparisons=comparisons,
+        agreements=agreements,
+        golden=golden,
+        precision=config.precision,
+    )
+    version = publish(model_folder, built.content, golden, manifest)
+    report.published(version, built, golden, config.repository)
+    return 0
+
+
+def _model_name(config: ExportConfig, source: Source) -> str:
+    try:
+        return check_name(config.name or source.suggested_name)
+    except ValueError as error:
+        raise SourceError(f"{error}; give one with --name") from None
+
+
+def _verify(
+    source: Source, sessions: Sequence[Session], report: Report
+) -> tuple[list[Comparison], list[Agreement]]:
+    """Compare the file with the network on every device present."""
+    reference = TorchReference(source.module)
+    proof = source.proof
+    comparisons = [
+        comparison for session in sessions for comparison in check_parity(session, reference, proof.images)
+    ]
+    report.compared(comparisons)
+    expected = reference.logits(proof.images)
+    agreements = [check_agreement(session, expected, proof.images, proof.labels) for session in sessions]
+    report.agreed(agreements, proof)
+    return comparisons, agreements
+
+
+def _make_golden(source: Source, sessions: Sequence[Session], rounding: float) -> Golden:
+    """Choose golden pairs, answer them, and replay them as a server will, on every device present."""
+    proof = source.proof
+    count = golden_count(source.metadata.image.shape, len(source.metadata.labels))
+    chosen = proof.images[choose_golden(proof.labels, len(proof.images), count)]
+    golden = make_golden(
+        sessions[0], TorchReference(source.module), chosen, rounding=rounding, synthetic=proof.synthetic
+    )
+    for session in sessions:
+        try:
+            replay(
+                partial(run_logits, session),
+                golden,
+                batch_size=_REPLAY_BATCH_SIZE,
+                where=session.provider,
+            )
+        except ArtifactError as error:
+            raise ParityError(f"{error}; nothing was published") from error
+    return golden
+
+
+@contextlib.contextmanager
+def _evidence(config: ExportConfig, name: str, built: BuiltModel, source: Source) -> Iterator[None]:
+    """On a failed check keep the file and some images, and say which layer differs first."""
+    try:
+        yield
+    except ParityError as error:
+        images = source.proof.images[:_EVIDENCE_COUNT]
+        message = f"{error}; {first_divergence(source.module, built.content, images)}"
+        try:
+            folder = keep_evidence(config.repository, name, built.content, images, message)
+        except OSError:
+            raise ParityError(message) from error
+        raise ParityError(f"{message}; the rejected file is in {folder}") from error

@@ -1,0 +1,120 @@
+"""The verified model becomes the next version, with a manifest that says how it was verified."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from export.errors import SourceError
+from export.parity import to_manifest
+from export.source import tool_version
+from serving.artifact import list_versions, publish_artifact, read_artifact
+from serving.errors import ArtifactError
+from serving.session import RUNTIME_VERSION
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from export.build import BuiltModel
+    from export.parity import Agreement, Comparison
+    from export.source import Source
+    from serving.artifact import Golden
+    from serving.session import Session
+
+_TOOLS = ("foldserve", "torch", "onnx", "onnx-ir", "onnxscript", "numpy")
+
+
+def check_repository(repository: Path, name: str) -> Path:
+    """Return the model's folder, not yet made; a repository that cannot be one is refused before any work.
+
+    Raises:
+        SourceError: the repository or the model's folder is a file.
+    """
+    for path in (repository, repository / name):
+        if path.exists() and not path.is_dir():
+            raise SourceError(f"{path} is a file; expected a folder, or a path that does not exist yet")
+    return repository / name
+
+
+def make_manifest(
+    source: Source,
+    built: BuiltModel,
+    session: Session,
+    *,
+    comparisons: list[Comparison],
+    agreements: list[Agreement],
+    golden: Golden,
+    precision: str,
+) -> dict[str, Any]:
+    """Return the manifest; `publish_artifact` adds the schema and the files' hashes."""
+    return {
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "precision": precision,
+        "inputs": [asdict(spec) for spec in session.inputs],
+        "outputs": [asdict(spec) for spec in session.outputs],
+        "source": source.facts,
+        "folding": [asdict(fold) for fold in built.folds],
+        "parity": to_manifest(comparisons, agreements),
+        "accuracy": {
+            "images": source.proof.origin,
+            "image_count": agreements[0].image_count,
+            "before": agreements[0].accuracy_before,
+            "after": agreements[0].accuracy_after,
+        },
+        "golden": {
+            "count": len(golden.images),
+            "synthetic": golden.synthetic,
+            "source": source.proof.origin,
+            "reference_tolerance": golden.reference_tolerance,
+            "runtime_tolerance": golden.runtime_tolerance,
+        },
+        "tools": {tool: tool_version(tool) for tool in _TOOLS} | {"onnxruntime": RUNTIME_VERSION},
+    }
+
+
+def find_same(model_folder: Path, content: bytes) -> Path | None:
+    """Return the newest version's folder if it is whole and its model is ``content``."""
+    versions = list_versions(model_folder) if model_folder.is_dir() else []
+    if not versions:
+        return None
+    newest = model_folder / str(versions[-1])
+    try:
+        return newest if read_artifact(newest).model == content else None
+    except ArtifactError:
+        return None
+
+
+def publish(model_folder: Path, content: bytes, golden: Golden, manifest: dict[str, Any]) -> Path:
+    """Write the next version under ``model_folder`` and return its folder.
+
+    Raises:
+        SourceError: the folder cannot be written, or the disk is full.
+    """
+    try:
+        return publish_artifact(model_folder, model=content, golden=golden, manifest=manifest)
+    except OSError as error:
+        raise SourceError(
+            f"{model_folder} cannot be written: {error.strerror or error}; nothing was published"
+        ) from error
+
+
+def keep_evidence(
+    repository: Path, name: str, content: bytes, images: NDArray[np.uint8], reason: str
+) -> Path:
+    """Keep a file that failed its check, with images to repeat it, where no server looks; return the folder.
+
+    Raises:
+        OSError: the repository cannot be written.
+    """
+    folder = repository / ".rejected" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.onnx").write_bytes(content)
+    np.save(folder / "images.npy", images)
+    (folder / "reason.json").write_text(json.dumps({"reason": reason}, indent=2, ensure_ascii=False) + "\n")
+    return folder

@@ -1,0 +1,146 @@
+"""The comparison itself: it passes what is right and fails on what is wrong, with figures."""
+
+import numpy as np
+import pytest
+import torch
+
+from export.build import build_model
+from export.divergence import first_divergence
+from export.errors import ParityError
+from export.parity import BATCH_SIZES, check_agreement, check_parity, run_logits
+from export.reference import TorchReference
+from export.tolerances import referee_tolerance
+from serving.artifact import ModelMetadata
+from serving.session import Session
+from tests.export.conftest import SPEC
+
+
+@pytest.fixture
+def module(checkpoint):
+    return checkpoint.build()
+
+
+@pytest.fixture
+def content(built):
+    return built.content
+
+
+@pytest.fixture
+def session(content):
+    return Session(content, device="cpu", intra_op_threads=1)
+
+
+@pytest.fixture
+def images(dataset):
+    return dataset.test_images.numpy()
+
+
+def test_every_batch_size_is_compared_on_random_and_real_images(session, module, images):
+    comparisons = check_parity(session, TorchReference(module), images)
+    assert [(entry.images, entry.batch_size) for entry in comparisons] == [
+        (name, size) for name in ("random", "real") for size in BATCH_SIZES
+    ]
+    # Half the contract: what is left is rounding, which this network of random weights magnifies.
+    assert max(entry.max_abs_err for entry in comparisons) < 5e-5
+
+
+@pytest.mark.parametrize("parameter", ["features.0.conv.weight", "features.4.norm.bias", "classifier.5.bias"])
+def test_one_changed_weight_fails(session, module, images, parameter):
+    weight = module.network.get_parameter(parameter)
+    with torch.no_grad():
+        weight.reshape(-1)[0] += 0.01
+    with pytest.raises(
+        ParityError, match=r"on random images, batch 1, .* differ by up to .* nothing was published"
+    ):
+        check_parity(session, TorchReference(module), images)
+
+
+def test_a_wrong_mean_fails(session, module, images):
+    module.mean += 1e-3
+    with pytest.raises(ParityError, match="differ by up to"):
+        check_parity(session, TorchReference(module), images)
+
+
+def test_the_referee_sees_an_error_below_the_contract(session, module, images):
+    """5e-5 is within 1e-4 of PyTorch, but far more than float32 rounding."""
+
+    class Shifted(Session):
+        def run(self, output_names, feeds):
+            return [output + np.float32(5e-5) for output in super().run(output_names, feeds)]
+
+    shifted = Shifted.__new__(Shifted)
+    shifted.__dict__ = session.__dict__
+    with pytest.raises(ParityError, match=r"off by up to .* from the float64 answer"):
+        check_parity(shifted, TorchReference(module), images)
+
+
+def test_not_a_number_fails(session, module, images):
+    with torch.no_grad():
+        module.network.get_parameter("classifier.5.bias")[3] = float("nan")
+    with pytest.raises(ParityError):
+        check_parity(session, TorchReference(module), images)
+
+
+def test_agreement_counts_accuracy_and_clear_predictions(session, module, images):
+    expected = TorchReference(module).logits(images)
+    labels = expected.argmax(axis=1)
+    labels[:30] = (labels[:30] + 1) % 10
+    agreement = check_agreement(session, expected, images, labels)
+    assert agreement.accuracy_before == agreement.accuracy_after == pytest.approx(0.9)
+    assert agreement.top1_agreement == 1.0
+    assert 250 < agreement.top1_compared <= 300
+
+
+def test_agreement_fails_when_one_image_of_many_is_off(session, module, images):
+    expected = TorchReference(module).logits(images).copy()
+    expected[123, 4] += 1e-3
+    with pytest.raises(ParityError, match="on 300 images"):
+        check_agreement(session, expected, images, None)
+
+
+def test_a_prediction_too_close_to_call_is_not_held_against_the_file(session, module, images):
+    """The reference prefers another class by less than the tolerance: either answer is right."""
+    expected = run_logits(session, images[:1]).copy()
+    second, first = np.argsort(expected[0])[-2:]
+    with (
+        torch.no_grad()
+    ):  # bring the two best logits together, in both networks, and let them disagree by 4e-5
+        gap = float(expected[0, first] - expected[0, second])
+        module.network.get_parameter("classifier.5.bias")[second] += gap
+    metadata = ModelMetadata(tuple("0123456789"), (0.286,), (0.353,), SPEC)
+    close = Session(build_model(module.network, metadata).content, device="cpu", intra_op_threads=1)
+    expected = run_logits(close, images[:1]).copy()
+    loser = expected[0].argmax()
+    expected[0, loser] -= 4e-5
+    assert expected[0].argmax() != loser
+    agreement = check_agreement(close, expected, images[:1], None)
+    assert agreement.top1_compared == 0
+
+
+def test_a_row_does_not_depend_on_its_batch(session, images):
+    """One image alone and among others: bit for bit the same on the CPU."""
+    together = run_logits(session, images[:32])
+    alone = np.concatenate([run_logits(session, images[row : row + 1]) for row in range(32)])
+    assert np.array_equal(together, alone)
+
+
+def test_float64_leaves_the_module_in_float32(module, images):
+    reference = TorchReference(module)
+    exact = reference.exact_logits(images[:4])
+    assert exact.dtype == np.float64
+    assert reference.logits(images[:4]).dtype == np.float32
+    assert 0 < np.abs(exact - reference.logits(images[:4])).max() < referee_tolerance(exact, 0.0) * 10
+
+
+@pytest.mark.parametrize(
+    ("parameter", "layer"),
+    [("features.2.conv.weight", "features.2.conv"), ("classifier.2.bias", "classifier.2")],
+)
+def test_the_first_layer_to_differ_is_named(content, module, images, parameter, layer):
+    with torch.no_grad():
+        module.network.get_parameter(parameter).reshape(-1)[0] += 0.5
+    assert f"the first layer to differ is {layer} " in first_divergence(module, content, images[:32])
+
+
+def test_equal_networks_have_no_diverging_layer(content, module, images):
+    assert "no single layer differs" in first_divergence(module, content, images[:32])
