@@ -45,7 +45,7 @@ _PREFIX = "foldserve."
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A named tensor as the protocol describes it: ``datatype`` as in "FP32", -1 for the variable dimension."""
+    """A named tensor as the protocol describes it: ``datatype`` as in "FP32", -1 for a variable side."""
 
     name: str
     datatype: str
@@ -56,8 +56,9 @@ class TensorSpec:
 class ModelMetadata:
     """What travels inside ``model.onnx`` (metadata_props): all that is needed to use the weights.
 
-    The network sees ``(pixel / 255 - mean) / std`` per channel; that arithmetic is in the graph, and ``mean`` and
-    ``std`` are here to be read, not applied again. ``provenance`` is free text by key (dataset, architecture, ...).
+    The network sees ``(pixel / 255 - mean) / std`` per channel; that arithmetic is in the graph, and ``mean``
+    and ``std`` are here to be read, not applied again. ``provenance`` is free text by key (dataset,
+    architecture, ...).
     """
 
     labels: tuple[str, ...]
@@ -68,21 +69,30 @@ class ModelMetadata:
 
     def to_props(self) -> dict[str, str]:
         """Return the metadata_props entries, in a fixed order."""
-        props = {
-            f"{_PREFIX}schema": str(SCHEMA_VERSION),
-            f"{_PREFIX}labels": json.dumps(self.labels, ensure_ascii=False),
-            f"{_PREFIX}mean": json.dumps(self.mean),
-            f"{_PREFIX}std": json.dumps(self.std),
-            f"{_PREFIX}resize": json.dumps(
+        return {f"{_PREFIX}{key}": text for key, text in self.to_properties().items()}
+
+    def to_properties(self) -> dict[str, str]:
+        """Return the same entries under the short names that ``ModelMetadata.properties`` has."""
+        properties = {
+            "schema": str(SCHEMA_VERSION),
+            "labels": json.dumps(self.labels, ensure_ascii=False),
+            "mean": json.dumps(self.mean),
+            "std": json.dumps(self.std),
+            "resize": json.dumps(
                 {
                     "shorter_side": self.image.resize_shorter_side,
                     "crop": [self.image.height, self.image.width],
                     "interpolation": "bilinear",
                 }
             ),
-            f"{_PREFIX}channel_order": self.image.channel_order,
+            "channel_order": self.image.channel_order,
         }
-        return props | {f"{_PREFIX}provenance.{key}": self.provenance[key] for key in sorted(self.provenance)}
+        return properties | {f"provenance.{key}": self.provenance[key] for key in sorted(self.provenance)}
+
+    @classmethod
+    def from_properties(cls, properties: Mapping[str, str]) -> ModelMetadata:
+        """Read what `to_properties` wrote; raises ArtifactError as `from_props` does."""
+        return cls.from_props({f"{_PREFIX}{key}": text for key, text in properties.items()})
 
     @classmethod
     def from_props(cls, props: Mapping[str, str]) -> ModelMetadata:
@@ -107,7 +117,9 @@ class ModelMetadata:
                 mean=tuple(float(value) for value in json.loads(props[f"{_PREFIX}mean"])),
                 std=tuple(float(value) for value in json.loads(props[f"{_PREFIX}std"])),
                 image=image,
-                provenance={key.removeprefix(start): text for key, text in props.items() if key.startswith(start)},
+                provenance={
+                    key.removeprefix(start): text for key, text in props.items() if key.startswith(start)
+                },
             )
         except KeyError as error:
             raise ArtifactError(
@@ -121,10 +133,11 @@ class ModelMetadata:
 class Golden:
     """Inputs whose answers are known: the proof that a file on a device still computes what was trained.
 
-    ``images`` uint8 [G, C, H, W]; both logits float32 [G, K]. ``reference_logits`` are those of the unfolded PyTorch
-    model in eval mode on CPU and prove the export; ``runtime_logits`` are the file's own, under ONNX Runtime on the
-    exporting machine, with a tighter tolerance, and catch damage and changed runtimes. Tolerances are absolute.
-    ``synthetic`` says that no real images were given and the inputs are seeded noise.
+    ``images`` uint8 [G, C, H, W]; both logits float32 [G, K]. ``reference_logits`` are those of the unfolded
+    PyTorch model in eval mode on CPU and prove the export; ``runtime_logits`` are the file's own, under ONNX
+    Runtime on the exporting machine, with a tighter tolerance, and catch damage and changed runtimes.
+    Tolerances are absolute. ``synthetic`` says that no real images were given and the inputs are seeded
+    noise.
     """
 
     images: NDArray[np.uint8]
@@ -188,7 +201,9 @@ class Golden:
         if not (np.isfinite(self.reference_logits).all() and np.isfinite(self.runtime_logits).all()):
             raise ArtifactError(f"{GOLDEN_FILE} holds logits that are not finite")
         if not all(np.isfinite(value) and value > 0 for value in tolerances):
-            raise ArtifactError(f"{GOLDEN_FILE} has tolerances {tolerances}; both must be positive and finite")
+            raise ArtifactError(
+                f"{GOLDEN_FILE} has tolerances {tolerances}; both must be positive and finite"
+            )
 
 
 @dataclass(frozen=True)
@@ -210,8 +225,8 @@ def read_artifact(folder: Path) -> Artifact:
     """Read a version folder and check it against its manifest.
 
     Raises:
-        ArtifactError: a file is missing or unreadable, the manifest is malformed or of a future schema, or a file's
-            SHA-256 is not the manifest's.
+        ArtifactError: a file is missing or unreadable, the manifest is malformed or of a future schema, or a
+            file's SHA-256 is not the manifest's.
     """
     manifest = read_manifest(folder)
     contents = {}
@@ -231,7 +246,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(_read_file(folder / MANIFEST_FILE))
         _check_schema(int(manifest["schema_version"]), MANIFEST_FILE)
         if not isinstance(manifest["files"], dict):
-            raise TypeError("'files' is not an object")
+            raise TypeError("'files' is not an object")  # noqa: TRY301  # handled with the other ways to be malformed
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{MANIFEST_FILE} is malformed: {type(error).__name__}: {error}") from None
     return dict(manifest)
@@ -242,8 +257,8 @@ def publish_artifact(
 ) -> Path:
     """Write the three files as the next free version under ``model_folder`` and return the version's folder.
 
-    ``manifest`` is completed with ``schema_version`` and ``files``. The version appears whole or not at all: it is
-    written to a hidden sibling, synced to disk and renamed. An existing version is never touched.
+    ``manifest`` is completed with ``schema_version`` and ``files``. The version appears whole or not at all:
+    it is written to a hidden sibling, synced to disk and renamed. An existing version is never touched.
 
     Raises:
         OSError: the folder cannot be written.
@@ -327,7 +342,8 @@ def _check_hash(name: str, content: bytes, manifest: Mapping[str, Any]) -> None:
     actual = hashlib.sha256(content).hexdigest()
     if actual != expected:
         raise ArtifactError(
-            f"{name} is not the file that was exported: its SHA-256 is {actual}, {MANIFEST_FILE} says {expected}; "
+            f"{name} is not the file that was exported: its SHA-256 is {actual}, {MANIFEST_FILE} says "
+            f"{expected}; "
             "export it again or restore it from a good copy"
         )
 
@@ -343,4 +359,6 @@ def _check_schema(schema: int, where: str) -> None:
 def check_labels(labels: Sequence[str], class_count: int) -> None:
     """Raise ArtifactError unless there is exactly one label a class."""
     if len(labels) != class_count:
-        raise ArtifactError(f"{len(labels)} labels for {class_count} classes; there must be one label a class")
+        raise ArtifactError(
+            f"{len(labels)} labels for {class_count} classes; there must be one label a class"
+        )

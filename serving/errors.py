@@ -18,7 +18,7 @@ from typing import ClassVar
 
 
 class ServingError(Exception):
-    """Base of the tree; ``status`` is a gRPC status name, so that nothing behind the transports imports grpc."""
+    """Base of the tree; ``status`` is a gRPC status name, so that only the transports import grpc."""
 
     status: ClassVar[str] = "INTERNAL"
 

@@ -14,7 +14,7 @@ def usable_processors(cgroup_root: Path = _CGROUP_ROOT) -> int:
 
     A fractional quota is rounded up: 1.5 processors keep two threads busy most of the time.
     """
-    if hasattr(os, "sched_getaffinity"):
+    if hasattr(os, "sched_getaffinity"):  # noqa: SIM108  # each branch on a line of its own
         count = len(os.sched_getaffinity(0))
     else:  # pragma: no cover  # not Linux
         count = os.cpu_count() or 1

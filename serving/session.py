@@ -1,7 +1,8 @@
 """ONNX Runtime sessions as the server runs them; the exporter verifies through this same code.
 
-The only importer of onnxruntime. Device ``cuda`` never falls back in silence: ONNX Runtime lists the CUDA provider
-on machines without a GPU and then quietly runs on the processor, so what really runs is asked of the session.
+The only importer of onnxruntime. Device ``cuda`` never falls back in silence: ONNX Runtime lists the CUDA
+provider on machines without a GPU and then quietly runs on the processor, so what really runs is asked of the
+session.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ Device = Literal["auto", "cpu", "cuda"]
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 
-# TF32 is on by default and errs near 1e-3. HEURISTIC avoids the default's exhaustive search at each new batch size.
+# For manifests: with a GPU the package has another name, so its metadata cannot be asked.
+RUNTIME_VERSION: str = ort.__version__
+
+# TF32 is on by default and errs near 1e-3. HEURISTIC avoids the default's exhaustive search at each new batch
+# size.
 _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 
 _ONNX_TO_PROTOCOL = {
@@ -59,7 +64,8 @@ class Session:
 
         Args:
             model: the content of an ONNX file.
-            device: "cuda" runs everything on the GPU or raises; "auto" takes CUDA where it works, else the CPU.
+            device: "cuda" runs everything on the GPU or raises; "auto" takes CUDA where it works, else the
+                CPU.
             intra_op_threads: threads one run may use; by default as many as there are usable processors.
 
         Raises:
@@ -73,32 +79,42 @@ class Session:
         self.outputs = tuple(_to_spec(argument) for argument in self._session.get_outputs())
         self.props: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
-    def run(self, output_names: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
+    def run(
+        self, output_names: Sequence[str], feeds: Mapping[str, NDArray[Any]]
+    ) -> list[NDArray[np.float32]]:
         """Return the outputs named, in that order."""
         outputs: list[NDArray[np.float32]] = self._session.run(output_names, feeds)
         return outputs
 
 
 def cuda_is_present() -> bool:
-    """Tell whether this ONNX Runtime was built with CUDA (not whether a GPU works: only a session shows that)."""
+    """Tell whether this ONNX Runtime was built with CUDA (only a session shows whether a GPU works)."""
     return CUDA_PROVIDER in ort.get_available_providers()
 
 
-def _open(model: bytes, device: Device, threads: int) -> ort.InferenceSession:
-    if device == "cpu" or (device == "auto" and not cuda_is_present()):
-        return _open_on(model, CPU_PROVIDER, threads)
-    if not cuda_is_present():
+def require_device(device: Device) -> None:
+    """Raise DeviceError where ``device`` is "cuda" and this ONNX Runtime was built without it."""
+    if device == "cuda" and not cuda_is_present():
         raise DeviceError(
             "device cuda was asked for, but the installed onnxruntime has no CUDA provider "
-            f"(it has {', '.join(ort.get_available_providers())}): install foldserve[gpu] instead of foldserve[cpu], "
+            f"(it has {', '.join(ort.get_available_providers())}): install foldserve[gpu] instead of "
+            "foldserve[cpu], "
             "or use --device cpu"
         )
+
+
+def _open(model: bytes, device: Device, threads: int) -> ort.InferenceSession:
+    require_device(device)
+    if device == "cpu" or not cuda_is_present():
+        return _open_on(model, CPU_PROVIDER, threads)
     try:
         return _open_on(model, CUDA_PROVIDER, threads)
     except DeviceError:
+        # A file that the CPU cannot load either is a bad file (ArtifactError from here), not a bad device.
+        on_cpu = _open_on(model, CPU_PROVIDER, threads)
         if device == "cuda":
             raise
-        return _open_on(model, CPU_PROVIDER, threads)
+        return on_cpu
 
 
 def _open_on(model: bytes, provider: str, threads: int) -> ort.InferenceSession:
@@ -114,14 +130,17 @@ def _open_on(model: bytes, provider: str, threads: int) -> ort.InferenceSession:
         session = ort.InferenceSession(
             model, options, providers=[(provider, _CUDA_OPTIONS if on_cuda else {})], enable_fallback=0
         )
-    except Exception as error:  # the kinds differ by release: Fail, InvalidGraph, InvalidProtobuf, RuntimeError, ...
+    except (
+        Exception
+    ) as error:  # the kinds differ by release: Fail, InvalidGraph, InvalidProtobuf, RuntimeError, ...
         reason = str(error).splitlines()[0]
         if on_cuda:
             raise DeviceError(f"CUDA cannot run the model: {reason}") from error
         raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load the model: {reason}") from error
     if session.get_providers()[0] != provider:
         raise DeviceError(
-            f"{provider} was asked for, but ONNX Runtime took {session.get_providers()[0]}: is there an NVIDIA GPU "
+            f"{provider} was asked for, but ONNX Runtime took {session.get_providers()[0]}: is there an "
+            "NVIDIA GPU "
             "with its driver, and are the CUDA and cuDNN libraries installed (foldserve[gpu] brings them)?"
         )
     return session

@@ -1,0 +1,87 @@
+"""Settings of the serving commands: one frozen model a command, whose docstrings are the flags' help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field, field_validator
+from pydantic_settings import CliPositionalArg  # noqa: TC002  # pydantic reads the annotations
+
+Device = Literal["auto", "cpu", "cuda"]
+
+DEFAULT_SERVER = "127.0.0.1:8001"
+
+
+class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """Serve every version in a model repository over gRPC."""
+
+    repository: Path = Path("models")
+    """Folder of models, laid out as REPOSITORY/NAME/VERSION/."""
+    host: str = "127.0.0.1"
+    """Address to listen on. The default is reachable from this machine only, 0.0.0.0 from anywhere."""
+    port: int = Field(default=8001, ge=0, le=65535)
+    """Port to listen on; 0 lets the operating system choose (see --port-file)."""
+    port_file: Path | None = None
+    """File to write the port to once the server listens."""
+    device: Device = "auto"
+    """What runs the models: auto takes CUDA where it works, cuda takes it or fails, cpu never looks."""
+    max_batch_size: int = Field(default=32, ge=1, le=65536)
+    """Most images in one execution; larger requests are cut and rejoined."""
+    instances: int = Field(default=1, ge=1, le=256)
+    """Executions of one model that may run at the same time."""
+    intra_op_threads: int | None = Field(default=None, ge=1)
+    """Threads one execution may use. By default an instance's share of the usable processors."""
+    max_queue_rows: int = Field(default=8192, ge=1)
+    """Most images that may wait for one model; more are refused at once with RESOURCE_EXHAUSTED."""
+    max_queue_mib: int = Field(default=256, ge=1)
+    """Most MiB of images that may wait for one model; more are refused at once with RESOURCE_EXHAUSTED."""
+    max_message_mib: int = Field(default=64, ge=1, le=2047)
+    """Largest request in MiB; more is refused with RESOURCE_EXHAUSTED."""
+    grace_period_s: float = Field(default=30.0, ge=0)
+    """Seconds that accepted requests have to finish after SIGTERM."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe messages that are logged, to standard error."""
+
+
+class ClassifyConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """Classify images with a running server."""
+
+    images: CliPositionalArg[list[Path]] = Field(min_length=1)
+    """Image files: JPEG, PNG, WebP, GIF (first frame) or BMP."""
+    model: str = Field(min_length=1)
+    """Name of the model."""
+    model_version: str = ""
+    """Version of the model; the newest that serves by default."""
+    server: str = DEFAULT_SERVER
+    """Address of the server, as HOST:PORT."""
+    top_k: int = Field(default=3, ge=1)
+    """Labels to print for each image."""
+    timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds to wait for each answer."""
+
+
+class ListConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """List the models in a repository, or those of a running server."""
+
+    repository: Path | None = None
+    """Folder of models to read."""
+    server: str | None = None
+    """Address of a server to ask instead, as HOST:PORT; asks 127.0.0.1:8001 where neither is given."""
+
+    @field_validator("server")
+    @classmethod
+    def _not_both(cls, server: str | None, info: object) -> str | None:
+        given = getattr(info, "data", {})
+        if server is not None and given.get("repository") is not None:
+            raise ValueError("give --repository or --server, not both")
+        return server
+
+
+class VerifyConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """Check that every version in a repository still proves itself: hashes, then golden pairs."""
+
+    repository: Path = Path("models")
+    """Folder of models to verify."""
+    device: Device = "auto"
+    """What runs the golden pairs: auto takes CUDA where it works, cuda takes it or fails, cpu never looks."""

@@ -1,0 +1,222 @@
+"""Protobuf <-> numpy: reads a request's image rows, checked against the model's input, and writes responses.
+
+Every refusal says what was given, what is expected and what to do. Texts that callers sent are shortened and
+escaped before they go into a message: a status travels in HTTP/2 headers, which are small.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from serving.errors import InvalidArgumentError, UnimplementedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from serving.artifact import TensorSpec
+    from serving.pb import open_inference_pb2 as pb
+
+# Where the protocol puts typed elements, by datatype. FP16 and BF16 travel only as raw bytes.
+_TYPED_FIELDS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+_SHOWN_CHARACTERS = 80
+_SHOWN_ITEMS = 8
+
+
+def read_rows(request: pb.ModelInferRequest, spec: TensorSpec) -> NDArray[np.uint8]:
+    """Return the one input of ``request`` as uint8 [N, C, H, W].
+
+    A view of the message where it came as raw bytes. ``spec`` is the model's input: UINT8 [-1, C, H, W].
+
+    Raises:
+        InvalidArgumentError: the request does not carry exactly that input with exactly its elements.
+    """
+    tensor = _find_input(request, spec)
+    if tensor.datatype != spec.datatype:
+        raise InvalidArgumentError(_datatype_message(tensor, spec))
+    shape = tuple(tensor.shape)
+    if len(shape) != 4 or shape[1:] != spec.shape[1:] or shape[0] < 1:
+        raise InvalidArgumentError(_shape_message(shape, spec))
+    if not request.raw_input_contents:
+        return _read_typed(tensor, shape)
+    if tensor.HasField("contents"):
+        raise InvalidArgumentError(
+            f"input '{spec.name}' comes twice, in raw_input_contents and in its own contents; send one of "
+            "them"
+        )
+    if len(request.raw_input_contents) != 1:
+        raise InvalidArgumentError(
+            f"raw_input_contents has {len(request.raw_input_contents)} buffers for 1 input; send one buffer "
+            "an input"
+        )
+    raw = request.raw_input_contents[0]
+    _check_count(len(raw), "bytes in raw_input_contents", shape, spec)
+    return np.frombuffer(raw, np.uint8).reshape(shape)
+
+
+def read_output_names(request: pb.ModelInferRequest, known: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the outputs that ``request`` wants, in its order; all ``known`` if it names none.
+
+    Raises:
+        InvalidArgumentError: an output the model does not have, or one named twice.
+        UnimplementedError: an output is asked for as a classification or in shared memory.
+    """
+    if not request.outputs:
+        return tuple(known)
+    names = tuple(output.name for output in request.outputs)
+    for output in request.outputs:
+        if output.name not in known:
+            raise InvalidArgumentError(
+                f"output {shown(output.name)} is not one of the model's, which are {listed(known)}"
+            )
+        _check_parameters(output.parameters, f"output '{output.name}'")
+    if len(set(names)) < len(names):
+        raise InvalidArgumentError(f"outputs {listed(names)} name one twice; ask for each once")
+    return names
+
+
+def write_response(
+    message: pb.ModelInferResponse, names: Sequence[str], arrays: Iterable[NDArray[np.float32]]
+) -> None:
+    """Add float32 ``arrays`` to ``message`` as outputs of these names, as raw bytes."""
+    for name, array in zip(names, arrays, strict=True):
+        message.outputs.add(name=name, datatype="FP32", shape=array.shape)
+        message.raw_output_contents.append(array.tobytes())
+
+
+def shown(text: str) -> str:
+    """Return ``text`` quoted, escaped and shortened, fit for an error message."""
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return ``names`` as a readable list for an error message, the first few of them."""
+    every = list(names)
+    text = ", ".join(shown(name) for name in every[:_SHOWN_ITEMS])
+    return f"{text} and {len(every) - _SHOWN_ITEMS} more" if len(every) > _SHOWN_ITEMS else text
+
+
+def _find_input(request: pb.ModelInferRequest, spec: TensorSpec) -> pb.ModelInferRequest.InferInputTensor:
+    if len(request.inputs) == 1 and request.inputs[0].name == spec.name:
+        tensor = request.inputs[0]
+        if tensor.parameters:
+            _check_parameters(tensor.parameters, f"input '{spec.name}'")
+        return tensor
+    if not request.inputs:
+        raise InvalidArgumentError(f"the request has no inputs; send {_described(spec)}")
+    unknown = [tensor.name for tensor in request.inputs if tensor.name != spec.name]
+    if unknown:
+        raise InvalidArgumentError(
+            f"input {listed(unknown)} is not the model's; send exactly {_described(spec)}"
+        )
+    raise InvalidArgumentError(f"input '{spec.name}' is sent {len(request.inputs)} times; send it once")
+
+
+def _datatype_message(tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec) -> str:
+    advice = (
+        "send raw 0..255 pixels, for normalisation (mean, std) is inside the model"
+        if tensor.datatype in ("FP16", "BF16", "FP32", "FP64")
+        else f"convert the pixels to {spec.datatype}"
+    )
+    return (
+        f"input '{spec.name}' has datatype {shown(tensor.datatype)}; the model takes {spec.datatype}: "
+        f"{advice}"
+    )
+
+
+def _shape_message(shape: tuple[int, ...], spec: TensorSpec) -> str:
+    channels, height, width = spec.shape[1:]
+    image, channels_last = (channels, height, width), (height, width, channels)
+    if shape == image or (channels == 1 and shape == (height, width)):
+        advice = f"the batch dimension is missing: send {_shape_text((1, *image))} for one image"
+    elif shape == channels_last:
+        advice = (
+            "the batch dimension is missing and the channels come last: send pixels.transpose(2, 0, "
+            "1)[None], "
+            f"{_shape_text((1, *image))}"
+        )
+    elif shape[1:] == channels_last:
+        advice = f"channels come first: send pixels.transpose(0, 3, 1, 2), {_shape_text((shape[0], *image))}"
+    elif shape[1:] == image:
+        advice = "N counts the images and must be at least 1"
+    elif len(shape) == 4 and shape[1] == channels and min(shape) >= 1:
+        advice = f"bring the images to {height}x{width} pixels as ModelMetadata's property 'resize' says"
+    elif len(shape) == 4 and min(shape) >= 1:
+        colours = "grey (1 channel)" if channels == 1 else "RGB (3 channels)"
+        advice = f"send {colours} images of {height}x{width} pixels"
+    else:
+        advice = "send a batch of N images, N at least 1"
+    return f"input '{spec.name}' has shape {_shape_text(shape)}; the model takes {_spec_text(spec)}: {advice}"
+
+
+def _read_typed(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    filled = [descriptor.name for descriptor, _ in tensor.contents.ListFields()]
+    expected = _TYPED_FIELDS[tensor.datatype]
+    if filled != [expected]:
+        given = f"its elements in {' and '.join(filled)}" if filled else "no elements"
+        raise InvalidArgumentError(
+            f"input '{tensor.name}' has {given}; send {tensor.datatype} elements in contents.{expected} or, "
+            "faster, as "
+            "bytes in raw_input_contents"
+        )
+    elements = tensor.contents.uint_contents
+    _check_count(len(elements), f"elements in contents.{expected}", shape, tensor)
+    values = np.fromiter(elements, np.uint32, count=len(elements))
+    if values.max() > 255:
+        index = int(np.argmax(values > 255))
+        raise InvalidArgumentError(
+            f"input '{tensor.name}' has {values[index]} at element {index}; UINT8 pixels are 0..255"
+        )
+    return values.astype(np.uint8).reshape(shape)
+
+
+def _check_count(
+    given: int, what: str, shape: tuple[int, ...], tensor: TensorSpec | pb.ModelInferRequest.InferInputTensor
+) -> None:
+    expected = math.prod(shape)  # Python's integers: a shape of 2^62 rows cannot overflow
+    if given != expected:
+        raise InvalidArgumentError(
+            f"input '{tensor.name}' has {given} {what}, which is too "
+            f"{'few' if given < expected else 'many'}: its shape "
+            f"{_shape_text(shape)} needs {expected}, one a pixel and channel"
+        )
+
+
+def _check_parameters(parameters: Mapping[str, pb.InferParameter], owner: str) -> None:
+    if "classification" in parameters:
+        raise UnimplementedError(
+            f"{owner} asks for a classification; take 'probabilities' and the labels in ModelMetadata's "
+            "properties"
+        )
+    if any(key.startswith("shared_memory") for key in parameters):
+        raise UnimplementedError(f"{owner} asks for shared memory; send and take tensors in the messages")
+
+
+def _described(spec: TensorSpec) -> str:
+    return f"'{spec.name}' ({spec.datatype} {_spec_text(spec)})"
+
+
+def _shape_text(shape: Sequence[int]) -> str:
+    sides = ", ".join(str(side) for side in shape[:_SHOWN_ITEMS])
+    return f"[{sides}{', …' if len(shape) > _SHOWN_ITEMS else ''}]"
+
+
+def _spec_text(spec: TensorSpec) -> str:
+    return f"[N, {', '.join(str(side) for side in spec.shape[1:])}]"

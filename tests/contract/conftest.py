@@ -1,0 +1,39 @@
+"""One repository and one server process for all contract tests."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imaging import ImageSpec
+from tests.serving.artifacts import TinyNetwork
+from tests.serving.server_process import ServerProcess
+
+
+@pytest.fixture(scope="session")
+def network() -> TinyNetwork:
+    return TinyNetwork(seed=2)
+
+
+@pytest.fixture(scope="session")
+def colour_network() -> TinyNetwork:
+    return TinyNetwork(seed=3, image=ImageSpec("RGB", 6, 10, 12), class_count=5)
+
+
+@pytest.fixture(scope="session")
+def repository(
+    tmp_path_factory: pytest.TempPathFactory, network: TinyNetwork, colour_network: TinyNetwork
+) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    TinyNetwork(seed=1).publish(folder / "tiny")
+    network.publish(folder / "tiny")
+    colour_network.publish(folder / "colour")
+    (folder / ".hidden" / "1").mkdir(parents=True)
+    (folder / "empty").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with ServerProcess(repository, tmp_path_factory.mktemp("server")) as process:
+        yield process

@@ -1,0 +1,202 @@
+"""What is wrong with a request is said over the wire: status, what was given, expected, and to be done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import grpc
+import numpy as np
+import pytest
+
+from serving.pb import open_inference_pb2 as pb
+from tests.serving.server_process import ServerProcess, infer_request, outputs_of, status_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.serving.artifacts import TinyNetwork
+
+PIXELS = bytes(64)
+INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
+
+
+def request(
+    shape: list[int] | None = None,
+    raw: bytes | None = PIXELS,
+    *,
+    model: str = "tiny",
+    datatype: str = "UINT8",
+    name: str = "image",
+) -> pb.ModelInferRequest:
+    return pb.ModelInferRequest(
+        model_name=model,
+        inputs=[{"name": name, "datatype": datatype, "shape": [1, 1, 8, 8] if shape is None else shape}],
+        raw_input_contents=[] if raw is None else [raw],
+    )
+
+
+def typed(count: int = 64, **contents: list[float]) -> pb.ModelInferRequest:
+    message = request(raw=None)
+    message.inputs[0].contents.CopyFrom(pb.InferTensorContents(**contents or {"uint_contents": [1] * count}))
+    return message
+
+
+def changed(change: Callable[[pb.ModelInferRequest], object]) -> pb.ModelInferRequest:
+    message = request()
+    change(message)
+    return message
+
+
+def set_output(message: pb.ModelInferRequest, name: str, parameter: str) -> None:
+    message.outputs.add(name=name).parameters[parameter].int64_param = 1
+
+
+CASES = {
+    "unknown model": (request(model="nets"), NOT_FOUND, ["'nets'", "'colour', 'tiny'"]),
+    "no model named": (request(model=""), NOT_FOUND, ["''", "'colour', 'tiny'"]),
+    "hidden folder as model": (request(model=".hidden"), NOT_FOUND, ["'.hidden'"]),
+    "path as model": (request(model="../models/tiny"), NOT_FOUND, ["'../models/tiny'"]),
+    "huge model name": (request(model="x" * 100_000), NOT_FOUND, ["xxx…'"]),
+    "unknown version": (
+        changed(lambda message: setattr(message, "model_version", "7")),
+        NOT_FOUND,
+        ["'7'", "it has 1, 2"],
+    ),
+    "version with a leading zero": (
+        changed(lambda message: setattr(message, "model_version", "01")),
+        NOT_FOUND,
+        ["'01'"],
+    ),
+    "no input": (
+        changed(lambda message: message.ClearField("inputs")),
+        INVALID,
+        ["no inputs", "'image' (UINT8 [N, 1, 8, 8])"],
+    ),
+    "unknown input name": (
+        request(name="pixels\n"),
+        INVALID,
+        ["'pixels\\n'", "'image' (UINT8 [N, 1, 8, 8])"],
+    ),
+    "additional input": (
+        changed(lambda message: message.inputs.add(name="mask", datatype="UINT8", shape=[1])),
+        INVALID,
+        ["'mask'", "exactly 'image'"],
+    ),
+    "same input twice": (
+        changed(lambda message: message.inputs.append(message.inputs[0])),
+        INVALID,
+        ["'image' is sent 2 times"],
+    ),
+    "float pixels": (
+        request(raw=bytes(256), datatype="FP32"),
+        INVALID,
+        ["'FP32'", "takes UINT8", "0..255", "normalisation (mean, std) is inside the model"],
+    ),
+    "signed pixels": (request(datatype="INT8"), INVALID, ["'INT8'", "takes UINT8"]),
+    "no datatype": (request(datatype=""), INVALID, ["''", "takes UINT8"]),
+    "no batch dimension": (
+        request([1, 8, 8]),
+        INVALID,
+        ["[1, 8, 8]", "batch dimension is missing", "send [1, 1, 8, 8]"],
+    ),
+    "no batch and no channel dimension": (request([8, 8]), INVALID, ["[8, 8]", "send [1, 1, 8, 8]"]),
+    "no shape": (request([]), INVALID, ["[]", "[N, 1, 8, 8]"]),
+    "channels last": (
+        request([2, 6, 10, 3], bytes(360), model="colour"),
+        INVALID,
+        ["[2, 6, 10, 3]", "transpose(0, 3, 1, 2)", "[2, 3, 6, 10]"],
+    ),
+    "channels last without batch": (
+        request([6, 10, 3], bytes(180), model="colour"),
+        INVALID,
+        ["transpose(2, 0, 1)[None]", "[1, 3, 6, 10]"],
+    ),
+    "other size": (request([1, 1, 9, 8], bytes(72)), INVALID, ["[1, 1, 9, 8]", "8x8 pixels", "resize"]),
+    "colour for grey": (request([1, 3, 8, 8], bytes(192)), INVALID, ["[1, 3, 8, 8]", "grey (1 channel)"]),
+    "no rows": (request([0, 1, 8, 8], b""), INVALID, ["[0, 1, 8, 8]", "at least 1"]),
+    "negative rows": (request([-1, 1, 8, 8]), INVALID, ["[-1, 1, 8, 8]", "at least 1"]),
+    "absurd rows": (request([2**62, 1, 8, 8]), INVALID, ["64 bytes", "too few", str(2**62 * 64)]),
+    "absurd sides": (request([1, 1, 2**62, 2**62]), INVALID, [str(2**62), "8x8"]),
+    "a million dimensions": (request([1] * 1_000_000), INVALID, ["1, 1, …]", "[N, 1, 8, 8]"]),
+    "too few bytes": (request(raw=bytes(63)), INVALID, ["63 bytes", "too few", "needs 64"]),
+    "too many bytes": (request(raw=bytes(65)), INVALID, ["65 bytes", "too many", "needs 64"]),
+    "raw and typed together": (
+        changed(lambda message: message.inputs[0].contents.uint_contents.extend([0] * 64)),
+        INVALID,
+        ["twice", "send one"],
+    ),
+    "two raw buffers": (
+        changed(lambda message: message.raw_input_contents.append(PIXELS)),
+        INVALID,
+        ["2 buffers for 1 input"],
+    ),
+    "no contents at all": (request(raw=None), INVALID, ["no elements", "raw_input_contents"]),
+    "typed contents in the wrong field": (
+        typed(int_contents=[1] * 64),
+        INVALID,
+        ["int_contents", "contents.uint_contents"],
+    ),
+    "typed contents in two fields": (
+        typed(int_contents=[1], uint_contents=[1] * 64),
+        INVALID,
+        ["int_contents and uint_contents"],
+    ),
+    "typed contents above 255": (
+        typed(uint_contents=[1] * 63 + [256]),
+        INVALID,
+        ["256 at element 63", "0..255"],
+    ),
+    "too few typed elements": (typed(63), INVALID, ["63 elements", "too few", "needs 64"]),
+    "unknown output": (
+        changed(lambda message: message.outputs.add(name="labels")),
+        INVALID,
+        ["'labels'", "'logits', 'probabilities'"],
+    ),
+    "same output twice": (
+        changed(lambda message: [message.outputs.add(name="logits") for _ in range(2)]),
+        INVALID,
+        ["once"],
+    ),
+    "classification": (
+        changed(lambda message: set_output(message, "logits", "classification")),
+        grpc.StatusCode.UNIMPLEMENTED,
+        ["classification", "'probabilities'"],
+    ),
+    "shared memory": (
+        changed(lambda message: set_output(message, "logits", "shared_memory_region")),
+        grpc.StatusCode.UNIMPLEMENTED,
+        ["shared memory"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_bad_request_is_explained_and_the_next_one_served(
+    server: ServerProcess, network: TinyNetwork, case: tuple[pb.ModelInferRequest, grpc.StatusCode, list[str]]
+) -> None:
+    message, expected_code, fragments = case
+    code, text = status_of(lambda: server.stub.ModelInfer(message))
+    assert code == expected_code, text
+    assert all(fragment in text for fragment in fragments), text
+    assert "\n" not in text
+    assert len(text) < 1000
+    images = network.random_images(1)
+    assert np.abs(outputs_of(server.infer(images))["logits"] - network.logits(images)).max() < 1e-5
+
+
+def test_message_over_the_limit_is_refused_and_the_next_one_served(
+    server: ServerProcess, network: TinyNetwork
+) -> None:
+    too_large = infer_request(np.zeros((2**20 + 1, 1, 8, 8), np.uint8))
+    code, text = status_of(lambda: server.stub.ModelInfer(too_large))
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert str(64 * 2**20) in text
+    assert server.infer(network.random_images(1)).model_name == "tiny"
+
+
+def test_bytes_that_are_no_message_fail_alone(server: ServerProcess, network: TinyNetwork) -> None:
+    call = server.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    code, text = status_of(lambda: call(b"\xff\xff\xff garbage"))
+    assert code == INVALID
+    assert "11 bytes received are no inference.ModelInferRequest" in text
+    assert server.infer(network.random_images(1)).model_name == "tiny"

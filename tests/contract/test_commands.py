@@ -1,0 +1,123 @@
+"""`foldserve classify` and `foldserve models list`, as a person runs them, against a real server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.client import Client
+from serving.errors import InvalidArgumentError, NotFoundError, UnavailableError
+from tests.serving.server_process import ServerProcess, run_cli
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.serving.artifacts import TinyNetwork
+
+
+def write_png(path: Path, pixels: np.ndarray) -> Path:
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_classify_prints_the_likeliest_labels(
+    server: ServerProcess, network: TinyNetwork, tmp_path: Path
+) -> None:
+    images = network.random_images(20)
+    paths = [str(write_png(tmp_path / f"{index}.png", image[0])) for index, image in enumerate(images)]
+    ended = run_cli("classify", "--model", "tiny", "--server", server.address, *paths)
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert len(lines) == 20
+    best = [network.labels[index] for index in network.logits(images).argmax(axis=1)]
+    assert len(set(best)) > 1, "images that all get one label would prove nothing"
+    for line, path, label in zip(lines, paths, best, strict=True):
+        assert line.startswith(path)
+        assert line.removeprefix(path).strip().startswith(label)
+        assert line.count("%") == 3
+
+
+def test_classify_prepares_other_sizes_and_colours(
+    server: ServerProcess, colour_network: TinyNetwork, tmp_path: Path
+) -> None:
+    path = write_png(tmp_path / "large.png", np.full((90, 70), 200, np.uint8))
+    ended = run_cli("classify", "--model", "colour", "--server", server.address, "--top-k", "1", str(path))
+    assert ended.returncode == 0, ended.stderr
+    grey = np.full((1, *colour_network.image.shape), 200, np.uint8)
+    assert colour_network.labels[int(colour_network.logits(grey).argmax())] in ended.stdout
+
+
+def failing(*arguments: str) -> str:
+    ended = run_cli(*arguments)
+    assert ended.returncode != 0
+    assert ended.stdout == ""
+    (line,) = ended.stderr.strip().splitlines()
+    return line
+
+
+def test_classify_explains_a_file_that_is_no_image(server: ServerProcess, tmp_path: Path) -> None:
+    path = tmp_path / "notes.png"
+    path.write_text("not an image")
+    line = failing("classify", "--model", "tiny", "--server", server.address, str(path))
+    assert "notes.png: not an image" in line
+
+
+def test_classify_explains_a_missing_file(server: ServerProcess, tmp_path: Path) -> None:
+    line = failing("classify", "--model", "tiny", "--server", server.address, str(tmp_path / "gone.png"))
+    assert "gone.png cannot be read: No such file" in line
+
+
+def test_classify_explains_an_unknown_model(server: ServerProcess, tmp_path: Path) -> None:
+    path = write_png(tmp_path / "picture.png", np.zeros((8, 8), np.uint8))
+    line = failing("classify", "--model", "nets", "--server", server.address, str(path))
+    assert "'nets' is not in the repository; it has 'colour', 'tiny'" in line
+
+
+def test_classify_explains_that_no_server_answers(tmp_path: Path) -> None:
+    path = write_png(tmp_path / "picture.png", np.zeros((8, 8), np.uint8))
+    # Port 1 is reserved and nothing listens there.
+    line = failing("classify", "--model", "tiny", "--server", "127.0.0.1:1", str(path))
+    assert "no server answers at 127.0.0.1:1" in line
+
+
+def test_list_shows_the_repository(repository: Path) -> None:
+    ended = run_cli("models", "list", "--repository", str(repository))
+    assert ended.returncode == 0, ended.stderr
+    rows = [line.split()[:3] for line in ended.stdout.splitlines()]
+    assert rows == [
+        ["MODEL", "VERSION", "STATE"],
+        ["colour", "1", "whole"],
+        ["tiny", "1", "whole"],
+        ["tiny", "2", "whole"],
+    ]
+
+
+def test_list_shows_a_server(server: ServerProcess) -> None:
+    ended = run_cli("models", "list", "--server", server.address)
+    assert ended.returncode == 0, ended.stderr
+    assert [line.split()[:3] for line in ended.stdout.splitlines()[1:]] == [
+        ["colour", "1", "READY"],
+        ["tiny", "1", "READY"],
+        ["tiny", "2", "READY"],
+    ]
+
+
+def test_verify_proves_every_version(repository: Path) -> None:
+    ended = run_cli("models", "verify", "--repository", str(repository), "--device", "cpu")
+    assert ended.returncode == 0, ended.stdout
+    assert ended.stdout.count("32 golden pairs reproduced on CPUExecutionProvider") == 3
+
+
+def test_client_raises_typed_errors(server: ServerProcess, network: TinyNetwork) -> None:
+    with Client(server.address) as client:
+        with pytest.raises(NotFoundError, match="'nets'"):
+            client.describe("nets")
+        with pytest.raises(InvalidArgumentError, match="batch dimension is missing"):
+            client.infer("tiny", network.random_images(1)[0])
+        answer = client.infer("tiny", network.random_images(2))
+        assert np.abs(answer["logits"] - network.logits(network.random_images(2))).max() < 1e-5
+    with pytest.raises(UnavailableError, match="no server answers"):
+        Client("127.0.0.1:1", connect_timeout_s=0.2)

@@ -1,0 +1,190 @@
+"""Hang-ups, deadlines, overload and signals, on a real server process; each ends with an ordinary request."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+import numpy as np
+import pytest
+
+from serving.pb import open_inference_pb2 as pb
+from tests.serving.artifacts import TinyNetwork
+from tests.serving.server_process import ServerProcess, infer_request, outputs_of, run_cli, status_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# One execution of this many rows at a time keeps the model busy for a good fraction of a second.
+LARGE = 40_000
+
+
+@pytest.fixture(scope="module")
+def network() -> TinyNetwork:
+    return TinyNetwork()
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory, network: TinyNetwork) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    network.publish(folder / "tiny")
+    return folder
+
+
+@pytest.fixture
+def server(repository: Path, tmp_path: Path) -> Iterator[ServerProcess]:
+    flags = ("--max-batch-size", "1", "--max-queue-rows", "100", "--max-message-mib", "16")
+    with ServerProcess(repository, tmp_path / "server", *flags) as process:
+        yield process
+
+
+def assert_serves(server: ServerProcess, network: TinyNetwork) -> None:
+    images = network.random_images(2)
+    assert np.abs(outputs_of(server.infer(images))["logits"] - network.logits(images)).max() < 1e-5
+
+
+def test_full_queue_refuses_at_once_and_recovers(server: ServerProcess, network: TinyNetwork) -> None:
+    large = server.stub.ModelInfer.future(infer_request(network.random_images(LARGE)), timeout=60)
+    time.sleep(0.1)  # let it be accepted; its rows then fill the queue
+    code, text = status_of(lambda: server.infer(network.random_images(1)))
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "the queue is full" in text
+    assert outputs_of(large.result())["logits"].shape == (LARGE, 3)
+    assert_serves(server, network)
+
+
+def test_deadline_passing_in_the_queue_ends_the_wait(
+    repository: Path, tmp_path: Path, network: TinyNetwork
+) -> None:
+    with ServerProcess(repository, tmp_path / "server", "--max-batch-size", "1") as server:
+        large = server.stub.ModelInfer.future(infer_request(network.random_images(8000)), timeout=60)
+        time.sleep(0.05)
+        code, _ = status_of(
+            lambda: server.stub.ModelInfer(infer_request(network.random_images(1)), timeout=0.05)
+        )
+        assert code == grpc.StatusCode.DEADLINE_EXCEEDED
+        large.result()
+        assert_serves(server, network)
+
+
+def test_callers_that_hang_up_harm_nobody(server: ServerProcess, network: TinyNetwork) -> None:
+    for _ in range(5):
+        server.stub.ModelInfer.future(infer_request(network.random_images(2000))).cancel()
+    large = server.stub.ModelInfer.future(infer_request(network.random_images(LARGE)))
+    time.sleep(0.05)
+    large.cancel()
+    give_up_s = time.monotonic() + 20
+    while time.monotonic() < give_up_s:  # refused only until the dropped rows have left the queue
+        try:
+            server.infer(network.random_images(1))
+            break
+        except grpc.RpcError:
+            time.sleep(0.05)
+    assert_serves(server, network)
+    assert "Traceback" not in server.log
+
+
+def test_oversized_message_is_refused(server: ServerProcess, network: TinyNetwork) -> None:
+    code, text = status_of(lambda: server.infer(np.zeros((2**18 + 1, 1, 8, 8), np.uint8)))
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert str(16 * 2**20) in text
+    assert_serves(server, network)
+
+
+def test_sigterm_under_load_answers_everything_it_accepted(
+    repository: Path, tmp_path: Path, network: TinyNetwork
+) -> None:
+    """Every call ends with its right answer, or UNAVAILABLE: none is cut off, none waits for ever."""
+    images = network.random_images(3)
+    expected = network.logits(images)
+    outcomes: Counter[str] = Counter()
+    stopped = threading.Event()
+    with ServerProcess(repository, tmp_path / "server") as server:
+
+        def load() -> None:
+            with grpc.insecure_channel(
+                server.address, options=[("grpc.use_local_subchannel_pool", 1)]
+            ) as channel:
+                call = channel.unary_unary(
+                    "/inference.GRPCInferenceService/ModelInfer",
+                    request_serializer=pb.ModelInferRequest.SerializeToString,
+                    response_deserializer=pb.ModelInferResponse.FromString,
+                )
+                while not stopped.is_set():
+                    try:
+                        response = call(infer_request(images), timeout=20)
+                    except grpc.RpcError as error:
+                        outcomes[error.code().name] += 1
+                        return
+                    right = np.abs(outputs_of(response)["logits"] - expected).max() < 1e-5
+                    outcomes["right" if right else "wrong"] += 1
+
+        callers = [threading.Thread(target=load) for _ in range(8)]
+        for caller in callers:
+            caller.start()
+        time.sleep(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=20) == 0
+        stopped.set()
+        for caller in callers:
+            caller.join(timeout=20)
+            assert not caller.is_alive()
+        assert set(outcomes) <= {"right", "UNAVAILABLE"}, (outcomes, server.log)
+        assert outcomes["right"] > 50
+        assert outcomes["UNAVAILABLE"] <= len(callers)
+        assert "Traceback" not in server.log
+
+
+def test_accepted_request_is_finished_after_sigterm(
+    repository: Path, tmp_path: Path, network: TinyNetwork
+) -> None:
+    images = network.random_images(20_000)
+    with ServerProcess(repository, tmp_path / "server", "--max-batch-size", "1") as server:
+        large = server.stub.ModelInfer.future(infer_request(images), timeout=60)
+        time.sleep(0.15)
+        server.process.send_signal(signal.SIGTERM)
+        assert np.abs(outputs_of(large.result())["logits"] - network.logits(images)).max() < 1e-5
+        assert server.process.wait(timeout=20) == 0
+
+
+def test_second_signal_exits_at_once(repository: Path, tmp_path: Path, network: TinyNetwork) -> None:
+    with ServerProcess(repository, tmp_path / "server", "--max-batch-size", "1") as server:
+        # Kept in a name: gRPC cancels a call that nobody refers to.
+        large = server.stub.ModelInfer.future(infer_request(network.random_images(LARGE)), timeout=60)
+        time.sleep(0.1)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=2) == 128 + signal.SIGTERM
+        assert large.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_second_server_on_one_port_is_refused(
+    server: ServerProcess, repository: Path, network: TinyNetwork
+) -> None:
+    port = server.address.rpartition(":")[2]
+    ended = run_cli("serve", "--repository", str(repository), "--port", port)
+    assert ended.returncode == 1
+    assert f"foldserve serve: cannot listen on 127.0.0.1:{port}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert_serves(server, network)
+
+
+def test_missing_repository_is_one_readable_line(tmp_path: Path) -> None:
+    ended = run_cli("serve", "--repository", str(tmp_path / "nowhere"), "--port", "0")
+    assert ended.returncode == 1
+    assert "nowhere cannot be read" in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="needs a machine without an NVIDIA driver")
+def test_cuda_where_there_is_none_ends_the_start_up(repository: Path) -> None:
+    ended = run_cli("serve", "--repository", str(repository), "--port", "0", "--device", "cuda")
+    assert ended.returncode == 1
+    assert "cuda" in ended.stderr.lower()
+    assert "Traceback" not in ended.stderr

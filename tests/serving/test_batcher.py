@@ -1,0 +1,271 @@
+"""The batcher's promises, on the real class, driven step by step without threads or sleeps."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.batcher import Batcher, Outcome, Request
+from serving.errors import CancelledError, DeadlineExceededError, ResourceExhaustedError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pytest
+    from numpy.typing import NDArray
+
+POISON = 255  # a row that makes any execution holding it fail
+
+
+class Model:
+    """Doubles each row; fails where a row is POISON; records what it ran."""
+
+    def __init__(self) -> None:
+        self.executions: list[NDArray[np.uint8]] = []
+
+    def __call__(self, rows: NDArray[np.uint8]) -> list[NDArray[np.int64]]:
+        self.executions.append(rows)
+        if (rows == POISON).any():
+            raise RuntimeError("poisoned")
+        return [rows.astype(np.int64) * 2, rows.astype(np.int64) + 1]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Bench:
+    """A batcher with its model, clock and the outcomes it delivered, by request, in order."""
+
+    def __init__(
+        self, max_batch_size: int = 4, max_queue_rows: int = 100, max_queue_bytes: int = 10**6
+    ) -> None:
+        self.model, self.clock = Model(), Clock()
+        self.outcomes: list[tuple[Request, Outcome]] = []
+        self.batcher: Batcher[Request] = Batcher(
+            self.model,
+            max_batch_size=max_batch_size,
+            max_queue_rows=max_queue_rows,
+            max_queue_bytes=max_queue_bytes,
+            clock=self.clock,
+        )
+
+    def submit(self, *row_values: Sequence[int], deadline_s: float = math.inf) -> list[Request]:
+        requests = [
+            Request(rows=np.array(values, np.uint8)[:, None], deadline_s=deadline_s) for values in row_values
+        ]
+        self.batcher.submit(requests, lambda request, outcome: self.outcomes.append((request, outcome)))
+        return requests
+
+    def run(self) -> None:
+        while self.batcher.run_once():
+            pass
+
+    def outcome(self, request: Request) -> Outcome:
+        found = [outcome for other, outcome in self.outcomes if other is request]
+        assert len(found) == 1
+        return found[0]
+
+    def batch_sizes(self) -> list[int]:
+        return [len(rows) for rows in self.model.executions]
+
+
+def test_waiting_requests_share_one_execution_and_get_their_own_rows() -> None:
+    bench = Bench()
+    first, second = bench.submit([1], [2, 3])
+    bench.run()
+    assert bench.batch_sizes() == [3]
+    outcome = bench.outcome(first)
+    assert isinstance(outcome, tuple)
+    assert outcome[0].tolist() == [[2]]
+    outcome = bench.outcome(second)
+    assert isinstance(outcome, tuple)
+    assert outcome[0].tolist() == [[4], [6]]
+    assert outcome[1].tolist() == [[3], [4]]
+
+
+def test_request_larger_than_a_batch_is_cut_and_rejoined_in_order() -> None:
+    bench = Bench(max_batch_size=4)
+    (request,) = bench.submit(list(range(10)))
+    bench.run()
+    assert bench.batch_sizes() == [4, 4, 2]
+    outcome = bench.outcome(request)
+    assert isinstance(outcome, tuple)
+    assert outcome[0].ravel().tolist() == [2 * value for value in range(10)]
+
+
+def test_last_piece_of_a_large_request_shares_its_batch_with_the_next() -> None:
+    bench = Bench(max_batch_size=4)
+    bench.submit(list(range(6)), [7, 8])
+    bench.run()
+    assert bench.batch_sizes() == [4, 4]
+
+
+def test_full_queue_is_refused_at_once_and_says_how_full() -> None:
+    bench = Bench(max_queue_rows=3)
+    _, refused = bench.submit([1, 2], [3, 4])
+    outcome = bench.outcome(refused)
+    assert isinstance(outcome, ResourceExhaustedError)
+    assert "2 images" in str(outcome)
+    assert "at most 3" in str(outcome)
+
+
+def test_queue_is_bounded_in_bytes_too() -> None:
+    bench = Bench(max_queue_bytes=3)
+    _, refused = bench.submit([1, 2], [3, 4])
+    assert isinstance(bench.outcome(refused), ResourceExhaustedError)
+
+
+def test_empty_queue_takes_a_request_of_any_size() -> None:
+    bench = Bench(max_queue_rows=3)
+    (request,) = bench.submit(list(range(9)))
+    bench.run()
+    assert isinstance(bench.outcome(request), tuple)
+
+
+def test_room_in_the_queue_comes_back() -> None:
+    bench = Bench(max_queue_rows=3)
+    bench.submit([1, 2, 3])
+    bench.run()
+    bench.submit([1])
+    (request,) = bench.submit([1, 2])
+    bench.run()
+    assert isinstance(bench.outcome(request), tuple)
+
+
+def test_expired_request_never_reaches_the_model() -> None:
+    bench = Bench()
+    (late,) = bench.submit([1], deadline_s=1.0)
+    (other,) = bench.submit([2])
+    bench.clock.now_s = 1.0
+    bench.run()
+    assert isinstance(bench.outcome(late), DeadlineExceededError)
+    assert isinstance(bench.outcome(other), tuple)
+    assert [rows.tolist() for rows in bench.model.executions] == [[[2]]]
+
+
+def test_cancelled_request_never_reaches_the_model_and_frees_its_neighbour() -> None:
+    bench = Bench()
+    gone, other = bench.submit([1], [2])
+    gone.cancelled = True
+    bench.run()
+    assert isinstance(bench.outcome(gone), CancelledError)
+    assert isinstance(bench.outcome(other), tuple)
+    assert [rows.tolist() for rows in bench.model.executions] == [[[2]]]
+
+
+def test_failing_batch_is_retried_so_that_only_the_guilty_fails() -> None:
+    bench = Bench()
+    first, guilty, last = bench.submit([1], [POISON], [3])
+    bench.run()
+    assert isinstance(bench.outcome(first), tuple)
+    assert isinstance(bench.outcome(guilty), RuntimeError)
+    assert isinstance(bench.outcome(last), tuple)
+
+
+def test_model_that_loses_rows_fails_the_request() -> None:
+    outcomes: list[Outcome] = []
+    batcher: Batcher[Request] = Batcher(
+        lambda rows: [rows[:-1]], max_batch_size=4, max_queue_rows=9, max_queue_bytes=9
+    )
+    batcher.submit([Request(rows=np.zeros((2, 1)))], lambda _, outcome: outcomes.append(outcome))
+    batcher.run_once()
+    assert [str(outcome) for outcome in outcomes] == ["the model gave [1] rows for 2"]
+
+
+def test_raising_receiver_does_not_harm_the_next_one(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+
+    def explode(request: Request, outcome: Outcome) -> None:
+        raise ValueError("receiver's fault")
+
+    bench.batcher.submit([Request(rows=np.zeros((1, 1), np.uint8))], explode)
+    (other,) = bench.submit([2])
+    bench.run()
+    assert isinstance(bench.outcome(other), tuple)
+    assert "delivering an outcome failed" in caplog.text
+
+
+def test_closing_answers_what_waits_and_refuses_what_comes() -> None:
+    bench = Bench()
+    (waiting,) = bench.submit([1])
+    bench.batcher.close(grace_s=0)
+    (late,) = bench.submit([2])
+    assert isinstance(bench.outcome(waiting), UnavailableError)
+    assert isinstance(bench.outcome(late), UnavailableError)
+
+
+def test_threads_finish_everything_before_close_returns() -> None:
+    """The same promises with real threads: 200 requests on 3 instances, each answered once, none lost."""
+    bench = Bench(max_queue_rows=10_000)
+    bench.batcher.start(3)
+    requests = [request for value in range(200) for request in bench.submit([value % 250] * (1 + value % 7))]
+    bench.batcher.close(grace_s=20)
+    for request in requests:
+        outcome = bench.outcome(request)
+        assert isinstance(outcome, tuple)
+        assert (outcome[0] == request.rows.astype(np.int64) * 2).all()
+    assert not any(thread.name.startswith("batcher#") for thread in threading.enumerate())
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("submit"),
+            st.lists(st.lists(st.sampled_from([*range(9), POISON]), min_size=1, max_size=11)),
+        ),
+        st.tuples(st.just("submit until"), st.integers(0, 20)),
+        st.tuples(st.just("run"), st.none()),
+        st.tuples(st.just("wait"), st.integers(1, 10)),
+        st.tuples(st.just("cancel"), st.integers(0, 30)),
+    ),
+    max_size=25,
+)
+
+
+@given(steps=steps, max_batch_size=st.integers(1, 6), max_queue_rows=st.integers(1, 30))
+def test_any_schedule_gives_each_caller_one_outcome_of_its_own_rows(
+    steps: list[tuple[str, object]], max_batch_size: int, max_queue_rows: int
+) -> None:
+    bench = Bench(max_batch_size=max_batch_size, max_queue_rows=max_queue_rows)
+    requests: list[Request] = []
+    for action, argument in steps:
+        if action == "submit":
+            requests += bench.submit(*argument)  # type: ignore[misc]
+        elif action == "submit until":
+            requests += bench.submit([5], deadline_s=float(argument))  # type: ignore[arg-type]
+        elif action == "run":
+            bench.batcher.run_once()
+        elif action == "wait":
+            bench.clock.now_s += float(argument)  # type: ignore[arg-type]
+        elif requests:
+            requests[int(argument) % len(requests)].cancelled = True  # type: ignore[call-overload]
+    bench.run()
+    assert len(bench.outcomes) == len(requests)
+    assert all(size <= max_batch_size for size in bench.batch_sizes())
+    for request in requests:
+        outcome = bench.outcome(request)
+        poisoned = bool((request.rows == POISON).any())
+        if isinstance(outcome, tuple):
+            assert not poisoned
+            assert (outcome[0] == request.rows.astype(np.int64) * 2).all()
+            assert (outcome[1] == request.rows.astype(np.int64) + 1).all()
+        elif isinstance(outcome, RuntimeError):
+            assert poisoned
+        elif isinstance(outcome, DeadlineExceededError):
+            assert request.deadline_s <= bench.clock.now_s
+        elif isinstance(outcome, CancelledError):
+            assert request.cancelled
+        else:
+            assert isinstance(outcome, ResourceExhaustedError)
+    served = [request for request, outcome in bench.outcomes if isinstance(outcome, tuple)]
+    assert served == [request for request in requests if request in served], "order is kept"
