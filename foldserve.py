@@ -23,6 +23,7 @@ from pydantic_settings import (
 from demo.config import DemoConfig
 from export.config import ExportConfig
 from export.errors import ExportError
+from export.inspection.config import InspectConfig
 from imaging import ImageError
 from serving.config import ClassifyConfig, ListConfig, ServeConfig, VerifyConfig
 from serving.errors import ServingError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _RUNS = {
     TrainConfig: "training.run:train",
+    InspectConfig: "export.inspection.command:inspect",
     ExportConfig: "export.pipeline:export_model",
     ServeConfig: "serving.server:serve",
     ClassifyConfig: "serving.classify_command:classify",
@@ -70,6 +72,7 @@ class Foldserve(BaseSettings):
     )
 
     train: CliSubCommand[TrainConfig] = Field(description="train a network, with progress, curves and resume")
+    inspect: CliSubCommand[InspectConfig] = Field(description="show a network layer by layer, with its figures")
     export: CliSubCommand[ExportConfig] = Field(description="checkpoint -> folded, verified model version")
     serve: CliSubCommand[ServeConfig] = Field(description="serve a repository over gRPC")
     classify: CliSubCommand[ClassifyConfig] = Field(description="ask a running server for labels of pictures")

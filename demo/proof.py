@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
+from export.reference import in_batches
 from serving.artifact import IMAGE, LOGITS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
-    from torch import nn
 
     from serving.session import Session
 
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 
 # Float32 sums in another order differ by some 1e-5 at logits of 20; a wrong fold or border errs by 1e-2 and more.
 MAX_LOGIT_DIFFERENCE = 1e-4
-
-# Large enough that the time goes into arithmetic, small enough for any message limit at 28x28.
-_BATCH_ROWS = 500
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ def compare_all(
     """Hold ``others`` (name, logits [N, K]) against ``reference`` [N, K]; the first row is the reference itself."""
     return [
         compare(name, logits, reference, labels)
-        for name, logits in [("PyTorch (unfolded, eval, CPU)", reference), *others]
+        for name, logits in [("PyTorch (unfolded, eval)", reference), *others]
     ]
 
 
@@ -80,24 +76,6 @@ def compare(name: str, logits: Logits, reference: Logits, labels: NDArray[np.int
     )
 
 
-def torch_logits(module: nn.Module, images: NDArray[np.uint8]) -> Logits:
-    """Return the logits of ``module``, which must be in eval mode, on the CPU."""
-    assert not module.training
-
-    @torch.inference_mode()
-    def forward(batch: NDArray[np.uint8]) -> Logits:
-        logits: Logits = module(torch.from_numpy(batch)).numpy()
-        return logits
-
-    return in_batches(forward, images)
-
-
 def session_logits(session: Session, images: NDArray[np.uint8]) -> Logits:
     """Return the logits of an ONNX Runtime session in this process."""
     return in_batches(lambda batch: session.run([LOGITS], {IMAGE: batch})[0], images)
-
-
-def in_batches(forward: Callable[[NDArray[np.uint8]], Logits], images: NDArray[np.uint8]) -> Logits:
-    """Return ``forward`` of all ``images`` [N, C, H, W], some hundred rows at a time."""
-    starts = range(0, len(images), _BATCH_ROWS)
-    return np.concatenate([forward(images[start : start + _BATCH_ROWS]) for start in starts])

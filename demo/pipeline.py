@@ -1,0 +1,111 @@
+"""`foldserve demo`: train, export, serve, classify, and prove that what was trained is what is served."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from demo.proof import compare_all, session_logits
+from demo.server_process import running_server
+from demo.terminal import print_proof, print_step, print_where
+from export.config import ExportConfig
+from export.pipeline import export_model
+from export.reference import TorchReference, in_batches
+from serving.artifact import LOGITS, list_versions, read_artifact
+from serving.classify_command import classify
+from serving.client import Client
+from serving.config import ClassifyConfig
+from serving.session import Session
+from training.checkpoint import load_checkpoint
+from training.config import TrainConfig
+from training.datasets import load_dataset
+from training.run import train
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from demo.config import DemoConfig
+    from demo.proof import Comparison
+    from training.datasets import Dataset
+
+MODEL = "lenet"
+
+
+def run_demo(config: DemoConfig) -> int:
+    """Do all of it and return 0; 1 where the served answers are not those of the trained network.
+
+    Raises:
+        TrainingError, ExportError, ServingError: a step failed; the message says which and what to do.
+    """
+    console = Console(highlight=False)
+    log = config.run_dir / "server.log"
+    print_step(console, 1, "Train")
+    train(_train_config(config))
+    print_step(console, 2, "Export")
+    version = _export(config)
+    dataset = load_dataset("fashion-mnist", config.data_dir)
+    pictures = save_samples(dataset, config.run_dir / "report" / "samples")
+    print_step(console, 3, "Serve, and classify a test picture of each class")
+    with running_server(config.repository, device=config.device, log=log) as address:
+        classify(ClassifyConfig(images=pictures, model=MODEL, model_version=version.name, server=address, top_k=2))
+        print_step(console, 4, "Prove")
+        session = Session(read_artifact(version).model, device=config.device)
+        rows = prove(config.run_dir, version, address, dataset, session)
+    print_proof(console, rows, session.provider)
+    print_where(console, config.run_dir, version, log)
+    return 0 if all(row.passed for row in rows) else 1
+
+
+def prove(run_dir: Path, version: Path, address: str, dataset: Dataset, session: Session) -> list[Comparison]:
+    """Answer all test images three ways and hold them against the first: PyTorch, ONNX Runtime here, the server."""
+    images, labels = dataset.test_images.numpy(), dataset.test_labels.numpy()
+    with Client(address) as client:
+        served = in_batches(
+            lambda batch: client.infer(version.parent.name, batch, version.name)[LOGITS], images
+        )
+    return compare_all(
+        TorchReference(load_checkpoint(run_dir).build()).logits(images),
+        [
+            ("ONNX Runtime (in process)", session_logits(session, images)),
+            ("served (over gRPC)", served),
+        ],
+        labels,
+    )
+
+
+def save_samples(dataset: Dataset, folder: Path) -> list[Path]:
+    """Write the first test image of each class as ``folder/LABEL.png`` and return the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = dataset.test_labels.numpy()
+    paths = []
+    for index, label in enumerate(dataset.labels):
+        path = folder / f"{label.replace('/', '-').replace(' ', '-')}.png"
+        image = dataset.test_images[int(np.argmax(targets == index))].numpy()  # [1, 28, 28]
+        Image.fromarray(image[0]).save(path)
+        paths.append(path)
+    return paths
+
+
+def _train_config(config: DemoConfig) -> TrainConfig:
+    chosen = {} if config.epochs is None else {"epochs": config.epochs}
+    return TrainConfig.model_validate(
+        {"run_dir": config.run_dir, "device": config.device, "data_dir": config.data_dir, **chosen}
+    )
+
+
+def _export(config: DemoConfig) -> Path:
+    """Export, unless the newest version is already this very model, and return its folder."""
+    export_model(
+        ExportConfig(
+            source=config.run_dir,
+            repository=config.repository,
+            name=MODEL,
+            data_dir=config.data_dir,
+            skip_same=True,
+        )
+    )
+    model_folder = config.repository / MODEL
+    return model_folder / str(list_versions(model_folder)[-1])

@@ -1,0 +1,65 @@
+"""What the tests of several parts share: one short run of the whole path, and what a GPU test lacks."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """A finished `foldserve demo` of one epoch on the real Fashion-MNIST."""
+
+    folder: Path
+    output: str
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "runs" / "lenet"
+
+    @property
+    def repository(self) -> Path:
+        return self.folder / "models"
+
+    @property
+    def version(self) -> Path:
+        return self.repository / "lenet" / "1"
+
+
+def run_demo(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "foldserve", "demo", "--epochs", "1"]
+    command += ["--run-dir", str(folder / "runs" / "lenet"), "--repository", str(folder / "models")]
+    return subprocess.run([*command, *flags], capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
+    """The demo, once for all tests that look at what it leaves; they must not change it."""
+    folder = tmp_path_factory.mktemp("demo")
+    done = run_demo(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return DemoRun(folder, done.stdout)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    lack = what_a_gpu_test_lacks() if any(item.get_closest_marker("gpu") for item in items) else None
+    for item in items:
+        if lack and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason=lack))
+
+
+def what_a_gpu_test_lacks() -> str | None:
+    """None where CUDA works for both PyTorch and ONNX Runtime."""
+    import torch
+
+    from serving.session import cuda_is_present
+
+    if not cuda_is_present():
+        return "needs onnxruntime-gpu: the installed onnxruntime has no CUDA provider"
+    if not torch.cuda.is_available():
+        return "needs an NVIDIA GPU with its driver: PyTorch finds none"
+    return None

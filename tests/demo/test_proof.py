@@ -1,0 +1,48 @@
+"""The comparison behind the demo's table: what passes, and above all what must not."""
+
+import numpy as np
+import pytest
+
+from demo.proof import MAX_LOGIT_DIFFERENCE, compare, compare_all
+
+LABELS = np.array([0, 1, 2, 0], np.int64)
+REFERENCE = np.array([[9, 1, 0], [0, 8, 1], [1, 0, 7], [2, 6, 0]], np.float32)  # the last one is wrong
+
+
+def changed(row: int, column: int, difference: float) -> np.ndarray:
+    logits = REFERENCE.copy()
+    logits[row, column] += difference
+    return logits
+
+
+def test_the_reference_agrees_with_itself() -> None:
+    (row,) = compare_all(REFERENCE, [], LABELS)
+    assert row.passed
+    assert (row.correct, row.identical, row.count, row.max_difference) == (3, 4, 4, 0.0)
+    assert row.accuracy == 0.75
+
+
+def test_differences_within_the_tolerance_pass() -> None:
+    assert compare("other", changed(0, 0, 0.9 * MAX_LOGIT_DIFFERENCE), REFERENCE, LABELS).passed
+
+
+@pytest.mark.parametrize("difference", [2 * MAX_LOGIT_DIFFERENCE, -1.0, np.inf, -np.inf, np.nan])
+def test_one_logit_too_far_fails(difference: float) -> None:
+    with np.errstate(invalid="ignore"):
+        assert not compare("other", changed(2, 1, difference), REFERENCE, LABELS).passed
+
+
+def test_another_prediction_counts_only_where_the_reference_is_decided() -> None:
+    close = REFERENCE.copy()
+    close[0] = [9, 9 - MAX_LOGIT_DIFFERENCE / 2, 0]
+    other = close.copy()
+    other[0, :2] = close[0, 1], close[0, 0]
+    row = compare("other", other, close, LABELS)
+    assert (row.identical, row.undecided, row.passed) == (3, 1, True)
+
+
+def test_another_decided_prediction_fails_even_if_the_tolerance_were_kept() -> None:
+    """Rows swapped: the distribution of logits and even the accuracy may stay, the predictions do not."""
+    row = compare("other", REFERENCE[[1, 0, 2, 3]], REFERENCE, LABELS)
+    assert not row.passed
+    assert row.identical == 2

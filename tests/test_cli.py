@@ -1,0 +1,108 @@
+"""The console script: one validated settings object a command, one readable line an error."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+import foldserve
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = {
+    "train": "train",
+    "inspect": "inspect",
+    "export": "export",
+    "serve": "serve",
+    "classify": "classify",
+    "models list": "list",
+    "models verify": "verify",
+    "demo": "demo",
+}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-m", "foldserve", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        foldserve.main([*command.split(), "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: foldserve {command}")
+
+
+@pytest.mark.parametrize("config", foldserve._RUNS, ids=lambda config: config.__name__)
+def test_every_flag_has_a_help_text(config: type[BaseModel]) -> None:
+    silent = [name for name, field in config.model_fields.items() if not field.description]
+    assert not silent
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_unknown_flag_is_named_and_the_near_miss_suggested(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    positional = ["something"] if command in ("export", "classify") else []
+    assert foldserve.main([*command.split(), *positional, "--hepl"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"foldserve {command}: unknown argument --hepl; did you mean --help?")
+    assert error.count("\n") == 1
+
+
+def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert foldserve.main(["trian"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("foldserve: ")
+    assert "'trian'" in error
+    assert "train" in error
+    assert error.count("\n") == 1
+
+
+def test_no_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        foldserve.main([])
+    assert "subcommands" in capsys.readouterr().out
+
+
+def test_a_missing_required_flag_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert foldserve.main(["classify", "picture.png"]) == 2
+    assert "--model is required" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["-1", "ten"])
+def test_a_bad_value_is_shown_with_its_flag(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert foldserve.main(["train", f"--epochs={value}"]) == 2
+    error = capsys.readouterr().err
+    assert "--epochs" in error
+    assert value in error
+    assert error.count("\n") == 1
+
+
+def test_an_expected_error_is_one_line_and_its_traceback_comes_with_debug(tmp_path: Path) -> None:
+    missing = str(tmp_path / "nothing-here")
+    plain = run("export", missing, "--repository", str(tmp_path / "models"))
+    assert plain.returncode == 1
+    assert plain.stderr.startswith("foldserve export: ")
+    assert missing in plain.stderr
+    assert plain.stderr.count("\n") == 1
+    debugged = run("export", missing, "--repository", str(tmp_path / "models"), "--debug")
+    assert debugged.returncode == 1
+    assert "Traceback" in debugged.stderr
+
+
+@pytest.mark.parametrize("document", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md"))])
+def test_commands_in_the_documents_parse(document: str) -> None:
+    """Every `foldserve ...` line of a shell block is one that the console script takes."""
+    blocks = re.findall(r"```(?:sh|console|bash)\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
+    text = "\n".join(blocks).replace("\\\n", " ")
+    lines = [line.removeprefix("$ ").removeprefix(".venv/bin/") for line in text.splitlines()]
+    commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("foldserve ")]
+    for words in commands:
+        if "--help" not in words:
+            assert isinstance(foldserve._parse([word for word in words if word != "--debug"]), BaseModel)
+    if document == "README.md":
+        assert len(commands) >= 5
