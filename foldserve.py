@@ -1,6 +1,6 @@
 """The console script `foldserve`: flags become one validated settings object, which one function carries out.
 
-Only the settings are imported here; each command's own imports (torch, ONNX Runtime, gRPC) wait until it runs.
+Only the settings are imported here; what a command needs (torch, ONNX Runtime, gRPC) waits until it runs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from training.errors import TrainingError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_RUNS = {
+_RUNS: dict[type[BaseModel], str] = {
     TrainConfig: "training.run:train",
     InspectConfig: "export.inspection.command:inspect",
     ExportConfig: "export.pipeline:export_model",
@@ -44,11 +44,17 @@ _RUNS = {
     DemoConfig: "demo.pipeline:run_demo",
 }
 
-# Errors whose message is meant for the person at the terminal. Anything else is a bug and keeps its traceback.
+# Errors whose message is for the person at the terminal. Anything else is a bug and keeps its traceback.
 _EXPECTED = (TrainingError, ExportError, ServingError, ImageError, OSError)
 
 # Which extra brings a package that a command turned out to lack.
-_EXTRAS = {"torch": "train", "matplotlib": "train", "onnx": "export", "onnxscript": "export", "onnxruntime": "cpu"}
+_EXTRAS = {
+    "torch": "train",
+    "matplotlib": "train",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "cpu",
+}
 
 
 class Models(BaseModel, frozen=True):
@@ -59,7 +65,7 @@ class Models(BaseModel, frozen=True):
 
 
 class Foldserve(BaseSettings):
-    """Train a convolutional network, export it with batch norm folded in, and serve exactly what was trained."""
+    """Train a convolutional network, export it with batch norm folded in, serve exactly what was trained."""
 
     model_config = SettingsConfigDict(
         cli_prog_name="foldserve",
@@ -68,11 +74,11 @@ class Foldserve(BaseSettings):
         cli_hide_none_type=True,
         cli_avoid_json=True,
         cli_exit_on_error=False,
-        cli_enforce_required=False,  # pydantic's own message names the flag; argparse's would need a second style
+        cli_enforce_required=False,  # left to pydantic, so that all messages are of one style
     )
 
     train: CliSubCommand[TrainConfig] = Field(description="train a network, with progress, curves and resume")
-    inspect: CliSubCommand[InspectConfig] = Field(description="show a network layer by layer, with its figures")
+    inspect: CliSubCommand[InspectConfig] = Field(description="show a network's layers, with their figures")
     export: CliSubCommand[ExportConfig] = Field(description="checkpoint -> folded, verified model version")
     serve: CliSubCommand[ServeConfig] = Field(description="serve a repository over gRPC")
     classify: CliSubCommand[ClassifyConfig] = Field(description="ask a running server for labels of pictures")
@@ -138,7 +144,9 @@ def _command_names(words: list[str]) -> list[str]:
 
 def _one_line(error: SettingsError | ValidationError) -> str:
     if isinstance(error, ValidationError):
-        return "; ".join(_describe(detail["loc"], detail["msg"], detail["input"]) for detail in error.errors())
+        return "; ".join(
+            _describe(detail["loc"], detail["msg"], detail["input"]) for detail in error.errors()
+        )
     text = str(error).removeprefix("error parsing CLI: ")
     start = "unrecognized arguments: "
     if start in text:
@@ -150,7 +158,9 @@ def _one_line(error: SettingsError | ValidationError) -> str:
 
 def _describe(location: tuple[int | str, ...], message: str, given: object) -> str:
     # ("train", "lr") -> "--lr"; the message of a validator of ours arrives with a prefix of pydantic's.
-    names = [str(part) for part in location if not isinstance(part, int) and part not in Foldserve.model_fields]
+    names = [
+        str(part) for part in location if not isinstance(part, int) and part not in Foldserve.model_fields
+    ]
     flag = "--" + names[-1].replace("_", "-") if names and names != ["list"] else ""
     text = message.removeprefix("Value error, ")
     if text == "Field required":
@@ -161,7 +171,8 @@ def _describe(location: tuple[int | str, ...], message: str, given: object) -> s
 
 def _all_flags() -> list[str]:
     return sorted(
-        {"--" + name.replace("_", "-") for config in _RUNS for name in config.model_fields} | {"--debug", "--help"}
+        {"--" + name.replace("_", "-") for config in _RUNS for name in config.model_fields}
+        | {"--debug", "--help"}
     )
 
 

@@ -50,7 +50,9 @@ def run_demo(config: DemoConfig) -> int:
     pictures = save_samples(dataset, config.run_dir / "report" / "samples")
     print_step(console, 3, "Serve, and classify a test picture of each class")
     with running_server(config.repository, device=config.device, log=log) as address:
-        classify(ClassifyConfig(images=pictures, model=MODEL, model_version=version.name, server=address, top_k=2))
+        classify(
+            ClassifyConfig(images=pictures, model=MODEL, model_version=version.name, server=address, top_k=2)
+        )
         print_step(console, 4, "Prove")
         session = Session(read_artifact(version).model, device=config.device)
         rows = prove(config.run_dir, version, address, dataset, session)
@@ -60,7 +62,7 @@ def run_demo(config: DemoConfig) -> int:
 
 
 def prove(run_dir: Path, version: Path, address: str, dataset: Dataset, session: Session) -> list[Comparison]:
-    """Answer all test images three ways and hold them against the first: PyTorch, ONNX Runtime here, the server."""
+    """Answer all test images with PyTorch, ONNX Runtime here and the server, and compare."""
     images, labels = dataset.test_images.numpy(), dataset.test_labels.numpy()
     with Client(address) as client:
         served = in_batches(

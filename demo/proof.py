@@ -1,8 +1,9 @@
 """The proof: PyTorch as trained, ONNX Runtime in this process and the server over gRPC answer alike.
 
-All three see the same uint8 images. The reference is the unfolded PyTorch network in eval mode on the CPU; the
-others must give its logits within `MAX_LOGIT_DIFFERENCE`, and its predictions wherever these are decided: where the
-reference's two best logits are closer than twice the tolerance, either of them is a right answer.
+All three see the same uint8 images. The reference is the unfolded PyTorch network in eval mode on the CPU.
+The others must give its logits within `MAX_LOGIT_DIFFERENCE`, and its predictions wherever these are
+decided: where the two best logits of the reference are closer than twice the tolerance, either of them is a
+right answer.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     Logits = NDArray[np.float32]
 
-# Float32 sums in another order differ by some 1e-5 at logits of 20; a wrong fold or border errs by 1e-2 and more.
+# Float32 sums in another order differ by some 1e-5 at logits of 20; a wrong fold or border by 1e-2 and more.
 MAX_LOGIT_DIFFERENCE = 1e-4
 
 
@@ -49,7 +50,7 @@ class Comparison:
 def compare_all(
     reference: Logits, others: Sequence[tuple[str, Logits]], labels: NDArray[np.int64]
 ) -> list[Comparison]:
-    """Hold ``others`` (name, logits [N, K]) against ``reference`` [N, K]; the first row is the reference itself."""
+    """Hold ``others`` (name, logits [N, K]) against ``reference`` [N, K], which is also the first row."""
     return [
         compare(name, logits, reference, labels)
         for name, logits in [("PyTorch (unfolded, eval)", reference), *others]

@@ -61,7 +61,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
                 raise UnavailableError(f"the server has nothing to serve: {line} (see {log})")
         if ended:
             raise UnavailableError(
-                f"the server ended with status {process.returncode}: {lines[-1] if lines else 'no output'} (see {log})"
+                f"the server ended with status {process.returncode}: "
+                f"{lines[-1] if lines else 'no output'} (see {log})"
             )
         time.sleep(_POLL_S)
     raise UnavailableError(f"the server was not ready within {_START_LIMIT_S:.0f} s (see {log})")

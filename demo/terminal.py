@@ -1,4 +1,4 @@
-"""What the person at the terminal sees of a demo: its steps, the proof as a table, and where everything is."""
+"""What the person at the terminal sees of a demo: its steps, the proof, and where everything was left."""
 
 from __future__ import annotations
 
@@ -69,4 +69,6 @@ def print_where(console: Console, run_dir: Path, version: Path, log: Path) -> No
     for name, path in places.items():
         assert path.exists(), path
         console.print(f"{name:<17} {path}", soft_wrap=True)
-    console.print(f"\nServe it yourself: foldserve serve --repository {version.parent.parent}", soft_wrap=True)
+    console.print(
+        f"\nServe it yourself: foldserve serve --repository {version.parent.parent}", soft_wrap=True
+    )

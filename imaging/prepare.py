@@ -1,9 +1,9 @@
 """Decode an encoded image and bring it to a network's input size.
 
-The rule, in order: decode; turn upright by the EXIF orientation; composite transparency over white, as viewers
-show it; convert to the colours asked for; scale the shorter side to ``resize_shorter_side`` with antialiasing;
-cut the centre. Training's evaluation, the exporter's golden pairs and the server all call this one function, so an
-image cannot be prepared by two pieces of code.
+The rule, in order: decode; turn upright by the EXIF orientation; composite transparency over white, as
+viewers do; convert to the colours asked for; scale the shorter side to ``resize_shorter_side`` with
+antialiasing; cut the centre. Training's evaluation, the exporter and the server all call this one function,
+so an image cannot be prepared by two pieces of code.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ImageError(ValueError):
 class ImageSpec:
     """What a network takes: colours, size in pixels, and how an image of another size is brought to it.
 
-    ``resize_shorter_side`` is the length in pixels that an image's shorter side is scaled to before the centre
+    ``resize_shorter_side`` is the length in pixels that the shorter side is scaled to before the centre
     of ``height`` x ``width`` is cut; an image that already has exactly the input size is left as it is.
     """
 
@@ -47,11 +47,13 @@ class ImageSpec:
         if self.channel_order not in ("L", "RGB"):
             raise ValueError(f"channel_order is {self.channel_order!r}; expected 'L' (grey) or 'RGB'")
         if min(self.height, self.width) < 1:
-            raise ValueError(f"the input size is {self.height}x{self.width}; both sides must be at least 1 pixel")
+            raise ValueError(
+                f"the input size is {self.height}x{self.width}; both sides must be at least 1 pixel"
+            )
         if self.resize_shorter_side < max(self.height, self.width):
             raise ValueError(
-                f"resize_shorter_side is {self.resize_shorter_side}, shorter than the {self.height}x{self.width} "
-                "that is cut from the scaled image"
+                f"resize_shorter_side is {self.resize_shorter_side}, shorter than the "
+                f"{self.height}x{self.width} that is cut from the scaled image"
             )
 
     @property
@@ -102,7 +104,9 @@ def decode_image(encoded: bytes, channel_order: ChannelOrder) -> Image.Image:
         raise ImageError(str(error)) from None
     except ImageError:
         raise
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged files: struct.error, SyntaxError, ...
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise many kinds on damaged files: struct.error, SyntaxError, ...
         raise ImageError(f"damaged image: {error}") from error
     return _to_colours(upright, channel_order)
 

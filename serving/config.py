@@ -62,7 +62,7 @@ class ClassifyConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docst
 
 
 class ListConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
-    """List the models in a repository, or those of a running server."""
+    """List the models in a repository, or those of a running server (exit status 1 where it serves none)."""
 
     repository: Path | None = None
     """Folder of models to read."""

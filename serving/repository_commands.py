@@ -19,7 +19,7 @@ _HEADINGS: Row = ("MODEL", "VERSION", "STATE", "DETAILS")
 
 
 def list_models(config: ListConfig) -> int:
-    """Print a line for each version, and return 0.
+    """Print a line for each version; return 0, or 1 where a server was asked that serves none of them.
 
     Raises:
         ServingError: the repository cannot be read, or no server answers.
@@ -32,7 +32,8 @@ def list_models(config: ListConfig) -> int:
         _print_table(rows)
     else:
         print(f"no models in {config.repository or config.server or DEFAULT_SERVER}")
-    return 0
+    asked_server = config.repository is None
+    return 1 if asked_server and not any(state == "READY" for _, _, state, _ in rows) else 0
 
 
 def verify_models(config: VerifyConfig) -> int:

@@ -34,7 +34,7 @@ INNER = {
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Every module that the file imports, wherever in the file; those for type checking alone do not count."""
+    """Every module that the file imports, wherever in it; those for type checking alone do not count."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -79,7 +79,9 @@ def test_only_the_session_module_imports_onnxruntime() -> None:
 def test_import_checker_sees_imports_inside_functions(tmp_path: Path) -> None:
     """The check itself: an import hidden in a function body is found, one for types alone is not."""
     source = tmp_path / "hidden.py"
-    source.write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import onnx\ndef f():\n    import torch\n")
+    source.write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import onnx\ndef f():\n    import torch\n"
+    )
     assert imported_modules(source) == {"typing", "torch"}
 
 

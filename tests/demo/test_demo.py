@@ -87,7 +87,9 @@ with triton.InferenceServerClient(sys.argv[1]) as client:
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, rtol=0, atol=1e-5)
 
 
-def test_a_repository_with_nothing_sound_is_reported_with_the_reason(demo_run: DemoRun, tmp_path: Path) -> None:
+def test_a_repository_with_nothing_sound_is_reported_with_the_reason(
+    demo_run: DemoRun, tmp_path: Path
+) -> None:
     repository = tmp_path / "models"
     shutil.copytree(demo_run.repository, repository)
     model = repository / "lenet" / "1" / "model.onnx"

@@ -69,7 +69,7 @@ def test_training_sees_augmented_images_and_evaluation_never_does(tiny: Dataset,
 
 def test_mirroring_is_left_out_where_it_changes_the_class(tiny: Dataset, tiny_config: TrainConfig):
     assert start(tiny_config, tiny)[0].trainer.augmentation == Augmentation(
-        2, flip=False, erase_probability=0.0
+        1, flip=False, erase_probability=0.0
     )
 
 
