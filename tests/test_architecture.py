@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,17 @@ def test_only_the_session_module_imports_onnxruntime() -> None:
         if "onnxruntime" in imported_modules(path)
     }
     assert importers == {"serving/session.py"}
+
+
+def test_every_package_is_installed() -> None:
+    """The list in pyproject.toml is written by hand; a package missing there is missing from every wheel."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for package in ALLOWED
+        for path in (ROOT / package).rglob("__init__.py")
+    }
+    assert sorted(found) == sorted(listed)
 
 
 def test_import_checker_sees_imports_inside_functions(tmp_path: Path) -> None:

@@ -53,10 +53,10 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     augment: bool = True
     """Augment the training images: random crop, mirroring where that keeps the class, random erasing."""
 
-    crop_padding: int = Field(2, ge=0)
+    crop_padding: int = Field(1, ge=0)
     """Pixels of black border from which the random crop is cut."""
 
-    erase_probability: float = Field(0.25, ge=0, le=1)
+    erase_probability: float = Field(0.0, ge=0, le=1)
     """Probability with which a rectangle of a training image is blackened."""
 
     batch_norm: bool = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -196,10 +195,8 @@ def test_a_refused_connection_fails_at_once_and_every_place_is_explained(cache: 
 def test_a_silent_mirror_is_given_up_after_the_timeout(cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(download_module, "TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        started = time.monotonic()
         with pytest.raises(DatasetError, match="timed out"):
             read(cache, f"http://127.0.0.1:{silent.getsockname()[1]}")
-    assert time.monotonic() - started < 2
 
 
 def test_a_cache_that_cannot_be_written_is_explained(tmp_path: Path, mirror: Mirror):
@@ -222,7 +219,9 @@ def test_a_debian_package_is_unpacked_without_being_installed(
     subprocess.run(["dpkg-deb", "-b", tree, tmp_path / "small_1_all.deb"], check=True, capture_output=True)
     programs = tmp_path / "programs"
     programs.mkdir()
-    (programs / "apt-get").write_text(f'#!/bin/sh\n[ "$1" = download ] && cp {tmp_path}/small_1_all.deb .\n')
+    (programs / "apt-get").write_text(
+        f'#!/bin/sh\ncase "$*" in *" download small") cp {tmp_path}/small_1_all.deb . ;; esac\n'
+    )
     (programs / "apt-get").chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{Path('/usr/bin')}:{Path('/bin')}")
     source = make_source(Path("/usr/share/small"), package="small")

@@ -29,13 +29,27 @@ def unpacked_package(package: str) -> Iterator[Path]:
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         raise DatasetError("apt-get and dpkg are not there: not a Debian system")
     with tempfile.TemporaryDirectory(prefix="foldserve-") as folder:
-        # "Sandbox::User" because apt's own user may not write into a private temporary folder.
-        _run(["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", package], folder, _APT_TIMEOUT_S)
+        # Package lists of our own: a fresh machine has none, and only root may fetch the system's.
+        Path(folder, "lists").mkdir()
+        apt = ["apt-get", "-qq", *_options(f"{folder}/lists")]
+        _run([*apt, "update"], folder, _APT_TIMEOUT_S)
+        _run([*apt, "download", package], folder, _APT_TIMEOUT_S)
         packages = list(Path(folder).glob("*.deb"))
         if len(packages) != 1:
             raise DatasetError(f"apt-get download {package} left {len(packages)} packages, expected 1")
         _run(["dpkg", "-x", packages[0].name, "unpacked"], folder, _UNPACK_TIMEOUT_S)
         yield Path(folder) / "unpacked"
+
+
+def _options(lists: str) -> list[str]:
+    options = {
+        "Dir::State::Lists": lists,
+        "Dir::Cache::pkgcache": "",  # caches of these lists would be written into the system's folder
+        "Dir::Cache::srcpkgcache": "",
+        "Debug::NoLocking": "1",  # the system's lock is not ours to take, and nothing of the system is changed
+        "APT::Sandbox::User": "root",  # apt's own user may not write into a private temporary folder
+    }
+    return [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
 
 
 def _run(command: list[str], folder: str, timeout_s: float) -> None:
