@@ -1,5 +1,6 @@
 """What the tests of several parts share: one short run of the whole path, and what a GPU test lacks."""
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+# As in the console script: tests, and the processes they start, share the processors.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @dataclass(frozen=True)
