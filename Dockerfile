@@ -1,32 +1,35 @@
 # Two images from one file: `server` carries no torch and no compiler, `jobs` trains and exports.
 
 FROM python:3.11-slim AS base
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1
 WORKDIR /app
-# A fixed user, so that named volumes and host folders can be given to it; the folders are its own from the start,
-# because a new named volume takes over the owner of the folder it is mounted on.
+# A fixed user, so that host folders can be given to it. The folders are its own from the start, because a new named
+# volume takes over the owner of the folder it is mounted on.
 RUN useradd --uid 1000 --create-home foldserve \
     && mkdir /models /runs /cache && chown foldserve:foldserve /models /runs /cache
-COPY constraints.txt ./
-RUN pip install --constraint constraints.txt setuptools
-COPY pyproject.toml README.md foldserve.py ./
-COPY demo demo
-COPY export export
-COPY imaging imaging
-COPY serving serving
-COPY training training
+COPY constraints.txt pyproject.toml README.md ./
+# Empty packages stand in for the sources while the dependencies are installed, so that a change of the sources does
+# not install them anew.
+RUN pip install --quiet --constraint constraints.txt setuptools \
+    && touch foldserve.py \
+    && python -c "import pathlib, tomllib; setup = tomllib.loads(pathlib.Path('pyproject.toml').read_text()); \
+[pathlib.Path(name.replace('.', '/')).mkdir(parents=True, exist_ok=True) for name in setup['tool']['setuptools']['packages']]"
 
 FROM base AS jobs
-RUN pip install --constraint constraints.txt --no-build-isolation torch==2.13.0 '.[train,export,cpu]'
+RUN pip install --quiet --constraint constraints.txt --no-build-isolation torch==2.13.0 '.[train,export,cpu]'
+COPY . .
+RUN pip install --quiet --no-deps --no-build-isolation --force-reinstall .
 ENV XDG_CACHE_HOME=/cache
 USER foldserve
-WORKDIR /
+WORKDIR /home/foldserve
 ENTRYPOINT ["foldserve"]
 
 FROM base AS server
-RUN pip install --constraint constraints.txt --no-build-isolation '.[cpu]'
+RUN pip install --quiet --constraint constraints.txt --no-build-isolation '.[cpu]'
+COPY . .
+RUN pip install --quiet --no-deps --no-build-isolation --force-reinstall .
 USER foldserve
-WORKDIR /
+WORKDIR /home/foldserve
 EXPOSE 8001
 ENTRYPOINT ["foldserve"]
 CMD ["serve", "--repository", "/models", "--host", "0.0.0.0"]
