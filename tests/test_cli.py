@@ -46,7 +46,7 @@ def test_every_flag_has_a_help_text(config: type[BaseModel]) -> None:
 def test_an_unknown_flag_is_named_and_the_near_miss_suggested(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    positional = ["something"] if command in ("export", "classify") else []
+    positional = ["something"] if command in ("inspect", "export", "classify") else []
     assert foldserve.main([*command.split(), *positional, "--hepl"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"foldserve {command}: unknown argument --hepl; did you mean --help?")

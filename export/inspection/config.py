@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 
 from pydantic import BaseModel, Field, field_validator
-from pydantic_settings import CliPositionalArg
+from pydantic_settings import CliPositionalArg  # noqa: TC002  # pydantic resolves it at run time
 
 _SHAPE = re.compile(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)")
 
 
 class InspectConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
-    """Show a network layer by layer: output shape, kernel, stride, padding, parameters, MACs, receptive field."""
+    """Show a network layer by layer: shapes, kernels, parameters, MACs and receptive fields."""
 
     target: CliPositionalArg[str]
-    """A network's name (lenet, alexnet, resnet), your own as package.module:factory, a run folder, a checkpoint, a
-    model version's folder or an .onnx file."""
+    """A network's name (lenet, alexnet, resnet), your own as package.module:factory, a run folder, a
+    checkpoint, a model version's folder or an .onnx file."""
 
     input: str | None = None
-    """Channels, height and width of the image, as 3x224x224; 1x28x28 for a name, elsewhere what the file says."""
+    """The image's channels, height and width, as 3x224x224; 1x28x28 for a name, else what the file says."""
 
     classes: int | None = Field(None, ge=1)
     """Number of classes of a network given by name; 10 by default."""
@@ -33,7 +33,7 @@ class InspectConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstr
     """Batch norm after each convolution of a network given by name."""
 
     arch: str | None = None
-    """Your own network, as package.module:factory, that the checkpoint was trained with: naming it runs its code."""
+    """Your own network that the checkpoint was trained with, as package.module:factory; its code is run."""
 
     @field_validator("input")
     @classmethod

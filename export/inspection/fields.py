@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from export.inspection.receptive_field import ReceptiveField, join
+from export.inspection.shapes import known_shape
 from export.inspection.windows import read_window
 
 if TYPE_CHECKING:
@@ -36,9 +37,16 @@ def field_after(node: ir.Node, fields: Mapping[ir.Value, ReceptiveField]) -> Rec
     if node.op_type in _UNDEFINED or not sources or any(value not in fields for value in sources):
         return None
     field = join([fields[value] for value in sources])
-    before, after = _sides(sources[0]), _sides(node.outputs[0])
-    if field is None or before is None or after is None:
+    shapes = [known_shape(value) for value in sources]
+    after = known_shape(node.outputs[0])
+    if field is None or None in shapes or after is None:
         return None
+    return _field_after(node, field, [shape for shape in shapes if shape is not None], after)
+
+
+def _field_after(
+    node: ir.Node, field: ReceptiveField, shapes: list[tuple[int, ...]], after: tuple[int, ...]
+) -> ReceptiveField | None:
     window = read_window(node)
     if window is not None:
         return field.through_window(
@@ -46,32 +54,29 @@ def field_after(node: ir.Node, fields: Mapping[ir.Value, ReceptiveField]) -> Rec
         )
     if node.op_type == "Pad":
         return ReceptiveField(field.size, field.jump, after[-len(field.positions) :])
-    if node.op_type in _GLOBAL_POOLS or (
-        node.op_type in _REDUCTIONS and _loses_positions(field, before, after)
-    ):
+    if _joins_positions(node, field, shapes, after):
         return field.through_whole_map()
-    if node.op_type in _MATRIX_PRODUCTS:
-        # On a flattened map [1, K]; other products mix tokens, of which a window says nothing.
-        return field.through_whole_map() if len(before) == 2 and len(sources) == 1 else None
-    return field if _keeps_positions(field, sources, after) else None
+    return field if _keeps_positions(node, field, shapes, after) else None
 
 
-def _keeps_positions(field: ReceptiveField, sources: list[ir.Value], after: tuple[int, ...]) -> bool:
+def _joins_positions(
+    node: ir.Node, field: ReceptiveField, shapes: list[tuple[int, ...]], after: tuple[int, ...]
+) -> bool:
+    """Tell whether each output value is computed from all positions of the map."""
+    before, axes = shapes[0], len(field.positions)
+    if node.op_type in _REDUCTIONS:
+        is_map = len(before) == axes + 2 and before[-axes:] == field.positions
+        return is_map and math.prod(after) == math.prod(before[:-axes])
+    if node.op_type in _MATRIX_PRODUCTS:  # a linear layer on a flattened map [1, K]
+        return len(before) == 2 and len(shapes) == 1
+    return node.op_type in _GLOBAL_POOLS
+
+
+def _keeps_positions(
+    node: ir.Node, field: ReceptiveField, shapes: list[tuple[int, ...]], after: tuple[int, ...]
+) -> bool:
     """Tell whether an operation leaves every value in its place, or flattens the map."""
-    shapes = [_sides(value) for value in sources]
-    is_flattening = len(after) == 2 and any(
-        shape and math.prod(shape) == math.prod(after) for shape in shapes
-    )
+    if node.op_type in _MATRIX_PRODUCTS:  # all others mix tokens, of which a window says nothing
+        return False
+    is_flattening = len(after) == 2 and math.prod(after) in map(math.prod, shapes)
     return after in shapes or after[-len(field.positions) :] == field.positions or is_flattening
-
-
-def _loses_positions(field: ReceptiveField, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
-    axes = len(field.positions)
-    is_map = before[-axes:] == field.positions and len(before) == axes + 2
-    return is_map and math.prod(after) == math.prod(before[:-axes])
-
-
-def _sides(value: ir.Value) -> tuple[int, ...] | None:
-    if value.shape is None or not all(isinstance(side, int) for side in value.shape):
-        return None
-    return tuple(int(side) for side in list(value.shape))

@@ -6,6 +6,8 @@ PyTorch networks and files go the same way, for both are graphs here; the batch 
 from __future__ import annotations
 
 import ast
+import contextlib
+import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,10 +19,11 @@ from onnxscript import optimizer
 from export.errors import SourceError
 from export.inspection.fields import field_after
 from export.inspection.receptive_field import ReceptiveField
+from export.inspection.shapes import known_shape
 from export.inspection.windows import Window, read_window
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Iterator
 
 # Where the spelling of ONNX is not the one people use.
 _KINDS = {
@@ -40,7 +43,7 @@ class Layer:
     """One operation on one image.
 
     ``output`` is its shape without the batch; ``macs`` counts multiplications that are added up, so none for
-    normalisation, activation and pooling; ``field`` is the receptive field in pixels, None where it is not defined.
+    normalisation, activation and pooling; ``field`` is the receptive field, None where it is not defined.
     """
 
     name: str
@@ -60,8 +63,8 @@ def analyse(
     Args:
         model: a graph with one image input [N, ...].
         image_shape: that input's shape without N.
-        parameter_names: the constants that were learned; None for all that are no whole numbers, for a file does
-            not tell them from others.
+        parameter_names: the constants that were learned; None for all that are no whole numbers, for a
+            file does not tell them from others.
 
     Raises:
         SourceError: the graph does not take such images, or a shape in it cannot be known.
@@ -113,34 +116,45 @@ def _reduce_to_one_image(model: ir.Model, image_shape: tuple[int, ...]) -> None:
         for value in node.outputs:
             value.shape = None
     try:
-        optimizer.fold_constants(model, onnx_shape_inference=True)
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        passes.IdentityEliminationPass()(model)
-        passes.RemoveUnusedNodesPass()(model)
-        passes.ShapeInferencePass(check_type=True, strict_mode=True, data_prop=True)(model)
+        with _quiet():
+            optimizer.fold_constants(model, onnx_shape_inference=True)
+            passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+            passes.IdentityEliminationPass()(model)
+            passes.RemoveUnusedNodesPass()(model)
+            passes.ShapeInferencePass(check_type=True, strict_mode=True, data_prop=True)(model)
     except Exception as error:  # whatever onnx finds wrong, in types of its own
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise SourceError(f"the graph does not take images of {list(image_shape)}: {reason}") from error
+        raise SourceError(f"the graph cannot be inspected: {reason}") from error
+    for node in graph:
+        if known_shape(node.outputs[0]) is None:
+            raise SourceError(
+                f"the graph does not take images of {list(image_shape)}, or its shapes depend on what they "
+                f"show: that of {node.outputs[0].name} ({node.op_type}) is not known"
+            )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the shape inference, which logs a traceback where shapes do not fit; that is seen after it."""
+    logger = logging.getLogger("onnx_ir.passes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _macs(node: ir.Node) -> int:
     """Each output value of a convolution or a matrix product is a sum of so many products."""
-    if node.op_type in {"Conv", "Gemm", "MatMul"}:
-        weight = node.inputs[1]
-        assert weight is not None
-        shape = _shape(weight)
-        if node.op_type == "Conv":  # [out, in / groups, *kernel]
-            products = math.prod(shape[1:])
-        elif node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
-            products = shape[1]
-        else:
-            products = shape[-2] if len(shape) > 1 else shape[0]
-        return math.prod(_shape(node.outputs[0])) * products
+    if node.op_type == "Conv":  # weight [out, in / groups, *kernel]
+        return math.prod(_shape(node.outputs[0])) * math.prod(_shape(node.inputs[1])[1:])
     if node.op_type == "ConvTranspose":  # each input value is spread over [out / groups, *kernel]
-        image, weight = node.inputs[0], node.inputs[1]
-        assert image is not None
-        assert weight is not None
-        return math.prod(_shape(image)) * math.prod(_shape(weight)[1:])
+        return math.prod(_shape(node.inputs[0])) * math.prod(_shape(node.inputs[1])[1:])
+    if node.op_type in {"Gemm", "MatMul"}:
+        left = _shape(node.inputs[0])
+        is_transposed = node.op_type == "Gemm" and node.attributes.get_int("transA", False)
+        return math.prod(_shape(node.outputs[0])) * left[-2 if is_transposed else -1]
     return 0
 
 
@@ -166,7 +180,7 @@ def _kind(node: ir.Node) -> str:
 
 
 def _name(node: ir.Node) -> str:
-    """Name a layer by the module it comes from: its weight's name, or what the tracer noted, or the node's own."""
+    """Name a layer by its module: from its weight's name, what the tracer noted, or the node's own."""
     for value in node.inputs[1:]:
         if value is not None and value.is_initializer() and (value.name or "").endswith(".weight"):
             return (value.name or "").removesuffix(".weight")
@@ -176,11 +190,7 @@ def _name(node: ir.Node) -> str:
     return (node.name or node.outputs[0].name or node.op_type).removeprefix("node_")
 
 
-def _shape(value: ir.Value) -> tuple[int, ...]:
-    shape = value.shape
-    sides = [] if shape is None else list(shape)
-    if shape is None or not all(isinstance(side, int) for side in sides):
-        raise SourceError(
-            f"the shape of {value.name!r} depends on the image's content; it cannot be inspected"
-        )
-    return tuple(int(side) for side in sides)
+def _shape(value: ir.Value | None) -> tuple[int, ...]:
+    shape = known_shape(value)
+    assert shape is not None  # outputs were checked, and constants have one
+    return shape

@@ -1,10 +1,10 @@
-"""How much of the image a value of a feature map can depend on (Araujo et al. 2019, "Computing receptive fields").
+"""How much of the image a value of a feature map can depend on (Araujo et al. 2019, Distill).
 
-Along each axis a map is described by two numbers: the ``size`` of the window of pixels that one value sees, and the
-``jump`` in pixels from one value's window to its neighbour's. A kernel of k values, ``dilation`` apart, adds
-``(k - 1) * dilation * jump`` to the size; a stride multiplies the jump. Where branches meet, the largest counts. A
-linear layer and a global mean are kernels as large as the map. Padding counts as pixels, so that a field may be
-larger than the image.
+Along each axis a map is described by two numbers: the ``size`` of the window of pixels that one value sees,
+and the ``jump`` in pixels from one value's window to its neighbour's. A kernel of k values, ``dilation``
+apart, adds ``(k - 1) * dilation * jump`` to the size; a stride multiplies the jump. Where branches meet, the
+largest counts. A linear layer and a global mean are kernels as large as the map. Padding counts as pixels, so
+that a field may be larger than the image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """One entry an axis (height, width): ``size`` and ``jump`` in pixels, ``positions`` the map's values side by side.
+    """One entry an axis (height, width): ``size`` and ``jump`` in pixels, ``positions`` in values of the map.
 
     A flattened map keeps its ``positions`` until a linear layer joins them.
     """

@@ -52,14 +52,14 @@ def _cells(layer: Layer) -> list[str]:
 
 def _totals(layers: Sequence[Layer]) -> str:
     activations = sum(math.prod(layer.output) for layer in layers)
-    convolutions = [layer for layer in layers if layer.kind == "Conv"]
+    fields = [layer.field.size for layer in layers if layer.kind == "Conv" and layer.field is not None]
     lines = [
         f"parameters {sum(layer.parameters for layer in layers):,}",
         f"MACs {sum(layer.macs for layer in layers):,} an image",
         f"activations {activations:,} ({activations * _FLOAT_BYTES / 1024:,.0f} KiB an image in fp32)",
     ]
-    if convolutions and (field := convolutions[-1].field) is not None:
-        lines.append(f"receptive field of the last convolution {_times(field.size)}")
+    if fields:  # of the last convolution, but for a shortcut beside it
+        lines.append(f"receptive field of the convolutions {_times(max(fields))}")
     return "\n".join(lines)
 
 

@@ -114,8 +114,7 @@ def _file_shape(path: Path, image: ir.Value, given: tuple[int, ...] | None) -> t
         if not fits:
             raise SourceError(f"--input {'x'.join(map(str, given))}: {path} takes images of {stored}")
         return given
-    if not stored or not all(isinstance(side, int) for side in stored):
-        raise SourceError(
-            f"{path} takes images of any size ({stored or 'no shape'}); give one as --input 3x224x224"
-        )
-    return tuple(int(side) for side in stored)
+    sides = tuple(side for side in stored if isinstance(side, int))
+    if not stored or len(sides) < len(stored):
+        raise SourceError(f"{path} does not fix its image's shape ({stored}); give one, as --input 3x224x224")
+    return sides

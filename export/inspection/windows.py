@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from export.inspection.shapes import known_shape
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -29,10 +31,7 @@ def read_window(node: ir.Node) -> Window | None:
     attributes = node.attributes
     kernel = tuple(attributes.get_ints("kernel_shape", ()))
     if not kernel:  # a convolution may leave it to its weight [out, in / groups, *kernel]
-        weight = node.inputs[1]
-        assert weight is not None
-        assert weight.shape is not None
-        kernel = tuple(int(side) for side in list(weight.shape)[2:])
+        kernel = (known_shape(node.inputs[1]) or ())[2:]
     axes = len(kernel)
     padding: tuple[tuple[int, int], ...] | None = None
     if attributes.get_string("auto_pad", "NOTSET") not in {"SAME_UPPER", "SAME_LOWER"}:

@@ -1,7 +1,7 @@
-"""AlexNet (Krizhevsky et al. 2012) in the single-tower form of "One weird trick" (Krizhevsky 2014), in today's parts.
+"""AlexNet (Krizhevsky et al. 2012), single-tower as in "One weird trick" (Krizhevsky 2014), in today's parts.
 
-Five convolutions, three of them followed by overlapping 3x3 max pooling with stride 2, and three linear layers,
-dropout before the first two. New since then: batch norm, in place of local response normalisation.
+Five convolutions, three of them followed by overlapping 3x3 max pooling with stride 2, and three linear
+layers, dropout before the first two. New since then: batch norm, in place of local response normalisation.
 
 There are two layouts, chosen by the shorter side of the image. From 65 pixels on it is the paper's:
 
@@ -98,7 +98,7 @@ _POOL_SIZE, _POOL_STRIDE = 3, 2  # each window shares a row with the next: the p
 class AlexNet(nn.Module):
     """[N, C, H, W] normalised images to [N, class_count] logits; both sides at least 28 pixels.
 
-    The layout for small images serves those whose shorter side is 28 to 64 pixels, ImageNet's all larger ones.
+    The layout for small images serves those whose shorter side is 28 to 64 pixels, ImageNet's all larger.
     """
 
     def __init__(
@@ -120,10 +120,10 @@ class AlexNet(nn.Module):
             class_count: number of logits.
             height: input height in pixels.
             width: input width in pixels.
-            width_factor: scales the channels of every convolution and the features of both hidden linear layers.
+            width_factor: scales the channels of every convolution and the features of the hidden layers.
             batch_norm: normalise after each convolution.
             activation: "relu" or "sigmoid".
-            dropout: probability with which a feature before each hidden linear layer is zeroed while training.
+            dropout: probability with which a feature before each hidden layer is zeroed while training.
 
         Raises:
             ModelError: the input is too small, or an argument is out of range.

@@ -1,7 +1,7 @@
 """Networks of one's own, named ``package.module:factory`` on the command line.
 
-Naming one runs its code, so only the command line may: a checkpoint that names one is refused until the user has
-named it too (`registry.register_own`).
+Naming one runs its code, so only the command line may: a checkpoint that names one is refused until the user
+has named it too (`registry.register_own`).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def load_own(arch: str) -> Callable[..., nn.Module]:
     """Import the factory ``arch`` names, with the current folder importable as for ``python -m``.
 
     Returns:
-        A function of in_channels, class_count, height, width (each passed on if the factory declares it) and the
-        factory's own keyword arguments.
+        A function of in_channels, class_count, height, width (each passed on if the factory declares it) and
+        the factory's own keyword arguments.
 
     Raises:
         ModelError: no such module, no such function in it, or importing the module fails.
@@ -45,10 +45,11 @@ def load_own(arch: str) -> Callable[..., nn.Module]:
     module = _import(module_name, arch)
     factory = getattr(module, factory_name, None)
     if factory is None:
-        raise ModelError(f"architecture {arch!r}: {module.__file__} has no {factory_name!r}")
+        file = getattr(module, "__file__", None) or module_name
+        raise ModelError(f"architecture {arch!r}: {file} has no {factory_name!r}")
     if not callable(factory):
         raise ModelError(
-            f"architecture {arch!r} is a {type(factory).__name__}; expected a function or class that makes a network"
+            f"architecture {arch!r} is a {type(factory).__name__}; expected a function that makes a network"
         )
 
     def create(**arguments: Any) -> nn.Module:

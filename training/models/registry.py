@@ -54,7 +54,9 @@ def register_own(arch: str) -> None:
 
 def _unknown(arch: str) -> str:
     if is_own(arch):
-        return f"architecture {arch!r} is code that is not part of foldserve; if you trust it, name it: --arch {arch}"
+        return (
+            f"architecture {arch!r} is not part of foldserve; if you trust its code, name it: --arch {arch}"
+        )
     near = difflib.get_close_matches(arch, MODELS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return (

@@ -1,8 +1,8 @@
 """A small residual network (He et al. 2016, "Deep residual learning for image recognition", section 4.2).
 
-One 3x3 convolution, three stages of n residual blocks with 16, 32 and 64 channels, the mean over the map, one linear
-layer: ``depth`` is 6n + 2 weighted layers. Stages 2 and 3 halve the map in their first block, whose shortcut is then
-a strided 1x1 convolution (the paper's option B) instead of the identity.
+One 3x3 convolution, three stages of n residual blocks with 16, 32 and 64 channels, the mean over the map, one
+linear layer: ``depth`` is 6n + 2 weighted layers. Stages 2 and 3 halve the map in their first block, whose
+shortcut is then a strided 1x1 convolution (the paper's option B) instead of the identity.
 
     depth 14 (n = 2)                      output at 1x28x28      weights
     stem    3x3, padding 1                   16 x 28 x 28           144
@@ -11,8 +11,8 @@ a strided 1x1 convolution (the paper's option B) instead of the identity.
     stage3  the same, first with stride 2    64 x  7 x  7       129,024 + shortcut  2,048
     mean over the map, linear                K                     64 K
 
-Above 64 pixels the stem is the paper's for ImageNet, 7x7 with stride 2 and 3x3 max pooling with stride 2, so that
-the stages see a quarter of the side.
+Above 64 pixels the stem is the paper's for ImageNet, 7x7 with stride 2 and 3x3 max pooling with stride 2, so
+that the stages see a quarter of the side.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class ResidualBlock(nn.Module):
         self.activation = create_activation(activation)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return maps [N, out_channels, H / stride, W / stride], rounded up, of ``maps`` [N, in_channels, H, W]."""
+        """Return [N, K, H / stride, W / stride], rounded up, of ``maps`` [N, C, H, W]."""
         activated: Tensor = self.activation(self.block2(self.block1(maps)) + self.shortcut(maps))
         return activated
 
