@@ -16,7 +16,8 @@ RUN pip install --quiet --constraint constraints.txt setuptools \
 [pathlib.Path(name.replace('.', '/')).mkdir(parents=True, exist_ok=True) for name in setup['tool']['setuptools']['packages']]"
 
 FROM base AS jobs
-RUN pip install --quiet --constraint constraints.txt --no-build-isolation torch==2.13.0 '.[train,export,cpu]'
+RUN pip install --quiet --constraint constraints.txt --no-build-isolation torch==2.13.0 '.[train,export,cpu]' \
+    && rm -rf build foldserve.egg-info
 COPY . .
 RUN pip install --quiet --no-deps --no-build-isolation --force-reinstall .
 ENV XDG_CACHE_HOME=/cache
@@ -25,7 +26,7 @@ WORKDIR /home/foldserve
 ENTRYPOINT ["foldserve"]
 
 FROM base AS server
-RUN pip install --quiet --constraint constraints.txt --no-build-isolation '.[cpu]'
+RUN pip install --quiet --constraint constraints.txt --no-build-isolation '.[cpu]' && rm -rf build foldserve.egg-info
 COPY . .
 RUN pip install --quiet --no-deps --no-build-isolation --force-reinstall .
 USER foldserve
