@@ -6,7 +6,6 @@ Only the settings are imported here; what a command needs (torch, ONNX Runtime, 
 from __future__ import annotations
 
 import difflib
-import os
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -90,10 +89,6 @@ class Foldserve(BaseSettings):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status: 0 worked, 1 failed, 2 misused."""
-    # PyTorch's threads spin while they wait for each other. Where other work shares the machine, each spin
-    # is time taken from the thread waited for: beside two busy processes a LeNet step took 7 to 15 times as
-    # long. Sleeping costs some 10 % on an idle machine. OpenMP reads this once, when PyTorch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     words = [word for word in given if word != "--debug"] or ["--help"]

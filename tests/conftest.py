@@ -10,8 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# As in the console script: tests, and the processes they start, share the processors.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Set before PyTorch is loaded, here and in the processes that tests start: two that spin for each other on the same
+# processors take many times as long as one after the other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @dataclass(frozen=True)
