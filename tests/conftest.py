@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# Set before PyTorch is loaded, here and in the processes that tests start: two that spin for each other on the same
-# processors take many times as long as one after the other.
+# Set before PyTorch is loaded, here and in the processes that tests start: processes whose threads spin for
+# each other on the same processors take many times as long as they would one after the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
