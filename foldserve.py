@@ -6,6 +6,7 @@ Only the settings are imported here; what a command needs (torch, ONNX Runtime, 
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -89,6 +90,8 @@ class Foldserve(BaseSettings):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status: 0 worked, 1 failed, 2 misused."""
+    # gRPC's core writes lines of its own to standard error; whatever matters in them reaches us as an error.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     words = [word for word in given if word != "--debug"] or ["--help"]
