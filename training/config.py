@@ -81,4 +81,4 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Where to train; auto takes CUDA where there is a GPU."""
 
     threads: int | None = Field(None, ge=1)
-    """Threads on the CPU; by default as many as torch finds processors."""
+    """Threads on the CPU; by default tried out at the start (all of them with --deterministic)."""

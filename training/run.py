@@ -13,6 +13,7 @@ from training.report import write_report
 from training.run_folder import open_run_folder
 from training.run_state import resume_run, start_run
 from training.terminal import Terminal
+from training.threads import set_fastest_thread_count
 
 if TYPE_CHECKING:
     from training.checkpoint import Checkpoint
@@ -39,6 +40,7 @@ def train(config: TrainConfig, terminal: Terminal | None = None) -> int:
         training, validation = split_train(dataset, config.validation_count)
         state = start_run(config, dataset, training, device)
         _take_up(state, folder, terminal)
+        _choose_threads(state, training, terminal)
         _train_epochs(state, training.to(device), validation.to(device), folder, terminal)
         _judge_and_report(folder, dataset, state.history, terminal)
     return 0
@@ -58,6 +60,18 @@ def _take_up(state: RunState, folder: RunFolder, terminal: Terminal) -> None:
             f"into {folder.path}, on {trainer.model.mean.device}"
         )
     folder.write_history(state.history)
+
+
+def _choose_threads(state: RunState, training: Examples, terminal: Terminal) -> None:
+    """Choose the number of threads by trying: on the CPU, where none is given and bits need not repeat."""
+    config, model = state.trainer.config, state.trainer.model
+    if config.threads is not None or config.deterministic or model.mean.device.type != "cpu":
+        return
+    count, most = set_fastest_thread_count(model, training.images[: config.batch_size])
+    if count < most:
+        terminal.say(
+            f"{count} of {most} threads are faster: the processors are busy, or the network is small"
+        )
 
 
 def _train_epochs(
