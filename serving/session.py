@@ -7,9 +7,14 @@ session.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Literal
 
-import onnxruntime as ort
+# ONNX Runtime's wheels report usage to their makers unless this is set when they are loaded. A server reports
+# to nobody that its operator did not name; a value that is there already is the operator's.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort  # noqa: E402
 
 from serving.artifact import TensorSpec
 from serving.errors import ArtifactError, DeviceError

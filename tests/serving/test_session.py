@@ -1,5 +1,8 @@
 """Sessions: what they say of a model, that devices are honest, and that errors are ours."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -134,6 +137,26 @@ def test_cuda_that_falls_back_in_silence_is_refused(network, monkeypatch):
 def test_auto_falls_back_openly_to_the_cpu(network, monkeypatch):
     monkeypatch.setattr(session_module, "ort", OrtWithCudaOnPaper(session_module.ort))
     assert Session(network.to_onnx(), device="auto").provider == CPU_PROVIDER
+
+
+def files_left_by_a_session(model, home, **environment):
+    """Run a session in a process whose home is ``home`` and return what it left there."""
+    home.mkdir()
+    (home.parent / "model.onnx").write_bytes(model)
+    code = "import sys; from serving.session import Session; Session(open(sys.argv[1], 'rb').read(), device='cpu')"
+    clean = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    places = {"HOME": str(home), "XDG_CACHE_HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run(
+        [sys.executable, "-c", code, str(home.parent / "model.onnx")],
+        check=True,
+        env=clean | places | environment,
+    )
+    return list(home.rglob("*"))
+
+
+def test_onnx_runtime_reports_to_nobody(network, tmp_path):
+    """Its telemetry keeps a store in the home folder, which shows that it is on; by our default it is off."""
+    assert files_left_by_a_session(network.to_onnx(), tmp_path / "home") == []
 
 
 @pytest.mark.gpu
