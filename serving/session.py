@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 # to nobody that its operator did not name; a value that is there already is the operator's.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-import onnxruntime as ort  # noqa: E402
+import onnxruntime as ort
 
 from serving.artifact import TensorSpec
 from serving.errors import ArtifactError, DeviceError

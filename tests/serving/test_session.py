@@ -143,7 +143,7 @@ def files_left_by_a_session(model, home, **environment):
     """Run a session in a process whose home is ``home`` and return what it left there."""
     home.mkdir()
     (home.parent / "model.onnx").write_bytes(model)
-    code = "import sys; from serving.session import Session; Session(open(sys.argv[1], 'rb').read(), device='cpu')"
+    code = "import serving.session as s, sys; s.Session(open(sys.argv[1], 'rb').read(), device='cpu')"
     clean = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     places = {"HOME": str(home), "XDG_CACHE_HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run(
