@@ -11,7 +11,8 @@ import torch
 from training.augment import Augmentation
 from training.datasets import Dataset, Examples, split_train
 from training.errors import DivergedError, RunError
-from training.loop import derived_seed, evaluate, train_one_epoch
+from training.evaluation import evaluate
+from training.loop import derived_seed, train_one_epoch
 from training.models import Normalized
 from training.run_state import RunState, start_run
 
@@ -106,7 +107,8 @@ def test_a_loss_that_is_no_number_stops_the_epoch_and_says_where(tiny: Dataset, 
     with torch.no_grad():
         state.trainer.model.network.classifier[-1].bias[0] = math.nan
     with pytest.raises(
-        DivergedError, match=r"no longer finite at step 5 of 15 .*pixels 0\.\.219.*--lr \(now 0.02\)"
+        DivergedError,
+        match=r"loss is no longer finite at step 1 of 15 \(loss nan.*pixels 0\.\.219.*--lr \(now 0.02\)",
     ):
         train_one_epoch(state.trainer, training, lambda _: None)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training.report import confusion_matrix, draw_confusion_matrix, draw_curves
+from training.pictures import confusion_matrix, draw_confusion_matrix, draw_curves
 
 if TYPE_CHECKING:
     from pathlib import Path

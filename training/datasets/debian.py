@@ -46,7 +46,7 @@ def _options(lists: str) -> list[str]:
         "Dir::State::Lists": lists,
         "Dir::Cache::pkgcache": "",  # caches of these lists would be written into the system's folder
         "Dir::Cache::srcpkgcache": "",
-        "Debug::NoLocking": "1",  # the system's lock is not ours to take, and nothing of the system is changed
+        "Debug::NoLocking": "1",  # the system's lock is not ours, and nothing of the system is changed
         "APT::Sandbox::User": "root",  # apt's own user may not write into a private temporary folder
     }
     return [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
