@@ -35,7 +35,7 @@ def write_preview(path: Path, config: TrainConfig, dataset: Dataset) -> None:
     rows = torch.stack(
         [originals, *augmented_draws(originals, config, dataset)], dim=1
     )  # [N, 1 + draws, ...]
-    captions = (["as it is"] + [""] * _DRAWS) * len(originals)
+    captions = ["as it is", "augmented"] + [""] * (rows.shape[0] * rows.shape[1] - 2)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draw_images(path, rows.flatten(0, 1), captions, f"{dataset.name} as {config.arch} is trained on it")

@@ -194,9 +194,11 @@ def test_a_refused_connection_fails_at_once_and_every_place_is_explained(cache: 
 
 def test_a_silent_mirror_is_given_up_after_the_timeout(cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(download_module, "TIMEOUT_S", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        with pytest.raises(DatasetError, match="timed out"):
-            read(cache, f"http://127.0.0.1:{silent.getsockname()[1]}")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(DatasetError, match="timed out"),
+    ):
+        read(cache, f"http://127.0.0.1:{silent.getsockname()[1]}")
 
 
 def test_a_cache_that_cannot_be_written_is_explained(tmp_path: Path, mirror: Mirror):
