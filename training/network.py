@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from training.errors import ModelError
+from training.errors import DeviceError, ModelError
 from training.global_batch_norm import synchronise_batch_norm
 from training.models import MODELS, Normalized, create_model, register_own
 
@@ -77,10 +77,24 @@ def training_forward(
     if replicas.count > 1:
         # The running statistics are the same everywhere already: batch norm is over all processes.
         forward = DistributedDataParallel(model, broadcast_buffers=False)
-    if config.compile:
-        compiled: Callable[[Tensor], Tensor] = torch.compile(forward)
-        return compiled
-    return forward
+    return _compiled(forward) if config.compile else forward
+
+
+def _compiled(forward: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return ``forward`` compiled; it happens at the first call, where its failure becomes a DeviceError."""
+    from torch._dynamo.exc import TorchDynamoException  # noqa: PLC0415  # a second that only this needs
+
+    compiled = torch.compile(forward)
+
+    def call(pixels: Tensor) -> Tensor:
+        try:
+            logits: Tensor = compiled(pixels)
+        except TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise DeviceError(f"the network cannot be compiled: {reason}; leave out --compile") from error
+        return logits
+
+    return call
 
 
 def _check_known(arch: str, arguments: dict[str, Any]) -> None:

@@ -69,8 +69,9 @@ def draw_confusion_matrix(path: Path, counts: Tensor, labels: Sequence[str], tit
     axes.set_xlabel("predicted")
     axes.set_ylabel("true class, and how much of it is found")
     if len(labels) <= _MOST_NAMED_CLASSES:
-        axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
-        per_class = [f"{label}  {shares[index, index]:.1%}" for index, label in enumerate(labels)]
+        names = [shown(label) for label in labels]
+        axes.set_xticks(range(len(labels)), names, rotation=45, ha="right", rotation_mode="anchor")
+        per_class = [f"{name}  {shares[index, index]:.1%}" for index, name in enumerate(names)]
         axes.set_yticks(range(len(labels)), per_class)
         axes.set_xticks([index - 0.5 for index in range(1, len(labels))], minor=True)
         axes.set_yticks([index - 0.5 for index in range(1, len(labels))], minor=True)
@@ -89,13 +90,19 @@ def draw_class_accuracies(path: Path, counts: Tensor, labels: Sequence[str], tit
     axes = figure.subplots()
     bars = axes.barh(range(len(order)), shares[order].tolist(), color=_TRAINING_COLOUR, height=0.7)
     axes.bar_label(bars, [f"{shares[index]:.1f}" for index in order], padding=3, fontsize=9)
-    axes.set_yticks(range(len(order)), [labels[index] for index in order])
+    axes.set_yticks(range(len(order)), [shown(labels[index]) for index in order])
     axes.invert_yaxis()
     axes.set_xlim(0, 108)
     axes.set_xlabel("test images of the class that are found (%)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title)
     figure.savefig(path, dpi=_DOTS_PER_INCH)
+
+
+def shown(label: str, most_characters: int = 24) -> str:
+    """Return ``label`` as a picture can show it: cut short, and no mathematics where it has dollar signs."""
+    cut = label if len(label) <= most_characters else f"{label[: most_characters - 1]}…"
+    return cut.replace("$", r"\$")
 
 
 def draw_images(path: Path, images: Tensor, captions: Sequence[str], title: str, columns: int = 8) -> None:

@@ -13,6 +13,7 @@ from training.pictures import (
     draw_confusion_matrix,
     draw_curves,
     draw_images,
+    shown,
 )
 from training.terminal import duration_text
 
@@ -69,7 +70,8 @@ def draw_mistakes(path: Path, test: Evaluation, dataset: Dataset) -> None:
     """Draw the most confident mistakes, with what they are and what they were taken for, into ``path``."""
     worst = worst_mistakes(test, dataset.test_labels, _MISTAKE_COUNT)
     captions = [
-        f"{_short(dataset.labels[target])}, taken\nfor {_short(dataset.labels[prediction])} {confidence:.0%}"
+        f"{shown(dataset.labels[target], 14)}, taken\n"
+        f"for {shown(dataset.labels[prediction], 14)} {confidence:.0%}"
         for target, prediction, confidence in zip(
             dataset.test_labels[worst].tolist(),
             test.predictions[worst].tolist(),
@@ -80,10 +82,6 @@ def draw_mistakes(path: Path, test: Evaluation, dataset: Dataset) -> None:
     mistakes = int((test.predictions != dataset.test_labels).sum())
     title = f"the {len(worst)} most confident of {mistakes:,} mistakes" if mistakes else "no mistakes"
     draw_images(path, dataset.test_images[worst], captions, title)
-
-
-def _short(label: str) -> str:
-    return label if len(label) <= 14 else f"{label[:13]}…"
 
 
 def _page(best: Checkpoint, history: Sequence[dict[str, Any]], config: TrainConfig) -> str:

@@ -126,7 +126,7 @@ def one_step(config: TrainConfig, dataset: Dataset) -> dict[str, torch.Tensor]:
 
 
 def test_parts_of_a_batch_give_the_step_of_the_whole_batch(tiny: Dataset, tiny_config: TrainConfig):
-    """Without batch norm, which sees one part at a time; float32 sums in another order, of weights below 1."""
+    """Without batch norm, which sees one part at a time; float32 sums in another order, weights below 1."""
     plain = tiny_config.model_copy(update={"batch_norm": False, "batch_size": 160, "augment": False})
     whole, parts = one_step(plain, tiny), one_step(plain.model_copy(update={"accumulate": 3}), tiny)
     for name, value in whole.items():
@@ -190,6 +190,9 @@ def test_fp16_without_a_gpu_is_refused(tiny: Dataset, tiny_config: TrainConfig):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"
+)  # torch's own
 def test_a_compiled_network_learns_as_the_plain_one_does(tiny: Dataset, tiny_config: TrainConfig):
     """Fused kernels round otherwise: float32 at weights below 1, over five steps."""
     config = tiny_config.model_copy(update={"deterministic": False})

@@ -51,7 +51,7 @@ def test_cutmix_takes_a_rectangle_of_the_partner_and_counts_what_is_left():
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 5.0])
 def test_shares_are_drawn_from_the_beta_distribution(alpha: float):
     shares = mixup(constant_images(64).repeat(100, 1, 1, 1), alpha, seeded()).shares
-    # Of Beta(a, a): mean 1/2, variance 1 / (4 (2 a + 1)). Of 6400 draws, five standard errors are within these.
+    # Of Beta(a, a): mean 1/2, variance 1 / (4 (2 a + 1)); five standard errors of 6400 draws are within.
     assert shares.mean().item() == pytest.approx(0.5, abs=0.03)
     assert shares.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)
 
