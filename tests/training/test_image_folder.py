@@ -200,11 +200,15 @@ def test_splits_with_other_classes_are_refused(tmp_path: Path):
         load(tmp_path / "p")
 
 
-def test_a_folder_that_is_not_there_is_taken_for_a_name(tmp_path: Path):
+def test_a_folder_that_is_not_there_is_told_from_an_unknown_name(tmp_path: Path):
     with pytest.raises(
-        DatasetError, match=r"nowhere' is not known; expected one of cifar10, .* a folder of images"
+        DatasetError, match=r"nowhere does not exist; if it has moved, give its new place with"
     ):
         load(tmp_path / "nowhere")
+    with pytest.raises(
+        DatasetError, match=r"'nowhere' is not known; expected one of cifar10, .* a folder of"
+    ):
+        load_dataset("nowhere", terminal=LineTerminal())
     dataset = load_dataset("/gone", write_classes(tmp_path / "p", per_class=3), terminal=LineTerminal())
     assert dataset.labels == LABELS
 

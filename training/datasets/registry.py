@@ -46,6 +46,10 @@ def load_dataset(
             raise DatasetError(f"image-size is for folders of images; {name} has its own: leave it out")
         return DATASETS[name](folder, terminal)
     place = folder or Path(name)
+    if folder is None and not place.exists() and place.name != name:
+        raise DatasetError(
+            f"the folder of images {name} does not exist; if it has moved, give its new place with --data-dir"
+        )
     if folder is None and not place.exists():
         near = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
