@@ -7,6 +7,7 @@ batch. Only augmentation and dropout draw differently: each process has its own 
 
 from __future__ import annotations
 
+import gc
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -76,5 +77,8 @@ def joined_replicas(device: torch.device) -> Iterator[Replicas]:
         return
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     yield Replicas(distributed.get_rank(), distributed.get_world_size())
+    # Whatever still holds the group must go first. DistributedDataParallel's destructor would else end it
+    # while holding Python's global lock, and wait for ever for gloo's thread, which waits for that lock.
+    gc.collect()
     # Only after success: a process that fails must not wait here for the others; torchrun ends them.
     distributed.destroy_process_group()

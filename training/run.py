@@ -20,11 +20,14 @@ from training.tensorboard import tensorboard_log
 from training.terminal import Terminal
 
 if TYPE_CHECKING:
+    import torch
+
     from training.checkpoint import Checkpoint
     from training.config import TrainConfig
     from training.datasets import Dataset
     from training.evaluation import Evaluation
     from training.loop import Progress
+    from training.replicas import Replicas
     from training.run_folder import RunFolder
     from training.run_state import RunState
 
@@ -48,17 +51,22 @@ def train(config: TrainConfig, terminal: Terminal | None = None) -> int:
         joined_replicas(device) as replicas,
         open_run_folder(config, is_writer=replicas.is_first) as folder,
     ):
-        terminal = terminal if replicas.is_first else Terminal.silent()
-        if (finished := replicas.from_first(_finished_summary(folder))) is not None:
-            terminal.say(f"{folder.path} is finished: {finished}; nothing to do")
-            return 0
-        dataset = _load(config, terminal)
-        training, validation = split_train(dataset, config.validation_count)
-        state = start_run(config, dataset, training, device, replicas)
-        _take_up(state, folder, terminal)
-        _train_epochs(state, training.near(device), validation.near(device), folder, terminal)
-        _judge_and_report(state, dataset, folder, terminal)
+        _run(config, folder, device, replicas, terminal if replicas.is_first else Terminal.silent())
     return 0
+
+
+def _run(
+    config: TrainConfig, folder: RunFolder, device: torch.device, replicas: Replicas, terminal: Terminal
+) -> None:
+    if (finished := replicas.from_first(_finished_summary(folder))) is not None:
+        terminal.say(f"{folder.path} is finished: {finished}; nothing to do")
+        return
+    dataset = _load(config, terminal)
+    training, validation = split_train(dataset, config.validation_count)
+    state = start_run(config, dataset, training, device, replicas)
+    _take_up(state, folder, terminal)
+    _train_epochs(state, training.near(device), validation.near(device), folder, terminal)
+    _judge_and_report(state, dataset, folder, terminal)
 
 
 def _load(config: TrainConfig, terminal: Terminal) -> Dataset:

@@ -116,12 +116,13 @@ def write_replacing(path: Path, text: str) -> None:
 
 
 def _check_settings(path: Path, config: TrainConfig) -> None:
-    """Compare ``config`` with the folder's settings, or write them where there are none."""
+    """Compare ``config`` with the settings of the run in the folder, or write them where there is none."""
     file = path / CONFIG_FILE
     given = config.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS))
-    if not file.exists():
-        if (path / LAST_FILE).exists() or (path / BEST_FILE).exists():
-            raise RunError(f"{path} holds checkpoints but no {CONFIG_FILE}; use another --run-dir")
+    has_checkpoints = (path / LAST_FILE).exists() or (path / BEST_FILE).exists()
+    if has_checkpoints and not file.exists():
+        raise RunError(f"{path} holds checkpoints but no {CONFIG_FILE}; use another --run-dir")
+    if not has_checkpoints:  # nothing has been trained yet, so nothing belongs to other settings
         write_replacing(file, json.dumps(given, indent=2) + "\n")
         return
     try:

@@ -222,6 +222,13 @@ def test_other_settings_in_a_run_folder_are_named(tiny_config: TrainConfig):
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_settings_that_trained_nothing_can_be_mended_in_the_same_folder(tiny_config: TrainConfig):
+    with pytest.raises(RunError, match="give a smaller one"):
+        train(changed(tiny_config, batch_size=161), LineTerminal())
+    train_lines(tiny_config)
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_can_go_on_elsewhere(tiny_config: TrainConfig):
     with pytest.raises(KeyboardInterrupt):
         train(tiny_config, LineTerminal("epoch 2/3"))
