@@ -36,6 +36,8 @@ def main() -> None:
     )
     parser.add_argument("--arch", default="lenet")
     parser.add_argument("--batch-size", type=int, default=TrainConfig().batch_size)
+    parser.add_argument("--side", type=int, default=28, help="of the images, in pixels")
+    parser.add_argument("--channels", type=int, choices=(1, 3), default=1)
     parser.add_argument("--steps", type=int, default=40, help="steps a measurement")
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each program, taking turns")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -45,7 +47,7 @@ def main() -> None:
         arch=args.arch, batch_size=args.batch_size, device=args.device, run_dir=Path("unused")
     )
     device = prepare_device(config)
-    dataset = random_dataset(count=args.steps * args.batch_size)
+    dataset = random_dataset(args.steps * args.batch_size, args.channels, args.side)
     examples = Examples(dataset.train_images, dataset.train_labels).to(device)
     programs = {
         "loop": loop_program(config, dataset, examples, device),
@@ -68,14 +70,14 @@ def main() -> None:
         )
 
 
-def random_dataset(count: int) -> Dataset:
+def random_dataset(count: int, channels: int, side: int) -> Dataset:
     """Return ``count`` images of noise: speed does not depend on what they show."""
-    images = torch.randint(256, (count, 1, 28, 28), dtype=torch.uint8)
+    images = torch.randint(256, (count, channels, side, side), dtype=torch.uint8)
     labels = torch.arange(count) % 10
     return Dataset(
         name="noise",
         labels=tuple("0123456789"),
-        image=ImageSpec(channel_order="L", height=28, width=28, resize_shorter_side=28),
+        image=ImageSpec("L" if channels == 1 else "RGB", side, side, resize_shorter_side=side),
         train_images=images,
         train_labels=labels,
         test_images=images[:10],

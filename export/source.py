@@ -101,7 +101,8 @@ def _metadata(checkpoint: Checkpoint) -> ModelMetadata:
 
 
 def _proof_images(checkpoint: Checkpoint, config: ExportConfig) -> ProofImages:
-    dataset = load_dataset(checkpoint.dataset, config.data_dir)
+    # What could not be read was left out of the training, or there would be no checkpoint.
+    dataset = load_dataset(checkpoint.dataset, config.data_dir, image=checkpoint.image, skip_unreadable=True)
     shape = tuple(dataset.test_images.shape[1:])
     if shape != checkpoint.image.shape:
         raise SourceError(

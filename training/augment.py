@@ -1,7 +1,8 @@
 """Augmentation of whole batches, on the device they are on; each sample gets its own draw.
 
 Pure functions of uint8 or float images [N, C, H, W] and an explicit generator on the same device. No loop
-over samples: a crop of N images is one gather from a view of all windows. Empty pixels are 0, black.
+over samples: a crop of N images is one gather from a view of all windows. Empty pixels are 0, black. What
+mixes images of different classes is in `training.mixing`.
 """
 
 from __future__ import annotations
@@ -19,21 +20,27 @@ if TYPE_CHECKING:
 # Of random erasing (Zhong et al. 2017): share of the image's area, and the rectangle's height over width.
 _ERASED_AREA = (0.02, 0.2)
 _ERASED_ASPECT = (0.3, 1 / 0.3)
+# Of random resized crops (Szegedy et al. 2015): height over width.
+_CROP_ASPECT = (3 / 4, 4 / 3)
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """Which augmentations a batch goes through, in this order.
 
-    ``crop_padding`` in pixels, 0 for no crop; ``erase_probability`` a sample, 0 for none.
+    ``smallest_crop`` is a share of the area, 1 for no resized crop; ``crop_padding`` in pixels, 0 for no
+    crop; ``erase_probability`` a sample, 0 for none.
     """
 
     crop_padding: int
     flip: bool
     erase_probability: float
+    smallest_crop: float = 1.0
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
         """Return augmented ``images`` [N, C, H, W] of the same type."""
+        if self.smallest_crop < 1:
+            images = random_resized_crop(images, self.smallest_crop, generator)
         if self.crop_padding:
             images = random_crop(images, self.crop_padding, generator)
         if self.flip:
@@ -44,6 +51,29 @@ class Augmentation:
 
 
 NO_AUGMENTATION = Augmentation(crop_padding=0, flip=False, erase_probability=0.0)
+
+
+def random_resized_crop(images: Tensor, smallest_share: float, generator: Generator) -> Tensor:
+    """Cut a rectangle of random area, aspect and place, and scale it to the original size, bilinearly.
+
+    Its area is uniform from ``smallest_share`` of the image to all of it.
+    """
+    count, _, height, width = images.shape
+    area, aspect, top, left = torch.rand(4, count, generator=generator, device=images.device)
+    area = smallest_share + area * (1 - smallest_share)
+    low, high = (math.log(value) for value in _CROP_ASPECT)
+    stretch = torch.exp(0.5 * (low + aspect * (high - low)))
+    # Half the sides of the rectangle and its centre, where the image spans -1..1; it never leaves the image.
+    half_height, half_width = (area.sqrt() * stretch).clamp(max=1), (area.sqrt() / stretch).clamp(max=1)
+    centre_y, centre_x = (2 * top - 1) * (1 - half_height), (2 * left - 1) * (1 - half_width)
+    empty = torch.zeros_like(area)
+    across = torch.stack([half_width, empty, centre_x], dim=1)
+    down = torch.stack([empty, half_height, centre_y], dim=1)
+    places = F.affine_grid(
+        torch.stack([across, down], dim=1), [count, 1, height, width], align_corners=False
+    )  # [N, H, W, 2]: where each pixel is taken from
+    pixels = F.grid_sample(images.float(), places, padding_mode="border", align_corners=False)
+    return pixels.to(images.dtype) if images.dtype.is_floating_point else pixels.round().to(images.dtype)
 
 
 def random_crop(images: Tensor, padding: int, generator: Generator) -> Tensor:

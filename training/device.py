@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import torch
+from torch import distributed
 
 from training.errors import DeviceError
 
@@ -17,7 +18,7 @@ def prepare_device(config: TrainConfig) -> torch.device:
     """Return the device of ``config`` and set threads and determinism for this process.
 
     Raises:
-        DeviceError: CUDA was asked for and is not there.
+        DeviceError: CUDA was asked for and is not there, or there are more processes than GPUs.
     """
     has_cuda = torch.cuda.is_available()
     if config.device == "cuda" and not has_cuda:
@@ -31,4 +32,14 @@ def prepare_device(config: TrainConfig) -> torch.device:
         # cuBLAS is deterministic only with this, set before its first use.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic)
-    return torch.device("cuda" if has_cuda and config.device != "cpu" else "cpu")
+    if not has_cuda or config.device == "cpu":
+        return torch.device("cpu")
+    # Under torchrun each process of a machine takes a GPU of its own.
+    device = torch.device("cuda", distributed.get_node_local_rank(fallback_rank=0))
+    if device.index >= torch.cuda.device_count():
+        raise DeviceError(
+            f"process {device.index} of this machine finds only {torch.cuda.device_count()} GPUs; "
+            "give torchrun --nproc-per-node as many, or use --device cpu"
+        )
+    torch.cuda.set_device(device)
+    return device

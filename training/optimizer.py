@@ -1,12 +1,17 @@
-"""The optimizer and its one-cycle schedule (Smith and Topin 2018).
+"""The optimizer and the schedules of its learning rate and momentum.
 
-The learning rate rises linearly to its peak over the first ``warmup`` share of all steps and then falls along
-a half cosine to 0. It is a pure function of the step, so a resumed run needs no schedule state.
+Both schedules are pure functions of the step, so a resumed run needs no state of theirs. With s steps in all,
+of which w warm up, and p the peak:
+
+cosine     p (n + 1) / (w + 1) for n < w, then p (1 + cos(pi (n - w) / (s - w))) / 2; momentum stays
+one-cycle  (Smith and Topin 2018) half cosines from p / 25 up to p and down to 0; momentum goes from 0.95 down
+           to 0.85 at the peak and up again
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +23,16 @@ if TYPE_CHECKING:
     from training.config import TrainConfig
 
 _MOMENTUM = 0.9
+_CYCLED_MOMENTUM = (0.95, 0.85)
+_START_DIVISOR = 25
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What the optimizer takes at one step; for AdamW ``momentum`` is its first beta."""
+
+    lr: float
+    momentum: float
 
 
 def create_optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
@@ -32,15 +47,35 @@ def create_optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
     return torch.optim.SGD(groups, lr=config.lr, momentum=_MOMENTUM, nesterov=True, fused=True)
 
 
-def one_cycle_lr(step: int, *, total_steps: int, peak: float, warmup: float) -> float:
-    """Return the learning rate of ``step``, counted from 0: above 0 at every step."""
-    warmup_steps = round(total_steps * warmup)
+def pace_at(step: int, *, total_steps: int, config: TrainConfig) -> Pace:
+    """Return learning rate, above 0 at every step, and momentum of ``step``, counted from 0."""
+    warmup_steps = round(total_steps * config.warmup)
     if step < warmup_steps:
-        return peak * (step + 1) / (warmup_steps + 1)
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
+        if config.schedule == "cosine":
+            return Pace(config.lr * (step + 1) / (warmup_steps + 1), _MOMENTUM)
+        return _cycled(_half_cosine(step / warmup_steps), config.lr, config.lr / _START_DIVISOR)
+    fallen = _half_cosine((step - warmup_steps) / (total_steps - warmup_steps))
+    if config.schedule == "cosine":
+        return Pace(config.lr * (1 - fallen), _MOMENTUM)
+    return _cycled(1 - fallen, config.lr, 0.0)
 
 
-def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
+def set_pace(optimizer: Optimizer, pace: Pace) -> None:
+    """Set learning rate and momentum of every group."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = pace.lr
+        if "momentum" in group:
+            group["momentum"] = pace.momentum
+        else:
+            group["betas"] = (pace.momentum, group["betas"][1])
+
+
+def _half_cosine(share: float) -> float:
+    """Rise smoothly from 0 to 1 as ``share`` does."""
+    return 0.5 * (1 - math.cos(math.pi * share))
+
+
+def _cycled(height: float, peak: float, foot: float) -> Pace:
+    """Return the pace at ``height`` of the cycle, 0 at its foot and 1 at its peak."""
+    high, low = _CYCLED_MOMENTUM
+    return Pace(foot + (peak - foot) * height, high + (low - high) * height)

@@ -1,97 +1,144 @@
-"""Pictures of a finished run: how it learnt, and what it confuses."""
+"""The report of a finished run: pictures, and a page that shows them together with figures and settings."""
 
 from __future__ import annotations
 
+import html
 from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
+
+from training.pictures import (
+    confusion_matrix,
+    draw_class_accuracies,
+    draw_confusion_matrix,
+    draw_curves,
+    draw_images,
+    shown,
+)
+from training.terminal import duration_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from torch import Tensor
-
+    from training.checkpoint import Checkpoint
+    from training.config import TrainConfig
     from training.datasets import Dataset
+    from training.evaluation import Evaluation
 
+PAGE_FILE = "report.html"
 CURVES_FILE = "curves.png"
 CONFUSION_FILE = "confusion_matrix.png"
+CLASSES_FILE = "class_accuracies.png"
+MISTAKES_FILE = "mistakes.png"
 
-_DOTS_PER_INCH = 130
-_TRAINING_COLOUR, _VALIDATION_COLOUR, _RATE_COLOUR = "#4477aa", "#cc6677", "#999933"
+_MISTAKE_COUNT = 32
 
 
 def write_report(
-    folder: Path, history: Sequence[dict[str, Any]], test_predictions: Tensor, dataset: Dataset
+    folder: Path,
+    *,
+    best: Checkpoint,
+    history: Sequence[dict[str, Any]],
+    test: Evaluation,
+    dataset: Dataset,
+    config: TrainConfig,
 ) -> None:
-    """Draw ``history``'s curves and the confusion matrix of ``test_predictions`` int64 [N] into ``folder``.
+    """Draw what ``test`` says of ``best`` and how the run got there, and write a page of it, into ``folder``.
 
     Raises:
         OSError: the folder cannot be written.
     """
     folder.mkdir(exist_ok=True)
+    counts = confusion_matrix(dataset.test_labels, test.predictions, len(dataset.labels))
+    title = f"{dataset.name}: {test.accuracy:.2%} of {len(dataset.test_labels):,} test images"
     draw_curves(folder / CURVES_FILE, history, dataset.name)
-    counts = confusion_matrix(dataset.test_labels, test_predictions, len(dataset.labels))
-    accuracy = counts.trace().item() / counts.sum().item()
-    title = f"{dataset.name}: {accuracy:.2%} of {counts.sum().item():,} test images"
     draw_confusion_matrix(folder / CONFUSION_FILE, counts, dataset.labels, title)
+    draw_class_accuracies(folder / CLASSES_FILE, counts, dataset.labels, title)
+    draw_mistakes(folder / MISTAKES_FILE, test, dataset)
+    page = _page(best, history, config)
+    (folder / PAGE_FILE).write_text(page, encoding="utf-8")
 
 
-def draw_curves(path: Path, history: Sequence[dict[str, Any]], title: str) -> None:
-    """Draw loss, accuracy and learning rate by epoch, of training and validation, into the PNG ``path``."""
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    losses, accuracies, rates = figure.subplots(1, 3)
-    epochs = [record["epoch"] for record in history]
-    for axes, kind in ((losses, "loss"), (accuracies, "accuracy")):
-        scale = 100 if kind == "accuracy" else 1
-        for split, colour in (("train", _TRAINING_COLOUR), ("validation", _VALIDATION_COLOUR)):
-            label = "training, as augmented" if split == "train" else "validation"
-            values = [scale * record[f"{split}_{kind}"] for record in history]
-            axes.plot(epochs, values, color=colour, label=label, marker="o", markersize=3)
-        axes.legend(frameon=False)
-    best = max(history, key=lambda record: record["validation_accuracy"])
-    best_place = (best["epoch"], 100 * best["validation_accuracy"])
-    accuracies.plot(*best_place, "o", color=_VALIDATION_COLOUR, markersize=9, fillstyle="none")
-    rates.plot(epochs, [record["lr"] for record in history], color=_RATE_COLOUR, marker="o", markersize=3)
-    rates.set_ylim(bottom=0)
-    losses.set_title("loss")
-    accuracies.set_title(f"accuracy (%), best {best['validation_accuracy']:.2%} in epoch {best['epoch']}")
-    rates.set_title("learning rate at the epoch's end")
-    for axes in (losses, accuracies, rates):
-        axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=_DOTS_PER_INCH)
+def worst_mistakes(test: Evaluation, targets: torch.Tensor, count: int) -> torch.Tensor:
+    """Return indices int64 of at most ``count`` images that got a wrong class, the most confident first."""
+    wrong = torch.nonzero(test.predictions != targets).flatten()
+    return wrong[test.confidences[wrong].argsort(descending=True, stable=True)][:count]
 
 
-def confusion_matrix(targets: Tensor, predictions: Tensor, class_count: int) -> Tensor:
-    """Return counts int64 [K, K]: row is the true class, column the predicted one."""
-    counts = torch.bincount(targets * class_count + predictions, minlength=class_count**2)
-    return counts.reshape(class_count, class_count)
+def draw_mistakes(path: Path, test: Evaluation, dataset: Dataset) -> None:
+    """Draw the most confident mistakes, with what they are and what they were taken for, into ``path``."""
+    worst = worst_mistakes(test, dataset.test_labels, _MISTAKE_COUNT)
+    captions = [
+        f"{shown(dataset.labels[target], 14)}, taken\n"
+        f"for {shown(dataset.labels[prediction], 14)} {confidence:.0%}"
+        for target, prediction, confidence in zip(
+            dataset.test_labels[worst].tolist(),
+            test.predictions[worst].tolist(),
+            test.confidences[worst].tolist(),
+            strict=True,
+        )
+    ]
+    mistakes = int((test.predictions != dataset.test_labels).sum())
+    title = f"the {len(worst)} most confident of {mistakes:,} mistakes" if mistakes else "no mistakes"
+    draw_images(path, dataset.test_images[worst], captions, title)
 
 
-def draw_confusion_matrix(path: Path, counts: Tensor, labels: Sequence[str], title: str) -> None:
-    """Draw ``counts`` [K, K], coloured by their share of the true class, into the PNG ``path``."""
-    side = max(5.0, 0.72 * len(labels) + 1.8)
-    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
-    axes = figure.subplots()
-    shares = counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    # The square root spreads the small shares, which are what the picture is looked at for.
-    axes.imshow(shares.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
-    for row, column in torch.nonzero(counts).tolist():
-        colour = "white" if shares[row, column] > 0.25 else "black"
-        axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, fontsize=9)
-    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
-    per_class = [f"{label}  {shares[index, index]:.1%}" for index, label in enumerate(labels)]
-    axes.set_yticks(range(len(labels)), per_class)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true class, and how much of it is found")
-    axes.set_xticks([index - 0.5 for index in range(1, len(labels))], minor=True)
-    axes.set_yticks([index - 0.5 for index in range(1, len(labels))], minor=True)
-    axes.grid(which="minor", color="#dddddd", linewidth=0.6)
-    axes.tick_params(which="both", length=0)
-    axes.set_title(title)
-    figure.savefig(path, dpi=_DOTS_PER_INCH)
+def _page(best: Checkpoint, history: Sequence[dict[str, Any]], config: TrainConfig) -> str:
+    metrics = best.metrics
+    parameters = sum(value.numel() for name, value in best.weights.items() if "running_" not in name)
+    facts = {
+        "test accuracy": f"{metrics['test_accuracy']:.2%}",
+        "test loss": f"{metrics['test_loss']:.4f}",
+        "validation accuracy": f"{metrics['validation_accuracy']:.2%}, the best, in epoch {metrics['epoch']}",
+        "weights": f"{best.weights_kind}, {parameters:,} parameters",
+        "training time": duration_text(sum(record["train_s"] for record in history)),
+    }
+    settings = {name.replace("_", "-"): value for name, value in config.model_dump(mode="json").items()}
+    heading = html.escape(f"{best.arch} on {best.dataset}")
+    pictures = "\n".join(
+        f'<h2>{caption}</h2>\n<a href="{file}"><img src="{file}" alt="{caption}"></a>'
+        for caption, file in (
+            ("How it learnt", CURVES_FILE),
+            ("What it confuses", CONFUSION_FILE),
+            ("Class by class", CLASSES_FILE),
+            ("Where it is most sure, and wrong", MISTAKES_FILE),
+        )
+    )
+    return _TEMPLATE.format(
+        heading=heading, facts=_rows(facts.items()), pictures=pictures, settings=_rows(settings.items())
+    )
+
+
+def _rows(entries: Iterable[tuple[str, Any]]) -> str:
+    return "\n".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>" for name, value in entries
+    )
+
+
+_TEMPLATE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{heading}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+img {{ max-width: 100%; height: auto; }}
+th {{ text-align: left; font-weight: normal; color: #555; padding-right: 1.5rem; }}
+td {{ font-variant-numeric: tabular-nums; }}
+</style>
+</head>
+<body>
+<h1>{heading}</h1>
+<table>
+{facts}
+</table>
+{pictures}
+<h2>Settings</h2>
+<table>
+{settings}
+</table>
+</body>
+</html>
+"""

@@ -2,72 +2,127 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.datasets import Examples, load_dataset, split_train
 from training.device import prepare_device
-from training.loop import evaluate, train_one_epoch
+from training.evaluation import evaluate
+from training.loop import check_finite, train_one_epoch
+from training.preview import write_preview
+from training.replicas import joined_replicas
 from training.report import write_report
 from training.run_folder import open_run_folder
 from training.run_state import resume_run, start_run
+from training.tensorboard import tensorboard_log
 from training.terminal import Terminal
 from training.threads import set_fastest_thread_count
 
 if TYPE_CHECKING:
+    import torch
+
     from training.checkpoint import Checkpoint
     from training.config import TrainConfig
     from training.datasets import Dataset
-    from training.loop import Evaluation, Progress
+    from training.evaluation import Evaluation
+    from training.loop import Progress
+    from training.replicas import Replicas
     from training.run_folder import RunFolder
     from training.run_state import RunState
+
+# Of a checkpoint beyond its tensors: names, settings, history.
+_CHECKPOINT_FACTS_BYTES = 1024 * 1024
 
 
 def train(config: TrainConfig, terminal: Terminal | None = None) -> int:
     """Train into ``config.run_dir`` and return 0; an interrupted run goes on, a finished one is left.
+
+    Under ``torchrun`` all processes call this; the first one writes and speaks.
 
     Raises:
         TrainingError: the message says what is wrong and what to do.
     """
     terminal = terminal or Terminal()
     device = prepare_device(config)
-    with open_run_folder(config) as folder:
-        if (finished := _finished_checkpoint(folder)) is not None:
-            terminal.say(f"{folder.path} is finished: {_summary(finished)}; nothing to do")
-            return 0
-        dataset = load_dataset(config.dataset, config.data_dir, terminal=terminal)
-        training, validation = split_train(dataset, config.validation_count)
-        state = start_run(config, dataset, training, device)
-        _take_up(state, folder, terminal)
-        _choose_threads(state, training, terminal)
-        _train_epochs(state, training.to(device), validation.to(device), folder, terminal)
-        _judge_and_report(folder, dataset, state.history, terminal)
+    if config.preview is not None:
+        return _preview(config, terminal)
+    with (
+        joined_replicas(device) as replicas,
+        open_run_folder(config, is_writer=replicas.is_first) as folder,
+    ):
+        _run(config, folder, device, replicas, terminal if replicas.is_first else Terminal.silent())
+    return 0
+
+
+def _run(
+    config: TrainConfig, folder: RunFolder, device: torch.device, replicas: Replicas, terminal: Terminal
+) -> None:
+    if (finished := replicas.from_first(_finished_summary(folder))) is not None:
+        terminal.say(f"{folder.path} is finished: {finished}; nothing to do")
+        return
+    dataset = _load(config, terminal)
+    training, validation = split_train(dataset, config.validation_count)
+    state = start_run(config, dataset, training, device, replicas)
+    _take_up(state, folder, terminal)
+    _choose_threads(state, training, terminal)
+    _train_epochs(state, training.near(device), validation.near(device), folder, terminal)
+    _judge_and_report(state, dataset, folder, terminal)
+
+
+def _load(config: TrainConfig, terminal: Terminal) -> Dataset:
+    return load_dataset(
+        config.dataset,
+        config.data_dir,
+        image_size=config.image_size,
+        skip_unreadable=config.skip_unreadable,
+        terminal=terminal,
+    )
+
+
+def _preview(config: TrainConfig, terminal: Terminal) -> int:
+    assert config.preview is not None
+    write_preview(config.preview, config, _load(config, terminal))
+    terminal.say(f"augmented training images: {config.preview}")
     return 0
 
 
 def _take_up(state: RunState, folder: RunFolder, terminal: Terminal) -> None:
     trainer = state.trainer
+    is_writer = trainer.replicas.is_first
     if resume_run(state, folder):
-        terminal.say(
-            f"resuming {folder.path} after epoch {len(state.history)} of {trainer.config.epochs} "
-            f"(step {trainer.step} of {trainer.total_steps})"
-        )
+        done, epochs = len(state.history), trainer.config.epochs
+        where = f"in epoch {done + 1} of {epochs}" if done < epochs else "after its last epoch"
+        terminal.say(f"resuming {folder.path} {where} at step {trainer.step} of {trainer.total_steps}")
     else:
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        processes = f" in {trainer.replicas.count} processes" if trainer.replicas.count > 1 else ""
         terminal.say(
             f"training {trainer.config.arch} ({parameters:,} parameters) on {state.facts.dataset} "
-            f"into {folder.path}, on {trainer.model.mean.device}"
+            f"into {folder.path}, on {trainer.model.mean.device}{processes}, {trainer.precision.name}"
         )
-    folder.write_history(state.history)
+    if is_writer:
+        folder.check_room(_checkpoint_bytes(state))
+        folder.write_history(state.history)
+
+
+def _checkpoint_bytes(state: RunState) -> int:
+    """Return about what ``last.pt`` takes: weights, their average, and the optimizer's values for each."""
+    trainer = state.trainer
+    weights: int = sum(value.nbytes for value in trainer.model.state_dict().values())
+    copies = 1 + (trainer.average is not None) + (2 if trainer.config.optimizer == "adamw" else 1)
+    return copies * weights + _CHECKPOINT_FACTS_BYTES
 
 
 def _choose_threads(state: RunState, training: Examples, terminal: Terminal) -> None:
-    """Choose the number of threads by trying: on the CPU, where none is given and bits need not repeat."""
-    config, model = state.trainer.config, state.trainer.model
-    if config.threads is not None or config.deterministic or model.mean.device.type != "cpu":
+    """Try out the number of threads: on the CPU, where none is given and bits need not repeat."""
+    trainer, config = state.trainer, state.trainer.config
+    is_free = config.threads is None and not config.deterministic and trainer.replicas.count == 1
+    if not is_free or trainer.model.mean.device.type != "cpu":
         return
-    count, most = set_fastest_thread_count(model, training.images[: config.batch_size])
+    with trainer.precision.computing():
+        count, most = set_fastest_thread_count(trainer.model, training.images[: config.batch_size])
     if count < most:
         terminal.say(
             f"{count} of {most} threads are faster: the processors are busy, or the network is small"
@@ -78,46 +133,84 @@ def _train_epochs(
     state: RunState, training: Examples, validation: Examples, folder: RunFolder, terminal: Terminal
 ) -> None:
     trainer = state.trainer
-    with terminal.training(trainer.total_steps, trainer.step) as show:
-        while trainer.step < trainer.total_steps:
-            epoch = len(state.history) + 1
+    epochs = trainer.config.epochs
+    saver = _Saver(state, training, folder)
+    with (
+        terminal.training(trainer.total_steps, trainer.step) as show,
+        tensorboard_log(folder.tensorboard, trainer.step, is_on=trainer.replicas.is_first) as log,
+    ):
 
-            def report(progress: Progress, epoch: int = epoch) -> None:
-                show(trainer.step, _progress_text(progress, epoch, trainer.config.epochs))
+        def report(progress: Progress) -> None:
+            show(trainer.step, _progress_text(progress, len(state.history) + 1, epochs))
+            log({"lr": trainer.lr, "train_step_loss": progress.loss}, trainer.step)
 
-            progress = train_one_epoch(trainer, training, report)
-            evaluation = evaluate(state.served_model, validation)
+        while len(state.history) < epochs:
+            progress = train_one_epoch(trainer, training, report, saver.after_step)
+            evaluation = evaluate(state.served_model, validation, trainer.replicas)
             state.history.append(_record(state, progress, evaluation))
-            terminal.say(_epoch_line(state.history[-1], trainer.config.epochs))
-            _save(state, folder)
+            terminal.say(_epoch_line(state.history[-1], epochs))
+            saver.after_epoch()
+            log(state.history[-1], trainer.step)
 
 
-def _save(state: RunState, folder: RunFolder) -> None:
-    record = state.history[-1]
-    if record["validation_accuracy"] >= max(other["validation_accuracy"] for other in state.history):
-        save_checkpoint(folder.best, state.to_checkpoint(resumable=False))
-    save_checkpoint(folder.last, state.to_checkpoint(resumable=True))
-    folder.append_record(record)
+class _Saver:
+    """Writes checkpoints: the last one every so many seconds and each epoch, the best one when it is."""
+
+    def __init__(self, state: RunState, training: Examples, folder: RunFolder) -> None:
+        self._state, self._training, self._folder = state, training, folder
+        self._is_writer = state.trainer.replicas.is_first
+        self._saved_at = time.monotonic()
+
+    def after_step(self) -> None:
+        """Save the last checkpoint where one is due."""
+        if (
+            self._is_writer
+            and time.monotonic() - self._saved_at >= self._state.trainer.config.checkpoint_every
+        ):
+            self._save_last()
+
+    def after_epoch(self) -> None:
+        """Save the best checkpoint where this epoch is it, then the last one, then the epoch's figures."""
+        if not self._is_writer:
+            return
+        history = self._state.history
+        if history[-1]["validation_accuracy"] >= max(record["validation_accuracy"] for record in history):
+            save_checkpoint(self._folder.best, self._state.to_checkpoint(resumable=False))
+        self._save_last()
+        self._folder.append_record(history[-1])
+
+    def _save_last(self) -> None:
+        check_finite(self._state.trainer, self._training)
+        save_checkpoint(self._folder.last, self._state.to_checkpoint(resumable=True))
+        self._saved_at = time.monotonic()
 
 
-def _judge_and_report(
-    folder: RunFolder, dataset: Dataset, history: list[dict[str, Any]], terminal: Terminal
-) -> None:
+def _judge_and_report(state: RunState, dataset: Dataset, folder: RunFolder, terminal: Terminal) -> None:
     """Judge the weights to serve on the test images, read here alone; draw; mark the run as finished."""
-    best = load_checkpoint(folder.best)
-    test = evaluate(best.build(), Examples(dataset.test_images, dataset.test_labels))
-    write_report(folder.report, history, test.predictions, dataset)
+    replicas, device = state.trainer.replicas, state.trainer.model.mean.device
+    best = replicas.from_first(load_checkpoint(folder.best) if replicas.is_first else state.facts)
+    test = evaluate(best.build().to(device), Examples(dataset.test_images, dataset.test_labels), replicas)
+    if not replicas.is_first:
+        return
     best = replace(best, metrics=best.metrics | {"test_loss": test.loss, "test_accuracy": test.accuracy})
+    write_report(
+        folder.report,
+        best=best,
+        history=state.history,
+        test=test,
+        dataset=dataset,
+        config=state.trainer.config,
+    )
     save_checkpoint(folder.best, best)
     terminal.say(f"{_summary(best)}; checkpoint {folder.best}, report {folder.report}")
 
 
-def _finished_checkpoint(folder: RunFolder) -> Checkpoint | None:
-    """Return the best checkpoint of a finished run: one that was judged on the test images."""
+def _finished_summary(folder: RunFolder) -> str | None:
+    """Return what came out of a finished run: one whose best checkpoint was judged on the test images."""
     if not folder.best.exists():
         return None
     best = load_checkpoint(folder.best)
-    return best if "test_accuracy" in best.metrics else None
+    return _summary(best) if "test_accuracy" in best.metrics else None
 
 
 def _record(state: RunState, progress: Progress, evaluation: Evaluation) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 config.json      the settings of the run
 last.pt best.pt  checkpoints: where to go on, and what to use
 metrics.jsonl    one line of figures an epoch
-report/          pictures, at the end
+report/          pictures and a page that shows them, at the end
+tensorboard/     the same figures for TensorBoard, where that is installed
 """
 
 from __future__ import annotations
@@ -27,9 +28,12 @@ if TYPE_CHECKING:
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 REPORT_FOLDER = "report"
+TENSORBOARD_FOLDER = "tensorboard"
 
-# Checkpoints of small networks, their siblings while written, metrics and pictures, with room to spare.
-_FREE_BYTES = 64 * 1024 * 1024
+# Metrics and pictures, with room to spare.
+_SMALL_FILES_BYTES = 32 * 1024 * 1024
+# The best, the last, and the one that is being written beside them.
+_CHECKPOINTS_AT_ONCE = 3
 
 
 class RunFolder:
@@ -40,7 +44,23 @@ class RunFolder:
         self.best = path / BEST_FILE
         self.last = path / LAST_FILE
         self.report = path / REPORT_FOLDER
+        self.tensorboard = path / TENSORBOARD_FOLDER
         self._metrics = path / METRICS_FILE
+
+    def check_room(self, checkpoint_bytes: int) -> None:
+        """Check before the first epoch that the disk has room for what a run writes.
+
+        Raises:
+            RunError: it has not.
+        """
+        there = sum(file.stat().st_size for file in (self.best, self.last) if file.exists())
+        needed = _CHECKPOINTS_AT_ONCE * checkpoint_bytes + _SMALL_FILES_BYTES - there
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise RunError(
+                f"the disk of {self.path} has {free >> 20:,} MiB left, expected at least {needed >> 20:,} "
+                "MiB for this network's checkpoints; make room or use another --run-dir"
+            )
 
     def write_history(self, records: Sequence[dict[str, Any]]) -> None:
         """Make metrics.jsonl hold exactly ``records``: epochs after the checkpoint resumed from go."""
@@ -53,13 +73,18 @@ class RunFolder:
 
 
 @contextmanager
-def open_run_folder(config: TrainConfig) -> Iterator[RunFolder]:
+def open_run_folder(config: TrainConfig, *, is_writer: bool = True) -> Iterator[RunFolder]:
     """Make or open the folder of ``config``'s run, for this process alone while the context lasts.
 
+    Of the processes that train together one ``is_writer``; the others get the paths and touch nothing.
+
     Raises:
-        RunError: it cannot be written, has no room, is in use, or belongs to a run with other settings.
+        RunError: it cannot be written, is in use, or belongs to a run with other settings.
     """
     path = config.run_dir
+    if not is_writer:
+        yield RunFolder(path)
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as probe:
@@ -74,12 +99,8 @@ def open_run_folder(config: TrainConfig) -> Iterator[RunFolder]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunError(f"another process is training into {path}; use another --run-dir") from None
-        free_bytes = shutil.disk_usage(path).free
-        if free_bytes < _FREE_BYTES:
-            raise RunError(
-                f"the disk of {path} has {free_bytes >> 20} MiB left, expected at least "
-                f"{_FREE_BYTES >> 20} MiB; make room or use another --run-dir"
-            )
+        for left in path.glob(".*.part"):  # what a killed process was writing
+            left.unlink()
         _check_settings(path, config)
         yield RunFolder(path)
 
@@ -95,12 +116,13 @@ def write_replacing(path: Path, text: str) -> None:
 
 
 def _check_settings(path: Path, config: TrainConfig) -> None:
-    """Compare ``config`` with the folder's settings, or write them where there are none."""
+    """Compare ``config`` with the settings of the run in the folder, or write them where there is none."""
     file = path / CONFIG_FILE
     given = config.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS))
-    if not file.exists():
-        if (path / LAST_FILE).exists() or (path / BEST_FILE).exists():
-            raise RunError(f"{path} holds checkpoints but no {CONFIG_FILE}; use another --run-dir")
+    has_checkpoints = (path / LAST_FILE).exists() or (path / BEST_FILE).exists()
+    if has_checkpoints and not file.exists():
+        raise RunError(f"{path} holds checkpoints but no {CONFIG_FILE}; use another --run-dir")
+    if not has_checkpoints:  # nothing has been trained yet, so nothing belongs to other settings
         write_replacing(file, json.dumps(given, indent=2) + "\n")
         return
     try:

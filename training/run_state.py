@@ -12,9 +12,13 @@ from training.checkpoint import Checkpoint, load_checkpoint
 from training.datasets import channel_statistics
 from training.ema import WeightAverage
 from training.errors import CheckpointError, RunError
-from training.loop import Trainer, derived_seed
+from training.loop import Trainer, derived_seed, empty_totals
+from training.mixing import NO_MIXING, Mixing
 from training.models import Normalized, create_model
+from training.network import build_model, network_arguments, training_forward
 from training.optimizer import create_optimizer
+from training.precision import choose_precision
+from training.replicas import SOLO, Replicas
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class RunState:
-    """A run between epochs: ``facts`` is a checkpoint without weights, ``history`` a record an epoch."""
+    """A run at any step: ``facts`` is a checkpoint without weights, ``history`` a record a finished epoch."""
 
     trainer: Trainer
     facts: Checkpoint
@@ -45,45 +49,44 @@ class RunState:
     def to_checkpoint(self, *, resumable: bool) -> Checkpoint:
         """Return the weights as they are now, with the last record as metrics, on the CPU."""
         average = self.trainer.average
-        trainer = {
-            "step": self.trainer.step,
-            "optimizer": self.trainer.optimizer.state_dict(),
-            "history": self.history,
-        }
         return replace(
             self.facts,
-            metrics=dict(self.history[-1]),
+            metrics=dict(self.history[-1]) if self.history else {},
             weights=_to_cpu(self.trainer.model.network.state_dict()),
             ema_weights=None if average is None else _to_cpu(average.weights),
-            trainer=trainer if resumable else None,
+            trainer=self._trainer_state() if resumable else None,
         )
 
+    def _trainer_state(self) -> dict[str, Any]:
+        trainer = self.trainer
+        return {
+            "step": trainer.step,
+            "optimizer": trainer.optimizer.state_dict(),
+            "scaler": trainer.precision.scaler.state_dict(),
+            "totals": None if trainer.totals is None else vars(trainer.totals),
+            "history": self.history,
+        }
 
-def start_run(config: TrainConfig, dataset: Dataset, training: Examples, device: torch.device) -> RunState:
+
+def start_run(
+    config: TrainConfig,
+    dataset: Dataset,
+    training: Examples,
+    device: torch.device,
+    replicas: Replicas = SOLO,
+) -> RunState:
     """Return a run at step 0, its weights drawn from ``config.seed``.
 
     Raises:
         ModelError: the architecture is not known or does not take this data set's images.
-        RunError: there are fewer training images than a batch holds.
+        RunError: there are fewer training images than a batch holds, or the batch cannot be divided as asked.
+        DeviceError: the device has no such precision.
     """
-    steps_per_epoch = len(training) // config.batch_size
-    if not steps_per_epoch:
-        raise RunError(
-            f"batch-size is {config.batch_size}, more than the {len(training)} training images; "
-            "give a smaller one"
-        )
+    _check_batch(config, len(training), replicas)
     mean, std = channel_statistics(training.images)
     facts = Checkpoint(
         arch=config.arch,
-        arch_args={
-            "in_channels": dataset.image.channels,
-            "class_count": len(dataset.labels),
-            "height": dataset.image.height,
-            "width": dataset.image.width,
-            "batch_norm": config.batch_norm,
-            "activation": config.activation,
-            "dropout": config.dropout,
-        },
+        arch_args=network_arguments(config, dataset),
         image=dataset.image,
         mean=mean,
         std=std,
@@ -93,22 +96,32 @@ def start_run(config: TrainConfig, dataset: Dataset, training: Examples, device:
         weights={},
     )
     torch.manual_seed(derived_seed(config.seed, "weights", 0))
-    network = create_model(facts.arch, **facts.arch_args)
-    # Channels last makes pooling 5 times as fast on the CPU, and a whole step of LeNet 1.3 times.
-    model = Normalized(network, mean, std).to(device)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
-    augmentation = NO_AUGMENTATION
-    if config.augment:
-        augmentation = Augmentation(config.crop_padding, dataset.flip_keeps_class, config.erase_probability)
+    model = build_model(facts, config, device, replicas)
     trainer = Trainer(
         model=model,
-        optimizer=create_optimizer(network, config),
-        average=WeightAverage(network, config.ema_decay) if config.ema_decay else None,
-        augmentation=augmentation,
+        forward=training_forward(model, config, replicas),
+        optimizer=create_optimizer(model.network, config),
+        average=WeightAverage(model.network, config.ema_decay) if config.ema_decay else None,
+        augmentation=chosen_augmentation(config, dataset),
+        mixing=Mixing(config.mixup, config.cutmix) if config.augment else NO_MIXING,
+        precision=choose_precision(config, device),
         config=config,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=len(training) // config.batch_size,
+        replicas=replicas,
     )
     return RunState(trainer, facts)
+
+
+def chosen_augmentation(config: TrainConfig, dataset: Dataset) -> Augmentation:
+    """Return what ``config`` does to single images of ``dataset``."""
+    if not config.augment:
+        return NO_AUGMENTATION
+    return Augmentation(
+        crop_padding=config.crop_padding,
+        flip=dataset.flip_keeps_class if config.flip is None else config.flip,
+        erase_probability=config.erase_probability,
+        smallest_crop=config.smallest_crop,
+    )
 
 
 def resume_run(state: RunState, folder: RunFolder) -> bool:
@@ -117,10 +130,12 @@ def resume_run(state: RunState, folder: RunFolder) -> bool:
     Raises:
         RunError: its last checkpoint is damaged, or was made from other data.
     """
-    if not folder.last.exists():
-        return False
+    replicas = state.trainer.replicas
     try:
-        checkpoint = load_checkpoint(folder.last)
+        found = load_checkpoint(folder.last) if replicas.is_first and folder.last.exists() else None
+        checkpoint = replicas.from_first(found)
+        if checkpoint is None:
+            return False
         _check_same_data(checkpoint, state.facts)
         _restore(state, checkpoint)
     except (CheckpointError, RuntimeError, KeyError, TypeError, ValueError) as error:
@@ -134,20 +149,56 @@ def resume_run(state: RunState, folder: RunFolder) -> bool:
 def _restore(state: RunState, checkpoint: Checkpoint) -> None:
     if checkpoint.trainer is None:
         raise CheckpointError("its last checkpoint has no state to go on from")
-    trainer = state.trainer
+    trainer, saved = state.trainer, checkpoint.trainer
     trainer.model.network.load_state_dict(checkpoint.weights)
-    trainer.optimizer.load_state_dict(checkpoint.trainer["optimizer"])
+    trainer.optimizer.load_state_dict(saved["optimizer"])
     if trainer.average is not None and checkpoint.ema_weights is not None:
         trainer.average.load(checkpoint.ema_weights)
-    trainer.step = checkpoint.trainer["step"]
-    state.history = checkpoint.trainer["history"]
+    if saved["scaler"]:
+        trainer.precision.scaler.load_state_dict(saved["scaler"])
+    if saved["totals"] is not None:
+        totals = trainer.totals = empty_totals(trainer)
+        totals.losses.copy_(saved["totals"]["losses"])
+        totals.correct.copy_(saved["totals"]["correct"])
+        totals.seen, totals.elapsed_s = saved["totals"]["seen"], saved["totals"]["elapsed_s"]
+    trainer.step = saved["step"]
+    state.history = saved["history"]
+
+
+def _check_batch(config: TrainConfig, image_count: int, replicas: Replicas) -> None:
+    if config.batch_size > image_count:
+        raise RunError(
+            f"batch-size is {config.batch_size}, more than the {image_count} training images; "
+            "give a smaller one"
+        )
+    if config.batch_size % replicas.count:
+        raise RunError(
+            f"batch-size is {config.batch_size}, which {replicas.count} processes cannot share evenly; "
+            "give a multiple"
+        )
+    share = config.batch_size // replicas.count
+    if share < 2 * config.accumulate:
+        raise RunError(
+            f"batch-size {config.batch_size} leaves {share} images to each of {replicas.count} processes, "
+            f"too few for {config.accumulate} parts of at least 2; give a larger batch-size or a smaller "
+            "accumulate"
+        )
 
 
 def _check_same_data(checkpoint: Checkpoint, facts: Checkpoint) -> None:
     for name in ("dataset", "labels", "image", "arch_args", "mean", "std"):
         there, here = getattr(checkpoint, name), getattr(facts, name)
         if there != here:
-            raise CheckpointError(f"its checkpoint has {name} {there}, the data set now gives {here}")
+            raise CheckpointError(
+                f"its checkpoint has {name} {_shown(there)}, the data set now gives {_shown(here)}"
+            )
+
+
+def _shown(fact: Any) -> str:
+    """Return ``fact`` for a message: of many labels their number and the first."""
+    if isinstance(fact, tuple) and len(fact) > 10:
+        return f"{len(fact)} ({', '.join(map(str, fact[:3]))}, ...)"
+    return str(fact)
 
 
 def _to_cpu(weights: dict[str, Tensor]) -> dict[str, Tensor]:

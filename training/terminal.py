@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeElapsedColumn,
@@ -24,11 +25,25 @@ if TYPE_CHECKING:
 _PLAIN_LINE_EVERY_S = 30.0
 
 
+def duration_text(seconds: float) -> str:
+    """Return a duration as one reads it, to two units: "42 s", "3 min 20 s", "5 h 07 min"."""
+    minutes, rest_s = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest_s} s"
+    hours, rest_min = divmod(minutes, 60)
+    return f"{minutes} min {rest_s:02} s" if hours < 1 else f"{hours} h {rest_min:02} min"
+
+
 class Terminal:
     """Standard output; tells a terminal from a file or pipe, where bars would only be noise."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
+
+    @classmethod
+    def silent(cls) -> Terminal:
+        """Return a terminal that shows nothing: of all processes of a run one speaks."""
+        return cls(Console(quiet=True))
 
     @property
     def is_live(self) -> bool:
@@ -52,6 +67,14 @@ class Terminal:
             yield lambda count: progress.advance(task, count)
 
     @contextmanager
+    def counting(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show work on ``total`` items; the function yielded takes the number that have newly been done."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, disable=not self.is_live, transient=True) as progress:
+            task = progress.add_task(name, total=total)
+            yield lambda count: progress.advance(task, count)
+
+    @contextmanager
     def training(self, total_steps: int, done_steps: int) -> Iterator[Callable[[int, str], None]]:
         """Show a run; the function yielded takes the steps done so far and what to say beside the bar."""
         with Progress(
@@ -67,13 +90,15 @@ class Terminal:
             speed_estimate_period=120.0,  # the default's 30 s makes the estimate jump at each evaluation
         ) as progress:
             task = progress.add_task("", total=total_steps, completed=done_steps)
-            last_line = time.monotonic()
+            started = last_line = time.monotonic()
 
             def show(steps: int, text: str) -> None:
                 nonlocal last_line
                 progress.update(task, completed=steps, description=text)
-                if not self.is_live and time.monotonic() - last_line > _PLAIN_LINE_EVERY_S:
-                    last_line = time.monotonic()
-                    self.say(text)
+                now = time.monotonic()
+                if not self.is_live and now - last_line > _PLAIN_LINE_EVERY_S:
+                    last_line = now
+                    left_s = (now - started) * (total_steps - steps) / max(1, steps - done_steps)
+                    self.say(f"{text}, {duration_text(left_s)} left")
 
             yield show

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from training.datasets.idx import IdxFile
-from training.datasets.sources import IdxSource
+from training.datasets.sources import Source
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,8 +38,8 @@ def make_contents() -> dict[str, bytes]:
     return {part: idx_content(shape, seed) for seed, (part, shape) in enumerate(SHAPES.items())}
 
 
-def make_source(package_folder: Path, mirrors: tuple[str, ...] = (), package: str | None = None) -> IdxSource:
-    return IdxSource(
+def make_source(package_folder: Path, mirrors: tuple[str, ...] = (), package: str | None = None) -> Source:
+    return Source(
         name="small",
         files={
             part: IdxFile(part.replace("_", "-"), SHAPES[part], hashlib.sha256(content).hexdigest())

@@ -13,9 +13,10 @@ from training.augment import (
     random_crop,
     random_erase,
     random_horizontal_flip,
+    random_resized_crop,
 )
 
-ALL = Augmentation(crop_padding=3, flip=True, erase_probability=0.5)
+ALL = Augmentation(crop_padding=3, flip=True, erase_probability=0.5, smallest_crop=0.5)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -89,3 +90,30 @@ def test_all_together_keep_shape_and_type_and_repeat_from_a_seed(dtype: torch.dt
 def test_no_augmentation_returns_the_images():
     images = make_images()
     assert torch.equal(NO_AUGMENTATION(images, seeded()), images)
+
+
+def test_a_resized_crop_is_a_scaled_window_of_its_own_image():
+    """On ramps from 0 to 1 a crop is again a ramp: its ends say where it was cut and how large it was."""
+    height, width, count = 40, 40, 2000
+    ramp = (torch.arange(40) + 0.5) / 40
+    rows = ramp[:, None].expand(height, width)
+    columns = ramp[None, :].expand(height, width)
+    images = torch.stack([rows, columns]).expand(count, -1, -1, -1)
+    crops = random_resized_crop(images, 0.3, seeded())
+    steps = (crops[:, 0, 21, 20] - crops[:, 0, 20, 20], crops[:, 1, 20, 21] - crops[:, 1, 20, 20])
+    heights, widths = steps[0] * 40, steps[1] * 40  # share of each side that was kept
+    areas = heights * widths
+    assert areas.min() > 0.28  # clamping a side to the whole image takes a little off the smallest
+    assert areas.max() <= 1.0001
+    assert areas.mean().item() == pytest.approx(0.62, abs=0.03)
+    assert (heights / widths).min() > 0.74
+    assert (heights / widths).max() < 1.34
+    assert crops.min() >= 0.0124  # half a pixel: nothing from outside the image
+    assert crops.max() <= 0.9876
+
+
+def test_a_crop_of_everything_changes_nothing_but_the_aspect():
+    images = torch.randint(256, (8, 3, 9, 7), dtype=torch.uint8, generator=seeded())
+    crops = random_resized_crop(images, 1.0, seeded())
+    assert crops.dtype == torch.uint8
+    assert crops.shape == images.shape

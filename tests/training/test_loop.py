@@ -10,8 +10,10 @@ import torch
 
 from training.augment import Augmentation
 from training.datasets import Dataset, Examples, split_train
-from training.errors import DivergedError, RunError
-from training.loop import derived_seed, evaluate, train_one_epoch
+from training.errors import DeviceError, DivergedError, RunError
+from training.evaluation import evaluate
+from training.loop import check_finite, derived_seed, epoch_order, train_one_epoch
+from training.mixing import mixup
 from training.models import Normalized
 from training.run_state import RunState, start_run
 
@@ -106,7 +108,8 @@ def test_a_loss_that_is_no_number_stops_the_epoch_and_says_where(tiny: Dataset, 
     with torch.no_grad():
         state.trainer.model.network.classifier[-1].bias[0] = math.nan
     with pytest.raises(
-        DivergedError, match=r"no longer finite at step 5 of 15 .*pixels 0\.\.219.*--lr \(now 0.02\)"
+        DivergedError,
+        match=r"loss is no longer finite at step 1 of 15 \(loss nan.*pixels 0\.\.219.*--lr \(now 0.02\)",
     ):
         train_one_epoch(state.trainer, training, lambda _: None)
 
@@ -114,6 +117,113 @@ def test_a_loss_that_is_no_number_stops_the_epoch_and_says_where(tiny: Dataset, 
 def test_a_batch_larger_than_the_data_set_is_refused(tiny: Dataset, tiny_config: TrainConfig):
     with pytest.raises(RunError, match="batch-size is 161, more than the 160 training images"):
         start(tiny_config.model_copy(update={"batch_size": 161}), tiny)
+
+
+def one_step(config: TrainConfig, dataset: Dataset) -> dict[str, torch.Tensor]:
+    state, training, _ = start(config, dataset)
+    train_one_epoch(state.trainer, training, lambda _: None)
+    return state.trainer.model.network.state_dict()
+
+
+def test_parts_of_a_batch_give_the_step_of_the_whole_batch(tiny: Dataset, tiny_config: TrainConfig):
+    """Without batch norm, which sees one part at a time; float32 sums in another order, weights below 1."""
+    plain = tiny_config.model_copy(update={"batch_norm": False, "batch_size": 160, "augment": False})
+    whole, parts = one_step(plain, tiny), one_step(plain.model_copy(update={"accumulate": 3}), tiny)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=0, atol=1e-7)
+    fewer = one_step(plain.model_copy(update={"lr": 0.021}), tiny)
+    assert any((fewer[name] - value).abs().max() > 1e-6 for name, value in whole.items()), (
+        "the check can fail"
+    )
+
+
+def test_gradients_are_clipped_to_their_norm(tiny: Dataset, tiny_config: TrainConfig):
+    """One step of plain descent moves the weights by lr times the clipped norm."""
+    config = tiny_config.model_copy(
+        update={"batch_size": 160, "clip_norm": 0.01, "weight_decay": 0.0, "warmup": 0.0, "epochs": 1}
+    )
+    state, training, _ = start(config, tiny)
+    state.trainer.optimizer.param_groups[0]["nesterov"] = False
+    state.trainer.optimizer.param_groups[1]["nesterov"] = False
+    before = [parameter.detach().clone() for parameter in state.trainer.model.parameters()]
+    train_one_epoch(state.trainer, training, lambda _: None)
+    moved = [old - new for old, new in zip(before, state.trainer.model.parameters(), strict=True)]
+    assert torch.cat([m.flatten() for m in moved]).norm().item() == pytest.approx(0.02 * 0.01, rel=1e-3)
+
+
+def test_the_loss_of_mixed_images_is_that_of_both_classes_by_share(tiny: Dataset, tiny_config: TrainConfig):
+    config = tiny_config.model_copy(update={"batch_size": 160, "mixup": 0.5, "crop_padding": 0, "epochs": 1})
+    state, training, _ = start(config, tiny)
+    seen = []
+    state.trainer.model.register_forward_hook(
+        lambda _m, inputs, output: seen.append((inputs[0], output.detach()))
+    )
+    progress = train_one_epoch(state.trainer, training, lambda _: None)
+    images, logits = seen[0]
+    generator = torch.Generator().manual_seed(derived_seed(0, "step", 0))
+    batch = epoch_order(160, 0, 0)
+    mixed = mixup(training.images[batch], 0.5, generator)
+    assert torch.equal(images, mixed.images)
+    labels, log_shares = training.labels[batch], logits.log_softmax(dim=1)
+    own, other = (-log_shares[torch.arange(160), n] for n in (labels, labels[mixed.partners]))
+    expected = (mixed.shares * own + (1 - mixed.shares) * other).mean().item()
+    assert progress.loss == pytest.approx(expected, abs=1e-5)
+
+
+def test_bf16_computes_the_forward_pass_in_bf16_and_keeps_weights_in_float32(
+    tiny: Dataset, tiny_config: TrainConfig
+):
+    state, training, validation = start(tiny_config.model_copy(update={"precision": "bf16"}), tiny)
+    outputs = []
+    state.trainer.model.network.register_forward_hook(lambda _m, _i, output: outputs.append(output.dtype))
+    train_one_epoch(state.trainer, training, lambda _: None)
+    assert set(outputs) == {torch.bfloat16}
+    assert {value.dtype for value in state.trainer.model.parameters()} == {torch.float32}
+    outputs.clear()
+    evaluate(state.trainer.model, validation)
+    assert set(outputs) == {torch.float32}
+
+
+def test_fp16_without_a_gpu_is_refused(tiny: Dataset, tiny_config: TrainConfig):
+    with pytest.raises(DeviceError, match="fp16 needs a GPU; use --precision bf16 or fp32"):
+        start(tiny_config.model_copy(update={"precision": "fp16"}), tiny)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"
+)  # torch's own
+def test_a_compiled_network_learns_as_the_plain_one_does(tiny: Dataset, tiny_config: TrainConfig):
+    """Fused kernels round otherwise: float32 at weights below 1, over five steps."""
+    config = tiny_config.model_copy(update={"deterministic": False})
+    plain, compiled = one_step(config, tiny), one_step(config.model_copy(update={"compile": True}), tiny)
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=0, atol=1e-4)
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tiny: Dataset, tiny_config: TrainConfig):
+    state, training, _ = start(tiny_config, tiny)
+
+    def spoil() -> None:
+        if state.trainer.step == 3:
+            next(state.trainer.model.parameters()).data[0] = math.inf
+            check_finite(state.trainer, training)
+
+    with pytest.raises(DivergedError, match="the weights are no longer finite at step 3 of 15"):
+        train_one_epoch(state.trainer, training, lambda _: None, spoil)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 32, "accumulate": 17}, "too few for 17 parts of at least 2"),
+    ],
+)
+def test_a_batch_that_cannot_be_divided_is_refused(
+    tiny: Dataset, tiny_config: TrainConfig, settings: dict[str, int], message: str
+):
+    with pytest.raises(RunError, match=message):
+        start(tiny_config.model_copy(update=settings), tiny)
 
 
 def test_seeds_differ_in_the_32_bits_that_the_generator_takes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from tests.training.conftest import LineTerminal
 from training import run as run_module
-from training.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.config import TrainConfig
 from training.errors import DeviceError, RunError
 from training.run import train
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than training here, and is tested elsewhere."""
-    monkeypatch.setattr(run_module, "write_report", lambda *_: None)
+    monkeypatch.setattr(run_module, "write_report", lambda *_, **__: None)
 
 
 def train_lines(config: TrainConfig) -> list[str]:
@@ -58,8 +59,11 @@ def test_a_run_learns_and_leaves_what_it_promises(tiny_config: TrainConfig, tiny
         "last.pt",
         "config.json",
         "metrics.jsonl",
+        "report/report.html",
         "report/curves.png",
         "report/confusion_matrix.png",
+        "report/class_accuracies.png",
+        "report/mistakes.png",
     }
     records = [json.loads(line) for line in (tiny_config.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [(record["epoch"], record["step"]) for record in records] == [(1, 5), (2, 10), (3, 15)]
@@ -87,9 +91,9 @@ def test_the_test_images_are_read_once_at_the_end(
 ):
     judged = []
 
-    def watch(model, examples):
+    def watch(model, examples, *replicas):
         judged.append("test" if examples.images is tiny.test_images else "validation")
-        return evaluate(model, examples)
+        return evaluate(model, examples, *replicas)
 
     evaluate = run_module.evaluate
     monkeypatch.setattr(run_module, "evaluate", watch)
@@ -122,10 +126,11 @@ def test_an_interrupted_run_goes_on_and_ends_bit_identical(
         train(broken, LineTerminal(stop_at))
     lines = train_lines(broken)
     # A run stopped while it says its result has already stored it; stopped at an epoch's line, it has not.
-    resumed = any("resuming" in line for line in lines)
-    assert resumed == (stop_at in ("epoch 2/3", "epoch 3/3"))
+    resumed = [line for line in lines if "resuming" in line]
+    assert bool(resumed) == (stop_at in ("epoch 2/3", "epoch 3/3"))
     if resumed:
-        assert any(f"after epoch {int(stop_at[6]) - 1} of 3 (step" in line for line in lines)
+        epoch = int(stop_at[6])
+        assert resumed[0].endswith(f"in epoch {epoch} of 3 at step {5 * (epoch - 1)} of 15")
     assert_same_weights(whole.run_dir, broken.run_dir)
     one, two = load_checkpoint(whole.run_dir), load_checkpoint(broken.run_dir)
     timeless = one.metrics.keys() - {"images_per_s", "train_s"}
@@ -133,6 +138,58 @@ def test_an_interrupted_run_goes_on_and_ends_bit_identical(
     assert one.weights_kind == two.weights_kind == ("ema" if settings else "raw")
     records = (broken.run_dir / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(record)["epoch"] for record in records] == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
+    ("saves", "where"),
+    [
+        pytest.param(1, "in epoch 1 of 3 at step 1 of 15", id="after the first step"),
+        pytest.param(4, "in epoch 1 of 3 at step 4 of 15", id="before the first epoch's last step"),
+        pytest.param(5, "in epoch 1 of 3 at step 4 of 15", id="between best and last"),
+        pytest.param(6, "in epoch 2 of 3 at step 5 of 15", id="after an epoch"),
+        pytest.param(9, "in epoch 2 of 3 at step 8 of 15", id="within an epoch"),
+        pytest.param(-1, "after its last epoch at step 15 of 15", id="before the test images"),
+    ],
+)
+def test_a_run_goes_on_at_any_step_and_ends_bit_identical(
+    tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int, where: str
+):
+    """With all that has state; a checkpoint after each step, the process gone after so many of them."""
+    settings = {"ema_decay": 0.9, "dropout": 0.3, "mixup": 0.5, "cutmix": 1.0, "checkpoint_every": 0.0}
+    whole = changed(tiny_config, **settings, run_dir=tmp_path / "whole")
+    broken = changed(whole, run_dir=tmp_path / "broken")
+    saved = []
+
+    def count_saves(path: Path, checkpoint: Checkpoint) -> None:
+        if len(saved) == stop_after:
+            raise KeyboardInterrupt
+        save_checkpoint(path, checkpoint)
+        saved.append(path)
+
+    stop_after = -1
+    monkeypatch.setattr(run_module, "save_checkpoint", count_saves)
+    train_lines(whole)
+    stop_after = saves % len(saved)  # -1: before the last save, of the checkpoint that holds the result
+    saved.clear()
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, LineTerminal())
+    stop_after = -1
+    lines = train_lines(broken)
+    assert [line for line in lines if "resuming" in line] == [f"resuming {broken.run_dir} {where}"]
+    assert_same_weights(whole.run_dir, broken.run_dir)
+    assert_same_records(whole.run_dir, broken.run_dir)
+
+
+def assert_same_records(first: Path, second: Path) -> None:
+    """The figures of each epoch agree, also of the one that was interrupted, but for the time it took."""
+    one, two = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (first, second)
+    )
+    for record in (*one, *two):
+        del record["images_per_s"], record["train_s"]
+    assert one == two
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -162,6 +219,13 @@ def test_other_settings_in_a_run_folder_are_named(tiny_config: TrainConfig):
         RunError, match=r"lr is 0\.02 there and 0\.5 here, seed is 0 there and 3 here; use another"
     ):
         train(changed(tiny_config, lr=0.5, seed=3))
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_settings_that_trained_nothing_can_be_mended_in_the_same_folder(tiny_config: TrainConfig):
+    with pytest.raises(RunError, match="give a smaller one"):
+        train(changed(tiny_config, batch_size=161), LineTerminal())
+    train_lines(tiny_config)
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -203,9 +267,10 @@ def test_a_folder_that_cannot_be_written_is_reported_before_training(
 
 
 def test_a_full_disk_is_reported_before_training(tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("training.run_folder._FREE_BYTES", 2**70)
-    with pytest.raises(RunError, match="MiB left, expected at least"):
-        train(tiny_config)
+    usage = shutil.disk_usage("/")._replace(free=33 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(RunError, match=r"has 33 MiB left, expected at least 3\d MiB for this network's"):
+        train(tiny_config, LineTerminal())
 
 
 def test_two_processes_do_not_train_into_one_folder(tiny_config: TrainConfig):

@@ -250,7 +250,10 @@ def test_the_cache_is_under_xdg_cache_home_where_that_is_absolute(monkeypatch: p
 
 
 def test_an_unknown_data_set_is_refused_with_the_known_ones():
-    with pytest.raises(DatasetError, match=r"'fashion-mnits' is not known; expected one of .*fashion-mnist"):
+    with pytest.raises(
+        DatasetError,
+        match=r"'fashion-mnits' is not known \(did you mean fashion-mnist\?\); expected one of .*mnist",
+    ):
         load_dataset("fashion-mnits")
 
 

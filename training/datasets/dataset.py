@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # The same split for every run of a data set, whatever its seed: runs are judged on the same images.
 SPLIT_SEED = 20170825
+# Enough that the best epoch is told by more than chance: at 93 % the standard deviation is 0.36 %.
+MOST_VALIDATION_IMAGES = 5000
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,27 @@ class Examples:
         """Return the same examples on ``device``."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
+    def near(self, device: torch.device) -> Examples:
+        """Return the same examples on ``device``, or where they are if they would fill half its memory."""
+        if device.type == "cpu":
+            return self
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+        return self.to(device) if self.images.nbytes < free_bytes // 2 else self
 
-def split_train(dataset: Dataset, validation_count: int, seed: int = SPLIT_SEED) -> tuple[Examples, Examples]:
+
+def split_train(
+    dataset: Dataset, validation_count: int | None = None, seed: int = SPLIT_SEED
+) -> tuple[Examples, Examples]:
     """Return the training images as (training, validation), ``validation_count`` of them drawn by ``seed``.
+
+    Without a count a tenth is held out, at most `MOST_VALIDATION_IMAGES`.
 
     Raises:
         DatasetError: fewer than one image would be left to either.
     """
     count = len(dataset.train_images)
+    if validation_count is None:
+        validation_count = min(count // 10, MOST_VALIDATION_IMAGES)
     if not 1 <= validation_count < count:
         raise DatasetError(
             f"{validation_count} validation images cannot be split from the {count} training images of "

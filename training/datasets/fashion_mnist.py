@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from training.datasets.idx import IdxFile
-from training.datasets.sources import IdxSource
+from training.datasets.sources import Source
 
 LABELS = (
     "T-shirt/top",
@@ -20,7 +20,7 @@ LABELS = (
     "Ankle boot",
 )
 
-SOURCE = IdxSource(
+SOURCE = Source(
     name="fashion-mnist",
     files={
         "train_images": IdxFile(

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _UINT8 = 0x08
+# gzip adds at most this to what it cannot compress: header, trailer and 5 bytes a 16 KiB block.
+_GZIP_OVERHEAD_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,24 @@ class IdxFile:
     def content_bytes(self) -> int:
         """Length in bytes of the unpacked file."""
         return 4 + 4 * len(self.shape) + math.prod(self.shape)
+
+    @property
+    def packed_name(self) -> str:
+        """Name of the file as it is handed out."""
+        return f"{self.name}.gz"
+
+    @property
+    def limit_bytes(self) -> int:
+        """Length in bytes that the file as it is handed out cannot exceed."""
+        return self.content_bytes + _GZIP_OVERHEAD_BYTES
+
+    def read(self, folder: Path) -> NDArray[np.uint8]:
+        """Read the file from ``folder``; see `read_idx`."""
+        return read_idx(folder, self)
+
+    def read_packed(self, path: Path) -> NDArray[np.uint8]:
+        """Read the file that was handed out as ``path``; see `read_idx_file`."""
+        return read_idx_file(path, self)
 
 
 def read_idx(folder: Path, expected: IdxFile) -> NDArray[np.uint8]:

@@ -1,46 +1,116 @@
-"""The data sets that ``--dataset`` knows, by name."""
+"""The data sets that ``--dataset`` knows: by name, or as a folder of images."""
 
 from __future__ import annotations
 
+import difflib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from imaging import ImageSpec
-from training.datasets import fashion_mnist
+from training.datasets import cifar10, fashion_mnist, mnist
 from training.datasets.dataset import Dataset
+from training.datasets.image_folder import load_image_folder
 from training.datasets.sources import cache_folder, read_source
 from training.errors import DatasetError
 from training.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+
+    from training.datasets.sources import Source
 
 
-def load_dataset(name: str, folder: Path | None = None, *, terminal: Terminal | None = None) -> Dataset:
-    """Find or fetch the data set ``name``, check it and hold it in memory; ``folder`` is the only place then.
+def load_dataset(
+    name: str,
+    folder: Path | None = None,
+    *,
+    image: ImageSpec | None = None,
+    image_size: int | None = None,
+    skip_unreadable: bool = False,
+    terminal: Terminal | None = None,
+) -> Dataset:
+    """Find or fetch the data set ``name``, check it and hold it in memory.
+
+    A given ``folder`` is the only place that is looked in. Any other ``name`` is a folder of images, now at
+    ``folder`` if that is given; ``image``, ``image_size`` and ``skip_unreadable`` are about those alone (see
+    `load_image_folder`).
 
     Raises:
         DatasetError: the name is not known, or the files are found nowhere sound.
     """
-    if name not in DATASETS:
-        raise DatasetError(f"data set {name!r} is not known; expected one of {', '.join(sorted(DATASETS))}")
-    return DATASETS[name](folder, terminal or Terminal())
+    terminal = terminal or Terminal()
+    if name in DATASETS:
+        if image_size is not None:
+            raise DatasetError(f"image-size is for folders of images; {name} has its own: leave it out")
+        return DATASETS[name](folder, terminal)
+    place = folder or Path(name)
+    if folder is None and not place.exists() and place.name != name:
+        raise DatasetError(
+            f"the folder of images {name} does not exist; if it has moved, give its new place with --data-dir"
+        )
+    if folder is None and not place.exists():
+        near = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise DatasetError(
+            f"data set {name!r} is not known{hint}; expected one of {', '.join(sorted(DATASETS))}, or "
+            "a folder of images"
+        )
+    return load_image_folder(
+        place, image=image, image_size=image_size, skip_unreadable=skip_unreadable, terminal=terminal
+    )
 
 
-def _load_fashion_mnist(folder: Path | None, terminal: Terminal) -> Dataset:
-    source = fashion_mnist.SOURCE
+def _load_idx(
+    source: Source,
+    labels: tuple[str, ...],
+    folder: Path | None,
+    terminal: Terminal,
+    *,
+    flip_keeps_class: bool,
+) -> Dataset:
     arrays = read_source(source, folder=folder, cache=cache_folder(source.name), terminal=terminal)
     return Dataset(
         name=source.name,
-        labels=fashion_mnist.LABELS,
+        labels=labels,
         image=ImageSpec(channel_order="L", height=28, width=28, resize_shorter_side=28),
         train_images=torch.from_numpy(arrays["train_images"]).unsqueeze(1),
         train_labels=torch.from_numpy(arrays["train_labels"]).long(),
         test_images=torch.from_numpy(arrays["test_images"]).unsqueeze(1),
         test_labels=torch.from_numpy(arrays["test_labels"]).long(),
+        flip_keeps_class=flip_keeps_class,
     )
 
 
-DATASETS: dict[str, Callable[[Path | None, Terminal], Dataset]] = {"fashion-mnist": _load_fashion_mnist}
+def _load_fashion_mnist(folder: Path | None, terminal: Terminal) -> Dataset:
+    return _load_idx(fashion_mnist.SOURCE, fashion_mnist.LABELS, folder, terminal, flip_keeps_class=True)
+
+
+def _load_mnist(folder: Path | None, terminal: Terminal) -> Dataset:
+    return _load_idx(mnist.SOURCE, mnist.LABELS, folder, terminal, flip_keeps_class=False)
+
+
+def _load_cifar10(folder: Path | None, terminal: Terminal) -> Dataset:
+    source = cifar10.SOURCE
+    arrays = read_source(source, folder=folder, cache=cache_folder(source.name), terminal=terminal)
+    records = torch.from_numpy(arrays["records"])
+    images = records[:, 1:].reshape(-1, *cifar10.IMAGE_SHAPE)
+    labels = records[:, 0].long()
+    train_count = len(records) * 5 // 6  # five files of training records, one of test records
+    return Dataset(
+        name=source.name,
+        labels=cifar10.LABELS,
+        image=ImageSpec(channel_order="RGB", height=32, width=32, resize_shorter_side=32),
+        train_images=images[:train_count],
+        train_labels=labels[:train_count],
+        test_images=images[train_count:],
+        test_labels=labels[train_count:],
+    )
+
+
+DATASETS: dict[str, Callable[[Path | None, Terminal], Dataset]] = {
+    "cifar10": _load_cifar10,
+    "fashion-mnist": _load_fashion_mnist,
+    "mnist": _load_mnist,
+}

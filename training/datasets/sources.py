@@ -1,4 +1,4 @@
-"""Finds or fetches the files of an IDX data set, trying one source after another.
+"""Finds or fetches the files of a data set, trying one source after another.
 
 In this order: a given folder (then nothing else is tried: what was asked for is what is used), the cache, an
 installed Debian package, mirrors, Debian's package unpacked without root. What is fetched goes to the cache.
@@ -12,15 +12,14 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from training.datasets.debian import unpacked_package
 from training.datasets.download import download
-from training.datasets.idx import IdxFile, read_idx, read_idx_file
 from training.errors import DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -29,17 +28,32 @@ if TYPE_CHECKING:
 
     Arrays = dict[str, NDArray[np.uint8]]
 
-# gzip adds at most this to what it cannot compress: header, trailer and 5 bytes a 16 KiB block.
-_GZIP_OVERHEAD_BYTES = 64 * 1024
+
+class SourceFile(Protocol):
+    """A file of a data set, known exactly: what it is called where it is handed out, and how to read it."""
+
+    @property
+    def packed_name(self) -> str:
+        """Name of the file as it is handed out."""
+
+    @property
+    def limit_bytes(self) -> int:
+        """Length in bytes that it cannot exceed."""
+
+    def read(self, folder: Path) -> NDArray[np.uint8]:
+        """Read and check it, packed or unpacked, in ``folder``; raise DatasetError if it is not sound."""
+
+    def read_packed(self, path: Path) -> NDArray[np.uint8]:
+        """Read and check it as it was handed out; raise DatasetError if it is not sound."""
 
 
 @dataclass(frozen=True)
-class IdxSource:
+class Source:
     """Where a data set may be found; ``files`` maps a part's name ("train_images") to its file."""
 
     name: str
-    files: dict[str, IdxFile]
-    package_folder: Path
+    files: Mapping[str, SourceFile]
+    package_folder: Path | None = None
     package: str | None = None
     mirrors: tuple[str, ...] = field(default=())
 
@@ -52,7 +66,7 @@ def cache_folder(name: str) -> Path:
     return base / "foldserve" / name
 
 
-def read_source(source: IdxSource, *, folder: Path | None, cache: Path, terminal: Terminal) -> Arrays:
+def read_source(source: Source, *, folder: Path | None, cache: Path, terminal: Terminal) -> Arrays:
     """Return the arrays of ``source`` by part, from the first place that has all of them sound.
 
     Raises:
@@ -62,7 +76,11 @@ def read_source(source: IdxSource, *, folder: Path | None, cache: Path, terminal
         return _read_folder(source, folder)
     places: list[tuple[str, Callable[[], Arrays]]] = [
         (f"cache {cache}", lambda: _read_folder(source, cache)),
-        (f"installed package {source.package_folder}", lambda: _read_folder(source, source.package_folder)),
+        *(
+            (f"installed package {p}", lambda p=p: _read_folder(source, p))
+            for p in [source.package_folder]
+            if p
+        ),
         *((f"mirror {url}", lambda url=url: _fetch(source, url, cache, terminal)) for url in source.mirrors),
         *((f"Debian package {p}", lambda p=p: _unpack(source, p, cache)) for p in [source.package] if p),
     ]
@@ -79,57 +97,58 @@ def read_source(source: IdxSource, *, folder: Path | None, cache: Path, terminal
         else:
             terminal.say(f"{source.name} from {place}")
             return arrays
-    names = ", ".join(f"{file.name}.gz" for file in source.files.values())
+    names = ", ".join(file.packed_name for file in source.files.values())
     raise DatasetError(
         f"{source.name} was found nowhere; put {names} into a folder and give it with --data-dir "
         f"(tried: {'; '.join(reasons)})"
     )
 
 
-def _read_folder(source: IdxSource, folder: Path) -> Arrays:
+def _read_folder(source: Source, folder: Path) -> Arrays:
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
-    return {part: read_idx(folder, file) for part, file in source.files.items()}
+    return {part: file.read(folder) for part, file in source.files.items()}
 
 
-def _fetch(source: IdxSource, mirror: str, cache: Path, terminal: Terminal) -> Arrays:
+def _fetch(source: Source, mirror: str, cache: Path, terminal: Terminal) -> Arrays:
     """Bring what the cache lacks or holds damaged from ``mirror``; check each file, then put it in place."""
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache):
         return {part: _fetch_file(file, mirror, cache, terminal) for part, file in source.files.items()}
 
 
-def _fetch_file(file: IdxFile, mirror: str, cache: Path, terminal: Terminal) -> NDArray[np.uint8]:
+def _fetch_file(file: SourceFile, mirror: str, cache: Path, terminal: Terminal) -> NDArray[np.uint8]:
     try:
-        return read_idx(cache, file)
+        return file.read(cache)
     except DatasetError:
         pass  # absent or damaged: fetched anew
-    part = cache / f"{file.name}.gz.part"
+    part = cache / f"{file.packed_name}.part"
     resumed = part.exists()
-    url = mirror.rstrip("/") + f"/{file.name}.gz"
-    download(url, part, limit_bytes=file.content_bytes + _GZIP_OVERHEAD_BYTES, terminal=terminal)
+    url = mirror.rstrip("/") + f"/{file.packed_name}"
+    download(url, part, limit_bytes=file.limit_bytes, terminal=terminal)
     try:
-        array = read_idx_file(part, file)
+        array = file.read_packed(part)
     except DatasetError:
         part.unlink(missing_ok=True)
         if not resumed:
             raise DatasetError(f"{url} is not the file expected, or arrived damaged") from None
         # The bytes it was resumed from may have been the damaged ones: once more from the start.
         return _fetch_file(file, mirror, cache, terminal)
-    part.replace(cache / f"{file.name}.gz")
-    (cache / file.name).unlink(missing_ok=True)
+    # A packed file comes before an unpacked one beside it, which may have been the damaged one.
+    part.replace(cache / file.packed_name)
     return array
 
 
-def _unpack(source: IdxSource, package: str, cache: Path) -> Arrays:
+def _unpack(source: Source, package: str, cache: Path) -> Arrays:
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache), unpacked_package(package) as root:
+        assert source.package_folder is not None
         folder = root / source.package_folder.relative_to("/")
         arrays = _read_folder(source, folder)
         for file in source.files.values():
-            part = cache / f"{file.name}.gz.part"
-            part.write_bytes((folder / f"{file.name}.gz").read_bytes())
-            part.replace(cache / f"{file.name}.gz")
+            part = cache / f"{file.packed_name}.part"
+            part.write_bytes((folder / file.packed_name).read_bytes())
+            part.replace(cache / file.packed_name)
         return arrays
 
 

@@ -1,0 +1,56 @@
+"""A run that was trained on a folder of images is exported with that folder's own test images."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from export.config import ExportConfig
+from export.source import load_source
+from imaging import prepare_image
+from tests.training.conftest import LineTerminal
+from tests.training.image_folders import LABELS, write_classes
+from training.config import TrainConfig
+from training.errors import DatasetError
+from training.run import train
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_its_proof_is_made_of_the_folders_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pictures = tmp_path / "pictures"
+    write_classes(pictures / "train", per_class=8, size=(40, 30), mode="RGB")
+    write_classes(pictures / "val", per_class=3, size=(40, 30), mode="RGB", seed=1)
+    (pictures / "val" / "north" / "001.png").write_bytes(b"not an image")
+    config = TrainConfig(
+        dataset=str(pictures),
+        run_dir=tmp_path / "run",
+        epochs=1,
+        batch_size=8,
+        image_size=28,
+        skip_unreadable=True,
+    )
+    assert train(config, LineTerminal()) == 0
+
+    source = load_source(ExportConfig(source=config.run_dir))
+    assert source.metadata.labels == LABELS
+    assert not source.proof.synthetic
+    files = [path for path in sorted((pictures / "val").rglob("*.png")) if path.stat().st_size > 20]
+    expected = np.stack([prepare_image(path.read_bytes(), source.metadata.image) for path in files])
+    assert np.array_equal(source.proof.images, expected)
+    assert source.proof.labels is not None
+    assert source.proof.labels.tolist() == [LABELS.index(path.parent.name) for path in files]
+
+    moved = shutil.move(pictures, tmp_path / "elsewhere")
+    with pytest.raises(
+        DatasetError, match="does not exist; if it has moved, give its new place with --data-dir"
+    ):
+        load_source(ExportConfig(source=config.run_dir))
+    assert np.array_equal(
+        load_source(ExportConfig(source=config.run_dir, data_dir=moved)).proof.images, expected
+    )

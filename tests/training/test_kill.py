@@ -1,0 +1,101 @@
+"""A training process that is killed without warning, again and again, loses no more than it said it would."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.image_folders import write_classes
+from training.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).parents[2]
+EPOCHS, STEPS_PER_EPOCH = 4, 17  # 192 images, 40 of them the test's and 15 validation's: 137, by 8
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_classes(tmp_path / "pictures", per_class=48)
+
+
+def start(folder: Path, run_dir: Path) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "training",
+        "--dataset",
+        str(folder),
+        "--run-dir",
+        str(run_dir),
+    ]
+    settings = ["--deterministic", "--device=cpu", "--threads=1", "--batch-size=8", f"--epochs={EPOCHS}"]
+    state = ["--ema-decay=0.9", "--dropout=0.2", "--lr=0.02", "--checkpoint-every=0"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder.parent / "cache"), "COLUMNS": "500"}
+    return subprocess.Popen(
+        [*command, *settings, *state], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    return output
+
+
+def saved_step(run_dir: Path) -> int:
+    checkpoint = load_checkpoint(run_dir / "last.pt")
+    assert checkpoint.trainer is not None
+    return int(checkpoint.trainer["step"])
+
+
+def kill_at_some_step(
+    process: subprocess.Popen[str], run_dir: Path, after_step: int, rng: random.Random
+) -> int:
+    """Kill some time after a checkpoint of a step past ``after_step`` is there; return what is there then."""
+    deadline = time.monotonic() + 60
+    while not (run_dir / "last.pt").exists() or saved_step(run_dir) <= after_step:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(rng.uniform(0, 0.15))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    return saved_step(run_dir)
+
+
+def test_a_run_killed_at_random_steps_goes_on_and_ends_with_the_same_bits(folder: Path, tmp_path: Path):
+    rng = random.Random(int.from_bytes(os.urandom(4)))  # a failure shows the steps
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(start(folder, whole))
+    total = EPOCHS * STEPS_PER_EPOCH
+    steps = [0]
+    for share in (0.1, 0.5):
+        process = start(folder, broken)
+        steps.append(kill_at_some_step(process, broken, round(share * total), rng))
+        if len(steps) > 2:
+            assert steps[-1] > steps[-2], f"it silently started over: {steps}"
+    output = finish(start(folder, broken))
+    resumed = re.search(r"resuming .* at step (\d+) of (\d+)", output)
+    assert resumed, f"it did not say that it goes on; killed at {steps}: {output}"
+    assert [int(number) for number in resumed.groups()] == [steps[-1], total]
+    for name in ("best.pt", "last.pt"):
+        one, two = load_checkpoint(whole / name), load_checkpoint(broken / name)
+        for mine, other in ((one.weights, two.weights), (one.ema_weights or {}, two.ema_weights or {})):
+            assert mine.keys() == other.keys()
+            assert len(mine) > 0
+            assert all(torch.equal(mine[key], other[key]) for key in mine), f"killed at {steps}"
+    epochs = [json.loads(line)["epoch"] for line in (broken / "metrics.jsonl").read_text().splitlines()]
+    assert epochs == list(range(1, EPOCHS + 1))
+    assert not list(broken.glob("*.part")), "what was being written is left"

@@ -1,0 +1,45 @@
+"""The recipes: what training a network takes, as differences from the defaults of `TrainConfig`.
+
+Those defaults are LeNet's. A setting that is given on the command line is always taken as given. "default" is
+for minutes on two cores; "long" is for the best accuracy that the network reaches, however long that takes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+RecipeName = Literal["default", "long"]
+
+RECIPES: dict[str, dict[RecipeName, dict[str, Any]]] = {
+    "lenet": {
+        "default": {},
+        # Three times the epochs carry a wider crop and an average of the weights.
+        "long": {"epochs": 42, "crop_padding": 2, "ema_decay": 0.999},
+    },
+    "alexnet": {
+        "default": {"epochs": 8, "lr": 0.05, "dropout": 0.2, "label_smoothing": 0.05},
+        "long": {
+            "epochs": 60,
+            "lr": 0.05,
+            "dropout": 0.5,
+            "label_smoothing": 0.05,
+            "crop_padding": 2,
+            "erase_probability": 0.25,
+            "ema_decay": 0.999,
+        },
+    },
+    "resnet": {
+        "default": {"epochs": 8, "lr": 0.2},
+        "long": {"epochs": 60, "lr": 0.2, "crop_padding": 2, "erase_probability": 0.25, "ema_decay": 0.999},
+    },
+}
+# A network of one's own: gradients are clipped, since nobody has tried this learning rate on it.
+_OWN: dict[RecipeName, dict[str, Any]] = {
+    "default": {"lr": 0.05, "clip_norm": 5.0},
+    "long": {"epochs": 60, "lr": 0.05, "clip_norm": 5.0, "crop_padding": 2, "ema_decay": 0.999},
+}
+
+
+def recipe_settings(arch: str, recipe: RecipeName) -> dict[str, Any]:
+    """Return the settings that ``recipe`` of ``arch`` puts in place of the defaults."""
+    return RECIPES.get(arch, _OWN)[recipe]
