@@ -1,4 +1,4 @@
-"""Probabilities -> the top labels."""
+"""Values of classes -> the top labels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+def top_indices(values: NDArray[np.float32], top_k: int) -> list[int]:
+    """Return the indices of up to ``top_k`` highest of ``values`` [K], the highest first, equals in order."""
+    order: list[int] = np.argsort(-values, kind="stable")[:top_k].tolist()
+    return order
+
+
 def top_labels(
     probabilities: NDArray[np.float32], labels: Sequence[str], top_k: int
 ) -> list[tuple[str, float]]:
@@ -19,5 +25,4 @@ def top_labels(
 
     Equals keep the labels' order. ``probabilities`` float32 [K] of one image, ``labels`` its K names.
     """
-    order = np.argsort(-probabilities, kind="stable")[:top_k]
-    return [(labels[index], float(probabilities[index])) for index in order]
+    return [(labels[index], float(probabilities[index])) for index in top_indices(probabilities, top_k)]
