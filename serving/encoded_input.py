@@ -49,17 +49,25 @@ def _read_elements(
                 "raw_input_contents, each behind its length"
             )
         return list(tensor.contents.bytes_contents)
+    check_raw_alone(tensor, len(request.raw_input_contents))
+    return _split(request.raw_input_contents[0], tensor.name)
+
+
+def check_raw_alone(tensor: pb.ModelInferRequest.InferInputTensor, buffer_count: int) -> None:
+    """Check that a request whose one input comes raw has it in one buffer, and nowhere else.
+
+    Raises:
+        InvalidArgumentError: it does not.
+    """
     if tensor.HasField("contents"):
         raise InvalidArgumentError(
             f"input '{tensor.name}' comes twice, in raw_input_contents and in its own contents; send one of "
             "them"
         )
-    if len(request.raw_input_contents) != 1:
+    if buffer_count != 1:
         raise InvalidArgumentError(
-            f"raw_input_contents has {len(request.raw_input_contents)} buffers for 1 input; send one buffer "
-            "an input"
+            f"raw_input_contents has {buffer_count} buffers for 1 input; send one buffer an input"
         )
-    return _split(request.raw_input_contents[0], tensor.name)
 
 
 def _split(raw: bytes, name: str) -> list[bytes]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from serving.encoded_input import read_encoded
+from serving.encoded_input import check_raw_alone, read_encoded
 from serving.errors import InvalidArgumentError, UnimplementedError
 from serving.responses import Output
 from serving.shown import listed, shape_text, shown
@@ -52,29 +52,21 @@ def read_images(request: pb.ModelInferRequest, spec: TensorSpec) -> NDArray[np.u
         InvalidArgumentError: the request does not carry exactly that input with exactly its elements.
         UnimplementedError: it refers to shared memory.
     """
+    # Every access to a message makes an object, and this is the request path: each field is read once.
     tensor = _find_input(request, spec)
     if tensor.datatype != spec.datatype:
         if tensor.datatype == "BYTES":
             return read_encoded(request, tensor)
         raise InvalidArgumentError(_datatype_message(tensor, spec))
-    shape = tuple(tensor.shape)
+    shape = tuple(tensor.shape[:])
     if len(shape) != 4 or shape[1:] != spec.shape[1:] or shape[0] < 1:
         raise InvalidArgumentError(_shape_message(shape, spec))
-    if not request.raw_input_contents:
+    buffers = request.raw_input_contents[:]
+    if not buffers:
         return _read_typed(tensor, shape)
-    if tensor.HasField("contents"):
-        raise InvalidArgumentError(
-            f"input '{spec.name}' comes twice, in raw_input_contents and in its own contents; send one of "
-            "them"
-        )
-    if len(request.raw_input_contents) != 1:
-        raise InvalidArgumentError(
-            f"raw_input_contents has {len(request.raw_input_contents)} buffers for 1 input; send one buffer "
-            "an input"
-        )
-    raw = request.raw_input_contents[0]
-    _check_count(len(raw), "bytes in raw_input_contents", shape, spec)
-    return np.frombuffer(raw, np.uint8).reshape(shape)
+    check_raw_alone(tensor, len(buffers))
+    _check_count(len(buffers[0]), "bytes in raw_input_contents", shape, spec)
+    return np.ndarray(shape, np.uint8, buffers[0])
 
 
 def read_outputs(request: pb.ModelInferRequest, known: Sequence[str]) -> tuple[Output, ...]:
@@ -122,11 +114,13 @@ def _read_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, known:
 
 
 def _find_input(request: pb.ModelInferRequest, spec: TensorSpec) -> pb.ModelInferRequest.InferInputTensor:
-    if len(request.inputs) == 1 and request.inputs[0].name == spec.name:
-        tensor = request.inputs[0]
-        if tensor.parameters:
-            _check_parameters(tensor.parameters, f"input '{spec.name}'")
-        return tensor
+    inputs = request.inputs
+    if len(inputs) == 1:
+        tensor = inputs[0]
+        if tensor.name == spec.name:
+            if tensor.parameters:
+                _check_parameters(tensor.parameters, f"input '{spec.name}'")
+            return tensor
     if not request.inputs:
         raise InvalidArgumentError(f"the request has no inputs; send {_described(spec)}")
     unknown = [tensor.name for tensor in request.inputs if tensor.name != spec.name]
