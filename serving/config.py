@@ -61,7 +61,7 @@ class ClassifyConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docst
     """Classify images with a running server."""
 
     images: CliPositionalArg[list[Path]] = Field(min_length=1)
-    """Image files: JPEG, PNG, WebP, GIF (first frame) or BMP."""
+    """Image files (JPEG, PNG, WebP, GIF or BMP), or folders of them."""
     model: str = Field(min_length=1)
     """Name of the model."""
     model_version: str = ""
@@ -70,6 +70,8 @@ class ClassifyConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docst
     """Address of the server, as HOST:PORT."""
     top_k: int = Field(default=3, ge=1)
     """Labels to print for each image."""
+    jsonl: bool = False
+    """Print a JSON object a line instead, and go on after a file that is no image."""
     timeout_s: float = Field(default=30.0, gt=0)
     """Seconds to wait for each answer."""
 

@@ -30,6 +30,9 @@ FORBIDDEN = {
 INNER = {
     "serving/batcher.py": {"grpc", "onnxruntime", "google"},
     "serving/servicer.py": {"grpc", "onnxruntime"},
+    "serving/calls.py": {"grpc", "onnxruntime"},
+    "serving/control.py": {"grpc", "onnxruntime"},
+    "serving/responses.py": {"grpc", "onnxruntime"},
     "serving/artifact.py": {"grpc", "onnxruntime", "google"},
 }
 

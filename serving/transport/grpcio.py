@@ -60,6 +60,9 @@ class GrpcioTransport:
                 # Two servers on one port must be an error, not a split of the traffic.
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", 2 * max_message_bytes),
+                # Clients may look every ten seconds whether a quiet connection lives; gRPC's own limit of
+                # five minutes would close on them.
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 # A response is bounded by its request's rows; a limit here would fail after the work is done.
                 ("grpc.max_send_message_length", -1),
             )
