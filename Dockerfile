@@ -24,7 +24,7 @@ WORKDIR /
 ENTRYPOINT ["foldserve"]
 
 FROM base AS server
-RUN pip install --constraint constraints.txt --no-build-isolation '.[cpu]'
+RUN pip install --constraint constraints.txt --no-build-isolation '.[cpu,native]'
 USER foldserve
 WORKDIR /
 EXPOSE 8001

@@ -16,67 +16,24 @@ What holds for every schedule of arrivals, cancellations and failures:
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from serving.errors import CancelledError, DeadlineExceededError, ResourceExhaustedError, UnavailableError
+from serving.batch_requests import Arrays, Execution, OnDone, Outcome, Piece, Request, drop_reason, rejoined
+from serving.errors import ResourceExhaustedError, UnavailableError
 
-Arrays: TypeAlias = tuple[NDArray[Any], ...]
-Outcome: TypeAlias = Arrays | Exception
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
-_log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class Request:
-    """One caller's rows. Transports extend it with what they need to answer.
-
-    ``rows`` [n, ...] with n >= 1, the same trailing shape and type for all requests of one batcher.
-    ``deadline_s`` is on the batcher's clock. Set ``cancelled`` from any thread: the request is then dropped
-    if it has not run yet. The batcher sets the times at which the request was queued, its first execution
-    began and its last one ended.
-    """
-
-    rows: NDArray[Any]
-    deadline_s: float = math.inf
-    cancelled: bool = False
-    queued_s: float = field(default=0.0, init=False)
-    started_s: float = field(default=0.0, init=False)
-    finished_s: float = field(default=0.0, init=False)
-    _unfinished_pieces: int = field(default=0, init=False, repr=False)
-    _parts: dict[int, Arrays] | None = field(default=None, init=False, repr=False)
-
+    from numpy.typing import NDArray
 
 R = TypeVar("R", bound=Request)
-OnDone: TypeAlias = Callable[[R, Outcome], None]
 
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """One execution that succeeded, for whoever counts: what ran in it, and for how long in seconds."""
-
-    request_count: int  # requests that began with this execution
-    row_count: int
-    queue_s: float  # that those requests waited, together
-    compute_s: float
-
-
-@dataclass(slots=True, eq=False)
-class _Piece(Generic[R]):
-    """At most ``max_batch_size`` consecutive rows of one request, starting at ``start``."""
-
-    request: R
-    on_done: OnDone[R]
-    start: int
-    rows: NDArray[Any]
+_log = logging.getLogger(__name__)
 
 
 class Batcher(Generic[R]):
@@ -112,7 +69,7 @@ class Batcher(Generic[R]):
         self._on_execution = on_execution
         self._clock = clock
         self._changed = threading.Condition()
-        self._queue: deque[_Piece[R]] = deque()
+        self._queue: deque[Piece[R]] = deque()
         self._queued_rows = 0
         self._queued_bytes = 0
         self._closed = False
@@ -165,7 +122,7 @@ class Batcher(Generic[R]):
         with self._changed:  # pieces of one request may finish on several instances at once
             complete = [(piece, outcome) for piece, outcome in settled if self._settle(piece, outcome)]
         for piece, outcome in complete:
-            _deliver(piece.request, piece.on_done, _rejoined(piece.request, outcome))
+            _deliver(piece.request, piece.on_done, rejoined(piece.request, outcome))
         return bool(settled)
 
     def close(self, grace_s: float) -> None:
@@ -179,9 +136,9 @@ class Batcher(Generic[R]):
         with self._changed:
             while self._running_count and time.monotonic() < give_up_s:  # on a lent thread
                 self._changed.wait(give_up_s - time.monotonic())
-            left = [piece for piece in self._queue if piece.request._unfinished_pieces]
+            left = [piece for piece in self._queue if piece.request.unfinished_pieces]
             for piece in left:
-                piece.request._unfinished_pieces = 0
+                piece.request.unfinished_pieces = 0
             self._queue.clear()
             self._queued_rows = self._queued_bytes = 0
         stopped = UnavailableError("the server stopped before the model ran; try again elsewhere")
@@ -248,28 +205,28 @@ class Batcher(Generic[R]):
         row_count = len(request.rows)
         assert row_count >= 1
         if row_count <= self._max_batch_size:
-            request._unfinished_pieces = 1  # the batcher's own bookkeeping, kept with the request
-            self._queue.append(_Piece(request, on_done, 0, request.rows))
+            request.unfinished_pieces = 1
+            self._queue.append(Piece(request, on_done, 0, request.rows))
         else:
             starts = range(0, row_count, self._max_batch_size)
-            request._unfinished_pieces = len(starts)
-            request._parts = {}
+            request.unfinished_pieces = len(starts)
+            request.parts = {}
             self._queue.extend(
-                _Piece(request, on_done, start, request.rows[start : start + self._max_batch_size])
+                Piece(request, on_done, start, request.rows[start : start + self._max_batch_size])
                 for start in starts
             )
         self._queued_rows += row_count
         self._queued_bytes += request.rows.nbytes
 
-    def _form_batch(self) -> tuple[list[_Piece[R]], list[tuple[_Piece[R], Outcome]]]:
+    def _form_batch(self) -> tuple[list[Piece[R]], list[tuple[Piece[R], Outcome]]]:
         """Take pieces from the queue's head while they fit, dropping what nobody waits for any more."""
-        batch: list[_Piece[R]] = []
-        dropped: list[tuple[_Piece[R], Outcome]] = []
+        batch: list[Piece[R]] = []
+        dropped: list[tuple[Piece[R], Outcome]] = []
         room = self._max_batch_size
         now_s = self._clock()
         while self._queue and room:
             piece = self._queue[0]
-            reason = _drop_reason(piece.request, now_s)
+            reason = drop_reason(piece.request, now_s)
             if reason is None and len(piece.rows) > room:
                 break
             self._queue.popleft()
@@ -277,12 +234,12 @@ class Batcher(Generic[R]):
             self._queued_bytes -= piece.rows.nbytes
             if reason is not None:
                 dropped.append((piece, reason))
-            elif piece.request._unfinished_pieces:  # else a sibling piece has already failed the request
+            elif piece.request.unfinished_pieces:  # else a sibling piece has already failed the request
                 batch.append(piece)
                 room -= len(piece.rows)
         return batch, dropped
 
-    def _run(self, batch: list[_Piece[R]]) -> list[Outcome]:
+    def _run(self, batch: list[Piece[R]]) -> list[Outcome]:
         """Return one outcome a piece; a failing batch is run again piece by piece."""
         started_s = self._clock()
         try:
@@ -311,7 +268,7 @@ class Batcher(Generic[R]):
                 raise RuntimeError(f"the model gave {[len(each) for each in outputs]} rows for {len(rows)}")
         return outputs
 
-    def _record(self, batch: list[_Piece[R]], started_s: float, finished_s: float) -> None:
+    def _record(self, batch: list[Piece[R]], started_s: float, finished_s: float) -> None:
         row_count = request_count = 0
         queue_s = 0.0
         for piece in batch:
@@ -324,34 +281,18 @@ class Batcher(Generic[R]):
                 queue_s += started_s - request.queued_s
         self._on_execution(Execution(request_count, row_count, queue_s, finished_s - started_s))
 
-    def _settle(self, piece: _Piece[R], outcome: Outcome) -> bool:
+    def _settle(self, piece: Piece[R], outcome: Outcome) -> bool:
         """Note a piece's outcome; return whether the request's is now known, which happens once."""
         request = piece.request
-        if not request._unfinished_pieces:
+        if not request.unfinished_pieces:
             return False
         if isinstance(outcome, Exception):
-            request._unfinished_pieces = 0
+            request.unfinished_pieces = 0
             return True
-        request._unfinished_pieces -= 1
-        if request._parts is not None:
-            request._parts[piece.start] = outcome
-        return not request._unfinished_pieces
-
-
-def _rejoined(request: Request, outcome: Outcome) -> Outcome:
-    """Return the outcome of a whole request, of whose pieces the last one had ``outcome``."""
-    if request._parts is None or isinstance(outcome, Exception):
-        return outcome
-    in_order = [request._parts[start] for start in sorted(request._parts)]
-    return tuple(np.concatenate(parts) for parts in zip(*in_order, strict=True))
-
-
-def _drop_reason(request: Request, now_s: float) -> Exception | None:
-    if request.cancelled:
-        return CancelledError("the caller cancelled before the model ran")
-    if request.deadline_s <= now_s:
-        return DeadlineExceededError("the deadline passed while the request waited in the queue")
-    return None
+        request.unfinished_pieces -= 1
+        if request.parts is not None:
+            request.parts[piece.start] = outcome
+        return not request.unfinished_pieces
 
 
 def _deliver(request: R, on_done: OnDone[R], outcome: Outcome) -> None:

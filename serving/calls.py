@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from serving.batcher import Arrays, Request
+from serving.batch_requests import Arrays, Request
 from serving.classify import top_indices
 from serving.errors import InvalidArgumentError
 from serving.pb import classifier_pb2, open_inference_pb2

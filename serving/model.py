@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from serving.artifact import Artifact
-    from serving.batcher import OnDone
+    from serving.batch_requests import OnDone
     from serving.calls import Call
 
 # A model whose full batch takes less is done sooner than other threads are awake, and the processors are

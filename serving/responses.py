@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from serving.batcher import Arrays
+    from serving.batch_requests import Arrays
     from serving.model import ServedModel
 
 # What an execution gives, in this order.

@@ -15,7 +15,7 @@ from serving.image_decoder import ImageDecoder
 from serving.processors import usable_processors
 
 if TYPE_CHECKING:
-    from serving.batcher import Outcome
+    from serving.batch_requests import Outcome
     from serving.model import ServedModel
     from serving.repository import Repository
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from serving.pb import open_inference_pb2 as pb
 
 if TYPE_CHECKING:
-    from serving.batcher import Execution, Request
+    from serving.batch_requests import Execution, Request
 
 
 @dataclass(slots=True)

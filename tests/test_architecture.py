@@ -29,6 +29,7 @@ FORBIDDEN = {
 # Modules that must know neither the wire nor the runtime.
 INNER = {
     "serving/batcher.py": {"grpc", "onnxruntime", "google"},
+    "serving/batch_requests.py": {"grpc", "onnxruntime", "google"},
     "serving/servicer.py": {"grpc", "onnxruntime"},
     "serving/calls.py": {"grpc", "onnxruntime"},
     "serving/control.py": {"grpc", "onnxruntime"},

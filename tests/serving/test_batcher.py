@@ -11,7 +11,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.batcher import Batcher, Execution, Outcome, Request
+from serving.batch_requests import Execution, Outcome, Request
+from serving.batcher import Batcher
 from serving.errors import CancelledError, DeadlineExceededError, ResourceExhaustedError, UnavailableError
 
 if TYPE_CHECKING:
