@@ -195,6 +195,22 @@ def test_message_over_the_limit_is_refused_and_the_next_one_served(
     assert server.infer(network.random_images(1)).model_name == "tiny"
 
 
+def test_small_message_that_unpacks_to_a_large_one_is_refused(
+    server: ServerProcess, network: TinyNetwork
+) -> None:
+    """A thousandth on the wire: what counts is what it becomes."""
+    too_large = infer_request(np.zeros((2**20 + 1, 1, 8, 8), np.uint8))
+    call = server.channel.unary_unary(
+        "/inference.GRPCInferenceService/ModelInfer",
+        request_serializer=pb.ModelInferRequest.SerializeToString,
+        response_deserializer=pb.ModelInferResponse.FromString,
+    )
+    code, text = status_of(lambda: call(too_large, compression=grpc.Compression.Gzip))
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "--max-message-mib" in text
+    assert outputs_of(call(infer_request(network.random_images(1)), compression=grpc.Compression.Gzip))
+
+
 def test_bytes_that_are_no_message_fail_alone(server: ServerProcess, network: TinyNetwork) -> None:
     call = server.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
     code, text = status_of(lambda: call(b"\xff\xff\xff garbage"))

@@ -68,11 +68,17 @@ class Bench:
             clock=self.clock,
         )
 
-    def submit(self, *row_values: Sequence[int], deadline_s: float = math.inf) -> list[Request]:
+    def submit(
+        self, *row_values: Sequence[int], deadline_s: float = math.inf, lend_thread: bool = False
+    ) -> list[Request]:
         requests = [
             Request(rows=np.array(values, np.uint8)[:, None], deadline_s=deadline_s) for values in row_values
         ]
-        self.batcher.submit(requests, lambda request, outcome: self.outcomes.append((request, outcome)))
+        self.batcher.submit(
+            requests,
+            lambda request, outcome: self.outcomes.append((request, outcome)),
+            lend_thread=lend_thread,
+        )
         return requests
 
     def run(self) -> None:
@@ -321,7 +327,7 @@ def test_threads_finish_everything_before_close_returns() -> None:
 steps = st.lists(
     st.one_of(
         st.tuples(
-            st.just("submit"),
+            st.sampled_from(["submit", "submit and lend"]),
             st.lists(st.lists(st.sampled_from([*range(9), POISON]), min_size=1, max_size=11)),
         ),
         st.tuples(st.just("submit until"), st.integers(0, 20)),
@@ -338,10 +344,11 @@ def test_any_schedule_gives_each_caller_one_outcome_of_its_own_rows(
     steps: list[tuple[str, object]], max_batch_size: int, max_queue_rows: int
 ) -> None:
     bench = Bench(max_batch_size=max_batch_size, max_queue_rows=max_queue_rows)
+    bench.batcher._instance_count = 1  # as after start, without its thread: this one is lent
     requests: list[Request] = []
     for action, argument in steps:
-        if action == "submit":
-            requests += bench.submit(*argument)  # type: ignore[misc]
+        if action in ("submit", "submit and lend"):
+            requests += bench.submit(*argument, lend_thread=action != "submit")  # type: ignore[misc]
         elif action == "submit until":
             requests += bench.submit([5], deadline_s=float(argument))  # type: ignore[arg-type]
         elif action == "run":
