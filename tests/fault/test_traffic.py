@@ -73,6 +73,26 @@ def test_deadline_passing_in_the_queue_ends_the_wait(
         assert_serves(server, network)
 
 
+def test_expired_and_cancelled_requests_never_reach_the_model(
+    repository: Path, tmp_path: Path, network: TinyNetwork, transport: str
+) -> None:
+    """The server's own count of rows tells: a hundred callers who gave up while they waited cost nothing."""
+    with ServerProcess(repository, tmp_path / "server", *ONE_BY_ONE, transport) as server:
+        large = server.stub.ModelInfer.future(infer_request(network.random_images(8000)), timeout=60)
+        time.sleep(0.05)
+        request = infer_request(network.random_images(1))
+        expired = [server.stub.ModelInfer.future(request, timeout=0.02) for _ in range(50)]
+        cancelled = [server.stub.ModelInfer.future(request) for _ in range(50)]
+        assert {call.code() for call in expired} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        for call in cancelled:
+            call.cancel()
+        assert not large.done(), "the model was free too soon for this to prove anything"
+        large.result()
+        assert_serves(server, network)
+        (counted,) = server.stub.ModelStatistics(pb.ModelStatisticsRequest(name="tiny")).model_stats
+        assert counted.inference_count == 8000 + 2
+
+
 def test_callers_that_hang_up_harm_nobody(server: ServerProcess, network: TinyNetwork) -> None:
     for _ in range(5):
         server.stub.ModelInfer.future(infer_request(network.random_images(2000))).cancel()
