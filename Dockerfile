@@ -26,7 +26,8 @@ WORKDIR /home/foldserve
 ENTRYPOINT ["foldserve"]
 
 FROM base AS server
-RUN pip install --quiet --constraint constraints.txt --no-build-isolation '.[cpu]' && rm -rf build foldserve.egg-info
+RUN pip install --quiet --constraint constraints.txt --no-build-isolation '.[cpu,native]' \
+    && rm -rf build foldserve.egg-info
 COPY . .
 RUN pip install --quiet --no-deps --no-build-isolation --force-reinstall .
 USER foldserve

@@ -8,21 +8,21 @@ RUNTIME := $(if $(or $(wildcard /proc/driver/nvidia/version),$(shell command -v 
 INSTALLED := $(VENV)/.installed-$(RUNTIME)
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test test-all lint types format proto bench clean
+.PHONY: help install demo test test-all lint types format proto bench bench-serving clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## build the virtual environment .venv
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "foldserve needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@echo "Building $(VENV) with the extras train, export, dev and $(RUNTIME) (a few minutes the first time) ..."
+	@echo "Building $(VENV) with the extras train, export, native, dev and $(RUNTIME) (a few minutes the first time) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation \
-	  torch==2.13.0 --editable '.[train,export,dev,$(RUNTIME)]'
+	  torch==2.13.0 --editable '.[train,export,native,dev,$(RUNTIME)]'
 	@rm -f $(VENV)/.installed-* && touch $@
 
 demo: install ## train, export, serve and prove it, on Fashion-MNIST
@@ -50,6 +50,9 @@ proto: install ## regenerate serving/pb from protos/
 
 bench: install ## the figures of the docs, side by side in one run
 	$(BIN)/python -m benchmarks.training_loop
+
+bench-serving: install ## served against bare loops, mosec and raw ONNX Runtime, as ratios
+	$(BIN)/python -m benchmarks.serving
 
 clean: ## remove the environment, runs and models
 	rm -rf $(VENV) runs models *.egg-info

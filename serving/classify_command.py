@@ -1,71 +1,158 @@
-"""`foldserve classify`: image files -> the server's top labels, as a table a person reads."""
+"""`foldserve classify`: image files and folders -> the server's top labels, as a table or as JSON lines."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
+from rich.console import Console
+from rich.progress import Progress
 
-from imaging import ImageError, ImageSpec, prepare_image
-from serving.artifact import PROBABILITIES
-from serving.classify import top_labels
-from serving.client import Client
+from imaging import ImageError
+from serving.async_client import AsyncClient
+from serving.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
+    from serving.client_messages import Classification, Description, Label
     from serving.config import ClassifyConfig
 
-# Few enough for gRPC's usual limit of 4 MiB at 224x224 RGB (147 KiB an image).
-_IMAGES_A_REQUEST = 16
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+# Several to a request spare the wire, and enough requests to keep batches full while files are read.
+_IMAGES_A_REQUEST = 8
+_REQUESTS_IN_FLIGHT = 32
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What became of one file: its labels, or why it has none."""
+
+    path: Path
+    labels: list[Label]
+    error: str = ""
 
 
 def classify(config: ClassifyConfig) -> int:
-    """Print each image's likeliest labels, and return 0.
+    """Print each image's likeliest labels; return 0, or 1 where --jsonl reported a file that has none.
 
     Raises:
-        ImageError: a file is no image, or cannot be read; the message names it.
+        ImageError: a file is no image, or cannot be read (with --jsonl that stands in its line instead).
         ServingError: no server answers, or it cannot answer this.
     """
-    encoded = [_read(path) for path in config.images]
-    with Client(config.server, timeout_s=config.timeout_s) as client:
-        model = client.describe(config.model, config.model_version)
-        images = [
-            _prepare(path, content, model.metadata.image)
-            for path, content in zip(config.images, encoded, strict=True)
-        ]
-        probabilities = np.concatenate(
-            [
-                # The version described: an update halfway must not mix two models, or labels with others'
-                # classes.
-                client.infer(model.name, np.stack(chunk), model.version)[PROBABILITIES]
-                for chunk in _chunks(images)
-            ]
+    paths = find_images(config.images)
+    return asyncio.run(_classify(config, paths))
+
+
+async def _classify(config: ClassifyConfig, paths: Sequence[Path]) -> int:
+    failed = False
+    answers: list[_Answer] = []
+    async with AsyncClient(config.server, timeout_s=config.timeout_s) as client:
+        # The version described: an update halfway must not mix two models.
+        model = await client.describe(config.model, config.model_version)
+        with _progress(len(paths)) as advance:
+            async for answer in _ask_for_all(client, config, model, paths):
+                advance()
+                if config.jsonl:
+                    failed |= bool(answer.error)
+                    print(_to_json(answer, model))
+                elif answer.error:
+                    raise ImageError(f"{answer.path}{answer.error}")
+                else:
+                    answers.append(answer)
+    if answers:
+        _print_table(answers)
+    return 1 if failed else 0
+
+
+def find_images(given: Sequence[Path]) -> list[Path]:
+    """Return the files given and, for folders, every image file below them, in order.
+
+    Raises:
+        ImageError: a folder has none.
+    """
+    paths: list[Path] = []
+    for path in given:
+        if not path.is_dir():
+            paths.append(path)
+            continue
+        found = sorted(
+            file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file()
         )
-    width = max(len(str(path)) for path in config.images)
-    for path, row in zip(config.images, probabilities, strict=True):
-        best = top_labels(row, model.metadata.labels, config.top_k)
-        print(f"{path!s:<{width}}  {'  '.join(f'{label} {probability:.1%}' for label, probability in best)}")
-    return 0
+        if not found:
+            raise ImageError(f"{path} has no image files (expected {', '.join(sorted(_SUFFIXES))})")
+        paths += found
+    return paths
 
 
-def _read(path: Path) -> bytes:
+async def _ask_for_all(
+    client: AsyncClient, config: ClassifyConfig, model: Description, paths: Sequence[Path]
+) -> AsyncIterator[_Answer]:
+    """Yield an answer a file, in order, with up to _REQUESTS_IN_FLIGHT requests under way."""
+
+    async def ask(chunk: Sequence[Path]) -> list[_Answer]:
+        return await _ask(client, config, model, chunk)
+
+    waiting: list[asyncio.Task[list[_Answer]]] = []
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror or error}") from error
+        for start in range(0, len(paths), _IMAGES_A_REQUEST):
+            if len(waiting) >= _REQUESTS_IN_FLIGHT:
+                for answer in await waiting.pop(0):
+                    yield answer
+            waiting.append(asyncio.create_task(ask(paths[start : start + _IMAGES_A_REQUEST])))
+        while waiting:
+            for answer in await waiting.pop(0):
+                yield answer
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
-def _prepare(path: Path, encoded: bytes, spec: ImageSpec) -> NDArray[np.uint8]:
+async def _ask(
+    client: AsyncClient, config: ClassifyConfig, model: Description, paths: Sequence[Path]
+) -> list[_Answer]:
+    """Return the answers to some files; where one is bad, each is asked for alone."""
     try:
-        return prepare_image(encoded, spec)
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from error
+        answer: Classification = await client.classify(model.name, paths, model.version, top_k=config.top_k)
+    except (OSError, InvalidArgumentError) as error:
+        if len(paths) > 1:
+            return [(await _ask(client, config, model, [path]))[0] for path in paths]
+        return [_Answer(paths[0], [], _explain(error))]
+    return [_Answer(path, labels) for path, labels in zip(paths, answer.labels, strict=True)]
 
 
-def _chunks(images: Sequence[NDArray[np.uint8]]) -> Iterator[Sequence[NDArray[np.uint8]]]:
-    for start in range(0, len(images), _IMAGES_A_REQUEST):
-        yield images[start : start + _IMAGES_A_REQUEST]
+def _explain(error: OSError | InvalidArgumentError) -> str:
+    if isinstance(error, OSError):
+        return f" cannot be read: {error.strerror or error}"
+    return ": " + str(error).removeprefix("image 0: ")
+
+
+@contextmanager
+def _progress(count: int) -> Iterator[Callable[[], None]]:
+    """Show a bar on standard error while the block runs, where that is a terminal and there is much to do."""
+    is_shown = sys.stderr.isatty() and count > _IMAGES_A_REQUEST
+    with Progress(console=Console(stderr=True), transient=True, disable=not is_shown) as bar:
+        task = bar.add_task("classifying", total=count)
+        yield lambda: bar.advance(task)
+
+
+def _to_json(answer: _Answer, model: Description) -> str:
+    line: dict[str, object] = {"path": str(answer.path), "model": model.name, "version": model.version}
+    if answer.error:
+        line["error"] = answer.error.lstrip(": ")
+    else:
+        line["labels"] = [{"label": label.name, "probability": label.probability} for label in answer.labels]
+    return json.dumps(line, ensure_ascii=False)
+
+
+def _print_table(answers: Sequence[_Answer]) -> None:
+    width = max(len(str(answer.path)) for answer in answers)
+    for answer in answers:
+        labels = "  ".join(f"{label.name} {label.probability:.1%}" for label in answer.labels)
+        print(f"{answer.path!s:<{width}}  {labels}")

@@ -26,18 +26,31 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """File to write the port to once the server listens."""
     device: Device = "auto"
     """What runs the models: auto takes CUDA where it works, cuda takes it or fails, cpu never looks."""
+    transport: Literal["auto", "grpcio", "native"] = "auto"
+    """What meets the wire: native (pygrpc-native, several times faster), grpcio, or auto for native where it
+    is installed."""
     max_batch_size: int = Field(default=32, ge=1, le=65536)
     """Most images in one execution; larger requests are cut and rejoined."""
+    max_queue_delay_ms: float = Field(default=0.0, ge=0, le=10_000)
+    """Milliseconds that a request may wait for company, where something else is in flight; a lone one never
+    waits."""
+    batch_invariant: bool = False
+    """Make an image's logits the same bits in any batch, padding every execution to --max-batch-size where
+    needed."""
     instances: int = Field(default=1, ge=1, le=256)
     """Executions of one model that may run at the same time."""
     intra_op_threads: int | None = Field(default=None, ge=1)
-    """Threads one execution may use. By default an instance's share of the usable processors."""
+    """Threads one execution may use. By default measured: one where a full batch takes under 5 ms, else an
+    instance's share of the usable processors."""
     max_queue_rows: int = Field(default=8192, ge=1)
     """Most images that may wait for one model; more are refused at once with RESOURCE_EXHAUSTED."""
     max_queue_mib: int = Field(default=256, ge=1)
-    """Most MiB of images that may wait for one model; more are refused at once with RESOURCE_EXHAUSTED."""
+    """Most MiB of images that may wait for one model, or to be decoded; more are refused at once with
+    RESOURCE_EXHAUSTED."""
     max_message_mib: int = Field(default=64, ge=1, le=2047)
     """Largest request in MiB; more is refused with RESOURCE_EXHAUSTED."""
+    model_control: bool = True
+    """Let callers load and unload models (RepositoryModelLoad and RepositoryModelUnload)."""
     grace_period_s: float = Field(default=30.0, ge=0)
     """Seconds that accepted requests have to finish after SIGTERM."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -48,7 +61,7 @@ class ClassifyConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docst
     """Classify images with a running server."""
 
     images: CliPositionalArg[list[Path]] = Field(min_length=1)
-    """Image files: JPEG, PNG, WebP, GIF (first frame) or BMP."""
+    """Image files (JPEG, PNG, WebP, GIF or BMP), or folders of them."""
     model: str = Field(min_length=1)
     """Name of the model."""
     model_version: str = ""
@@ -57,6 +70,8 @@ class ClassifyConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docst
     """Address of the server, as HOST:PORT."""
     top_k: int = Field(default=3, ge=1)
     """Labels to print for each image."""
+    jsonl: bool = False
+    """Print a JSON object a line instead, and go on after a file that is no image."""
     timeout_s: float = Field(default=30.0, gt=0)
     """Seconds to wait for each answer."""
 

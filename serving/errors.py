@@ -8,6 +8,10 @@ ServingError
 ├── DeadlineExceededError    DEADLINE_EXCEEDED   expired before the model ran
 ├── CancelledError           CANCELLED           the caller has gone
 ├── UnimplementedError       UNIMPLEMENTED       the protocol has it, this server does not
+├── PermissionDeniedError    PERMISSION_DENIED   this server was told not to do it
+├── ModelOutputError         INTERNAL            the model gave what is no answer
+├── ListenError              UNAVAILABLE         the address cannot be listened on
+├── TransportMissingError    UNAVAILABLE         the transport asked for is not installed
 ├── ArtifactError            UNAVAILABLE         a version on disk that must not be served
 └── DeviceError              UNAVAILABLE         the device asked for cannot run the model
 """
@@ -63,6 +67,30 @@ class UnimplementedError(ServingError):
     """The protocol has this, the server does not."""
 
     status = "UNIMPLEMENTED"
+
+
+class PermissionDeniedError(ServingError):
+    """This server was told not to do it."""
+
+    status = "PERMISSION_DENIED"
+
+
+class ModelOutputError(ServingError):
+    """The model gave NaN or infinity for somebody's image, which is no answer."""
+
+    status = "INTERNAL"
+
+
+class ListenError(ServingError):
+    """The address cannot be listened on."""
+
+    status = "UNAVAILABLE"
+
+
+class TransportMissingError(ServingError):
+    """The transport asked for is not installed."""
+
+    status = "UNAVAILABLE"
 
 
 class ArtifactError(ServingError):

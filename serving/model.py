@@ -5,20 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from serving.artifact import IMAGE, LOGITS, PROBABILITIES, ModelMetadata, TensorSpec, read_artifact
+from serving.artifact import IMAGE, ModelMetadata, TensorSpec, read_artifact
 from serving.batcher import Batcher
 from serving.errors import ArtifactError
 from serving.golden_replay import replay
 from serving.processors import usable_processors
-from serving.session import Device, Session
+from serving.responses import OUTPUTS, ResponseHeads
+from serving.runner import Runner
+from serving.session import CPU_PROVIDER, Device, Session
+from serving.statistics import Statistics
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from serving.batcher import OnDone
-    from serving.servicer import InferCall
+    from serving.artifact import Artifact
+    from serving.batch_requests import OnDone
+    from serving.calls import Call
 
-OUTPUTS = (LOGITS, PROBABILITIES)
+# A model whose full batch takes less is done sooner than other threads are awake, and the processors are
+# needed for the requests themselves: it runs on one thread, and on the transport's where that lends one.
+# LeNet takes 1 ms and serves 1.6 times as much with one thread as with two; AlexNet at 224 pixels takes 200
+# ms.
+_QUICK_BATCH_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -29,29 +37,33 @@ class ModelSettings:
     max_batch_size: int = 32
     max_queue_rows: int = 8192
     max_queue_bytes: int = 256 * 1024 * 1024
+    max_queue_delay_s: float = 0.0
     instance_count: int = 1
     intra_op_threads: int | None = None
+    batch_invariant: bool = False
 
     @property
-    def threads(self) -> int:
+    def most_threads(self) -> int:
         """Threads a run may use: what was asked for, else an instance's share of the usable processors."""
         return self.intra_op_threads or max(1, usable_processors() // self.instance_count)
 
 
 @dataclass(frozen=True)
 class VerifiedModel:
-    """A session that has reproduced its artifact's golden pairs."""
+    """A session that has reproduced its artifact's golden pairs, and what was measured on the way.
+
+    ``batch_invariant``: each image's logits were the same bits alone and in any batch tried.
+    """
 
     session: Session
+    runner: Runner
     metadata: ModelMetadata
     sha256: str
     golden_count: int
     largest_difference: float
-
-    @property
-    def input(self) -> TensorSpec:
-        """The only input: UINT8 [-1, C, H, W]."""
-        return self.session.inputs[0]
+    threads: int
+    is_quick: bool
+    batch_invariant: bool
 
 
 def open_verified(folder: Path, settings: ModelSettings) -> VerifiedModel:
@@ -62,23 +74,30 @@ def open_verified(folder: Path, settings: ModelSettings) -> VerifiedModel:
         DeviceError: the device cannot run the model.
     """
     artifact = read_artifact(folder)
-    session = Session(artifact.model, device=settings.device, intra_op_threads=settings.threads)
-    metadata = ModelMetadata.from_props(session.props)
-    _check_contract(session, metadata)
-    if artifact.golden.images.shape[1:] != metadata.image.shape:
-        raise ArtifactError(
-            f"the golden images are {artifact.golden.images.shape[1:]}, the model takes "
-            f"{metadata.image.shape}: "
-            "model and golden pairs do not belong together"
-        )
+    session, threads, is_quick = _open_session(artifact, settings)
+    runner = Runner(session)
+    batch_invariant = runner.is_batch_invariant(artifact.golden.images, settings.max_batch_size)
+    if settings.batch_invariant and not batch_invariant:
+        runner = Runner(session, padded_size=settings.max_batch_size)
+        batch_invariant = runner.is_batch_invariant(artifact.golden.images, settings.max_batch_size)
+        if not batch_invariant:
+            raise ArtifactError(
+                f"its logits differ by batch on {session.provider}, even with every execution padded to "
+                f"{settings.max_batch_size} images; serve it without --batch-invariant"
+            )
     largest_difference = replay(
-        lambda images: session.run((LOGITS,), {IMAGE: images})[0],
-        artifact.golden,
-        batch_size=settings.max_batch_size,
-        where=session.provider,
+        runner.logits, artifact.golden, batch_size=settings.max_batch_size, where=session.provider
     )
     return VerifiedModel(
-        session, metadata, artifact.model_sha256, len(artifact.golden.images), largest_difference
+        session=session,
+        runner=runner,
+        metadata=ModelMetadata.from_props(session.props),
+        sha256=artifact.model_sha256,
+        golden_count=len(artifact.golden.images),
+        largest_difference=largest_difference,
+        threads=threads,
+        is_quick=is_quick,
+        batch_invariant=batch_invariant,
     )
 
 
@@ -88,6 +107,12 @@ class ServedModel:
     Attributes:
         name, version: the folders' names.
         verified: the session and what is known of it.
+        metadata: the facts of its file.
+        input: its only input, UINT8 [-1, C, H, W].
+        outputs: what can be asked for, FP32 [-1, K] each.
+        settings: how it is run.
+        statistics: what was counted.
+        response_heads: first halves of its responses.
     """
 
     def __init__(self, name: str, version: int, verified: VerifiedModel, settings: ModelSettings) -> None:
@@ -95,25 +120,48 @@ class ServedModel:
         self.version = version
         self.version_text = str(version)
         self.verified = verified
-        session = verified.session
-        self._batcher: Batcher[InferCall] = Batcher(
-            lambda rows: session.run(OUTPUTS, {IMAGE: rows}),
+        self.metadata = verified.metadata
+        self.input = verified.session.inputs[0]
+        self.outputs = tuple(spec for spec in verified.session.outputs if spec.name in OUTPUTS)
+        self.settings = settings
+        self.statistics = Statistics()
+        self.response_heads = ResponseHeads(name, self.version_text, len(self.metadata.labels))
+        # With several instances the work is meant to spread over threads: none is lent.
+        self._takes_lent_thread = verified.is_quick and settings.instance_count == 1
+        self._batcher: Batcher[Call] = Batcher(
+            verified.runner,
             max_batch_size=settings.max_batch_size,
             max_queue_rows=settings.max_queue_rows,
             max_queue_bytes=settings.max_queue_bytes,
+            max_queue_delay_s=settings.max_queue_delay_s,
+            on_execution=self.statistics.count_execution,
         )
         self._batcher.start(settings.instance_count, f"{name}/{version}")
 
-    def submit(self, calls: list[InferCall], on_done: OnDone[InferCall]) -> None:
+    def submit(self, calls: list[Call], on_done: OnDone[Call], *, lend_thread: bool = False) -> None:
         """Queue calls whose rows are read; see `Batcher.submit`."""
-        self._batcher.submit(calls, on_done)
+        self._batcher.submit(calls, on_done, lend_thread=lend_thread and self._takes_lent_thread)
 
     def close(self, grace_s: float) -> None:
         """Finish what waits, for up to ``grace_s`` seconds, and stop; see `Batcher.close`."""
         self._batcher.close(grace_s)
 
 
-def _check_contract(session: Session, metadata: ModelMetadata) -> None:
+def _open_session(artifact: Artifact, settings: ModelSettings) -> tuple[Session, int, bool]:
+    """Return the session, checked against the contract, its threads, and whether the model is quick."""
+    threads = settings.intra_op_threads or 1
+    session = Session(artifact.model, device=settings.device, intra_op_threads=threads)
+    _check_contract(session, artifact)
+    image_s = Runner(session).seconds_an_image(artifact.golden.images[:1])
+    is_quick = image_s * settings.max_batch_size <= _QUICK_BATCH_S
+    if not is_quick and settings.most_threads > threads and session.provider == CPU_PROVIDER:
+        threads = settings.most_threads
+        session = Session(artifact.model, device=settings.device, intra_op_threads=threads)
+    return session, threads, is_quick
+
+
+def _check_contract(session: Session, artifact: Artifact) -> None:
+    metadata = ModelMetadata.from_props(session.props)
     expected_input = TensorSpec(IMAGE, "UINT8", (-1, *metadata.image.shape))
     if session.inputs != (expected_input,):
         raise ArtifactError(
@@ -128,6 +176,11 @@ def _check_contract(session: Session, metadata: ModelMetadata) -> None:
                 f"the model gives {_listed(session.outputs)}; with {class_count} labels it must give "
                 f"{_listed((expected,))}"
             )
+    if artifact.golden.images.shape[1:] != metadata.image.shape:
+        raise ArtifactError(
+            f"the golden images are {artifact.golden.images.shape[1:]}, the model takes "
+            f"{metadata.image.shape}: model and golden pairs do not belong together"
+        )
 
 
 def _listed(specs: tuple[TensorSpec, ...]) -> str:

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Literal
 from serving.artifact import list_versions
 from serving.errors import ArtifactError, DeviceError, NotFoundError, UnavailableError
 from serving.model import ModelSettings, ServedModel, open_verified
-from serving.tensors import listed, shown
+from serving.shown import listed, shown
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+# Enough for any queue that is bounded to empty; what is left then is answered UNAVAILABLE.
+_UNLOAD_GRACE_S = 30.0
 
 State = Literal["LOADING", "READY", "UNAVAILABLE"]
 
@@ -47,6 +50,7 @@ class Repository:
         self._folder = folder
         self._settings = settings
         self._stopping = threading.Event()
+        self._changing = threading.Lock()  # one load or unload at a time
         self._table: dict[str, dict[int, Version]] = {
             name: {version: Version(name, version, "LOADING", "loading") for version in versions}
             for name, versions in find_versions(folder).items()
@@ -59,9 +63,51 @@ class Repository:
             DeviceError: the device asked for by name cannot run the models; nothing can be served honestly.
         """
         for entry in self.index():
-            if self._stopping.is_set():
-                return
-            self._put(self._load(entry))
+            with self._changing:
+                if self._stopping.is_set():
+                    return
+                if self._is_waiting(entry):
+                    self._put(self._load(entry))
+
+    def load(self, name: str) -> None:
+        """Look at a model's folder again: load what is new or does not serve, unload what is gone.
+
+        Raises:
+            NotFoundError: there is no such model in the folder.
+            UnavailableError: none of its versions serves after it; the message says why.
+            DeviceError: as `load_all`.
+        """
+        with self._changing:
+            versions = find_versions(self._folder).get(name)
+            if versions is None:
+                raise NotFoundError(
+                    f"model {shown(name)} is not in the repository's folder, or has no versions"
+                )
+            known = self._table.get(name, {})
+            self._table = {
+                **self._table,
+                name: {
+                    version: known.get(version, Version(name, version, "LOADING", "loading"))
+                    for version in versions
+                },
+            }
+            for version in known.keys() - set(versions):
+                self._stop(known[version])
+            for entry in self._table[name].values():
+                if entry.model is None:
+                    self._put(self._load(replace(entry, state="LOADING", reason="loading")))
+        if not self.is_ready(name, ""):
+            reasons = "; ".join(f"{entry.version}: {entry.reason}" for entry in self._table[name].values())
+            raise UnavailableError(f"no version of model {shown(name)} serves: {reasons}")
+
+    def unload(self, name: str) -> None:
+        """Stop serving a model, having finished what it accepted; raises NotFoundError as `find`."""
+        with self._changing:
+            served = [entry for entry in self._versions(name).values() if entry.model is not None]
+            for entry in served:
+                self._put(replace(entry, state="UNAVAILABLE", reason="unloaded on request", model=None))
+            for entry in served:
+                self._stop(entry)
 
     def find(self, name: str, version: str) -> ServedModel:
         """Return the version asked for, the newest that serves where ``version`` is empty.
@@ -129,16 +175,29 @@ class Repository:
                 entry, state="UNAVAILABLE", reason=f"loading failed: {type(error).__name__}: {error}"
             )
         _log.info(
-            "%s ready on %s in %.2f s: %d golden pairs reproduced, largest difference %.2g, SHA-256 %s",
+            "%s ready on %s in %.2f s: %d golden pairs reproduced, largest difference %.2g, %d threads, "
+            "batch invariant: %s, SHA-256 %s",
             where,
             verified.session.provider,
             time.monotonic() - started_s,
             verified.golden_count,
             verified.largest_difference,
+            verified.threads,
+            "yes" if verified.batch_invariant else "no",
             verified.sha256,
         )
         model = ServedModel(entry.name, entry.version, verified, self._settings)
         return replace(entry, state="READY", reason="", model=model)
+
+    def _is_waiting(self, entry: Version) -> bool:
+        """Tell whether nobody has loaded or unloaded this version since."""
+        return self._table.get(entry.name, {}).get(entry.version) is entry
+
+    @staticmethod
+    def _stop(entry: Version) -> None:
+        if entry.model is not None:
+            entry.model.close(_UNLOAD_GRACE_S)
+            _log.info("%s/%d unloaded", entry.name, entry.version)
 
     def _put(self, entry: Version) -> None:
         self._table = {**self._table, entry.name: {**self._table[entry.name], entry.version: entry}}

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
 import sys
-import threading
 from typing import TYPE_CHECKING
 
-from serving.errors import DeviceError
+from serving.background import run_in_thread
+from serving.control import Control
 from serving.model import ModelSettings
 from serving.repository import Repository
 from serving.servicer import Servicer
 from serving.session import require_device
-from serving.transport.grpcio import SERVICE, GrpcioTransport
+from serving.transport.choose import open_transport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from serving.config import ServeConfig
+    from serving.transport.choose import Transport
 
 _MIB = 1024 * 1024
 
@@ -42,21 +44,24 @@ def serve(config: ServeConfig) -> int:
 
 
 async def _serve(config: ServeConfig) -> int:
-    settings = _to_settings(config)
-    repository = Repository(config.repository, settings)
-    servicer = Servicer(repository)
-    transport = GrpcioTransport(servicer, max_message_bytes=config.max_message_mib * _MIB)
+    repository = Repository(config.repository, _to_settings(config))
+    servicer = Servicer(repository, max_decoding_bytes=config.max_queue_mib * _MIB)
+    control = Control(repository, servicer, model_control=config.model_control)
+    transport = open_transport(
+        config.transport, servicer, control, max_message_bytes=config.max_message_mib * _MIB
+    )
     with _stop_signal() as stop:
-        await _set_health(transport, servicer, repository)
+        await transport.publish_health()
         port = await transport.start(config.host, config.port)
         try:
             if config.port_file is not None:
                 _write_port(config.port_file, port)
             print(f"foldserve: listening on {config.host}:{port}, loading {config.repository}", flush=True)
             if await _load(repository, stop):
-                servicer.end_loading()
-                await _set_health(transport, servicer, repository)
-                print(_ready_line(config, settings, port, repository), flush=True)
+                control.end_loading()
+                _settle_garbage()
+                await transport.publish_health()
+                print(_ready_line(config, port, repository), flush=True)
             await stop.wait()
         finally:
             await _drain(config, transport, servicer, repository)
@@ -64,26 +69,8 @@ async def _serve(config: ServeConfig) -> int:
 
 
 async def _load(repository: Repository, stop: asyncio.Event) -> bool:
-    """Load in a thread of its own while the server answers; return False where a signal came first."""
-    loop = asyncio.get_running_loop()
-    loaded: asyncio.Future[None] = loop.create_future()
-
-    def finish(error: DeviceError | None) -> None:
-        if not loaded.done():
-            loaded.set_exception(error) if error else loaded.set_result(None)
-
-    def load() -> None:
-        error = None
-        try:
-            repository.load_all()
-        except DeviceError as device_error:
-            error = device_error
-        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits
-            loop.call_soon_threadsafe(finish, error)
-
-    # Not the loop's executor: its threads are waited for at exit, and a load that hangs must not keep SIGTERM
-    # from ending the process.
-    threading.Thread(target=load, name="load", daemon=True).start()
+    """Load while the server answers; return False where a signal came first."""
+    loaded = run_in_thread(repository.load_all, "load")
     stopped = asyncio.ensure_future(stop.wait())
     await asyncio.wait((loaded, stopped), return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
@@ -94,24 +81,22 @@ async def _load(repository: Repository, stop: asyncio.Event) -> bool:
     return True
 
 
-async def _set_health(transport: GrpcioTransport, servicer: Servicer, repository: Repository) -> None:
-    ready = servicer.is_ready()
-    for service in ("", SERVICE):
-        await transport.set_health(service, serving=ready)
-    serving = {model.name for model in repository.ready_models()}
-    for name in {entry.name for entry in repository.index()}:
-        await transport.set_health(name, serving=name in serving)
-
-
 async def _drain(
-    config: ServeConfig, transport: GrpcioTransport, servicer: Servicer, repository: Repository
+    config: ServeConfig, transport: Transport, servicer: Servicer, repository: Repository
 ) -> None:
     """Say NOT_SERVING first, then refuse new calls, then finish what was accepted."""
     await transport.enter_shutdown()
     servicer.begin_drain()
     await transport.stop(config.grace_period_s)
+    servicer.close()
     repository.close(grace_s=1.0)  # nobody waits for an answer any more: only the running execution is left
     _log.info("drained")
+
+
+def _settle_garbage() -> None:
+    """Take what start-up made out of the collector's sight: it stays, and going through it costs time."""
+    gc.collect()
+    gc.freeze()
 
 
 @contextlib.contextmanager
@@ -142,12 +127,14 @@ def _to_settings(config: ServeConfig) -> ModelSettings:
         max_batch_size=config.max_batch_size,
         max_queue_rows=config.max_queue_rows,
         max_queue_bytes=config.max_queue_mib * _MIB,
+        max_queue_delay_s=config.max_queue_delay_ms / 1000,
         instance_count=config.instances,
         intra_op_threads=config.intra_op_threads,
+        batch_invariant=config.batch_invariant,
     )
 
 
-def _ready_line(config: ServeConfig, settings: ModelSettings, port: int, repository: Repository) -> str:
+def _ready_line(config: ServeConfig, port: int, repository: Repository) -> str:
     models = repository.ready_models()
     refused = [entry for entry in repository.index() if entry.state == "UNAVAILABLE"]
     refused_text = "".join(f"; refused {entry.name}/{entry.version}: {entry.reason}" for entry in refused)
@@ -156,7 +143,8 @@ def _ready_line(config: ServeConfig, settings: ModelSettings, port: int, reposit
         return f"foldserve: not ready on {config.host}:{port}, no model serves{nothing}"
     providers = "+".join(sorted({model.verified.session.provider for model in models}))
     names = ", ".join(f"{model.name}/{model.version}" for model in models)
-    threads = f"{settings.threads} thread{'s' if settings.threads > 1 else ''}"
+    most = max(model.verified.threads for model in models)
+    threads = f"{most} thread{'s' if most > 1 else ''}"
     return f"foldserve: serving on {config.host}:{port} ({providers}, {threads}): {names} ready{refused_text}"
 
 

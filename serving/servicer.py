@@ -1,187 +1,116 @@
-"""What each RPC does: messages in, messages or domain errors out. Knows no gRPC; any transport can call it.
+"""What inference calls do: admission, decoding where needed, the model's queue.
 
-Control RPCs are plain functions that return a message or raise a ServingError. Inference goes through
-`submit`, which takes as many calls as a transport has at hand and answers each from an instance's thread.
+Knows no gRPC; any transport can call it. `submit` takes as many calls as a transport has at hand and answers
+each once, with a serialised response or an error. The control RPCs are in `serving.control`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-
-from serving.batcher import Outcome, Request
-from serving.errors import NotFoundError, ServingError, UnavailableError
-from serving.model import OUTPUTS
-from serving.pb import open_inference_pb2 as pb
-from serving.tensors import read_output_names, read_rows, shown, write_response
+from serving.calls import Call, ClassifyCall, InferCall, Reply
+from serving.errors import UnavailableError
+from serving.image_decoder import ImageDecoder
+from serving.processors import usable_processors
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
-
+    from serving.batch_requests import Outcome
     from serving.model import ServedModel
     from serving.repository import Repository
 
-Reply: TypeAlias = pb.ModelInferResponse | Exception
+OnReply: TypeAlias = Callable[[Call, Reply], None]
 
-_NO_ROWS = np.empty((0,), np.uint8)
+INFERENCE_SERVICE = "inference.GRPCInferenceService"
+CLASSIFIER_SERVICE = "foldserve.v1.Classifier"
 
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class InferCall(Request):
-    """One ModelInfer. Transports extend it with whatever they answer through.
-
-    Set ``cancelled`` when the caller goes away; ``deadline_s`` is on time.monotonic's clock.
-    """
-
-    message: pb.ModelInferRequest
-    rows: np.ndarray = field(default_factory=lambda: _NO_ROWS)  # set by `Servicer.submit`
-    model: ServedModel | None = None
-    output_names: tuple[str, ...] = OUTPUTS
-
-
-OnReply: TypeAlias = Callable[[InferCall, Reply], None]
+# The unary inference methods, by path, with the kind of call that each makes.
+UNARY_CALLS: dict[str, type[Call]] = {
+    f"/{INFERENCE_SERVICE}/ModelInfer": InferCall,
+    f"/{CLASSIFIER_SERVICE}/Classify": ClassifyCall,
+}
 
 
 class Servicer:
-    """The protocol's RPCs over one repository."""
+    """Inference over one repository.
 
-    def __init__(self, repository: Repository) -> None:
+    Args:
+        repository: where models are found.
+        max_decoding_bytes: most bytes that encoded images may hold while they wait to be decoded.
+    """
+
+    def __init__(self, repository: Repository, *, max_decoding_bytes: int) -> None:
         self._repository = repository
-        self._loaded = False
+        self._decoder = ImageDecoder(thread_count=usable_processors(), max_bytes=max_decoding_bytes)
         self._draining = False
-        # The control RPCs by name, with the type of their request: what a transport registers.
-        self.control: dict[str, tuple[type[Message], Callable[..., Message]]] = {
-            "ServerLive": (pb.ServerLiveRequest, self.server_live),
-            "ServerReady": (pb.ServerReadyRequest, self.server_ready),
-            "ModelReady": (pb.ModelReadyRequest, self.model_ready),
-            "ServerMetadata": (pb.ServerMetadataRequest, self.server_metadata),
-            "ModelMetadata": (pb.ModelMetadataRequest, self.model_metadata),
-            "RepositoryIndex": (pb.RepositoryIndexRequest, self.repository_index),
-        }
 
-    def end_loading(self) -> None:
-        """Note that start-up loading has ended."""
-        self._loaded = True
+    @property
+    def draining(self) -> bool:
+        """Whether new inference is refused."""
+        return self._draining
 
     def begin_drain(self) -> None:
         """Refuse new inference from now on; what was accepted is still answered."""
         self._draining = True
 
-    def is_ready(self) -> bool:
-        """Tell whether the server takes inference: loaded, something serves, not draining."""
-        return self._loaded and not self._draining and bool(self._repository.ready_models())
+    def close(self) -> None:
+        """Stop the decoding threads."""
+        self._decoder.close()
 
-    def server_live(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
-        """Answer that the process answers."""
-        return pb.ServerLiveResponse(live=True)
-
-    def server_ready(self, _: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
-        """Answer `is_ready`."""
-        return pb.ServerReadyResponse(ready=self.is_ready())
-
-    def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
-        """Answer whether a model serves; raises NotFoundError where there is no such model or version."""
-        ready = self._repository.is_ready(request.name, request.version)
-        return pb.ModelReadyResponse(ready=ready and not self._draining)
-
-    def server_metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
-        """Answer the server's name, version and protocol extensions."""
-        return pb.ServerMetadataResponse(
-            name="foldserve", version=_own_version(), extensions=["model_repository"]
-        )
-
-    def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
-        """Describe a model; raises NotFoundError or UnavailableError as `Repository.find` does."""
-        model = self._repository.find(request.name, request.version)
-        session = model.verified.session
-        properties = model.verified.metadata.to_properties() | {
-            "version": model.version_text,
-            "model_sha256": model.verified.sha256,
-            "provider": session.provider,
-        }
-        tensor = pb.ModelMetadataResponse.TensorMetadata
-        return pb.ModelMetadataResponse(
-            name=model.name,
-            versions=self._repository.ready_versions(model.name),
-            platform="onnxruntime_onnx",
-            inputs=[
-                tensor(name=spec.name, datatype=spec.datatype, shape=spec.shape) for spec in session.inputs
-            ],
-            outputs=[
-                tensor(name=spec.name, datatype=spec.datatype, shape=spec.shape)
-                for spec in session.outputs
-                if spec.name in OUTPUTS
-            ],
-            properties=properties,
-        )
-
-    def repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
-        """List the versions; raises NotFoundError where a repository is named."""
-        if request.repository_name:
-            raise NotFoundError(
-                f"there is no repository {shown(request.repository_name)}; the server has one, leave the "
-                "name empty"
-            )
-        return pb.RepositoryIndexResponse(
-            models=[
-                pb.RepositoryIndexResponse.ModelIndex(
-                    name=entry.name, version=str(entry.version), state=entry.state, reason=entry.reason
-                )
-                for entry in self._repository.index()
-                if not request.ready or entry.state == "READY"
-            ]
-        )
-
-    def submit(self, calls: Sequence[InferCall], on_reply: OnReply) -> None:
+    def submit(self, calls: Sequence[Call], on_reply: OnReply, *, lend_thread: bool = False) -> None:
         """Run ``calls``; ``on_reply(call, reply)`` is called exactly once for each.
 
-        The reply is a response or an error. Refusals are delivered before this returns, everything else from
-        an instance's thread.
+        Refusals are delivered before this returns, everything else from an instance's thread. With
+        ``lend_thread`` this thread may be that instance, for a model that is quick; see `Batcher.submit`.
         """
 
-        def on_done(call: InferCall, outcome: Outcome) -> None:
-            on_reply(call, outcome if isinstance(outcome, Exception) else _to_response(call, outcome))
+        def on_done(call: Call, outcome: Outcome) -> None:
+            on_reply(call, _to_reply(call, outcome))
 
-        by_model: dict[ServedModel, list[InferCall]] = {}
+        def on_decoded(call: Call, error: Exception | None) -> None:
+            assert call.model is not None
+            if error is None:
+                call.model.submit([call], on_done)
+            else:
+                on_done(call, error)
+
+        by_model: dict[ServedModel, list[Call]] = {}
         for call in calls:
             try:
-                by_model.setdefault(self._admit(call), []).append(call)
-            except ServingError as error:
-                on_reply(call, error)
+                model = self._admit(call)
+                if call.encoded:
+                    self._decoder.submit(call, model.metadata.image, on_decoded)
+                else:
+                    by_model.setdefault(model, []).append(call)
+            except Exception as error:  # becomes the call's answer
+                on_done(call, error)
         for model, admitted in by_model.items():
-            model.submit(admitted, on_done)
+            model.submit(admitted, on_done, lend_thread=lend_thread)
 
-    def _admit(self, call: InferCall) -> ServedModel:
+    def _admit(self, call: Call) -> ServedModel:
         """Check everything that can be wrong with a call before it is queued."""
         if self._draining:
             raise UnavailableError("the server is draining; try again, or elsewhere")
         message = call.message
         model = self._repository.find(message.model_name, message.model_version)
-        call.rows = read_rows(message, model.verified.input)
-        if message.outputs:
-            call.output_names = read_output_names(message, OUTPUTS)
         call.model = model
+        call.read(model)
+        call.message = None
         return model
 
 
-def _own_version() -> str:
-    try:
-        return package_version("foldserve")
-    except PackageNotFoundError:  # run from a source folder that was never installed
-        return "0+source"
-
-
-def _to_response(call: InferCall, arrays: tuple[np.ndarray, ...]) -> pb.ModelInferResponse:
-    assert call.model is not None
-    response = pb.ModelInferResponse(
-        model_name=call.model.name, model_version=call.model.version_text, id=call.message.id
-    )
-    if call.output_names != OUTPUTS:
-        arrays = tuple(arrays[OUTPUTS.index(name)] for name in call.output_names)
-    write_response(response, call.output_names, arrays)
-    return response
+def _to_reply(call: Call, outcome: Outcome) -> Reply:
+    """Return the answer to a call, and count it."""
+    statistics = call.model.statistics if call.model else None
+    if not isinstance(outcome, Exception):
+        try:
+            reply = call.write(outcome)
+        except Exception as error:  # no caller is left without an answer
+            outcome = error
+        else:
+            assert statistics is not None
+            statistics.count_success(call)
+            return reply
+    if statistics is not None:
+        statistics.count_failure()
+    return outcome

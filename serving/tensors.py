@@ -1,4 +1,4 @@
-"""Protobuf <-> numpy: reads a request's image rows, checked against the model's input, and writes responses.
+"""Protobuf -> numpy: reads a request's images, checked against the model's input, and the outputs it wants.
 
 Every refusal says what was given, what is expected and what to do. Texts that callers sent are shortened and
 escaped before they go into a message: a status travels in HTTP/2 headers, which are small.
@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from serving.encoded_input import check_raw_alone, read_encoded
 from serving.errors import InvalidArgumentError, UnimplementedError
+from serving.responses import Output
+from serving.shown import listed, shape_text, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -36,89 +39,88 @@ _TYPED_FIELDS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-_SHOWN_CHARACTERS = 80
-_SHOWN_ITEMS = 8
+# More than this nobody sets by hand; each is read, and echoed in the response.
+_MAX_PARAMETERS = 64
 
 
-def read_rows(request: pb.ModelInferRequest, spec: TensorSpec) -> NDArray[np.uint8]:
-    """Return the one input of ``request`` as uint8 [N, C, H, W].
+def read_images(request: pb.ModelInferRequest, spec: TensorSpec) -> NDArray[np.uint8] | list[bytes]:
+    """Return the one input of ``request``: uint8 [N, C, H, W], or N encoded images where it is BYTES.
 
-    A view of the message where it came as raw bytes. ``spec`` is the model's input: UINT8 [-1, C, H, W].
+    A view of the message's bytes where it came raw. ``spec`` is the model's input: UINT8 [-1, C, H, W].
 
     Raises:
         InvalidArgumentError: the request does not carry exactly that input with exactly its elements.
+        UnimplementedError: it refers to shared memory.
     """
+    # Every access to a message makes an object, and this is the request path: each field is read once.
     tensor = _find_input(request, spec)
     if tensor.datatype != spec.datatype:
+        if tensor.datatype == "BYTES":
+            return read_encoded(request, tensor)
         raise InvalidArgumentError(_datatype_message(tensor, spec))
-    shape = tuple(tensor.shape)
+    shape = tuple(tensor.shape[:])
     if len(shape) != 4 or shape[1:] != spec.shape[1:] or shape[0] < 1:
         raise InvalidArgumentError(_shape_message(shape, spec))
-    if not request.raw_input_contents:
+    buffers = request.raw_input_contents[:]
+    if not buffers:
         return _read_typed(tensor, shape)
-    if tensor.HasField("contents"):
-        raise InvalidArgumentError(
-            f"input '{spec.name}' comes twice, in raw_input_contents and in its own contents; send one of "
-            "them"
-        )
-    if len(request.raw_input_contents) != 1:
-        raise InvalidArgumentError(
-            f"raw_input_contents has {len(request.raw_input_contents)} buffers for 1 input; send one buffer "
-            "an input"
-        )
-    raw = request.raw_input_contents[0]
-    _check_count(len(raw), "bytes in raw_input_contents", shape, spec)
-    return np.frombuffer(raw, np.uint8).reshape(shape)
+    check_raw_alone(tensor, len(buffers))
+    _check_count(len(buffers[0]), "bytes in raw_input_contents", shape, spec)
+    return np.ndarray(shape, np.uint8, buffers[0])
 
 
-def read_output_names(request: pb.ModelInferRequest, known: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the outputs that ``request`` wants, in its order; all ``known`` if it names none.
+def read_outputs(request: pb.ModelInferRequest, known: Sequence[str]) -> tuple[Output, ...]:
+    """Return the outputs that ``request`` wants, in its order.
 
     Raises:
-        InvalidArgumentError: an output the model does not have, or one named twice.
-        UnimplementedError: an output is asked for as a classification or in shared memory.
+        InvalidArgumentError: an output the model does not have, one named twice, or a bad classification.
+        UnimplementedError: an output is asked for in shared memory.
     """
-    if not request.outputs:
-        return tuple(known)
-    names = tuple(output.name for output in request.outputs)
-    for output in request.outputs:
-        if output.name not in known:
-            raise InvalidArgumentError(
-                f"output {shown(output.name)} is not one of the model's, which are {listed(known)}"
-            )
-        _check_parameters(output.parameters, f"output '{output.name}'")
-    if len(set(names)) < len(names):
+    outputs = tuple(_read_output(output, known) for output in request.outputs[: len(known) + 1])
+    if len({output.name for output in outputs}) < len(outputs):
+        names = [output.name for output in outputs]
         raise InvalidArgumentError(f"outputs {listed(names)} name one twice; ask for each once")
-    return names
+    return outputs
 
 
-def write_response(
-    message: pb.ModelInferResponse, names: Sequence[str], arrays: Iterable[NDArray[np.float32]]
-) -> None:
-    """Add float32 ``arrays`` to ``message`` as outputs of these names, as raw bytes."""
-    for name, array in zip(names, arrays, strict=True):
-        message.outputs.add(name=name, datatype="FP32", shape=array.shape)
-        message.raw_output_contents.append(array.tobytes())
+def check_parameter_count(parameters: Mapping[str, pb.InferParameter], owner: str) -> None:
+    """Raise InvalidArgumentError where there are more parameters than anybody means to send."""
+    if len(parameters) > _MAX_PARAMETERS:
+        raise InvalidArgumentError(
+            f"{owner} has {len(parameters)} parameters; send at most {_MAX_PARAMETERS}"
+        )
 
 
-def shown(text: str) -> str:
-    """Return ``text`` quoted, escaped and shortened, fit for an error message."""
-    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")
-
-
-def listed(names: Iterable[str]) -> str:
-    """Return ``names`` as a readable list for an error message, the first few of them."""
-    every = list(names)
-    text = ", ".join(shown(name) for name in every[:_SHOWN_ITEMS])
-    return f"{text} and {len(every) - _SHOWN_ITEMS} more" if len(every) > _SHOWN_ITEMS else text
+def _read_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, known: Sequence[str]) -> Output:
+    if output.name not in known:
+        raise InvalidArgumentError(
+            f"output {shown(output.name)} is not one of the model's, which are {listed(known)}"
+        )
+    if not output.parameters:
+        return Output(output.name)
+    owner = f"output '{output.name}'"
+    _check_parameters(output.parameters, owner)
+    if "classification" not in output.parameters:
+        return Output(output.name)
+    parameter = output.parameters["classification"]
+    kind = parameter.WhichOneof("parameter_choice")
+    top_k = getattr(parameter, kind) if kind in ("int64_param", "uint64_param") else 0
+    if top_k < 1:
+        raise InvalidArgumentError(
+            f"{owner} has classification {shown(str(parameter).strip())}; send the number of classes "
+            "wanted as an int64_param of at least 1"
+        )
+    return Output(output.name, top_k)
 
 
 def _find_input(request: pb.ModelInferRequest, spec: TensorSpec) -> pb.ModelInferRequest.InferInputTensor:
-    if len(request.inputs) == 1 and request.inputs[0].name == spec.name:
-        tensor = request.inputs[0]
-        if tensor.parameters:
-            _check_parameters(tensor.parameters, f"input '{spec.name}'")
-        return tensor
+    inputs = request.inputs
+    if len(inputs) == 1:
+        tensor = inputs[0]
+        if tensor.name == spec.name:
+            if tensor.parameters:
+                _check_parameters(tensor.parameters, f"input '{spec.name}'")
+            return tensor
     if not request.inputs:
         raise InvalidArgumentError(f"the request has no inputs; send {_described(spec)}")
     unknown = [tensor.name for tensor in request.inputs if tensor.name != spec.name]
@@ -145,15 +147,15 @@ def _shape_message(shape: tuple[int, ...], spec: TensorSpec) -> str:
     channels, height, width = spec.shape[1:]
     image, channels_last = (channels, height, width), (height, width, channels)
     if shape == image or (channels == 1 and shape == (height, width)):
-        advice = f"the batch dimension is missing: send {_shape_text((1, *image))} for one image"
+        advice = f"the batch dimension is missing: send {shape_text((1, *image))} for one image"
     elif shape == channels_last:
         advice = (
             "the batch dimension is missing and the channels come last: send pixels.transpose(2, 0, "
             "1)[None], "
-            f"{_shape_text((1, *image))}"
+            f"{shape_text((1, *image))}"
         )
     elif shape[1:] == channels_last:
-        advice = f"channels come first: send pixels.transpose(0, 3, 1, 2), {_shape_text((shape[0], *image))}"
+        advice = f"channels come first: send pixels.transpose(0, 3, 1, 2), {shape_text((shape[0], *image))}"
     elif shape[1:] == image:
         advice = "N counts the images and must be at least 1"
     elif len(shape) == 4 and shape[1] == channels and min(shape) >= 1:
@@ -163,7 +165,7 @@ def _shape_message(shape: tuple[int, ...], spec: TensorSpec) -> str:
         advice = f"send {colours} images of {height}x{width} pixels"
     else:
         advice = "send a batch of N images, N at least 1"
-    return f"input '{spec.name}' has shape {_shape_text(shape)}; the model takes {_spec_text(spec)}: {advice}"
+    return f"input '{spec.name}' has shape {shape_text(shape)}; the model takes {_spec_text(spec)}: {advice}"
 
 
 def _read_typed(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -195,27 +197,18 @@ def _check_count(
         raise InvalidArgumentError(
             f"input '{tensor.name}' has {given} {what}, which is too "
             f"{'few' if given < expected else 'many'}: its shape "
-            f"{_shape_text(shape)} needs {expected}, one a pixel and channel"
+            f"{shape_text(shape)} needs {expected}, one a pixel and channel"
         )
 
 
 def _check_parameters(parameters: Mapping[str, pb.InferParameter], owner: str) -> None:
-    if "classification" in parameters:
-        raise UnimplementedError(
-            f"{owner} asks for a classification; take 'probabilities' and the labels in ModelMetadata's "
-            "properties"
-        )
+    check_parameter_count(parameters, owner)
     if any(key.startswith("shared_memory") for key in parameters):
         raise UnimplementedError(f"{owner} asks for shared memory; send and take tensors in the messages")
 
 
 def _described(spec: TensorSpec) -> str:
     return f"'{spec.name}' ({spec.datatype} {_spec_text(spec)})"
-
-
-def _shape_text(shape: Sequence[int]) -> str:
-    sides = ", ".join(str(side) for side in shape[:_SHOWN_ITEMS])
-    return f"[{sides}{', …' if len(shape) > _SHOWN_ITEMS else ''}]"
 
 
 def _spec_text(spec: TensorSpec) -> str:

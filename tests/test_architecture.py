@@ -29,7 +29,11 @@ FORBIDDEN = {
 # Modules that must know neither the wire nor the runtime.
 INNER = {
     "serving/batcher.py": {"grpc", "onnxruntime", "google"},
+    "serving/batch_requests.py": {"grpc", "onnxruntime", "google"},
     "serving/servicer.py": {"grpc", "onnxruntime"},
+    "serving/calls.py": {"grpc", "onnxruntime"},
+    "serving/control.py": {"grpc", "onnxruntime"},
+    "serving/responses.py": {"grpc", "onnxruntime"},
     "serving/artifact.py": {"grpc", "onnxruntime", "google"},
 }
 

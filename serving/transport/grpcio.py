@@ -1,84 +1,77 @@
-"""The servicer over grpc.aio: the reference transport.
-
-The only place where serving's errors become gRPC statuses.
-"""
+"""The servicer over grpc.aio: the reference transport, and what the native one leaves to it."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import grpc
-from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from serving.errors import InvalidArgumentError, ServingError
-from serving.pb import open_inference_pb2 as pb
-from serving.servicer import InferCall, Reply, Servicer
+from serving.background import run_in_thread
+from serving.errors import ListenError
+from serving.servicer import CLASSIFIER_SERVICE, INFERENCE_SERVICE, UNARY_CALLS
+from serving.transport.streams import STREAMS, answer_in_order
+from serving.transport.wire import parse, to_status
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from google.protobuf.message import Message
 
-_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-_Method: TypeAlias = "Callable[[bytes, _Context], Awaitable[Message]]"
-_M = TypeVar("_M", bound="Message")
+    from serving.calls import Call, Reply
+    from serving.control import Control, ControlMethod
+    from serving.servicer import Servicer
+    from serving.transport.streams import StreamMethod
 
-SERVICE = "inference.GRPCInferenceService"
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+_Method: TypeAlias = "Callable[[bytes, _Context], Awaitable[bytes]]"
+
 # Long enough for calls that are on their way to arrive and be refused properly, short beside any restart.
 _QUIET_S = 0.2
-INTERNAL_ERROR_TEXT = "internal error; the server's log has the details"
-
-_log = logging.getLogger(__name__)
-
-
-class ListenError(ServingError):
-    """The address cannot be listened on."""
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class _Call(InferCall):
-    """A call that a coroutine waits for."""
-
-    reply: asyncio.Future[Reply]
 
 
 class GrpcioTransport:
-    """A grpc.aio server with inference, health and reflection. Every method runs on its event loop.
+    """A grpc.aio server with inference, control, health and reflection. Every method runs on its event loop.
 
     Args:
-        servicer: what answers.
-        max_message_bytes: largest request taken; gRPC answers RESOURCE_EXHAUSTED to more, before it is held
-            in memory.
+        servicer: what answers inference.
+        control: what answers the rest.
+        max_message_bytes: largest request taken. Up to twice that is refused in our words; more is refused by
+            gRPC in its own, with the same status, before it is held in memory.
     """
 
-    def __init__(self, servicer: Servicer, *, max_message_bytes: int) -> None:
+    def __init__(self, servicer: Servicer, control: Control, *, max_message_bytes: int) -> None:
         self._servicer = servicer
+        self._control = control
+        self._max_message_bytes = max_message_bytes
         self._loop = asyncio.get_running_loop()
-        self._finished: deque[tuple[_Call, Reply]] = deque()
+        self._finished: deque[tuple[Call, Reply]] = deque()
         self._wake_up_pending = False
         self._running_count = 0
+        self._draining = asyncio.Event()
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             options=(
                 # Two servers on one port must be an error, not a split of the traffic.
                 ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_receive_message_length", 2 * max_message_bytes),
+                # Clients may look every ten seconds whether a quiet connection lives; gRPC's own limit of
+                # five minutes would close on them.
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 # A response is bounded by its request's rows; a limit here would fail after the work is done.
                 ("grpc.max_send_message_length", -1),
             )
         )
-        self._server.add_generic_rpc_handlers((self._handlers(),))
+        self._server.add_generic_rpc_handlers(tuple(self._handlers()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
-            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+            (INFERENCE_SERVICE, CLASSIFIER_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME),
+            self._server,
         )
 
     async def start(self, host: str, port: int) -> int:
@@ -88,21 +81,22 @@ class GrpcioTransport:
             ListenError: the address is taken or not this machine's.
         """
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return await self.listen(address)
+
+    async def listen(self, address: str) -> int:
+        """Listen on an address as gRPC writes it, such as "unix:/path"; raises as `start`."""
         try:
             bound: int = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise ListenError(
-                f"cannot listen on {address}: the port is taken by another server, or the address is not "
-                "this "
-                "machine's; choose others with --port and --host"
-            ) from error
+            raise ListenError(cannot_listen(address)) from error
         await self._server.start()
         return bound
 
-    async def set_health(self, service: str, *, serving: bool) -> None:
-        """Publish the health of a service ("" for the whole server) to Check and Watch."""
+    async def publish_health(self) -> None:
+        """Tell Check and Watch what is true now of the server and each model."""
         status = health_pb2.HealthCheckResponse
-        await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
+        for service, serving in self._control.health().items():
+            await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
 
     async def enter_shutdown(self) -> None:
         """Publish NOT_SERVING for everything, for good."""
@@ -112,8 +106,10 @@ class GrpcioTransport:
         """Wait up to ``grace_s`` seconds for the running calls, then close; the rest are cancelled.
 
         Call it once the servicer refuses new calls. gRPC's own stop cancels calls that have arrived but not
-        yet been taken up, so it comes only after a quiet moment.
+        yet been taken up, so it comes only after a quiet moment. Streams end when what they asked is
+        answered.
         """
+        self._draining.set()
         give_up_s = self._loop.time() + grace_s
         quiet_until_s = self._loop.time() + _QUIET_S
         while self._loop.time() < min(quiet_until_s, give_up_s):
@@ -122,53 +118,90 @@ class GrpcioTransport:
                 quiet_until_s = self._loop.time() + _QUIET_S
         await self._server.stop(max(0.0, give_up_s - self._loop.time()))
 
-    def _handlers(self) -> grpc.GenericRpcHandler:
+    def _handlers(self) -> list[grpc.GenericRpcHandler]:
         # Messages are parsed here and not by gRPC, which would answer UNKNOWN without a word to bytes that
         # are none.
-        handlers = {
-            name: _unary(self._control_method(request_type, answer))
-            for name, (request_type, answer) in self._servicer.control.items()
+        by_path: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            f"/{INFERENCE_SERVICE}/{name}": grpc.unary_unary_rpc_method_handler(self._control_method(method))
+            for name, method in self._control.methods.items()
         }
-        handlers["ModelInfer"] = _unary(self._model_infer)
-        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+        for path, kind in UNARY_CALLS.items():
+            by_path[path] = grpc.unary_unary_rpc_method_handler(self._unary_method(kind))
+        for path, stream in STREAMS.items():
+            by_path[path] = grpc.stream_stream_rpc_method_handler(self._stream_method(stream))
+        handlers = []
+        for service in (INFERENCE_SERVICE, CLASSIFIER_SERVICE):
+            prefix = f"/{service}/"
+            own = {
+                path.removeprefix(prefix): handler
+                for path, handler in by_path.items()
+                if path.startswith(prefix)
+            }
+            handlers.append(grpc.method_handlers_generic_handler(service, own))
+        return handlers
 
-    def _control_method(self, request_type: type[Message], answer: Callable[..., Message]) -> _Method:
-        async def method(content: bytes, context: _Context) -> Message:
+    def _control_method(self, method: ControlMethod) -> _Method:
+        async def answer(content: bytes, context: _Context) -> bytes:
             try:
-                return answer(_parse(request_type, content))
+                request = parse(method.request_type, content, self._max_message_bytes)
+                if not method.is_slow:
+                    return method.answer(request).SerializeToString()
+                try:
+                    response: Message = await run_in_thread(lambda: method.answer(request), "control")
+                finally:
+                    await self.publish_health()
+                return response.SerializeToString()
             except Exception as error:  # becomes a status, and is logged where unknown
                 await _abort(context, error)
 
-        return method
+        return answer
 
-    async def _model_infer(self, content: bytes, context: _Context) -> pb.ModelInferResponse:
-        try:
-            reply = await self._infer(content, context.time_remaining())
-        except Exception as error:  # as above
-            reply = error
-        if isinstance(reply, Exception):
-            await _abort(context, reply)
-        return reply
+    def _unary_method(self, kind: type[Call]) -> _Method:
+        async def answer(content: bytes, context: _Context) -> bytes:
+            reply = await self._infer(kind, content, context.time_remaining())
+            if isinstance(reply, Exception):
+                await _abort(context, reply)
+            return reply
 
-    async def _infer(self, content: bytes, remaining_s: float | None) -> Reply:
-        call = _Call(
-            message=_parse(pb.ModelInferRequest, content),
-            deadline_s=math.inf if remaining_s is None else time.monotonic() + remaining_s,
-            reply=self._loop.create_future(),
-        )
+        return answer
+
+    def _stream_method(self, stream: StreamMethod) -> Callable[..., AsyncIterator[bytes]]:
+        async def answer(contents: AsyncIterator[bytes], context: _Context) -> AsyncIterator[bytes]:
+            async def ask(content: bytes) -> bytes:
+                reply = await self._infer(stream.kind, content, context.time_remaining())
+                return stream.write(content, reply)
+
+            try:
+                async for response in answer_in_order(contents, ask, self._draining):
+                    yield response
+            except Exception as error:  # ends the stream with a status
+                await _abort(context, error)
+
+        return answer
+
+    async def _infer(self, kind: type[Call], content: bytes, remaining_s: float | None) -> Reply:
         self._running_count += 1
         try:
+            call = kind(
+                message=parse(kind.request_type, content, self._max_message_bytes),
+                deadline_s=math.inf if remaining_s is None else time.monotonic() + remaining_s,
+                ticket=self._loop.create_future(),
+            )
             self._servicer.submit((call,), self._on_reply)
-            return await call.reply
-        except asyncio.CancelledError:  # the caller hung up, or its deadline passed
-            call.cancelled = True
-            raise
+            try:
+                reply: Reply = await call.ticket
+            except asyncio.CancelledError:  # the caller hung up, or its deadline passed
+                call.cancelled = True
+                raise
+        except Exception as error:  # is the answer
+            return error
+        else:
+            return reply
         finally:
             self._running_count -= 1
 
-    def _on_reply(self, call: InferCall, reply: Reply) -> None:
+    def _on_reply(self, call: Call, reply: Reply) -> None:
         """Hand a reply to the event loop, from any thread; one wake-up for all that come before it runs."""
-        assert isinstance(call, _Call)
         self._finished.append((call, reply))
         if not self._wake_up_pending:
             self._wake_up_pending = True
@@ -179,30 +212,19 @@ class GrpcioTransport:
         self._wake_up_pending = False
         while self._finished:
             call, reply = self._finished.popleft()
-            if not call.reply.done():
-                call.reply.set_result(reply)
+            if not call.ticket.done():
+                call.ticket.set_result(reply)
 
 
-def _unary(method: _Method) -> grpc.RpcMethodHandler[Any, Any]:
-    return grpc.unary_unary_rpc_method_handler(
-        method, response_serializer=lambda message: message.SerializeToString()
+def cannot_listen(address: str) -> str:
+    """Return the message of a ListenError."""
+    return (
+        f"cannot listen on {address}: the port is taken by another server, or the address is not this "
+        "machine's; choose others with --port and --host"
     )
 
 
-def _parse(message_type: type[_M], content: bytes) -> _M:
-    try:
-        return message_type.FromString(content)
-    except DecodeError:
-        raise InvalidArgumentError(
-            f"the {len(content)} bytes received are no {message_type.DESCRIPTOR.full_name} message; is the "
-            "client "
-            "made from another definition of the protocol?"
-        ) from None
-
-
 async def _abort(context: _Context, error: Exception) -> NoReturn:
-    if isinstance(error, ServingError) and error.status != "INTERNAL":
-        await context.abort(grpc.StatusCode[error.status], str(error))
-    _log.error("a call failed", exc_info=error)
-    await context.abort(grpc.StatusCode.INTERNAL, INTERNAL_ERROR_TEXT)
+    status, text = to_status(error)
+    await context.abort(grpc.StatusCode[status], text)
     raise AssertionError("abort always raises")

@@ -33,7 +33,11 @@ def repository(
     return folder
 
 
-@pytest.fixture(scope="session")
-def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with ServerProcess(repository, tmp_path_factory.mktemp("server")) as process:
+@pytest.fixture(scope="session", params=["grpcio", "native"])
+def server(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[ServerProcess]:
+    """A server over each transport: the whole suite must see no difference."""
+    folder = tmp_path_factory.mktemp(f"server-{request.param}")
+    with ServerProcess(repository, folder, "--transport", request.param) as process:
         yield process

@@ -47,8 +47,8 @@ def changed(change: Callable[[pb.ModelInferRequest], object]) -> pb.ModelInferRe
     return message
 
 
-def set_output(message: pb.ModelInferRequest, name: str, parameter: str) -> None:
-    message.outputs.add(name=name).parameters[parameter].int64_param = 1
+def set_output(message: pb.ModelInferRequest, name: str, parameter: str, value: int = 1) -> None:
+    message.outputs.add(name=name).parameters[parameter].int64_param = value
 
 
 CASES = {
@@ -157,10 +157,10 @@ CASES = {
         INVALID,
         ["once"],
     ),
-    "classification": (
-        changed(lambda message: set_output(message, "logits", "classification")),
-        grpc.StatusCode.UNIMPLEMENTED,
-        ["classification", "'probabilities'"],
+    "classification of no class": (
+        changed(lambda message: set_output(message, "logits", "classification", 0)),
+        INVALID,
+        ["classification", "int64_param of at least 1"],
     ),
     "shared memory": (
         changed(lambda message: set_output(message, "logits", "shared_memory_region")),
@@ -190,8 +190,25 @@ def test_message_over_the_limit_is_refused_and_the_next_one_served(
     too_large = infer_request(np.zeros((2**20 + 1, 1, 8, 8), np.uint8))
     code, text = status_of(lambda: server.stub.ModelInfer(too_large))
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert str(64 * 2**20) in text
+    assert f"at most {64 * 2**20} are taken" in text
+    assert "--max-message-mib" in text
     assert server.infer(network.random_images(1)).model_name == "tiny"
+
+
+def test_small_message_that_unpacks_to_a_large_one_is_refused(
+    server: ServerProcess, network: TinyNetwork
+) -> None:
+    """A thousandth on the wire: what counts is what it becomes."""
+    too_large = infer_request(np.zeros((2**20 + 1, 1, 8, 8), np.uint8))
+    call = server.channel.unary_unary(
+        "/inference.GRPCInferenceService/ModelInfer",
+        request_serializer=pb.ModelInferRequest.SerializeToString,
+        response_deserializer=pb.ModelInferResponse.FromString,
+    )
+    code, text = status_of(lambda: call(too_large, compression=grpc.Compression.Gzip))
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "--max-message-mib" in text
+    assert outputs_of(call(infer_request(network.random_images(1)), compression=grpc.Compression.Gzip))
 
 
 def test_bytes_that_are_no_message_fail_alone(server: ServerProcess, network: TinyNetwork) -> None:

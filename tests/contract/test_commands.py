@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from serving.async_client import AsyncClient
 from serving.client import Client
 from serving.errors import InvalidArgumentError, NotFoundError, UnavailableError
 from tests.serving.server_process import ServerProcess, run_cli
@@ -48,6 +51,37 @@ def test_classify_prepares_other_sizes_and_colours(
     assert ended.returncode == 0, ended.stderr
     grey = np.full((1, *colour_network.image.shape), 200, np.uint8)
     assert colour_network.labels[int(colour_network.logits(grey).argmax())] in ended.stdout
+
+
+def test_classify_walks_folders_and_prints_json_lines(
+    server: ServerProcess, network: TinyNetwork, tmp_path: Path
+) -> None:
+    """A hundred files and one that is none: a line each, in order, and the exit status tells."""
+    images = network.random_images(100)
+    for index, image in enumerate(images):
+        folder = tmp_path / f"part {index // 50}"
+        folder.mkdir(exist_ok=True)
+        write_png(folder / f"{index:03}.PNG", image[0])
+    (tmp_path / "part 1" / "notes.txt").write_text("not asked about")
+    arguments = ("classify", "--model", "tiny", "--server", server.address, "--jsonl", str(tmp_path))
+    ended = run_cli(*arguments)
+    assert ended.returncode == 0, ended.stderr
+    lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [line["path"].rpartition("/")[2] for line in lines] == [f"{index:03}.PNG" for index in range(100)]
+    assert {(line["model"], line["version"]) for line in lines} == {("tiny", "2")}
+    best = [network.labels[index] for index in network.logits(images).argmax(axis=1)]
+    assert [line["labels"][0]["label"] for line in lines] == best
+    (tmp_path / "part 0" / "020.PNG").write_text("not an image")
+    ended = run_cli(*arguments)
+    assert ended.returncode == 1
+    lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [index for index, line in enumerate(lines) if "error" in line] == [20]
+    assert "not an image" in lines[20]["error"]
+
+
+def test_classify_explains_a_folder_without_images(server: ServerProcess, tmp_path: Path) -> None:
+    line = failing("classify", "--model", "tiny", "--server", server.address, str(tmp_path))
+    assert f"{tmp_path} has no image files" in line
 
 
 def failing(*arguments: str) -> str:
@@ -109,6 +143,47 @@ def test_verify_proves_every_version(repository: Path) -> None:
     ended = run_cli("models", "verify", "--repository", str(repository), "--device", "cpu")
     assert ended.returncode == 0, ended.stdout
     assert ended.stdout.count("32 golden pairs reproduced on CPUExecutionProvider") == 3
+
+
+def test_async_client_keeps_many_calls_in_flight(server: ServerProcess, network: TinyNetwork) -> None:
+    async def ask() -> float:
+        async with AsyncClient(server.address) as client:
+            assert (await client.describe("tiny")).version == "2"
+            assert len(await client.index()) == 3
+            with pytest.raises(NotFoundError, match="'nets'"):
+                await client.infer("nets", network.random_images(1))
+            batches = [network.random_images(1 + index % 3, seed=index) for index in range(100)]
+            answers = await asyncio.gather(*(client.infer("tiny", images) for images in batches))
+            return max(
+                float(np.abs(answer["logits"] - network.logits(images)).max())
+                for answer, images in zip(answers, batches, strict=True)
+            )
+
+    assert asyncio.run(ask()) < 1e-5
+
+
+def test_async_client_explains_that_no_server_answers() -> None:
+    async def ask() -> None:
+        async with AsyncClient("127.0.0.1:1", connect_timeout_s=0.2):
+            pass
+
+    with pytest.raises(UnavailableError, match=r"no server answers at 127\.0\.0\.1:1"):
+        asyncio.run(ask())
+
+
+def test_clients_classify_files_and_what_is_in_them(
+    server: ServerProcess, network: TinyNetwork, tmp_path: Path
+) -> None:
+    image = network.random_images(1)[0]
+    path = write_png(tmp_path / "picture.png", image[0])
+    with Client(server.address) as client:
+        answer = client.classify("tiny", [path, path.read_bytes()], top_k=2)
+        assert (answer.model, answer.version, len(answer.sha256)) == ("tiny", "2", 64)
+        first, second = answer.labels
+        assert first == second
+        assert first[0].index == int(network.logits(image[None]).argmax())
+        with pytest.raises(InvalidArgumentError, match="image 1: not an image"):
+            client.classify("tiny", [path, b"nothing"])
 
 
 def test_client_raises_typed_errors(server: ServerProcess, network: TinyNetwork) -> None:

@@ -38,6 +38,13 @@ def test_stock_triton_client_gets_the_same_logits(
     # The same runtime and file: bit-identical, also after JSON, which keeps float64 whole.
     assert (np.float32(report["logits"]) == logits).all()
     assert (np.float32(report["aio_logits"]) == logits).all()
+    assert (np.float32(report["streamed_logits"]) == logits).all()
+    assert (np.float32(report["file_logits"]) == logits[:1]).all()
+    assert [text.split(":")[2] for text in report["classes"]] == [
+        network.labels[index] for index in logits.argmax(axis=1)
+    ]
+    assert report["config"] == 32
+    assert report["executions"] >= 1
     assert (np.float32(report["probabilities"]) == probabilities).all()
     assert (report["live"], report["ready"], report["model_ready"]) == (True, True, True)
     assert (report["server"], report["id"], report["version"]) == ("foldserve", "42", "2")

@@ -111,8 +111,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(repository: Path, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
-    with ServerProcess(repository, tmp_path_factory.mktemp("server")) as process:
+def server(repository: Path, tmp_path_factory: pytest.TempPathFactory, transport: str):  # type: ignore[no-untyped-def]
+    with ServerProcess(repository, tmp_path_factory.mktemp("server"), "--transport", transport) as process:
         yield process
 
 

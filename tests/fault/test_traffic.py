@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # One execution of this many rows at a time keeps the model busy for a good fraction of a second.
 LARGE = 40_000
+ONE_BY_ONE = ("--max-batch-size", "1", "--transport")
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +38,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory, network: TinyNetwork) -
 
 
 @pytest.fixture
-def server(repository: Path, tmp_path: Path) -> Iterator[ServerProcess]:
-    flags = ("--max-batch-size", "1", "--max-queue-rows", "100", "--max-message-mib", "16")
+def server(repository: Path, tmp_path: Path, transport: str) -> Iterator[ServerProcess]:
+    flags = (*ONE_BY_ONE, transport, "--max-queue-rows", "100", "--max-message-mib", "16")
     with ServerProcess(repository, tmp_path / "server", *flags) as process:
         yield process
 
@@ -59,9 +60,9 @@ def test_full_queue_refuses_at_once_and_recovers(server: ServerProcess, network:
 
 
 def test_deadline_passing_in_the_queue_ends_the_wait(
-    repository: Path, tmp_path: Path, network: TinyNetwork
+    repository: Path, tmp_path: Path, network: TinyNetwork, transport: str
 ) -> None:
-    with ServerProcess(repository, tmp_path / "server", "--max-batch-size", "1") as server:
+    with ServerProcess(repository, tmp_path / "server", *ONE_BY_ONE, transport) as server:
         large = server.stub.ModelInfer.future(infer_request(network.random_images(8000)), timeout=60)
         time.sleep(0.05)
         code, _ = status_of(
@@ -70,6 +71,26 @@ def test_deadline_passing_in_the_queue_ends_the_wait(
         assert code == grpc.StatusCode.DEADLINE_EXCEEDED
         large.result()
         assert_serves(server, network)
+
+
+def test_expired_and_cancelled_requests_never_reach_the_model(
+    repository: Path, tmp_path: Path, network: TinyNetwork, transport: str
+) -> None:
+    """The server's own count of rows tells: a hundred callers who gave up while they waited cost nothing."""
+    with ServerProcess(repository, tmp_path / "server", *ONE_BY_ONE, transport) as server:
+        large = server.stub.ModelInfer.future(infer_request(network.random_images(8000)), timeout=60)
+        time.sleep(0.05)
+        request = infer_request(network.random_images(1))
+        expired = [server.stub.ModelInfer.future(request, timeout=0.02) for _ in range(50)]
+        cancelled = [server.stub.ModelInfer.future(request) for _ in range(50)]
+        assert {call.code() for call in expired} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        for call in cancelled:
+            call.cancel()
+        assert not large.done(), "the model was free too soon for this to prove anything"
+        large.result()
+        assert_serves(server, network)
+        (counted,) = server.stub.ModelStatistics(pb.ModelStatisticsRequest(name="tiny")).model_stats
+        assert counted.inference_count == 8000 + 2
 
 
 def test_callers_that_hang_up_harm_nobody(server: ServerProcess, network: TinyNetwork) -> None:
@@ -92,19 +113,19 @@ def test_callers_that_hang_up_harm_nobody(server: ServerProcess, network: TinyNe
 def test_oversized_message_is_refused(server: ServerProcess, network: TinyNetwork) -> None:
     code, text = status_of(lambda: server.infer(np.zeros((2**18 + 1, 1, 8, 8), np.uint8)))
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert str(16 * 2**20) in text
+    assert f"at most {16 * 2**20} are taken" in text
     assert_serves(server, network)
 
 
 def test_sigterm_under_load_answers_everything_it_accepted(
-    repository: Path, tmp_path: Path, network: TinyNetwork
+    repository: Path, tmp_path: Path, network: TinyNetwork, transport: str
 ) -> None:
     """Every call ends with its right answer, or UNAVAILABLE: none is cut off, none waits for ever."""
     images = network.random_images(3)
     expected = network.logits(images)
     outcomes: Counter[str] = Counter()
     stopped = threading.Event()
-    with ServerProcess(repository, tmp_path / "server") as server:
+    with ServerProcess(repository, tmp_path / "server", "--transport", transport) as server:
 
         def load() -> None:
             with grpc.insecure_channel(
@@ -141,10 +162,10 @@ def test_sigterm_under_load_answers_everything_it_accepted(
 
 
 def test_accepted_request_is_finished_after_sigterm(
-    repository: Path, tmp_path: Path, network: TinyNetwork
+    repository: Path, tmp_path: Path, network: TinyNetwork, transport: str
 ) -> None:
     images = network.random_images(20_000)
-    with ServerProcess(repository, tmp_path / "server", "--max-batch-size", "1") as server:
+    with ServerProcess(repository, tmp_path / "server", *ONE_BY_ONE, transport) as server:
         large = server.stub.ModelInfer.future(infer_request(images), timeout=60)
         time.sleep(0.15)
         server.process.send_signal(signal.SIGTERM)
@@ -152,8 +173,10 @@ def test_accepted_request_is_finished_after_sigterm(
         assert server.process.wait(timeout=20) == 0
 
 
-def test_second_signal_exits_at_once(repository: Path, tmp_path: Path, network: TinyNetwork) -> None:
-    with ServerProcess(repository, tmp_path / "server", "--max-batch-size", "1") as server:
+def test_second_signal_exits_at_once(
+    repository: Path, tmp_path: Path, network: TinyNetwork, transport: str
+) -> None:
+    with ServerProcess(repository, tmp_path / "server", *ONE_BY_ONE, transport) as server:
         # Kept in a name: gRPC cancels a call that nobody refers to.
         large = server.stub.ModelInfer.future(infer_request(network.random_images(LARGE)), timeout=60)
         time.sleep(0.1)

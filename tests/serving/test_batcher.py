@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import threading
+from threading import current_thread
 from typing import TYPE_CHECKING
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.batcher import Batcher, Outcome, Request
+from serving.batch_requests import Execution, Outcome, Request
+from serving.batcher import Batcher
 from serving.errors import CancelledError, DeadlineExceededError, ResourceExhaustedError, UnavailableError
 
 if TYPE_CHECKING:
@@ -47,23 +49,36 @@ class Bench:
     """A batcher with its model, clock and the outcomes it delivered, by request, in order."""
 
     def __init__(
-        self, max_batch_size: int = 4, max_queue_rows: int = 100, max_queue_bytes: int = 10**6
+        self,
+        max_batch_size: int = 4,
+        max_queue_rows: int = 100,
+        max_queue_bytes: int = 10**6,
+        max_queue_delay_s: float = 0.0,
     ) -> None:
         self.model, self.clock = Model(), Clock()
         self.outcomes: list[tuple[Request, Outcome]] = []
+        self.counted: list[Execution] = []
         self.batcher: Batcher[Request] = Batcher(
             self.model,
             max_batch_size=max_batch_size,
             max_queue_rows=max_queue_rows,
             max_queue_bytes=max_queue_bytes,
+            max_queue_delay_s=max_queue_delay_s,
+            on_execution=self.counted.append,
             clock=self.clock,
         )
 
-    def submit(self, *row_values: Sequence[int], deadline_s: float = math.inf) -> list[Request]:
+    def submit(
+        self, *row_values: Sequence[int], deadline_s: float = math.inf, lend_thread: bool = False
+    ) -> list[Request]:
         requests = [
             Request(rows=np.array(values, np.uint8)[:, None], deadline_s=deadline_s) for values in row_values
         ]
-        self.batcher.submit(requests, lambda request, outcome: self.outcomes.append((request, outcome)))
+        self.batcher.submit(
+            requests,
+            lambda request, outcome: self.outcomes.append((request, outcome)),
+            lend_thread=lend_thread,
+        )
         return requests
 
     def run(self) -> None:
@@ -204,6 +219,98 @@ def test_closing_answers_what_waits_and_refuses_what_comes() -> None:
     assert isinstance(bench.outcome(late), UnavailableError)
 
 
+def test_a_lent_thread_runs_what_it_brings() -> None:
+    bench = Bench()
+    bench.batcher.start(1)
+    threads: list[str] = []
+    request = Request(rows=np.array([[1]], np.uint8))
+    bench.batcher.submit([request], lambda *_: threads.append(current_thread().name), lend_thread=True)
+    assert threads == [current_thread().name], "answered before submit returned, by this thread"
+    bench.batcher.close(grace_s=5)
+
+
+def test_a_lent_thread_does_not_add_an_instance() -> None:
+    """While the only instance runs, what a lender brings waits for it: never two executions at once."""
+    running, go_on = threading.Event(), threading.Event()
+    at_once: list[int] = [0, 0]  # now, most
+
+    def execute(rows: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        at_once[0] += 1
+        at_once[1] = max(at_once)
+        running.set()
+        go_on.wait(5)
+        at_once[0] -= 1
+        return [rows]
+
+    batcher: Batcher[Request] = Batcher(execute, max_batch_size=1, max_queue_rows=9, max_queue_bytes=99)
+    batcher.start(1)
+    done: list[str] = []
+    rows = np.zeros((1, 1), np.uint8)
+    batcher.submit([Request(rows=rows)], lambda *_: done.append("first"))
+    running.wait(5)
+    batcher.submit([Request(rows=rows)], lambda *_: done.append("second"), lend_thread=True)
+    assert done == []
+    go_on.set()
+    batcher.close(grace_s=5)
+    assert done == ["first", "second"]
+    assert at_once[1] == 1
+
+
+def test_what_a_lent_thread_leaves_is_run_by_an_instance() -> None:
+    bench = Bench(max_batch_size=2)
+    bench.batcher.start(1)
+    requests = [Request(rows=np.array([[value]], np.uint8)) for value in range(9)]
+    bench.batcher.submit(
+        requests, lambda request, outcome: bench.outcomes.append((request, outcome)), lend_thread=True
+    )
+    bench.batcher.close(grace_s=5)
+    assert [request for request, _ in bench.outcomes] == requests
+
+
+def test_a_delay_is_for_company_only() -> None:
+    """A lone request is due at once; two wait for a third, from the first's arrival, unless they fill up."""
+    bench = Bench(max_batch_size=4, max_queue_delay_s=1.0)
+    bench.batcher._instance_count = 1  # as after start, without its thread
+    assert bench.batcher._due_in_s() is None
+    bench.submit([1])
+    assert bench.batcher._due_in_s() == 0
+    bench.clock.now_s = 0.25
+    bench.submit([2])
+    assert bench.batcher._due_in_s() == 0.75
+    bench.clock.now_s = 1.5
+    assert bench.batcher._due_in_s() == 0
+    bench.clock.now_s = 0.5
+    bench.submit([3, 4])
+    assert bench.batcher._due_in_s() == 0, "the batch is full"
+
+
+def test_a_lone_caller_is_not_delayed_though_a_delay_is_set() -> None:
+    bench = Bench(max_queue_delay_s=30.0)
+    bench.batcher.start(1)
+    answered = threading.Event()
+    bench.batcher.submit([Request(rows=np.array([[1]], np.uint8))], lambda *_: answered.set())
+    assert answered.wait(5)
+    bench.batcher.close(grace_s=5)
+
+
+def test_executions_are_counted_with_their_requests_rows_and_times() -> None:
+    bench = Bench(max_batch_size=4)
+    bench.submit([1], [2, 3])
+    bench.clock.now_s = 2.0
+    bench.submit([POISON])
+    (large,) = bench.submit(list(range(6)))
+    bench.run()
+    # The first batch fails with the poisoned row in it and is run again request by request.
+    assert [(count.request_count, count.row_count) for count in bench.counted] == [
+        (1, 1),
+        (1, 2),
+        (1, 4),
+        (0, 2),
+    ]
+    assert [count.queue_s for count in bench.counted] == [2.0, 2.0, 0.0, 0.0]
+    assert (large.queued_s, large.started_s, large.finished_s) == (2.0, 2.0, 2.0)
+
+
 def test_threads_finish_everything_before_close_returns() -> None:
     """The same promises with real threads: 200 requests on 3 instances, each answered once, none lost."""
     bench = Bench(max_queue_rows=10_000)
@@ -220,7 +327,7 @@ def test_threads_finish_everything_before_close_returns() -> None:
 steps = st.lists(
     st.one_of(
         st.tuples(
-            st.just("submit"),
+            st.sampled_from(["submit", "submit and lend"]),
             st.lists(st.lists(st.sampled_from([*range(9), POISON]), min_size=1, max_size=11)),
         ),
         st.tuples(st.just("submit until"), st.integers(0, 20)),
@@ -237,10 +344,11 @@ def test_any_schedule_gives_each_caller_one_outcome_of_its_own_rows(
     steps: list[tuple[str, object]], max_batch_size: int, max_queue_rows: int
 ) -> None:
     bench = Bench(max_batch_size=max_batch_size, max_queue_rows=max_queue_rows)
+    bench.batcher._instance_count = 1  # as after start, without its thread: this one is lent
     requests: list[Request] = []
     for action, argument in steps:
-        if action == "submit":
-            requests += bench.submit(*argument)  # type: ignore[misc]
+        if action in ("submit", "submit and lend"):
+            requests += bench.submit(*argument, lend_thread=action != "submit")  # type: ignore[misc]
         elif action == "submit until":
             requests += bench.submit([5], deadline_s=float(argument))  # type: ignore[arg-type]
         elif action == "run":

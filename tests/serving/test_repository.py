@@ -8,11 +8,13 @@ import pytest
 
 from imaging import ImageSpec
 from serving.artifact import Golden, publish_artifact
+from serving.calls import InferCall, Reply
+from serving.control import Control
 from serving.errors import ArtifactError, NotFoundError, UnavailableError
 from serving.model import ModelSettings, open_verified
 from serving.pb import open_inference_pb2 as pb
 from serving.repository import Repository, find_versions
-from serving.servicer import InferCall, Reply, Servicer
+from serving.servicer import Servicer
 from tests.serving.artifacts import TinyNetwork
 from tests.serving.server_process import infer_request
 
@@ -65,17 +67,18 @@ def test_closed_repository_loads_nothing_more(folder: Path) -> None:
 def test_draining_servicer_refuses_new_calls_and_is_not_ready(folder: Path) -> None:
     repository = Repository(folder, SETTINGS)
     repository.load_all()
-    servicer = Servicer(repository)
-    assert not servicer.is_ready(), "start-up loading has not been declared over"
-    servicer.end_loading()
-    assert servicer.is_ready()
+    servicer = Servicer(repository, max_decoding_bytes=1000)
+    control = Control(repository, servicer, model_control=True)
+    assert not control.is_ready(), "start-up loading has not been declared over"
+    control.end_loading()
+    assert control.is_ready()
     servicer.begin_drain()
     replies: list[Reply] = []
     call = InferCall(message=infer_request(TinyNetwork().random_images(1)))
     servicer.submit([call], lambda _, reply: replies.append(reply))
     assert [str(reply) for reply in replies] == ["the server is draining; try again, or elsewhere"]
-    assert not servicer.is_ready()
-    assert not servicer.control["ModelReady"][1](pb.ModelReadyRequest(name="tiny")).ready  # type: ignore[attr-defined]
+    assert not control.is_ready()
+    assert not control.model_ready(pb.ModelReadyRequest(name="tiny")).ready
     repository.close(grace_s=5)
 
 

@@ -1,0 +1,1 @@
+"""`python -m benchmarks.serving`: foldserve against bare loops, mosec and raw ONNX Runtime, in one run."""

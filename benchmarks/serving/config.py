@@ -1,0 +1,27 @@
+"""Settings of `python -m benchmarks.serving`."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003  # pydantic reads the annotations
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+Group = Literal["lenet", "lone", "rows", "alexnet"]
+
+
+class BenchServingConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """Measure foldserve against bare loops, mosec and raw ONNX Runtime, as ratios in one run."""
+
+    repository: Path | None = None
+    """Repository to take lenet and alexnet from; one that it lacks is made with seeded weights."""
+    groups: list[Group] = Field(default=["lenet", "lone", "rows", "alexnet"], min_length=1)
+    """Parts to measure: lenet at concurrency 32, a lone client, rows (32 images a request), alexnet at 16."""
+    rounds: int = Field(default=5, ge=1)
+    """Interleaved rounds; the table shows medians and, in brackets, the least and the most."""
+    seconds: float = Field(default=3.0, gt=0)
+    """Aim for the length of one measurement; the number of requests is fixed from the warm-up's rate."""
+    processors: int = Field(default=2, ge=1)
+    """Processors that servers and clients share: the first so many of those this process may use."""
+    json_file: Path | None = None
+    """File to write every single measurement to, as JSON."""

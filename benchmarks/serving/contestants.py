@@ -1,0 +1,93 @@
+"""The servers that are compared, and the command line that starts each."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from benchmarks.serving.errors import ContestantMissingError
+from benchmarks.serving.mosec_environment import mosec_python
+from serving.config import ServeConfig
+from serving.processors import usable_processors
+
+if TYPE_CHECKING:
+    from benchmarks.serving.networks import Network
+
+Transport = Literal["native", "grpcio"]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A server to start. ``flags`` are foldserve's beyond its defaults."""
+
+    kind: Literal["foldserve", "bare_native", "bare_aio", "bare_mosec"]
+    transport: Transport | None = None
+    flags: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return the name in tables and messages."""
+        return (
+            " ".join((self.kind.replace("_", " "), self.transport or "", *self.flags))
+            .replace("  ", " ")
+            .strip()
+        )
+
+    @property
+    def speaks_grpc(self) -> bool:
+        """Tell whether it answers ModelInfer; mosec answers POST with raw bytes."""
+        return self.kind != "bare_mosec"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How to start a contestant: it writes its port to the harness's file, or is told ``port``."""
+
+    command: tuple[str, ...]
+    environment: dict[str, str]
+
+
+def launch(contestant: Contestant, network: Network, *, port_file: Path, free_port: int) -> Launch:
+    """Return how to start ``contestant`` on ``network``.
+
+    ``free_port`` is for mosec, which cannot choose one itself.
+
+    Raises:
+        ContestantMissingError: a package or a transport that it needs is not there.
+    """
+    # A small network is done before a second thread has woken up; a large one uses all processors.
+    threads = "1" if network.name == "lenet" else str(usable_processors())
+    if contestant.kind == "foldserve":
+        return Launch(_foldserve(contestant, network, port_file), {})
+    if contestant.kind == "bare_mosec":
+        port_file.write_text(str(free_port))
+        script = str(Path(__file__).with_name("bare_mosec.py"))
+        flags = ("--address", "127.0.0.1", "--port", str(free_port), "--log-level", "error")
+        environment = {"BARE_MODEL": str(network.model_file.absolute()), "BARE_THREADS": threads}
+        return Launch((str(mosec_python()), script, *flags), environment)
+    if contestant.kind == "bare_native":
+        _require_native()
+    module = f"benchmarks.serving.{contestant.kind}"
+    return Launch((sys.executable, "-m", module, str(network.model_file), str(port_file), threads), {})
+
+
+def _foldserve(contestant: Contestant, network: Network, port_file: Path) -> tuple[str, ...]:
+    command = [sys.executable, "-m", "foldserve", "serve", "--repository", str(network.repository)]
+    command += ["--device", "cpu", "--port", "0", "--port-file", str(port_file), "--log-level", "error"]
+    settings = ServeConfig.model_fields
+    if "transport" in settings:
+        command += ["--transport", str(contestant.transport)]
+    elif contestant.transport != "grpcio":
+        raise ContestantMissingError(f"this foldserve has no transport {contestant.transport}")
+    if contestant.transport == "native":
+        _require_native()
+    if "metrics_port" in settings:
+        command += ["--metrics-port", "0"]
+    return (*command, *contestant.flags)
+
+
+def _require_native() -> None:
+    if importlib.util.find_spec("pygrpc_native") is None:
+        raise ContestantMissingError("pygrpc-native is not installed: pip install 'foldserve[native]'")

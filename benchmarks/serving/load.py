@@ -1,0 +1,118 @@
+"""h2load against a running server: a fixed number of requests over N connections of M streams each."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import struct
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.serving.bare_model import METHOD
+from benchmarks.serving.errors import BenchError
+
+if TYPE_CHECKING:
+    from benchmarks.serving.server_process import ServerProcess
+
+_RUN_LIMIT_S = 600
+_DATA_HEADER_BYTES = 5  # of each gRPC message: the compressed flag and the length
+
+
+@dataclass(frozen=True)
+class Load:
+    """How clients call: ``connections`` of ``streams`` calls in flight each, ``images`` to a request."""
+
+    connections: int = 1
+    streams: int = 1
+    images: int = 1
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one run came to. Latency as the client sees it; processor time is the server's own."""
+
+    requests: int
+    requests_per_s: float
+    images_per_s: float
+    server_us: float  # processor time a request
+    p50_us: float
+    p99_us: float
+
+
+def require_h2load() -> None:
+    """Raise BenchError where h2load is not installed."""
+    if shutil.which("h2load") is None:
+        raise BenchError("h2load is not installed; it is in Debian's and Ubuntu's package nghttp2-client")
+
+
+def measure(
+    server: ServerProcess, load: Load, *, body: bytes, answer_bytes: int, requests: int
+) -> Measurement:
+    """Send ``requests`` times ``body`` and return how it went.
+
+    Raises:
+        BenchError: h2load failed, or not every request was answered in full. A gRPC error is HTTP status 200
+            with no data, so answers are counted by their bytes: all of them must be there.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-h2load-") as folder:
+        data, log = Path(folder) / "body", Path(folder) / "log"
+        is_grpc = server.contestant.speaks_grpc
+        data.write_bytes(struct.pack(">BI", 0, len(body)) + body if is_grpc else body)
+        flags = [
+            f"--requests={requests}",
+            f"--clients={load.connections}",
+            f"--log-file={log}",
+            f"--data={data}",
+        ]
+        if is_grpc:
+            flags += [f"--max-concurrent-streams={load.streams}"]
+            flags += ["--header=content-type: application/grpc", "--header=te: trailers"]
+        else:
+            flags += ["--h1"]
+        url = f"http://127.0.0.1:{server.port}{METHOD if is_grpc else '/inference'}"
+        before_s = server.processor_s()
+        finished = subprocess.run(
+            ["h2load", *flags, url], capture_output=True, text=True, timeout=_RUN_LIMIT_S, check=False
+        )
+        server_s = server.processor_s() - before_s
+        requests_per_s = _check_output(
+            server, finished, requests, answer_bytes + is_grpc * _DATA_HEADER_BYTES
+        )
+        latencies_us = np.loadtxt(log, usecols=2, ndmin=1)
+    return Measurement(
+        requests=requests,
+        requests_per_s=requests_per_s,
+        images_per_s=requests_per_s * load.images,
+        server_us=server_s / requests * 1e6,
+        p50_us=float(np.percentile(latencies_us, 50)),
+        p99_us=float(np.percentile(latencies_us, 99)),
+    )
+
+
+def _check_output(
+    server: ServerProcess, finished: subprocess.CompletedProcess[str], requests: int, answer_bytes: int
+) -> float:
+    """Return the requests a second that h2load reports, having checked that every answer came in full."""
+    server.check_runs()
+    output = finished.stdout
+    rate = re.search(r"([\d.]+) req/s", output)
+    succeeded = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", output)
+    received = re.search(r"\((\d+)\) data", output)
+    if finished.returncode != 0 or rate is None or succeeded is None or received is None:
+        said = (finished.stderr or output).strip().splitlines() or ["nothing"]
+        raise BenchError(f"h2load failed against {server.contestant}: {said[-1]}")
+    if [int(count) for count in succeeded.groups()] != [requests, 0, 0, 0]:
+        raise BenchError(
+            f"{server.contestant} did not answer all of {requests} requests: {succeeded.group()}"
+        )
+    if int(received.group(1)) != requests * answer_bytes:
+        raise BenchError(
+            f"{server.contestant} sent {received.group(1)} bytes of data; {requests} right answers are "
+            f"{requests * answer_bytes}: some calls failed or were answered differently"
+        )
+    return float(rate.group(1))

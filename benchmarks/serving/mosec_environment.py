@@ -1,0 +1,40 @@
+"""A virtual environment for mosec, made once under ``build/``: mosec is no dependency of this project."""
+
+from __future__ import annotations
+
+import subprocess
+import venv
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.serving.errors import ContestantMissingError
+
+_MOSEC_VERSION = "0.9.8"
+_INSTALL_LIMIT_S = 600
+
+
+def mosec_python(folder: Path = Path("build")) -> Path:
+    """Return the interpreter that has mosec and this project's versions of numpy and ONNX Runtime.
+
+    Raises:
+        ContestantMissingError: the environment could not be made.
+    """
+    runtime = version("onnxruntime")
+    home = folder.absolute() / f"bench-mosec-{_MOSEC_VERSION}-ort-{runtime}"
+    python = home / "bin" / "python"
+    finished = home / "finished"
+    if not finished.exists():
+        venv.create(home, with_pip=True, clear=True)
+        packages = [f"mosec=={_MOSEC_VERSION}", f"onnxruntime=={runtime}", f"numpy=={version('numpy')}"]
+        installed = subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", *packages],
+            capture_output=True,
+            text=True,
+            timeout=_INSTALL_LIMIT_S,
+            check=False,
+        )
+        if installed.returncode != 0:
+            lines = installed.stderr.strip().splitlines() or ["pip said nothing"]
+            raise ContestantMissingError(f"mosec {_MOSEC_VERSION} cannot be installed: {lines[-1]}")
+        finished.touch()
+    return python

@@ -1,0 +1,169 @@
+"""The networks that are measured: LeNet and AlexNet-224, as artifacts that foldserve serves.
+
+Speed does not depend on what was learnt, so they are made here in seconds, with seeded weights and no torch.
+A repository that already holds a network by the same name (`make demo` leaves a LeNet) is used as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from imaging import ImageSpec
+from serving.artifact import (
+    IMAGE,
+    LOGITS,
+    MODEL_FILE,
+    PROBABILITIES,
+    Golden,
+    ModelMetadata,
+    list_versions,
+    publish_artifact,
+)
+from serving.session import Session
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_GOLDEN_COUNT = 32
+
+
+@dataclass(frozen=True)
+class Network:
+    """One served model: its repository and name for foldserve, its file for everybody else."""
+
+    name: str
+    repository: Path
+    model_file: Path
+    image_shape: tuple[int, ...]
+
+    def images(self, count: int) -> NDArray[np.uint8]:
+        """Return seeded noise [count, C, H, W]."""
+        return np.random.default_rng(count).integers(0, 256, (count, *self.image_shape), dtype=np.uint8)
+
+
+def lenet(workspace: Path, repository: Path | None) -> Network:
+    """Return LeNet-5 with ReLU and max pooling on 28x28 grey images: 61,706 parameters."""
+    graph = _Graph(seed=5)
+    graph.conv(1, 6, kernel=5, pad=2)
+    graph.pool(2, 2)
+    graph.conv(6, 16, kernel=5)
+    graph.pool(2, 2)
+    graph.flatten()
+    for inputs, outputs in ((400, 120), (120, 84)):
+        graph.linear(inputs, outputs, relu=True)
+    graph.linear(84, 10, relu=False)
+    return _find_or_publish("lenet", graph, ImageSpec("L", 28, 28, 28), workspace, repository)
+
+
+def alexnet(workspace: Path, repository: Path | None) -> Network:
+    """Return AlexNet (the one-tower variant, 61.1 million parameters) on 224x224 colour images."""
+    graph = _Graph(seed=7)
+    graph.conv(3, 64, kernel=11, stride=4, pad=2)
+    graph.pool(3, 2)
+    graph.conv(64, 192, kernel=5, pad=2)
+    graph.pool(3, 2)
+    for inputs, outputs in ((192, 384), (384, 256), (256, 256)):
+        graph.conv(inputs, outputs, kernel=3, pad=1)
+    graph.pool(3, 2)
+    graph.flatten()
+    for inputs, outputs in ((9216, 4096), (4096, 4096)):
+        graph.linear(inputs, outputs, relu=True)
+    graph.linear(4096, 1000, relu=False)
+    return _find_or_publish("alexnet", graph, ImageSpec("RGB", 224, 224, 256), workspace, repository)
+
+
+class _Graph:
+    """Nodes in a row, each taking the last one's output, with He-initialised weights."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+        self._weights: list[Any] = [numpy_helper.from_array(np.array(255, np.float32), "scale")]
+        self._last = "seen"
+        self._nodes: list[Any] = [
+            helper.make_node("Cast", [IMAGE], ["pixels"], to=TensorProto.FLOAT),
+            helper.make_node("Div", ["pixels", "scale"], ["seen"]),
+        ]
+        self._class_count = 0
+
+    def conv(self, inputs: int, outputs: int, *, kernel: int, stride: int = 1, pad: int = 0) -> None:
+        """Add a convolution and a ReLU."""
+        weights = self._add_weights((outputs, inputs, kernel, kernel), outputs)
+        self._add("Conv", weights, strides=[stride] * 2, pads=[pad] * 4, kernel_shape=[kernel] * 2)
+        self._add("Relu")
+
+    def pool(self, kernel: int, stride: int) -> None:
+        """Add a max pooling."""
+        self._add("MaxPool", kernel_shape=[kernel] * 2, strides=[stride] * 2)
+
+    def flatten(self) -> None:
+        """Turn feature maps into rows."""
+        self._add("Flatten")
+
+    def linear(self, inputs: int, outputs: int, *, relu: bool) -> None:
+        """Add a fully connected layer; the one without ReLU is the last."""
+        self._add("Gemm", self._add_weights((outputs, inputs), outputs), transB=1)
+        self._class_count = outputs
+        if relu:
+            self._add("Relu")
+
+    def to_onnx(self, image: ImageSpec) -> bytes:
+        """Return the content of a model.onnx with its metadata inside."""
+        self._nodes[-1].output[0] = LOGITS
+        self._nodes.append(helper.make_node("Softmax", [LOGITS], [PROBABILITIES], axis=1))
+        rows = ("batch", self._class_count)
+        graph = helper.make_graph(
+            self._nodes,
+            "network",
+            [helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, ["batch", *image.shape])],
+            [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, rows)
+                for name in (LOGITS, PROBABILITIES)
+            ],
+            self._weights,
+        )
+        labels = tuple(f"class {index}" for index in range(self._class_count))
+        metadata = ModelMetadata(labels, (0.0,) * image.channels, (1.0,) * image.channels, image)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        helper.set_model_props(model, metadata.to_props())
+        return bytes(model.SerializeToString())
+
+    def _add(self, operator: str, weights: tuple[str, ...] = (), **attributes: Any) -> None:
+        output = f"{operator.lower()}_{len(self._nodes)}"
+        self._nodes.append(helper.make_node(operator, [self._last, *weights], [output], **attributes))
+        self._last = output
+
+    def _add_weights(self, shape: tuple[int, ...], outputs: int) -> tuple[str, str]:
+        scale = np.float32(np.sqrt(2 / np.prod(shape[1:])))
+        names = (f"weight_{len(self._nodes)}", f"bias_{len(self._nodes)}")
+        arrays = (
+            self._random.standard_normal(shape, dtype=np.float32) * scale,
+            self._random.standard_normal(outputs, dtype=np.float32) * np.float32(0.01),
+        )
+        self._weights += [
+            numpy_helper.from_array(array, name) for name, array in zip(names, arrays, strict=True)
+        ]
+        return names
+
+
+def _find_or_publish(
+    name: str, graph: _Graph, image: ImageSpec, workspace: Path, repository: Path | None
+) -> Network:
+    home = (
+        repository if repository is not None and (repository / name).is_dir() else workspace / f"{name}-only"
+    )
+    if not (home / name).is_dir() or not list_versions(home / name):
+        model = graph.to_onnx(image)
+        images = Network(name, home, home, image.shape).images(_GOLDEN_COUNT)
+        (logits,) = Session(model, device="cpu").run((LOGITS,), {IMAGE: images})
+        # Only the speed of this network matters: ONNX Runtime's own logits stand for the reference too.
+        tolerance = 1e-4 * float(np.abs(logits).max())
+        golden = Golden(images, logits, logits, tolerance, tolerance, synthetic=True)
+        publish_artifact(home / name, model=model, golden=golden, manifest={"precision": "fp32"})
+    newest = list_versions(home / name)[-1]
+    return Network(name, home, home / name / str(newest) / MODEL_FILE, image.shape)

@@ -1,0 +1,98 @@
+"""The client for asyncio: `serving.client`, but awaited, so that many calls can be in flight."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Self
+
+import grpc
+
+from serving.client_messages import (
+    CHANNEL_OPTIONS,
+    Classification,
+    Description,
+    EncodedImage,
+    IndexEntry,
+    classify_request,
+    infer_request,
+    no_server,
+    read_classification,
+    read_description,
+    read_index,
+    read_outputs,
+    typed_errors,
+)
+from serving.pb import classifier_pb2_grpc, open_inference_pb2_grpc
+from serving.pb import open_inference_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class AsyncClient:
+    """A connection to one server; use it as ``async with``, in one event loop.
+
+    Every method raises the ServingError that the server's status stands for.
+    """
+
+    def __init__(self, server: str, *, timeout_s: float = 30.0, connect_timeout_s: float = 3.0) -> None:
+        """Prepare to connect to ``server``, as "HOST:PORT"."""
+        self._server = server
+        self._timeout_s = timeout_s
+        self._connect_timeout_s = connect_timeout_s
+
+    async def __aenter__(self) -> Self:
+        """Connect.
+
+        Raises:
+            UnavailableError: nothing answers there within ``connect_timeout_s``.
+        """
+        self._channel = grpc.aio.insecure_channel(self._server, options=CHANNEL_OPTIONS)
+        self._stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
+        self._classifier = classifier_pb2_grpc.ClassifierStub(self._channel)  # type: ignore[no-untyped-call]  # generated
+        try:
+            await asyncio.wait_for(self._channel.channel_ready(), self._connect_timeout_s)
+        except TimeoutError:
+            await self._channel.close()
+            raise no_server(self._server) from None
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the connection."""
+        await self._channel.close()
+
+    async def describe(self, model: str, version: str = "") -> Description:
+        """Return what ``model`` is and takes; the newest version that serves where none is named."""
+        request = pb.ModelMetadataRequest(name=model, version=version)
+        with typed_errors():
+            return read_description(await self._stub.ModelMetadata(request, timeout=self._timeout_s))
+
+    async def infer(
+        self, model: str, images: NDArray[np.uint8], version: str = ""
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return ``logits`` and ``probabilities``, float32 [N, K] each, of ``images`` uint8 [N, C, H, W]."""
+        request = infer_request(model, images, version)
+        with typed_errors():
+            return read_outputs(await self._stub.ModelInfer(request, timeout=self._timeout_s))
+
+    async def classify(
+        self, model: str, images: Sequence[EncodedImage], version: str = "", *, top_k: int = 1
+    ) -> Classification:
+        """Return the labels of image files (paths, or what is in them), which the server prepares.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        request = classify_request(model, images, version, top_k)
+        with typed_errors():
+            return read_classification(await self._classifier.Classify(request, timeout=self._timeout_s))
+
+    async def index(self) -> list[IndexEntry]:
+        """Return every version in the server's repository."""
+        with typed_errors():
+            return read_index(
+                await self._stub.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=self._timeout_s)
+            )

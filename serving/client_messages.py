@@ -1,0 +1,195 @@
+"""What the two clients share: options of the channel, messages to send, answers to read, errors by type."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import grpc
+import numpy as np
+
+from serving.artifact import IMAGE, ModelMetadata
+from serving.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    ServingError,
+    UnavailableError,
+    UnimplementedError,
+)
+from serving.pb import classifier_pb2
+from serving.pb import open_inference_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+# An image for `classify`: a file's path, or what is in it.
+EncodedImage: TypeAlias = "Path | bytes"
+
+_RETRIED = (
+    {"service": "inference.GRPCInferenceService", "method": "ModelInfer"},
+    {"service": "inference.GRPCInferenceService", "method": "ModelMetadata"},
+    {"service": "foldserve.v1.Classifier", "method": "Classify"},
+)
+_SERVICE_CONFIG = {
+    # Where a name has several addresses, as in a cluster, all of them are used.
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": _RETRIED,
+            # A server that drains, or is restarted, is back or replaced within about a second.
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+}
+CHANNEL_OPTIONS: Sequence[tuple[str, Any]] = (
+    # What a server may send or take is the server's to limit.
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # gRPC obeys http_proxy, through which a server on this machine or in a cluster is rarely reached.
+    ("grpc.enable_http_proxy", 0),
+    # A connection that died without a word is noticed while a call waits for it.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+)
+_ERRORS = {
+    error.status: error
+    for error in (
+        CancelledError,
+        DeadlineExceededError,
+        InvalidArgumentError,
+        NotFoundError,
+        PermissionDeniedError,
+        ResourceExhaustedError,
+        UnavailableError,
+        UnimplementedError,
+    )
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model as its server describes it."""
+
+    name: str
+    version: str
+    sha256: str
+    provider: str
+    metadata: ModelMetadata
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """One version of a model on a server; ``reason`` says why it does not serve."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Label:
+    """One label of an image, with the model's probability for it."""
+
+    name: str
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The labels of some images, the likeliest first, and the version that gave them."""
+
+    model: str
+    version: str
+    sha256: str
+    labels: list[list[Label]]
+
+
+def no_server(server: str) -> UnavailableError:
+    """Return the error of a server that does not answer."""
+    return UnavailableError(
+        f"no server answers at {server}; start one with `foldserve serve`, or name another with --server"
+    )
+
+
+def infer_request(model: str, images: NDArray[np.uint8], version: str) -> pb.ModelInferRequest:
+    """Return the request for logits and probabilities of ``images`` uint8 [N, C, H, W]."""
+    request = pb.ModelInferRequest(model_name=model, model_version=version)
+    request.inputs.add(name=IMAGE, datatype="UINT8", shape=images.shape)
+    request.raw_input_contents.append(np.ascontiguousarray(images, np.uint8).tobytes())
+    return request
+
+
+def read_outputs(answer: pb.ModelInferResponse) -> dict[str, NDArray[np.float32]]:
+    """Return an answer's outputs by name, float32 [N, K] each."""
+    return {
+        output.name: np.frombuffer(raw, np.float32).reshape(tuple(output.shape))
+        for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
+    }
+
+
+def classify_request(
+    model: str, images: Sequence[EncodedImage], version: str, top_k: int
+) -> classifier_pb2.ClassifyRequest:
+    """Return the request for the labels of ``images``; raises OSError where a file cannot be read."""
+    contents = [image.read_bytes() if isinstance(image, Path) else image for image in images]
+    return classifier_pb2.ClassifyRequest(
+        model_name=model, model_version=version, images=contents, top_k=top_k
+    )
+
+
+def read_classification(answer: classifier_pb2.ClassifyResponse) -> Classification:
+    """Return an answer to Classify."""
+    return Classification(
+        model=answer.model_name,
+        version=answer.model_version,
+        sha256=answer.model_sha256,
+        labels=[
+            [Label(label.name, label.index, label.probability) for label in result.labels]
+            for result in answer.results
+        ],
+    )
+
+
+def read_description(answer: pb.ModelMetadataResponse) -> Description:
+    """Return an answer to ModelMetadata."""
+    properties = dict(answer.properties)
+    return Description(
+        name=answer.name,
+        version=properties.get("version", ""),
+        sha256=properties.get("model_sha256", ""),
+        provider=properties.get("provider", ""),
+        metadata=ModelMetadata.from_properties(properties),
+    )
+
+
+def read_index(answer: pb.RepositoryIndexResponse) -> list[IndexEntry]:
+    """Return an answer to RepositoryIndex."""
+    return [IndexEntry(entry.name, entry.version, entry.state, entry.reason) for entry in answer.models]
+
+
+@contextmanager
+def typed_errors() -> Iterator[None]:
+    """Turn a call's status into the ServingError that it stands for."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        status = error.code().name
+        raise _ERRORS.get(status, ServingError)(error.details() or status) from error

@@ -1,0 +1,29 @@
+"""Texts and shapes that callers sent, as they may stand in an error message: escaped, and shortened."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_SHOWN_CHARACTERS = 80
+_SHOWN_ITEMS = 8
+
+
+def shown(text: str) -> str:
+    """Return ``text`` quoted, escaped and shortened."""
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return ``names`` as a readable list, the first few of them."""
+    every = list(names)
+    text = ", ".join(shown(name) for name in every[:_SHOWN_ITEMS])
+    return f"{text} and {len(every) - _SHOWN_ITEMS} more" if len(every) > _SHOWN_ITEMS else text
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Return ``shape`` in brackets, the first few of its sides."""
+    sides = ", ".join(str(side) for side in shape[:_SHOWN_ITEMS])
+    return f"[{sides}{', …' if len(shape) > _SHOWN_ITEMS else ''}]"

@@ -1,0 +1,51 @@
+"""What both transports do alike: bytes to messages, errors to statuses. The same words for the same fault."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, TypeVar
+
+from google.protobuf.message import DecodeError
+
+from serving.errors import InvalidArgumentError, ResourceExhaustedError, ServingError
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+_M = TypeVar("_M", bound="Message")
+
+INTERNAL_ERROR_TEXT = "internal error; the server's log has the details"
+# Statuses travel in HTTP/2 headers: beyond some 8 kB clients report an error of their own instead.
+_MAX_TEXT = 2000
+
+_log = logging.getLogger(__name__)
+
+
+def parse(message_type: type[_M], content: bytes, max_message_bytes: int) -> _M:
+    """Return the message that ``content`` is.
+
+    Raises:
+        ResourceExhaustedError: it is larger than messages may be; it is refused without being parsed.
+        InvalidArgumentError: it is no such message.
+    """
+    if len(content) > max_message_bytes:
+        raise ResourceExhaustedError(
+            f"the message has {len(content)} bytes, at most {max_message_bytes} are taken: send fewer "
+            "images at a time, or raise the server's --max-message-mib"
+        )
+    try:
+        return message_type.FromString(content)
+    except DecodeError:
+        raise InvalidArgumentError(
+            f"the {len(content)} bytes received are no {message_type.DESCRIPTOR.full_name} message; is the "
+            "client made from another definition of the protocol?"
+        ) from None
+
+
+def to_status(error: Exception) -> tuple[str, str]:
+    """Return the gRPC status by name and its message; errors that nobody meant to raise are logged."""
+    if isinstance(error, ServingError):
+        text = str(error)
+        return error.status, text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
+    _log.error("a call failed", exc_info=error)
+    return "INTERNAL", INTERNAL_ERROR_TEXT

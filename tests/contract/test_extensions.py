@@ -1,0 +1,209 @@
+"""What Triton's clients use beyond the protocol's core: streams, configuration, statistics and so on."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import grpc
+import numpy as np
+import pytest
+
+from serving.pb import open_inference_pb2 as pb
+from tests.serving.server_process import infer_request, outputs_of, status_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.serving.artifacts import TinyNetwork
+    from tests.serving.server_process import ServerProcess
+
+
+def test_stream_answers_every_request_in_order(server: ServerProcess, network: TinyNetwork) -> None:
+    batches = [network.random_images(1 + index % 5, seed=index) for index in range(200)]
+    requests = [infer_request(images, id=str(index)) for index, images in enumerate(batches)]
+    answers = list(server.stub.ModelStreamInfer(iter(requests)))
+    assert [answer.infer_response.id for answer in answers] == [str(index) for index in range(200)]
+    for answer, images in zip(answers, batches, strict=True):
+        assert not answer.error_message
+        logits = outputs_of(answer.infer_response)["logits"]
+        assert np.abs(logits - network.logits(images)).max() < 1e-5
+
+
+def test_stream_outlives_a_bad_request(server: ServerProcess, network: TinyNetwork) -> None:
+    images = network.random_images(1)
+    bad = infer_request(images, "nets", id="bad")
+    first, second, third = server.stub.ModelStreamInfer(
+        iter([infer_request(images), bad, infer_request(images)])
+    )
+    assert "'nets' is not in the repository" in second.error_message
+    assert second.infer_response.id == "bad"
+    assert not first.error_message
+    assert first.infer_response.raw_output_contents == third.infer_response.raw_output_contents
+
+
+def test_empty_stream_ends(server: ServerProcess) -> None:
+    assert list(server.stub.ModelStreamInfer(iter([]))) == []
+
+
+def test_stream_whose_client_does_not_read_is_held_and_harms_nobody(
+    server: ServerProcess, network: TinyNetwork
+) -> None:
+    """Flow control reaches the client: of an endless stream that nobody reads only a window is taken."""
+    sent = 0
+    stopped = threading.Event()
+
+    def requests() -> Iterator[pb.ModelInferRequest]:
+        nonlocal sent
+        message = infer_request(network.random_images(1000))
+        while not stopped.is_set():
+            sent += 1
+            yield message
+
+    with grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        call = channel.stream_stream(
+            "/inference.GRPCInferenceService/ModelStreamInfer",
+            request_serializer=pb.ModelInferRequest.SerializeToString,
+            response_deserializer=pb.ModelStreamInferResponse.FromString,
+        )(requests())
+        taken = -1
+        give_up_s = time.monotonic() + 20
+        while sent != taken and time.monotonic() < give_up_s:
+            taken = sent
+            time.sleep(0.3)
+            images = network.random_images(1)
+            assert np.abs(outputs_of(server.infer(images))["logits"] - network.logits(images)).max() < 1e-5
+        stopped.set()
+        call.cancel()
+        assert 0 < taken < 5000
+
+
+def test_config_says_how_a_model_is_run(server: ServerProcess) -> None:
+    config = server.stub.ModelConfig(pb.ModelConfigRequest(name="colour")).config
+    assert (config.name, config.platform, config.backend) == ("colour", "onnxruntime_onnx", "onnxruntime")
+    assert (config.max_batch_size, config.default_model_filename) == (32, "model.onnx")
+    (image,) = config.input
+    assert (image.name, image.data_type, list(image.dims)) == ("image", pb.TYPE_UINT8, [3, 6, 10])
+    assert [(output.name, list(output.dims)) for output in config.output] == [
+        ("logits", [5]),
+        ("probabilities", [5]),
+    ]
+    assert config.instance_group[0].kind == pb.ModelInstanceGroup.KIND_CPU
+    assert config.parameters["batch_invariant"].string_value == "true"
+    assert config.parameters["intra_op_threads"].string_value == "1", "a tiny model is quick"
+    assert status_of(lambda: server.stub.ModelConfig(pb.ModelConfigRequest(name="x")))[0].name == "NOT_FOUND"
+
+
+def test_batch_invariance_is_published(server: ServerProcess) -> None:
+    metadata = server.stub.ModelMetadata(pb.ModelMetadataRequest(name="tiny"))
+    assert metadata.properties["batch_invariant"] == "true"
+
+
+def statistics(server: ServerProcess, version: str = "1") -> pb.ModelStatistics:
+    request = pb.ModelStatisticsRequest(name="tiny", version=version)
+    (entry,) = server.stub.ModelStatistics(request).model_stats
+    return entry
+
+
+def test_statistics_count_requests_rows_and_executions(server: ServerProcess, network: TinyNetwork) -> None:
+    before = statistics(server)
+    server.infer(network.random_images(5), model_version="1")
+    server.infer(network.random_images(70), model_version="1")
+    status_of(lambda: server.infer(network.random_images(1)[0], model_version="1"))
+    after = statistics(server)
+    assert (after.name, after.version) == ("tiny", "1")
+    assert after.inference_count - before.inference_count == 75
+    assert after.execution_count - before.execution_count == 1 + 3
+    assert after.inference_stats.success.count - before.inference_stats.success.count == 2
+    assert after.inference_stats.fail.count - before.inference_stats.fail.count == 1
+    assert after.inference_stats.success.ns > before.inference_stats.success.ns
+    assert after.inference_stats.queue.count - before.inference_stats.queue.count == 2
+    assert sum(entry.compute_infer.count for entry in after.batch_stats) == after.execution_count
+    assert abs(after.last_inference - time.time() * 1000) < 60_000
+
+
+def test_statistics_of_all_models_and_of_none(server: ServerProcess) -> None:
+    entries = server.stub.ModelStatistics(pb.ModelStatisticsRequest()).model_stats
+    assert [(entry.name, entry.version) for entry in entries] == [
+        ("colour", "1"),
+        ("tiny", "1"),
+        ("tiny", "2"),
+    ]
+    code, _ = status_of(lambda: server.stub.ModelStatistics(pb.ModelStatisticsRequest(name="nets")))
+    assert code == grpc.StatusCode.NOT_FOUND
+
+
+def elements(raw: bytes) -> list[str]:
+    texts = []
+    while raw:
+        (length,) = struct.unpack_from("<I", raw)
+        texts.append(raw[4 : 4 + length].decode())
+        raw = raw[4 + length :]
+    return texts
+
+
+def test_classification_gives_value_index_and_label(server: ServerProcess, network: TinyNetwork) -> None:
+    images = network.random_images(3)
+    wanted = [{"name": "logits", "parameters": {"classification": {"int64_param": 2}}}, {"name": "logits"}]
+    response = server.infer(images, outputs=wanted[:1])
+    assert (response.outputs[0].datatype, list(response.outputs[0].shape)) == ("BYTES", [3, 2])
+    expected = [
+        f"{row[index]:f}:{index}:{network.labels[index]}"
+        for row in outputs_of(server.infer(images))["logits"]
+        for index in np.argsort(-row)[:2]
+    ]
+    assert elements(response.raw_output_contents[0]) == expected
+
+
+def test_classification_of_more_classes_than_there_are_gives_all(
+    server: ServerProcess, network: TinyNetwork
+) -> None:
+    wanted = [{"name": "probabilities", "parameters": {"classification": {"int64_param": 99}}}]
+    response = server.infer(network.random_images(2), outputs=wanted)
+    assert list(response.outputs[0].shape) == [2, 3]
+    assert len(elements(response.raw_output_contents[0])) == 6
+
+
+def test_parameters_come_back(server: ServerProcess, network: TinyNetwork) -> None:
+    parameters = {"trace": {"string_param": "abc"}, "priority": {"int64_param": 3}}
+    response = server.infer(network.random_images(1), parameters=parameters)
+    assert {key: value.WhichOneof("parameter_choice") for key, value in response.parameters.items()} == {
+        "trace": "string_param",
+        "priority": "int64_param",
+    }
+    assert response.parameters["trace"].string_param == "abc"
+
+
+def test_a_million_parameters_are_refused(server: ServerProcess, network: TinyNetwork) -> None:
+    message = infer_request(network.random_images(1))
+    for index in range(1_000_000):
+        message.parameters[str(index)].bool_param = True
+    code, text = status_of(lambda: server.stub.ModelInfer(message))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert "1000000 parameters; send at most 64" in text
+
+
+@pytest.mark.parametrize(
+    "timeout", [{"int64_param": -1}, {"string_param": "soon"}, {"bool_param": True}, {}], ids=str
+)
+def test_a_timeout_that_is_none_is_explained(
+    server: ServerProcess, network: TinyNetwork, timeout: dict[str, object]
+) -> None:
+    code, text = status_of(lambda: server.infer(network.random_images(1), parameters={"timeout": timeout}))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert "microseconds" in text
+
+
+def test_a_timeout_bounds_the_wait_in_the_queue(server: ServerProcess, network: TinyNetwork) -> None:
+    large = server.stub.ModelInfer.future(infer_request(network.random_images(100_000)), timeout=60)
+    time.sleep(0.1)
+    code, text = status_of(
+        lambda: server.infer(network.random_images(1), parameters={"timeout": {"int64_param": 1000}})
+    )
+    large.result()
+    assert code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED), text
+    assert server.infer(network.random_images(1), parameters={"timeout": {"int64_param": 0}}).model_name
+    generous = {"timeout": {"int64_param": 10_000_000}}
+    assert server.infer(network.random_images(1), parameters=generous).model_name

@@ -1,0 +1,47 @@
+"""Settings of the server that show on the wire."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from serving.pb import open_inference_pb2 as pb
+from tests.serving.server_process import ServerProcess, outputs_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.serving.artifacts import TinyNetwork
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(("--max-queue-delay-ms", "5"), id="delay"),
+        pytest.param(("--batch-invariant",), id="batch invariant"),
+        pytest.param(("--instances", "3"), id="three instances"),
+        pytest.param(("--intra-op-threads", "2"), id="two threads"),
+    ],
+)
+def test_right_answers_whatever_the_settings(
+    repository: Path, tmp_path: Path, network: TinyNetwork, flags: tuple[str, ...]
+) -> None:
+    """Forty callers at once, over the transport that auto chooses; what was set is published."""
+
+    def ask(index: int) -> float:
+        images = network.random_images(1 + index % 5, seed=index)
+        return float(np.abs(outputs_of(server.infer(images))["logits"] - network.logits(images)).max())
+
+    with ServerProcess(repository, tmp_path / "server", *flags) as server:
+        with ThreadPoolExecutor(16) as callers:
+            assert max(callers.map(ask, range(40))) < 1e-5
+        config = server.stub.ModelConfig(pb.ModelConfigRequest(name="tiny")).config
+    expected_delay_us = 5000 if "--max-queue-delay-ms" in flags else 0
+    assert config.dynamic_batching.max_queue_delay_microseconds == expected_delay_us
+    assert config.instance_group[0].count == (3 if "--instances" in flags else 1)
+    expected_threads = "2" if "--intra-op-threads" in flags else "1"
+    assert config.parameters["intra_op_threads"].string_value == expected_threads
+    assert "transport native" in server.log, "auto takes native where it is installed"

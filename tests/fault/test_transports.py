@@ -1,0 +1,119 @@
+"""What reaches the wire itself: garbage, open streams at the end, transports that are not there."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import grpc
+import numpy as np
+import pytest
+
+from serving.pb import open_inference_pb2 as pb
+from tests.serving.artifacts import TinyNetwork
+from tests.serving.server_process import ServerProcess, infer_request, outputs_of, status_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from serving.servicer import Servicer
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    TinyNetwork().publish(folder / "tiny")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory, transport: str
+) -> Iterator[ServerProcess]:
+    with ServerProcess(repository, tmp_path_factory.mktemp("server"), "--transport", transport) as process:
+        yield process
+
+
+def assert_serves(server: ServerProcess) -> None:
+    network = TinyNetwork()
+    images = network.random_images(2)
+    assert np.abs(outputs_of(server.infer(images))["logits"] - network.logits(images)).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n", id="HTTP/1.1"),
+        pytest.param(b"\x00" * 5000, id="zeros"),
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 5000, id="bad frames"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", id="TLS"),
+        pytest.param(b"", id="nothing"),
+    ],
+)
+def test_bytes_that_are_no_grpc_leave_it_serving(server: ServerProcess, content: bytes) -> None:
+    host, _, port = server.address.rpartition(":")
+    connections = [socket.create_connection((host, int(port))) for _ in range(20)]
+    for connection in connections:
+        connection.sendall(content)
+    assert_serves(server)
+    for connection in connections:
+        connection.close()
+    assert_serves(server)
+    assert "Traceback" not in server.log
+
+
+def test_open_stream_ends_with_the_server_and_what_it_asked_is_answered(
+    repository: Path, tmp_path: Path, transport: str
+) -> None:
+    """An idle stream must not hold up the end for the whole grace period."""
+    requests: queue.Queue[pb.ModelInferRequest | None] = queue.Queue()
+    with ServerProcess(repository, tmp_path / "server", "--transport", transport) as server:
+        answers = server.stub.ModelStreamInfer(iter(requests.get, None))
+        requests.put(infer_request(TinyNetwork().random_images(3)))
+        assert not next(answers).error_message
+        started_s = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        code, text = status_of(lambda: next(answers))
+        assert code == grpc.StatusCode.UNAVAILABLE
+        assert "draining" in text
+        assert server.process.wait(timeout=20) == 0
+        assert time.monotonic() - started_s < 10
+        requests.put(None)
+        assert "Traceback" not in server.log
+
+
+def test_callers_of_a_stream_that_hang_up_harm_nobody(server: ServerProcess) -> None:
+    for _ in range(5):
+        many = (infer_request(TinyNetwork().random_images(500)) for _ in range(100))
+        answers = server.stub.ModelStreamInfer(many)
+        next(answers)
+        answers.cancel()
+    assert_serves(server)
+    assert "Traceback" not in server.log
+
+
+def test_statistics_count_what_either_transport_took(server: ServerProcess) -> None:
+    """What native passes on reaches the same server: it counts the inference that native took itself."""
+
+    def counted() -> int:
+        (entry,) = server.stub.ModelStatistics(pb.ModelStatisticsRequest(name="tiny")).model_stats
+        return int(entry.inference_count)
+
+    before = counted()
+    assert_serves(server)
+    assert counted() - before == 2
+
+
+def test_transport_that_is_not_installed_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    from serving.errors import TransportMissingError
+    from serving.transport.choose import open_transport
+
+    monkeypatch.setitem(sys.modules, "pygrpc_native", None)
+    servicer: Servicer = None  # type: ignore[assignment]  # not reached
+    with pytest.raises(TransportMissingError, match="foldserve\\[native\\]"):
+        open_transport("native", servicer, None, max_message_bytes=1)  # type: ignore[arg-type]

@@ -1,0 +1,109 @@
+"""A session as it answers: padding, batch invariance measured, and no NaN for an answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import pytest
+
+from serving.errors import ArtifactError, ModelOutputError
+from serving.model import ModelSettings, open_verified
+from serving.runner import Runner
+from tests.serving.artifacts import TinyNetwork
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from serving.session import Session
+
+
+class FakeSession:
+    """Computes each image's mean, changed by ``disturb(logits)`` of the whole execution."""
+
+    provider = "FakeProvider"
+
+    def __init__(self, disturb: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> None:
+        self._disturb = disturb
+        self.sizes: list[int] = []
+
+    def run(self, _: Sequence[str], feeds: Mapping[str, NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+        images = feeds["image"]
+        self.sizes.append(len(images))
+        logits = self._disturb(images.reshape(len(images), -1)[:, :3].astype(np.float32))
+        return [logits, logits]
+
+
+def runner(disturb: Callable[[NDArray[np.float32]], NDArray[np.float32]], padded_size: int = 0) -> Runner:
+    return Runner(cast("Session", FakeSession(disturb)), padded_size)
+
+
+IMAGES = TinyNetwork().random_images(8)
+
+
+def test_an_undisturbed_model_is_batch_invariant() -> None:
+    assert runner(lambda logits: logits).is_batch_invariant(IMAGES, 32)
+
+
+@pytest.mark.parametrize("size", [2, 3, 7, 32])
+def test_a_difference_at_one_size_only_is_seen(size: int) -> None:
+    """One bit in one row of one batch size is enough."""
+
+    def disturb(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        if len(logits) == size:
+            logits[-1, 0] = np.nextafter(logits[-1, 0], np.float32(np.inf))
+        return logits
+
+    assert not runner(disturb).is_batch_invariant(IMAGES, 32)
+
+
+def test_padding_makes_a_model_that_depends_on_the_size_invariant() -> None:
+    def disturb(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        return logits + np.float32(1 / len(logits))
+
+    assert not runner(disturb).is_batch_invariant(IMAGES, 8)
+    assert runner(disturb, padded_size=8).is_batch_invariant(IMAGES, 8)
+
+
+def test_padding_runs_one_size_and_gives_back_what_was_asked() -> None:
+    session = FakeSession(lambda logits: logits)
+    padded = Runner(cast("Session", session), padded_size=8)
+    for count in (1, 3, 8):
+        logits, _ = padded(IMAGES[:count])
+        assert (logits == IMAGES[:count].reshape(count, -1)[:, :3]).all()
+    assert session.sizes == [8, 8, 8]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_no_answer(value: float) -> None:
+    def disturb(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        logits[1, 2] = value
+        return logits
+
+    with pytest.raises(ModelOutputError, match="NaN or infinity for 1 of 3 images"):
+        runner(disturb)(IMAGES[:3])
+
+
+def test_a_model_that_no_padding_helps_is_refused_where_invariance_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = TinyNetwork().publish(tmp_path / "tiny")
+    settings = ModelSettings(device="cpu", intra_op_threads=1, batch_invariant=True)
+    assert open_verified(version, settings).batch_invariant
+    monkeypatch.setattr(Runner, "is_batch_invariant", lambda *_: False)
+    with pytest.raises(ArtifactError, match="serve it without --batch-invariant"):
+        open_verified(version, settings)
+
+
+def test_a_tiny_model_is_quick_and_takes_one_thread(tmp_path: Path) -> None:
+    verified = open_verified(TinyNetwork().publish(tmp_path / "tiny"), ModelSettings(device="cpu"))
+    assert verified.is_quick
+    assert verified.threads == 1
+
+
+def test_threads_asked_for_are_taken(tmp_path: Path) -> None:
+    settings = ModelSettings(device="cpu", intra_op_threads=2)
+    assert open_verified(TinyNetwork().publish(tmp_path / "tiny"), settings).threads == 2
