@@ -12,8 +12,9 @@ import numpy as np
 from export.errors import SourceError
 from export.parity import to_manifest
 from export.source import tool_version
-from serving.artifact import list_versions, publish_artifact, read_artifact
+from serving.artifact import list_versions, read_artifact
 from serving.errors import ArtifactError
+from serving.publishing import publish_artifact
 from serving.session import RUNTIME_VERSION
 
 if TYPE_CHECKING:

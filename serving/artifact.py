@@ -1,4 +1,4 @@
-"""The model artifact: what stands in ``REPOSITORY/NAME/VERSION/`` and how it is read and published.
+"""The model artifact: what stands in ``REPOSITORY/NAME/VERSION/`` and how it is read.
 
     model.onnx      the network; `ModelMetadata` in its metadata_props makes this file alone enough to serve
     golden.npz      inputs with two sets of logits: the unfolded PyTorch model's and the file's own (`Golden`)
@@ -13,11 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +23,7 @@ from serving.errors import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -252,39 +249,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def publish_artifact(
-    model_folder: Path, *, model: bytes, golden: Golden, manifest: Mapping[str, Any]
-) -> Path:
-    """Write the three files as the next free version under ``model_folder`` and return the version's folder.
-
-    ``manifest`` is completed with ``schema_version`` and ``files``. The version appears whole or not at all:
-    it is written to a hidden sibling, synced to disk and renamed. An existing version is never touched.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    golden.check()
-    model_folder.mkdir(parents=True, exist_ok=True)
-    contents = {MODEL_FILE: model, GOLDEN_FILE: golden.to_bytes()}
-    files = {
-        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-        for name, content in contents.items()
-    }
-    complete = {"schema_version": SCHEMA_VERSION, "files": files} | dict(manifest)
-    contents[MANIFEST_FILE] = (json.dumps(complete, indent=2, ensure_ascii=False) + "\n").encode()
-    staging = Path(tempfile.mkdtemp(prefix=".publishing-", dir=model_folder))
-    try:
-        for name, content in contents.items():
-            _write_synced(staging / name, content)
-        staging.chmod(0o755)  # mkdtemp's folders are private; a server may run as another user
-        version = _rename_to_next_version(staging, model_folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    _sync_folder(model_folder)
-    return version
-
-
 def list_versions(model_folder: Path) -> list[int]:
     """Return the versions under ``model_folder``, ascending; other names (hidden ones too) are ignored."""
     return sorted(
@@ -293,36 +257,6 @@ def list_versions(model_folder: Path) -> list[int]:
         # "01" would collide with "1": only the plain spelling of a positive integer is a version.
         if entry.name.isascii() and entry.name.isdigit() and entry.name[0] != "0" and entry.is_dir()
     )
-
-
-def _rename_to_next_version(staging: Path, model_folder: Path) -> Path:
-    version = max(list_versions(model_folder), default=0) + 1
-    while True:
-        target = model_folder / str(version)
-        try:
-            # Atomic; fails where another exporter's version (never empty) came first.
-            staging.rename(target)
-        except OSError:
-            if not target.exists():
-                raise
-            version += 1
-        else:
-            return target
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_file(path: Path) -> bytes:

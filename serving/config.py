@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Literal
 
@@ -49,12 +50,18 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     RESOURCE_EXHAUSTED."""
     max_message_mib: int = Field(default=64, ge=1, le=2047)
     """Largest request in MiB; more is refused with RESOURCE_EXHAUSTED."""
-    model_control: bool = True
-    """Let callers load and unload models (RepositoryModelLoad and RepositoryModelUnload)."""
+    model_control: bool | None = None
+    """Let callers load and unload models (RepositoryModelLoad, RepositoryModelUnload); by default only where the
+    server listens on a loopback address, which none but this machine reaches."""
     grace_period_s: float = Field(default=30.0, ge=0)
     """Seconds that accepted requests have to finish after SIGTERM."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe messages that are logged, to standard error."""
+
+    @property
+    def allows_model_control(self) -> bool:
+        """Whether callers may load and unload models: as told, else only where no stranger reaches it."""
+        return _is_loopback(self.host) if self.model_control is None else self.model_control
 
 
 class ClassifyConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
@@ -100,3 +107,11 @@ class VerifyConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     """Folder of models to verify."""
     device: Device = "auto"
     """What runs the golden pairs: auto takes CUDA where it works, cuda takes it or fails, cpu never looks."""
+
+
+def _is_loopback(host: str) -> bool:
+    """Tell whether ``host`` is this machine's own address; a name other than localhost may be anything."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -191,7 +191,8 @@ class Control:
         _check_repository_name(repository_name)
         if not self._model_control:
             raise PermissionDeniedError(
-                "this server was started with --no-model-control, so models cannot be loaded or unloaded"
+                "callers may not load or unload models here; start the server with --model-control to let "
+                "them (it is the default only where the server listens on a loopback address)"
             )
 
 

@@ -46,7 +46,7 @@ def serve(config: ServeConfig) -> int:
 async def _serve(config: ServeConfig) -> int:
     repository = Repository(config.repository, _to_settings(config))
     servicer = Servicer(repository, max_decoding_bytes=config.max_queue_mib * _MIB)
-    control = Control(repository, servicer, model_control=config.model_control)
+    control = Control(repository, servicer, model_control=config.allows_model_control)
     transport = open_transport(
         config.transport, servicer, control, max_message_bytes=config.max_message_mib * _MIB
     )

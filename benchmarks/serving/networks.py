@@ -21,8 +21,8 @@ from serving.artifact import (
     Golden,
     ModelMetadata,
     list_versions,
-    publish_artifact,
 )
+from serving.publishing import publish_artifact
 from serving.session import Session
 
 if TYPE_CHECKING:

@@ -105,5 +105,5 @@ def test_control_can_be_switched_off(tmp_path: Path) -> None:
     with ServerProcess(folder, tmp_path / "server", "--no-model-control") as server:
         code, text = status_of(lambda: unload(server))
         assert code == grpc.StatusCode.PERMISSION_DENIED
-        assert "--no-model-control" in text
+        assert "--model-control" in text
         assert server.infer(TinyNetwork().random_images(1)).model_name == "tiny"

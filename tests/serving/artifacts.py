@@ -14,7 +14,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from onnx import TensorProto, helper, numpy_helper
 
 from imaging import ImageSpec
-from serving.artifact import IMAGE, LOGITS, PROBABILITIES, Golden, ModelMetadata, publish_artifact
+from serving.artifact import IMAGE, LOGITS, PROBABILITIES, Golden, ModelMetadata
+from serving.publishing import publish_artifact
 from serving.session import Session
 
 if TYPE_CHECKING:

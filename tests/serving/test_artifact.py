@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imaging import ImageSpec
-from serving import artifact
+from serving import publishing
 from serving.artifact import (
     GOLDEN_FILE,
     MANIFEST_FILE,
@@ -19,10 +19,10 @@ from serving.artifact import (
     ModelMetadata,
     check_labels,
     list_versions,
-    publish_artifact,
     read_artifact,
 )
 from serving.errors import ArtifactError
+from serving.publishing import publish_artifact
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -188,7 +188,7 @@ def test_a_failed_write_leaves_no_trace(version, monkeypatch, failing):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact, failing, fail)
+    monkeypatch.setattr(publishing, failing, fail)
     with pytest.raises(OSError, match="No space left"):
         publish_artifact(version.parent, model=b"m", golden=golden(), manifest={})
     assert [path.name for path in version.parent.iterdir()] == ["1"]

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from imaging import ImageSpec
-from serving.artifact import Golden, publish_artifact
+from serving.artifact import Golden
 from serving.calls import InferCall, Reply
 from serving.control import Control
 from serving.errors import ArtifactError, NotFoundError, UnavailableError
 from serving.model import ModelSettings, open_verified
 from serving.pb import open_inference_pb2 as pb
+from serving.publishing import publish_artifact
 from serving.repository import Repository, find_versions
 from serving.servicer import Servicer
 from tests.serving.artifacts import TinyNetwork
