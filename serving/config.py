@@ -51,8 +51,8 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     max_message_mib: int = Field(default=64, ge=1, le=2047)
     """Largest request in MiB; more is refused with RESOURCE_EXHAUSTED."""
     model_control: bool | None = None
-    """Let callers load and unload models (RepositoryModelLoad, RepositoryModelUnload); by default only where the
-    server listens on a loopback address, which none but this machine reaches."""
+    """Let callers load and unload models (RepositoryModelLoad, RepositoryModelUnload); by default only where
+    the server listens on a loopback address, which none but this machine reaches."""
     grace_period_s: float = Field(default=30.0, ge=0)
     """Seconds that accepted requests have to finish after SIGTERM."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
