@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from demo.proof import MAX_LOGIT_DIFFERENCE
-from training.report import CONFUSION_FILE, CURVES_FILE
+from training.report import CONFUSION_FILE, CURVES_FILE, PAGE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,6 +63,7 @@ def print_where(console: Console, run_dir: Path, version: Path, log: Path) -> No
         "checkpoint": run_dir / "best.pt",
         "training curves": run_dir / "report" / CURVES_FILE,
         "confusion matrix": run_dir / "report" / CONFUSION_FILE,
+        "report": run_dir / "report" / PAGE_FILE,
         "server's log": log,
     }
     console.print()

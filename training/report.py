@@ -86,7 +86,7 @@ def draw_mistakes(path: Path, test: Evaluation, dataset: Dataset) -> None:
 
 def _page(best: Checkpoint, history: Sequence[dict[str, Any]], config: TrainConfig) -> str:
     metrics = best.metrics
-    parameters = sum(value.numel() for name, value in best.weights.items() if "running_" not in name)
+    parameters = sum(parameter.numel() for parameter in best.build().parameters())
     facts = {
         "test accuracy": f"{metrics['test_accuracy']:.2%}",
         "test loss": f"{metrics['test_loss']:.4f}",

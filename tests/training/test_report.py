@@ -100,6 +100,8 @@ def test_the_report_of_a_run_shows_its_pictures_and_figures_and_is_safe_against_
     best = load_checkpoint(tiny_config.run_dir)
     assert f"{best.metrics['test_accuracy']:.2%}" in page
     assert "<td>32</td>" in page  # the batch size, among the settings
+    learned = sum(parameter.numel() for parameter in best.build().parameters())
+    assert f"{learned:,} parameters" in page  # running statistics and counters are none
     parser = HTMLParser()
     parser.feed(page)
     parser.close()
