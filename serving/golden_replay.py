@@ -70,9 +70,8 @@ def _compare(
         largest = "not a number" if np.isnan(differences).any() else f"{differences.max():.3g}"
         raise ArtifactError(
             f"{np.count_nonzero(wrong)} of {len(expected)} golden pairs are not reproduced on {where}: "
-            "compared with "
-            f"{whose} the largest logit difference is {largest}, the tolerance {tolerance:.3g}; the model is "
-            "damaged or "
-            "computes differently here, so it is not served: export it again or restore it from a good copy"
+            f"compared with {whose} the largest logit difference is {largest}, the tolerance "
+            f"{tolerance:.3g}; the model is damaged or computes differently here, so it is not served: "
+            "export it again or restore it from a good copy"
         )
     return float(differences.max())

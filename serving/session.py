@@ -145,8 +145,8 @@ def _open_on(model: bytes, provider: str, threads: int) -> ort.InferenceSession:
     if session.get_providers()[0] != provider:
         raise DeviceError(
             f"{provider} was asked for, but ONNX Runtime took {session.get_providers()[0]}: is there an "
-            "NVIDIA GPU "
-            "with its driver, and are the CUDA and cuDNN libraries installed (foldserve[gpu] brings them)?"
+            "NVIDIA GPU with its driver, and are the CUDA and cuDNN libraries installed (foldserve[gpu] "
+            "brings them)?"
         )
     return session
 

@@ -150,9 +150,8 @@ def _shape_message(shape: tuple[int, ...], spec: TensorSpec) -> str:
         advice = f"the batch dimension is missing: send {shape_text((1, *image))} for one image"
     elif shape == channels_last:
         advice = (
-            "the batch dimension is missing and the channels come last: send pixels.transpose(2, 0, "
-            "1)[None], "
-            f"{shape_text((1, *image))}"
+            "the batch dimension is missing and the channels come last: send "
+            f"pixels.transpose(2, 0, 1)[None], {shape_text((1, *image))}"
         )
     elif shape[1:] == channels_last:
         advice = f"channels come first: send pixels.transpose(0, 3, 1, 2), {shape_text((shape[0], *image))}"
@@ -174,9 +173,8 @@ def _read_typed(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int,
     if filled != [expected]:
         given = f"its elements in {' and '.join(filled)}" if filled else "no elements"
         raise InvalidArgumentError(
-            f"input '{tensor.name}' has {given}; send {tensor.datatype} elements in contents.{expected} or, "
-            "faster, as "
-            "bytes in raw_input_contents"
+            f"input '{tensor.name}' has {given}; send {tensor.datatype} elements in contents.{expected} "
+            "or, faster, as bytes in raw_input_contents"
         )
     elements = tensor.contents.uint_contents
     _check_count(len(elements), f"elements in contents.{expected}", shape, tensor)
