@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from export.errors import SourceError
@@ -14,9 +16,6 @@ from training.checkpoint import Checkpoint, load_checkpoint
 from training.datasets import load_dataset
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    import numpy as np
     from numpy.typing import NDArray
 
     from export.config import ExportConfig
@@ -76,7 +75,7 @@ def load_source(config: ExportConfig) -> Source:
             "architecture": checkpoint.arch,
             "architecture_arguments": checkpoint.arch_args,
             "weights": checkpoint.weights_kind,
-            "dataset": checkpoint.dataset,
+            "dataset": _shown_dataset(checkpoint),
             "training_metrics": _plain(checkpoint.metrics),
         },
     )
@@ -93,7 +92,7 @@ def tool_version(package: str) -> str:
 def _metadata(checkpoint: Checkpoint) -> ModelMetadata:
     provenance = {
         "architecture": checkpoint.arch,
-        "dataset": checkpoint.dataset,
+        "dataset": _shown_dataset(checkpoint),
         "weights": checkpoint.weights_kind,
         "foldserve": tool_version("foldserve"),
     }
@@ -114,12 +113,19 @@ def _proof_images(checkpoint: Checkpoint, config: ExportConfig) -> ProofImages:
         count = min(count, config.verify_images)
     elif max(shape[1:]) > FULL_PROOF_SIDE:
         count = min(count, LARGE_PROOF_COUNT)
+    # Spread evenly: a folder's images stand class by class, and the first thousand may be of one class alone.
+    chosen = np.linspace(0, len(dataset.test_images) - 1, count).round().astype(np.int64)
     return ProofImages(
-        images=dataset.test_images[:count].numpy(),
-        labels=dataset.test_labels[:count].numpy(),
+        images=dataset.test_images.numpy()[chosen],
+        labels=dataset.test_labels.numpy()[chosen],
         synthetic=False,
-        origin=f"{checkpoint.dataset} test images",
+        origin=f"{_shown_dataset(checkpoint)} test images",
     )
+
+
+def _shown_dataset(checkpoint: Checkpoint) -> str:
+    """Return the data set's name; of a folder the last part alone, since no path belongs into an artifact."""
+    return Path(checkpoint.dataset).name
 
 
 def _check_finite(module: Normalized, source: Path) -> None:

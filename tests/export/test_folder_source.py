@@ -46,6 +46,13 @@ def test_its_proof_is_made_of_the_folders_test_images(tmp_path: Path, monkeypatc
     assert source.proof.labels is not None
     assert source.proof.labels.tolist() == [LABELS.index(path.parent.name) for path in files]
 
+    few = load_source(ExportConfig(source=config.run_dir, verify_images=len(LABELS))).proof
+    assert few.labels is not None
+    assert sorted(few.labels) == list(range(len(LABELS))), "a part of the images must not be of a few classes"
+
+    assert source.metadata.provenance["dataset"] == source.facts["dataset"] == "pictures"
+    assert str(tmp_path) not in source.proof.origin
+
     moved = shutil.move(pictures, tmp_path / "elsewhere")
     with pytest.raises(
         DatasetError, match="does not exist; if it has moved, give its new place with --data-dir"
