@@ -57,10 +57,12 @@ class Repository:
         folder: Path,
         settings: ModelSettings,
         on_load: Callable[[LoadOutcome], None] = lambda _: None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         """Find the versions, none of them loaded yet.
 
-        ``on_load`` is told of each load attempt that has ended, from the thread that loaded.
+        ``on_load`` is told of each load attempt that has ended, from the thread that loaded; ``on_change`` is
+        called, from any thread, after each change of what there is or what serves.
 
         Raises:
             ArtifactError: ``folder`` is not a folder that can be read.
@@ -68,6 +70,7 @@ class Repository:
         self._folder = folder
         self._settings = settings
         self._on_load = on_load
+        self._on_change = on_change
         self._stopping = threading.Event()
         self._changing = threading.Lock()  # one load or unload at a time
         self._table: dict[str, dict[int, Version]] = {
@@ -110,6 +113,7 @@ class Repository:
                     for version in versions
                 },
             }
+            self._on_change()
             for version in known.keys() - set(versions):
                 self._stop(known[version])
             for entry in self._table[name].values():
@@ -227,6 +231,7 @@ class Repository:
 
     def _put(self, entry: Version) -> None:
         self._table = {**self._table, entry.name: {**self._table[entry.name], entry.version: entry}}
+        self._on_change()
 
     def _versions(self, name: str) -> dict[int, Version]:
         versions = self._table.get(name)
