@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -45,10 +45,19 @@ OnDone: TypeAlias = Callable[[R, Outcome], None]
 class Execution:
     """One execution that succeeded, for whoever counts: what ran in it, and for how long in seconds."""
 
-    request_count: int  # requests that began with this execution
+    waits_s: Sequence[float]  # in the queue, of each request that began with this execution
     row_count: int
-    queue_s: float  # that those requests waited, together
     compute_s: float
+
+    @property
+    def request_count(self) -> int:
+        """Requests that began with this execution."""
+        return len(self.waits_s)
+
+    @property
+    def queue_s(self) -> float:
+        """What those requests waited, together."""
+        return sum(self.waits_s)
 
 
 @dataclass(slots=True, eq=False)
@@ -70,9 +79,12 @@ def rejoined(request: Request, outcome: Outcome) -> Outcome:
 
 
 def drop_reason(request: Request, now_s: float) -> Exception | None:
-    """Return why nobody waits for a request any more; None where somebody does."""
-    if request.cancelled:
-        return CancelledError("the caller cancelled before the model ran")
+    """Return why nobody waits for a request any more; None where somebody does.
+
+    The deadline first: a caller whose deadline passes hangs up too, and is counted as expired.
+    """
     if request.deadline_s <= now_s:
         return DeadlineExceededError("the deadline passed while the request waited in the queue")
+    if request.cancelled:
+        return CancelledError("the caller cancelled before the model ran")
     return None

@@ -125,6 +125,12 @@ class Batcher(Generic[R]):
             _deliver(piece.request, piece.on_done, rejoined(piece.request, outcome))
         return bool(settled)
 
+    def waiting(self) -> tuple[int, int]:
+        """Return how many requests, of which nothing has run yet, and how many rows wait."""
+        with self._changed:  # a copy of pointers; counted once the callers can go on
+            pieces, row_count = list(self._queue), self._queued_rows
+        return sum(not piece.start for piece in pieces), row_count
+
     def close(self, grace_s: float) -> None:
         """Refuse new requests, finish what waits within ``grace_s`` seconds, answer the rest UNAVAILABLE."""
         give_up_s = time.monotonic() + grace_s
@@ -269,17 +275,16 @@ class Batcher(Generic[R]):
         return outputs
 
     def _record(self, batch: list[Piece[R]], started_s: float, finished_s: float) -> None:
-        row_count = request_count = 0
-        queue_s = 0.0
+        row_count = 0
+        waits_s = []
         for piece in batch:
             request = piece.request
             row_count += len(piece.rows)
             request.finished_s = finished_s
             if not piece.start:
                 request.started_s = started_s
-                request_count += 1
-                queue_s += started_s - request.queued_s
-        self._on_execution(Execution(request_count, row_count, queue_s, finished_s - started_s))
+                waits_s.append(started_s - request.queued_s)
+        self._on_execution(Execution(waits_s, row_count, finished_s - started_s))
 
     def _settle(self, piece: Piece[R], outcome: Outcome) -> bool:
         """Note a piece's outcome; return whether the request's is now known, which happens once."""

@@ -36,8 +36,8 @@ class Call(Request):
     """One inference call. Transports put what they answer through into ``ticket``.
 
     Set ``cancelled`` when the caller goes away; ``deadline_s`` is on time.monotonic's clock.
-    `Servicer.submit` sets ``model`` and either ``rows`` or ``encoded``, and lets go of the message, whose
-    memory they outlive.
+    `Servicer.submit` sets ``received_s``, ``model`` and either ``rows`` or ``encoded``, and lets go of the
+    message, whose memory they outlive.
     """
 
     # Any: each class has its own type of message; None once it has been read.
@@ -47,8 +47,12 @@ class Call(Request):
     encoded: Sequence[bytes] = ()  # images that must be decoded to become rows
     model: ServedModel | None = None
     request_id: str = ""
+    method: str = ""  # the RPC it came by
+    peer: str = ""  # who called, where that is logged
+    received_s: float = 0.0  # when `Servicer.submit` got it, on time.monotonic's clock
 
     request_type: ClassVar[type[Message]]
+    unary_method: ClassVar[str]
 
     @abstractmethod
     def read(self, model: ServedModel) -> None:
@@ -63,10 +67,12 @@ class Call(Request):
 class InferCall(Call):
     """One ModelInfer, or one request of ModelStreamInfer."""
 
+    request_type: ClassVar[type[Message]] = open_inference_pb2.ModelInferRequest
+    unary_method: ClassVar[str] = "ModelInfer"
+
+    method: str = unary_method
     outputs: tuple[Output, ...] = ALL_OUTPUTS
     parameters: Any = None  # the request's map, where it has any
-
-    request_type: ClassVar[type[Message]] = open_inference_pb2.ModelInferRequest
 
     def read(self, model: ServedModel) -> None:
         """Take rows or encoded images, outputs, id and parameters from the message."""
@@ -107,9 +113,11 @@ class InferCall(Call):
 class ClassifyCall(Call):
     """One Classify, or one request of ClassifyStream."""
 
-    top_k: int = 1
-
     request_type: ClassVar[type[Message]] = classifier_pb2.ClassifyRequest
+    unary_method: ClassVar[str] = "Classify"
+
+    method: str = unary_method
+    top_k: int = 1
 
     def read(self, model: ServedModel) -> None:
         """Take the encoded images, id and top_k from the message."""

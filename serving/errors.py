@@ -10,6 +10,7 @@ ServingError
 ├── UnimplementedError       UNIMPLEMENTED       the protocol has it, this server does not
 ├── PermissionDeniedError    PERMISSION_DENIED   this server was told not to do it
 ├── ModelOutputError         INTERNAL            the model gave what is no answer
+├── InternalError            INTERNAL            ours; logged where it happened, the text says nothing
 ├── ListenError              UNAVAILABLE         the address cannot be listened on
 ├── TransportMissingError    UNAVAILABLE         the transport asked for is not installed
 ├── ArtifactError            UNAVAILABLE         a version on disk that must not be served
@@ -19,6 +20,8 @@ ServingError
 from __future__ import annotations
 
 from typing import ClassVar
+
+INTERNAL_ERROR_TEXT = "internal error; the server's log has the details"
 
 
 class ServingError(Exception):
@@ -77,6 +80,12 @@ class PermissionDeniedError(ServingError):
 
 class ModelOutputError(ServingError):
     """The model gave NaN or infinity for somebody's image, which is no answer."""
+
+    status = "INTERNAL"
+
+
+class InternalError(ServingError):
+    """Something failed that nobody meant to; the log has it, and callers get a fixed text."""
 
     status = "INTERNAL"
 

@@ -40,6 +40,11 @@ class ImageDecoder:
         self._held_bytes = 0
         self._changed = threading.Lock()
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that waiting calls hold."""
+        return self._held_bytes
+
     def submit(self, call: Call, spec: ImageSpec, on_decoded: OnDecoded) -> None:
         """Turn ``call.encoded`` into ``call.rows``, then call ``on_decoded`` from a thread of the pool.
 

@@ -59,6 +59,7 @@ class VerifiedModel:
     runner: Runner
     metadata: ModelMetadata
     sha256: str
+    precision: str
     golden_count: int
     largest_difference: float
     threads: int
@@ -93,6 +94,7 @@ def open_verified(folder: Path, settings: ModelSettings) -> VerifiedModel:
         runner=runner,
         metadata=ModelMetadata.from_props(session.props),
         sha256=artifact.model_sha256,
+        precision=str(artifact.manifest.get("precision", "")),
         golden_count=len(artifact.golden.images),
         largest_difference=largest_difference,
         threads=threads,
@@ -141,6 +143,10 @@ class ServedModel:
     def submit(self, calls: list[Call], on_done: OnDone[Call], *, lend_thread: bool = False) -> None:
         """Queue calls whose rows are read; see `Batcher.submit`."""
         self._batcher.submit(calls, on_done, lend_thread=lend_thread and self._takes_lent_thread)
+
+    def waiting(self) -> tuple[int, int]:
+        """Return how many requests and rows wait; see `Batcher.waiting`."""
+        return self._batcher.waiting()
 
     def close(self, grace_s: float) -> None:
         """Finish what waits, for up to ``grace_s`` seconds, and stop; see `Batcher.close`."""

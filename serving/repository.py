@@ -158,6 +158,10 @@ class Repository:
             return False
         return True
 
+    def has(self, name: str) -> bool:
+        """Tell whether there is a model of this name, whatever its state."""
+        return name in self._table
+
     def index(self) -> list[Version]:
         """Return every version, by name and number."""
         return [entry for versions in self._table.values() for entry in versions.values()]

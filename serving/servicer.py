@@ -6,13 +6,16 @@ each once, with a serialised response or an error. The control RPCs are in `serv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from serving.calls import Call, ClassifyCall, InferCall, Reply
-from serving.errors import UnavailableError
+from serving.errors import INTERNAL_ERROR_TEXT, InternalError, ServingError, UnavailableError
 from serving.image_decoder import ImageDecoder
 from serving.processors import usable_processors
+from serving.request_log import log_fault, log_request, requests_are_logged
+from serving.statistics import Statistics
 
 if TYPE_CHECKING:
     from serving.batch_requests import Outcome
@@ -34,6 +37,9 @@ UNARY_CALLS: dict[str, type[Call]] = {
 class Servicer:
     """Inference over one repository.
 
+    Attributes:
+        logs_requests: whether each request is logged; transports then say who called.
+
     Args:
         repository: where models are found.
         max_decoding_bytes: most bytes that encoded images may hold while they wait to be decoded.
@@ -43,11 +49,23 @@ class Servicer:
         self._repository = repository
         self._decoder = ImageDecoder(thread_count=usable_processors(), max_bytes=max_decoding_bytes)
         self._draining = False
+        self._refused: dict[str, Statistics] = {}
+        self.logs_requests = requests_are_logged()
 
     @property
     def draining(self) -> bool:
         """Whether new inference is refused."""
         return self._draining
+
+    @property
+    def refused(self) -> Mapping[str, Statistics]:
+        """What was counted of calls that reached no version, by model; "" is of models that there are not."""
+        return self._refused
+
+    @property
+    def decoding_bytes(self) -> int:
+        """Bytes that encoded images hold, with their pixels, until they are decoded."""
+        return self._decoder.held_bytes
 
     def begin_drain(self) -> None:
         """Refuse new inference from now on; what was accepted is still answered."""
@@ -65,7 +83,7 @@ class Servicer:
         """
 
         def on_done(call: Call, outcome: Outcome) -> None:
-            on_reply(call, _to_reply(call, outcome))
+            on_reply(call, self._to_reply(call, outcome))
 
         def on_decoded(call: Call, error: Exception | None) -> None:
             assert call.model is not None
@@ -75,7 +93,9 @@ class Servicer:
                 on_done(call, error)
 
         by_model: dict[ServedModel, list[Call]] = {}
+        received_s = time.monotonic()
         for call in calls:
+            call.received_s = received_s
             try:
                 model = self._admit(call)
                 if call.encoded:
@@ -86,6 +106,10 @@ class Servicer:
                 on_done(call, error)
         for model, admitted in by_model.items():
             model.submit(admitted, on_done, lend_thread=lend_thread)
+
+    def count_unread(self, method: str, error: Exception) -> None:
+        """Count a call that never became one: its message could not be read, or its caller was gone."""
+        self._refused_of("").count_failure(method, _status_of(error))
 
     def _admit(self, call: Call) -> ServedModel:
         """Check everything that can be wrong with a call before it is queued."""
@@ -98,19 +122,40 @@ class Servicer:
         call.message = None
         return model
 
+    def _to_reply(self, call: Call, outcome: Outcome) -> Reply:
+        """Return the answer to a call, and count it."""
+        if not isinstance(outcome, Exception):
+            try:
+                reply = call.write(outcome)
+            except Exception as error:  # no caller is left without an answer
+                outcome = error
+            else:
+                assert call.model is not None
+                call.model.statistics.count_success(call)
+                if self.logs_requests:
+                    log_request(call, "OK")
+                return reply
+        return self._to_failure(call, outcome)
 
-def _to_reply(call: Call, outcome: Outcome) -> Reply:
-    """Return the answer to a call, and count it."""
-    statistics = call.model.statistics if call.model else None
-    if not isinstance(outcome, Exception):
-        try:
-            reply = call.write(outcome)
-        except Exception as error:  # no caller is left without an answer
-            outcome = error
-        else:
-            assert statistics is not None
-            statistics.count_success(call)
-            return reply
-    if statistics is not None:
-        statistics.count_failure()
-    return outcome
+    def _to_failure(self, call: Call, error: Exception) -> Exception:
+        self._statistics_of(call).count_failure(call.method, _status_of(error))
+        if not isinstance(error, ServingError):
+            log_fault(call, error)
+            error = InternalError(INTERNAL_ERROR_TEXT)
+        if self.logs_requests:
+            log_request(call, _status_of(error), str(error))
+        return error
+
+    def _statistics_of(self, call: Call) -> Statistics:
+        if call.model is not None:
+            return call.model.statistics
+        name = call.message.model_name
+        # Callers may send any name, and each would be a time series for ever.
+        return self._refused_of(name if self._repository.has(name) else "")
+
+    def _refused_of(self, name: str) -> Statistics:
+        return self._refused.setdefault(name, Statistics())
+
+
+def _status_of(error: Exception) -> str:
+    return error.status if isinstance(error, ServingError) else InternalError.status

@@ -1,17 +1,20 @@
-"""What is counted for one model version, as Triton defines it: requests, inferences (rows), executions."""
+"""What is counted for one model version; requests, inferences (rows) and executions are as Triton's."""
 
 from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from serving.pb import open_inference_pb2 as pb
+from serving.tally import DURATION_BOUNDS_S, Tally
 
 if TYPE_CHECKING:
-    from serving.batch_requests import Execution, Request
+    from serving.batch_requests import Execution
+    from serving.calls import Call
 
 
 @dataclass(slots=True)
@@ -28,48 +31,72 @@ class _Duration:
 
 
 class Statistics:
-    """Counters of one version; every method may be called from any thread."""
+    """Counters of one version; every method may be called from any thread.
+
+    `count_execution` and `count_success` run for every request, so their arithmetic stands where it is done
+    and not in methods of the histograms.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Lock()
-        self._row_count = 0
+        self._tally = Tally()
+        self._ok_by_method: defaultdict[str, int] = defaultdict(int)
         self._last_ms = 0
-        self._success, self._fail = _Duration(), _Duration()
-        self._queue, self._compute = _Duration(), _Duration()
+        self._compute = _Duration()  # of each request: an execution counts once for each of its requests
         self._by_size: defaultdict[int, _Duration] = defaultdict(_Duration)
 
     def count_execution(self, execution: Execution) -> None:
         """Count an execution that succeeded."""
+        queue, compute_s = self._tally.queue_s, execution.compute_s
         with self._changed:
-            self._row_count += execution.row_count
             self._last_ms = time.time_ns() // 1_000_000
-            self._queue.add(execution.request_count, execution.queue_s)
-            self._compute.add(execution.request_count, execution.compute_s * execution.request_count)
-            self._by_size[execution.row_count].add(1, execution.compute_s)
+            for wait_s in execution.waits_s:
+                queue.counts[bisect_left(DURATION_BOUNDS_S, wait_s)] += 1
+                queue.total += wait_s
+            self._tally.compute_s.observe(compute_s)
+            self._tally.batch_rows.observe(execution.row_count)
+            self._compute.add(execution.request_count, compute_s * execution.request_count)
+            self._by_size[execution.row_count].add(1, compute_s)
 
-    def count_success(self, request: Request) -> None:
+    def count_success(self, call: Call) -> None:
         """Count a request that is answered."""
+        total = self._tally.total_s
+        took_s = time.monotonic() - call.received_s
         with self._changed:
-            self._success.add(1, request.finished_s - request.queued_s)
+            self._ok_by_method[call.method] += 1
+            total.counts[bisect_left(DURATION_BOUNDS_S, took_s)] += 1
+            total.total += took_s
 
-    def count_failure(self) -> None:
+    def count_failure(self, method: str, status: str) -> None:
         """Count a request that failed, was refused, expired or was cancelled."""
         with self._changed:
-            self._fail.add(1, 0.0)
+            self._tally.requests[method, status] += 1
+
+    def tally(self) -> Tally:
+        """Return a copy of what has been counted so far."""
+        copy = Tally()
+        with self._changed:
+            copy.add(self._tally)
+            for method, count in self._ok_by_method.items():
+                copy.requests[method, "OK"] += count
+        return copy
 
     def to_message(self, name: str, version: str) -> pb.ModelStatistics:
         """Return the protocol's message."""
+        tally = self.tally()
+        succeeded, queue = tally.total_s, tally.queue_s
+        failed_count = tally.requests.total() - succeeded.count
         with self._changed:
             return pb.ModelStatistics(
                 name=name,
                 version=version,
                 last_inference=self._last_ms,
-                inference_count=self._row_count,
-                execution_count=sum(duration.count for duration in self._by_size.values()),
+                inference_count=round(tally.batch_rows.total),
+                execution_count=tally.batch_rows.count,
                 inference_stats=pb.InferStatistics(
-                    success=self._success.to_message(),
-                    fail=self._fail.to_message(),
-                    queue=self._queue.to_message(),
+                    success=_Duration(succeeded.count, succeeded.total).to_message(),
+                    fail=_Duration(failed_count).to_message(),
+                    queue=_Duration(queue.count, queue.total).to_message(),
                     compute_infer=self._compute.to_message(),
                 ),
                 batch_stats=[

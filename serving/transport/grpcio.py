@@ -9,12 +9,14 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from serving.background import run_in_thread
 from serving.errors import ListenError
 from serving.servicer import CLASSIFIER_SERVICE, INFERENCE_SERVICE, UNARY_CALLS
+from serving.transport.health import Health
+from serving.transport.quiet import until_quiet
 from serving.transport.streams import STREAMS, answer_in_order
 from serving.transport.wire import parse, to_status
 
@@ -31,8 +33,9 @@ if TYPE_CHECKING:
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Method: TypeAlias = "Callable[[bytes, _Context], Awaitable[bytes]]"
 
-# Long enough for calls that are on their way to arrive and be refused properly, short beside any restart.
-_QUIET_S = 0.2
+_HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+# For what is left once everything accepted is answered: streams that end by themselves, and refusals.
+_LEAVING_S = 1.0
 
 
 class GrpcioTransport:
@@ -52,9 +55,10 @@ class GrpcioTransport:
         self._loop = asyncio.get_running_loop()
         self._finished: deque[tuple[Call, Reply]] = deque()
         self._wake_up_pending = False
-        self._running_count = 0
+        self._running_count = 0  # calls that came before the drain
+        self._last_call_s = 0.0
         self._draining = asyncio.Event()
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         self._server = grpc.aio.server(
             options=(
                 # Two servers on one port must be an error, not a split of the traffic.
@@ -70,7 +74,7 @@ class GrpcioTransport:
         self._server.add_generic_rpc_handlers(tuple(self._handlers()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
-            (INFERENCE_SERVICE, CLASSIFIER_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME),
+            (INFERENCE_SERVICE, CLASSIFIER_SERVICE, _HEALTH_SERVICE, reflection.SERVICE_NAME),
             self._server,
         )
 
@@ -94,13 +98,11 @@ class GrpcioTransport:
 
     async def publish_health(self) -> None:
         """Tell Check and Watch what is true now of the server and each model."""
-        status = health_pb2.HealthCheckResponse
-        for service, serving in self._control.health().items():
-            await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
+        self._health.publish(self._control.health())
 
     async def enter_shutdown(self) -> None:
         """Publish NOT_SERVING for everything, for good."""
-        await self._health.enter_graceful_shutdown()
+        self._health.enter_shutdown()
 
     async def stop(self, grace_s: float) -> None:
         """Wait up to ``grace_s`` seconds for the running calls, then close; the rest are cancelled.
@@ -110,13 +112,10 @@ class GrpcioTransport:
         answered.
         """
         self._draining.set()
-        give_up_s = self._loop.time() + grace_s
-        quiet_until_s = self._loop.time() + _QUIET_S
-        while self._loop.time() < min(quiet_until_s, give_up_s):
-            await asyncio.sleep(_QUIET_S / 10)
-            if self._running_count:
-                quiet_until_s = self._loop.time() + _QUIET_S
-        await self._server.stop(max(0.0, give_up_s - self._loop.time()))
+        give_up_s = time.monotonic() + grace_s
+        await until_quiet(lambda: self._running_count > 0, lambda: self._last_call_s, give_up_s)
+        self._health.close()
+        await self._server.stop(min(_LEAVING_S, max(0.0, give_up_s - time.monotonic())))
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:
         # Messages are parsed here and not by gRPC, which would answer UNKNOWN without a word to bytes that
@@ -142,6 +141,7 @@ class GrpcioTransport:
 
     def _control_method(self, method: ControlMethod) -> _Method:
         async def answer(content: bytes, context: _Context) -> bytes:
+            running = self._enter()
             try:
                 request = parse(method.request_type, content, self._max_message_bytes)
                 if not method.is_slow:
@@ -153,12 +153,14 @@ class GrpcioTransport:
                 return response.SerializeToString()
             except Exception as error:  # becomes a status, and is logged where unknown
                 await _abort(context, error)
+            finally:
+                self._running_count -= running
 
         return answer
 
     def _unary_method(self, kind: type[Call]) -> _Method:
         async def answer(content: bytes, context: _Context) -> bytes:
-            reply = await self._infer(kind, content, context.time_remaining())
+            reply = await self._infer(kind, content, context)
             if isinstance(reply, Exception):
                 await _abort(context, reply)
             return reply
@@ -168,7 +170,7 @@ class GrpcioTransport:
     def _stream_method(self, stream: StreamMethod) -> Callable[..., AsyncIterator[bytes]]:
         async def answer(contents: AsyncIterator[bytes], context: _Context) -> AsyncIterator[bytes]:
             async def ask(content: bytes) -> bytes:
-                reply = await self._infer(stream.kind, content, context.time_remaining())
+                reply = await self._infer(stream.kind, content, context, stream.method)
                 return stream.write(content, reply)
 
             try:
@@ -179,14 +181,25 @@ class GrpcioTransport:
 
         return answer
 
-    async def _infer(self, kind: type[Call], content: bytes, remaining_s: float | None) -> Reply:
-        self._running_count += 1
+    async def _infer(self, kind: type[Call], content: bytes, context: _Context, stream: str = "") -> Reply:
+        """Answer one call, or one request of the RPC ``stream``."""
+        running = self._enter()
+        remaining_s = context.time_remaining()
         try:
+            try:
+                message = parse(kind.request_type, content, self._max_message_bytes)
+            except Exception as error:
+                self._servicer.count_unread(stream or kind.unary_method, error)
+                raise
             call = kind(
-                message=parse(kind.request_type, content, self._max_message_bytes),
+                message=message,
                 deadline_s=math.inf if remaining_s is None else time.monotonic() + remaining_s,
                 ticket=self._loop.create_future(),
             )
+            if stream:
+                call.method = stream
+            if self._servicer.logs_requests:
+                call.peer = context.peer()
             self._servicer.submit((call,), self._on_reply)
             try:
                 reply: Reply = await call.ticket
@@ -198,7 +211,14 @@ class GrpcioTransport:
         else:
             return reply
         finally:
-            self._running_count -= 1
+            self._running_count -= running
+
+    def _enter(self) -> int:
+        """Note that a call has come; return what it adds to those that a drain must wait for."""
+        self._last_call_s = time.monotonic()
+        running = 0 if self._draining.is_set() else 1
+        self._running_count += running
+        return running
 
     def _on_reply(self, call: Call, reply: Reply) -> None:
         """Hand a reply to the event loop, from any thread; one wake-up for all that come before it runs."""

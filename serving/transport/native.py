@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
-from serving.errors import ListenError
+from serving.errors import CancelledError, ListenError
 from serving.servicer import UNARY_CALLS
 from serving.transport.grpcio import GrpcioTransport, cannot_listen
+from serving.transport.quiet import until_quiet
 from serving.transport.wire import parse, to_status
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ _MAX_EVENTS = 64
 _KEEPALIVE_MS = 60_000
 # respond() only hands an answer over; a front closed at once loses it (81 of 200 answers, none after 10 ms).
 _FLUSH_S = 0.2
-_QUIET_S = 0.2
 _STATUS_CODES = {
     "CANCELLED": 1,
     "UNKNOWN": 2,
@@ -73,6 +73,7 @@ class NativeTransport:
         self._fallback = GrpcioTransport(servicer, control, max_message_bytes=max_message_bytes)
         self._kinds = list(UNARY_CALLS.values())  # by method id, which counts from 0 in the order given
         self._pending: dict[int, Call] = {}
+        self._last_call_s = 0.0
         self._receiver = threading.Thread(target=self._receive, name="receive", daemon=True)
         self._front: NativeGrpcFront | None = None
 
@@ -119,20 +120,20 @@ class NativeTransport:
 
         Call it once the servicer refuses new calls.
         """
-        await asyncio.gather(self._fallback.stop(grace_s), self._wait_until_quiet(grace_s))
+        give_up_s = time.monotonic() + grace_s
+        await asyncio.gather(
+            self._fallback.stop(grace_s),
+            until_quiet(self._has_accepted, lambda: self._last_call_s, give_up_s),
+        )
         if self._front is not None:
             await asyncio.sleep(_FLUSH_S)
             self._front.close()
             self._receiver.join(timeout=1.0)
             self._socket_folder.cleanup()
 
-    async def _wait_until_quiet(self, grace_s: float) -> None:
-        give_up_s = time.monotonic() + grace_s
-        quiet_until_s = time.monotonic() + _QUIET_S
-        while time.monotonic() < min(quiet_until_s, give_up_s):
-            await asyncio.sleep(_QUIET_S / 10)
-            if self._pending:
-                quiet_until_s = time.monotonic() + _QUIET_S
+    def _has_accepted(self) -> bool:
+        """Tell whether a call is unanswered that was not refused: it has found its model."""
+        return any(call.model is not None for call in list(self._pending.values()))
 
     def _receive(self) -> None:
         """Take events until the front is closed, as its only reader.
@@ -148,7 +149,7 @@ class NativeTransport:
                 _log.exception("taking calls failed")
 
     def _take(self, events: Sequence[tuple[Any, ...]]) -> None:
-        now_s = time.monotonic()
+        self._last_call_s = now_s = time.monotonic()
         calls: dict[int, Call] = {}
         for kind, call_id, method_id, payload, _, details in events:
             if kind == EVENT_CANCEL:  # always after its call, often in the same batch
@@ -163,14 +164,18 @@ class NativeTransport:
                     ticket=call_id,
                 )
             except Exception as error:  # becomes a status, and is logged where unknown
+                self._servicer.count_unread(call_type.unary_method, error)
                 self._fail(call_id, error)
                 continue
+            if self._servicer.logs_requests:
+                call.peer = details[1]
             self._pending[call_id] = calls[call_id] = call
         if calls:
             self._servicer.submit(list(calls.values()), self._on_reply, lend_thread=True)
 
     def _cancel(self, call_id: int, calls: dict[int, Call]) -> None:
-        calls.pop(call_id, None)
+        if (unread := calls.pop(call_id, None)) is not None:
+            self._servicer.count_unread(unread.method, CancelledError("the caller was gone at once"))
         call = self._pending.pop(call_id, None)
         if call is not None:
             call.cancelled = True

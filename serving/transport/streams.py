@@ -24,8 +24,9 @@ _WINDOW = 64
 
 
 class StreamMethod(NamedTuple):
-    """A streaming RPC: the kind of its calls, and how the request's bytes and its reply become a response."""
+    """A streaming RPC: its name, the kind of its calls, how a request's bytes and reply become a response."""
 
+    method: str
     kind: type[Call]
     write: Callable[[bytes, Reply], bytes]
 
@@ -55,8 +56,8 @@ def _write_classify(content: bytes, reply: Reply) -> bytes:
 
 
 STREAMS = {
-    f"/{INFERENCE_SERVICE}/ModelStreamInfer": StreamMethod(InferCall, _write_infer),
-    f"/{CLASSIFIER_SERVICE}/ClassifyStream": StreamMethod(ClassifyCall, _write_classify),
+    f"/{INFERENCE_SERVICE}/ModelStreamInfer": StreamMethod("ModelStreamInfer", InferCall, _write_infer),
+    f"/{CLASSIFIER_SERVICE}/ClassifyStream": StreamMethod("ClassifyStream", ClassifyCall, _write_classify),
 }
 
 

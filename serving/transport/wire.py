@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from serving.errors import InvalidArgumentError, ResourceExhaustedError, ServingError
+from serving.errors import INTERNAL_ERROR_TEXT, InvalidArgumentError, ResourceExhaustedError, ServingError
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 _M = TypeVar("_M", bound="Message")
 
-INTERNAL_ERROR_TEXT = "internal error; the server's log has the details"
 # Statuses travel in HTTP/2 headers: beyond some 8 kB clients report an error of their own instead.
 _MAX_TEXT = 2000
 

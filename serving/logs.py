@@ -1,0 +1,55 @@
+"""What the server writes: lines for people, or one JSON object a line for machines.
+
+Whoever logs puts what a machine should find under a name of its own into ``extra``; FIELDS are shown in JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Literal
+
+LogFormat = Literal["human", "json"]
+
+# Names in ``extra`` that become keys of the JSON object; times are in seconds.
+FIELDS = (
+    *("model", "version", "method", "code", "request_id", "peer", "rows"),
+    *("queue_s", "compute_s", "total_s"),
+)
+
+_HUMAN = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one JSON object: time (UTC), level, logger, message, FIELDS, and a traceback if any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without its end."""
+        content = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        content |= {name: record.__dict__[name] for name in FIELDS if name in record.__dict__}
+        if record.exc_info:
+            content["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(content, ensure_ascii=False, default=str)
+
+
+def log_to_stderr(level: str, log_format: LogFormat) -> None:
+    """Send what is logged at ``level`` or above to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(_HUMAN))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def announce(text: str, log_format: LogFormat) -> None:
+    """Say on standard output, whatever the level, what whoever started the server waits for."""
+    if log_format == "human":
+        print(f"foldserve: {text}", flush=True)
+        return
+    record = logging.LogRecord("foldserve", logging.INFO, __file__, 0, text, None, None)
+    print(JsonFormatter().format(record), flush=True)
