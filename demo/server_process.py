@@ -33,7 +33,7 @@ def running_server(repository: Path, *, device: Device, log: Path) -> Iterator[s
         UnavailableError: it ended or nothing served within two minutes; the message quotes its last line.
     """
     command = [sys.executable, "-m", "foldserve", "serve", "--repository", str(repository)]
-    command += ["--port", "0", "--device", device]
+    command += ["--port", "0", "--metrics-port", "0", "--device", device]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)  # noqa: S603  # our own command

@@ -53,10 +53,21 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     model_control: bool | None = None
     """Let callers load and unload models (RepositoryModelLoad, RepositoryModelUnload); by default only where
     the server listens on a loopback address, which none but this machine reaches."""
+    metrics: bool = True
+    """Serve /metrics for Prometheus, /healthz and /readyz for probes, over HTTP on the same address."""
+    metrics_port: int = Field(default=8002, ge=0, le=65535)
+    """Port for them; 0 lets the operating system choose (see --metrics-port-file)."""
+    metrics_port_file: Path | None = None
+    """File to write that port to once it is listened on."""
+    drain_delay_s: float = Field(default=0.0, ge=0)
+    """Seconds that everything is still answered after SIGTERM, while health and readiness already say no, so
+    that load balancers notice."""
     grace_period_s: float = Field(default=30.0, ge=0)
-    """Seconds that accepted requests have to finish after SIGTERM."""
+    """Seconds that accepted requests have to finish after SIGTERM and --drain-delay-s."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe messages that are logged, to standard error."""
+    """Least severe messages that are logged, to standard error; debug logs each request."""
+    log_format: Literal["human", "json"] = "human"
+    """What is written: lines to read, or a JSON object a line."""
 
     @property
     def allows_model_control(self) -> bool:

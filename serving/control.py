@@ -68,8 +68,27 @@ class Control:
         self._loaded = True
 
     def is_ready(self) -> bool:
-        """Tell whether the server takes inference: loaded, something serves, not draining."""
-        return self._loaded and not self._servicer.draining and bool(self._repository.ready_models())
+        """Tell whether the server takes inference: loaded, something serves, not leaving."""
+        return not self.unready_reasons()
+
+    def unready_reasons(self) -> list[str]:
+        """Return why the server is not ready; nothing where it is."""
+        reasons = []
+        if self._servicer.leaving:
+            reasons.append("draining")
+        if not self._loaded:
+            reasons.append("loading the models")
+        elif not self._repository.ready_models():
+            reasons.append("no model serves")
+        return reasons
+
+    def not_serving(self) -> list[tuple[str, int, str]]:
+        """Return the versions that do not serve, as name, number and reason."""
+        return [
+            (entry.name, entry.version, entry.reason)
+            for entry in self._repository.index()
+            if entry.state != "READY"
+        ]
 
     def health(self) -> dict[str, bool]:
         """Return what grpc.health.v1 should say: of the server (""), its services and each model by name."""
@@ -89,12 +108,12 @@ class Control:
     def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
         """Answer whether a model serves; raises NotFoundError where there is no such model or version."""
         ready = self._repository.is_ready(request.name, request.version)
-        return pb.ModelReadyResponse(ready=ready and not self._servicer.draining)
+        return pb.ModelReadyResponse(ready=ready and not self._servicer.leaving)
 
     def server_metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
         """Answer the server's name, version and protocol extensions."""
         extensions = ["classification", "model_configuration", "model_repository", "statistics"]
-        return pb.ServerMetadataResponse(name="foldserve", version=_own_version(), extensions=extensions)
+        return pb.ServerMetadataResponse(name="foldserve", version=own_version(), extensions=extensions)
 
     def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
         """Describe a model; raises NotFoundError or UnavailableError as `Repository.find` does."""
@@ -217,7 +236,8 @@ def _data_type(spec: TensorSpec) -> pb.DataType:
     return _DATA_TYPES[spec.datatype]
 
 
-def _own_version() -> str:
+def own_version() -> str:
+    """Return foldserve's version."""
     try:
         return package_version("foldserve")
     except PackageNotFoundError:  # run from a source folder that was never installed

@@ -34,7 +34,7 @@ def log_request(call: Call, code: str, reason: str = "") -> None:
         if name in facts
     )
     _log.debug(
-        "%s %s %s%s: %d rows, %s",
+        "%s %s%s%s: %d rows, %s",
         *(_subject(facts), code, _origin(facts), f" ({reason})" if reason else "", len(call.rows), times),
         extra=facts | {"rows": len(call.rows)},
     )

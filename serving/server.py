@@ -8,13 +8,20 @@ import gc
 import logging
 import os
 import signal
-import sys
 from typing import TYPE_CHECKING
 
 from serving.background import run_in_thread
+from serving.changes import Changes
 from serving.control import Control
+from serving.http_endpoint import HttpEndpoint
+from serving.kept_counts import LoadCounts
+from serving.logs import announce, log_to_stderr
+from serving.metrics import Metrics
 from serving.model import ModelSettings
+from serving.model_metrics import ModelMetrics
+from serving.pages import Pages
 from serving.repository import Repository
+from serving.server_metrics import ServerMetrics
 from serving.servicer import Servicer
 from serving.session import require_device
 from serving.transport.choose import open_transport
@@ -38,34 +45,55 @@ def serve(config: ServeConfig) -> int:
         ServingError: the repository cannot be read, the address is taken, or the device asked for cannot run
             the models.
     """
-    _log_to_stderr(config.log_level)
+    log_to_stderr(config.log_level, config.log_format)
     require_device(config.device)
     return asyncio.run(_serve(config))
 
 
 async def _serve(config: ServeConfig) -> int:
-    repository = Repository(config.repository, _to_settings(config))
+    loads, changes = LoadCounts(), Changes()
+    repository = Repository(
+        config.repository, _to_settings(config), on_load=loads.count, on_change=changes.notify
+    )
     servicer = Servicer(repository, max_decoding_bytes=config.max_queue_mib * _MIB)
     control = Control(repository, servicer, model_control=config.allows_model_control)
     transport = open_transport(
         config.transport, servicer, control, max_message_bytes=config.max_message_mib * _MIB
     )
-    with _stop_signal() as stop:
+    models, endpoint = ModelMetrics(repository, servicer, loads), HttpEndpoint()
+
+    async def publish() -> None:
+        models.note_changes()
         await transport.publish_health()
+
+    following = asyncio.ensure_future(changes.follow(publish))
+    with _stop_signal() as stop:
+        await publish()
         port = await transport.start(config.host, config.port)
         try:
-            if config.port_file is not None:
-                _write_port(config.port_file, port)
-            print(f"foldserve: listening on {config.host}:{port}, loading {config.repository}", flush=True)
+            _write_port(config.port_file, port)
+            server = ServerMetrics(control, servicer, port=port, transport=transport.name)
+            await _open_endpoint(config, endpoint, Pages(control, Metrics(models, server)))
+            announce(f"listening on {config.host}:{port}, loading {config.repository}", config.log_format)
             if await _load(repository, stop):
                 control.end_loading()
                 _settle_garbage()
-                await transport.publish_health()
-                print(_ready_line(config, port, repository), flush=True)
+                await publish()
+                announce(_ready_line(config, port, repository), config.log_format)
             await stop.wait()
+            await _leave(config, transport, servicer)
         finally:
             await _drain(config, transport, servicer, repository)
+            following.cancel()
+            await endpoint.close()
     return 0
+
+
+async def _open_endpoint(config: ServeConfig, endpoint: HttpEndpoint, pages: Pages) -> None:
+    if config.metrics:
+        port = await endpoint.start(config.host, config.metrics_port, pages.by_path())
+        _write_port(config.metrics_port_file, port)
+        _log.info("/metrics, /healthz and /readyz on http://%s:%d", config.host, port)
 
 
 async def _load(repository: Repository, stop: asyncio.Event) -> bool:
@@ -81,12 +109,19 @@ async def _load(repository: Repository, stop: asyncio.Event) -> bool:
     return True
 
 
+async def _leave(config: ServeConfig, transport: Transport, servicer: Servicer) -> None:
+    """Say NOT_SERVING, and answer everything for as long as balancers need to notice."""
+    servicer.announce_drain()
+    await transport.enter_shutdown()
+    await asyncio.sleep(config.drain_delay_s)
+
+
 async def _drain(
     config: ServeConfig, transport: Transport, servicer: Servicer, repository: Repository
 ) -> None:
-    """Say NOT_SERVING first, then refuse new calls, then finish what was accepted."""
-    await transport.enter_shutdown()
+    """Refuse new calls, and finish what was accepted."""
     servicer.begin_drain()
+    await transport.enter_shutdown()
     await transport.stop(config.grace_period_s)
     servicer.close()
     repository.close(grace_s=1.0)  # nobody waits for an answer any more: only the running execution is left
@@ -140,21 +175,17 @@ def _ready_line(config: ServeConfig, port: int, repository: Repository) -> str:
     refused_text = "".join(f"; refused {entry.name}/{entry.version}: {entry.reason}" for entry in refused)
     if not models:
         nothing = refused_text or "; the repository is empty"
-        return f"foldserve: not ready on {config.host}:{port}, no model serves{nothing}"
+        return f"not ready on {config.host}:{port}, no model serves{nothing}"
     providers = "+".join(sorted({model.verified.session.provider for model in models}))
     names = ", ".join(f"{model.name}/{model.version}" for model in models)
     most = max(model.verified.threads for model in models)
     threads = f"{most} thread{'s' if most > 1 else ''}"
-    return f"foldserve: serving on {config.host}:{port} ({providers}, {threads}): {names} ready{refused_text}"
+    return f"serving on {config.host}:{port} ({providers}, {threads}): {names} ready{refused_text}"
 
 
-def _write_port(path: Path, port: int) -> None:
+def _write_port(path: Path | None, port: int) -> None:
+    if path is None:
+        return
     sibling = path.with_name(f".{path.name}.writing")
     sibling.write_text(f"{port}\n")
     sibling.replace(path)
-
-
-def _log_to_stderr(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler])

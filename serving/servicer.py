@@ -48,14 +48,15 @@ class Servicer:
     def __init__(self, repository: Repository, *, max_decoding_bytes: int) -> None:
         self._repository = repository
         self._decoder = ImageDecoder(thread_count=usable_processors(), max_bytes=max_decoding_bytes)
+        self._leaving = False
         self._draining = False
         self._refused: dict[str, Statistics] = {}
         self.logs_requests = requests_are_logged()
 
     @property
-    def draining(self) -> bool:
-        """Whether new inference is refused."""
-        return self._draining
+    def leaving(self) -> bool:
+        """Whether the end has been announced; nothing is ready any more."""
+        return self._leaving
 
     @property
     def refused(self) -> Mapping[str, Statistics]:
@@ -67,9 +68,13 @@ class Servicer:
         """Bytes that encoded images hold, with their pixels, until they are decoded."""
         return self._decoder.held_bytes
 
+    def announce_drain(self) -> None:
+        """Be ready for nothing from now on, so that callers go elsewhere; inference is still answered."""
+        self._leaving = True
+
     def begin_drain(self) -> None:
         """Refuse new inference from now on; what was accepted is still answered."""
-        self._draining = True
+        self._leaving = self._draining = True
 
     def close(self) -> None:
         """Stop the decoding threads."""

@@ -48,6 +48,7 @@ class Statistics:
     def count_execution(self, execution: Execution) -> None:
         """Count an execution that succeeded."""
         queue, compute_s = self._tally.queue_s, execution.compute_s
+        request_count = len(execution.waits_s)
         with self._changed:
             self._last_ms = time.time_ns() // 1_000_000
             for wait_s in execution.waits_s:
@@ -55,7 +56,7 @@ class Statistics:
                 queue.total += wait_s
             self._tally.compute_s.observe(compute_s)
             self._tally.batch_rows.observe(execution.row_count)
-            self._compute.add(execution.request_count, compute_s * execution.request_count)
+            self._compute.add(request_count, compute_s * request_count)
             self._by_size[execution.row_count].add(1, compute_s)
 
     def count_success(self, call: Call) -> None:

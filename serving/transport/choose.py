@@ -18,6 +18,8 @@ _log = logging.getLogger(__name__)
 class Transport(Protocol):
     """What the server needs of a transport; see GrpcioTransport for each method."""
 
+    name: str
+
     async def start(self, host: str, port: int) -> int:
         """Listen and return the port."""
 

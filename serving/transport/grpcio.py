@@ -48,6 +48,8 @@ class GrpcioTransport:
             gRPC in its own, with the same status, before it is held in memory.
     """
 
+    name = "grpcio"
+
     def __init__(self, servicer: Servicer, control: Control, *, max_message_bytes: int) -> None:
         self._servicer = servicer
         self._control = control

@@ -67,6 +67,8 @@ class NativeTransport:
         max_message_bytes: largest request taken; more is refused before it is parsed.
     """
 
+    name = "native"
+
     def __init__(self, servicer: Servicer, control: Control, *, max_message_bytes: int) -> None:
         self._servicer = servicer
         self._max_message_bytes = max_message_bytes

@@ -30,8 +30,10 @@ class ServerProcess:
     def __init__(self, repository: Path, folder: Path, *flags: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         port_file, self._log_path = folder / "port", folder / "server.log"
+        self._metrics_port_file = folder / "metrics-port"
         command = [sys.executable, "-m", "serving", "--repository", str(repository)]
-        command += ["--port", "0", "--port-file", str(port_file), "--device", "cpu", *flags]
+        command += ["--port", "0", "--port-file", str(port_file), "--device", "cpu"]
+        command += ["--metrics-port", "0", "--metrics-port-file", str(self._metrics_port_file), *flags]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
         with self._log_path.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
@@ -60,6 +62,11 @@ class ServerProcess:
     def log(self) -> str:
         """What the server has printed and logged so far."""
         return self._log_path.read_text()
+
+    @property
+    def http_address(self) -> str:
+        """HOST:PORT of /metrics, /healthz and /readyz."""
+        return f"127.0.0.1:{self._metrics_port_file.read_text().strip()}"
 
     def infer(self, images: NDArray[Any], model: str = "tiny", **fields: Any) -> pb.ModelInferResponse:
         """Send uint8 images as raw bytes and return the response."""

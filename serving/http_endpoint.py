@@ -1,0 +1,161 @@
+"""A few pages over HTTP/1.1, for probes and Prometheus: GET and HEAD, one request a connection.
+
+It runs on the event loop that answers the control RPCs, so a probe that is answered shows that this loop
+runs. Slow or hostile clients cost little: a connection has seconds to send its request and to take the
+answer, a request is small, and where there are too many connections the oldest gives way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import NamedTuple, TypeAlias
+
+from serving.errors import ListenError
+from serving.shown import shown
+
+# More than any set of probes and scrapers has open at once.
+_MAX_CONNECTIONS = 64
+_MAX_REQUEST_BYTES = 8192
+_REQUEST_LIMIT_S = 5.0
+# A scrape of many models is some 100 kB.
+_RESPONSE_LIMIT_S = 10.0
+# An answer may be lost where a connection is closed on bytes that were never read.
+_LINGER_S = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+class Page(NamedTuple):
+    """What is answered."""
+
+    status: HTTPStatus
+    content: bytes
+    content_type: str = "text/plain; charset=utf-8"
+
+
+# Makes a page for a request's Accept header.
+PageMaker: TypeAlias = Callable[[str], Awaitable[Page]]
+
+
+class HttpEndpoint:
+    """Every method runs on its event loop."""
+
+    def __init__(self) -> None:
+        self._pages: Mapping[str, PageMaker] = {}
+        self._connections: dict[asyncio.Task[None], None] = {}  # the oldest first
+        self._server: asyncio.Server | None = None
+
+    async def start(self, host: str, port: int, pages: Mapping[str, PageMaker]) -> int:
+        """Serve ``pages`` by path, and return the port: the operating system's choice where ``port`` is 0.
+
+        Raises:
+            ListenError: the address is taken or not this machine's.
+        """
+        self._pages = pages
+        try:
+            self._server = await asyncio.start_server(self._connect, host, port, limit=_MAX_REQUEST_BYTES)
+        except OSError as error:
+            raise ListenError(
+                f"cannot listen on {host}:{port} for metrics: the port is taken by another server, or the "
+                "address is not this machine's; choose another with --metrics-port, or do without "
+                "(--no-metrics)"
+            ) from error
+        bound: int = self._server.sockets[0].getsockname()[1]
+        return bound
+
+    async def close(self) -> None:
+        """Stop listening and end the connections."""
+        if self._server is not None:
+            self._server.close()
+        left = list(self._connections)
+        for connection in left:
+            connection.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._connections) >= _MAX_CONNECTIONS:
+            next(iter(self._connections)).cancel()
+        connection = asyncio.ensure_future(self._answer_connection(reader, writer))
+        self._connections[connection] = None
+        connection.add_done_callback(self._connections.pop)
+
+    async def _answer_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(_REQUEST_LIMIT_S):
+                head = await _read_head(reader)
+            if head is not None:
+                async with asyncio.timeout(_RESPONSE_LIMIT_S):
+                    await self._respond(head, writer)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LINGER_S):
+                        await reader.read(_MAX_REQUEST_BYTES)
+        except (TimeoutError, OSError):
+            pass  # too slow, or gone
+        except Exception:
+            _log.exception("answering over HTTP failed")
+        finally:
+            writer.transport.abort()  # what was not taken in time is dropped
+
+    async def _respond(self, head: bytes, writer: asyncio.StreamWriter) -> None:
+        page, with_content = await self._page(head)
+        lines = [
+            f"HTTP/1.1 {page.status.value} {page.status.phrase}",
+            f"Content-Type: {page.content_type}",
+            f"Content-Length: {len(page.content)}",
+            "Cache-Control: no-store",
+            "Connection: close",
+        ]
+        if page.status is HTTPStatus.METHOD_NOT_ALLOWED:
+            lines.append("Allow: GET, HEAD")
+        writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        if with_content:
+            writer.write(page.content)
+        writer.write_eof()
+        writer.transport.set_write_buffer_limits(0)  # `drain` then waits until all of it is gone
+        await writer.drain()
+
+    async def _page(self, head: bytes) -> tuple[Page, bool]:
+        """Return the answer, and whether its content is sent."""
+        if len(head) > _MAX_REQUEST_BYTES:
+            return _refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request is too large"), True
+        first, _, rest = head.decode("latin-1").partition("\r\n")
+        words = first.split(" ")
+        if len(words) != 3 or not words[2].startswith("HTTP/1."):
+            return _refusal(
+                HTTPStatus.BAD_REQUEST, "this is no HTTP/1.1 request; gRPC has another port"
+            ), True
+        method, target, _ = words
+        if method not in ("GET", "HEAD"):
+            return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, "there is only GET and HEAD"), True
+        make = self._pages.get(target.partition("?")[0])
+        if make is None:
+            known = ", ".join(self._pages)
+            return _refusal(
+                HTTPStatus.NOT_FOUND, f"there is no {shown(target)}; there is {known}"
+            ), method == "GET"
+        return await make(_accept_header(rest)), method == "GET"
+
+
+async def _read_head(reader: asyncio.StreamReader) -> bytes | None:
+    """Return a request up to its empty line, None where it was cut off, or more bytes than are taken."""
+    try:
+        return await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        return None
+    except asyncio.LimitOverrunError:
+        return b" " * (_MAX_REQUEST_BYTES + 1)
+
+
+def _accept_header(lines: str) -> str:
+    values = [
+        line.partition(":")[2].strip() for line in lines.split("\r\n") if line.lower().startswith("accept:")
+    ]
+    return ", ".join(values)
+
+
+def _refusal(status: HTTPStatus, text: str) -> Page:
+    return Page(status, f"{text}\n".encode())
