@@ -8,7 +8,7 @@ RUNTIME := $(if $(or $(wildcard /proc/driver/nvidia/version),$(shell command -v 
 INSTALLED := $(VENV)/.installed-$(RUNTIME)
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test test-all lint types format proto bench bench-serving clean
+.PHONY: help install demo test test-all lint types format proto bench bench-serving prometheus clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ bench: install ## the figures of the docs, side by side in one run
 
 bench-serving: install ## served against bare loops, mosec and raw ONNX Runtime, as ratios
 	$(BIN)/python -m benchmarks.serving
+
+prometheus: ## fetch Prometheus for the tests that scrape with it (Debian, nothing is installed)
+	@.ci/fetch-prometheus
 
 clean: ## remove the environment, runs and models
 	rm -rf $(VENV) runs models *.egg-info

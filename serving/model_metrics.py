@@ -50,6 +50,12 @@ class ModelMetrics(Collector):
         """Keep the counts of what serves now; call it, from any thread, after each change of that."""
         self._requests.note(self._repository.ready_models())
 
+    def answered_count(self) -> int:
+        """Return how many requests were answered OK."""
+        self.note_changes()
+        tallies = self._requests.tallies().values()
+        return sum(tally.total_s.count for tally in tallies)
+
     def collect(self) -> Iterator[Metric]:
         """Yield the families, each with all its models."""
         self.note_changes()

@@ -84,6 +84,7 @@ async def _serve(config: ServeConfig) -> int:
             await _leave(config, transport, servicer)
         finally:
             await _drain(config, transport, servicer, repository)
+            _log.info("drained: %d requests were answered OK since the start", models.answered_count())
             following.cancel()
             await endpoint.close()
     return 0
@@ -125,7 +126,6 @@ async def _drain(
     await transport.stop(config.grace_period_s)
     servicer.close()
     repository.close(grace_s=1.0)  # nobody waits for an answer any more: only the running execution is left
-    _log.info("drained")
 
 
 def _settle_garbage() -> None:

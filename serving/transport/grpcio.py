@@ -36,6 +36,7 @@ _Method: TypeAlias = "Callable[[bytes, _Context], Awaitable[bytes]]"
 _HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 # For what is left once everything accepted is answered: streams that end by themselves, and refusals.
 _LEAVING_S = 1.0
+_POLL_S = 0.02
 
 
 class GrpcioTransport:
@@ -60,6 +61,8 @@ class GrpcioTransport:
         self._running_count = 0  # calls that came before the drain
         self._last_call_s = 0.0
         self._draining = asyncio.Event()
+        self._closing = False
+        self._closed = asyncio.Event()
         self._health = Health()
         self._server = grpc.aio.server(
             options=(
@@ -109,15 +112,22 @@ class GrpcioTransport:
     async def stop(self, grace_s: float) -> None:
         """Wait up to ``grace_s`` seconds for the running calls, then close; the rest are cancelled.
 
-        Call it once the servicer refuses new calls. gRPC's own stop cancels calls that have arrived but not
-        yet been taken up, so it comes only after a quiet moment. Streams end when what they asked is
-        answered.
+        Call it once the servicer refuses new calls. Streams end when what they asked is answered. gRPC's own
+        stop answers CANCELLED to calls that have arrived but not yet been taken up, so it comes after a quiet
+        moment; and because callers who are refused may try again at once, the last refusals are held back
+        until gRPC has told the connections to send no more.
         """
         self._draining.set()
         give_up_s = time.monotonic() + grace_s
+        while self._running_count and time.monotonic() < give_up_s:
+            await asyncio.sleep(_POLL_S)
+        self._closing = True
         await until_quiet(lambda: self._running_count > 0, lambda: self._last_call_s, give_up_s)
         self._health.close()
-        await self._server.stop(min(_LEAVING_S, max(0.0, give_up_s - time.monotonic())))
+        stopping = asyncio.ensure_future(self._server.stop(_LEAVING_S))
+        await asyncio.sleep(0)  # it has begun: connections are told to send no more
+        self._closed.set()
+        await stopping
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:
         # Messages are parsed here and not by gRPC, which would answer UNKNOWN without a word to bytes that
@@ -143,7 +153,7 @@ class GrpcioTransport:
 
     def _control_method(self, method: ControlMethod) -> _Method:
         async def answer(content: bytes, context: _Context) -> bytes:
-            running = self._enter()
+            running = await self._enter()
             try:
                 request = parse(method.request_type, content, self._max_message_bytes)
                 if not method.is_slow:
@@ -185,7 +195,7 @@ class GrpcioTransport:
 
     async def _infer(self, kind: type[Call], content: bytes, context: _Context, stream: str = "") -> Reply:
         """Answer one call, or one request of the RPC ``stream``."""
-        running = self._enter()
+        running = await self._enter()
         remaining_s = context.time_remaining()
         try:
             try:
@@ -215,9 +225,11 @@ class GrpcioTransport:
         finally:
             self._running_count -= running
 
-    def _enter(self) -> int:
+    async def _enter(self) -> int:
         """Note that a call has come; return what it adds to those that a drain must wait for."""
         self._last_call_s = time.monotonic()
+        if self._closing:
+            await self._closed.wait()
         running = 0 if self._draining.is_set() else 1
         self._running_count += running
         return running

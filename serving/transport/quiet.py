@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 # Long enough for calls that are on their way to arrive and be refused properly, short beside any restart.
 _QUIET_S = 0.2
 # Callers that try again at once keep it from ever being quiet; they are left to find the port closed.
-_PATIENCE_S = 2.0
+_PATIENCE_S = 1.0
 
 
 async def until_quiet(

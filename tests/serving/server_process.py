@@ -25,13 +25,16 @@ START_S = 30.0  # generous: the test machine may be busy
 
 
 class ServerProcess:
-    """`python -m serving` over ``repository``, its output kept in ``log``; a context manager."""
+    """`python -m serving` over ``repository``, its output kept in ``log``; a context manager.
 
-    def __init__(self, repository: Path, folder: Path, *flags: str) -> None:
+    ``module`` may stand in for `serving`: one that injects a fault and then runs it.
+    """
+
+    def __init__(self, repository: Path, folder: Path, *flags: str, module: str = "serving") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         port_file, self._log_path = folder / "port", folder / "server.log"
         self._metrics_port_file = folder / "metrics-port"
-        command = [sys.executable, "-m", "serving", "--repository", str(repository)]
+        command = [sys.executable, "-m", module, "--repository", str(repository)]
         command += ["--port", "0", "--port-file", str(port_file), "--device", "cpu"]
         command += ["--metrics-port", "0", "--metrics-port-file", str(self._metrics_port_file), *flags]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
