@@ -32,6 +32,6 @@ COPY . .
 RUN pip install --quiet --no-deps --no-build-isolation --force-reinstall .
 USER foldserve
 WORKDIR /home/foldserve
-EXPOSE 8001
+EXPOSE 8001 8002
 ENTRYPOINT ["foldserve"]
 CMD ["serve", "--repository", "/models", "--host", "0.0.0.0"]

@@ -35,6 +35,10 @@ INNER = {
     "serving/control.py": {"grpc", "onnxruntime"},
     "serving/responses.py": {"grpc", "onnxruntime"},
     "serving/artifact.py": {"grpc", "onnxruntime", "google"},
+    "serving/tally.py": {"grpc", "onnxruntime", "google", "prometheus_client"},
+    "serving/statistics.py": {"grpc", "onnxruntime", "prometheus_client"},
+    "serving/model_metrics.py": {"grpc", "onnxruntime", "google"},
+    "serving/http_endpoint.py": {"grpc", "onnxruntime", "google", "prometheus_client"},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from serving.pb import open_inference_pb2 as pb
 from tests.contract.images import encode
 from tests.contract.scrape import get, scrape
 from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import ServerProcess, infer_request, status_of
+from tests.serving.server_process import SOURCE, ServerProcess, infer_request, status_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,6 +101,14 @@ def test_model_and_server_are_described(server: ServerProcess) -> None:
     assert samples.value("foldserve_connections") >= 1
     assert samples.value("process_resident_memory_bytes") > 1e6
     assert samples.total("foldserve_build_info") == 1
+
+
+def test_every_metric_is_documented(server: ServerProcess) -> None:
+    _, text = get(server, "/metrics")
+    names = set(re.findall(r"^# TYPE (foldserve_\w+) ", text, flags=re.MULTILINE))
+    assert len(names) > 15
+    documented = (SOURCE / "docs" / "operations.md").read_text()
+    assert [name for name in sorted(names) if f"`{name}`" not in documented] == []
 
 
 def test_openmetrics_is_spoken_to_who_asks_for_it(server: ServerProcess) -> None:

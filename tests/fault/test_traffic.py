@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from serving.pb import open_inference_pb2 as pb
+from tests.contract.scrape import scrape
 from tests.serving.artifacts import TinyNetwork
 from tests.serving.server_process import ServerProcess, infer_request, outputs_of, run_cli, status_of
 
@@ -55,6 +56,7 @@ def test_full_queue_refuses_at_once_and_recovers(server: ServerProcess, network:
     code, text = status_of(lambda: server.infer(network.random_images(1)))
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "the queue is full" in text
+    assert scrape(server).total("foldserve_requests_dropped_total", reason="rejected") == 1
     assert outputs_of(large.result())["logits"].shape == (LARGE, 3)
     assert_serves(server, network)
 
@@ -91,6 +93,12 @@ def test_expired_and_cancelled_requests_never_reach_the_model(
         assert_serves(server, network)
         (counted,) = server.stub.ModelStatistics(pb.ModelStatisticsRequest(name="tiny")).model_stats
         assert counted.inference_count == 8000 + 2
+        samples = scrape(server)
+        expired = samples.total("foldserve_requests_dropped_total", reason="expired")
+        cancelled = samples.total("foldserve_requests_dropped_total", reason="cancelled")
+        # A caller who is gone before his call is even read is not known to have expired.
+        assert expired + cancelled == 100
+        assert 1 <= expired <= 50
 
 
 def test_callers_that_hang_up_harm_nobody(server: ServerProcess, network: TinyNetwork) -> None:
