@@ -93,12 +93,35 @@ def test_expired_and_cancelled_requests_never_reach_the_model(
         assert_serves(server, network)
         (counted,) = server.stub.ModelStatistics(pb.ModelStatisticsRequest(name="tiny")).model_stats
         assert counted.inference_count == 8000 + 2
+
+
+def test_pending_expired_and_cancelled_requests_are_counted(
+    repository: Path, tmp_path: Path, network: TinyNetwork, transport: str
+) -> None:
+    """Twenty of each wait behind a large one, seen to wait; then the one kind expires, the other hangs up."""
+    flags = (*ONE_BY_ONE, transport, "--max-queue-rows", str(2 * LARGE))
+    with ServerProcess(repository, tmp_path / "server", *flags) as server:
+        large = server.stub.ModelInfer.future(infer_request(network.random_images(LARGE)), timeout=60)
+        expiring_request = infer_request(network.random_images(2))
+        expiring_request.parameters["timeout"].int64_param = 1000  # microseconds, on the server's own clock
+        time.sleep(0.05)
+        expiring = [server.stub.ModelInfer.future(expiring_request) for _ in range(20)]
+        request = infer_request(network.random_images(1))
+        cancelled = [server.stub.ModelInfer.future(request) for _ in range(20)]
+        give_up_s = time.monotonic() + 20
+        while (samples := scrape(server)).total("foldserve_pending_requests") < 40:
+            assert time.monotonic() < give_up_s, "they were not seen to wait"
+        assert samples.total("foldserve_pending_rows") >= 60
+        for call in cancelled:
+            call.cancel()
+        assert not large.done(), "the model was free too soon for this to prove anything"
+        large.result()
+        assert {call.code() for call in expiring} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        assert_serves(server, network)
         samples = scrape(server)
-        expired = samples.total("foldserve_requests_dropped_total", reason="expired")
-        cancelled = samples.total("foldserve_requests_dropped_total", reason="cancelled")
-        # A caller who is gone before his call is even read is not known to have expired.
-        assert expired + cancelled == 100
-        assert 1 <= expired <= 50
+        for reason in ("expired", "cancelled"):
+            assert samples.total("foldserve_requests_dropped_total", reason=reason, model="tiny") == 20
+        assert samples.total("foldserve_pending_requests") == 0
 
 
 def test_callers_that_hang_up_harm_nobody(server: ServerProcess, network: TinyNetwork) -> None:
