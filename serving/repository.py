@@ -38,7 +38,7 @@ class Version:
 
 @dataclass(frozen=True)
 class LoadOutcome:
-    """A load attempt that has ended, after ``seconds``: ``refusal`` says why it failed, None where it did not."""
+    """A load attempt that has ended after ``seconds``; ``refusal`` says why it failed, None if it did not."""
 
     name: str
     version: int
@@ -57,12 +57,10 @@ class Repository:
         folder: Path,
         settings: ModelSettings,
         on_load: Callable[[LoadOutcome], None] = lambda _: None,
-        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         """Find the versions, none of them loaded yet.
 
-        ``on_load`` is told of each load attempt that has ended, from the thread that loaded; ``on_change`` is
-        called, from any thread, after each change of what there is or what serves.
+        ``on_load`` is told of each load attempt that has ended, from the thread that loaded.
 
         Raises:
             ArtifactError: ``folder`` is not a folder that can be read.
@@ -70,13 +68,17 @@ class Repository:
         self._folder = folder
         self._settings = settings
         self._on_load = on_load
-        self._on_change = on_change
+        self._subscribers: list[Callable[[], None]] = []
         self._stopping = threading.Event()
         self._changing = threading.Lock()  # one load or unload at a time
         self._table: dict[str, dict[int, Version]] = {
             name: {version: Version(name, version, "LOADING", "loading") for version in versions}
             for name, versions in find_versions(folder).items()
         }
+
+    def subscribe(self, on_change: Callable[[], None]) -> None:
+        """Have ``on_change`` called after each change, from whichever thread made it."""
+        self._subscribers.append(on_change)
 
     def load_all(self) -> None:
         """Open and verify every version in turn; those that fail stay UNAVAILABLE with the reason.
@@ -113,7 +115,7 @@ class Repository:
                     for version in versions
                 },
             }
-            self._on_change()
+            self._tell_subscribers()
             for version in known.keys() - set(versions):
                 self._stop(known[version])
             for entry in self._table[name].values():
@@ -157,10 +159,6 @@ class Repository:
         except UnavailableError:
             return False
         return True
-
-    def has(self, name: str) -> bool:
-        """Tell whether there is a model of this name, whatever its state."""
-        return name in self._table
 
     def index(self) -> list[Version]:
         """Return every version, by name and number."""
@@ -235,7 +233,11 @@ class Repository:
 
     def _put(self, entry: Version) -> None:
         self._table = {**self._table, entry.name: {**self._table[entry.name], entry.version: entry}}
-        self._on_change()
+        self._tell_subscribers()
+
+    def _tell_subscribers(self) -> None:
+        for on_change in self._subscribers:
+            on_change()
 
     def _versions(self, name: str) -> dict[int, Version]:
         versions = self._table.get(name)

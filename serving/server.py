@@ -52,9 +52,8 @@ def serve(config: ServeConfig) -> int:
 
 async def _serve(config: ServeConfig) -> int:
     loads, changes = LoadCounts(), Changes()
-    repository = Repository(
-        config.repository, _to_settings(config), on_load=loads.count, on_change=changes.notify
-    )
+    repository = Repository(config.repository, _to_settings(config), on_load=loads.count)
+    repository.subscribe(changes.notify)
     servicer = Servicer(repository, max_decoding_bytes=config.max_queue_mib * _MIB)
     control = Control(repository, servicer, model_control=config.allows_model_control)
     transport = open_transport(

@@ -11,7 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from serving.calls import Call, ClassifyCall, InferCall, Reply
-from serving.errors import INTERNAL_ERROR_TEXT, InternalError, ServingError, UnavailableError
+from serving.errors import (
+    INTERNAL_ERROR_TEXT,
+    InternalError,
+    NotFoundError,
+    ServingError,
+    UnavailableError,
+)
 from serving.image_decoder import ImageDecoder
 from serving.processors import usable_processors
 from serving.request_log import log_fault, log_request, requests_are_logged
@@ -155,8 +161,11 @@ class Servicer:
         if call.model is not None:
             return call.model.statistics
         name = call.message.model_name
-        # Callers may send any name, and each would be a time series for ever.
-        return self._refused_of(name if self._repository.has(name) else "")
+        try:
+            self._repository.ready_versions(name)
+        except NotFoundError:
+            name = ""  # callers may send any name, and each would be a time series for ever
+        return self._refused_of(name)
 
     def _refused_of(self, name: str) -> Statistics:
         return self._refused.setdefault(name, Statistics())
