@@ -68,8 +68,8 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def test_no_accepted_request_is_lost_under_load(repository: Path, tmp_path: Path, transport: str) -> None:
     """Forty connections of another process: each call got its right answer or word of the drain, and exactly
-    as many right answers arrived as the server says it gave. A call that comes as the port closes, and was not
-    accepted, may hear so from the transport's library instead of us.
+    as many right answers arrived as the server says it gave. A call that comes as the port closes, and was
+    not accepted, may hear so from the transport's library instead of us.
     """
     flags = ("--transport", transport, "--drain-delay-s", "0.5")
     with ServerProcess(repository, tmp_path / "server", *flags) as server:
