@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+from serving.channel import connection_options
 from serving.client import Client
 from serving.config import DEFAULT_SERVER
 from serving.errors import ArtifactError, ServingError
@@ -27,7 +28,7 @@ def list_models(config: ListConfig) -> int:
     if config.repository is not None:
         rows = _rows_of_repository(config.repository)
     else:
-        rows = _rows_of_server(config.server or DEFAULT_SERVER)
+        rows = _rows_of_server(config.server or DEFAULT_SERVER, config)
     if rows:
         _print_table(rows)
     else:
@@ -89,9 +90,9 @@ def _rows_of_repository(repository: Path) -> list[Row]:
     return rows
 
 
-def _rows_of_server(server: str) -> list[Row]:
+def _rows_of_server(server: str, config: ListConfig) -> list[Row]:
     rows: list[Row] = []
-    with Client(server) as client:
+    with Client(server, **connection_options(config)) as client:
         for entry in client.index():
             details = entry.reason
             if entry.state == "READY":

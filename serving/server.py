@@ -18,6 +18,7 @@ from serving.repository import Repository
 from serving.servicer import Servicer
 from serving.session import require_device
 from serving.transport.choose import open_transport
+from serving.transport.settings import log_limits, log_who_may_call, wire_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,14 +46,18 @@ def serve(config: ServeConfig) -> int:
 
 async def _serve(config: ServeConfig) -> int:
     repository = Repository(config.repository, _to_settings(config))
-    servicer = Servicer(repository, max_decoding_bytes=config.max_queue_mib * _MIB)
-    control = Control(repository, servicer, model_control=config.allows_model_control)
-    transport = open_transport(
-        config.transport, servicer, control, max_message_bytes=config.max_message_mib * _MIB
+    servicer = Servicer(
+        repository,
+        max_decoding_bytes=config.max_queue_mib * _MIB,
+        max_image_pixels=config.max_image_pixels,
     )
+    control = Control(repository, servicer, model_control=config.allows_model_control)
+    wire = wire_settings(config, repository)
+    transport = open_transport(config.transport, servicer, control, wire, grpcio_flags=config.grpcio_flags)
     with _stop_signal() as stop:
         await transport.publish_health()
         port = await transport.start(config.host, config.port)
+        log_who_may_call(config, wire)
         try:
             if config.port_file is not None:
                 _write_port(config.port_file, port)
@@ -60,6 +65,7 @@ async def _serve(config: ServeConfig) -> int:
             if await _load(repository, stop):
                 control.end_loading()
                 _settle_garbage()
+                log_limits(wire)
                 await transport.publish_health()
                 print(_ready_line(config, port, repository), flush=True)
             await stop.wait()

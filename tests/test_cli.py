@@ -20,6 +20,7 @@ COMMANDS = {
     "classify": "classify",
     "models list": "list",
     "models verify": "verify",
+    "token": "token",
     "demo": "demo",
 }
 
