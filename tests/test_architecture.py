@@ -33,6 +33,9 @@ INNER = {
     "serving/servicer.py": {"grpc", "onnxruntime"},
     "serving/calls.py": {"grpc", "onnxruntime"},
     "serving/control.py": {"grpc", "onnxruntime"},
+    "serving/permissions.py": {"grpc", "onnxruntime", "google"},
+    "serving/tokens.py": {"grpc", "onnxruntime", "google"},
+    "serving/credentials.py": {"grpc", "onnxruntime", "google"},
     "serving/responses.py": {"grpc", "onnxruntime"},
     "serving/artifact.py": {"grpc", "onnxruntime", "google"},
 }

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
@@ -67,8 +68,8 @@ class GrpcioTransport:
         self._finished: deque[tuple[Call, Reply]] = deque()
         self._wake_up_pending = False
         self._running_count = 0
-        # Each holds up to the largest message: no more at a time than there are processors for.
-        self._unpacking = asyncio.Semaphore(usable_processors())
+        # Each thread holds up to the largest message: no more of them than there are processors for.
+        self._unpacker = ThreadPoolExecutor(usable_processors(), thread_name_prefix="unpack")
         self._draining = asyncio.Event()
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=server_options(settings, is_fallback=is_fallback))
@@ -125,6 +126,7 @@ class GrpcioTransport:
             if self._running_count:
                 quiet_until_s = self._loop.time() + _QUIET_S
         await self._server.stop(max(0.0, give_up_s - self._loop.time()))
+        self._unpacker.shutdown(wait=False, cancel_futures=True)
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:
         # Messages are parsed here and not by gRPC, which would answer UNKNOWN without a word to bytes that
@@ -208,10 +210,10 @@ class GrpcioTransport:
         return self._permissions.check(path, context.invocation_metadata() or ())
 
     async def _unpacked(self, content: bytes) -> bytes:
+        """Return the message that ``content`` is or unpacks to; raises ResourceExhaustedError."""
         if not is_packed(content):
             return content
-        async with self._unpacking:
-            return await run_in_thread(lambda: unpack(content, self._limit.max_bytes()), "unpack")
+        return await self._loop.run_in_executor(self._unpacker, unpack, content, self._limit.max_bytes())
 
     async def _infer(self, kind: type[Call], content: bytes, remaining_s: float | None) -> Reply:
         self._running_count += 1
