@@ -56,7 +56,8 @@ def mutual(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     authority, stranger = Authority(folder, "own"), Authority(folder, "strange")
     pair = authority.sign("server")
     flags = ["--tls-cert", str(pair.certificate), "--tls-key", str(pair.key)]
-    flags += ["--tls-client-ca", str(authority.ca), "--transport", "grpcio"]
+    (folder / "clients.pem").write_bytes(authority.ca.read_bytes())
+    flags += ["--tls-client-ca", str(folder / "clients.pem"), "--transport", "grpcio"]
     with ServerProcess(repository, folder / "server", *flags) as server:
         yield Setting(server, authority, stranger, pair)
 
@@ -143,6 +144,26 @@ def test_files_that_are_no_certificates_are_explained(
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(100), id="HTTP/2 in the clear"),
+        pytest.param(b"\x16\x03\x01\xff\xff" + b"\xff" * 5000, id="bad hello"),
+        pytest.param(b"\x16\x03\x01", id="part of a hello"),
+    ],
+)
+def test_bytes_that_are_no_handshake_leave_it_serving(setting: Setting, content: bytes) -> None:
+    host, _, port = setting.server.address.partition(":")
+    connections = [socket.create_connection((host, int(port))) for _ in range(20)]
+    for connection in connections:
+        connection.sendall(content)
+    with Client(setting.server.address, tls_ca=setting.authority.ca) as client:
+        assert client.index()
+    for connection in connections:
+        connection.close()
+    assert "Traceback" not in setting.server.log
+
+
+@pytest.mark.parametrize(
     ("most", "spoken"),
     [
         pytest.param(ssl.TLSVersion.TLSv1_2, "TLSv1.2", id="1.2"),
@@ -205,6 +226,13 @@ def test_only_clients_with_a_certificate_are_let_in(mutual: Setting, network: Ti
     assert "wants a client's certificate (mutual TLS), give --tls-cert and --tls-key" in none
     assert why_not(server, tls_ca=ca, tls_cert=strange.certificate, tls_key=strange.key) == none
     assert "mutual TLS with the certificate" in server.log
+    clients = ca.with_name("clients.pem")
+    try:
+        clients.write_bytes(ca.read_bytes() + mutual.stranger.ca.read_bytes())
+        with Client(server.address, tls_ca=ca, tls_cert=strange.certificate, tls_key=strange.key) as client:
+            assert client.index(), "the authorities of clients are read again, too"
+    finally:
+        clients.write_bytes(ca.read_bytes())
 
 
 def test_certificate_that_cannot_serve_ends_the_start(repository: Path, tmp_path: Path) -> None:
