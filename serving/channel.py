@@ -56,6 +56,7 @@ _CHANNEL_OPTIONS: Sequence[tuple[str, Any]] = (
 ASK_WHY_S = 0.5
 # What gRPC's words for a failed connection mean, the first that fits: its words, ours, for TLS or without.
 _REASONS = (
+    ("certificate has expired", "its certificate has expired; it needs a new one"),
     (
         "CERTIFICATE_VERIFY_FAILED",
         "its certificate is not by an authority that is trusted here; give --tls-ca",

@@ -93,7 +93,7 @@ class GrpcioTransport:
         try:
             bound: int = (
                 self._server.add_insecure_port(address)
-                if credentials is None or address.startswith("unix:")
+                if credentials is None
                 else self._server.add_secure_port(address, to_grpc(credentials))
             )
         except RuntimeError as error:
