@@ -1,4 +1,4 @@
-"""Why a server could not be reached, where it is the server's certificate: ours refuses to start with such."""
+"""Why a server could not be reached, and what a connection refuses before it is tried."""
 
 from __future__ import annotations
 
