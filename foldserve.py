@@ -63,6 +63,7 @@ _EXTRAS = {
     "onnx": "export",
     "onnxscript": "export",
     "onnxruntime": "cpu",
+    "safetensors": "export",
 }
 
 

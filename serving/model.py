@@ -60,6 +60,7 @@ class VerifiedModel:
     metadata: ModelMetadata
     sha256: str
     golden_count: int
+    golden_synthetic: bool
     largest_difference: float
     threads: int
     is_quick: bool
@@ -94,6 +95,7 @@ def open_verified(folder: Path, settings: ModelSettings) -> VerifiedModel:
         metadata=ModelMetadata.from_props(session.props),
         sha256=artifact.model_sha256,
         golden_count=len(artifact.golden.images),
+        golden_synthetic=artifact.golden.synthetic,
         largest_difference=largest_difference,
         threads=threads,
         is_quick=is_quick,

@@ -57,8 +57,9 @@ def verify_models(config: VerifyConfig) -> int:
             except ServingError as error:
                 rows.append((name, str(version), "FAILED", str(error)))
             else:
+                kind = "synthetic golden" if verified.golden_synthetic else "golden"
                 details = (
-                    f"{verified.golden_count} golden pairs reproduced on {verified.session.provider}, "
+                    f"{verified.golden_count} {kind} pairs reproduced on {verified.session.provider}, "
                     f"largest difference {verified.largest_difference:.2g}, sha256 {verified.sha256[:12]}"
                 )
                 rows.append((name, str(version), "ok", details))
@@ -85,6 +86,7 @@ def _rows_of_repository(repository: Path) -> list[Row]:
                     f"{len(artifact.golden.runtime_logits[0])} classes, "
                     f"{precision + ', ' if precision else ''}"
                     f"{len(artifact.model) / 1e6:.1f} MB, sha256 {artifact.model_sha256[:12]}"
+                    f"{', proven on synthetic images alone' if artifact.golden.synthetic else ''}"
                 )
                 rows.append((name, str(version), "whole", details))
     return rows
@@ -100,6 +102,8 @@ def _rows_of_server(server: str, config: ListConfig) -> list[Row]:
                 details = (
                     f"{len(model.metadata.labels)} classes, {model.provider}, sha256 {model.sha256[:12]}"
                 )
+                if model.metadata.provenance.get("golden_images") == "synthetic":
+                    details += ", proven on synthetic images alone"
             rows.append((entry.name, entry.version, entry.state, details))
     return rows
 
