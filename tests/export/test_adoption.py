@@ -88,7 +88,8 @@ def small_graph(
                 "x", TensorProto.UINT8 if pixels else TensorProto.FLOAT, [batch, 3, side, side]
             )
         ],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in (last, *more_outputs)],
+        [helper.make_tensor_value_info(last, TensorProto.FLOAT, [None, 4])]
+        + [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 4) for name in more_outputs],
         initializers,
     )
     return helper.make_model(
