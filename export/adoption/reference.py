@@ -60,5 +60,7 @@ class ForeignReference:
             # The last batch is filled up by repetition: the file takes no smaller one.
             filled = batch[np.arange(size) % len(batch)]
             feeds = {network.image: self._module.network_input(filled, np.float32)}
-            rows.append(self._session.run([network.logits], feeds)[0][: len(batch)])
+            answer = self._session.run([network.logits], feeds)[0]
+            # Not a row an image: left as it is, for the caller to see.
+            rows.append(answer[: len(batch)] if len(answer) == size else answer)
         return np.concatenate(rows)

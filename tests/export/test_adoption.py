@@ -15,7 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from export import pipeline
-from export.adoption.reference import ForeignReference
 from export.config import ExportConfig
 from export.errors import FoldError, ParityError, SourceError
 from export.pipeline import export_model
@@ -369,27 +368,55 @@ def test_labels_are_asked_for_and_counted(tmp_path, labels):
 
 
 def test_a_fixed_batch_that_cannot_be_freed_is_refused(tmp_path, labels):
-    """An Expand to one image's shape: no other batch can go through, whatever is done to a Reshape."""
-    model_proto = small_graph(batch=1, more_nodes=(node("Expand", "scores", "fixed", output="tail"),))
-    model_proto.graph.initializer.append(numpy_helper.from_array(np.array([3, 4], np.int64), "fixed"))
-    with pytest.raises(SourceError, match=r"tail is float32 \[96, 4\]|export it again with a symbolic batch"):
+    """Through a tensor without a batch's side: nothing tells which of its numbers belong to which image."""
+    there_and_back = (
+        node("Reshape", "scores", "flat shape", output="vector"),
+        node("Reshape", "vector", "back shape", output="tail"),
+    )
+    model_proto = small_graph(batch=1, more_nodes=there_and_back)
+    for name, shape in (("flat shape", [4]), ("back shape", [1, 4])):
+        model_proto.graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), name))
+    with pytest.raises(
+        SourceError, match=r"answer for 2 images at once: .*symbolic batch instead of 1"
+    ) as raised:
+        load_source(config(save(model_proto, tmp_path), output="tail"))
+    assert "\n" not in str(raised.value)
+
+
+def test_an_answer_that_is_not_a_row_an_image_is_refused(tmp_path, labels):
+    model_proto = small_graph(batch=1, more_nodes=(node("Expand", "scores", "three", output="tail"),))
+    model_proto.graph.initializer.append(numpy_helper.from_array(np.array([3, 4], np.int64), "three"))
+    with pytest.raises(SourceError, match=r"tail is float32 \[96, 4\] for 32 images"):
         load_source(config(save(model_proto, tmp_path), output="tail"))
 
 
-def test_what_float64_cannot_run_is_proven_without_a_referee(tmp_path, labels):
-    """Quantised weights: the referee has no such numbers, and the file is proven against itself alone."""
-    scale = numpy_helper.from_array(np.float32(0.02), "q.scale")
-    zero = numpy_helper.from_array(np.uint8(120), "q.zero")
-    extra = (
-        node("QuantizeLinear", "scores", "q.scale", "q.zero", output="q"),
-        node("DequantizeLinear", "q", "q.scale", "q.zero", output="dq"),
+def quantised_weights(opset: int = 18) -> onnx.ModelProto:
+    """The convolution's weights as int8 with a scale a channel, the way quantised files carry them."""
+    model_proto = small_graph(opset=opset)
+    (weight,) = (entry for entry in model_proto.graph.initializer if entry.name == "conv.w")
+    array = numpy_helper.to_array(weight)
+    scale = np.abs(array).max(axis=(1, 2, 3)) / np.float32(127)
+    integers = np.round(array / scale.reshape(-1, 1, 1, 1)).astype(np.int8)
+    weight.CopyFrom(numpy_helper.from_array(integers, "conv.q"))
+    model_proto.graph.initializer.append(numpy_helper.from_array(scale, "conv.scale"))
+    model_proto.graph.node.insert(
+        0, node("DequantizeLinear", "conv.q", "conv.scale", output="conv.w", axis=0)
     )
-    model_proto = small_graph(more_nodes=extra)
-    model_proto.graph.initializer.extend([scale, zero])
-    module = load_source(config(save(model_proto, tmp_path), output="dq")).module
-    reference = ForeignReference(module)
-    exact = reference.exact_logits(IMAGES)
-    assert exact is None or np.abs(exact - reference.logits(IMAGES)).max() < 1e-4
+    return model_proto
+
+
+def test_a_file_with_quantised_weights_is_proven_without_a_referee(tmp_path, labels, capsys):
+    """The float64 evaluator lacks the operation; the file is proven against itself alone, which is said."""
+    path = save(quantised_weights(), tmp_path)
+    export_model(config(path))
+    assert "no float64 referee" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "models/adopted/1/manifest.json").read_text())
+    assert manifest["parity"]["referee"].startswith("none")
+    assert manifest["parity"]["comparisons"][0]["max_abs_err_float64"] is None
+    assert (
+        np.abs(adopted_logits(tmp_path / "models/adopted/1", IMAGES) - given_logits(path, IMAGES)).max()
+        < 5e-5
+    )
 
 
 def torch_file(folder: Path, *, dynamo: bool) -> Path:
