@@ -61,6 +61,7 @@ class VerifiedModel:
     sha256: str
     precision: str
     golden_count: int
+    golden_synthetic: bool
     largest_difference: float
     threads: int
     is_quick: bool
@@ -96,6 +97,7 @@ def open_verified(folder: Path, settings: ModelSettings) -> VerifiedModel:
         sha256=artifact.model_sha256,
         precision=str(artifact.manifest.get("precision", "")),
         golden_count=len(artifact.golden.images),
+        golden_synthetic=artifact.golden.synthetic,
         largest_difference=largest_difference,
         threads=threads,
         is_quick=is_quick,

@@ -25,6 +25,7 @@ from serving.server_metrics import ServerMetrics
 from serving.servicer import Servicer
 from serving.session import require_device
 from serving.transport.choose import open_transport
+from serving.transport.settings import log_limits, log_who_may_call, wire_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,11 +55,14 @@ async def _serve(config: ServeConfig) -> int:
     loads, changes = LoadCounts(), Changes()
     repository = Repository(config.repository, _to_settings(config), on_load=loads.count)
     repository.subscribe(changes.notify)
-    servicer = Servicer(repository, max_decoding_bytes=config.max_queue_mib * _MIB)
-    control = Control(repository, servicer, model_control=config.allows_model_control)
-    transport = open_transport(
-        config.transport, servicer, control, max_message_bytes=config.max_message_mib * _MIB
+    servicer = Servicer(
+        repository,
+        max_decoding_bytes=config.max_queue_mib * _MIB,
+        max_image_pixels=config.max_image_pixels,
     )
+    control = Control(repository, servicer, model_control=config.allows_model_control)
+    wire = wire_settings(config, repository)
+    transport = open_transport(config.transport, servicer, control, wire, grpcio_flags=config.grpcio_flags)
     models, endpoint = ModelMetrics(repository, servicer, loads), HttpEndpoint()
 
     async def publish() -> None:
@@ -69,6 +73,7 @@ async def _serve(config: ServeConfig) -> int:
     with _stop_signal() as stop:
         await publish()
         port = await transport.start(config.host, config.port)
+        log_who_may_call(config, wire)
         try:
             _write_port(config.port_file, port)
             server = ServerMetrics(control, servicer, port=port, transport=transport.name)
@@ -77,6 +82,7 @@ async def _serve(config: ServeConfig) -> int:
             if await _load(repository, stop):
                 control.end_loading()
                 _settle_garbage()
+                log_limits(wire)
                 await publish()
                 announce(_ready_line(config, port, repository), config.log_format)
             await stop.wait()

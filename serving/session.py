@@ -64,7 +64,14 @@ class Session:
         props: the model's metadata_props.
     """
 
-    def __init__(self, model: bytes, *, device: Device = "auto", intra_op_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        device: Device = "auto",
+        intra_op_threads: int | None = None,
+        optimised: bool = True,
+    ) -> None:
         """Load ``model``, the content of a ``model.onnx``.
 
         Args:
@@ -72,13 +79,14 @@ class Session:
             device: "cuda" runs everything on the GPU or raises; "auto" takes CUDA where it works, else the
                 CPU.
             intra_op_threads: threads one run may use; by default as many as there are usable processors.
+            optimised: False runs node by node what the file says, with nothing fused: a reference.
 
         Raises:
             DeviceError: the device cannot run the model.
             ArtifactError: ONNX Runtime cannot load the file.
         """
         threads = intra_op_threads or usable_processors()
-        self._session = _open(model, device, threads)
+        self._session = _open(model, device, threads, optimised=optimised)
         self.provider: str = self._session.get_providers()[0]
         self.inputs = tuple(_to_spec(argument) for argument in self._session.get_inputs())
         self.outputs = tuple(_to_spec(argument) for argument in self._session.get_outputs())
@@ -108,26 +116,29 @@ def require_device(device: Device) -> None:
         )
 
 
-def _open(model: bytes, device: Device, threads: int) -> ort.InferenceSession:
+def _open(model: bytes, device: Device, threads: int, *, optimised: bool) -> ort.InferenceSession:
     require_device(device)
     if device == "cpu" or not cuda_is_present():
-        return _open_on(model, CPU_PROVIDER, threads)
+        return _open_on(model, CPU_PROVIDER, threads, optimised=optimised)
     try:
-        return _open_on(model, CUDA_PROVIDER, threads)
+        return _open_on(model, CUDA_PROVIDER, threads, optimised=optimised)
     except DeviceError:
         # A file that the CPU cannot load either is a bad file (ArtifactError from here), not a bad device.
-        on_cpu = _open_on(model, CPU_PROVIDER, threads)
+        on_cpu = _open_on(model, CPU_PROVIDER, threads, optimised=optimised)
         if device == "cuda":
             raise
         return on_cpu
 
 
-def _open_on(model: bytes, provider: str, threads: int) -> ort.InferenceSession:
+def _open_on(model: bytes, provider: str, threads: int, *, optimised: bool) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors; what matters of the rest is checked below
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not optimised:
+        options.log_severity_level = 4  # whoever runs a reference says himself what went wrong
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     on_cuda = provider == CUDA_PROVIDER
     if on_cuda:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
