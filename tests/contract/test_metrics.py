@@ -85,8 +85,8 @@ def test_names_that_callers_make_up_never_become_labels(server: ServerProcess, n
 
 
 def test_model_and_server_are_described(server: ServerProcess) -> None:
-    samples = scrape(server)
     metadata = server.stub.ModelMetadata(pb.ModelMetadataRequest(name="tiny")).properties
+    samples = scrape(server)  # after a call, without which there is no connection to count
     info = TINY | {"sha256": metadata["model_sha256"], "provider": metadata["provider"]}
     info |= {"precision": "fp32", "batch_invariant": metadata["batch_invariant"]}
     assert samples.value("foldserve_model_info", **info) == 1
