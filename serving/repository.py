@@ -14,6 +14,7 @@ from serving.model import ModelSettings, ServedModel, open_verified
 from serving.shown import listed, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 # Enough for any queue that is bounded to empty; what is left then is answered UNAVAILABLE.
@@ -35,20 +36,38 @@ class Version:
     model: ServedModel | None = None
 
 
+@dataclass(frozen=True)
+class LoadOutcome:
+    """A load attempt that has ended, after ``seconds``: ``refusal`` says why it failed, None where it did not."""
+
+    name: str
+    version: int
+    seconds: float
+    refusal: str | None
+
+
 class Repository:
     """Every version under ``folder``.
 
     Reading is safe from any thread: each change replaces the whole table.
     """
 
-    def __init__(self, folder: Path, settings: ModelSettings) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: ModelSettings,
+        on_load: Callable[[LoadOutcome], None] = lambda _: None,
+    ) -> None:
         """Find the versions, none of them loaded yet.
+
+        ``on_load`` is told of each load attempt that has ended, from the thread that loaded.
 
         Raises:
             ArtifactError: ``folder`` is not a folder that can be read.
         """
         self._folder = folder
         self._settings = settings
+        self._on_load = on_load
         self._stopping = threading.Event()
         self._changing = threading.Lock()  # one load or unload at a time
         self._table: dict[str, dict[int, Version]] = {
@@ -155,6 +174,13 @@ class Repository:
             model.close(max(0.0, give_up_s - time.monotonic()))
 
     def _load(self, entry: Version) -> Version:
+        started_s = time.monotonic()
+        loaded = self._open(entry)
+        refusal = None if loaded.model else loaded.reason
+        self._on_load(LoadOutcome(entry.name, entry.version, time.monotonic() - started_s, refusal))
+        return loaded
+
+    def _open(self, entry: Version) -> Version:
         where = f"{entry.name}/{entry.version}"
         started_s = time.monotonic()
         try:

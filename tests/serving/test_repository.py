@@ -14,7 +14,7 @@ from serving.errors import ArtifactError, NotFoundError, UnavailableError
 from serving.model import ModelSettings, open_verified
 from serving.pb import open_inference_pb2 as pb
 from serving.publishing import publish_artifact
-from serving.repository import Repository, find_versions
+from serving.repository import LoadOutcome, Repository, find_versions
 from serving.servicer import Servicer
 from tests.serving.artifacts import TinyNetwork
 from tests.serving.server_process import infer_request
@@ -55,6 +55,18 @@ def test_nothing_serves_before_loading_and_the_newest_after(folder: Path) -> Non
     assert repository.find("tiny", "1").version == 1
     with pytest.raises(NotFoundError, match="no version '3'; it has 1, 2"):
         repository.find("tiny", "3")
+    repository.close(grace_s=5)
+
+
+def test_each_load_attempt_is_reported_once_with_its_end(folder: Path) -> None:
+    (folder / "tiny" / "1" / "golden.npz").unlink()
+    outcomes: list[LoadOutcome] = []
+    repository = Repository(folder, SETTINGS, outcomes.append)
+    repository.load_all()
+    assert [(outcome.name, outcome.version) for outcome in outcomes] == [("tiny", 1), ("tiny", 2)]
+    assert outcomes[0].refusal == "golden.npz is missing from the version's folder"
+    assert outcomes[1].refusal is None
+    assert outcomes[1].seconds > 0
     repository.close(grace_s=5)
 
 
