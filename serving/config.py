@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_settings import CliPositionalArg  # noqa: TC002  # pydantic reads the annotations
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -25,6 +25,13 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Port to listen on; 0 lets the operating system choose (see --port-file)."""
     port_file: Path | None = None
     """File to write the port to once the server listens."""
+    control: Literal["poll", "explicit"] = "poll"
+    """When models are loaded: poll follows what changes in the repository, explicit loads and unloads what it
+    is told to (RepositoryModelLoad, RepositoryModelUnload, --load-model)."""
+    poll_s: float = Field(default=1.0, ge=0.1, le=3600)
+    """Seconds between two looks at the repository."""
+    load_model: list[str] = Field(default_factory=list)
+    """With --control explicit, a model to load at start-up; may be given several times."""
     device: Device = "auto"
     """What runs the models: auto takes CUDA where it works, cuda takes it or fails, cpu never looks."""
     transport: Literal["auto", "grpcio", "native"] = "auto"
@@ -57,6 +64,12 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Seconds that accepted requests have to finish after SIGTERM."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe messages that are logged, to standard error."""
+
+    @model_validator(mode="after")
+    def _loads_by_name_only_where_explicit(self) -> Self:
+        if self.load_model and self.control != "explicit":
+            raise ValueError("--load-model goes with --control explicit; without it all models are loaded")
+        return self
 
     @property
     def allows_model_control(self) -> bool:

@@ -9,18 +9,21 @@ import logging
 import os
 import signal
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 from serving.background import run_in_thread
 from serving.control import Control
 from serving.model import ModelSettings
+from serving.processors import find_processors
 from serving.repository import Repository
 from serving.servicer import Servicer
 from serving.session import require_device
 from serving.transport.choose import open_transport
+from serving.watcher import Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
 
     from serving.config import ServeConfig
@@ -44,33 +47,38 @@ def serve(config: ServeConfig) -> int:
 
 
 async def _serve(config: ServeConfig) -> int:
+    _log.info("processors: %s", find_processors())
     repository = Repository(config.repository, _to_settings(config))
     servicer = Servicer(repository, max_decoding_bytes=config.max_queue_mib * _MIB)
     control = Control(repository, servicer, model_control=config.allows_model_control)
     transport = open_transport(
         config.transport, servicer, control, max_message_bytes=config.max_message_mib * _MIB
     )
-    with _stop_signal() as stop:
+    repository.subscribe(_on_loop(transport.publish_health))
+    with _stop_signal() as stop, contextlib.ExitStack() as watching:
         await transport.publish_health()
         port = await transport.start(config.host, config.port)
         try:
             if config.port_file is not None:
                 _write_port(config.port_file, port)
             print(f"foldserve: listening on {config.host}:{port}, loading {config.repository}", flush=True)
-            if await _load(repository, stop):
+            if await _load(config, repository, stop):
                 control.end_loading()
                 _settle_garbage()
                 await transport.publish_health()
                 print(_ready_line(config, port, repository), flush=True)
+                if config.control == "poll":
+                    watching.enter_context(Watcher(repository, config.poll_s))
             await stop.wait()
         finally:
             await _drain(config, transport, servicer, repository)
     return 0
 
 
-async def _load(repository: Repository, stop: asyncio.Event) -> bool:
+async def _load(config: ServeConfig, repository: Repository, stop: asyncio.Event) -> bool:
     """Load while the server answers; return False where a signal came first."""
-    loaded = run_in_thread(repository.load_all, "load")
+    only = config.load_model if config.control == "explicit" else None
+    loaded = run_in_thread(lambda: repository.load_all(only), "load")
     stopped = asyncio.ensure_future(stop.wait())
     await asyncio.wait((loaded, stopped), return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
@@ -91,6 +99,27 @@ async def _drain(
     servicer.close()
     repository.close(grace_s=1.0)  # nobody waits for an answer any more: only the running execution is left
     _log.info("drained")
+
+
+def _on_loop(work: Callable[[], Coroutine[None, None, None]]) -> Callable[[], None]:
+    """Return a function for any thread that has ``work`` done on this loop, once for calls that coincide."""
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[None]] = set()
+    pending = threading.Event()
+
+    def start() -> None:
+        pending.clear()  # before looking: what changes from now on asks again
+        task = loop.create_task(work())
+        tasks.add(task)  # the loop itself keeps none alive
+        task.add_done_callback(tasks.discard)
+
+    def ask() -> None:
+        if not pending.is_set():
+            pending.set()
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(start)
+
+    return ask
 
 
 def _settle_garbage() -> None:
@@ -136,16 +165,17 @@ def _to_settings(config: ServeConfig) -> ModelSettings:
 
 def _ready_line(config: ServeConfig, port: int, repository: Repository) -> str:
     models = repository.ready_models()
-    refused = [entry for entry in repository.index() if entry.state == "UNAVAILABLE"]
-    refused_text = "".join(f"; refused {entry.name}/{entry.version}: {entry.reason}" for entry in refused)
+    others = [entry for entry in repository.index() if entry.state == "UNAVAILABLE"]
+    others_text = "".join(f"; not served: {entry.name}/{entry.version}: {entry.reason}" for entry in others)
     if not models:
-        nothing = refused_text or "; the repository is empty"
+        nothing = others_text or "; the repository is empty"
         return f"foldserve: not ready on {config.host}:{port}, no model serves{nothing}"
     providers = "+".join(sorted({model.verified.session.provider for model in models}))
     names = ", ".join(f"{model.name}/{model.version}" for model in models)
     most = max(model.verified.threads for model in models)
     threads = f"{most} thread{'s' if most > 1 else ''}"
-    return f"foldserve: serving on {config.host}:{port} ({providers}, {threads}): {names} ready{refused_text}"
+    how = "; ".join([f"{providers}, {threads}", *sorted({model.verified.session.choice for model in models})])
+    return f"foldserve: serving on {config.host}:{port} ({how}): {names} ready{others_text}"
 
 
 def _write_port(path: Path, port: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from serving.calls import Call, ClassifyCall, InferCall, Reply
-from serving.errors import UnavailableError
+from serving.errors import RetiredError, UnavailableError
 from serving.image_decoder import ImageDecoder
 from serving.processors import usable_processors
 
@@ -65,6 +65,15 @@ class Servicer:
         """
 
         def on_done(call: Call, outcome: Outcome) -> None:
+            # Its model was replaced between finding it and its queue: nobody need know.
+            if isinstance(outcome, RetiredError):
+                try:
+                    if successor := self._successor(call):
+                        call.model = successor
+                        successor.submit([call], on_done)
+                        return
+                except Exception as error:  # becomes the call's answer
+                    outcome = error
             on_reply(call, _to_reply(call, outcome))
 
         def on_decoded(call: Call, error: Exception | None) -> None:
@@ -87,6 +96,18 @@ class Servicer:
         for model, admitted in by_model.items():
             model.submit(admitted, on_done, lend_thread=lend_thread)
 
+    def _successor(self, call: Call) -> ServedModel | None:
+        """Return what is served in the place of a call's model, where it takes the same images.
+
+        Raises:
+            NotFoundError, UnavailableError: nothing is, any more.
+        """
+        before = call.model
+        assert before is not None
+        model = self._repository.find(before.name, call.asked_version)
+        is_other = model is not before and model.metadata.image == before.metadata.image
+        return model if is_other else None
+
     def _admit(self, call: Call) -> ServedModel:
         """Check everything that can be wrong with a call before it is queued."""
         if self._draining:
@@ -94,6 +115,7 @@ class Servicer:
         message = call.message
         model = self._repository.find(message.model_name, message.model_version)
         call.model = model
+        call.asked_version = message.model_version
         call.read(model)
         call.message = None
         return model
