@@ -59,10 +59,13 @@ class Repository(VersionTable):
         folder: Path,
         settings: ModelSettings,
         on_load: Callable[[LoadOutcome], None] = lambda _: None,
+        *,
+        settle_s: float = 2.0,
     ) -> None:
         """Find the versions, none of them loaded yet.
 
-        ``on_load`` is told of each load attempt that has ended, from the thread that loaded.
+        ``on_load`` is told of each load attempt that has ended, from the thread that loaded. What is wrong
+        with files that are still changing is not said before they have not changed for ``settle_s`` seconds.
 
         Raises:
             ArtifactError: ``folder`` is not a folder that can be read.
@@ -73,8 +76,8 @@ class Repository(VersionTable):
         self._on_load = on_load
         self._stopping = threading.Event()
         self._changing = threading.Lock()
-        self._files = VersionFiles(folder)
-        self._settings = SettingsReader(folder, settings)
+        self._files = VersionFiles(folder, settle_s)
+        self._settings = SettingsReader(folder, settings, settle_s)
         self._left_alone: set[str] = set()  # models that serve only once they are asked for by name
         self._missed: set[tuple[str, int]] = set()  # versions that were gone at the last look
         self._retirement = Retirement()

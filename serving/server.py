@@ -48,7 +48,8 @@ def serve(config: ServeConfig) -> int:
 
 async def _serve(config: ServeConfig) -> int:
     _log.info("processors: %s", find_processors())
-    repository = Repository(config.repository, _to_settings(config))
+    # Two looks that see the same: what was being written is settled.
+    repository = Repository(config.repository, _to_settings(config), settle_s=2 * config.poll_s)
     servicer = Servicer(repository, max_decoding_bytes=config.max_queue_mib * _MIB)
     control = Control(repository, servicer, model_control=config.allows_model_control)
     transport = open_transport(

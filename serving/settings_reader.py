@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from serving.errors import SettingsError
 from serving.model_settings import read_model_settings
-from serving.version_files import SETTLE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,28 +30,37 @@ class _Look:
 class SettingsReader:
     """Reads ``model.toml`` of models in the repository ``folder``; ``defaults`` are the server's flags.
 
-    Not for several threads at once. ``clock`` is in monotonic seconds.
+    A file that is wrong may be half written until it has not changed for ``settle_s`` seconds. Not for
+    several threads at once. ``clock`` is in monotonic seconds.
     """
 
     def __init__(
-        self, folder: Path, defaults: ModelSettings, clock: Callable[[], float] = time.monotonic
+        self,
+        folder: Path,
+        defaults: ModelSettings,
+        settle_s: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._defaults = defaults
+        self._settle_s = settle_s
         self._clock = clock
         self._looks: dict[str, _Look] = {}
 
     def read(self, name: str, found: FoundModel, *, is_patient: bool) -> Settings | SettingsError | None:
         """Return a model's settings, or what is wrong with them.
 
-        None: they are wrong, but with ``is_patient`` may still be on their way, until they have not changed
-        for SETTLE_S.
+        None: they are wrong, but with ``is_patient`` that is not said before they have settled.
         """
         look = self._looks.get(name)
         if look is None or look.signature != found.settings:
             look = _Look(found.settings, self._clock(), self._read(found))
             self._looks[name] = look
-        if isinstance(look.outcome, SettingsError) and is_patient and self._clock() - look.since_s < SETTLE_S:
+        if (
+            isinstance(look.outcome, SettingsError)
+            and is_patient
+            and self._clock() - look.since_s < self._settle_s
+        ):
             return None
         return look.outcome
 

@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from serving.model import ModelSettings
     from serving.scanning import Signature
 
-# Unchanged for so long, what is not whole is refused. If it changes after all it is looked at again, so this
-# only decides what is said of it meanwhile.
-SETTLE_S = 2.0
-
 
 @dataclass(frozen=True)
 class Fault:
@@ -48,11 +44,14 @@ class _Look:
 class VersionFiles:
     """Reads versions of the repository ``folder`` when there is something new in them.
 
-    Not for several threads at once, but for `conclude`. ``clock`` is in monotonic seconds.
+    What is not whole and has not changed for ``settle_s`` seconds is refused. If it changes after all it is
+    read again, so that this only decides what is said of it meanwhile. Not for several threads at once, but
+    for `conclude`. ``clock`` is in monotonic seconds.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, folder: Path, settle_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
+        self._settle_s = settle_s
         self._clock = clock
         self._looks: dict[tuple[str, int], _Look] = {}
 
@@ -62,14 +61,13 @@ class VersionFiles:
         """Return the whole artifact, or why there is none; None where nothing is new since the last time.
 
         ``signature`` is that of the files, taken before this. Other ``settings``, how it would be run, are
-        something new too. With ``is_patient``, files that are not whole are waited for until they have not
-        changed for SETTLE_S.
+        something new too. Only with ``is_patient`` are files that are not whole waited for.
         """
         now_s = self._clock()
         before = self._looks.get((name, version))
         is_same = before is not None and (before.signature, before.settings) == (signature, settings)
         if before is not None and is_same:
-            if before.is_final or (is_patient and now_s - before.since_s < SETTLE_S):
+            if before.is_final or (is_patient and now_s - before.since_s < self._settle_s):
                 return None
             is_patient = False  # long enough; files that changed within one tick of the clock are read again
         folder = self._folder / name / str(version)
