@@ -91,7 +91,8 @@ class Repository(VersionTable):
 
         Raises:
             ArtifactError: there is no model of a name in ``only``, or the folder cannot be read any more.
-            DeviceError: the device asked for by name cannot run the models; nothing can be served honestly.
+            DeviceError, DeviceLostError: the device asked for by name does not run the models; nothing can be
+                served honestly.
         """
         models = scan(self._folder)
         if only is not None and (unknown := sorted(set(only) - models.keys())):
@@ -232,7 +233,7 @@ class Repository(VersionTable):
             self._files.conclude(name, version, "")
             self._retirement.retire(self._put(Version(name, version, "READY", "", loaded)))
             return ""
-        if is_start and self._device == "cuda" and isinstance(loaded.error, DeviceError):
+        if is_start and self._device == "cuda" and isinstance(loaded.error, DeviceError | DeviceLostError):
             raise loaded.error
         if isinstance(loaded.error, DeviceLostError):
             self._on_lost(CUDA_PROVIDER, loaded.error)

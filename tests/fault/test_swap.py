@@ -86,7 +86,8 @@ def swap_under_load(tmp_path: Path, transport: str, count: int) -> tuple[list[in
     folder, image = tmp_path / "models" / "tiny", first.random_images(1)
     first.publish(folder)
     (folder / "model.toml").write_text("version_policy = { latest = 1 }\n")
-    networks = [TinyNetwork(seed=index) for index in range(count)]
+    # Other seeds than `swap_golden` has, whose pairs would prove its own network.
+    networks = [TinyNetwork(seed=2000 + index) for index in range(count)]
     stored = [network.publish(tmp_path / "staging" / str(index)) for index, network in enumerate(networks)]
     logits = {sha256_of(folder / "1"): first.logits(image)[0]}
     logits |= {

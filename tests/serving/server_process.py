@@ -25,12 +25,15 @@ START_S = 30.0  # generous: the test machine may be busy
 
 
 class ServerProcess:
-    """`python -m serving` over ``repository``, its output kept in ``log``; a context manager."""
+    """`python -m serving` over ``repository``, its output kept in ``log``; a context manager.
 
-    def __init__(self, repository: Path, folder: Path, *flags: str) -> None:
+    ``module`` stands for `serving`, where a test runs it with something broken beneath it.
+    """
+
+    def __init__(self, repository: Path, folder: Path, *flags: str, module: str = "serving") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         port_file, self._log_path = folder / "port", folder / "server.log"
-        command = [sys.executable, "-m", "serving", "--repository", str(repository)]
+        command = [sys.executable, "-m", module, "--repository", str(repository)]
         command += ["--port", "0", "--port-file", str(port_file), "--device", "cpu", *flags]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
         with self._log_path.open("wb") as log:
