@@ -35,6 +35,11 @@ INNER = {
     "serving/control.py": {"grpc", "onnxruntime"},
     "serving/responses.py": {"grpc", "onnxruntime"},
     "serving/artifact.py": {"grpc", "onnxruntime", "google"},
+    "serving/repository.py": {"grpc", "onnxruntime", "google"},
+    "serving/version_table.py": {"grpc", "onnxruntime", "google"},
+    "serving/version_files.py": {"grpc", "onnxruntime", "google"},
+    "serving/scanning.py": {"grpc", "onnxruntime", "google"},
+    "serving/model_settings.py": {"grpc", "onnxruntime", "google"},
 }
 
 
