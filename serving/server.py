@@ -72,6 +72,7 @@ async def _serve(config: ServeConfig) -> int:
                     watching.enter_context(Watcher(repository, config.poll_s))
             await stop.wait()
         finally:
+            watching.close()  # what changes from now on is the next server's
             await _drain(config, transport, servicer, repository)
     return 0
 

@@ -113,9 +113,10 @@ class Servicer:
         if self._draining:
             raise UnavailableError("the server is draining; try again, or elsewhere")
         message = call.message
-        model = self._repository.find(message.model_name, message.model_version)
+        version = message.model_version
+        model = self._repository.find(message.model_name, version)
         call.model = model
-        call.asked_version = message.model_version
+        call.asked_version = version
         call.read(model)
         call.message = None
         return model
