@@ -26,7 +26,14 @@ from export.config import ExportConfig
 from export.errors import ExportError
 from export.inspection.config import InspectConfig
 from imaging import ImageError
-from serving.config import ClassifyConfig, ListConfig, ServeConfig, VerifyConfig
+from serving.config import (
+    ClassifyConfig,
+    ConnectionConfig,
+    ListConfig,
+    ServeConfig,
+    TokenConfig,
+    VerifyConfig,
+)
 from serving.errors import ServingError
 from training.config import TrainConfig
 from training.errors import TrainingError
@@ -42,6 +49,7 @@ _RUNS: dict[type[BaseModel], str] = {
     ClassifyConfig: "serving.classify_command:classify",
     ListConfig: "serving.repository_commands:list_models",
     VerifyConfig: "serving.repository_commands:verify_models",
+    TokenConfig: "serving.token_command:make_token",
     DemoConfig: "demo.pipeline:run_demo",
 }
 
@@ -55,6 +63,7 @@ _EXTRAS = {
     "onnx": "export",
     "onnxscript": "export",
     "onnxruntime": "cpu",
+    "safetensors": "export",
 }
 
 
@@ -84,6 +93,7 @@ class Foldserve(BaseSettings):
     serve: CliSubCommand[ServeConfig] = Field(description="serve a repository over gRPC")
     classify: CliSubCommand[ClassifyConfig] = Field(description="ask a running server for labels of pictures")
     models: CliSubCommand[Models] = Field(description="list or verify the versions in a repository")
+    token: CliSubCommand[TokenConfig] = Field(description="make a bearer token for a server's --tokens")
     demo: CliSubCommand[DemoConfig] = Field(description="all of it on Fashion-MNIST, ending in the proof")
     debug: bool = Field(default=False, description="show the traceback of an error; may stand anywhere")
 
@@ -102,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{command}: {_one_line(error)} (see `{command} --help`)", file=sys.stderr)
         return 2
     try:
-        return _load(_RUNS[type(config)])(config)
+        return _load(_RUNS[type(config)])(_with_token(config))
     except KeyboardInterrupt:
         print(f"\n{command}: interrupted", file=sys.stderr)
         return 130
@@ -127,6 +137,14 @@ def _parse(words: list[str]) -> BaseModel:
         chosen = get_subcommand(chosen, cli_exit_on_error=False)
         assert isinstance(chosen, BaseModel)
     return chosen
+
+
+def _with_token(config: BaseModel) -> BaseModel:
+    """Return the settings with the environment's token, where they can take one and name no file of one."""
+    token = os.environ.get("FOLDSERVE_TOKEN")
+    if token and isinstance(config, ConnectionConfig) and config.token_file is None:
+        return config.with_token(token)
+    return config
 
 
 def _load(target: str) -> Callable[[BaseModel], int]:

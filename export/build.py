@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
+from export.adoption.network import ForeignNetwork
 from export.errors import SourceError
 from export.finish import add_outputs, to_bytes, to_model_proto
 from export.fold_pass import Fold, FoldPass
-from export.normalise import add_normalisation
+from export.normalise import add_normalisation, take_pixels
 from export.simplify import simplify
 from export.trace import trace
 from export.weights import ExactWeights
@@ -16,7 +19,6 @@ from serving.artifact import check_labels
 from serving.errors import ArtifactError
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     from torch import nn
 
     from serving.artifact import ModelMetadata
@@ -30,26 +32,35 @@ class BuiltModel:
     folds: tuple[Fold, ...]
 
 
-def build_model(network: nn.Module, metadata: ModelMetadata) -> BuiltModel:
-    """Export ``network``, which takes normalised floats; it is not changed.
+def build_model(network: nn.Module | ForeignNetwork, metadata: ModelMetadata) -> BuiltModel:
+    """Export ``network``, which takes normalised floats (a file may take pixels); it is not changed.
 
     Raises:
         TraceError: it cannot be traced or converted.
         FoldError: a batch norm depends on the batch.
         SourceError: there is not one label a class.
     """
-    model = trace(network, metadata.image.shape).model
+    if isinstance(network, ForeignNetwork):
+        model = network.to_graph()
+    else:
+        model = trace(network, metadata.image.shape).model
     _check_label_count(model, metadata)
     return finish_model(model, metadata)
 
 
 def finish_model(model: ir.Model, metadata: ModelMetadata) -> BuiltModel:
-    """Fold, normalise and serialise ``model``, an unfolded graph from floats to logits; it is used up."""
+    """Fold, normalise and serialise ``model``, an unfolded graph from floats to logits; it is used up.
+
+    One that takes UINT8 does its own normalisation already.
+    """
     simplify(model)
     weights = ExactWeights(model.graph)
     folder = FoldPass(model.graph, weights)
     folds = folder.fold_batch_norms()
-    folds.append(add_normalisation(model.graph, folder, weights, mean=metadata.mean, std=metadata.std))
+    if model.graph.inputs[0].dtype == ir.DataType.UINT8:
+        take_pixels(model.graph)
+    else:
+        folds.append(add_normalisation(model.graph, folder, weights, mean=metadata.mean, std=metadata.std))
     weights.store()
     add_outputs(model.graph)
     model_proto = to_model_proto(model, metadata.to_props())

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import torch
 
+from export.adoption.network import NormalizedFile
 from export.trace import trace
 from serving.artifact import IMAGE
 from serving.session import Session
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
 _FRACTION = 1e-4
 
 
-def first_divergence(module: Normalized, content: bytes, images: NDArray[np.uint8]) -> str:
+def first_divergence(module: Normalized | NormalizedFile, content: bytes, images: NDArray[np.uint8]) -> str:
     """Return one sentence on where ``content``, a ``model.onnx``, first leaves ``module`` on ``images``."""
-    expected = _torch_values(module, images)
+    if isinstance(module, NormalizedFile):
+        expected = _file_values(module, images)
+    else:
+        expected = _torch_values(module, images)
     model_proto = onnx.load_from_string(content)
     computed = [name for node in model_proto.graph.node for name in node.output]
     outputs = {value.name for value in model_proto.graph.output}
@@ -59,6 +63,22 @@ def _torch_values(module: Normalized, images: NDArray[np.uint8]) -> dict[str, ND
     (last,) = (value.name for value in program.model.graph.outputs)
     final = logits[0] if isinstance(logits, tuple | list) else logits
     return recorder.values | {str(last): final.numpy()}
+
+
+def _file_values(module: NormalizedFile, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    """Return every float tensor that an adopted file computes, unfolded, by the name that folding keeps."""
+    model_proto = onnx.shape_inference.infer_shapes(onnx.load_from_string(module.network.prepared))
+    outputs = {value.name for value in model_proto.graph.output}
+    computed = {name for node in model_proto.graph.node for name in node.output}
+    model_proto.graph.output.extend(
+        value
+        for value in model_proto.graph.value_info
+        if value.name in computed - outputs and value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    )
+    session = Session(model_proto.SerializeToString(), device="cpu", optimised=False)
+    names = [spec.name for spec in session.outputs]
+    feeds = {module.network.image: module.network_input(images, np.float32)}
+    return dict(zip(names, session.run(names, feeds), strict=True))
 
 
 class _Recorder(torch.fx.Interpreter):

@@ -28,3 +28,8 @@ class FoldError(ExportError):
 
 class ParityError(ExportError):
     """The exported file's answers differ from the given network's by more than the tolerance."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a foreign error's message, or its kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()

@@ -59,3 +59,8 @@ def add_normalisation(
     else:
         graph.insert_before(first, nodes)
     return record
+
+
+def take_pixels(graph: ir.Graph) -> None:
+    """Give the input of a ``graph`` that takes UINT8 pixels already its name."""
+    graph.inputs[0].name = IMAGE

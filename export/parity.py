@@ -40,22 +40,25 @@ class Reference(Protocol):
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return float32 [N, K]."""
 
-    def exact_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Return float64 [N, K]."""
+    def exact_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64] | None:
+        """Return float64 [N, K]; None where the network cannot be computed so."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Largest differences of logits on one set of images at one batch size."""
+    """Largest differences of logits on one set of images at one batch size.
+
+    What concerns float64 is None where there is no such referee.
+    """
 
     provider: str
     images: str
     batch_size: int
     max_abs_err: float
     tolerance: float
-    max_abs_err_float64: float
-    pytorch_max_abs_err_float64: float
-    tolerance_float64: float
+    max_abs_err_float64: float | None
+    pytorch_max_abs_err_float64: float | None
+    tolerance_float64: float | None
 
 
 @dataclass(frozen=True)
@@ -95,24 +98,27 @@ def open_sessions(model: bytes) -> list[Session]:
     return sessions
 
 
-def check_parity(session: Session, reference: Reference, real_images: NDArray[np.uint8]) -> list[Comparison]:
-    """Compare logits and probabilities at each of `BATCH_SIZES`, on random images and on ``real_images``.
+def check_parity(
+    session: Session, reference: Reference, images: NDArray[np.uint8], kind: str = "real"
+) -> list[Comparison]:
+    """Compare logits and probabilities at each of `BATCH_SIZES`, on random and on ``kind`` ``images``.
 
     Raises:
         ParityError: a difference is above its tolerance, or an answer is not finite.
     """
     count = max(BATCH_SIZES)
-    shape = (count, *real_images.shape[1:])
+    shape = (count, *images.shape[1:])
     sets = {
         "random": np.random.default_rng(_SEED).integers(0, 256, shape, dtype=np.uint8),
-        "real": _spread(real_images, count),
+        kind: _spread(images, count),
     }
     comparisons = []
-    for name, images in sets.items():
-        expected, exact = reference.logits(images), reference.exact_logits(images)
+    for name, chosen in sets.items():
+        expected, exact = reference.logits(chosen), reference.exact_logits(chosen)
         for batch_size in BATCH_SIZES:
-            rows = slice(0, min(batch_size, len(images)))
-            comparisons.append(_compare(session, name, images[rows], expected[rows], exact[rows]))
+            rows = slice(0, min(batch_size, len(chosen)))
+            exact_rows = None if exact is None else exact[rows]
+            comparisons.append(_compare(session, name, chosen[rows], expected[rows], exact_rows))
     return comparisons
 
 
@@ -159,8 +165,20 @@ def run_logits(session: Session, images: NDArray[np.uint8]) -> NDArray[np.float3
 
 
 def largest_rounding(comparisons: Sequence[Comparison]) -> float:
-    """Return how far float32, in PyTorch or in the file, was from float64 at most."""
-    return max(max(entry.max_abs_err_float64, entry.pytorch_max_abs_err_float64) for entry in comparisons)
+    """Return how far float32, in PyTorch or in the file, was from float64 at most; else from one another."""
+    return max(
+        max(
+            entry.max_abs_err_float64 or 0.0,
+            entry.pytorch_max_abs_err_float64 or 0.0,
+            entry.max_abs_err if entry.max_abs_err_float64 is None else 0.0,
+        )
+        for entry in comparisons
+    )
+
+
+def has_referee(comparisons: Sequence[Comparison]) -> bool:
+    """Tell whether every comparison was made with float64 too."""
+    return all(entry.max_abs_err_float64 is not None for entry in comparisons)
 
 
 def to_manifest(comparisons: list[Comparison], agreements: list[Agreement]) -> dict[str, Any]:
@@ -169,6 +187,9 @@ def to_manifest(comparisons: list[Comparison], agreements: list[Agreement]) -> d
         "max_abs_err": max(
             [entry.max_abs_err for entry in comparisons] + [entry.max_abs_err for entry in agreements]
         ),
+        "referee": "float64"
+        if has_referee(comparisons)
+        else "none: the network cannot be computed in float64",
         "comparisons": [asdict(comparison) for comparison in comparisons],
         "agreement": [asdict(agreement) for agreement in agreements],
     }
@@ -179,30 +200,33 @@ def _compare(
     name: str,
     images: NDArray[np.uint8],
     expected: NDArray[np.float32],
-    exact: NDArray[np.float64],
+    exact: NDArray[np.float64] | None,
 ) -> Comparison:
     logits, probabilities = session.run([LOGITS, PROBABILITIES], {IMAGE: images})
-    pytorch_error = _max_abs_err(expected, exact)
+    pytorch_error = None if exact is None else _max_abs_err(expected, exact)
     comparison = Comparison(
         provider=session.provider,
         images=name,
         batch_size=len(images),
         max_abs_err=_max_abs_err(logits, expected),
         tolerance=reference_tolerance(expected),
-        max_abs_err_float64=_max_abs_err(logits, exact),
+        max_abs_err_float64=None if exact is None else _max_abs_err(logits, exact),
         pytorch_max_abs_err_float64=pytorch_error,
-        tolerance_float64=referee_tolerance(exact, pytorch_error),
+        tolerance_float64=(
+            None if exact is None or pytorch_error is None else referee_tolerance(exact, pytorch_error)
+        ),
     )
     if not comparison.max_abs_err <= comparison.tolerance:
         raise ParityError(
             f"{_where(comparison)} the file's logits differ by up to {comparison.max_abs_err:.3g} "
             f"from the network's (allowed: {comparison.tolerance:.3g}); nothing was published"
         )
-    if not comparison.max_abs_err_float64 <= comparison.tolerance_float64:
+    error, tolerance = comparison.max_abs_err_float64, comparison.tolerance_float64
+    if error is not None and tolerance is not None and not error <= tolerance:
         raise ParityError(
-            f"{_where(comparison)} the file's logits are off by up to {comparison.max_abs_err_float64:.3g} "
-            f"from the float64 answer, PyTorch's float32 by {pytorch_error:.3g} "
-            f"(allowed: {comparison.tolerance_float64:.3g}); nothing was published"
+            f"{_where(comparison)} the file's logits are off by up to {error:.3g} "
+            f"from the float64 answer, those of the network in float32 by {pytorch_error:.3g} "
+            f"(allowed: {tolerance:.3g}); nothing was published"
         )
     if not _max_abs_err(probabilities, _softmax(logits)) <= _PROBABILITY_TOLERANCE:
         raise ParityError(

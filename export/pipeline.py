@@ -21,7 +21,7 @@ from export.parity import (
     run_logits,
 )
 from export.publish import check_repository, find_same, keep_evidence, make_manifest, publish
-from export.reference import TorchReference
+from export.references import make_reference
 from export.report import Report
 from export.source import load_source
 from serving.errors import ArtifactError
@@ -85,12 +85,14 @@ def _verify(
     source: Source, sessions: Sequence[Session], report: Report
 ) -> tuple[list[Comparison], list[Agreement]]:
     """Compare the file with the network on every device present."""
-    reference = TorchReference(source.module)
+    reference = make_reference(source.module)
     proof = source.proof
     comparisons = [
-        comparison for session in sessions for comparison in check_parity(session, reference, proof.images)
+        comparison
+        for session in sessions
+        for comparison in check_parity(session, reference, proof.images, proof.kind)
     ]
-    report.compared(comparisons)
+    report.compared(comparisons, proof)
     expected = reference.logits(proof.images)
     agreements = [check_agreement(session, expected, proof.images, proof.labels) for session in sessions]
     report.agreed(agreements, proof)
@@ -103,7 +105,7 @@ def _make_golden(source: Source, sessions: Sequence[Session], rounding: float) -
     count = golden_count(source.metadata.image.shape, len(source.metadata.labels))
     chosen = proof.images[choose_golden(proof.labels, len(proof.images), count)]
     golden = make_golden(
-        sessions[0], TorchReference(source.module), chosen, rounding=rounding, synthetic=proof.synthetic
+        sessions[0], make_reference(source.module), chosen, rounding=rounding, synthetic=proof.synthetic
     )
     for session in sessions:
         try:

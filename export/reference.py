@@ -31,11 +31,18 @@ class TorchReference:
         """Return float32 [N, K] of uint8 ``images`` [N, C, H, W]."""
         return _run(self._module, images)
 
-    def exact_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Return the same computed in float64 throughout: the referee between two float32 answers."""
+    def exact_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64] | None:
+        """Return the same computed in float64 throughout: the referee between two float32 answers.
+
+        None where the network's own code insists on float32 somewhere: then there is no referee.
+        """
         if self._exact_module is None:
             self._exact_module = copy.deepcopy(self._module).double()
-        return _run(self._exact_module, images)
+        try:
+            logits = _run(self._exact_module, images)
+        except RuntimeError:  # tensors of two types meet
+            return None
+        return logits if logits.dtype == np.float64 else None
 
 
 def in_batches(run: Callable[[NDArray[np.uint8]], NDArray[Any]], images: NDArray[np.uint8]) -> NDArray[Any]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from export.parity import has_referee
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -27,21 +29,22 @@ class Report:
         self._console = console or Console()
 
     def started(self, source: Source, name: str) -> None:
-        """Say what is exported."""
-        facts = source.facts
-        self._line(
-            "export",
-            f"{name}: {facts['architecture']} trained on {facts['dataset']}, {facts['weights']} weights",
-        )
+        """Say what is exported, and what was decided on the way."""
+        self._line("export", f"{name}: {source.summary}")
+        for remark in source.remarks:
+            self._line("", remark)
 
     def folded(self, built: BuiltModel) -> None:
         """Say what became of the batch norms, and why where one could not be folded."""
         counts = Counter(fold.action for fold in built.folds)
         for index, fold in enumerate(built.folds):
             self._line("fold" if index == 0 else "", f"{fold.name}: {fold.action}, {fold.reason}")
-        self._line("", f"{counts['folded']} folded, {counts['rewritten']} rewritten, no batch norm left")
+        self._line(
+            "" if built.folds else "fold",
+            f"{counts['folded']} folded, {counts['rewritten']} rewritten, no batch norm left",
+        )
 
-    def compared(self, comparisons: Sequence[Comparison]) -> None:
+    def compared(self, comparisons: Sequence[Comparison], proof: ProofImages) -> None:
         """Say how far file and network are apart."""
         worst = max(comparisons, key=lambda comparison: comparison.max_abs_err / comparison.tolerance)
         batches = ", ".join(
@@ -50,8 +53,10 @@ class Report:
         self._line(
             "parity",
             f"largest logit difference {worst.max_abs_err:.2g} (allowed {worst.tolerance:.2g}), "
-            f"batches {batches}, random and real images, {_providers(comparisons)}",
+            f"batches {batches}, random and {proof.kind} images, {_providers(comparisons)}",
         )
+        if not has_referee(comparisons):
+            self._line("", "no float64 referee: the network cannot be computed in float64")
 
     def agreed(self, agreements: Sequence[Agreement], proof: ProofImages) -> None:
         """Say what both answer on the proof images."""

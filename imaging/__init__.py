@@ -1,5 +1,5 @@
 """Encoded image -> uint8 array, by one rule, for training, export and serving alike."""
 
-from imaging.prepare import ImageError, ImageSpec, decode_image, prepare_image
+from imaging.prepare import MAX_PIXELS, ImageError, ImageSpec, decode_image, prepare_image
 
-__all__ = ["ImageError", "ImageSpec", "decode_image", "prepare_image"]
+__all__ = ["MAX_PIXELS", "ImageError", "ImageSpec", "decode_image", "prepare_image"]

@@ -67,13 +67,13 @@ class ImageSpec:
         return (self.channels, self.height, self.width)
 
 
-def prepare_image(encoded: bytes, spec: ImageSpec) -> NDArray[np.uint8]:
+def prepare_image(encoded: bytes, spec: ImageSpec, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode ``encoded`` and return it as uint8 [C, H, W] with ``spec``'s colours and size.
 
     Raises:
-        ImageError: not an image, of an unsupported kind, damaged, or of more than ``MAX_PIXELS`` pixels.
+        ImageError: not an image, of an unsupported kind, damaged, or of more than ``max_pixels`` pixels.
     """
-    image = decode_image(encoded, spec.channel_order)
+    image = decode_image(encoded, spec.channel_order, max_pixels=max_pixels)
     if image.size != (spec.width, spec.height):
         image = _scale_and_cut(image, spec)
     pixels = np.asarray(image, dtype=np.uint8)  # [H, W] for grey, [H, W, 3] for RGB
@@ -82,11 +82,11 @@ def prepare_image(encoded: bytes, spec: ImageSpec) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def decode_image(encoded: bytes, channel_order: ChannelOrder) -> Image.Image:
+def decode_image(encoded: bytes, channel_order: ChannelOrder, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode ``encoded``'s first frame, turned upright, in mode ``channel_order``, at its own size.
 
     Raises:
-        ImageError: not an image, of an unsupported kind, damaged, or of more than ``MAX_PIXELS`` pixels.
+        ImageError: not an image, of an unsupported kind, damaged, or of more than ``max_pixels`` pixels.
     """
     if not encoded:
         raise ImageError("the image is empty (0 bytes)")
@@ -95,7 +95,7 @@ def decode_image(encoded: bytes, channel_order: ChannelOrder) -> Image.Image:
             # Pillow warns of large images; the limit below is ours, checked before a pixel is decoded.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-            _check_pixel_count(image)
+            _check_pixel_count(image, max_pixels)
             image.load()
         upright = ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
@@ -111,10 +111,10 @@ def decode_image(encoded: bytes, channel_order: ChannelOrder) -> Image.Image:
     return _to_colours(upright, channel_order)
 
 
-def _check_pixel_count(image: Image.Image) -> None:
+def _check_pixel_count(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"the image has {width}x{height} pixels; at most {MAX_PIXELS:,} pixels are decoded")
+    if width * height > max_pixels:
+        raise ImageError(f"the image has {width}x{height} pixels; at most {max_pixels:,} pixels are decoded")
 
 
 def _to_colours(image: Image.Image, channel_order: ChannelOrder) -> Image.Image:

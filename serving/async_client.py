@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 import grpc
 
+from serving.channel import ASK_WHY_S, Connection, ConnectionOptions, is_unreached
 from serving.client_messages import (
-    CHANNEL_OPTIONS,
     Classification,
     Description,
     EncodedImage,
     IndexEntry,
     classify_request,
     infer_request,
-    no_server,
     read_classification,
     read_description,
     read_index,
@@ -38,8 +37,17 @@ class AsyncClient:
     Every method raises the ServingError that the server's status stands for.
     """
 
-    def __init__(self, server: str, *, timeout_s: float = 30.0, connect_timeout_s: float = 3.0) -> None:
-        """Prepare to connect to ``server``, as "HOST:PORT"."""
+    def __init__(
+        self,
+        server: str,
+        *,
+        timeout_s: float = 30.0,
+        connect_timeout_s: float = 3.0,
+        **connection: Unpack[ConnectionOptions],
+    ) -> None:
+        """Prepare to connect to ``server``, as "HOST:PORT"; see ConnectionOptions for TLS and tokens."""
+        self._connection = Connection(**connection)
+        self._metadata = self._connection.metadata
         self._server = server
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
@@ -48,27 +56,37 @@ class AsyncClient:
         """Connect.
 
         Raises:
-            UnavailableError: nothing answers there within ``connect_timeout_s``.
+            UnavailableError: nothing answers there within ``connect_timeout_s``, or not to such a connection.
+            CredentialsError: a file of the connection cannot be read.
         """
-        self._channel = grpc.aio.insecure_channel(self._server, options=CHANNEL_OPTIONS)
+        self._channel = self._connection.open_aio(self._server)
         self._stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._classifier = classifier_pb2_grpc.ClassifierStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         try:
             await asyncio.wait_for(self._channel.channel_ready(), self._connect_timeout_s)
         except TimeoutError:
-            await self._channel.close()
-            raise no_server(self._server) from None
+            await self._check_reached()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Close the connection."""
         await self._channel.close()
 
+    async def _check_reached(self) -> None:
+        try:
+            await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=ASK_WHY_S, metadata=self._metadata)
+        except grpc.RpcError as error:
+            if is_unreached(error):
+                await self._channel.close()
+                raise self._connection.explain(self._server, error) from None
+
     async def describe(self, model: str, version: str = "") -> Description:
         """Return what ``model`` is and takes; the newest version that serves where none is named."""
         request = pb.ModelMetadataRequest(name=model, version=version)
         with typed_errors():
-            return read_description(await self._stub.ModelMetadata(request, timeout=self._timeout_s))
+            return read_description(
+                await self._stub.ModelMetadata(request, timeout=self._timeout_s, metadata=self._metadata)
+            )
 
     async def infer(
         self, model: str, images: NDArray[np.uint8], version: str = ""
@@ -76,7 +94,9 @@ class AsyncClient:
         """Return ``logits`` and ``probabilities``, float32 [N, K] each, of ``images`` uint8 [N, C, H, W]."""
         request = infer_request(model, images, version)
         with typed_errors():
-            return read_outputs(await self._stub.ModelInfer(request, timeout=self._timeout_s))
+            return read_outputs(
+                await self._stub.ModelInfer(request, timeout=self._timeout_s, metadata=self._metadata)
+            )
 
     async def classify(
         self, model: str, images: Sequence[EncodedImage], version: str = "", *, top_k: int = 1
@@ -88,11 +108,15 @@ class AsyncClient:
         """
         request = classify_request(model, images, version, top_k)
         with typed_errors():
-            return read_classification(await self._classifier.Classify(request, timeout=self._timeout_s))
+            return read_classification(
+                await self._classifier.Classify(request, timeout=self._timeout_s, metadata=self._metadata)
+            )
 
     async def index(self) -> list[IndexEntry]:
         """Return every version in the server's repository."""
         with typed_errors():
             return read_index(
-                await self._stub.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=self._timeout_s)
+                await self._stub.RepositoryIndex(
+                    pb.RepositoryIndexRequest(), timeout=self._timeout_s, metadata=self._metadata
+                )
             )

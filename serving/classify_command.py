@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from imaging import ImageError
 from serving.async_client import AsyncClient
+from serving.channel import connection_options
 from serving.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def classify(config: ClassifyConfig) -> int:
 async def _classify(config: ClassifyConfig, paths: Sequence[Path]) -> int:
     failed = False
     answers: list[_Answer] = []
-    async with AsyncClient(config.server, timeout_s=config.timeout_s) as client:
+    async with AsyncClient(config.server, timeout_s=config.timeout_s, **connection_options(config)) as client:
         # The version described: an update halfway must not mix two models.
         model = await client.describe(config.model, config.model_version)
         with _progress(len(paths)) as advance:

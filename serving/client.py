@@ -5,19 +5,18 @@ Also the example of how to call the server; `serving.async_client` is the same f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 import grpc
 
+from serving.channel import ASK_WHY_S, Connection, ConnectionOptions, is_unreached
 from serving.client_messages import (
-    CHANNEL_OPTIONS,
     Classification,
     Description,
     EncodedImage,
     IndexEntry,
     classify_request,
     infer_request,
-    no_server,
     read_classification,
     read_description,
     read_index,
@@ -40,21 +39,30 @@ class Client:
     Every method raises the ServingError that the server's status stands for.
     """
 
-    def __init__(self, server: str, *, timeout_s: float = 30.0, connect_timeout_s: float = 3.0) -> None:
-        """Connect to ``server``, as "HOST:PORT".
+    def __init__(
+        self,
+        server: str,
+        *,
+        timeout_s: float = 30.0,
+        connect_timeout_s: float = 3.0,
+        **connection: Unpack[ConnectionOptions],
+    ) -> None:
+        """Connect to ``server``, as "HOST:PORT"; see ConnectionOptions for TLS and tokens.
 
         Raises:
-            UnavailableError: nothing answers there within ``connect_timeout_s``.
+            UnavailableError: nothing answers there within ``connect_timeout_s``, or not to such a connection.
+            CredentialsError: a file of ``connection`` cannot be read.
         """
+        self._connection = Connection(**connection)
         self._timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(server, options=CHANNEL_OPTIONS)
+        self._metadata = self._connection.metadata
+        self._channel = self._connection.open(server)
         self._stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._classifier = classifier_pb2_grpc.ClassifierStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         try:
             grpc.channel_ready_future(self._channel).result(timeout=connect_timeout_s)
         except grpc.FutureTimeoutError:
-            self._channel.close()
-            raise no_server(server) from None
+            self._check_reached(server)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -68,11 +76,21 @@ class Client:
         """Close the connection."""
         self._channel.close()
 
+    def _check_reached(self, server: str) -> None:
+        try:
+            self._stub.ServerLive(pb.ServerLiveRequest(), timeout=ASK_WHY_S, metadata=self._metadata)
+        except grpc.RpcError as error:
+            if is_unreached(error):
+                self._channel.close()
+                raise self._connection.explain(server, error) from None
+
     def describe(self, model: str, version: str = "") -> Description:
         """Return what ``model`` is and takes; the newest version that serves where none is named."""
         request = pb.ModelMetadataRequest(name=model, version=version)
         with typed_errors():
-            return read_description(self._stub.ModelMetadata(request, timeout=self._timeout_s))
+            return read_description(
+                self._stub.ModelMetadata(request, timeout=self._timeout_s, metadata=self._metadata)
+            )
 
     def infer(
         self, model: str, images: NDArray[np.uint8], version: str = ""
@@ -80,7 +98,9 @@ class Client:
         """Return ``logits`` and ``probabilities``, float32 [N, K] each, of ``images`` uint8 [N, C, H, W]."""
         request = infer_request(model, images, version)
         with typed_errors():
-            return read_outputs(self._stub.ModelInfer(request, timeout=self._timeout_s))
+            return read_outputs(
+                self._stub.ModelInfer(request, timeout=self._timeout_s, metadata=self._metadata)
+            )
 
     def classify(
         self, model: str, images: Sequence[EncodedImage], version: str = "", *, top_k: int = 1
@@ -92,11 +112,15 @@ class Client:
         """
         request = classify_request(model, images, version, top_k)
         with typed_errors():
-            return read_classification(self._classifier.Classify(request, timeout=self._timeout_s))
+            return read_classification(
+                self._classifier.Classify(request, timeout=self._timeout_s, metadata=self._metadata)
+            )
 
     def index(self) -> list[IndexEntry]:
         """Return every version in the server's repository."""
         with typed_errors():
             return read_index(
-                self._stub.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=self._timeout_s)
+                self._stub.RepositoryIndex(
+                    pb.RepositoryIndexRequest(), timeout=self._timeout_s, metadata=self._metadata
+                )
             )

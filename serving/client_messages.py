@@ -1,12 +1,11 @@
-"""What the two clients share: options of the channel, messages to send, answers to read, errors by type."""
+"""What the two clients share: messages to send, answers to read, errors by type."""
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import grpc
 import numpy as np
@@ -20,6 +19,7 @@ from serving.errors import (
     PermissionDeniedError,
     ResourceExhaustedError,
     ServingError,
+    UnauthenticatedError,
     UnavailableError,
     UnimplementedError,
 )
@@ -34,39 +34,6 @@ if TYPE_CHECKING:
 # An image for `classify`: a file's path, or what is in it.
 EncodedImage: TypeAlias = "Path | bytes"
 
-_RETRIED = (
-    {"service": "inference.GRPCInferenceService", "method": "ModelInfer"},
-    {"service": "inference.GRPCInferenceService", "method": "ModelMetadata"},
-    {"service": "foldserve.v1.Classifier", "method": "Classify"},
-)
-_SERVICE_CONFIG = {
-    # Where a name has several addresses, as in a cluster, all of them are used.
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": _RETRIED,
-            # A server that drains, or is restarted, is back or replaced within about a second.
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
-}
-CHANNEL_OPTIONS: Sequence[tuple[str, Any]] = (
-    # What a server may send or take is the server's to limit.
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    # gRPC obeys http_proxy, through which a server on this machine or in a cluster is rarely reached.
-    ("grpc.enable_http_proxy", 0),
-    # A connection that died without a word is noticed while a call waits for it.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-)
 _ERRORS = {
     error.status: error
     for error in (
@@ -76,6 +43,7 @@ _ERRORS = {
         NotFoundError,
         PermissionDeniedError,
         ResourceExhaustedError,
+        UnauthenticatedError,
         UnavailableError,
         UnimplementedError,
     )
@@ -120,13 +88,6 @@ class Classification:
     version: str
     sha256: str
     labels: list[list[Label]]
-
-
-def no_server(server: str) -> UnavailableError:
-    """Return the error of a server that does not answer."""
-    return UnavailableError(
-        f"no server answers at {server}; start one with `foldserve serve`, or name another with --server"
-    )
 
 
 def infer_request(model: str, images: NDArray[np.uint8], version: str) -> pb.ModelInferRequest:

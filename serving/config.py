@@ -6,8 +6,11 @@ import ipaddress
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, field_validator, model_validator
 from pydantic_settings import CliPositionalArg  # noqa: TC002  # pydantic reads the annotations
+
+from imaging import MAX_PIXELS
+from serving.tokens import Role, check_name  # pydantic reads the annotations
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -55,11 +58,41 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     max_queue_mib: int = Field(default=256, ge=1)
     """Most MiB of images that may wait for one model, or to be decoded; more are refused at once with
     RESOURCE_EXHAUSTED."""
-    max_message_mib: int = Field(default=64, ge=1, le=2047)
-    """Largest request in MiB; more is refused with RESOURCE_EXHAUSTED."""
+    max_message_mib: int | None = Field(default=None, ge=1, le=2047)
+    """Largest request in MiB; more is refused with RESOURCE_EXHAUSTED. By default a full batch of whatever
+    model serves, but from 32 (for encoded images) to 128."""
+    max_image_pixels: int = Field(default=MAX_PIXELS, ge=1, le=MAX_PIXELS)
+    """Most pixels, width times height, of an encoded image; larger ones are refused before they are
+    decoded."""
+    max_metadata_kib: int = Field(default=16, ge=1, le=1024)
+    """Most KiB of metadata (headers) that a call may carry."""
+    max_concurrent_streams: int = Field(default=1024, ge=1, le=2**31 - 1)
+    """Most calls that one connection may have open; its client waits with further ones."""
+    max_connections: int | None = Field(default=None, ge=1, le=2**31 - 1)
+    """Most connections at a time; further ones are closed at once. No limit by default. Needs grpcio."""
+    max_connection_age_s: float | None = Field(default=None, gt=0, le=1e6)
+    """Seconds, give or take a tenth, after which a connection is closed in favour of a new one, so that load
+    spreads over replicas; its calls may take --grace-period-s to end. No limit by default. Needs grpcio."""
+    max_connection_idle_s: float | None = Field(default=None, gt=0, le=1e6)
+    """Seconds without a call after which a connection is closed. No limit by default. Needs grpcio."""
+    tls_cert: Path | None = None
+    """PEM file of the server's certificate, with its chain: serves TLS. Read again when it changes. Needs
+    grpcio."""
+    tls_key: Path | None = None
+    """PEM file of the certificate's private key."""
+    tls_client_ca: Path | None = None
+    """PEM file of the authorities whose client certificates are let in; all others are not (mutual TLS)."""
+    tokens: Path | None = None
+    """File of hashed bearer tokens, as `foldserve token` makes them: every call but health checks must
+    carry one. Read again when it changes."""
+    allow_plaintext_tokens: bool = False
+    """Take tokens without TLS on an address that others reach, as behind a proxy that ends TLS."""
+    reflection: bool = True
+    """Let callers ask which services and messages there are (server reflection)."""
     model_control: bool | None = None
-    """Let callers load and unload models (RepositoryModelLoad, RepositoryModelUnload); by default only where
-    the server listens on a loopback address, which none but this machine reaches."""
+    """Let callers load and unload models (RepositoryModelLoad, RepositoryModelUnload); by default with an
+    admin token where --tokens is given, else only where the server listens on a loopback address, which none
+    but this machine reaches."""
     grace_period_s: float = Field(default=30.0, ge=0)
     """Seconds that accepted requests have to finish after SIGTERM."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -73,11 +106,104 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
 
     @property
     def allows_model_control(self) -> bool:
-        """Whether callers may load and unload models: as told, else only where no stranger reaches it."""
-        return _is_loopback(self.host) if self.model_control is None else self.model_control
+        """Whether callers may load and unload models: as told, else only where no stranger can."""
+        if self.model_control is None:
+            return self.tokens is not None or _is_loopback(self.host)
+        return self.model_control
+
+    @property
+    def grpcio_flags(self) -> list[str]:
+        """The flags given that only the grpcio transport can honour."""
+        only_grpcio = {
+            "--tls-cert": self.tls_cert,
+            "--max-connections": self.max_connections,
+            "--max-connection-age-s": self.max_connection_age_s,
+            "--max-connection-idle-s": self.max_connection_idle_s,
+        }
+        return [flag for flag, value in only_grpcio.items() if value is not None]
+
+    @property
+    def is_open_to_strangers(self) -> bool:
+        """Whether others than this machine reach the server, and need neither certificate nor token."""
+        return not _is_loopback(self.host) and self.tokens is None and self.tls_client_ca is None
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            given, missing = ("cert", "key") if self.tls_cert is not None else ("key", "cert")
+            raise ValueError(f"--tls-{given} needs --tls-{missing} beside it: TLS takes both")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("--tls-client-ca needs TLS: give --tls-cert and --tls-key as well")
+        return self
+
+    @model_validator(mode="after")
+    def _native_can_do_it(self) -> Self:
+        if self.transport == "native" and self.grpcio_flags:
+            raise ValueError(
+                f"--transport native cannot do {' and '.join(self.grpcio_flags)}; use --transport grpcio "
+                "or auto"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_stay_secret(self) -> Self:
+        if self.tokens is None or self.tls_cert is not None or _is_loopback(self.host):
+            return self
+        if not self.allow_plaintext_tokens:
+            raise ValueError(
+                f"--tokens on {self.host} without TLS would send tokens in the clear: give --tls-cert and "
+                "--tls-key, or --allow-plaintext-tokens where a proxy in front ends TLS"
+            )
+        return self
 
 
-class ClassifyConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+class TokenConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """Make a bearer token: print it, once, and write its hash where `serve --tokens` finds it."""
+
+    name: str
+    """Who it is for; stands in the server's log when models are loaded or unloaded with it."""
+    role: Role = "infer"
+    """What it allows: infer everything but loading and unloading models, admin that as well."""
+    tokens: Path | None = None
+    """The server's file of tokens, to which the hash is added; by default the line is only shown."""
+
+    _name_fits_a_line = field_validator("name")(check_name)
+
+
+class ConnectionConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """How a command reaches a server that wants TLS or a token."""
+
+    tls: bool = False
+    """Speak TLS, trusting the well-known authorities; --tls-ca trusts those of a file instead."""
+    tls_ca: Path | None = None
+    """Speak TLS with a server whose certificate is by the authorities in this PEM file."""
+    tls_cert: Path | None = None
+    """PEM file of the client's own certificate, for a server that wants one."""
+    tls_key: Path | None = None
+    """PEM file of that certificate's private key."""
+    token_file: Path | None = None
+    """File with the bearer token for the server; FOLDSERVE_TOKEN in the environment serves as well."""
+    _token: str | None = PrivateAttr(default=None)  # never a flag: the process list shows flags
+
+    @property
+    def token(self) -> str | None:
+        """The token given other than by file."""
+        return self._token
+
+    def with_token(self, token: str) -> Self:
+        """Return a copy that carries ``token``, for where no file is given."""
+        copy = self.model_copy()
+        copy._token = token
+        return copy
+
+    @model_validator(mode="after")
+    def _certificate_is_whole(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("--tls-cert and --tls-key belong together: give both")
+        return self
+
+
+class ClassifyConfig(ConnectionConfig, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """Classify images with a running server."""
 
     images: CliPositionalArg[list[Path]] = Field(min_length=1)
@@ -96,7 +222,7 @@ class ClassifyConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docst
     """Seconds to wait for each answer."""
 
 
-class ListConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+class ListConfig(ConnectionConfig, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """List the models in a repository, or those of a running server (exit status 1 where it serves none)."""
 
     repository: Path | None = None

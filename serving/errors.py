@@ -10,9 +10,11 @@ ServingError
 ├── CancelledError           CANCELLED           the caller has gone
 ├── UnimplementedError       UNIMPLEMENTED       the protocol has it, this server does not
 ├── PermissionDeniedError    PERMISSION_DENIED   this server was told not to do it
+├── UnauthenticatedError     UNAUTHENTICATED     no token, or none that is known
 ├── ModelOutputError         INTERNAL            the model gave what is no answer
 ├── ListenError              UNAVAILABLE         the address cannot be listened on
 ├── TransportMissingError    UNAVAILABLE         the transport asked for is not installed
+├── CredentialsError         UNAVAILABLE         a certificate, key or token file that cannot be used
 ├── ArtifactError            UNAVAILABLE         a version on disk that must not be served
 ├── SettingsError            UNAVAILABLE         a model's settings file that says what cannot be done
 ├── DeviceError              UNAVAILABLE         the device asked for cannot run the model
@@ -82,6 +84,12 @@ class PermissionDeniedError(ServingError):
     status = "PERMISSION_DENIED"
 
 
+class UnauthenticatedError(ServingError):
+    """The caller has no token, or one that this server does not know."""
+
+    status = "UNAUTHENTICATED"
+
+
 class ModelOutputError(ServingError):
     """The model gave NaN or infinity for somebody's image, which is no answer."""
 
@@ -96,6 +104,12 @@ class ListenError(ServingError):
 
 class TransportMissingError(ServingError):
     """The transport asked for is not installed."""
+
+    status = "UNAVAILABLE"
+
+
+class CredentialsError(ServingError):
+    """A file of certificates, keys or tokens cannot be used; the message names it and says why."""
 
     status = "UNAVAILABLE"
 

@@ -32,11 +32,13 @@ class ImageDecoder:
         thread_count: images decoded at the same time.
         max_bytes: most bytes that waiting calls may hold, their images encoded and their pixels decoded taken
             together.
+        max_pixels: most pixels, width times height, of an image that is decoded.
     """
 
-    def __init__(self, *, thread_count: int, max_bytes: int) -> None:
+    def __init__(self, *, thread_count: int, max_bytes: int, max_pixels: int) -> None:
         self._threads = ThreadPoolExecutor(thread_count, thread_name_prefix="decode")
         self._max_bytes = max_bytes
+        self._max_pixels = max_pixels
         self._held_bytes = 0
         self._changed = threading.Lock()
 
@@ -68,7 +70,7 @@ class ImageDecoder:
             for index, encoded in enumerate(call.encoded):
                 if call.cancelled or call.deadline_s <= time.monotonic():
                     break  # the batcher, which sees it too, answers
-                rows[index] = _prepare(encoded, spec, index)
+                rows[index] = self._prepare(encoded, spec, index)
             call.rows = rows
         except Exception as failure:  # becomes the call's answer
             error = failure
@@ -78,9 +80,8 @@ class ImageDecoder:
                 self._held_bytes -= byte_count
         on_decoded(call, error)
 
-
-def _prepare(encoded: bytes, spec: ImageSpec, index: int) -> np.ndarray:
-    try:
-        return prepare_image(encoded, spec)
-    except ImageError as error:
-        raise InvalidArgumentError(f"image {index}: {error}") from None
+    def _prepare(self, encoded: bytes, spec: ImageSpec, index: int) -> np.ndarray:
+        try:
+            return prepare_image(encoded, spec, max_pixels=self._max_pixels)
+        except ImageError as error:
+            raise InvalidArgumentError(f"image {index}: {error}") from None

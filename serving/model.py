@@ -80,6 +80,7 @@ class VerifiedModel:
     sha256: str
     digests: tuple[str, str]
     golden_count: int
+    golden_synthetic: bool
     largest_difference: float
     threads: int
     is_quick: bool
@@ -121,6 +122,7 @@ def open_artifact(artifact: Artifact, settings: ModelSettings) -> VerifiedModel:
         sha256=artifact.model_sha256,
         digests=artifact.digests,
         golden_count=len(artifact.golden.images),
+        golden_synthetic=artifact.golden.synthetic,
         largest_difference=largest_difference,
         threads=threads,
         is_quick=is_quick,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+from serving.channel import connection_options
 from serving.client import Client
 from serving.config import DEFAULT_SERVER
 from serving.errors import ArtifactError, ServingError
@@ -27,7 +28,7 @@ def list_models(config: ListConfig) -> int:
     if config.repository is not None:
         rows = _rows_of_repository(config.repository)
     else:
-        rows = _rows_of_server(config.server or DEFAULT_SERVER)
+        rows = _rows_of_server(config.server or DEFAULT_SERVER, config)
     if rows:
         _print_table(rows)
     else:
@@ -58,8 +59,9 @@ def verify_models(config: VerifyConfig) -> int:
             except ServingError as error:
                 rows.append((name, str(version), "FAILED", str(error)))
             else:
+                kind = "synthetic golden" if verified.golden_synthetic else "golden"
                 details = (
-                    f"{verified.golden_count} golden pairs reproduced on {verified.session.provider}, "
+                    f"{verified.golden_count} {kind} pairs reproduced on {verified.session.provider}, "
                     f"largest difference {verified.largest_difference:.2g}, sha256 {verified.sha256[:12]}"
                 )
                 rows.append((name, str(version), "ok", details))
@@ -86,14 +88,15 @@ def _rows_of_repository(repository: Path) -> list[Row]:
                     f"{len(artifact.golden.runtime_logits[0])} classes, "
                     f"{precision + ', ' if precision else ''}"
                     f"{len(artifact.model) / 1e6:.1f} MB, sha256 {artifact.model_sha256[:12]}"
+                    f"{', proven on synthetic images alone' if artifact.golden.synthetic else ''}"
                 )
                 rows.append((name, str(version), "whole", details))
     return rows
 
 
-def _rows_of_server(server: str) -> list[Row]:
+def _rows_of_server(server: str, config: ListConfig) -> list[Row]:
     rows: list[Row] = []
-    with Client(server) as client:
+    with Client(server, **connection_options(config)) as client:
         for entry in client.index():
             details = entry.reason
             if entry.state == "READY":
@@ -102,6 +105,8 @@ def _rows_of_server(server: str) -> list[Row]:
                     f"{len(model.metadata.labels)} classes, {model.provider}, sha256 {model.sha256[:12]}"
                     + (f"; newer files are not served: {entry.reason}" if entry.reason else "")
                 )
+                if model.metadata.provenance.get("golden_images") == "synthetic":
+                    details += ", proven on synthetic images alone"
             rows.append((entry.name, entry.version, entry.state, details))
     return rows
 

@@ -20,6 +20,7 @@ from serving.repository import Repository
 from serving.servicer import Servicer
 from serving.session import require_device
 from serving.transport.choose import open_transport
+from serving.transport.settings import log_limits, log_who_may_call, wire_settings
 from serving.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -50,15 +51,19 @@ async def _serve(config: ServeConfig) -> int:
     _log.info("processors: %s", find_processors())
     # Two looks that see the same: what was being written is settled.
     repository = Repository(config.repository, _to_settings(config), settle_s=2 * config.poll_s)
-    servicer = Servicer(repository, max_decoding_bytes=config.max_queue_mib * _MIB)
-    control = Control(repository, servicer, model_control=config.allows_model_control)
-    transport = open_transport(
-        config.transport, servicer, control, max_message_bytes=config.max_message_mib * _MIB
+    servicer = Servicer(
+        repository,
+        max_decoding_bytes=config.max_queue_mib * _MIB,
+        max_image_pixels=config.max_image_pixels,
     )
+    control = Control(repository, servicer, model_control=config.allows_model_control)
+    wire = wire_settings(config, repository)
+    transport = open_transport(config.transport, servicer, control, wire, grpcio_flags=config.grpcio_flags)
     repository.subscribe(_on_loop(transport.publish_health))
     with _stop_signal() as stop, contextlib.ExitStack() as watching:
         await transport.publish_health()
         port = await transport.start(config.host, config.port)
+        log_who_may_call(config, wire)
         try:
             if config.port_file is not None:
                 _write_port(config.port_file, port)
@@ -66,6 +71,7 @@ async def _serve(config: ServeConfig) -> int:
             if await _load(config, repository, stop):
                 control.end_loading()
                 _settle_garbage()
+                log_limits(wire)
                 await transport.publish_health()
                 print(_ready_line(config, port, repository), flush=True)
                 if config.control == "poll":

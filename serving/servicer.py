@@ -37,11 +37,14 @@ class Servicer:
     Args:
         repository: where models are found.
         max_decoding_bytes: most bytes that encoded images may hold while they wait to be decoded.
+        max_image_pixels: most pixels, width times height, of an encoded image.
     """
 
-    def __init__(self, repository: Repository, *, max_decoding_bytes: int) -> None:
+    def __init__(self, repository: Repository, *, max_decoding_bytes: int, max_image_pixels: int) -> None:
         self._repository = repository
-        self._decoder = ImageDecoder(thread_count=usable_processors(), max_bytes=max_decoding_bytes)
+        self._decoder = ImageDecoder(
+            thread_count=usable_processors(), max_bytes=max_decoding_bytes, max_pixels=max_image_pixels
+        )
         self._draining = False
 
     @property

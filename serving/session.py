@@ -8,6 +8,7 @@ do. So what really runs, and where, is asked of the session.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 # ONNX Runtime's wheels report usage to their makers unless this is set when they are loaded. A server reports
@@ -73,6 +74,7 @@ class Session:
         device: Device = "auto",
         intra_op_threads: int | None = None,
         options: RuntimeOptions | None = None,
+        optimised: bool = True,
     ) -> None:
         """Load ``model``, the content of a ``model.onnx``.
 
@@ -81,13 +83,17 @@ class Session:
             device: "cuda" runs it on the GPU or raises; "auto" takes CUDA where it works, else the CPU.
             intra_op_threads: threads one run may use; by default as many as there are usable processors.
             options: what else ONNX Runtime is told.
+            optimised: False runs node by node what the file says, with nothing fused: a reference.
 
         Raises:
             DeviceError: the device cannot run the model.
             ArtifactError: ONNX Runtime cannot load the file.
         """
         threads = intra_op_threads or usable_processors()
-        self._session, self.choice = _open(model, device, threads, options or RuntimeOptions())
+        options = options or RuntimeOptions()
+        if not optimised:
+            options = replace(options, graph_optimization="none")
+        self._session, self.choice = _open(model, device, threads, options)
         self.provider: str = self._session.get_providers()[0]
         self.inputs = tuple(_to_spec(argument) for argument in self._session.get_inputs())
         self.outputs = tuple(_to_spec(argument) for argument in self._session.get_outputs())
@@ -199,7 +205,8 @@ def _to_session_options(
         "all": level.ORT_ENABLE_ALL,
     }[options.graph_optimization]
     to_ort.enable_cpu_mem_arena = options.arena
-    to_ort.log_severity_level = 4 if forbid_cpu else 3  # errors; a refusal that is tried again is none
+    # Errors. A refusal that is tried again is none, and who runs a reference says himself what went wrong.
+    to_ort.log_severity_level = 4 if forbid_cpu or options.graph_optimization == "none" else 3
     to_ort.add_session_config_entry("session.intra_op.allow_spinning", "0")
     to_ort.add_session_config_entry("session.inter_op.allow_spinning", "0")
     to_ort.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)

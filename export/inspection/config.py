@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 from pydantic import BaseModel, Field, field_validator
 from pydantic_settings import CliPositionalArg  # noqa: TC002  # pydantic resolves it at run time
 
-_SHAPE = re.compile(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)")
+from export.image_shape import parse_shape
 
 
 class InspectConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
@@ -38,17 +36,14 @@ class InspectConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstr
     @field_validator("input")
     @classmethod
     def _check_input(cls, text: str | None) -> str | None:
-        if text is not None and not _SHAPE.fullmatch(text):
-            raise ValueError(f"{text!r} is not a shape; expected channels x height x width, as 3x224x224")
+        if text is not None:
+            parse_shape(text)
         return text
 
     @property
     def input_shape(self) -> tuple[int, int, int] | None:
         """``input`` as numbers: channels, height, width."""
-        if self.input is None:
-            return None
-        channels, height, width = (int(side) for side in self.input.split("x"))
-        return channels, height, width
+        return None if self.input is None else parse_shape(self.input)
 
     @property
     def network_settings(self) -> dict[str, object]:

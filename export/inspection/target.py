@@ -100,11 +100,15 @@ def _load_file(path: Path, given: tuple[int, ...] | None) -> Target:
     except Exception as error:  # protobuf's, onnx's and the file system's own kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(f"{path} is not an ONNX model, or it is damaged: {reason}") from error
-    return Target(str(path), model, _file_shape(path, image_input(model), given), None)
+    return Target(str(path), model, file_shape(path, image_input(model), given), None)
 
 
-def _file_shape(path: Path, image: ir.Value, given: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Return the image's shape as the file has it, with ``given`` for the sides it leaves open."""
+def file_shape(path: Path, image: ir.Value, given: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the image's shape as the file has it, with ``given`` for the sides it leaves open.
+
+    Raises:
+        SourceError: ``given`` contradicts the file, or a side is open and not given.
+    """
     stored = [] if image.shape is None else list(image.shape)[1:]
     if given is not None:
         fits = not stored or (

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health, health_pb2
 
 from serving.background import run_in_thread
-from serving.errors import ListenError
+from serving.errors import ListenError, ResourceExhaustedError
+from serving.processors import usable_processors
 from serving.servicer import CLASSIFIER_SERVICE, INFERENCE_SERVICE, UNARY_CALLS
+from serving.transport.grpcio_options import server_options, to_grpc
+from serving.transport.grpcio_services import abort, built_in_handlers
 from serving.transport.streams import STREAMS, answer_in_order
-from serving.transport.wire import parse, to_status
+from serving.transport.unpack import is_packed, unpack
+from serving.transport.wire import parse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
     from serving.calls import Call, Reply
     from serving.control import Control, ControlMethod
     from serving.servicer import Servicer
+    from serving.tokens import Caller
+    from serving.transport.settings import WireSettings
     from serving.transport.streams import StreamMethod
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -34,6 +41,8 @@ _Method: TypeAlias = "Callable[[bytes, _Context], Awaitable[bytes]]"
 # Long enough for calls that are on their way to arrive and be refused properly, short beside any restart.
 _QUIET_S = 0.2
 
+_log = logging.getLogger(__name__)
+
 
 class GrpcioTransport:
     """A grpc.aio server with inference, control, health and reflection. Every method runs on its event loop.
@@ -41,37 +50,32 @@ class GrpcioTransport:
     Args:
         servicer: what answers inference.
         control: what answers the rest.
-        max_message_bytes: largest request taken. Up to twice that is refused in our words; more is refused by
-            gRPC in its own, with the same status, before it is held in memory.
+        settings: limits and permissions at the wire. Messages somewhat over the limit are refused in our
+            words; larger ones by gRPC in its own, with the same status, before they are held in memory.
+        is_fallback: serves what another transport has taken in and passes on, which has looked after the
+            connections itself.
     """
 
-    def __init__(self, servicer: Servicer, control: Control, *, max_message_bytes: int) -> None:
+    def __init__(
+        self, servicer: Servicer, control: Control, settings: WireSettings, *, is_fallback: bool = False
+    ) -> None:
         self._servicer = servicer
         self._control = control
-        self._max_message_bytes = max_message_bytes
+        self._settings = settings
+        self._limit = settings.message_limit
+        self._permissions = settings.permissions
         self._loop = asyncio.get_running_loop()
         self._finished: deque[tuple[Call, Reply]] = deque()
         self._wake_up_pending = False
         self._running_count = 0
+        # Each thread holds up to the largest message: no more of them than there are processors for.
+        self._unpacker = ThreadPoolExecutor(usable_processors(), thread_name_prefix="unpack")
         self._draining = asyncio.Event()
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(
-            options=(
-                # Two servers on one port must be an error, not a split of the traffic.
-                ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", 2 * max_message_bytes),
-                # Clients may look every ten seconds whether a quiet connection lives; gRPC's own limit of
-                # five minutes would close on them.
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-                # A response is bounded by its request's rows; a limit here would fail after the work is done.
-                ("grpc.max_send_message_length", -1),
-            )
-        )
+        self._server = grpc.aio.server(options=server_options(settings, is_fallback=is_fallback))
         self._server.add_generic_rpc_handlers(tuple(self._handlers()))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            (INFERENCE_SERVICE, CLASSIFIER_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME),
-            self._server,
+        self._server.add_generic_rpc_handlers(
+            built_in_handlers(self._health, settings.permissions, with_reflection=settings.reflection)
         )
 
     async def start(self, host: str, port: int) -> int:
@@ -85,8 +89,13 @@ class GrpcioTransport:
 
     async def listen(self, address: str) -> int:
         """Listen on an address as gRPC writes it, such as "unix:/path"; raises as `start`."""
+        credentials = self._settings.credentials
         try:
-            bound: int = self._server.add_insecure_port(address)
+            bound: int = (
+                self._server.add_insecure_port(address)
+                if credentials is None
+                else self._server.add_secure_port(address, to_grpc(credentials))
+            )
         except RuntimeError as error:
             raise ListenError(cannot_listen(address)) from error
         await self._server.start()
@@ -117,18 +126,21 @@ class GrpcioTransport:
             if self._running_count:
                 quiet_until_s = self._loop.time() + _QUIET_S
         await self._server.stop(max(0.0, give_up_s - self._loop.time()))
+        self._unpacker.shutdown(wait=False, cancel_futures=True)
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:
         # Messages are parsed here and not by gRPC, which would answer UNKNOWN without a word to bytes that
         # are none.
         by_path: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            f"/{INFERENCE_SERVICE}/{name}": grpc.unary_unary_rpc_method_handler(self._control_method(method))
-            for name, method in self._control.methods.items()
+            path: grpc.unary_unary_rpc_method_handler(self._control_method(path, method))
+            for path, method in (
+                (f"/{INFERENCE_SERVICE}/{name}", method) for name, method in self._control.methods.items()
+            )
         }
         for path, kind in UNARY_CALLS.items():
-            by_path[path] = grpc.unary_unary_rpc_method_handler(self._unary_method(kind))
+            by_path[path] = grpc.unary_unary_rpc_method_handler(self._unary_method(path, kind))
         for path, stream in STREAMS.items():
-            by_path[path] = grpc.stream_stream_rpc_method_handler(self._stream_method(stream))
+            by_path[path] = grpc.stream_stream_rpc_method_handler(self._stream_method(path, stream))
         handlers = []
         for service in (INFERENCE_SERVICE, CLASSIFIER_SERVICE):
             prefix = f"/{service}/"
@@ -140,50 +152,74 @@ class GrpcioTransport:
             handlers.append(grpc.method_handlers_generic_handler(service, own))
         return handlers
 
-    def _control_method(self, method: ControlMethod) -> _Method:
+    def _control_method(self, path: str, method: ControlMethod) -> _Method:
         async def answer(content: bytes, context: _Context) -> bytes:
             try:
-                request = parse(method.request_type, content, self._max_message_bytes)
+                caller = self._check(path, context)
+                request = parse(method.request_type, await self._unpacked(content), self._limit)
                 if not method.is_slow:
                     return method.answer(request).SerializeToString()
+                if caller is not None:
+                    _log.info("%s by %s", path.rpartition("/")[2], caller.name)
                 try:
                     response: Message = await run_in_thread(lambda: method.answer(request), "control")
                 finally:
                     await self.publish_health()
                 return response.SerializeToString()
             except Exception as error:  # becomes a status, and is logged where unknown
-                await _abort(context, error)
+                await abort(context, error)
 
         return answer
 
-    def _unary_method(self, kind: type[Call]) -> _Method:
+    def _unary_method(self, path: str, kind: type[Call]) -> _Method:
         async def answer(content: bytes, context: _Context) -> bytes:
+            try:
+                self._check(path, context)
+            except Exception as error:  # becomes a status
+                await abort(context, error)
             reply = await self._infer(kind, content, context.time_remaining())
             if isinstance(reply, Exception):
-                await _abort(context, reply)
+                await abort(context, reply)
             return reply
 
         return answer
 
-    def _stream_method(self, stream: StreamMethod) -> Callable[..., AsyncIterator[bytes]]:
+    def _stream_method(self, path: str, stream: StreamMethod) -> Callable[..., AsyncIterator[bytes]]:
         async def answer(contents: AsyncIterator[bytes], context: _Context) -> AsyncIterator[bytes]:
             async def ask(content: bytes) -> bytes:
+                try:
+                    content = await self._unpacked(content)
+                except ResourceExhaustedError as error:  # is the answer
+                    return stream.write(b"", error)
                 reply = await self._infer(stream.kind, content, context.time_remaining())
                 return stream.write(content, reply)
 
             try:
+                self._check(path, context)
                 async for response in answer_in_order(contents, ask, self._draining):
                     yield response
             except Exception as error:  # ends the stream with a status
-                await _abort(context, error)
+                await abort(context, error)
 
         return answer
+
+    def _check(self, path: str, context: _Context) -> Caller | None:
+        """Return who calls; raises UnauthenticatedError or PermissionDeniedError."""
+        if not self._permissions.are_checked:
+            return None
+        return self._permissions.check(path, context.invocation_metadata() or ())
+
+    async def _unpacked(self, content: bytes) -> bytes:
+        """Return the message that ``content`` is or unpacks to; raises ResourceExhaustedError."""
+        if not is_packed(content):
+            return content
+        return await self._loop.run_in_executor(self._unpacker, unpack, content, self._limit.max_bytes())
 
     async def _infer(self, kind: type[Call], content: bytes, remaining_s: float | None) -> Reply:
         self._running_count += 1
         try:
             call = kind(
-                message=parse(kind.request_type, content, self._max_message_bytes),
+                message=parse(kind.request_type, await self._unpacked(content), self._limit),
                 deadline_s=math.inf if remaining_s is None else time.monotonic() + remaining_s,
                 ticket=self._loop.create_future(),
             )
@@ -222,9 +258,3 @@ def cannot_listen(address: str) -> str:
         f"cannot listen on {address}: the port is taken by another server, or the address is not this "
         "machine's; choose others with --port and --host"
     )
-
-
-async def _abort(context: _Context, error: Exception) -> NoReturn:
-    status, text = to_status(error)
-    await context.abort(grpc.StatusCode[status], text)
-    raise AssertionError("abort always raises")

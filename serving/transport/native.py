@@ -3,9 +3,9 @@
 Unary inference is taken here. Everything else (control, health, reflection, streams) is passed on by the
 front, frame by frame, to the grpcio transport on a Unix socket, so all of it answers alike.
 
-What it cannot do, and grpcio can: TLS; refuse a large message before it is held in memory (here it is refused
-before it is parsed); limits on connections, their age, and decompressed sizes. Where clients are not trusted,
-put a proxy in front or use grpcio.
+What it cannot do, and grpcio can: TLS; refuse a large message, or one without a token, before it is held in
+memory (here it is refused before it is parsed); unpack compressed messages in bounded memory; limits on
+connections, their age and idle time. Where clients are not trusted, put a proxy in front or use grpcio.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from serving.calls import Call, Reply
     from serving.control import Control
     from serving.servicer import Servicer
+    from serving.transport.settings import WireSettings
 
 # A second I/O thread made a call half as dear again on two processors (36 us, not 24, null handler).
 _IO_THREADS = 1
@@ -53,6 +54,7 @@ _STATUS_CODES = {
     "UNIMPLEMENTED": 12,
     "INTERNAL": 13,
     "UNAVAILABLE": 14,
+    "UNAUTHENTICATED": 16,
 }
 
 _log = logging.getLogger(__name__)
@@ -64,14 +66,16 @@ class NativeTransport:
     Args:
         servicer: what answers inference.
         control: what answers the rest.
-        max_message_bytes: largest request taken; more is refused before it is parsed.
+        settings: limits and permissions at the wire, none of those that only grpcio can do.
     """
 
-    def __init__(self, servicer: Servicer, control: Control, *, max_message_bytes: int) -> None:
+    def __init__(self, servicer: Servicer, control: Control, settings: WireSettings) -> None:
         self._servicer = servicer
-        self._max_message_bytes = max_message_bytes
-        self._fallback = GrpcioTransport(servicer, control, max_message_bytes=max_message_bytes)
-        self._kinds = list(UNARY_CALLS.values())  # by method id, which counts from 0 in the order given
+        self._settings = settings
+        self._limit = settings.message_limit
+        self._permissions = settings.permissions
+        self._fallback = GrpcioTransport(servicer, control, settings, is_fallback=True)
+        self._methods = list(UNARY_CALLS.items())  # by method id, which counts from 0 in the order given
         self._pending: dict[int, Call] = {}
         self._receiver = threading.Thread(target=self._receive, name="receive", daemon=True)
         self._front: NativeGrpcFront | None = None
@@ -90,6 +94,8 @@ class NativeTransport:
                 io_threads=_IO_THREADS,
                 call_details=True,  # deadlines, and word of callers that hang up
                 keepalive_time_ms=_KEEPALIVE_MS,
+                max_concurrent_streams=self._settings.max_concurrent_streams,
+                max_metadata_size=self._settings.max_metadata_bytes,
             )
         except OSError as error:
             raise ListenError(cannot_listen(address)) from error
@@ -102,7 +108,8 @@ class NativeTransport:
         self._front = front
         self._receiver.start()
         _log.info(
-            "transport native: no TLS, and messages over the limit are refused only once they are received"
+            "transport native: no TLS, no limits on connections; a message is refused, by size or for want "
+            "of a token, only once it is received and unpacked"
         )
         return front.bound_port
 
@@ -154,11 +161,13 @@ class NativeTransport:
             if kind == EVENT_CANCEL:  # always after its call, often in the same batch
                 self._cancel(call_id, calls)
                 continue
-            call_type = self._kinds[method_id]
-            remaining_s = details[2]
+            path, call_type = self._methods[method_id]
+            metadata, _, remaining_s = details
             try:
+                if self._permissions.are_checked:
+                    self._permissions.check(path, metadata)
                 call = call_type(
-                    message=parse(call_type.request_type, payload, self._max_message_bytes),
+                    message=parse(call_type.request_type, payload, self._limit),
                     deadline_s=math.inf if remaining_s is None else now_s + remaining_s,
                     ticket=call_id,
                 )

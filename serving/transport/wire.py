@@ -12,6 +12,8 @@ from serving.errors import InvalidArgumentError, ResourceExhaustedError, Serving
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
+    from serving.message_limit import MessageLimit
+
 _M = TypeVar("_M", bound="Message")
 
 INTERNAL_ERROR_TEXT = "internal error; the server's log has the details"
@@ -21,16 +23,16 @@ _MAX_TEXT = 2000
 _log = logging.getLogger(__name__)
 
 
-def parse(message_type: type[_M], content: bytes, max_message_bytes: int) -> _M:
+def parse(message_type: type[_M], content: bytes, limit: MessageLimit) -> _M:
     """Return the message that ``content`` is.
 
     Raises:
         ResourceExhaustedError: it is larger than messages may be; it is refused without being parsed.
         InvalidArgumentError: it is no such message.
     """
-    if len(content) > max_message_bytes:
+    if not limit.allows(len(content)):
         raise ResourceExhaustedError(
-            f"the message has {len(content)} bytes, at most {max_message_bytes} are taken: send fewer "
+            f"the message has {len(content)} bytes, at most {limit.max_bytes()} are taken: send fewer "
             "images at a time, or raise the server's --max-message-mib"
         )
     try:

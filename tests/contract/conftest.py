@@ -1,10 +1,12 @@
 """One repository and one server process for all contract tests."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
+import foldserve
 from imaging import ImageSpec
 from tests.serving.artifacts import TinyNetwork
 from tests.serving.server_process import ServerProcess
@@ -41,3 +43,16 @@ def server(
     folder = tmp_path_factory.mktemp(f"server-{request.param}")
     with ServerProcess(repository, folder, "--transport", request.param) as process:
         yield process
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., CompletedProcess[str]]:
+    """The `foldserve` command line in this process, which has loaded all that each start would load again."""
+
+    def run(*arguments: str) -> CompletedProcess[str]:
+        capsys.readouterr()
+        status = foldserve.main(list(arguments))
+        printed = capsys.readouterr()
+        return CompletedProcess(arguments, status, printed.out, printed.err)
+
+    return run

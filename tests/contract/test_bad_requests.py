@@ -190,7 +190,7 @@ def test_message_over_the_limit_is_refused_and_the_next_one_served(
     too_large = infer_request(np.zeros((2**20 + 1, 1, 8, 8), np.uint8))
     code, text = status_of(lambda: server.stub.ModelInfer(too_large))
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert f"at most {64 * 2**20} are taken" in text
+    assert f"at most {32 * 2**20} are taken" in text
     assert "--max-message-mib" in text
     assert server.infer(network.random_images(1)).model_name == "tiny"
 

@@ -142,7 +142,7 @@ def test_list_shows_a_server(server: ServerProcess) -> None:
 def test_verify_proves_every_version(repository: Path) -> None:
     ended = run_cli("models", "verify", "--repository", str(repository), "--device", "cpu")
     assert ended.returncode == 0, ended.stdout
-    assert ended.stdout.count("32 golden pairs reproduced on CPUExecutionProvider") == 3
+    assert ended.stdout.count("32 synthetic golden pairs reproduced on CPUExecutionProvider") == 3
 
 
 def test_async_client_keeps_many_calls_in_flight(server: ServerProcess, network: TinyNetwork) -> None:

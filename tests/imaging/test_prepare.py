@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imaging import ImageError, ImageSpec, decode_image, prepare_image
-from imaging import prepare as prepare_module
 
 GREY = ImageSpec(channel_order="L", height=8, width=8, resize_shorter_side=8)
 COLOUR = ImageSpec(channel_order="RGB", height=8, width=8, resize_shorter_side=8)
@@ -166,11 +165,10 @@ def test_a_bomb_is_refused_by_its_header_alone():
         prepare_image(bomb, GREY)
 
 
-def test_the_limit_is_exact(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(prepare_module, "MAX_PIXELS", 64)
-    prepare_image(encode(Image.new("L", (8, 8))), GREY)
+def test_the_limit_is_exact():
+    prepare_image(encode(Image.new("L", (8, 8))), GREY, max_pixels=64)
     with pytest.raises(ImageError, match="the image has 13x5 pixels; at most 64 pixels are decoded"):
-        prepare_image(encode(Image.new("L", (13, 5))), GREY)
+        prepare_image(encode(Image.new("L", (13, 5))), GREY, max_pixels=64)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """What the settings of the server decide by themselves."""
 
 import pytest
+from pydantic import ValidationError
 
-from serving.config import ServeConfig
+from serving.config import ClassifyConfig, ServeConfig
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
@@ -17,3 +18,57 @@ def test_models_are_controlled_from_this_machine_by_default(host: str) -> None:
 def test_strangers_may_not_control_models_unless_told(host: str) -> None:
     assert not ServeConfig(host=host).allows_model_control
     assert ServeConfig(host=host, model_control=True).allows_model_control
+
+
+def test_tokens_decide_who_controls_models_but_the_flag_wins() -> None:
+    tls = {"tls_cert": "server.pem", "tls_key": "server.key"}
+    assert ServeConfig(host="0.0.0.0", tokens="tokens", **tls).allows_model_control
+    assert not ServeConfig(host="0.0.0.0", tokens="tokens", model_control=False, **tls).allows_model_control
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        pytest.param({"tls_cert": "a"}, "--tls-cert needs --tls-key", id="certificate alone"),
+        pytest.param({"tls_key": "a"}, "--tls-key needs --tls-cert", id="key alone"),
+        pytest.param({"tls_client_ca": "a"}, "--tls-client-ca needs TLS", id="client authorities alone"),
+        pytest.param(
+            {"host": "0.0.0.0", "tokens": "a"}, "in the clear.*--allow-plaintext-tokens", id="tokens open"
+        ),
+        pytest.param(
+            {"transport": "native", "tls_cert": "a", "tls_key": "a", "max_connections": 5},
+            "native cannot do --tls-cert and --max-connections; use --transport grpcio",
+            id="native with TLS",
+        ),
+        pytest.param(
+            {"transport": "native", "max_connection_age_s": 5}, "--max-connection-age-s", id="native with age"
+        ),
+        pytest.param(
+            {"transport": "native", "max_connection_idle_s": 5}, "--max-connection-idle-s", id="native, idle"
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ServeConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"tokens": "a"}, id="on loopback"),
+        pytest.param({"host": "0.0.0.0", "tokens": "a", "tls_cert": "a", "tls_key": "a"}, id="with TLS"),
+        pytest.param({"host": "0.0.0.0", "tokens": "a", "allow_plaintext_tokens": True}, id="as told"),
+        pytest.param({"transport": "native", "tokens": "a"}, id="native"),
+    ],
+)
+def test_tokens_are_taken(settings: dict[str, object]) -> None:
+    assert ServeConfig(**settings).tokens is not None
+
+
+def test_a_commands_token_is_not_shown() -> None:
+    """Neither in a message about the settings nor among the flags."""
+    config = ClassifyConfig(images=["a.png"], model="tiny").with_token("secret")
+    assert config.token == "secret"
+    assert "secret" not in repr(config)
+    assert "secret" not in str(config.model_dump())

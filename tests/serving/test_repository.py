@@ -81,7 +81,7 @@ def test_closed_repository_loads_nothing_more(folder: Path) -> None:
 def test_draining_servicer_refuses_new_calls_and_is_not_ready(folder: Path) -> None:
     repository = Repository(folder, SETTINGS)
     repository.load_all()
-    servicer = Servicer(repository, max_decoding_bytes=1000)
+    servicer = Servicer(repository, max_decoding_bytes=1000, max_image_pixels=1000)
     control = Control(repository, servicer, model_control=True)
     assert not control.is_ready(), "start-up loading has not been declared over"
     control.end_loading()

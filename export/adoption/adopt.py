@@ -1,0 +1,119 @@
+"""An ONNX file made elsewhere becomes a network to export, once it is seen to answer for any batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import TensorProto
+
+from export.adoption.logits import LogitsChoice, with_output
+from export.adoption.network import ForeignNetwork, NormalizedFile
+from export.adoption.prepare import prepare
+from export.adoption.reference import ForeignReference
+from export.errors import SourceError, first_line
+from export.parity import BATCH_SIZES
+from export.tolerances import reference_tolerance
+from serving.session import Session
+
+if TYPE_CHECKING:
+    import onnx
+    from numpy.typing import NDArray
+
+    from export.adoption.read import OnnxFile
+
+_SEED = 2
+
+
+def adopt(
+    file: OnnxFile,
+    image: onnx.ValueInfoProto,
+    choice: LogitsChoice,
+    *,
+    image_shape: tuple[int, ...],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> NormalizedFile:
+    """Run the file as it is, prepare it, and see that nothing has changed at any batch size.
+
+    Raises:
+        SourceError: it does not run, answers no logits, is random, or answers for a fixed number of images.
+        FoldError: a batch norm that depends on the batch.
+    """
+    tensor = image.type.tensor_type
+    batch = tensor.shape.dim[0]
+    is_whole = not file.external_sha256 and choice.name in {
+        value.name for value in file.model_proto.graph.output
+    }
+    network = ForeignNetwork(
+        given=file.content if is_whole else with_output(file.model_proto, choice.name),
+        prepared=b"",
+        image=image.name,
+        logits=choice.name,
+        takes_pixels=tensor.elem_type == TensorProto.UINT8,
+        fixed_batch=int(batch.dim_value) if batch.HasField("dim_value") else None,
+        class_count=0,
+    )
+    noise = np.random.default_rng(_SEED).integers(0, 256, (max(BATCH_SIZES), *image_shape), dtype=np.uint8)
+    logits = _given_logits(NormalizedFile(network, mean, std), noise)
+    class_count = logits.shape[1]
+    prepared = prepare(
+        file, image=image.name, logits=choice.name, image_shape=image_shape, class_count=class_count
+    )
+    adopted = NormalizedFile(replace(network, prepared=prepared, class_count=class_count), mean, std)
+    _check_any_batch(adopted, noise, logits)
+    return adopted
+
+
+def _given_logits(module: NormalizedFile, noise: NDArray[np.uint8]) -> NDArray[np.float32]:
+    name, count = module.network.logits, len(noise)
+    try:
+        reference = ForeignReference(module)
+        logits: NDArray[Any] = reference.logits(noise)
+        again = reference.logits(noise)
+    except Exception as error:  # ONNX Runtime's own kinds, and ArtifactError where it cannot load the file
+        raise SourceError(
+            f"the file does not run on images of {list(noise.shape[1:])}: {first_line(error)}"
+        ) from error
+    if logits.ndim != 2 or len(logits) != count or logits.dtype != np.float32:
+        raise SourceError(
+            f"the file's {name} is {logits.dtype} {list(logits.shape)} for {count} images; expected float32 "
+            f"logits [{count}, classes]: name another tensor with --output"
+        )
+    if not np.isfinite(logits).all():
+        raise SourceError(
+            f"the file's {name} holds NaN or infinite values for noise; its weights cannot be used"
+        )
+    if not np.array_equal(logits, again):
+        raise SourceError("the file gives the same images other logits each time: something in it is random")
+    return logits
+
+
+def _check_any_batch(module: NormalizedFile, noise: NDArray[np.uint8], expected: NDArray[np.float32]) -> None:
+    """Compare the prepared graph, not folded yet, with the given file at every batch size."""
+    for size in BATCH_SIZES:
+        if reason := _difference(module, noise[:size], expected[:size]):
+            fixed = module.network.fixed_batch
+            again = (
+                f"with a symbolic batch instead of {fixed}" if fixed else "with a batch that is nowhere fixed"
+            )
+            raise SourceError(
+                f"the file cannot be made to answer for {size} images at once: {reason}; export it "
+                f"again {again}"
+            )
+
+
+def _difference(module: NormalizedFile, images: NDArray[np.uint8], expected: NDArray[np.float32]) -> str:
+    try:
+        session = Session(module.network.prepared, device="cpu", optimised=False)
+        feeds = {module.network.image: module.network_input(images, np.float32)}
+        logits = session.run([session.outputs[0].name], feeds)[0]
+    except Exception as error:  # as above
+        return first_line(error)
+    if logits.shape != expected.shape:
+        return f"its logits are {list(logits.shape)}, expected {list(expected.shape)}"
+    difference = float(np.abs(logits - expected).max())
+    if not difference <= reference_tolerance(expected):
+        return f"its logits differ from those of the given file by up to {difference:.3g}"
+    return ""

@@ -1,0 +1,65 @@
+"""Whether a module is what can be served: one image in, logits [N, K] out, the same each time it is asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from export.errors import SourceError, first_line
+from export.image_shape import show_shape
+from export.tolerances import runtime_tolerance
+
+if TYPE_CHECKING:
+    from training.models import Normalized
+
+_SEED = 1
+_BATCH_SIZE = 2
+
+
+def check_answers(module: Normalized, image_shape: tuple[int, int, int]) -> int:
+    """Run ``module`` (in eval mode) on two images of noise, twice, and return its class count K.
+
+    Raises:
+        SourceError: it fails on such images, answers no finite float32 [N, K], or is not repeatable.
+    """
+    noise = np.random.default_rng(_SEED).integers(0, 256, (_BATCH_SIZE, *image_shape), dtype=np.uint8)
+    logits = _answer(module, torch.from_numpy(noise), image_shape)
+    if logits.ndim != 2 or logits.shape[0] != _BATCH_SIZE or logits.shape[1] == 0:
+        raise SourceError(
+            f"the network turns {_BATCH_SIZE} images of {show_shape(image_shape)} into a tensor of shape "
+            f"{list(logits.shape)}; expected logits [{_BATCH_SIZE}, classes]"
+        )
+    if logits.dtype != torch.float32:
+        raise SourceError(
+            f"the network answers {str(logits.dtype).removeprefix('torch.')}; expected float32 logits"
+        )
+    if not torch.isfinite(logits).all():
+        raise SourceError("the network answers NaN or infinite logits for noise; its weights cannot be used")
+    again = _answer(module, torch.from_numpy(noise), image_shape)
+    difference = float((again - logits).abs().max())
+    if not difference <= runtime_tolerance(logits.numpy(), 0.0):
+        raise SourceError(
+            f"the network gives the same images other logits each time, by up to {difference:.2g}, though it "
+            "is in eval mode: something in it is random (a functional dropout without "
+            "training=self.training?)"
+        )
+    return int(logits.shape[1])
+
+
+def _answer(module: Normalized, pixels: torch.Tensor, image_shape: tuple[int, int, int]) -> torch.Tensor:
+    try:
+        with torch.inference_mode():
+            answer: Any = module(pixels)
+    except Exception as error:  # whatever the network's own code raises
+        raise SourceError(
+            f"the network fails on images of {show_shape(image_shape)}: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
+    if not isinstance(answer, torch.Tensor):
+        raise SourceError(
+            f"the network answers a {type(answer).__name__}; expected one tensor of logits [N, classes]: let "
+            "the factory return a module that picks it out"
+        )
+    return answer

@@ -1,0 +1,60 @@
+"""The names of the classes, from a text file: UTF-8, a name a line, in the order of the logits."""
+
+from __future__ import annotations
+
+import codecs
+from typing import TYPE_CHECKING
+
+from export.errors import SourceError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Return the names in ``path``; a byte order mark, CRLF and one newline at the end are as good as none.
+
+    Raises:
+        SourceError: it cannot be read, is not UTF-8, or has a line that is empty or there twice.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"--labels {path} cannot be read: {error.strerror or error}") from error
+    lines = _decode(content, path).replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
+    labels = tuple(line.strip() for line in lines)
+    if labels == ("",):
+        raise SourceError(f"--labels {path} is empty; expected a class's name a line")
+    first_line: dict[str, int] = {}
+    for number, label in enumerate(labels, start=1):
+        if not label:
+            raise SourceError(f"--labels {path}: line {number} is empty; expected a class's name a line")
+        if not label.isprintable():
+            raise SourceError(f"--labels {path}: line {number} holds control characters: {label!r}")
+        if label in first_line:
+            raise SourceError(
+                f"--labels {path}: {label!r} is in line {first_line[label]} and in line {number}; two "
+                "classes of one name cannot be told apart"
+            )
+        first_line[label] = number
+    return labels
+
+
+def check_label_count(labels: tuple[str, ...], class_count: int, path: Path | None) -> None:
+    """Raise SourceError unless there is one label a class; ``path`` is where they were read."""
+    if len(labels) != class_count:
+        source = "its own metadata" if path is None else f"--labels {path}"
+        raise SourceError(
+            f"{source} has {len(labels)} names, the network answers {class_count} classes; expected a name a "
+            "class, in the order of the logits"
+        )
+
+
+def _decode(content: bytes, path: Path) -> str:
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise SourceError(f"--labels {path} is UTF-16; save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise SourceError(f"--labels {path} is not UTF-8: see line {line}; save it as UTF-8") from error

@@ -1,0 +1,106 @@
+"""A network of one's own as a source: its factory, its weights, and what flags say of its images."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from export.errors import SourceError, first_line
+from export.sources.answers import check_answers
+from export.sources.label_file import check_label_count, read_labels
+from export.sources.preprocessing import image_spec, mean_and_std
+from export.sources.proof_images import proof_images
+from export.sources.source import Source, tool_version
+from export.sources.weights_file import load_into, read_weights
+from serving.artifact import ModelMetadata
+from training.errors import ModelError
+from training.models import Normalized, create_model, register_own
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from export.config import ExportConfig
+
+
+def load_own_network(config: ExportConfig) -> Source:
+    """Build ``config.arch``, give it its weights, and see that it is one image in and logits out.
+
+    Raises:
+        SourceError: weights, labels, images or numbers do not fit it, or its answers cannot be served.
+        ModelError: the factory cannot be found or fails.
+    """
+    arch, weights_path, shape = config.arch, config.weights, config.input_shape
+    assert arch is not None
+    assert weights_path is not None
+    assert shape is not None
+    image = image_spec(shape, config.resize)
+    mean, std, remarks = mean_and_std(config, image.channels)
+    labels = None if config.labels is None else read_labels(config.labels)
+    weights = read_weights(weights_path)
+    network, arguments = _build(arch, shape, labels)
+    load_into(network, weights, weights_path, arch=arch, class_count=arguments.get("class_count"))
+    network, more = _for_inference(network)
+    module = Normalized(network, mean, std).eval()
+    class_count = check_answers(module, image.shape)
+    if labels is None:
+        raise SourceError(
+            f"--labels FILE is needed (UTF-8, a name a line): {arch} answers {class_count} classes, and "
+            "their names are in no state dict"
+        )
+    check_label_count(labels, class_count, config.labels)
+    proof, said = proof_images(config.images, image, labels, config.verify_images)
+    provenance = {
+        "architecture": arch,
+        "weights_sha256": weights.sha256,
+        "golden_images": proof.kind,
+        "foldserve": tool_version("foldserve"),
+    }
+    return Source(
+        module=module,
+        metadata=ModelMetadata(labels, mean, std, image, provenance),
+        proof=proof,
+        suggested_name=arch.rpartition(":")[2],
+        facts={
+            "architecture": arch,
+            "architecture_arguments": arguments,
+            "weights": weights_path.name,
+            "weights_sha256": weights.sha256,
+            "remarks": [*weights.remarks, *more, *remarks, *said],
+        },
+        summary=f"{arch} with the weights of {weights_path}, {len(labels)} classes",
+        remarks=(*weights.remarks, *more, *remarks, *said),
+    )
+
+
+def _build(
+    arch: str, shape: tuple[int, int, int], labels: tuple[str, ...] | None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the network and the arguments offered to its factory, which takes those that it declares."""
+    register_own(arch)
+    arguments: dict[str, Any] = {"in_channels": shape[0], "height": shape[1], "width": shape[2]}
+    if labels is not None:
+        arguments["class_count"] = len(labels)
+    try:
+        return create_model(arch, **arguments), arguments
+    except ModelError as error:
+        if labels is None and "class_count" in str(error):  # the factory cannot do without
+            raise SourceError(
+                f"--labels FILE is needed (UTF-8, a name a line): {arch} is built for as many classes as it "
+                "has names"
+            ) from error
+        raise
+
+
+def _for_inference(network: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return a copy in eval mode, in float32 and on the CPU; what the factory made stays as it is."""
+    try:
+        copied = copy.deepcopy(network)
+    except Exception as error:  # whatever a module's own __deepcopy__ or a stray handle raises
+        raise SourceError(
+            f"the network cannot be copied ({first_line(error)}); let its factory return a plain module"
+        ) from error
+    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in copied.parameters()} - {"float32"}
+    said = tuple(f"its {kind} weights are computed in float32" for kind in sorted(kinds))
+    return copied.to("cpu", torch.float32).eval(), said

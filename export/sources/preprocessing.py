@@ -1,0 +1,65 @@
+"""How an image becomes a network's input, from flags: size, colours, mean and std."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from export.errors import SourceError
+from export.image_shape import show_shape
+from imaging import ImageSpec
+
+if TYPE_CHECKING:
+    from export.config import ExportConfig
+
+_ORDERS = {1: "L", 3: "RGB"}
+
+
+def image_spec(shape: tuple[int, ...], resize: int | None) -> ImageSpec:
+    """Return how encoded images are brought to ``shape``, channels x height x width.
+
+    Raises:
+        SourceError: neither grey nor RGB, or ``resize`` is less than what is cut out.
+    """
+    channels, height, width = shape
+    if channels not in _ORDERS:
+        hint = "; channels come first here, not last" if width in _ORDERS else ""
+        raise SourceError(
+            f"images of {show_shape(shape)} have {channels} channels; expected 1 (grey) or 3 (RGB){hint}"
+        )
+    longest = max(height, width)
+    if resize is not None and resize < longest:
+        raise SourceError(
+            f"--resize {resize} is less than {longest}, the longer side that is cut out of the scaled image"
+        )
+    order = _ORDERS[channels]
+    return ImageSpec(order, height, width, resize_shorter_side=resize or longest)  # type: ignore[arg-type]  # one of two
+
+
+def mean_and_std(
+    config: ExportConfig, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
+    """Return mean and std a channel, and a warning where they were not given.
+
+    Raises:
+        SourceError: not one number a channel.
+    """
+    for flag, numbers in (("--mean", config.mean), ("--std", config.std)):
+        if numbers is not None and len(numbers) != channels:
+            raise SourceError(
+                f"{flag} has {len(numbers)} numbers for {channels} channels; expected one a channel, as "
+                f"{flag} {','.join(['0.5'] * channels)}"
+            )
+    assumed = [
+        f"{flag} {number}"
+        for flag, numbers, number in (("--mean", config.mean, 0), ("--std", config.std, 1))
+        if numbers is None
+    ]
+    remarks: tuple[str, ...] = ()
+    if assumed:
+        remarks = (
+            f"warning: {' and '.join(assumed)} are assumed: the network is taken to want (pixel / 255 - "
+            "mean) / std; give the numbers it was trained with"
+            if len(assumed) == 2
+            else f"warning: {assumed[0]} is assumed; give the numbers that the network was trained with",
+        )
+    return config.mean or (0.0,) * channels, config.std or (1.0,) * channels, remarks

@@ -1,0 +1,176 @@
+"""Images to prove an export with that no data set of ours brings: a folder of them, or seeded synthetic ones.
+
+FOLDER/*            images without labels
+FOLDER/LABEL/*      images of known classes, where the folders are named as the network's labels
+
+They are prepared by `imaging.prepare_image`, as the server prepares what it is sent.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from export.errors import SourceError
+from export.sources.source import ProofImages
+from imaging import ImageError, prepare_image
+from training.datasets.image_folder import IMAGE_SUFFIXES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from imaging import ImageSpec
+
+FULL_PROOF_SIDE = 64  # pixels; up to here all test images are compared
+LARGE_PROOF_COUNT = 1000
+
+# As many as golden pairs of small and of large images (`export.golden`): more noise proves nothing more.
+SYNTHETIC_COUNT = 256
+SYNTHETIC_COUNT_LARGE = 64
+_SEED = 1998  # of the synthetic images; any fixed number
+
+# Below this the largest batch that is compared is not filled, and the design asks for as many golden pairs.
+FEW = 32
+_NAMES_SHOWN = 3
+
+
+def proof_count(available: int, image: ImageSpec, asked: int | None) -> int:
+    """Return how many of ``available`` images are compared: ``asked``, or else what the size allows."""
+    if asked is not None:
+        return min(available, asked)
+    is_large = max(image.height, image.width) > FULL_PROOF_SIDE
+    return min(available, LARGE_PROOF_COUNT) if is_large else available
+
+
+def spread(available: int, count: int) -> NDArray[np.int64]:
+    """Return ``count`` positions spread evenly over ``available``."""
+    return np.linspace(0, available - 1, count).round().astype(np.int64)
+
+
+def proof_images(
+    folder: Path | None, image: ImageSpec, labels: Sequence[str], asked: int | None
+) -> tuple[ProofImages, tuple[str, ...]]:
+    """Return the images of ``folder``, or synthetic ones without it, and remarks for the person exporting.
+
+    Raises:
+        SourceError: the folder holds no images, unreadable ones, or folders that are only partly labels.
+    """
+    if folder is None:
+        return synthetic_images(image, asked), (
+            "no --images: proven on seeded synthetic images, which say nothing of its accuracy",
+        )
+    paths, classes, remarks = _find_images(folder, labels)
+    chosen = spread(len(paths), proof_count(len(paths), image, asked))
+    images = _decode([paths[index] for index in chosen], folder, image)
+    proof = ProofImages(
+        images=images,
+        labels=None if classes is None else np.array(classes, dtype=np.int64)[chosen],
+        synthetic=False,
+        origin=f"images of {folder.resolve().name}",
+    )
+    if len(images) < FEW:
+        remarks = (
+            *remarks,
+            f"warning: only {len(images)} images in {folder}; {FEW} or more make golden pairs of worth",
+        )
+    return proof, remarks
+
+
+def synthetic_images(image: ImageSpec, asked: int | None) -> ProofImages:
+    """Return seeded images of squares in all sizes, from one flat colour to noise of single pixels.
+
+    Noise alone looks the same to a deep network image by image, and leaves most of its weights unproven.
+    """
+    is_large = max(image.height, image.width) > FULL_PROOF_SIDE
+    count = asked or (SYNTHETIC_COUNT_LARGE if is_large else SYNTHETIC_COUNT)
+    random = np.random.default_rng(_SEED)
+    longest = max(image.height, image.width)
+    cell_counts = [2**power for power in range(longest.bit_length())] + [longest]
+    images = np.empty((count, *image.shape), dtype=np.uint8)
+    for index in range(count):
+        cells = cell_counts[index % len(cell_counts)]
+        colours = random.integers(0, 256, (image.channels, cells, cells), dtype=np.uint8)
+        rows, columns = (np.arange(side) * cells // longest for side in (image.height, image.width))
+        images[index] = colours[:, rows[:, np.newaxis], columns]
+    return ProofImages(images, labels=None, synthetic=True, origin="seeded synthetic images")
+
+
+def _find_images(folder: Path, labels: Sequence[str]) -> tuple[list[Path], list[int] | None, tuple[str, ...]]:
+    """Return the image files in the order of their names, their classes where folders tell, and remarks."""
+    if not folder.is_dir():
+        raise SourceError(
+            f"--images {folder} {'is not a folder' if folder.exists() else 'does not exist'}; expected a "
+            "folder of images, or of a folder of images for each label"
+        )
+    flat = _images_in(folder, deep=False)
+    if flat:
+        return flat, None, ()
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = {path.name: _images_in(path, deep=True) for path in folders}
+    found = {name: paths for name, paths in found.items() if paths}
+    if not found:
+        raise SourceError(f"--images {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    paths = [path for name in found for path in found[name]]
+    unknown = [name for name in found if name not in labels]
+    if len(unknown) == len(found):
+        remark = f"the folders in {folder} are not named as the labels: no accuracy is measured"
+        return paths, None, (remark,)
+    if unknown:
+        raise SourceError(
+            f"--images {folder}: {len(unknown)} of {len(found)} folders are not named as a label: "
+            f"{_with_near_misses(unknown, labels)}; rename them or take them out"
+        )
+    place = {label: index for index, label in enumerate(labels)}
+    classes = [place[name] for name in found for _ in found[name]]
+    missing = [label for label in labels if label not in found]
+    remarks = (f"no images of {_first(missing)} in {folder}",) if missing else ()
+    return paths, classes, remarks
+
+
+def _images_in(folder: Path, *, deep: bool) -> list[Path]:
+    return sorted(
+        path
+        for path in (folder.rglob("*") if deep else folder.iterdir())
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _decode(paths: Sequence[Path], folder: Path, image: ImageSpec) -> NDArray[np.uint8]:
+    images = np.empty((len(paths), *image.shape), dtype=np.uint8)
+
+    def decode_one(index: int) -> str | None:
+        try:
+            images[index] = prepare_image(paths[index].read_bytes(), image)
+        except (ImageError, OSError) as error:
+            return f"{paths[index].relative_to(folder)}: {getattr(error, 'strerror', None) or error}"
+        return None
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow decodes outside the global lock
+        reasons = [reason for reason in pool.map(decode_one, range(len(paths))) if reason is not None]
+    if reasons:
+        raise SourceError(
+            f"{len(reasons)} of {len(paths)} images in {folder} cannot be read ({_first(reasons, '; ')}); "
+            "mend or remove them"
+        )
+    return images
+
+
+def _with_near_misses(names: Sequence[str], labels: Sequence[str]) -> str:
+    shown = []
+    for name in names[:_NAMES_SHOWN]:
+        near = difflib.get_close_matches(name, labels, n=1)
+        shown.append(f"{name} (did you mean {near[0]}?)" if near else name)
+    rest = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _first(names: Sequence[str], separator: str = ", ") -> str:
+    rest = len(names) - _NAMES_SHOWN
+    return separator.join(names[:_NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,116 @@
+"""A run or checkpoint of ``foldserve train`` as a source: everything needed is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from export.errors import SourceError
+from export.sources.proof_images import proof_count, spread
+from export.sources.source import ProofImages, Source, tool_version
+from serving.artifact import ModelMetadata
+from training.checkpoint import Checkpoint, load_checkpoint
+from training.datasets import load_dataset
+from training.models import register_own
+
+if TYPE_CHECKING:
+    from export.config import ExportConfig
+    from training.models import Normalized
+
+
+def load_run(config: ExportConfig, path: Path) -> Source:
+    """Load a run's best checkpoint, or a checkpoint file.
+
+    Raises:
+        SourceError: it cannot be exported, or its weights are not finite.
+        CheckpointError: not a checkpoint, damaged, or its weights do not fit its architecture.
+        DatasetError: the data set it was trained on cannot be found or read.
+    """
+    if config.arch is not None:
+        register_own(config.arch)
+    checkpoint = load_checkpoint(path)
+    if config.arch not in {None, checkpoint.arch}:
+        raise SourceError(f"--arch {config.arch}: {path} is of architecture {checkpoint.arch}")
+    module = checkpoint.build()
+    _check_finite(module, path)
+    if len(checkpoint.mean) != checkpoint.image.channels:
+        raise SourceError(
+            f"{path} has {len(checkpoint.mean)} means for {checkpoint.image.channels} channels; "
+            "expected one each"
+        )
+    return Source(
+        module=module,
+        metadata=_metadata(checkpoint),
+        proof=_proof_images(checkpoint, config),
+        suggested_name=_suggested_name(path, checkpoint),
+        facts={
+            "architecture": checkpoint.arch,
+            "architecture_arguments": checkpoint.arch_args,
+            "weights": checkpoint.weights_kind,
+            "dataset": _shown_dataset(checkpoint),
+            "training_metrics": _plain(checkpoint.metrics),
+        },
+        summary=f"{checkpoint.arch} trained on {_shown_dataset(checkpoint)}, "
+        f"{checkpoint.weights_kind} weights",
+    )
+
+
+def _metadata(checkpoint: Checkpoint) -> ModelMetadata:
+    provenance = {
+        "architecture": checkpoint.arch,
+        "dataset": _shown_dataset(checkpoint),
+        "weights": checkpoint.weights_kind,
+        "foldserve": tool_version("foldserve"),
+    }
+    return ModelMetadata(checkpoint.labels, checkpoint.mean, checkpoint.std, checkpoint.image, provenance)
+
+
+def _proof_images(checkpoint: Checkpoint, config: ExportConfig) -> ProofImages:
+    # What could not be read was left out of the training, or there would be no checkpoint.
+    dataset = load_dataset(checkpoint.dataset, config.data_dir, image=checkpoint.image, skip_unreadable=True)
+    shape = tuple(dataset.test_images.shape[1:])
+    if shape != checkpoint.image.shape:
+        raise SourceError(
+            f"{checkpoint.dataset}'s images are {list(shape)}, the checkpoint takes "
+            f"{list(checkpoint.image.shape)}"
+        )
+    count = proof_count(len(dataset.test_images), checkpoint.image, config.verify_images)
+    # Spread evenly: a folder's images stand class by class, and the first thousand may be of one class alone.
+    chosen = spread(len(dataset.test_images), count)
+    return ProofImages(
+        images=dataset.test_images.numpy()[chosen],
+        labels=dataset.test_labels.numpy()[chosen],
+        synthetic=False,
+        origin=f"{_shown_dataset(checkpoint)} test images",
+    )
+
+
+def _shown_dataset(checkpoint: Checkpoint) -> str:
+    """Return the data set's name; of a folder the last part alone, since no path belongs into an artifact."""
+    return Path(checkpoint.dataset).name
+
+
+def _check_finite(module: Normalized, source: Path) -> None:
+    for name, tensor in module.network.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise SourceError(
+                f"{source}: the weights {name} hold NaN or infinite values; the training has diverged"
+            )
+
+
+def _suggested_name(source: Path, checkpoint: Checkpoint) -> str:
+    folder = source if source.is_dir() else source.parent
+    return folder.resolve().name or checkpoint.arch
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` as JSON has it: the metrics of a run may hold tuples, paths and tensors."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, torch.Tensor):
+        return _plain(value.tolist())
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)

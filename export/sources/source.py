@@ -1,0 +1,60 @@
+"""What every kind of source comes to: the network, what must be known of it, and images to prove it with."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from export.adoption.network import NormalizedFile
+    from serving.artifact import ModelMetadata
+    from training.models import Normalized
+
+
+@dataclass(frozen=True)
+class ProofImages:
+    """Images uint8 [N, C, H, W] that both networks answer; class indices int64 [N] where known."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64] | None
+    synthetic: bool
+    origin: str
+
+    @property
+    def kind(self) -> str:
+        """What reports and manifests call the images."""
+        return "synthetic" if self.synthetic else "real"
+
+
+@dataclass(frozen=True)
+class Source:
+    """``module`` takes uint8 pixels and answers logits; ``facts`` go into the manifest as they are.
+
+    ``summary`` is one line on what is exported, ``remarks`` are lines on what was decided on the way.
+    """
+
+    module: Normalized | NormalizedFile
+    metadata: ModelMetadata
+    proof: ProofImages
+    suggested_name: str
+    facts: dict[str, Any]
+    summary: str
+    remarks: tuple[str, ...] = ()
+
+
+def tool_version(package: str) -> str:
+    """Return the installed version of ``package``; "unknown" where it runs without being installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def sha256_of(content: bytes) -> str:
+    """Return the hex digest of a file's content, by which a manifest names it."""
+    return hashlib.sha256(content).hexdigest()

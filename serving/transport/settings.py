@@ -1,0 +1,98 @@
+"""What both transports are told; which of it each can do stands in docs/operations.md."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from serving.credentials import ServerCredentials
+from serving.message_limit import MessageLimit
+from serving.permissions import Permissions
+from serving.tokens import Tokens
+
+if TYPE_CHECKING:
+    from serving.config import ServeConfig
+    from serving.repository import Repository
+
+_MIB = 1024 * 1024
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WireSettings:
+    """Limits and permissions at the wire.
+
+    Attributes:
+        message_limit: the largest message taken.
+        permissions: who may call what.
+        credentials: the certificate where TLS is spoken; grpcio only.
+        max_metadata_bytes: most metadata of a call, counted as HTTP/2 counts a header list.
+        max_concurrent_streams: most open calls of a connection.
+        max_connections, max_connection_age_s, max_connection_idle_s: limits on connections; grpcio only.
+        grace_s: how long the calls of a connection that is too old may go on.
+        reflection: whether callers may ask for the services' definitions.
+    """
+
+    message_limit: MessageLimit
+    permissions: Permissions
+    credentials: ServerCredentials | None
+    max_metadata_bytes: int
+    max_concurrent_streams: int
+    max_connections: int | None
+    max_connection_age_s: float | None
+    max_connection_idle_s: float | None
+    grace_s: float
+    reflection: bool
+
+
+def wire_settings(config: ServeConfig, repository: Repository) -> WireSettings:
+    """Return what ``config`` says of the wire, its files read.
+
+    Raises:
+        CredentialsError: a certificate, key or token file cannot be used.
+    """
+    credentials = None
+    if config.tls_cert is not None and config.tls_key is not None:
+        credentials = ServerCredentials(config.tls_cert, config.tls_key, config.tls_client_ca)
+    max_message_bytes = None if config.max_message_mib is None else config.max_message_mib * _MIB
+    return WireSettings(
+        message_limit=MessageLimit(repository, max_message_bytes),
+        permissions=Permissions(None if config.tokens is None else Tokens(config.tokens)),
+        credentials=credentials,
+        max_metadata_bytes=config.max_metadata_kib * 1024,
+        max_concurrent_streams=config.max_concurrent_streams,
+        max_connections=config.max_connections,
+        max_connection_age_s=config.max_connection_age_s,
+        max_connection_idle_s=config.max_connection_idle_s,
+        grace_s=config.grace_period_s,
+        reflection=config.reflection,
+    )
+
+
+def log_who_may_call(config: ServeConfig, settings: WireSettings) -> None:
+    """Log how callers prove themselves, and warn where they need not and others reach the server."""
+    if settings.credentials is not None:
+        mutual = "mutual TLS" if settings.credentials.wants_client_certificate else "TLS"
+        expires = settings.credentials.current().expires
+        _log.info("%s with the certificate in %s, which expires %s", mutual, config.tls_cert, expires)
+    if config.is_open_to_strangers:
+        _log.warning(
+            "whoever reaches %s may call: give --tokens or --tls-client-ca to say who, or --host 127.0.0.1",
+            config.host,
+        )
+
+
+def log_limits(settings: WireSettings) -> None:
+    """Log how large a message may be, with a warning for each model of which not even a full batch fits."""
+    limit = settings.message_limit
+    _log.info("messages of up to %d MiB are taken", limit.max_bytes() // _MIB)
+    for name, needed_mib in limit.too_small_for().items():
+        _log.warning(
+            "a full batch of %s may take %d MiB, which is over the limit: send fewer images at a time, or "
+            "give --max-message-mib %d",
+            name,
+            needed_mib,
+            needed_mib,
+        )
