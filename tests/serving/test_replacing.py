@@ -52,7 +52,7 @@ def repository(tmp_path: Path) -> Repository:
 def ask(repository: Repository, found: ServedModel, version: str = "") -> Reply:
     """Return the reply to a call that found ``found``."""
     stale = cast("Repository", FoundTooEarly(repository, found))
-    servicer = Servicer(stale, max_decoding_bytes=1000)
+    servicer = Servicer(stale, max_decoding_bytes=1000, max_image_pixels=1000)
     replies: list[Reply] = []
     call = InferCall(message=infer_request(IMAGES, model_version=version))
     servicer.submit([call], lambda _, reply: replies.append(reply))
