@@ -14,7 +14,7 @@ import onnx_ir as ir
 from export.errors import PrecisionError, TraceError
 from export.finish import to_bytes, to_model_proto
 from export.normalise import is_normalisation
-from serving.artifact import LOGITS
+from serving.artifact import LOGITS, PROBABILITIES
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
@@ -28,7 +28,8 @@ def to_half(content: bytes) -> bytes:
     model_proto = onnx.shape_inference.infer_shapes(onnx.load_from_string(content))
     props = {entry.key: entry.value for entry in model_proto.metadata_props}
     model = ir.from_proto(model_proto)
-    (softmax,) = (node for node in model.graph if node.name == "softmax")
+    (probabilities,) = (value for value in model.graph.outputs if value.name == PROBABILITIES)
+    softmax = _producer(probabilities)
     body = [node for node in model.graph if node is not softmax and not is_normalisation(node)]
     _cast_inputs(model.graph, body)
     for node in body:

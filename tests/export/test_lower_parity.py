@@ -84,7 +84,7 @@ def test_the_file_is_as_good_as_its_precision(precision, request, images, expect
 
 DAMAGE = {
     "int8 scale of a weight": ("int8", "features.4.conv.weight_scale", lambda scale: scale * 2),
-    "int8 scale of an activation": ("int8", "max_pool2d_1_scale", lambda scale: scale * 3),
+    "int8 scale of an activation": ("int8", "relu_1_scale", lambda scale: scale * 3),
     "int8 weights": ("int8", "classifier.5.weight_quantized", lambda weight: -weight),
     "fp16 weights": ("fp16", "features.2.conv.weight", lambda weight: weight * 1.1),
     "fp16 bias": ("fp16", "classifier.5.bias", flip_first),
@@ -101,9 +101,9 @@ def test_a_wrong_constant_fails(case, request, images, expected, tolerances):
 
 
 def test_the_golden_pairs_of_int8_see_what_its_wide_tolerance_does_not(int8, images, expected, tolerances):
-    """One scale off by a hundredth is within what int8 may err by, and far from what this file answers."""
+    """One scale off by two hundredths is within what int8 may err by, and far from what this file answers."""
     golden = check(int8, images, expected, tolerances["int8"]).golden
-    damaged = changed(int8, "classifier.5.weight_scale", lambda scale: scale * 1.01)
+    damaged = changed(int8, "classifier.5.weight_scale", lambda scale: scale * 1.02)
     check(damaged, images, expected, tolerances["int8"])
     session = Session(damaged, device="cpu")
     with pytest.raises(ArtifactError, match="compared with this file at export"):

@@ -112,7 +112,7 @@ def test_int8_that_is_slower_is_refused_and_fp32_published(taught, tmp_path, mon
     given_speeds(monkeypatch, 1.9, 0.8)
     artifact = export_taught(taught, tmp_path, monkeypatch, precision="int8", max_accuracy_drop=10)
     assert artifact.manifest["precision"] == "fp32"
-    assert artifact.model == export_taught(taught, tmp_path / "fp32", monkeypatch).model
+    assert "QuantizeLinear" not in {node.op_type for node in onnx.load_from_string(artifact.model).graph.node}
     (trial,) = artifact.manifest["precision_trials"]
     assert trial["reasons"] == ["it is not faster than fp32 here: 0.80x at batch 2, 1 thread"]
     printed = capsys.readouterr().out
