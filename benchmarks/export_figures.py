@@ -4,8 +4,8 @@ One network in five forms takes turns, call by call, from uint8 pixels to logits
 
     eager     PyTorch as trained, in inference mode
     compiled  the same through torch.compile, where there is a C++ compiler
-    unfolded  ONNX with every batch norm a BatchNormalization node in the file; ONNX Runtime optimises it at
-              load as it does by default, and may fuse what it knows to fuse
+    unfolded  ONNX with every batch norm a BatchNormalization node in the file, and 1/std a multiplication;
+              ONNX Runtime optimises it at load as it does by default, and may fuse what it knows to fuse
     folded    ONNX as `foldserve export` writes it
     int8      the folded file with every layer in int8
 
@@ -31,7 +31,7 @@ from torch import nn
 
 from export.build import build_model
 from export.finish import add_outputs
-from export.fold_pass import FoldPass
+from export.fold_pass import DeclinedError, FoldPass
 from export.normalise import add_normalisation
 from export.quantize import activation_ranges, layer_names, quantize
 from export.simplify import simplify
@@ -178,9 +178,7 @@ def build_unfolded(network: nn.Module, metadata: ModelMetadata) -> bytes:
     model = trace(network, metadata.image.shape).model
     simplify(model)
     weights = ExactWeights(model.graph)
-    folder = FoldPass(
-        model.graph, weights
-    )  # for 1/std alone, which is in the first convolution in both files
+    folder = _NoFolding(model.graph, weights)
     add_normalisation(model.graph, folder, weights, mean=metadata.mean, std=metadata.std)
     weights.store()
     add_outputs(model.graph)
@@ -189,6 +187,13 @@ def build_unfolded(network: nn.Module, metadata: ModelMetadata) -> bytes:
     assert kept == sum(isinstance(module, nn.BatchNorm2d) for module in network.modules()) > 0
     onnx.helper.set_model_props(model_proto, metadata.to_props())
     return bytes(model_proto.SerializeToString())
+
+
+class _NoFolding(FoldPass):
+    """Leaves 1/std where it is, too."""
+
+    def absorb_scale(self, value: ir.Value, scale: NDArray[np.float64]) -> str:  # noqa: ARG002
+        raise DeclinedError("nothing is folded")
 
 
 def with_random_statistics(network: nn.Module) -> None:
