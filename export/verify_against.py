@@ -16,7 +16,8 @@ from export.divergence import first_divergence
 from export.errors import ParityError, SourceError
 from export.lower_parity import check_lower_precision
 from export.parity import check_agreement, check_parity
-from export.reference import TorchReference, in_batches
+from export.reference import in_batches
+from export.references import make_reference
 from export.report import Report
 from export.source import load_source
 from export.tolerances import reference_tolerance
@@ -100,7 +101,7 @@ def _check_golden(artifact: Artifact, source: Source) -> None:
     PyTorch differs from itself by machine and number of threads, as ONNX Runtime does from it.
     """
     golden = artifact.golden
-    logits = TorchReference(source.module).logits(golden.images)
+    logits = make_reference(source.module).logits(golden.images)
     tolerance = reference_tolerance(logits)
     error = float(np.abs(logits.astype(np.float64) - golden.reference_logits).max())
     if not error <= tolerance:
@@ -113,7 +114,7 @@ def _check_golden(artifact: Artifact, source: Source) -> None:
 
 def _check_answers(artifact: Artifact, source: Source, device: Device, report: Report) -> None:
     """Make the comparisons that exporting makes, on the file that was published."""
-    reference, proof = TorchReference(source.module), source.proof
+    reference, proof = make_reference(source.module), source.proof
     precision = str(artifact.manifest.get("precision", "fp32"))
     sessions = [Session(artifact.model, device=name) for name in _devices(device)]
     with report.counting("accuracy", len(proof.images)) as on_progress:
@@ -130,9 +131,12 @@ def _check_answers(artifact: Artifact, source: Source, device: Device, report: R
         report.agreed(lower.agreements, proof)
         return
     try:
-        report.compared(
-            [entry for session in sessions for entry in check_parity(session, reference, proof.images)]
-        )
+        compared = [
+            entry
+            for session in sessions
+            for entry in check_parity(session, reference, proof.images, proof.kind)
+        ]
+        report.compared(compared, proof)
         report.agreed(
             [check_agreement(session, expected, proof.images, proof.labels) for session in sessions], proof
         )
