@@ -8,7 +8,7 @@ RUNTIME := $(if $(or $(wildcard /proc/driver/nvidia/version),$(shell command -v 
 INSTALLED := $(VENV)/.installed-$(RUNTIME)
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test test-all lint types format proto bench bench-serving prometheus clean
+.PHONY: help install demo test test-all lint types format proto bench bench-export bench-serving prometheus clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ proto: install ## regenerate serving/pb from protos/
 
 bench: install ## the figures of the docs, side by side in one run
 	$(BIN)/python -m benchmarks.training_loop
+
+bench-export: install ## PyTorch, ONNX unfolded and folded, int8: the table of docs/export.md
+	$(BIN)/python -m benchmarks.export_figures
 
 bench-serving: install ## served against bare loops, mosec and raw ONNX Runtime, as ratios
 	$(BIN)/python -m benchmarks.serving

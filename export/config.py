@@ -28,8 +28,15 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     name: str | None = None
     """Model name in the repository; by default the run folder's name."""
 
-    precision: Literal["fp32"] = "fp32"
-    """Number format of the weights."""
+    precision: Literal["fp32", "fp16", "int8", "auto"] = "fp32"
+    """Number format of the weights and the arithmetic. fp16 and int8 are published only where they pass what
+    follows, else fp32 is, with the figures; auto tries what may be faster here."""
+
+    max_accuracy_drop: float = Field(default=0.3, ge=0, le=100, allow_inf_nan=False)
+    """Most points of accuracy, on the validation images, that a lower precision may lose."""
+
+    batch_sizes: tuple[int, ...] = (1, 8, 32)
+    """Batch sizes, as 1,8,32, at each of which int8 (and whatever auto takes) must be faster than fp32."""
 
     data_dir: Path | None = None
     """Folder that holds the data set's files; found or fetched by itself where not given."""
@@ -71,6 +78,18 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
 
     output: str | None = None
     """The tensor of an .onnx file that holds the logits, where it has several outputs."""
+
+    @field_validator("batch_sizes", mode="before")
+    @classmethod
+    def _split_batch_sizes(cls, given: object) -> object:
+        return given.split(",") if isinstance(given, str) else given
+
+    @field_validator("batch_sizes")
+    @classmethod
+    def _check_batch_sizes(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if not sizes or min(sizes) < 1:
+            raise ValueError("expected batch sizes from 1 on, as 1,8,32")
+        return sizes
 
     @field_validator("name")
     @classmethod

@@ -4,6 +4,7 @@ ExportError
 ├── SourceError     what was given to export cannot be used: settings, weights, labels, repository
 ├── TraceError      the network cannot be traced or converted
 ├── FoldError       a batch norm that depends on the other images of its batch, or is not finite
+├── PrecisionError  the network cannot be had in a lower precision
 └── ParityError     the file does not compute what the given network computes; nothing was published
 """
 
@@ -24,6 +25,10 @@ class TraceError(ExportError):
 
 class FoldError(ExportError):
     """A batch norm cannot be folded: it uses the batch's statistics, or is not finite."""
+
+
+class PrecisionError(ExportError):
+    """The file cannot be turned into half precision or int8; fp32 is published in its place."""
 
 
 class ParityError(ExportError):

@@ -72,7 +72,7 @@ def check_model(model_proto: onnx.ModelProto) -> None:
         TraceError: it breaks one of them.
     """
     try:
-        onnx.checker.check_model(model_proto, full_check=True)
+        onnx.checker.check_model(model_proto)  # its full check would infer shapes too, less strictly
         onnx.shape_inference.infer_shapes(model_proto, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise TraceError(f"the exported graph is not valid ONNX: {str(error).splitlines()[0]}") from error

@@ -64,3 +64,8 @@ def add_normalisation(
 def take_pixels(graph: ir.Graph) -> None:
     """Give the input of a ``graph`` that takes UINT8 pixels already its name."""
     graph.inputs[0].name = IMAGE
+
+
+def is_normalisation(node: ir.Node) -> bool:
+    """Tell whether ``node`` is one of those that `add_normalisation` puts before a network."""
+    return str(node.name).startswith(f"{IMAGE}.")

@@ -20,7 +20,7 @@ from serving.errors import DeviceError
 from serving.session import Session, cuda_is_present
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -59,6 +59,17 @@ class Comparison:
     max_abs_err_float64: float | None
     pytorch_max_abs_err_float64: float | None
     tolerance_float64: float | None
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far a lower precision's logits are off on one set of images at one batch size."""
+
+    provider: str
+    images: str
+    batch_size: int
+    max_abs_err: float
+    tolerance: float
 
 
 @dataclass(frozen=True)
@@ -127,14 +138,19 @@ def check_agreement(
     expected: NDArray[np.float32],
     images: NDArray[np.uint8],
     labels: NDArray[np.int64] | None,
+    *,
+    tolerance: float | None = None,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> Agreement:
     """Compare the file's answers on all ``images`` with ``expected``, the reference's logits.
+
+    ``tolerance`` is that of fp32 where none is given.
 
     Raises:
         ParityError: a logit is off by more than the tolerance, or a clear prediction differs.
     """
-    logits = run_logits(session, images)
-    tolerance = reference_tolerance(expected)
+    logits = run_logits(session, images, on_progress)
+    tolerance = reference_tolerance(expected) if tolerance is None else tolerance
     max_abs_err = _max_abs_err(logits, expected)
     before, after = expected.argmax(axis=1), logits.argmax(axis=1)
     is_sure = _margins(expected) > 2 * tolerance
@@ -159,9 +175,45 @@ def check_agreement(
     return agreement
 
 
-def run_logits(session: Session, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def check_within(
+    session: Session,
+    name: str,
+    images: NDArray[np.uint8],
+    expected: NDArray[np.float32],
+    tolerance: float,
+) -> list[Deviation]:
+    """Compare a lower precision's answers on up to 32 of ``images`` with ``expected``, at each batch size.
+
+    Raises:
+        ParityError: a logit is off by more than ``tolerance``, or is not finite.
+    """
+    deviations = []
+    for batch_size in BATCH_SIZES:
+        rows = slice(0, min(batch_size, len(images)))
+        logits, probabilities = session.run([LOGITS, PROBABILITIES], {IMAGE: images[rows]})
+        deviation = Deviation(
+            provider=session.provider,
+            images=name,
+            batch_size=len(images[rows]),
+            max_abs_err=_max_abs_err(logits, expected[rows]),
+            tolerance=tolerance,
+        )
+        where = f"on {name} images, batch {deviation.batch_size}, under {deviation.provider}"
+        if not deviation.max_abs_err <= tolerance:  # also where it is not a number
+            raise ParityError(
+                f"{where} the logits are off by up to {deviation.max_abs_err:.3g} (allowed: {tolerance:.3g})"
+            )
+        if not _max_abs_err(probabilities, _softmax(logits)) <= _PROBABILITY_TOLERANCE:
+            raise ParityError(f"{where} the probabilities are not the softmax of the logits")
+        deviations.append(deviation)
+    return deviations
+
+
+def run_logits(
+    session: Session, images: NDArray[np.uint8], on_progress: Callable[[int], None] = lambda _: None
+) -> NDArray[np.float32]:
     """Return the file's logits for all ``images``."""
-    return in_batches(lambda batch: session.run([LOGITS], {IMAGE: batch})[0], images)
+    return in_batches(lambda batch: session.run([LOGITS], {IMAGE: batch})[0], images, on_progress)
 
 
 def largest_rounding(comparisons: Sequence[Comparison]) -> float:

@@ -20,7 +20,9 @@ from export.parity import (
     open_sessions,
     run_logits,
 )
+from export.precision import ExactFile, choose_precision
 from export.publish import check_repository, find_same, keep_evidence, make_manifest, publish
+from export.reference import in_batches
 from export.references import make_reference
 from export.report import Report
 from export.source import load_source
@@ -29,6 +31,10 @@ from serving.golden_replay import replay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from export.config import ExportConfig
     from export.source import Source
@@ -53,13 +59,13 @@ def export_model(config: ExportConfig) -> int:
     report.started(source, name)
     built = build_model(source.module.network, source.metadata)
     report.folded(built)
-    if config.skip_same and (version := find_same(model_folder, built.content)) is not None:
-        report.same(version)
+    if config.skip_same and config.precision == "fp32" and _is_there(model_folder, built.content, report):
         return 0
     sessions = open_sessions(built.content)
     with _evidence(config, name, built, source):
-        comparisons, agreements = _verify(source, sessions, report)
-        golden = _make_golden(source, sessions, largest_rounding(comparisons))
+        comparisons, agreements, expected = _verify(source, sessions, report)
+        golden = _make_golden(source, sessions, expected, largest_rounding(comparisons))
+    choice = choose_precision(config, source, ExactFile(built.content, golden, expected), report)
     manifest = make_manifest(
         source,
         built,
@@ -67,11 +73,20 @@ def export_model(config: ExportConfig) -> int:
         comparisons=comparisons,
         agreements=agreements,
         golden=golden,
-        precision=config.precision,
+        precision=choice.precision,
     )
-    version = publish(model_folder, built.content, golden, manifest)
-    report.published(version, built, golden, config.repository)
+    if config.skip_same and _is_there(model_folder, choice.content, report):
+        return 0
+    version = publish(model_folder, choice.content, choice.golden, manifest | choice.manifest)
+    report.published(version, choice.content, choice.golden, config.repository, choice.precision)
     return 0
+
+
+def _is_there(model_folder: Path, content: bytes, report: Report) -> bool:
+    version = find_same(model_folder, content)
+    if version is not None:
+        report.same(version)
+    return version is not None
 
 
 def _model_name(config: ExportConfig, source: Source) -> str:
@@ -83,8 +98,8 @@ def _model_name(config: ExportConfig, source: Source) -> str:
 
 def _verify(
     source: Source, sessions: Sequence[Session], report: Report
-) -> tuple[list[Comparison], list[Agreement]]:
-    """Compare the file with the network on every device present."""
+) -> tuple[list[Comparison], list[Agreement], NDArray[np.float32]]:
+    """Compare the file with the network on every device present; return the network's logits too."""
     reference = make_reference(source.module)
     proof = source.proof
     comparisons = [
@@ -93,19 +108,25 @@ def _verify(
         for comparison in check_parity(session, reference, proof.images, proof.kind)
     ]
     report.compared(comparisons, proof)
-    expected = reference.logits(proof.images)
-    agreements = [check_agreement(session, expected, proof.images, proof.labels) for session in sessions]
+    with report.counting("accuracy", len(proof.images) * (1 + len(sessions))) as on_progress:
+        expected = in_batches(reference.logits, proof.images, on_progress)
+        agreements = [
+            check_agreement(session, expected, proof.images, proof.labels, on_progress=on_progress)
+            for session in sessions
+        ]
     report.agreed(agreements, proof)
-    return comparisons, agreements
+    return comparisons, agreements, expected
 
 
-def _make_golden(source: Source, sessions: Sequence[Session], rounding: float) -> Golden:
+def _make_golden(
+    source: Source, sessions: Sequence[Session], expected: NDArray[np.float32], rounding: float
+) -> Golden:
     """Choose golden pairs, answer them, and replay them as a server will, on every device present."""
     proof = source.proof
     count = golden_count(source.metadata.image.shape, len(source.metadata.labels))
-    chosen = proof.images[choose_golden(proof.labels, len(proof.images), count)]
+    chosen = choose_golden(proof.labels, len(proof.images), count)
     golden = make_golden(
-        sessions[0], make_reference(source.module), chosen, rounding=rounding, synthetic=proof.synthetic
+        sessions[0], expected[chosen], proof.images[chosen], rounding=rounding, synthetic=proof.synthetic
     )
     for session in sessions:
         try:

@@ -45,12 +45,25 @@ class TorchReference:
         return logits if logits.dtype == np.float64 else None
 
 
-def in_batches(run: Callable[[NDArray[np.uint8]], NDArray[Any]], images: NDArray[np.uint8]) -> NDArray[Any]:
-    """Return ``run``'s rows for all ``images``, some at a time."""
-    batch_size = min(_MAX_BATCH_SIZE, max(1, _BATCH_BYTES // images[0].nbytes))
-    return np.concatenate(
-        [run(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
-    )
+def in_batches(
+    run: Callable[[NDArray[np.uint8]], NDArray[Any]],
+    images: NDArray[np.uint8],
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> NDArray[Any]:
+    """Return ``run``'s rows for all ``images``, some at a time; ``on_progress`` takes how many were done."""
+    batch_size = batch_size_of(images)
+    rows = []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        rows.append(run(batch))
+        on_progress(len(batch))
+    return np.concatenate(rows)
+
+
+def batch_size_of(images: NDArray[np.uint8]) -> int:
+    """Return how many of ``images`` to run at a time."""
+    image_bytes: int = images[0].nbytes
+    return min(_MAX_BATCH_SIZE, max(1, _BATCH_BYTES // image_bytes))
 
 
 def _run(module: Normalized, images: NDArray[np.uint8]) -> NDArray[Any]:

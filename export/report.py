@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from export.parity import has_referee
+from training.terminal import Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from export.build import BuiltModel
     from export.parity import Agreement, Comparison
+    from export.precision import Trial
     from export.source import ProofImages, Source
     from serving.artifact import Golden
 
@@ -27,6 +30,11 @@ class Report:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
+        self._terminal = Terminal(self._console)
+
+    def counting(self, name: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Show a long step while it runs: a bar on a terminal, else a line now and then."""
+        return self._terminal.counting(f"{name:<{_WIDTH}}", total)
 
     def started(self, source: Source, name: str) -> None:
         """Say what is exported, and what was decided on the way."""
@@ -70,18 +78,53 @@ class Report:
                 f"predictions{accuracy} ({agreement.provider})",
             )
 
+    def tried(self, trial: Trial, most_drop: float) -> None:
+        """Say what a lower precision is worth, and why it is not published where it is not."""
+        title = "precision"
+        if trial.image_count:
+            lines = [
+                f"accuracy {trial.accuracy_before:.2%} in fp32 and {trial.accuracy_after:.2%} in "
+                f"{trial.precision} on {trial.image_count:,} validation images: "
+                f"{-trial.drop:+.2f} points (allowed -{most_drop:g})",
+                f"against fp32: {', '.join(map(str, trial.speeds))}",
+            ]
+            if trial.precision == "int8":
+                kept = f"; in float: {', '.join(trial.in_float)}" if trial.in_float else ""
+                lines.insert(0, f"in int8: {', '.join(trial.in_int8)}{kept}")
+            if trial.precision == "fp16" and trial.speedup < 1:
+                lines.append("not faster here: processors turn halves into floats and back; half the size")
+            for line in lines:
+                self._line(title, f"{trial.precision} {line}" if title else line)
+                title = ""
+        for reason in trial.reasons:
+            self._line(title, f"{trial.precision} is not published, fp32 is: {reason}")
+
     def same(self, version: Path) -> None:
         """Say that nothing new had to be published."""
         self._line("unchanged", f"{version}{os.sep} already is this very model; nothing was published")
 
-    def published(self, version: Path, built: BuiltModel, golden: Golden, repository: Path) -> None:
+    def published(
+        self, version: Path, content: bytes, golden: Golden, repository: Path, precision: str
+    ) -> None:
         """Say where the version is and what to do with it."""
         kind = "synthetic images" if golden.synthetic else "real images"
         self._line(
             "golden", f"{len(golden.images)} pairs of {kind} and logits, replayed by the server at load"
         )
-        self._line("published", f"{version}{os.sep} ({len(built.content) / 1024:,.0f} KiB model)")
+        self._line("published", f"{version}{os.sep} ({len(content) / 1024:,.0f} KiB model, {precision})")
         self._line("next", f"foldserve serve --repository {repository}")
+
+    def verifying(self, version: Path, checkpoint: Path) -> None:
+        """Say what is compared with what."""
+        self._line("verify", f"{version}{os.sep} against {checkpoint}")
+
+    def made_from(self, version: Path, checkpoint: Path) -> None:
+        """Say that they agree."""
+        self._line("ok", f"{version}{os.sep} was made from {checkpoint}")
+
+    def not_made_from(self, checkpoint: Path, reason: str) -> None:
+        """Say what differs."""
+        self._line("FAILED", f"not made from {checkpoint}: {reason}")
 
     def _line(self, title: str, text: str) -> None:
         self._console.print(f"{title:<{_WIDTH}} {text}", soft_wrap=True, markup=False, highlight=False)

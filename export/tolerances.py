@@ -15,6 +15,22 @@ runtime: one file on two devices or runtimes, fp32; floor 1e-5, fraction 2e-6, o
 referee: ONNX against float64, beyond twice what PyTorch's own fp32 is off by; fraction 1e-6.
     On few images PyTorch may be off by next to nothing; 1e-6 is 8 units in the last place of the largest
     logit.
+
+fp16: file in half precision against unfolded PyTorch; floor 1e-3, fraction 2e-3.
+    Each weight and each value between two layers is off by up to 2^-11 = 4.9e-4 of itself; over the layers
+    such errors add up like a random walk, to four of them in a row at most. Measured on a trained LeNet:
+    4.2e-4 of the largest logit.
+
+int8: file in int8 against unfolded PyTorch; twice the largest difference on the validation images and the
+    training images that it was calibrated on, and at most 0.1 of the largest logit.
+    What rounding to bytes costs depends on the network and cannot be said beforehand, so it is measured. The
+    test images and those that a server will see are of the same kind but others, and may be further off.
+    A file that is off by a tenth of its largest logit is no longer the network that was trained.
+
+runtime, lower precisions: twice how far ONNX Runtime's integer or half kernels are from the same file
+    computed node by node in float; floor 1e-5.
+    Another correct runtime may round a value to the neighbouring byte or half where this one did not. That is
+    what the two ways of computing the file here do too, over all golden images.
 """
 
 from __future__ import annotations
@@ -32,6 +48,14 @@ REFERENCE_FRACTION = 5e-6
 RUNTIME_FLOOR = 1e-5
 RUNTIME_FRACTION = 2e-6
 RUNTIME_ROUNDINGS = 4.0
+
+HALF_FLOOR = 1e-3
+HALF_FRACTION = 2e-3
+
+INT8_MARGIN = 2.0
+INT8_MOST = 0.1
+
+LOWER_RUNTIME_ROUNDINGS = 2.0
 
 REFEREE_FACTOR = 2.0
 REFEREE_FRACTION = 1e-6
@@ -54,6 +78,27 @@ def runtime_tolerance(logits: NDArray[Any], rounding: float) -> float:
 def referee_tolerance(exact: NDArray[np.float64], pytorch_error: float) -> float:
     """Return the tolerance against float64 logits, where PyTorch's float32 is off by ``pytorch_error``."""
     return REFEREE_FACTOR * pytorch_error + REFEREE_FRACTION * max(1.0, _largest(exact))
+
+
+def half_tolerance(logits: NDArray[Any]) -> float:
+    """Return the tolerance between an fp16 file's logits and ``logits`` of the unfolded PyTorch network."""
+    return max(HALF_FLOOR, HALF_FRACTION * _largest(logits))
+
+
+def int8_tolerance(logits: NDArray[Any], measured: float) -> float:
+    """Return the tolerance between an int8 file's logits and ``logits`` of the unfolded PyTorch network.
+
+    ``measured`` is the largest difference on validation and calibration images.
+    """
+    return min(INT8_MARGIN * measured, INT8_MOST * _largest(logits))
+
+
+def lower_runtime_tolerance(rounding: float) -> float:
+    """Return the tolerance between a lower precision's logits on two devices or runtimes.
+
+    ``rounding`` is the largest difference between the file as ONNX Runtime runs it and node by node.
+    """
+    return max(RUNTIME_FLOOR, LOWER_RUNTIME_ROUNDINGS * rounding)
 
 
 def _largest(logits: NDArray[Any]) -> float:

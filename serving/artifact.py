@@ -20,6 +20,7 @@ import numpy as np
 
 from imaging import ImageSpec
 from serving.errors import ArtifactError
+from serving.safe_files import read_inside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -217,30 +218,39 @@ class Artifact:
         """Hex digest of ``model.onnx``."""
         return str(self.manifest["files"][MODEL_FILE]["sha256"])
 
+    @property
+    def digests(self) -> tuple[str, str]:
+        """Hex digests of what is served and of what proves it; equal ones mean that nothing changed."""
+        return self.model_sha256, str(self.manifest["files"][GOLDEN_FILE]["sha256"])
 
-def read_artifact(folder: Path) -> Artifact:
+
+def read_artifact(folder: Path, within: Path | None = None) -> Artifact:
     """Read a version folder and check it against its manifest.
 
+    Args:
+        folder: the version's.
+        within: the repository, which no link may lead out of; None where whoever asks owns the files.
+
     Raises:
-        ArtifactError: a file is missing or unreadable, the manifest is malformed or of a future schema, or a
-            file's SHA-256 is not the manifest's.
+        ArtifactError: a file is missing, unreadable or elsewhere, the manifest is malformed or of a future
+            schema, or a file's SHA-256 is not the manifest's.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, within)
     contents = {}
     for name in (MODEL_FILE, GOLDEN_FILE):
-        contents[name] = _read_file(folder / name)
+        contents[name] = read_inside(folder / name, within)
         _check_hash(name, contents[name], manifest)
     return Artifact(folder, contents[MODEL_FILE], Golden.from_bytes(contents[GOLDEN_FILE]), manifest)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read ``manifest.json`` and check its schema.
+def read_manifest(folder: Path, within: Path | None = None) -> dict[str, Any]:
+    """Read ``manifest.json`` and check its schema; ``within`` as in `read_artifact`.
 
     Raises:
         ArtifactError: missing, unreadable, malformed, or of a future schema.
     """
     try:
-        manifest = json.loads(_read_file(folder / MANIFEST_FILE))
+        manifest = json.loads(read_inside(folder / MANIFEST_FILE, within))
         _check_schema(int(manifest["schema_version"]), MANIFEST_FILE)
         if not isinstance(manifest["files"], dict):
             raise TypeError("'files' is not an object")  # noqa: TRY301  # handled with the other ways to be malformed
@@ -257,15 +267,6 @@ def list_versions(model_folder: Path) -> list[int]:
         # "01" would collide with "1": only the plain spelling of a positive integer is a version.
         if entry.name.isascii() and entry.name.isdigit() and entry.name[0] != "0" and entry.is_dir()
     )
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise ArtifactError(f"{path.name} is missing from the version's folder") from None
-    except OSError as error:
-        raise ArtifactError(f"{path.name} cannot be read: {error.strerror or error}") from error
 
 
 def _check_hash(name: str, content: bytes, manifest: Mapping[str, Any]) -> None:

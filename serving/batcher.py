@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from serving.batch_requests import Arrays, Execution, OnDone, Outcome, Piece, Request, drop_reason, rejoined
-from serving.errors import ResourceExhaustedError, UnavailableError
+from serving.errors import ResourceExhaustedError, RetiredError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -192,7 +192,7 @@ class Batcher(Generic[R]):
 
     def _refusal(self, request: R) -> Exception | None:
         if self._closed:
-            return UnavailableError("the model is draining; try again, or elsewhere")
+            return RetiredError("the model is draining; try again, or elsewhere")
         if not self._queue:
             return None
         row_count, byte_count = len(request.rows), request.rows.nbytes

@@ -36,8 +36,8 @@ class Call(Request):
     """One inference call. Transports put what they answer through into ``ticket``.
 
     Set ``cancelled`` when the caller goes away; ``deadline_s`` is on time.monotonic's clock.
-    `Servicer.submit` sets ``received_s``, ``model`` and either ``rows`` or ``encoded``, and lets go of the
-    message, whose memory they outlive.
+    `Servicer.submit` sets ``received_s``, ``model``, the version that was asked for (none: "") and either
+    ``rows`` or ``encoded``, and lets go of the message, whose memory they outlive.
     """
 
     # Any: each class has its own type of message; None once it has been read.
@@ -46,6 +46,7 @@ class Call(Request):
     rows: NDArray[np.uint8] = field(default_factory=lambda: _NO_ROWS)
     encoded: Sequence[bytes] = ()  # images that must be decoded to become rows
     model: ServedModel | None = None
+    asked_version: str = ""
     request_id: str = ""
     method: str = ""  # the RPC it came by
     peer: str = ""  # who called, where that is logged

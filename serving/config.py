@@ -28,6 +28,13 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Port to listen on; 0 lets the operating system choose (see --port-file)."""
     port_file: Path | None = None
     """File to write the port to once the server listens."""
+    control: Literal["poll", "explicit"] = "poll"
+    """When models are loaded: poll follows what changes in the repository, explicit loads and unloads what it
+    is told to (RepositoryModelLoad, RepositoryModelUnload, --load-model)."""
+    poll_s: float = Field(default=1.0, ge=0.1, le=3600)
+    """Seconds between two looks at the repository."""
+    load_model: list[str] = Field(default_factory=list)
+    """With --control explicit, a model to load at start-up; may be given several times."""
     device: Device = "auto"
     """What runs the models: auto takes CUDA where it works, cuda takes it or fails, cpu never looks."""
     transport: Literal["auto", "grpcio", "native"] = "auto"
@@ -101,6 +108,12 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Least severe messages that are logged, to standard error; debug logs each request."""
     log_format: Literal["human", "json"] = "human"
     """What is written: lines to read, or a JSON object a line."""
+
+    @model_validator(mode="after")
+    def _loads_by_name_only_where_explicit(self) -> Self:
+        if self.load_model and self.control != "explicit":
+            raise ValueError("--load-model goes with --control explicit; without it all models are loaded")
+        return self
 
     @property
     def allows_model_control(self) -> bool:
@@ -244,6 +257,25 @@ class VerifyConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     """Folder of models to verify."""
     device: Device = "auto"
     """What runs the golden pairs: auto takes CUDA where it works, cuda takes it or fails, cpu never looks."""
+    against: Path | None = None
+    """A training run's folder or checkpoint: compare a version with that network once more, as exporting
+    does (needs the export extra); exit status 1 where the version was not made from it."""
+    name: str | None = None
+    """With --against: the model; by default the run folder's name, or the only one there is."""
+    model_version: int | None = Field(default=None, ge=1)
+    """With --against: the version; the newest by default."""
+    data_dir: Path | None = None
+    """With --against: folder that holds the data set's files, as in export."""
+    verify_images: int | None = Field(default=None, ge=1)
+    """With --against: test images to compare on, as in export."""
+
+    @model_validator(mode="after")
+    def _only_against(self) -> VerifyConfig:
+        only = ("name", "model_version", "data_dir", "verify_images")
+        given = [name for name in only if getattr(self, name) is not None]
+        if given and self.against is None:
+            raise ValueError(f"--{given[0].replace('_', '-')} goes with --against CHECKPOINT")
+        return self
 
 
 def _is_loopback(host: str) -> bool:

@@ -48,6 +48,7 @@ class Control:
         self._servicer = servicer
         self._model_control = model_control
         self._loaded = False
+        self._known_models: set[str] = set()
         self.methods = {
             "ServerLive": ControlMethod(pb.ServerLiveRequest, self.server_live),
             "ServerReady": ControlMethod(pb.ServerReadyRequest, self.server_ready),
@@ -94,7 +95,9 @@ class Control:
         """Return what grpc.health.v1 should say: of the server (""), its services and each model by name."""
         ready = self.is_ready()
         serving = {model.name for model in self._repository.ready_models()}
-        models = {entry.name: entry.name in serving for entry in self._repository.index()}
+        # A model that is gone stays NOT_SERVING: who watches it is told.
+        self._known_models |= {entry.name for entry in self._repository.index()}
+        models = {name: name in serving for name in self._known_models}
         return models | dict.fromkeys(("", INFERENCE_SERVICE, CLASSIFIER_SERVICE), ready)
 
     def server_live(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:

@@ -4,6 +4,7 @@ ServingError
 ├── InvalidArgumentError     INVALID_ARGUMENT    the request is wrong and will stay wrong
 ├── NotFoundError            NOT_FOUND           no such model or version
 ├── UnavailableError         UNAVAILABLE         refused, loading or draining: may work later or elsewhere
+│   └── RetiredError         UNAVAILABLE         the version was unloaded or replaced before the request ran
 ├── ResourceExhaustedError   RESOURCE_EXHAUSTED  a bounded queue is full
 ├── DeadlineExceededError    DEADLINE_EXCEEDED   expired before the model ran
 ├── CancelledError           CANCELLED           the caller has gone
@@ -16,7 +17,9 @@ ServingError
 ├── TransportMissingError    UNAVAILABLE         the transport asked for is not installed
 ├── CredentialsError         UNAVAILABLE         a certificate, key or token file that cannot be used
 ├── ArtifactError            UNAVAILABLE         a version on disk that must not be served
-└── DeviceError              UNAVAILABLE         the device asked for cannot run the model
+├── SettingsError            UNAVAILABLE         a model's settings file that says what cannot be done
+├── DeviceError              UNAVAILABLE         the device asked for cannot run the model
+└── DeviceLostError          UNAVAILABLE         the device broke while it served
 """
 
 from __future__ import annotations
@@ -48,6 +51,10 @@ class UnavailableError(ServingError):
     """The model is refused, loading or draining."""
 
     status = "UNAVAILABLE"
+
+
+class RetiredError(UnavailableError):
+    """The version stopped before the request ran; what has taken its place, if anything, may answer."""
 
 
 class ResourceExhaustedError(ServingError):
@@ -124,5 +131,17 @@ class ArtifactError(ServingError):
 
 class DeviceError(ServingError):
     """The device asked for cannot run the model."""
+
+    status = "UNAVAILABLE"
+
+
+class SettingsError(ServingError):
+    """A model's settings file that cannot be followed; the message says file, line and key."""
+
+    status = "UNAVAILABLE"
+
+
+class DeviceLostError(ServingError):
+    """The device broke while it served: nothing that runs on it will answer again in this process."""
 
     status = "UNAVAILABLE"

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
 
 from serving.artifact import IMAGE, ModelMetadata, TensorSpec, read_artifact
 from serving.batcher import Batcher
-from serving.errors import ArtifactError
+from serving.errors import ArtifactError, DeviceLostError
 from serving.golden_replay import replay
 from serving.processors import usable_processors
 from serving.responses import OUTPUTS, ResponseHeads
 from serving.runner import Runner
+from serving.runtime_options import RuntimeOptions
 from serving.session import CPU_PROVIDER, Device, Session
 from serving.statistics import Statistics
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from serving.artifact import Artifact
     from serving.batch_requests import OnDone
     from serving.calls import Call
+
+# Told of the execution provider whose device broke, and how.
+OnLost: TypeAlias = "Callable[[str, DeviceLostError], None]"
 
 # A model whose full batch takes less is done sooner than other threads are awake, and the processors are
 # needed for the requests themselves: it runs on one thread, and on the transport's where that lends one.
@@ -41,6 +49,16 @@ class ModelSettings:
     instance_count: int = 1
     intra_op_threads: int | None = None
     batch_invariant: bool = False
+    warm_up_sizes: tuple[int, ...] = ()
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+
+    @property
+    def sizes_to_warm(self) -> tuple[int, ...]:
+        """Batch sizes to run before serving: what was asked for, else the powers of two and the largest."""
+        if self.warm_up_sizes:
+            return tuple(min(size, self.max_batch_size) for size in self.warm_up_sizes)
+        powers = (2**exponent for exponent in range(self.max_batch_size.bit_length()))
+        return (*powers, self.max_batch_size)
 
     @property
     def most_threads(self) -> int:
@@ -52,6 +70,7 @@ class ModelSettings:
 class VerifiedModel:
     """A session that has reproduced its artifact's golden pairs, and what was measured on the way.
 
+    ``digests``: what its files were, as `Artifact.digests`.
     ``batch_invariant``: each image's logits were the same bits alone and in any batch tried.
     """
 
@@ -60,6 +79,7 @@ class VerifiedModel:
     metadata: ModelMetadata
     sha256: str
     precision: str
+    digests: tuple[str, str]
     golden_count: int
     golden_synthetic: bool
     largest_difference: float
@@ -68,14 +88,19 @@ class VerifiedModel:
     batch_invariant: bool
 
 
-def open_verified(folder: Path, settings: ModelSettings) -> VerifiedModel:
-    """Read a version folder, check its hashes, open it on the device and replay its golden pairs there.
+def open_verified(folder: Path, settings: ModelSettings, within: Path | None = None) -> VerifiedModel:
+    """Read a version folder, check its hashes (`read_artifact`), then open and prove it (`open_artifact`)."""
+    return open_artifact(read_artifact(folder, within), settings)
+
+
+def open_artifact(artifact: Artifact, settings: ModelSettings) -> VerifiedModel:
+    """Open an artifact on the device, replay its golden pairs there, and warm it up.
 
     Raises:
         ArtifactError: the version must not be served; the message says why.
         DeviceError: the device cannot run the model.
+        DeviceLostError: the device broke.
     """
-    artifact = read_artifact(folder)
     session, threads, is_quick = _open_session(artifact, settings)
     runner = Runner(session)
     batch_invariant = runner.is_batch_invariant(artifact.golden.images, settings.max_batch_size)
@@ -90,12 +115,14 @@ def open_verified(folder: Path, settings: ModelSettings) -> VerifiedModel:
     largest_difference = replay(
         runner.logits, artifact.golden, batch_size=settings.max_batch_size, where=session.provider
     )
+    runner.warm_up(artifact.golden.images[:1], settings.sizes_to_warm)
     return VerifiedModel(
         session=session,
         runner=runner,
         metadata=ModelMetadata.from_props(session.props),
         sha256=artifact.model_sha256,
         precision=str(artifact.manifest.get("precision", "")),
+        digests=artifact.digests,
         golden_count=len(artifact.golden.images),
         golden_synthetic=artifact.golden.synthetic,
         largest_difference=largest_difference,
@@ -119,7 +146,15 @@ class ServedModel:
         response_heads: first halves of its responses.
     """
 
-    def __init__(self, name: str, version: int, verified: VerifiedModel, settings: ModelSettings) -> None:
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        verified: VerifiedModel,
+        settings: ModelSettings,
+        on_lost: OnLost = lambda *_: None,
+    ) -> None:
+        """Start serving; ``on_lost`` is told where its device breaks, from the thread that noticed."""
         self.name = name
         self.version = version
         self.version_text = str(version)
@@ -129,11 +164,13 @@ class ServedModel:
         self.outputs = tuple(spec for spec in verified.session.outputs if spec.name in OUTPUTS)
         self.settings = settings
         self.statistics = Statistics()
-        self.response_heads = ResponseHeads(name, self.version_text, len(self.metadata.labels))
+        self.response_heads = ResponseHeads(
+            name, self.version_text, len(self.metadata.labels), verified.sha256
+        )
         # With several instances the work is meant to spread over threads: none is lent.
         self._takes_lent_thread = verified.is_quick and settings.instance_count == 1
         self._batcher: Batcher[Call] = Batcher(
-            verified.runner,
+            _reporting_loss(verified, on_lost),
             max_batch_size=settings.max_batch_size,
             max_queue_rows=settings.max_queue_rows,
             max_queue_bytes=settings.max_queue_bytes,
@@ -150,22 +187,46 @@ class ServedModel:
         """Return how many requests and rows wait; see `Batcher.waiting`."""
         return self._batcher.waiting()
 
+    def is_made_of(self, artifact: Artifact, settings: ModelSettings) -> bool:
+        """Tell whether loading ``artifact`` with ``settings`` would make the same model again."""
+        return self.verified.digests == artifact.digests and self.settings == settings
+
     def close(self, grace_s: float) -> None:
         """Finish what waits, for up to ``grace_s`` seconds, and stop; see `Batcher.close`."""
         self._batcher.close(grace_s)
 
 
+def _reporting_loss(
+    verified: VerifiedModel, on_lost: OnLost
+) -> Callable[[NDArray[np.uint8]], Sequence[NDArray[np.float32]]]:
+    # Knows no ServedModel: what a closed one holds is then freed at once, without the garbage collector.
+    runner, provider = verified.runner, verified.session.provider
+
+    def execute(images: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
+        try:
+            return runner(images)
+        except DeviceLostError as error:
+            on_lost(provider, error)
+            raise
+
+    return execute
+
+
 def _open_session(artifact: Artifact, settings: ModelSettings) -> tuple[Session, int, bool]:
     """Return the session, checked against the contract, its threads, and whether the model is quick."""
     threads = settings.intra_op_threads or 1
-    session = Session(artifact.model, device=settings.device, intra_op_threads=threads)
+    session = _open_with(artifact, settings, threads)
     _check_contract(session, artifact)
     image_s = Runner(session).seconds_an_image(artifact.golden.images[:1])
     is_quick = image_s * settings.max_batch_size <= _QUICK_BATCH_S
     if not is_quick and settings.most_threads > threads and session.provider == CPU_PROVIDER:
         threads = settings.most_threads
-        session = Session(artifact.model, device=settings.device, intra_op_threads=threads)
+        session = _open_with(artifact, settings, threads)
     return session, threads, is_quick
+
+
+def _open_with(artifact: Artifact, settings: ModelSettings, threads: int) -> Session:
+    return Session(artifact.model, device=settings.device, intra_op_threads=threads, options=settings.runtime)
 
 
 def _check_contract(session: Session, artifact: Artifact) -> None:

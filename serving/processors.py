@@ -1,37 +1,89 @@
-"""How many processors this process may really use: affinity and the cgroup's quota, not the host's count."""
+"""How many processors this process may really use: affinity and the cgroup's quota, not the host's count.
+
+A cgroup's quota binds all below it, so it is looked for from the process's own group upwards, and the least
+one counts. Inside a container the path that the kernel tells may be the host's, which the container does not
+see: the root of the mount is then the container's own group.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
-def usable_processors(cgroup_root: Path = _CGROUP_ROOT) -> int:
-    """Return the number of processors that affinity and the cgroup quota (v2, then v1) leave, at least 1.
+class Processors(NamedTuple):
+    """What bounds this process: processors by affinity, and by quota where there is one."""
 
-    A fractional quota is rounded up: 1.5 processors keep two threads busy most of the time.
-    """
+    affinity: int
+    quota: float | None
+
+    @property
+    def usable(self) -> int:
+        """Whole processors, at least 1. A quota is rounded up: 1.5 keep two threads busy most of the time."""
+        return max(1, self.affinity if self.quota is None else min(self.affinity, math.ceil(self.quota)))
+
+    def __str__(self) -> str:
+        quota = "no cgroup quota" if self.quota is None else f"{self.quota:g} by cgroup quota"
+        return f"{self.usable} usable ({self.affinity} by affinity, {quota})"
+
+
+def usable_processors(cgroup_root: Path = _CGROUP_ROOT, own_cgroups: Path = _OWN_CGROUPS) -> int:
+    """Return the number of processors that affinity and the cgroup quota (v2 and v1) leave, at least 1."""
+    return find_processors(cgroup_root, own_cgroups).usable
+
+
+def find_processors(cgroup_root: Path = _CGROUP_ROOT, own_cgroups: Path = _OWN_CGROUPS) -> Processors:
+    """Return what bounds this process."""
     if hasattr(os, "sched_getaffinity"):  # noqa: SIM108  # each branch on a line of its own
-        count = len(os.sched_getaffinity(0))
+        affinity = len(os.sched_getaffinity(0))
     else:  # pragma: no cover  # not Linux
-        count = os.cpu_count() or 1
-    quota = _cgroup_quota(cgroup_root)
-    return max(1, count if quota is None else min(count, math.ceil(quota)))
+        affinity = os.cpu_count() or 1
+    quotas = [quota for folder in _own_folders(cgroup_root, own_cgroups) for quota in _quotas(folder)]
+    return Processors(affinity, min(quotas, default=None))
 
 
-def _cgroup_quota(root: Path) -> float | None:
-    """Return the quota in processors; None where there is no limit or no cgroup."""
+def _own_folders(root: Path, own_cgroups: Path) -> Iterator[Path]:
+    """Yield the folders of this process's groups and of all above them, in each hierarchy with quotas."""
     try:
-        quota, period = (root / "cpu.max").read_text().split()  # v2: "max 100000" or "150000 100000"
-        return None if quota == "max" else int(quota) / int(period)
+        lines = own_cgroups.read_text().splitlines()
+    except OSError:
+        lines = []
+    # "0::/user.slice" is version 2's; "4:cpu,cpuacct:/docker/1f" one of version 1's.
+    mounts = {root: "/", root / "cpu": "/"}
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            mounts |= {root: path, root / "unified": path}
+        elif "cpu" in controllers.split(","):
+            mounts |= {root / "cpu": path, root / controllers: path}
+    for mount, path in mounts.items():
+        own = Path(path.lstrip("/"))
+        if ".." in own.parts:  # outside this process's view: the kernel writes "/../other"
+            own = Path()
+        yield from (mount / above for above in (own, *own.parents))
+
+
+def _quotas(folder: Path) -> Iterator[float]:
+    """Yield the quotas that stand in a group's folder, in processors."""
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()  # v2: "max 100000" or "150000 100000"
+        if quota != "max" and int(period) > 0:
+            yield int(quota) / int(period)
     except (OSError, ValueError):
         pass
     try:
-        quota_us = int((root / "cpu" / "cpu.cfs_quota_us").read_text())  # v1: -1 is no limit
-        period_us = int((root / "cpu" / "cpu.cfs_period_us").read_text())
+        quota_us = int((folder / "cpu.cfs_quota_us").read_text())  # v1: -1 is no limit
+        period_us = int((folder / "cpu.cfs_period_us").read_text())
     except (OSError, ValueError):
-        return None
-    return quota_us / period_us if quota_us > 0 and period_us > 0 else None
+        return
+    if quota_us > 0 and period_us > 0:
+        yield quota_us / period_us

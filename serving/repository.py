@@ -1,44 +1,45 @@
-"""The model repository: which versions there are, which proved themselves, and why the others did not."""
+"""The model repository: brings what is served in line with what is on disk, one proven version at a time."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from serving.artifact import list_versions
-from serving.errors import ArtifactError, DeviceError, NotFoundError, UnavailableError
-from serving.model import ModelSettings, ServedModel, open_verified
+from serving.errors import (
+    ArtifactError,
+    DeviceError,
+    DeviceLostError,
+    NotFoundError,
+    SettingsError,
+    UnavailableError,
+)
+from serving.loading import Refusal, explain_refusal, start_model
+from serving.notices import Notices
+from serving.retirement import Retirement
+from serving.scanning import scan
+from serving.session import CUDA_PROVIDER
+from serving.settings_reader import SettingsReader
 from serving.shown import listed, shown
+from serving.version_files import Fault, VersionFiles
+from serving.version_table import Version, VersionTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
-# Enough for any queue that is bounded to empty; what is left then is answered UNAVAILABLE.
-_UNLOAD_GRACE_S = 30.0
-
-State = Literal["LOADING", "READY", "UNAVAILABLE"]
+    from serving.model import ModelSettings, ServedModel
+    from serving.scanning import FoundModel, Signature
+    from serving.version_policy import VersionPolicy
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Version:
-    """One version of a model as it stands: serving with ``model``, or not, for ``reason``."""
-
-    name: str
-    version: int
-    state: State
-    reason: str = ""
-    model: ServedModel | None = None
-
-
-@dataclass(frozen=True)
 class LoadOutcome:
-    """A load attempt that has ended after ``seconds``; ``refusal`` says why it failed, None if it did not."""
+    """A load attempt that has ended after ``seconds``; ``refusal`` says why it failed, None: it did not."""
 
     name: str
     version: int
@@ -46,10 +47,11 @@ class LoadOutcome:
     refusal: str | None
 
 
-class Repository:
-    """Every version under ``folder``.
+class Repository(VersionTable):
+    """Every version under ``folder``, loaded, replaced and unloaded as the folder changes.
 
-    Reading is safe from any thread: each change replaces the whole table.
+    One look at the folder is under way at a time. What a look replaces goes on answering until its successor
+    has proven itself, and is then drained beside it.
     """
 
     def __init__(
@@ -57,222 +59,255 @@ class Repository:
         folder: Path,
         settings: ModelSettings,
         on_load: Callable[[LoadOutcome], None] = lambda _: None,
+        *,
+        settle_s: float = 2.0,
     ) -> None:
         """Find the versions, none of them loaded yet.
 
-        ``on_load`` is told of each load attempt that has ended, from the thread that loaded.
+        ``on_load`` is told of each load attempt that has ended, from the thread that loaded. What is wrong
+        with files that are still changing is not said before they have not changed for ``settle_s`` seconds.
 
         Raises:
             ArtifactError: ``folder`` is not a folder that can be read.
         """
+        super().__init__()
         self._folder = folder
-        self._settings = settings
+        self._device = settings.device
         self._on_load = on_load
-        self._subscribers: list[Callable[[], None]] = []
         self._stopping = threading.Event()
-        self._changing = threading.Lock()  # one load or unload at a time
-        self._table: dict[str, dict[int, Version]] = {
-            name: {version: Version(name, version, "LOADING", "loading") for version in versions}
-            for name, versions in find_versions(folder).items()
-        }
+        self._changing = threading.Lock()
+        self._files = VersionFiles(folder, settle_s)
+        self._settings = SettingsReader(folder, settings, settle_s)
+        self._left_alone: set[str] = set()  # models that serve only once they are asked for by name
+        self._missed: set[tuple[str, int]] = set()  # versions that were gone at the last look
+        self._retirement = Retirement()
+        self._notices = Notices()
+        for name, found in scan(folder).items():
+            for version in found.versions:
+                self._explain(name, version, "LOADING", "loading")
 
-    def subscribe(self, on_change: Callable[[], None]) -> None:
-        """Have ``on_change`` called after each change, from whichever thread made it."""
-        self._subscribers.append(on_change)
-
-    def load_all(self) -> None:
-        """Open and verify every version in turn; those that fail stay UNAVAILABLE with the reason.
+    def load_all(self, only: Collection[str] | None = None) -> None:
+        """Open and verify every version, or those of the models in ``only``; refused ones say why.
 
         Raises:
-            DeviceError: the device asked for by name cannot run the models; nothing can be served honestly.
+            ArtifactError: there is no model of a name in ``only``, or the folder cannot be read any more.
+            DeviceError, DeviceLostError: the device asked for by name does not run the models; nothing can be
+                served honestly.
         """
-        for entry in self.index():
+        models = scan(self._folder)
+        if only is not None and (unknown := sorted(set(only) - models.keys())):
+            raise ArtifactError(
+                f"cannot load {listed(unknown)}: the repository has {listed(models) or 'none'}"
+            )
+        for name, found in models.items():
             with self._changing:
                 if self._stopping.is_set():
                     return
-                if self._is_waiting(entry):
-                    self._put(self._load(entry))
+                if only is not None and name not in only:
+                    self._leave_alone(name, "it waits to be loaded by RepositoryModelLoad")
+                elif name not in self._left_alone:
+                    self._follow(name, found, is_start=True)
+
+    def refresh(self) -> None:
+        """Look at the folder once and follow what has changed in it."""
+        with self._changing:
+            try:
+                models = scan(self._folder)
+            except ArtifactError as error:
+                self._notices.set("repository", f"{error}; what is served goes on being served")
+                return
+            self._notices.set("repository", "")
+            for name in sorted({*models, *self._table}):
+                if self._stopping.is_set():
+                    return
+                if name not in self._left_alone or name not in models:
+                    self._follow(name, models.get(name), is_patient=True)
 
     def load(self, name: str) -> None:
-        """Look at a model's folder again: load what is new or does not serve, unload what is gone.
+        """Look at a model's folder again: load what is new, changed or was refused, unload what is gone.
 
         Raises:
             NotFoundError: there is no such model in the folder.
-            UnavailableError: none of its versions serves after it; the message says why.
-            DeviceError: as `load_all`.
+            UnavailableError: none of its versions serves after it, or a newer one is refused; says why.
         """
         with self._changing:
-            versions = find_versions(self._folder).get(name)
-            if versions is None:
-                raise NotFoundError(
-                    f"model {shown(name)} is not in the repository's folder, or has no versions"
-                )
-            known = self._table.get(name, {})
-            self._table = {
-                **self._table,
-                name: {
-                    version: known.get(version, Version(name, version, "LOADING", "loading"))
-                    for version in versions
-                },
-            }
-            self._tell_subscribers()
-            for version in known.keys() - set(versions):
-                self._stop(known[version])
-            for entry in self._table[name].values():
-                if entry.model is None:
-                    self._put(self._load(replace(entry, state="LOADING", reason="loading")))
+            found = scan(self._folder).get(name)
+            if found is None or found.fault:
+                detail = found.fault if found else "it is not in the repository's folder, or has no versions"
+                raise NotFoundError(f"model {shown(name)} cannot be loaded: {detail}")
+            self._left_alone.discard(name)
+            self._settings.forget(name)
+            for entry in self._table.get(name, {}).values():
+                if entry.model is None or entry.reason:
+                    self._files.forget(name, entry.version)
+            refused = self._follow(name, found)
+        reasons = "; ".join(f"{version}: {reason}" for version, reason in refused.items())
         if not self.is_ready(name, ""):
-            reasons = "; ".join(f"{entry.version}: {entry.reason}" for entry in self._table[name].values())
             raise UnavailableError(f"no version of model {shown(name)} serves: {reasons}")
+        serving = self.find(name, "").version
+        if any(version >= serving for version in refused):
+            raise UnavailableError(f"model {shown(name)} serves as before, version {serving}: {reasons}")
 
     def unload(self, name: str) -> None:
         """Stop serving a model, having finished what it accepted; raises NotFoundError as `find`."""
         with self._changing:
-            served = [entry for entry in self._versions(name).values() if entry.model is not None]
-            for entry in served:
-                self._put(replace(entry, state="UNAVAILABLE", reason="unloaded on request", model=None))
-            for entry in served:
-                self._stop(entry)
-
-    def find(self, name: str, version: str) -> ServedModel:
-        """Return the version asked for, the newest that serves where ``version`` is empty.
-
-        Raises:
-            NotFoundError: no such model or version.
-            UnavailableError: it is loading or was refused.
-        """
-        if not version:
-            for candidate in reversed(self._versions(name).values()):
-                if candidate.model is not None:
-                    return candidate.model
-        entry = self._entry(name, version)
-        if entry.model is None:
-            raise UnavailableError(
-                f"model {shown(name)} version {entry.version} does not serve: {entry.reason}"
-            )
-        return entry.model
-
-    def is_ready(self, name: str, version: str) -> bool:
-        """Tell whether the version (any, where it is empty) serves; raises NotFoundError as `find`."""
-        try:
-            self.find(name, version)
-        except UnavailableError:
-            return False
-        return True
-
-    def index(self) -> list[Version]:
-        """Return every version, by name and number."""
-        return [entry for versions in self._table.values() for entry in versions.values()]
-
-    def ready_versions(self, name: str) -> list[str]:
-        """Return the versions of a known model that serve, ascending."""
-        return [str(entry.version) for entry in self._versions(name).values() if entry.model is not None]
-
-    def ready_models(self) -> list[ServedModel]:
-        """Return every version that serves."""
-        return [entry.model for entry in self.index() if entry.model is not None]
+            self._versions(name)
+            drains = self._leave_alone(name, "unloaded on request")
+        for drain in drains:
+            drain.join()
 
     def close(self, grace_s: float) -> None:
         """Stop loading, finish what waits in all queues within ``grace_s`` seconds, stop the instances."""
         self._stopping.set()
-        give_up_s = time.monotonic() + grace_s
-        for model in self.ready_models():
-            model.close(max(0.0, give_up_s - time.monotonic()))
+        self._retirement.close(self.ready_models(), grace_s)
 
-    def _load(self, entry: Version) -> Version:
+    def _follow(
+        self, name: str, found: FoundModel | None, *, is_patient: bool = False, is_start: bool = False
+    ) -> dict[int, str]:
+        """Bring one model in line with its folder, and return which of its versions are refused, and why.
+
+        What is new is brought up first, and what it replaces taken down after it. With ``is_patient``, what
+        is not whole or has vanished is given time.
+        """
+        refused: dict[int, str] = {}
+        versions = found.versions if found else {}
+        known = self._table.get(name, {}).keys()
+        self._missed -= {(name, version) for version in versions}
+        gone = {version for version in known - versions.keys() if self._is_gone(name, version, is_patient)}
+        if found is not None:
+            settings = self._read_settings(name, found, is_patient=is_patient)
+            if isinstance(settings, str):
+                return dict.fromkeys(versions, settings)
+            run_as, policy = settings
+            present = (known | versions.keys()) - gone
+            serving_count = 0
+            for version in policy.candidates(present):
+                if policy.is_enough(serving_count):
+                    break
+                if version in versions:
+                    reason = self._bring_up(
+                        name, version, versions[version], run_as, is_patient=is_patient, is_start=is_start
+                    )
+                    refused |= {version: reason} if reason else {}
+                serving_count += self._serves(name, version)
+                present = present - {version}
+            for version in present:
+                self._take_down(name, version, f"not served: version_policy is {policy}")
+        for version in gone:
+            self._forget(name, version)
+        return refused
+
+    def _bring_up(
+        self,
+        name: str,
+        version: int,
+        signature: Signature,
+        settings: ModelSettings,
+        *,
+        is_patient: bool,
+        is_start: bool,
+    ) -> str:
+        """Load and prove a version if there is something new in it; return why it is refused, "" if not."""
         started_s = time.monotonic()
-        loaded = self._open(entry)
-        refusal = None if loaded.model else loaded.reason
-        self._on_load(LoadOutcome(entry.name, entry.version, time.monotonic() - started_s, refusal))
-        return loaded
+        read = self._files.read(name, version, signature, settings, is_patient=is_patient)
+        if read is None:
+            reason = self._files.conclusion(name, version)
+            if reason is not None:
+                self._explain(name, version, "UNAVAILABLE", reason)
+            return reason or ""
+        if isinstance(read, Fault) and not read.is_final:
+            self._explain(name, version, "LOADING", f"incomplete: {read.error}")
+            return ""
+        before = self._get(name, version)
+        if isinstance(read, Fault):
+            loaded: ServedModel | Refusal = explain_refusal(f"{name}/{version}", read.error)
+        elif before and before.model and before.model.is_made_of(read, settings):
+            self._conclude(name, version, "")
+            return ""
+        else:
+            self._explain(name, version, "LOADING", "loading")
+            loaded = start_model(name, version, read, settings, self._on_lost)
+        reason = loaded.reason if isinstance(loaded, Refusal) else ""
+        self._on_load(LoadOutcome(name, version, time.monotonic() - started_s, reason or None))
+        if not isinstance(loaded, Refusal):
+            self._files.conclude(name, version, "")
+            self._retirement.retire(self._put(Version(name, version, "READY", "", loaded)))
+            return ""
+        if is_start and self._device == "cuda" and isinstance(loaded.error, DeviceError | DeviceLostError):
+            raise loaded.error
+        if isinstance(loaded.error, DeviceLostError):
+            self._on_lost(CUDA_PROVIDER, loaded.error)
+        self._conclude(name, version, reason)
+        return reason
 
-    def _open(self, entry: Version) -> Version:
-        where = f"{entry.name}/{entry.version}"
-        started_s = time.monotonic()
-        try:
-            verified = open_verified(self._folder / entry.name / str(entry.version), self._settings)
-        except DeviceError:
-            if self._settings.device == "cuda":
-                raise
-            _log.exception("%s refused", where)
-            return replace(
-                entry, state="UNAVAILABLE", reason="its device cannot run it; the server's log says more"
+    def _read_settings(
+        self, name: str, found: FoundModel, *, is_patient: bool
+    ) -> tuple[ModelSettings, VersionPolicy] | str:
+        """Return a model's settings, or why it is left as it is."""
+        if found.fault:
+            self._notices.set(name, found.fault)
+            return found.fault
+        if found.ignored:
+            self._notices.set(
+                name + "/", f"ignored, since no positive integers and so no versions: {listed(found.ignored)}"
             )
-        except ArtifactError as error:
-            _log.error("%s refused: %s", where, error)
-            return replace(entry, state="UNAVAILABLE", reason=str(error))
-        except Exception as error:
-            _log.exception("%s refused", where)
-            return replace(
-                entry, state="UNAVAILABLE", reason=f"loading failed: {type(error).__name__}: {error}"
-            )
-        _log.info(
-            "%s ready on %s in %.2f s: %d golden pairs reproduced, largest difference %.2g, %d threads, "
-            "batch invariant: %s, SHA-256 %s",
-            where,
-            verified.session.provider,
-            time.monotonic() - started_s,
-            verified.golden_count,
-            verified.largest_difference,
-            verified.threads,
-            "yes" if verified.batch_invariant else "no",
-            verified.sha256,
-        )
-        model = ServedModel(entry.name, entry.version, verified, self._settings)
-        return replace(entry, state="READY", reason="", model=model)
+        settings = self._settings.read(name, found, is_patient=is_patient)
+        if settings is None:
+            return "its settings file is not whole"
+        if isinstance(settings, SettingsError):
+            self._notices.set(name, f"{settings}; what is served goes on as before")
+            for version in found.versions:
+                self._explain(name, version, "UNAVAILABLE", str(settings))
+            return str(settings)
+        self._notices.set(name, "")
+        return settings
 
-    def _is_waiting(self, entry: Version) -> bool:
-        """Tell whether nobody has loaded or unloaded this version since."""
-        return self._table.get(entry.name, {}).get(entry.version) is entry
+    def _conclude(self, name: str, version: int, reason: str) -> None:
+        self._files.conclude(name, version, reason)
+        self._explain(name, version, "UNAVAILABLE", reason)
 
-    @staticmethod
-    def _stop(entry: Version) -> None:
-        if entry.model is not None:
-            entry.model.close(_UNLOAD_GRACE_S)
-            _log.info("%s/%d unloaded", entry.name, entry.version)
+    def _serves(self, name: str, version: int) -> bool:
+        entry = self._get(name, version)
+        return entry is not None and entry.model is not None
 
-    def _put(self, entry: Version) -> None:
-        self._table = {**self._table, entry.name: {**self._table[entry.name], entry.version: entry}}
-        self._tell_subscribers()
+    def _is_gone(self, name: str, version: int, is_patient: bool) -> bool:
+        """Tell whether a version not in the folder is to go; one that is being moved gets a second look."""
+        if not is_patient or (name, version) in self._missed:
+            return True
+        self._missed.add((name, version))
+        return False
 
-    def _tell_subscribers(self) -> None:
-        for on_change in self._subscribers:
-            on_change()
+    def _leave_alone(self, name: str, reason: str) -> list[threading.Thread]:
+        """Serve nothing of a model until it is asked for; return the threads that drain what served."""
+        self._left_alone.add(name)
+        drains = [self._take_down(name, version, reason) for version in self._table.get(name, {})]
+        return [drain for drain in drains if drain]
 
-    def _versions(self, name: str) -> dict[int, Version]:
-        versions = self._table.get(name)
-        if versions is None:
-            known = f"it has {listed(self._table)}" if self._table else "it has none"
-            raise NotFoundError(f"model {shown(name)} is not in the repository; {known}")
-        return versions
+    def _take_down(self, name: str, version: int, reason: str) -> threading.Thread | None:
+        """Stop serving a version that stays in the index; return the thread that drains it."""
+        self._files.forget(name, version)
+        if not self._serves(name, version):
+            self._explain(name, version, "UNAVAILABLE", reason)
+            return None
+        return self._retirement.retire(self._put(Version(name, version, "UNAVAILABLE", reason)))
 
-    def _entry(self, name: str, version: str) -> Version:
-        versions = self._versions(name)
-        if not version:
-            return versions[max(versions)]
-        for entry in versions.values():
-            if str(entry.version) == version:
-                return entry
-        raise NotFoundError(
-            f"model {shown(name)} has no version {shown(version)}; it has {', '.join(map(str, versions))}"
-        )
+    def _forget(self, name: str, version: int) -> None:
+        """Drop a version that is no longer in the folder, and the model with its last one."""
+        self._missed.discard((name, version))
+        self._files.forget(name, version)
+        self._retirement.retire(self._remove(name, version))
+        if name not in self._table:
+            self._settings.forget(name)
+            self._left_alone.discard(name)
+        _log.info("%s/%d is gone from the repository", name, version)
 
-
-def find_versions(folder: Path) -> dict[str, list[int]]:
-    """Return the versions of each model under ``folder``, both in order; no hidden or empty ones.
-
-    Raises:
-        ArtifactError: ``folder`` is not a folder that can be read.
-    """
-    try:
-        models = {
-            entry.name: list_versions(entry)
-            for entry in sorted(folder.iterdir())
-            if entry.is_dir() and not entry.name.startswith(".")
-        }
-    except OSError as error:
-        raise ArtifactError(
-            f"the repository {folder} cannot be read ({error.strerror}); give --repository the folder that "
-            "`foldserve export` wrote to"
-        ) from error
-    return {name: versions for name, versions in models.items() if versions}
+    def _on_lost(self, provider: str, error: DeviceLostError) -> None:
+        """Stop serving all that ran on a device that broke; called from whichever thread noticed."""
+        lost = [model for model in self.ready_models() if model.verified.session.provider == provider]
+        for model in lost:
+            reason = f"the device was lost: {error}"
+            self._files.conclude(model.name, model.version, reason)
+            entry = self._get(model.name, model.version)
+            if entry is not None and entry.model is model:
+                self._retirement.retire(self._put(Version(model.name, model.version, "UNAVAILABLE", reason)))
+                _log.error("%s/%d: %s", model.name, model.version, reason)

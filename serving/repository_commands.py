@@ -44,7 +44,7 @@ def verify_models(config: VerifyConfig) -> int:
         ServingError: the repository cannot be read, or the device asked for is not there.
     """
     from serving.model import ModelSettings, open_verified  # noqa: PLC0415  # a list from a server needs no ONNX Runtime
-    from serving.repository import find_versions  # noqa: PLC0415
+    from serving.scanning import find_versions  # noqa: PLC0415
     from serving.session import require_device  # noqa: PLC0415
 
     require_device(config.device)
@@ -53,7 +53,9 @@ def verify_models(config: VerifyConfig) -> int:
     for name, versions in find_versions(config.repository).items():
         for version in versions:
             try:
-                verified = open_verified(config.repository / name / str(version), settings)
+                verified = open_verified(
+                    config.repository / name / str(version), settings, within=config.repository
+                )
             except ServingError as error:
                 rows.append((name, str(version), "FAILED", str(error)))
             else:
@@ -71,13 +73,13 @@ def verify_models(config: VerifyConfig) -> int:
 
 def _rows_of_repository(repository: Path) -> list[Row]:
     from serving.artifact import read_artifact  # noqa: PLC0415  # as above
-    from serving.repository import find_versions  # noqa: PLC0415
+    from serving.scanning import find_versions  # noqa: PLC0415
 
     rows: list[Row] = []
     for name, versions in find_versions(repository).items():
         for version in versions:
             try:
-                artifact = read_artifact(repository / name / str(version))
+                artifact = read_artifact(repository / name / str(version), within=repository)
             except ArtifactError as error:
                 rows.append((name, str(version), "BROKEN", str(error)))
             else:
@@ -101,6 +103,7 @@ def _rows_of_server(server: str, config: ListConfig) -> list[Row]:
                 model = client.describe(entry.name, entry.version)
                 details = (
                     f"{len(model.metadata.labels)} classes, {model.provider}, sha256 {model.sha256[:12]}"
+                    + (f"; newer files are not served: {entry.reason}" if entry.reason else "")
                 )
                 if model.metadata.provenance.get("golden_images") == "synthetic":
                     details += ", proven on synthetic images alone"

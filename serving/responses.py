@@ -1,7 +1,8 @@
 """Outputs -> serialised ModelInferResponse messages.
 
-A response is written in two halves. The first, which names the model and describes the outputs, is the same
-for all requests of so many rows and is kept; the second has the id and the numbers. Joined bytes of two
+A response is written in two halves. The first, which names the model, its version and its file's hash and
+describes the outputs, is the same for all requests of so many rows and is kept; the second has the id and the
+numbers. Joined bytes of two
 messages are one message with the fields of both: protobuf.dev/programming-guides/encoding, "Last One Wins".
 """
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # What an execution gives, in this order.
 OUTPUTS = (LOGITS, PROBABILITIES)
+# The response parameter that says which file answered: a version's number alone may be used again.
+SHA256_PARAMETER = "model_sha256"
 # Row counts and choices of outputs that a model keeps heads for: enough for all that recur.
 _KEPT_HEADS = 1024
 
@@ -42,9 +45,10 @@ ALL_OUTPUTS = tuple(Output(name) for name in OUTPUTS)
 class ResponseHeads:
     """The first halves of one model version's responses."""
 
-    def __init__(self, name: str, version: str, class_count: int) -> None:
+    def __init__(self, name: str, version: str, class_count: int, sha256: str) -> None:
         self._name = name
         self._version = version
+        self._sha256 = sha256
         self._class_count = class_count
         self._kept: dict[tuple[int, tuple[Output, ...]], bytes] = {}
 
@@ -59,6 +63,7 @@ class ResponseHeads:
 
     def _build(self, row_count: int, outputs: tuple[Output, ...]) -> pb.ModelInferResponse:
         head = pb.ModelInferResponse(model_name=self._name, model_version=self._version)
+        head.parameters[SHA256_PARAMETER].string_param = self._sha256
         for output in outputs:
             if output.top_k:
                 shape = (row_count, min(output.top_k, self._class_count))
@@ -83,7 +88,8 @@ def write_infer_response(
     tail = pb.ModelInferResponse(id=request_id, raw_output_contents=contents)
     if parameters:
         for key, parameter in parameters.items():
-            tail.parameters[key].CopyFrom(parameter)
+            if key != SHA256_PARAMETER:  # ours to say
+                tail.parameters[key].CopyFrom(parameter)
     return model.response_heads.get(len(arrays[0]), outputs) + tail.SerializeToString()
 
 

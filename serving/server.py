@@ -20,12 +20,14 @@ from serving.metrics import Metrics
 from serving.model import ModelSettings
 from serving.model_metrics import ModelMetrics
 from serving.pages import Pages
+from serving.processors import find_processors
 from serving.repository import Repository
 from serving.server_metrics import ServerMetrics
 from serving.servicer import Servicer
 from serving.session import require_device
 from serving.transport.choose import open_transport
 from serving.transport.settings import log_limits, log_who_may_call, wire_settings
+from serving.watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,8 +54,14 @@ def serve(config: ServeConfig) -> int:
 
 
 async def _serve(config: ServeConfig) -> int:
+    _log.info("processors: %s", find_processors())
     loads, changes = LoadCounts(), Changes()
-    repository = Repository(config.repository, _to_settings(config), on_load=loads.count)
+    repository = Repository(
+        config.repository,
+        _to_settings(config),
+        on_load=loads.count,
+        settle_s=2 * config.poll_s,  # two looks that see the same: what was being written is settled
+    )
     repository.subscribe(changes.notify)
     servicer = Servicer(
         repository,
@@ -70,7 +78,7 @@ async def _serve(config: ServeConfig) -> int:
         await transport.publish_health()
 
     following = asyncio.ensure_future(changes.follow(publish))
-    with _stop_signal() as stop:
+    with _stop_signal() as stop, contextlib.ExitStack() as watching:
         await publish()
         port = await transport.start(config.host, config.port)
         log_who_may_call(config, wire)
@@ -79,15 +87,18 @@ async def _serve(config: ServeConfig) -> int:
             server = ServerMetrics(control, servicer, port=port, transport=transport.name)
             await _open_endpoint(config, endpoint, Pages(control, Metrics(models, server)))
             announce(f"listening on {config.host}:{port}, loading {config.repository}", config.log_format)
-            if await _load(repository, stop):
+            if await _load(config, repository, stop):
                 control.end_loading()
                 _settle_garbage()
                 log_limits(wire)
                 await publish()
                 announce(_ready_line(config, port, repository), config.log_format)
+                if config.control == "poll":
+                    watching.enter_context(Watcher(repository, config.poll_s))
             await stop.wait()
             await _leave(config, transport, servicer)
         finally:
+            watching.close()  # what changes from now on is the next server's
             await _drain(config, transport, servicer, repository)
             _log.info("drained: %d requests were answered OK since the start", models.answered_count())
             following.cancel()
@@ -102,9 +113,10 @@ async def _open_endpoint(config: ServeConfig, endpoint: HttpEndpoint, pages: Pag
         _log.info("/metrics, /healthz and /readyz on http://%s:%d", config.host, port)
 
 
-async def _load(repository: Repository, stop: asyncio.Event) -> bool:
+async def _load(config: ServeConfig, repository: Repository, stop: asyncio.Event) -> bool:
     """Load while the server answers; return False where a signal came first."""
-    loaded = run_in_thread(repository.load_all, "load")
+    only = config.load_model if config.control == "explicit" else None
+    loaded = run_in_thread(lambda: repository.load_all(only), "load")
     stopped = asyncio.ensure_future(stop.wait())
     await asyncio.wait((loaded, stopped), return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
@@ -176,16 +188,17 @@ def _to_settings(config: ServeConfig) -> ModelSettings:
 
 def _ready_line(config: ServeConfig, port: int, repository: Repository) -> str:
     models = repository.ready_models()
-    refused = [entry for entry in repository.index() if entry.state == "UNAVAILABLE"]
-    refused_text = "".join(f"; refused {entry.name}/{entry.version}: {entry.reason}" for entry in refused)
+    others = [entry for entry in repository.index() if entry.state == "UNAVAILABLE"]
+    others_text = "".join(f"; not served: {entry.name}/{entry.version}: {entry.reason}" for entry in others)
     if not models:
-        nothing = refused_text or "; the repository is empty"
+        nothing = others_text or "; the repository is empty"
         return f"not ready on {config.host}:{port}, no model serves{nothing}"
     providers = "+".join(sorted({model.verified.session.provider for model in models}))
     names = ", ".join(f"{model.name}/{model.version}" for model in models)
     most = max(model.verified.threads for model in models)
     threads = f"{most} thread{'s' if most > 1 else ''}"
-    return f"serving on {config.host}:{port} ({providers}, {threads}): {names} ready{refused_text}"
+    how = "; ".join([f"{providers}, {threads}", *sorted({model.verified.session.choice for model in models})])
+    return f"serving on {config.host}:{port} ({how}): {names} ready{others_text}"
 
 
 def _write_port(path: Path | None, port: int) -> None:

@@ -15,6 +15,7 @@ from serving.errors import (
     INTERNAL_ERROR_TEXT,
     InternalError,
     NotFoundError,
+    RetiredError,
     ServingError,
     UnavailableError,
 )
@@ -97,6 +98,15 @@ class Servicer:
         """
 
         def on_done(call: Call, outcome: Outcome) -> None:
+            # Its model was replaced between finding it and its queue: nobody need know.
+            if isinstance(outcome, RetiredError):
+                try:
+                    if successor := self._successor(call):
+                        call.model = successor
+                        successor.submit([call], on_done)
+                        return
+                except Exception as error:  # becomes the call's answer
+                    outcome = error
             on_reply(call, self._to_reply(call, outcome))
 
         def on_decoded(call: Call, error: Exception | None) -> None:
@@ -125,13 +135,27 @@ class Servicer:
         """Count a call that never became one: its message could not be read, or its caller was gone."""
         self._refused_of("").count_failure(method, _status_of(error))
 
+    def _successor(self, call: Call) -> ServedModel | None:
+        """Return what is served in the place of a call's model, where it takes the same images.
+
+        Raises:
+            NotFoundError, UnavailableError: nothing is, any more.
+        """
+        before = call.model
+        assert before is not None
+        model = self._repository.find(before.name, call.asked_version)
+        is_other = model is not before and model.metadata.image == before.metadata.image
+        return model if is_other else None
+
     def _admit(self, call: Call) -> ServedModel:
         """Check everything that can be wrong with a call before it is queued."""
         if self._draining:
             raise UnavailableError("the server is draining; try again, or elsewhere")
         message = call.message
-        model = self._repository.find(message.model_name, message.model_version)
+        version = message.model_version
+        model = self._repository.find(message.model_name, version)
         call.model = model
+        call.asked_version = version
         call.read(model)
         call.message = None
         return model

@@ -1,13 +1,14 @@
 """ONNX Runtime sessions as the server runs them; the exporter verifies through this same code.
 
 The only importer of onnxruntime. Device ``cuda`` never falls back in silence: ONNX Runtime lists the CUDA
-provider on machines without a GPU and then quietly runs on the processor, so what really runs is asked of the
-session.
+provider on machines without a GPU and then quietly runs on the processor, or leaves there what CUDA cannot
+do. So what really runs, and where, is asked of the session.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 # ONNX Runtime's wheels report usage to their makers unless this is set when they are loaded. A server reports
@@ -17,8 +18,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from serving.artifact import TensorSpec
-from serving.errors import ArtifactError, DeviceError
+from serving.errors import ArtifactError, DeviceError, DeviceLostError
 from serving.processors import usable_processors
+from serving.runtime_options import RuntimeOptions, heavy_operators, is_device_loss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,9 +36,9 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 # For manifests: with a GPU the package has another name, so its metadata cannot be asked.
 RUNTIME_VERSION: str = ort.__version__
 
-# TF32 is on by default and errs near 1e-3. HEURISTIC avoids the default's exhaustive search at each new batch
-# size.
-_CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+# A model's file may name others for its weights, and ONNX Runtime looks for them from the process's current
+# folder. An artifact has none, so they are looked for where nothing can be.
+_NO_FOLDER = "/dev/null/none"
 
 _ONNX_TO_PROTOCOL = {
     "tensor(bool)": "BOOL",
@@ -60,6 +62,7 @@ class Session:
 
     Attributes:
         provider: the execution provider that runs the model, as ONNX Runtime names it.
+        choice: why that one, for whoever reads the log.
         inputs, outputs: tensor specs in the model's order.
         props: the model's metadata_props.
     """
@@ -70,15 +73,16 @@ class Session:
         *,
         device: Device = "auto",
         intra_op_threads: int | None = None,
+        options: RuntimeOptions | None = None,
         optimised: bool = True,
     ) -> None:
         """Load ``model``, the content of a ``model.onnx``.
 
         Args:
             model: the content of an ONNX file.
-            device: "cuda" runs everything on the GPU or raises; "auto" takes CUDA where it works, else the
-                CPU.
+            device: "cuda" runs it on the GPU or raises; "auto" takes CUDA where it works, else the CPU.
             intra_op_threads: threads one run may use; by default as many as there are usable processors.
+            options: what else ONNX Runtime is told.
             optimised: False runs node by node what the file says, with nothing fused: a reference.
 
         Raises:
@@ -86,7 +90,10 @@ class Session:
             ArtifactError: ONNX Runtime cannot load the file.
         """
         threads = intra_op_threads or usable_processors()
-        self._session = _open(model, device, threads, optimised=optimised)
+        options = options or RuntimeOptions()
+        if not optimised:
+            options = replace(options, graph_optimization="none")
+        self._session, self.choice = _open(model, device, threads, options)
         self.provider: str = self._session.get_providers()[0]
         self.inputs = tuple(_to_spec(argument) for argument in self._session.get_inputs())
         self.outputs = tuple(_to_spec(argument) for argument in self._session.get_outputs())
@@ -95,8 +102,20 @@ class Session:
     def run(
         self, output_names: Sequence[str], feeds: Mapping[str, NDArray[Any]]
     ) -> list[NDArray[np.float32]]:
-        """Return the outputs named, in that order."""
-        outputs: list[NDArray[np.float32]] = self._session.run(output_names, feeds)
+        """Return the outputs named, in that order.
+
+        Raises:
+            DeviceLostError: the GPU is gone, for this and every later run in this process.
+        """
+        try:
+            outputs: list[NDArray[np.float32]] = self._session.run(output_names, feeds)
+        except Exception as error:  # ONNX Runtime's kinds share no base class
+            if self.provider == CPU_PROVIDER or not is_device_loss(str(error)):
+                raise
+            raise DeviceLostError(
+                f"{self.provider} failed and will not recover in this process: {_first_line(error)}; "
+                "restart the server"
+            ) from error
         return outputs
 
 
@@ -116,50 +135,107 @@ def require_device(device: Device) -> None:
         )
 
 
-def _open(model: bytes, device: Device, threads: int, *, optimised: bool) -> ort.InferenceSession:
+def _open(
+    model: bytes, device: Device, threads: int, options: RuntimeOptions
+) -> tuple[ort.InferenceSession, str]:
+    """Return a session on the device, and why it is on that one."""
     require_device(device)
-    if device == "cpu" or not cuda_is_present():
-        return _open_on(model, CPU_PROVIDER, threads, optimised=optimised)
+    if device == "cpu":
+        return _open_on(model, CPU_PROVIDER, threads, options), "the CPU was asked for"
+    if not cuda_is_present():
+        choice = "auto took the CPU: the installed onnxruntime has no CUDA provider"
+        return _open_on(model, CPU_PROVIDER, threads, options), choice
     try:
-        return _open_on(model, CUDA_PROVIDER, threads, optimised=optimised)
-    except DeviceError:
+        session = _open_on(model, CUDA_PROVIDER, threads, options)
+    except DeviceError as error:
         # A file that the CPU cannot load either is a bad file (ArtifactError from here), not a bad device.
-        on_cpu = _open_on(model, CPU_PROVIDER, threads, optimised=optimised)
+        on_cpu = _open_on(model, CPU_PROVIDER, threads, options)
         if device == "cuda":
             raise
-        return on_cpu
+        return on_cpu, f"auto took the CPU: {error}"
+    return session, "CUDA was asked for" if device == "cuda" else "auto took CUDA: it runs the whole model"
 
 
-def _open_on(model: bytes, provider: str, threads: int, *, optimised: bool) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors; what matters of the rest is checked below
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if not optimised:
-        options.log_severity_level = 4  # whoever runs a reference says himself what went wrong
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+def _open_on(
+    model: bytes, provider: str, threads: int, options: RuntimeOptions, *, allow_cpu: bool = False
+) -> ort.InferenceSession:
+    """Open on one provider; with ``allow_cpu`` shape arithmetic may stay on the processor."""
     on_cuda = provider == CUDA_PROVIDER
-    if on_cuda:
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = ort.InferenceSession(
-            model, options, providers=[(provider, _CUDA_OPTIONS if on_cuda else {})], enable_fallback=0
+            model,
+            _to_session_options(threads, options, on_cuda=on_cuda, forbid_cpu=on_cuda and not allow_cpu),
+            providers=[(provider, options.to_cuda_options() if on_cuda else {})],
+            enable_fallback=0,
         )
     except (
         Exception
     ) as error:  # the kinds differ by release: Fail, InvalidGraph, InvalidProtobuf, RuntimeError, ...
-        reason = str(error).splitlines()[0]
         if on_cuda:
-            raise DeviceError(f"CUDA cannot run the model: {reason}") from error
-        raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load the model: {reason}") from error
+            if not allow_cpu and "assigned to the default CPU EP" in str(error):
+                return _open_on(model, provider, threads, options, allow_cpu=True)
+            raise DeviceError(f"CUDA cannot run the model: {_first_line(error)}") from error
+        raise ArtifactError(
+            f"ONNX Runtime {ort.__version__} cannot load the model: {_first_line(error)}"
+        ) from error
     if session.get_providers()[0] != provider:
         raise DeviceError(
             f"{provider} was asked for, but ONNX Runtime took {session.get_providers()[0]}: is there an "
             "NVIDIA GPU with its driver, and are the CUDA and cuDNN libraries installed (foldserve[gpu] "
             "brings them)?"
         )
+    if allow_cpu:
+        _check_runs_on(session, provider)
     return session
+
+
+def _to_session_options(
+    threads: int, options: RuntimeOptions, *, on_cuda: bool, forbid_cpu: bool
+) -> ort.SessionOptions:
+    to_ort = ort.SessionOptions()
+    to_ort.intra_op_num_threads = threads
+    to_ort.inter_op_num_threads = options.inter_op_threads
+    if options.inter_op_threads > 1:
+        to_ort.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+    level = ort.GraphOptimizationLevel
+    to_ort.graph_optimization_level = {
+        "none": level.ORT_DISABLE_ALL,
+        "basic": level.ORT_ENABLE_BASIC,
+        "extended": level.ORT_ENABLE_EXTENDED,
+        "all": level.ORT_ENABLE_ALL,
+    }[options.graph_optimization]
+    to_ort.enable_cpu_mem_arena = options.arena
+    # Errors. A refusal that is tried again is none, and who runs a reference says himself what went wrong.
+    to_ort.log_severity_level = 4 if forbid_cpu or options.graph_optimization == "none" else 3
+    to_ort.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    to_ort.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    to_ort.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
+    if on_cuda:
+        to_ort.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if forbid_cpu:
+        to_ort.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return to_ort
+
+
+def _check_runs_on(session: ort.InferenceSession, provider: str) -> None:
+    """Raise DeviceError where anything but shape arithmetic runs elsewhere than on ``provider``."""
+    elsewhere = heavy_operators(
+        [
+            node.op_type
+            for part in session.get_provider_graph_assignment_info()
+            if part.ep_name != provider
+            for node in part.get_nodes()
+        ]
+    )
+    if elsewhere:
+        raise DeviceError(
+            f"{provider} does not run the model's {', '.join(elsewhere)}, which would be left to the "
+            "processor; serve it with --device cpu"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _to_spec(argument: Any) -> TensorSpec:

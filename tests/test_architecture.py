@@ -42,6 +42,11 @@ INNER = {
     "serving/statistics.py": {"grpc", "onnxruntime", "prometheus_client"},
     "serving/model_metrics.py": {"grpc", "onnxruntime", "google"},
     "serving/http_endpoint.py": {"grpc", "onnxruntime", "google", "prometheus_client"},
+    "serving/repository.py": {"grpc", "onnxruntime", "google"},
+    "serving/version_table.py": {"grpc", "onnxruntime", "google"},
+    "serving/version_files.py": {"grpc", "onnxruntime", "google"},
+    "serving/scanning.py": {"grpc", "onnxruntime", "google"},
+    "serving/model_settings.py": {"grpc", "onnxruntime", "google"},
 }
 
 
@@ -85,7 +90,8 @@ def test_only_the_session_module_imports_onnxruntime() -> None:
         for path in modules_with_entry_point(package)
         if "onnxruntime" in imported_modules(path)
     }
-    assert importers == {"serving/session.py"}
+    # What quantises is part of ONNX Runtime too; it runs nothing.
+    assert importers == {"serving/session.py", "export/quantize.py"}
 
 
 def test_every_package_is_installed() -> None:

@@ -72,7 +72,18 @@ class Terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self.console, disable=not self.is_live, transient=True) as progress:
             task = progress.add_task(name, total=total)
-            yield lambda count: progress.advance(task, count)
+            done, last_line = 0, time.monotonic()
+
+            def advance(count: int) -> None:
+                nonlocal done, last_line
+                done += count
+                progress.advance(task, count)
+                now = time.monotonic()
+                if not self.is_live and now - last_line > _PLAIN_LINE_EVERY_S:
+                    last_line = now
+                    self.say(f"{name} {done:,}/{total:,}")
+
+            yield advance
 
     @contextmanager
     def training(self, total_steps: int, done_steps: int) -> Iterator[Callable[[int, str], None]]:

@@ -172,8 +172,17 @@ def test_parameters_come_back(server: ServerProcess, network: TinyNetwork) -> No
     assert {key: value.WhichOneof("parameter_choice") for key, value in response.parameters.items()} == {
         "trace": "string_param",
         "priority": "int64_param",
+        "model_sha256": "string_param",
     }
     assert response.parameters["trace"].string_param == "abc"
+
+
+def test_each_answer_names_version_and_file(server: ServerProcess, network: TinyNetwork) -> None:
+    response = server.infer(network.random_images(1))
+    metadata = server.stub.ModelMetadata(pb.ModelMetadataRequest(name="tiny", version=response.model_version))
+    assert response.model_version == "2"
+    assert response.parameters["model_sha256"].string_param == metadata.properties["model_sha256"]
+    assert len(metadata.properties["model_sha256"]) == 64
 
 
 def test_a_million_parameters_are_refused(server: ServerProcess, network: TinyNetwork) -> None:

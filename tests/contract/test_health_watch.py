@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import shutil
 import signal
 import threading
 from typing import TYPE_CHECKING
@@ -89,6 +90,25 @@ def test_every_watcher_hears_every_change(folder_and_server: tuple[Path, ServerP
     for watcher in (model, also_model, whole, later):
         watcher.close()
     assert "Traceback" not in server.log
+
+
+def test_watchers_hear_of_what_comes_and_goes_in_the_folder(tmp_path: Path) -> None:
+    """No call tells the server: it looks at its folder, and whoever watches is told."""
+    folder = tmp_path / "models"
+    TinyNetwork().publish(folder / "tiny")
+    with ServerProcess(folder, tmp_path / "server", "--poll-s", "0.2") as server:
+        watcher = Watcher(server, "later")
+        assert watcher.next() == UNKNOWN
+        TinyNetwork(seed=5).publish(folder / "later")
+        told = watcher.next()
+        if told == NOT_SERVING:  # found and not proven yet
+            told = watcher.next()
+        assert told == SERVING
+        shutil.rmtree(folder / "later")
+        while told in (SERVING, NOT_SERVING):
+            told = watcher.next()
+        assert told == UNKNOWN
+        watcher.close()
 
 
 def test_a_refused_model_is_not_serving_and_an_unknown_one_not_found(

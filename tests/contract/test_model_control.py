@@ -87,6 +87,19 @@ def test_load_proves_what_it_loads(folder_and_server: tuple[Path, ServerProcess]
     assert server.infer(TinyNetwork().random_images(1)).model_name == "tiny"
 
 
+def test_load_of_a_bad_update_fails_and_the_old_version_goes_on(
+    folder_and_server: tuple[Path, ServerProcess],
+) -> None:
+    folder, server = folder_and_server
+    newer = TinyNetwork(seed=8).publish(folder / ".staged")
+    (newer / "golden.npz").unlink()
+    newer.rename(folder / "tiny" / "2")
+    code, text = status_of(lambda: load(server))
+    assert code == grpc.StatusCode.UNAVAILABLE
+    assert "serves as before, version 1: 2: golden.npz is missing" in text
+    assert server.infer(TinyNetwork().random_images(1)).model_version == "1"
+
+
 def test_what_cannot_be_loaded_is_explained(folder_and_server: tuple[Path, ServerProcess]) -> None:
     _, server = folder_and_server
     for name in ("nets", "", "../models/tiny"):

@@ -10,6 +10,7 @@ from torch import nn
 from export.build import BuiltModel, build_model
 from imaging import ImageSpec
 from serving.artifact import ModelMetadata
+from tests.export.taught import Taught, teach
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.datasets import Dataset
 from training.datasets.registry import DATASETS
@@ -103,3 +104,9 @@ def metadata() -> ModelMetadata:
     """Facts of a three-channel network of four classes on 12x12 images."""
     spec = ImageSpec(channel_order="RGB", height=12, width=12, resize_shorter_side=12)
     return ModelMetadata(("a", "b", "c", "d"), (0.2, 0.5, 0.7), (0.2, 0.3, 0.4), spec)
+
+
+@pytest.fixture(scope="session")
+def taught(checkpoint: Checkpoint) -> Taught:
+    """The same weights with a data set on which they are always right."""
+    return teach(checkpoint)

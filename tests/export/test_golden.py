@@ -23,7 +23,7 @@ def golden(built, checkpoint, dataset):
     session = Session(built.content, device="cpu", intra_op_threads=1)
     reference = TorchReference(checkpoint.build())
     rounding = largest_rounding(check_parity(session, reference, images))
-    return make_golden(session, reference, images, rounding=rounding, synthetic=False)
+    return make_golden(session, reference.logits(images), images, rounding=rounding, synthetic=False)
 
 
 def replay_on_cpu(content: bytes, golden) -> float:

@@ -27,7 +27,7 @@ START_S = 30.0  # generous: the test machine may be busy
 class ServerProcess:
     """`python -m serving` over ``repository``, its output kept in ``log``; a context manager.
 
-    ``module`` may stand in for `serving`: one that injects a fault and then runs it.
+    ``module`` stands for `serving`, where a test runs it with something broken beneath it.
     """
 
     def __init__(self, repository: Path, folder: Path, *flags: str, module: str = "serving") -> None:

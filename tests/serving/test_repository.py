@@ -14,7 +14,8 @@ from serving.errors import ArtifactError, NotFoundError, UnavailableError
 from serving.model import ModelSettings, open_verified
 from serving.pb import open_inference_pb2 as pb
 from serving.publishing import publish_artifact
-from serving.repository import LoadOutcome, Repository, find_versions
+from serving.repository import LoadOutcome, Repository
+from serving.scanning import find_versions
 from serving.servicer import Servicer
 from tests.serving.artifacts import TinyNetwork
 from tests.serving.server_process import infer_request
@@ -63,10 +64,10 @@ def test_each_load_attempt_is_reported_once_with_its_end(folder: Path) -> None:
     outcomes: list[LoadOutcome] = []
     repository = Repository(folder, SETTINGS, outcomes.append)
     repository.load_all()
-    assert [(outcome.name, outcome.version) for outcome in outcomes] == [("tiny", 1), ("tiny", 2)]
-    assert outcomes[0].refusal == "golden.npz is missing from the version's folder"
-    assert outcomes[1].refusal is None
-    assert outcomes[1].seconds > 0
+    assert [(outcome.name, outcome.version) for outcome in outcomes] == [("tiny", 2), ("tiny", 1)]
+    assert outcomes[1].refusal == "golden.npz is missing from the version's folder"
+    assert outcomes[0].refusal is None
+    assert outcomes[0].seconds > 0
     repository.close(grace_s=5)
 
 

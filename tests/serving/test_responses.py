@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from serving.model import ServedModel
 
+SHA256 = "5f" * 32
 # NaN would not equal itself; any other number must arrive bit for bit.
 floats = st.floats(width=32, allow_nan=False)
 logits = arrays(np.float32, st.tuples(st.integers(1, 5), st.just(3)), elements=floats)
@@ -26,7 +27,7 @@ class Model:
     """What a response is written for: the parts of a ServedModel that it looks at."""
 
     def __init__(self) -> None:
-        self.response_heads = ResponseHeads("tiny", "7", 3)
+        self.response_heads = ResponseHeads("tiny", "7", 3, SHA256)
         self.metadata = self
         self.labels = ("a", "b:c", "ü")
 
@@ -48,7 +49,10 @@ def test_two_halves_make_the_message(values: NDArray[np.float32], request_id: st
         id=request_id,
         outputs=[{"name": name, "datatype": "FP32", "shape": values.shape} for name in OUTPUTS],
         raw_output_contents=[values.tobytes(), (-values).tobytes()],
-        parameters={"key": pb.InferParameter(string_param=request_id)},
+        parameters={
+            "key": pb.InferParameter(string_param=request_id),
+            "model_sha256": pb.InferParameter(string_param=SHA256),
+        },
     )
     assert write(ALL_OUTPUTS, request_id, values) == expected
 
@@ -58,6 +62,15 @@ def test_outputs_come_in_the_order_asked_with_their_own_numbers(values: NDArray[
     message = write((Output("probabilities"), Output("logits")), "", values)
     assert [output.name for output in message.outputs] == ["probabilities", "logits"]
     assert list(message.raw_output_contents) == [(-values).tobytes(), values.tobytes()]
+
+
+def test_a_caller_cannot_name_the_file_that_answers() -> None:
+    served = cast("ServedModel", Model())
+    parameters = {"model_sha256": pb.InferParameter(string_param="another")}
+    values = np.zeros((1, 3), np.float32)
+    content = write_infer_response(served, ALL_OUTPUTS, "", parameters, (values, values))
+    message = pb.ModelInferResponse.FromString(content)
+    assert message.parameters["model_sha256"].string_param == SHA256
 
 
 def test_a_kept_head_is_that_of_its_own_rows_and_outputs() -> None:
@@ -71,7 +84,7 @@ def test_a_kept_head_is_that_of_its_own_rows_and_outputs() -> None:
 
 
 def test_endless_row_counts_do_not_fill_the_memory() -> None:
-    heads = ResponseHeads("tiny", "7", 3)
+    heads = ResponseHeads("tiny", "7", 3, SHA256)
     for count in range(5000):
         heads.get(count, ALL_OUTPUTS)
     assert len(heads._kept) <= 1024

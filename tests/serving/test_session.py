@@ -4,13 +4,16 @@ import os
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 
 from serving import session as session_module
 from serving.artifact import IMAGE, LOGITS, PROBABILITIES, TensorSpec
-from serving.errors import ArtifactError, DeviceError
+from serving.errors import ArtifactError, DeviceError, DeviceLostError
+from serving.runtime_options import RuntimeOptions
 from serving.session import CPU_PROVIDER, CUDA_PROVIDER, Session, cuda_is_present
 from tests.serving.artifacts import TinyNetwork
 
@@ -137,6 +140,125 @@ def test_cuda_that_falls_back_in_silence_is_refused(network, monkeypatch):
 def test_auto_falls_back_openly_to_the_cpu(network, monkeypatch):
     monkeypatch.setattr(session_module, "ort", OrtWithCudaOnPaper(session_module.ort))
     assert Session(network.to_onnx(), device="auto").provider == CPU_PROVIDER
+
+
+class OrtThatLeavesNodes:
+    """onnxruntime with a GPU that cannot run ``left`` operators: those stay on the processor."""
+
+    def __init__(self, ort, left) -> None:
+        self._ort = ort
+        self._left = left
+
+    def __getattr__(self, name):
+        return getattr(self._ort, name)
+
+    def get_available_providers(self):
+        return [CUDA_PROVIDER, CPU_PROVIDER]
+
+    def InferenceSession(self, model, options, providers, **_):  # noqa: N802  # the library's name
+        if providers[0][0] == CPU_PROVIDER:
+            return self._ort.InferenceSession(model, options, providers=[CPU_PROVIDER])
+        # With the processor forbidden this is ONNX Runtime's own refusal; else it is where all nodes go.
+        session = self._ort.InferenceSession(model, options, providers=["AzureExecutionProvider"])
+        return PartlyOnCuda(session, self._left)
+
+
+class PartlyOnCuda:
+    """A real session's own list of nodes, of which ``left`` are where they are and the others on CUDA."""
+
+    def __init__(self, session, left) -> None:
+        self._session = session
+        self._left = left
+
+    def __getattr__(self, name):
+        return getattr(self._session, name)
+
+    def get_providers(self):
+        return [CUDA_PROVIDER, CPU_PROVIDER]
+
+    def get_provider_graph_assignment_info(self):
+        for part in self._session.get_provider_graph_assignment_info():
+            nodes = part.get_nodes()
+            on_cpu = all(node.op_type in self._left for node in nodes)
+            yield SimpleNamespace(
+                ep_name=part.ep_name if on_cpu else CUDA_PROVIDER, get_nodes=lambda nodes=nodes: nodes
+            )
+
+
+def test_cuda_that_leaves_a_heavy_node_to_the_processor_is_refused(network, monkeypatch):
+    monkeypatch.setattr(session_module, "ort", OrtThatLeavesNodes(session_module.ort, {"Conv", "Cast"}))
+    with pytest.raises(DeviceError, match=f"{CUDA_PROVIDER} does not run the model's Conv, which"):
+        Session(network.to_onnx(), device="cuda")
+
+
+def test_shape_arithmetic_on_the_processor_is_no_reason_to_refuse_cuda(network, monkeypatch):
+    monkeypatch.setattr(session_module, "ort", OrtThatLeavesNodes(session_module.ort, {"Cast"}))
+    assert Session(network.to_onnx(), device="cuda").provider == CUDA_PROVIDER
+
+
+def test_auto_says_why_it_took_the_processor(network, monkeypatch):
+    monkeypatch.setattr(session_module, "ort", OrtThatLeavesNodes(session_module.ort, {"Conv"}))
+    assert "does not run the model's Conv" in Session(network.to_onnx(), device="auto").choice
+
+
+def test_weights_in_files_beside_the_process_are_not_read(tmp_path, monkeypatch):
+    """A model's file may point to others; without optimisation ONNX Runtime reads them from this folder."""
+    (tmp_path / "secret.bin").write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    weights = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[4])
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value="secret.bin")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Add", ["x", "w"], ["y"])],
+        "pointing",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [4])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [4])],
+        [weights],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match="External data path"):
+        Session(model, device="cpu", options=RuntimeOptions(graph_optimization="none"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(RuntimeOptions(graph_optimization="none"), id="no optimisation"),
+        pytest.param(RuntimeOptions(inter_op_threads=2), id="operators at the same time"),
+        pytest.param(RuntimeOptions(arena=False), id="no arena"),
+    ],
+)
+def test_options_do_not_change_the_answers(network, options):
+    images = network.random_images(5)
+    (logits,) = Session(network.to_onnx(), device="cpu", options=options).run([LOGITS], {IMAGE: images})
+    assert np.abs(logits - network.logits(images)).max() < TOLERANCE
+
+
+class FailingRuntime:
+    """A session whose runs fail with ``message``, on CUDA."""
+
+    def __init__(self, message) -> None:
+        self._message = message
+
+    def run(self, *_):
+        raise RuntimeError(self._message)
+
+
+@pytest.mark.parametrize(
+    ("provider", "message", "expected"),
+    [
+        pytest.param(CUDA_PROVIDER, "CUDA failure 700: illegal access", DeviceLostError, id="lost"),
+        pytest.param(CUDA_PROVIDER, "CUDA failure 2: out of memory", RuntimeError, id="out of memory"),
+        pytest.param(CPU_PROVIDER, "CUDA failure 700: illegal access", RuntimeError, id="not on CUDA"),
+    ],
+)
+def test_a_lost_device_is_told_from_a_failed_run(network, provider, message, expected):
+    session = Session(network.to_onnx(), device="cpu")
+    session._session = FailingRuntime(message)
+    session.provider = provider
+    with pytest.raises(expected, match=message.partition(":")[0]):
+        session.run([LOGITS], {})
 
 
 def files_left_by_a_session(model, home, **environment):

@@ -1,0 +1,24 @@
+"""What a watcher finds wrong at every look, logged once: when it comes, changes and ends."""
+
+from __future__ import annotations
+
+import logging
+
+_log = logging.getLogger(__name__)
+
+
+class Notices:
+    """The last notice about each thing; not for several threads at once."""
+
+    def __init__(self) -> None:
+        self._notices: dict[str, str] = {}
+
+    def set(self, about: str, text: str) -> None:
+        """Log ``text`` unless it was the last about the same thing; "" is that all is well."""
+        if text == self._notices.get(about, ""):
+            return
+        self._notices[about] = text
+        if text:
+            _log.error("%s: %s", about, text)
+        else:
+            _log.info("%s: in order again", about)

@@ -1,0 +1,138 @@
+"""`models verify --against`: a version is held against the training run that it is said to be of."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+import foldserve
+from export import precision
+from export.speed import Speed
+from tests.export.taught import export_taught
+from training.checkpoint import save_checkpoint
+from training.datasets.registry import DATASETS
+
+
+@pytest.fixture(scope="module")
+def published(taught, tmp_path_factory):
+    """A folder with a run and the versions made from it: 1 in fp32, 2 in int8."""
+    folder = tmp_path_factory.mktemp("published")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "measure_speed", lambda *_: [Speed("CPUExecutionProvider", 1, 1, 2.0, 1.0)])
+        export_taught(taught, folder, patch)
+        artifact = export_taught(taught, folder, patch, precision="int8", max_accuracy_drop=10)
+        assert artifact.manifest["precision"] == "int8"
+    return folder
+
+
+@pytest.fixture
+def folder(published, tmp_path, taught, monkeypatch):
+    """A copy that a test may damage."""
+    monkeypatch.setitem(DATASETS, "taught", lambda *_: taught.dataset)
+    return shutil.copytree(published, tmp_path / "copy")
+
+
+def verify(folder, version, *flags, run="run") -> int:
+    command = ["models", "verify", "--repository", str(folder / "models"), "--against", str(folder / run)]
+    return foldserve.main([*command, "--model-version", str(version), *flags])
+
+
+@pytest.fixture
+def other_run(folder, taught):
+    """The same architecture with other weights, as another seed gives them."""
+    torch.manual_seed(99)
+    weights = {
+        name: tensor + 0.01 * torch.randn_like(tensor) if tensor.is_floating_point() else tensor
+        for name, tensor in taught.checkpoint.weights.items()
+        if "running_var" not in name
+    } | {name: tensor for name, tensor in taught.checkpoint.weights.items() if "running_var" in name}
+    (folder / "other").mkdir()
+    save_checkpoint(folder / "other/best.pt", dataclasses.replace(taught.checkpoint, weights=weights))
+    return "other"
+
+
+@pytest.mark.parametrize("version", [1, 2], ids=["fp32", "int8"])
+def test_the_run_it_was_made_from_is_confirmed(folder, version, capsys):
+    assert verify(folder, version) == 0
+    printed = capsys.readouterr().out
+    assert f"models/taught/{version}/ was made from" in printed
+    assert "120 taught test images: 100.00% the same predictions" in printed
+
+
+@pytest.mark.parametrize("version", [1, 2], ids=["fp32", "int8"])
+def test_another_seeds_run_is_not_taken_for_it(folder, version, other_run, capsys):
+    assert verify(folder, version, run=other_run) == 1
+    assert "from other weights of it" in capsys.readouterr().out
+
+
+def test_a_damaged_file_is_found(folder, capsys):
+    path = folder / "models/taught/1/model.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert verify(folder, 1) == 1
+    assert "its SHA-256 is" in capsys.readouterr().out
+
+
+def replace_model(version, change) -> None:
+    """Change one constant of a version's file and make its manifest agree."""
+    path = version / "model.onnx"
+    model_proto = onnx.load(path)
+    change(model_proto)
+    content = model_proto.SerializeToString()
+    path.write_bytes(content)
+    manifest = json.loads((version / "manifest.json").read_text())
+    manifest["files"]["model.onnx"]["sha256"] = hashlib.sha256(content).hexdigest()
+    (version / "manifest.json").write_text(json.dumps(manifest))
+
+
+def scale(name: str, factor: float):
+    def change(model_proto):
+        (tensor,) = (entry for entry in model_proto.graph.initializer if entry.name == name)
+        array = numpy_helper.to_array(tensor)
+        scaled = (array * np.array(factor, array.dtype)).astype(array.dtype)
+        tensor.CopyFrom(numpy_helper.from_array(scaled, name))
+
+    return change
+
+
+def test_a_changed_file_whose_hash_was_changed_too_is_found(folder, capsys):
+    replace_model(folder / "models/taught/1", scale("features.2.conv.weight", 1.01))
+    assert verify(folder, 1) == 1
+    assert "the first layer to differ is features.2.conv" in capsys.readouterr().out
+
+
+def test_a_changed_int8_file_whose_hash_was_changed_too_is_found(folder, capsys):
+    replace_model(folder / "models/taught/2", scale("features.2.conv.weight_scale", 2.0))
+    assert verify(folder, 2) == 1
+    assert "off by up to" in capsys.readouterr().out
+
+
+def test_other_labels_are_found(folder, taught, capsys):
+    names = ("renamed", *taught.checkpoint.labels[1:])
+    save_checkpoint(folder / "run/best.pt", dataclasses.replace(taught.checkpoint, labels=names))
+    assert verify(folder, 1) == 1
+    assert "the version's labels are ('class 0', " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--name", "nothing"], "there is no model 'nothing'"),
+        (["--model-version", "7"], "has no version 7, only 1, 2"),
+    ],
+    ids=["name", "version"],
+)
+def test_what_is_not_there_is_said(folder, flags, message, capsys):
+    command = ["models", "verify", "--repository", str(folder / "models"), "--against", str(folder / "run")]
+    assert foldserve.main([*command, *flags]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_its_flags_alone_are_refused(capsys):
+    assert foldserve.main(["models", "verify", "--name", "lenet"]) == 2
+    assert "--name goes with --against CHECKPOINT" in capsys.readouterr().err
