@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from export.float64 import InFloat64
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -35,7 +37,8 @@ class TorchReference:
         """Return the same computed in float64 throughout: the referee between two float32 answers."""
         if self._exact_module is None:
             self._exact_module = copy.deepcopy(self._module).double()
-        return _run(self._exact_module, images)
+        with InFloat64():
+            return _run(self._exact_module, images)
 
 
 def in_batches(run: Callable[[NDArray[np.uint8]], NDArray[Any]], images: NDArray[np.uint8]) -> NDArray[Any]:
