@@ -67,6 +67,11 @@ def read_layer(node: ir.Node, weights: ExactWeights, where: str) -> Layer:
     return Layer(node, name, layout, groups, weight, bias)
 
 
+def is_layer(node: ir.Node) -> bool:
+    """Tell whether ``node`` is a convolution or linear layer."""
+    return _layout(node) is not None
+
+
 def is_padded(node: ir.Node) -> bool:
     """Tell whether a convolution adds zeros around its input."""
     auto_pad = node.attributes.get("auto_pad")

@@ -25,6 +25,7 @@ from export.fold_layers import (
     Layer,
     batch_norm_name,
     border_before,
+    is_layer,
     is_padded,
     node_name,
     read_layer,
@@ -203,9 +204,10 @@ class FoldPass:
             # that.
             node.outputs[0].name = f"{node.outputs[0].name}.unscaled"
             return into
-        if index != 0:
+        if index != 0 and is_layer(node):
             raise DeclinedError(f"{node_name(node)} behind it takes it as weights")
         layer = read_layer(node, self._weights, "behind it")
+        assert index == 0
         if not affine.keeps_zero and layer.layout == "conv_transpose":
             raise DeclinedError(
                 f"{layer.name} behind it is a transposed convolution, whose taps overlap unevenly"
