@@ -205,6 +205,31 @@ def test_padding_that_is_computed_or_names_its_axes_stops_it():
     check(model_of(nodes, {"pads": BORDERS} | KERNEL | without_shift()), ["rewritten"])
 
 
+def test_padding_whose_third_axis_is_the_channels_stops_it():
+    """Read as if all axes stood in order, this would pad a border."""
+    nodes = [
+        node("Relu", "x -> r"),
+        batch_norm("r -> a", "norm"),
+        node("Pad", "a pads _ axes -> b"),
+        node("Conv", "b w.weight -> y"),
+    ]
+    constants = {"pads": np.array([0, 0, 1, 0, 0, 0], np.int64), "axes": np.array([2, 3, 1], np.int64)}
+    constants |= weights(w_weight=(6, 4, 3, 3)) | without_shift()
+    check(model_of(nodes, constants), ["rewritten"])
+
+
+def test_a_border_value_that_is_computed_stops_it():
+    nodes = [
+        node("Relu", "x -> r"),
+        batch_norm("r -> a", "norm"),
+        node("Abs", "v -> value"),
+        node("Pad", "a pads value -> b"),
+        node("Conv", "b w.weight -> y"),
+    ]
+    constants = {"pads": BORDERS, "v": np.float32(0.0)} | KERNEL | without_shift()
+    assert "pads with is computed" in check(model_of(nodes, constants), ["rewritten"]).reasons
+
+
 def test_a_padded_map_that_is_read_twice_stops_it():
     nodes = [
         node("Relu", "x -> r"),

@@ -138,6 +138,9 @@ def test_an_operation_of_another_domain_is_no_convolution():
     next(iter(model.graph)).domain = "somebody.else"
     (record,) = FoldPass(model.graph, ExactWeights(model.graph)).fold_batch_norms()
     assert record.action == "rewritten"
+    next(node for node in model.graph if node.op_type == "Mul").op_type = "BatchNormalization"
+    next(node for node in model.graph if node.op_type == "BatchNormalization").domain = "somebody.else"
+    assert FoldPass(model.graph, ExactWeights(model.graph)).fold_batch_norms() == []
 
 
 # Linear layers.

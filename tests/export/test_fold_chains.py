@@ -80,6 +80,20 @@ def test_a_batch_norm_on_a_map_of_unknown_rank_is_refused():
         fold(model_proto)
 
 
+def test_what_is_rewritten_keeps_the_type_it_computes_in():
+    """Half precision inside a network: a float32 factor would not be valid there."""
+    nodes = [
+        node("Cast", "x -> h", to=TensorProto.FLOAT16),
+        node("Relu", "h -> r"),
+        batch_norm("r -> n", "norm"),
+        node("Cast", "n -> y", to=TensorProto.FLOAT),
+    ]
+    constants = {name: array.astype(np.float16) for name, array in statistics("norm", 3).items()}
+    folded = fold(model_of(nodes, constants))
+    assert folded.actions == ["rewritten"]
+    assert folded.difference < 5e-3  # some units in the last place of float16, 1e-3 of a value
+
+
 # Inside branches.
 
 
