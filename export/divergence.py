@@ -46,8 +46,9 @@ def first_divergence(module: Normalized | NormalizedFile, content: bytes, images
         error = float(np.abs(actual - expected[name]).max())
         if not error <= _FRACTION * float(np.abs(expected[name]).max()):
             node = next(node for node in model_proto.graph.node if name in node.output)
-            weight = next((value for value in node.input if value.endswith(".weight")), "")
-            layer = weight.removesuffix(".weight") or node.op_type
+            # A layer's weight, or the shift of a batch norm that became a multiply and add.
+            own = next((value for value in node.input if value.endswith((".weight", ".shift"))), "")
+            layer = own.rpartition(".")[0] or node.op_type
             return f"the first layer to differ is {layer} (value {name!r}), by up to {error:.3g}"
     return "no single layer differs by itself: rounding adds up over the layers"
 

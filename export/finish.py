@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from export.errors import TraceError
+from export.simplify import free_name, unused_name
 from serving.artifact import LOGITS, PROBABILITIES
 
 if TYPE_CHECKING:
@@ -22,15 +23,15 @@ BATCH = "batch"
 # IR 10 is the newest that ONNX Runtime 1.20 reads; nothing here needs a later one.
 IR_VERSION = 10
 
-_FORBIDDEN = {"BatchNormalization", "Dropout", "Identity"}
-
 
 def add_outputs(graph: ir.Graph) -> None:
     """Name the output `LOGITS` and add `PROBABILITIES`, its softmax over classes."""
     (logits,) = graph.outputs
+    for name in (LOGITS, PROBABILITIES):
+        free_name(graph, name)
     logits.name = LOGITS
     logits.type = ir.TensorType(ir.DataType.FLOAT)
-    softmax = ir.node("Softmax", [logits], {"axis": 1}, name="softmax")
+    softmax = ir.node("Softmax", [logits], {"axis": 1}, name=unused_name(graph, "softmax"))
     softmax.outputs[0].name = PROBABILITIES
     softmax.outputs[0].shape = logits.shape
     softmax.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
@@ -76,11 +77,30 @@ def check_model(model_proto: onnx.ModelProto) -> None:
         onnx.shape_inference.infer_shapes(model_proto, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise TraceError(f"the exported graph is not valid ONNX: {str(error).splitlines()[0]}") from error
-    left = sorted({node.op_type for node in model_proto.graph.node} & _FORBIDDEN)
+    everywhere = {node.op_type for node in _all_nodes(model_proto)}
+    # A branch that hands on what it was given has to: its output must be made inside.
+    at_top = {node.op_type for node in model_proto.graph.node}
+    left = sorted(everywhere & {"BatchNormalization", "Dropout"} | at_top & {"Identity"})
     if left:
         raise TraceError(
             f"the exported graph still holds {', '.join(left)}; this is a bug in export, please report it"
         )
+
+
+def _all_nodes(model_proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Return every node, those of branches and of functions included."""
+    nodes = []
+    waiting = [
+        *model_proto.graph.node,
+        *(node for function in model_proto.functions for node in function.node),
+    ]
+    while waiting:
+        node = waiting.pop()
+        nodes.append(node)
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                waiting.extend(graph.node)
+    return nodes
 
 
 def _strip(model: ir.Model) -> None:
@@ -89,7 +109,11 @@ def _strip(model: ir.Model) -> None:
     graph.name = "network"
     graph.metadata_props.clear()
     graph.doc_string = None
-    values = {*graph.inputs, *graph.initializers.values(), *(out for node in graph for out in node.outputs)}
+    values = {
+        *graph.inputs,
+        *graph.initializers.values(),
+        *(output for node in graph.all_nodes() for output in node.outputs),
+    }
     for value in values:
         value.metadata_props.clear()
         value.doc_string = None

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from export.fold_pass import DeclinedError, Fold, FoldPass
+from export.fold_layers import DeclinedError
+from export.fold_pass import Fold, FoldPass
+from export.simplify import free_name, unused_name
 from serving.artifact import IMAGE
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ def add_normalisation(
 ) -> Fold:
     """Put a UINT8 input and the normalisation before ``graph``'s float input; ``mean``, ``std`` are [C]."""
     (floats,) = graph.inputs
+    free_name(graph, IMAGE)
     factor: ir.Value | None = None
     scale = 1.0 / (PIXEL_MAX * np.asarray(std, dtype=np.float64))
     try:
@@ -47,10 +50,9 @@ def add_normalisation(
     if factor is not None:
         nodes.append(ir.node("Mul", [nodes[-1].outputs[0], factor], name="image.divide_by_std"))
     for node in nodes:
-        node.outputs[0].name = str(node.name)
+        node.name = node.outputs[0].name = unused_name(graph, str(node.name))
         node.outputs[0].shape = floats.shape
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    floats.name = "image.floats"
     floats.replace_all_uses_with(nodes[-1].outputs[0])
     graph.inputs[0] = pixels
     first = next(iter(graph), None)

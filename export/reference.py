@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from export.float64 import InFloat64
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -39,7 +41,8 @@ class TorchReference:
         if self._exact_module is None:
             self._exact_module = copy.deepcopy(self._module).double()
         try:
-            logits = _run(self._exact_module, images)
+            with InFloat64():
+                logits = _run(self._exact_module, images)
         except RuntimeError:  # tensors of two types meet
             return None
         return logits if logits.dtype == np.float64 else None

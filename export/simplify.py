@@ -6,6 +6,8 @@ a flatten five nodes that compute the batch size. Neither pass knows anything of
 
 from __future__ import annotations
 
+import ast
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,19 +18,66 @@ from onnxscript import optimizer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# Operations with weights, and what PyTorch calls these.
+_LAYERS = {
+    "Conv": ("weight", "bias"),
+    "ConvTranspose": ("weight", "bias"),
+    "Gemm": ("weight", "bias"),
+    "BatchNormalization": ("weight", "bias", "running_mean", "running_var"),
+}
+# Where the exporter says which modules an operation stands in, outermost first, itself last.
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
 
 def simplify(model: ir.Model) -> None:
     """Bring ``model``, in place, to operations on inputs and initializers."""
+    own = set(model.graph.initializers)
     _remove_dropouts(model.graph)
     optimizer.fold_constants(model)
+    _compute_weights(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _fix_reshapes(model.graph)
-    passes.IdentityEliminationPass()(model)
+    _remove_identities(model.graph)
     passes.RemoveUnusedNodesPass()(model)
+    _name_weights(model.graph, own)
+
+
+def _compute_weights(model: ir.Model) -> None:
+    """Compute what makes a layer's weights of constants (weight_norm and its like), whatever their size.
+
+    Anything else of more than some thousand numbers stays as it is: a large constant may be cheaper to make
+    than to store.
+    """
+    makers: set[ir.Node] = set()
+    waiting = [
+        value
+        for node in model.graph.all_nodes()
+        if not node.domain and node.op_type in _LAYERS
+        for value in node.inputs[1:]
+    ]
+    while waiting:
+        value = waiting.pop()
+        producer = None if value is None else value.producer()
+        if producer is not None and producer not in makers:
+            makers.add(producer)
+            waiting += producer.inputs
+    optimizer.fold_constants(model, should_fold=lambda node: node in makers, output_size_limit=sys.maxsize)
+
+
+def _name_weights(graph: ir.Graph, own: set[str]) -> None:
+    """Give weights that were computed here, not among the network's ``own``, the name of their layer."""
+    for node in graph.all_nodes():
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        if node.domain or node.op_type not in _LAYERS or len(scopes) < 2 or not scopes[-2]:
+            continue
+        for value, part in zip(node.inputs[1:], _LAYERS[node.op_type], strict=False):
+            is_made = value is not None and value.is_initializer() and value.name not in own
+            if value is not None and is_made and len(value.uses()) == 1 and not value.is_graph_output():
+                value.name = unused_name(graph, f"{scopes[-2]}.{part}")
 
 
 def _remove_dropouts(graph: ir.Graph) -> None:
-    for node in list(graph):
+    for node in list(graph.all_nodes()):
         if node.op_type != "Dropout" or node.domain:
             continue
         training = node.inputs[2] if len(node.inputs) > 2 else None
@@ -36,7 +85,22 @@ def _remove_dropouts(graph: ir.Graph) -> None:
         mask_is_used = len(node.outputs) > 1 and (node.outputs[1].uses() or node.outputs[1].is_graph_output())
         if is_off and not mask_is_used:
             identity = ir.node("Identity", [node.inputs[0]], name=node.name)
-            take_over(graph, node, identity)
+            take_over(node, identity)
+
+
+def _remove_identities(graph: ir.Graph) -> None:
+    """Take out every Identity but those by which a branch hands on what was made outside it."""
+    for node in list(graph.all_nodes()):
+        given, output = node.inputs[0] if node.inputs else None, node.outputs[0]
+        if node.op_type != "Identity" or node.domain or given is None or node.graph is None:
+            continue
+        producer = given.producer()
+        if output.is_graph_output():
+            if producer is None or producer.graph is not node.graph or given.is_graph_output():
+                continue
+            given.name = output.name  # the graph's output keeps its name
+        output.replace_all_uses_with(given, replace_graph_outputs=True)
+        node.graph.remove(node, safe=True)
 
 
 def _fix_reshapes(graph: ir.Graph) -> None:
@@ -50,19 +114,14 @@ def _fix_reshapes(graph: ir.Graph) -> None:
             continue
         shape = add_initializer(graph, f"{node.outputs[0].name}.shape", np.array(sides, dtype=np.int64))
         reshape = ir.node("Reshape", [node.inputs[0], shape], name=node.name)
-        take_over(graph, node, reshape)
+        take_over(node, reshape)
 
 
 def add_initializer(
     graph: ir.Graph, name: str, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 ) -> ir.Value:
     """Register ``array`` under ``name``, or ``name_1``, ... where that is taken."""
-    taken = {value.name for node in graph for value in (*node.inputs, *node.outputs) if value is not None}
-    taken |= set(graph.initializers) | {value.name for value in graph.inputs}
-    unique, suffix = name, 0
-    while unique in taken:
-        suffix += 1
-        unique = f"{name}_{suffix}"
+    unique = unused_name(graph, name)
     value = ir.Value(
         name=unique,
         shape=ir.Shape(array.shape),
@@ -73,9 +132,36 @@ def add_initializer(
     return value
 
 
-def take_over(graph: ir.Graph, old: ir.Node, nodes: ir.Node | Sequence[ir.Node]) -> None:
+def unused_name(graph: ir.Graph, name: str) -> str:
+    """Return ``name``, or ``name_1``, ... where a value or node of ``graph`` or its branches is called so."""
+    taken = set(graph.initializers) | {value.name for value in graph.inputs}
+    for node in graph.all_nodes():
+        taken.add(node.name)
+        taken.update(value.name for value in (*node.inputs, *node.outputs) if value is not None)
+    unique, suffix = name, 0
+    while unique in taken:
+        suffix += 1
+        unique = f"{name}_{suffix}"
+    return unique
+
+
+def free_name(graph: ir.Graph, name: str) -> None:
+    """Rename what is called ``name``, which the artifact's contract needs for a tensor of its own."""
+    values = [*graph.initializers.values(), *graph.inputs]
+    for node in graph.all_nodes():
+        values += [value for value in (*node.inputs, *node.outputs) if value is not None]
+        if node.name == name:
+            node.name = unused_name(graph, name)
+    for value in values:
+        if value.name == name:
+            value.name = unused_name(graph, name)
+
+
+def take_over(old: ir.Node, nodes: ir.Node | Sequence[ir.Node]) -> None:
     """Put ``nodes`` in ``old``'s place; the last one's output takes its output's name, shape and uses."""
     replacements = [nodes] if isinstance(nodes, ir.Node) else list(nodes)
+    graph = old.graph
+    assert graph is not None
     graph.insert_before(old, replacements)
     before, after = old.outputs[0], replacements[-1].outputs[0]
     after.name, after.shape, after.type = before.name, before.shape, before.type

@@ -27,8 +27,8 @@ OPSET = 18
 INPUT = "image"
 OUTPUT = "logits"
 
-_BATCH_NORM_TRAINING = 5  # position of `training` among aten.batch_norm's arguments
-_DROPOUT_TRAINING = 2  # and among aten.dropout's
+# What PyTorch's operators call the argument that switches them between training and inference.
+_TRAINING = {"train", "training", "dropout_p"}
 
 
 def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> torch.onnx.ONNXProgram:
@@ -78,20 +78,38 @@ def _check_eval_mode(network: nn.Module) -> None:
 
 
 def _check_inference(graph: torch.fx.Graph) -> None:
-    """Refuse what eval mode does not switch off: calls that say training=True, missing statistics."""
+    """Refuse what eval mode does not switch off: missing statistics, calls that say training=True, chance."""
     for node in graph.nodes:
-        target = getattr(node.target, "overloadpacket", None)
-        if target is torch.ops.aten.batch_norm and node.args[_BATCH_NORM_TRAINING]:
+        operator = node.target
+        if not isinstance(operator, torch._ops.OpOverload):
+            continue
+        name = operator.__name__
+        is_training = _is_training(node, operator)
+        if "batch_norm" in name and is_training:
             raise FoldError(
                 f"{_module_name(node)} normalises by the statistics of the batch it sees "
                 "(track_running_stats=False, or a functional call with training=True): one image's answer "
                 "would depend on its neighbours; train it with running statistics"
             )
-        if target is torch.ops.aten.dropout and node.args[_DROPOUT_TRAINING]:
+        if "dropout" in name and is_training:
             raise TraceError(
                 f"{_module_name(node)} drops at random in eval mode too (a functional dropout without "
                 "training=self.training): its answers are not repeatable"
             )
+        if torch.Tag.nondeterministic_seeded in operator.tags and is_training is not False:
+            raise TraceError(
+                f"{_module_name(node)} draws random numbers in eval mode too ({name}): its answers are not "
+                "repeatable"
+            )
+
+
+def _is_training(node: torch.fx.Node, operator: torch._ops.OpOverload) -> bool | None:
+    """Return the argument by which ``node`` was told to train or not; None where it has no such thing."""
+    for position, argument in enumerate(operator._schema.arguments):
+        if argument.name in _TRAINING:
+            given = node.kwargs.get(argument.name, argument.default_value)
+            return bool(node.args[position] if position < len(node.args) else given)
+    return None
 
 
 def _check_signature(graph: ir.Graph, image_shape: tuple[int, int, int]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from export.errors import FoldError
 from export.simplify import add_initializer
 
 if TYPE_CHECKING:
@@ -24,8 +25,11 @@ class ExactWeights:
         self._arrays: dict[ir.Value, NDArray[np.float64]] = {}
 
     def read(self, value: ir.Value | None) -> NDArray[np.float64] | None:
-        """Return the constant's present value; None where ``value`` is not a constant."""
-        if value is None or not value.is_initializer() or value.const_value is None:
+        """Return the constant's present value; None where ``value`` is not a constant.
+
+        An initializer that is an input too is only a default, which a caller may replace.
+        """
+        if value is None or not value.is_initializer() or value.const_value is None or value.is_graph_input():
             return None
         if value in self._arrays:
             return self._arrays[value]
@@ -37,15 +41,24 @@ class ExactWeights:
 
     def add(self, name: str, array: NDArray[np.float64], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
         """Return a new constant ``name`` (with a suffix where that is taken), of ``dtype`` once stored."""
-        value = add_initializer(self._graph, name, array.astype(dtype.numpy()))
+        value = add_initializer(self._graph, name, np.zeros(array.shape, dtype.numpy()))
         self._arrays[value] = array
         return value
 
     def store(self) -> None:
-        """Round every changed constant to its type, once, and put it into the graph."""
+        """Round every changed constant to its type, once, and put it into the graph.
+
+        Raises:
+            FoldError: a constant came out larger than its type can hold.
+        """
         for value, array in self._arrays.items():
             assert value.dtype is not None
-            value.const_value = ir.tensor(
-                np.ascontiguousarray(array.astype(value.dtype.numpy())), name=value.name
-            )
+            with np.errstate(over="ignore"):  # what overflows is refused below
+                rounded = np.ascontiguousarray(array.astype(value.dtype.numpy()))
+            if not np.isfinite(rounded.astype(np.float64)).all():
+                raise FoldError(
+                    f"{value.name} is {np.abs(array).max():.3g} once batch norm is folded, more than "
+                    f"{value.dtype.name} can hold: a running variance is too small or a scale too large"
+                )
+            value.const_value = ir.tensor(rounded, name=value.name)
         self._arrays.clear()

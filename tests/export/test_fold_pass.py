@@ -171,7 +171,7 @@ def test_rows_of_a_sequence_are_not_taken_for_channels(metadata):
     affine=st.booleans(),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=2, deadline=None, derandomize=True)  # test_fold_chains has 60, untraced
 def test_any_convolution_folds(*, groups, kernel, stride, padding, dilation, bias, affine, seed):
     from serving.artifact import ModelMetadata  # fixtures and @given do not mix
     from tests.export.conftest import SPEC

@@ -1,8 +1,12 @@
 """The comparison itself: it passes what is right and fails on what is wrong, with figures."""
 
+from collections import OrderedDict
+
 import numpy as np
+import onnx
 import pytest
 import torch
+from torch import nn
 
 from export.build import build_model
 from export.divergence import first_divergence
@@ -12,7 +16,10 @@ from export.reference import TorchReference
 from export.tolerances import referee_tolerance
 from serving.artifact import ModelMetadata
 from serving.session import Session
+from tests.export.architectures.residual import RepVggBlock
 from tests.export.conftest import SPEC
+from tests.export.networks import randomised
+from training.models import Normalized
 
 
 @pytest.fixture
@@ -144,3 +151,42 @@ def test_the_first_layer_to_differ_is_named(content, module, images, parameter, 
 
 def test_equal_networks_have_no_diverging_layer(content, module, images):
     assert "no single layer differs" in first_divergence(module, content, images[:32])
+
+
+RESIDUAL = {
+    "the convolution inside": ("block.dense.conv.bias", "block.dense.conv"),
+    "the one on the shortcut": ("block.pointwise.conv.weight", "block.pointwise.conv"),
+    "a batch norm on the shortcut": ("block.identity.shift", "block.identity"),
+    "the block behind": ("last.dense.conv.weight", "last.dense.conv"),
+}
+
+
+@pytest.fixture(scope="module")
+def residual():
+    """Two blocks of three branches that are added up, a batch norm alone on one of them."""
+    torch.manual_seed(2)
+    blocks = {
+        "first": nn.Conv2d(1, 6, 3, 2),
+        "block": RepVggBlock(6, 6, 1),
+        "last": RepVggBlock(6, 8, 2),
+        "pool": nn.AdaptiveAvgPool2d(1),
+        "flatten": nn.Flatten(),
+        "head": nn.Linear(8, 10),
+    }
+    network = randomised(nn.Sequential(OrderedDict(blocks)))
+    metadata = ModelMetadata(tuple("0123456789"), (0.286,), (0.353,), SPEC)
+    module = Normalized(network, metadata.mean, metadata.std).eval()
+    return module, build_model(network, metadata).content
+
+
+@pytest.mark.parametrize(("damaged", "layer"), RESIDUAL.values(), ids=RESIDUAL)
+def test_in_a_residual_network_the_right_branch_is_named(residual, images, damaged, layer):
+    """What comes after the sum differs too, and is not what is broken."""
+    module, content = residual
+    model_proto = onnx.load_from_string(content)
+    (tensor,) = (entry for entry in model_proto.graph.initializer if entry.name == damaged)
+    array = onnx.numpy_helper.to_array(tensor).copy()
+    array.reshape(-1)[1] += 0.5
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array, damaged))
+    sentence = first_divergence(module, model_proto.SerializeToString(), images[:8])
+    assert f"the first layer to differ is {layer} " in sentence
