@@ -14,8 +14,8 @@ from tests.serving.artifacts import TinyNetwork
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# First pixels. BREAKS is looked up beyond the table's end, which ONNX Runtime refuses for the whole execution;
-# the table has NaN for GIVES_NAN and zero for all others.
+# First pixels. BREAKS is looked up beyond a table's end, which ONNX Runtime refuses for the whole execution.
+# The table has NaN for GIVES_NAN and zero for all others.
 BREAKS, GIVES_NAN = 255, 254
 
 
