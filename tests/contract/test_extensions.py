@@ -44,10 +44,6 @@ def test_stream_outlives_a_bad_request(server: ServerProcess, network: TinyNetwo
     assert first.infer_response.raw_output_contents == third.infer_response.raw_output_contents
 
 
-def test_empty_stream_ends(server: ServerProcess) -> None:
-    assert list(server.stub.ModelStreamInfer(iter([]))) == []
-
-
 def test_stream_whose_client_does_not_read_is_held_and_harms_nobody(
     server: ServerProcess, network: TinyNetwork
 ) -> None:
