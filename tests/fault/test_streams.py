@@ -89,7 +89,7 @@ def test_large_messages_of_streams_that_nobody_reads_are_bounded_in_bytes(server
     finally:
         for stream in streams:
             stream.close()
-    assert all(0 < count <= 20 for count in taken), taken
+    assert all(0 < count < 40 for count in taken), (taken, grown_mib)
     assert grown_mib < 2 * 100, grown_mib
 
 
