@@ -33,8 +33,8 @@ def server_options(settings: WireSettings, *, is_fallback: bool) -> _Options:
         # Clients may look every ten seconds whether a quiet connection lives; gRPC's own limit of
         # five minutes would close on them.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        # A message that is being read has its size more. gRPC's own estimate grows with the round trip: on a busy
-        # machine it let a stream that was not read send 700 MB.
+        # A message that is being read has its size more. gRPC's own estimate grows with the round trip: on a
+        # busy machine it let a stream that was not read send 700 MB.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", _AHEAD_BYTES),
         # A response is bounded by its request's rows; a limit here would fail after the work is done.
