@@ -50,7 +50,7 @@ def test_expired_and_cancelled_calls_are_counted_and_never_run(
         replies.setdefault(id(call), []).append(reply)
         replied.release()
 
-    servicer = Servicer(repository, max_decoding_bytes=10**6)
+    servicer = Servicer(repository, max_decoding_bytes=10**6, max_image_pixels=10**6)
     servicer.submit([*expired, *cancelled, sound], on_reply)
     assert all(replied.acquire(timeout=20) for _ in range(5))
     servicer.close()
