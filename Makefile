@@ -8,7 +8,7 @@ RUNTIME := $(if $(or $(wildcard /proc/driver/nvidia/version),$(shell command -v 
 INSTALLED := $(VENV)/.installed-$(RUNTIME)
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test test-all lint types format proto bench bench-export bench-serving prometheus clean
+.PHONY: help install interop demo test test-all lint types format proto bench bench-export bench-serving prometheus clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,24 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  torch==2.13.0 --editable '.[train,export,native,dev,$(RUNTIME)]'
 	@rm -f $(VENV)/.installed-* && touch $@
 
+# Clients whose pins do not fit ours, or that are not Python: the tests that use them skip where they are missing.
+CLIENTS := tests/contract/clients
+KSERVE := .venv-interop/.installed
+NODE_CLIENT := $(CLIENTS)/node/node_modules/.package-lock.json
+
+interop: $(KSERVE) $(NODE_CLIENT) ## install the KServe SDK and a Node client, for the tests that use them
+
+$(KSERVE): $(CLIENTS)/kserve-requirements.txt
+	@echo "Building .venv-interop (70 packages, 320 MB) ..."
+	$(PYTHON) -m venv --clear .venv-interop
+	.venv-interop/bin/python -m pip install --quiet --no-deps --requirement $<
+	@touch $@
+
+$(NODE_CLIENT): $(CLIENTS)/node/package-lock.json
+	@command -v npm >/dev/null || { echo "the Node client needs node and npm, which are not on the path"; exit 1; }
+	cd $(CLIENTS)/node && npm ci --ignore-scripts --no-audit --no-fund
+	@touch $@
+
 demo: install ## train, export, serve and prove it, on Fashion-MNIST
 	@$(BIN)/foldserve demo
 
@@ -34,9 +52,11 @@ test: lint types ## lint, types and all tests but the slow ones
 test-all: lint types ## the slow tests too
 	$(PYTEST)
 
-lint: install ## ruff: rules and formatting
+lint: install ## ruff and buf: rules and formatting
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/buf lint protos
+	@$(BIN)/buf format --diff --exit-code protos
 
 types: install ## mypy, strict
 	@$(BIN)/mypy
@@ -44,6 +64,7 @@ types: install ## mypy, strict
 format: install ## let ruff mend what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+	@$(BIN)/buf format --write protos
 
 proto: install ## regenerate serving/pb from protos/
 	@$(BIN)/python -m grpc_tools.protoc -I serving/pb=protos --python_out=. --pyi_out=. --grpc_python_out=. protos/*.proto
@@ -61,4 +82,4 @@ prometheus: ## fetch Prometheus for the tests that scrape with it (Debian, nothi
 	@.ci/fetch-prometheus
 
 clean: ## remove the environment, runs and models
-	rm -rf $(VENV) runs models *.egg-info
+	rm -rf $(VENV) .venv-interop $(CLIENTS)/node/node_modules runs models *.egg-info

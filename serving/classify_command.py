@@ -15,7 +15,7 @@ from rich.progress import Progress
 from imaging import ImageError
 from serving.async_client import AsyncClient
 from serving.channel import connection_options
-from serving.errors import InvalidArgumentError
+from serving.errors import InvalidArgumentError, ResourceExhaustedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -28,6 +28,10 @@ _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 # Several to a request spare the wire, and enough requests to keep batches full while files are read.
 _IMAGES_A_REQUEST = 8
 _REQUESTS_IN_FLIGHT = 32
+# Photographs are large: fewer go together then, well within what servers take and hold by default.
+_BYTES_A_REQUEST = 4 * 1024 * 1024
+# Waits before an image that a full server refused is sent again: other callers may be gone by then.
+_WAITS_S = (0.1, 0.2, 0.4, 0.8, 1.6)
 
 
 @dataclass(frozen=True)
@@ -101,11 +105,11 @@ async def _ask_for_all(
 
     waiting: list[asyncio.Task[list[_Answer]]] = []
     try:
-        for start in range(0, len(paths), _IMAGES_A_REQUEST):
+        for chunk in _chunks(paths):
             if len(waiting) >= _REQUESTS_IN_FLIGHT:
                 for answer in await waiting.pop(0):
                     yield answer
-            waiting.append(asyncio.create_task(ask(paths[start : start + _IMAGES_A_REQUEST])))
+            waiting.append(asyncio.create_task(ask(chunk)))
         while waiting:
             for answer in await waiting.pop(0):
                 yield answer
@@ -115,20 +119,44 @@ async def _ask_for_all(
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
+def _chunks(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Yield ``paths`` in order, as many together as one request should carry."""
+    chunk: list[Path] = []
+    chunk_bytes = 0
+    for path in paths:
+        byte_count = (
+            path.stat().st_size if path.is_file() else 0
+        )  # what cannot be read is said when it is sent
+        if chunk and (len(chunk) == _IMAGES_A_REQUEST or chunk_bytes + byte_count > _BYTES_A_REQUEST):
+            yield chunk
+            chunk, chunk_bytes = [], 0
+        chunk.append(path)
+        chunk_bytes += byte_count
+    if chunk:
+        yield chunk
+
+
 async def _ask(
     client: AsyncClient, config: ClassifyConfig, model: Description, paths: Sequence[Path]
 ) -> list[_Answer]:
-    """Return the answers to some files; where one is bad, each is asked for alone."""
-    try:
-        answer: Classification = await client.classify(model.name, paths, model.version, top_k=config.top_k)
-    except (OSError, InvalidArgumentError) as error:
-        if len(paths) > 1:
-            return [(await _ask(client, config, model, [path]))[0] for path in paths]
-        return [_Answer(paths[0], [], _explain(error))]
-    return [_Answer(path, labels) for path, labels in zip(paths, answer.labels, strict=True)]
+    """Return the answers to some files; where one is bad, or all are too much, each is asked for alone."""
+    for wait_s in (*_WAITS_S, None):
+        try:
+            answer: Classification = await client.classify(
+                model.name, paths, model.version, top_k=config.top_k
+            )
+        except (OSError, InvalidArgumentError, ResourceExhaustedError) as error:
+            if len(paths) > 1:
+                return [(await _ask(client, config, model, [path]))[0] for path in paths]
+            if wait_s is None or not isinstance(error, ResourceExhaustedError):
+                return [_Answer(paths[0], [], _explain(error))]
+            await asyncio.sleep(wait_s)
+        else:
+            return [_Answer(path, labels) for path, labels in zip(paths, answer.labels, strict=True)]
+    raise AssertionError("the last attempt returns")
 
 
-def _explain(error: OSError | InvalidArgumentError) -> str:
+def _explain(error: OSError | InvalidArgumentError | ResourceExhaustedError) -> str:
     if isinstance(error, OSError):
         return f" cannot be read: {error.strerror or error}"
     return ": " + str(error).removeprefix("image 0: ")
@@ -138,7 +166,11 @@ def _explain(error: OSError | InvalidArgumentError) -> str:
 def _progress(count: int) -> Iterator[Callable[[], None]]:
     """Show a bar on standard error while the block runs, where that is a terminal and there is much to do."""
     is_shown = sys.stderr.isatty() and count > _IMAGES_A_REQUEST
-    with Progress(console=Console(stderr=True), transient=True, disable=not is_shown) as bar:
+    # rich takes what goes to standard output meanwhile and prints it above the bar: right where both are the
+    # terminal; a file or pipe would stay empty.
+    redirected = sys.stdout.isatty()
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not is_shown, redirect_stdout=redirected) as bar:
         task = bar.add_task("classifying", total=count)
         yield lambda: bar.advance(task)
 

@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
 
 # Set before PyTorch is loaded, here and in the processes that tests start: processes whose threads spin for
 # each other on the same processors take many times as long as they would one after the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+# A busy machine takes a second now and then for what takes a millisecond: time is no reason to fail.
+settings.register_profile("foldserve", deadline=None)
+settings.load_profile("foldserve")
 
 
 @dataclass(frozen=True)

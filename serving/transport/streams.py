@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -18,9 +19,11 @@ from serving.transport.wire import to_status
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-# Requests of one stream that may be in flight or answered and unread: enough for full batches. A client that
-# stops reading is not read from any more, and gRPC's flow control then holds it.
+# Requests of one stream that may be in flight or answered and unread, and most bytes that these requests and
+# answers may have together (a larger one passes alone): enough for full batches. A client that stops reading
+# is not read from any more, and gRPC's flow control then holds it.
 _WINDOW = 64
+_WINDOW_BYTES = 16 * 1024 * 1024
 
 
 class StreamMethod(NamedTuple):
@@ -61,26 +64,80 @@ STREAMS = {
 }
 
 
+class _Window:
+    """What one stream holds: requests under way and answers that nobody has read, as futures in order."""
+
+    def __init__(self) -> None:
+        self._answers: deque[asyncio.Future[bytes]] = deque()
+        self._held_bytes = 0
+        self._ended = False
+        self._changed = asyncio.Event()
+
+    async def wait_for_room(self, byte_count: int) -> None:
+        """Wait until a request of so many bytes may be taken: at once where nothing is held."""
+        while self._answers and (
+            len(self._answers) >= _WINDOW or self._held_bytes + byte_count > _WINDOW_BYTES
+        ):
+            await self._wait()
+
+    def add(self, answer: asyncio.Future[bytes], byte_count: int) -> None:
+        """Hold a request of so many bytes, and instead of it, once it is there, its answer."""
+        self._answers.append(answer)
+        self._held_bytes += byte_count
+
+        def on_answered(done: asyncio.Future[bytes]) -> None:
+            self._held_bytes -= byte_count
+            if not done.cancelled() and done.exception() is None:
+                self._held_bytes += len(done.result())
+            self._changed.set()
+
+        answer.add_done_callback(on_answered)
+        self._changed.set()
+
+    def end(self) -> None:
+        """Note that nothing is added any more."""
+        self._ended = True
+        self._changed.set()
+
+    async def first(self) -> asyncio.Future[bytes] | None:
+        """Return the oldest answer, which stays held; None once all have been let go and no more come."""
+        while not self._answers:
+            if self._ended:
+                return None
+            await self._wait()
+        return self._answers[0]
+
+    def let_go(self) -> None:
+        """Forget the oldest answer, which has been read."""
+        self._held_bytes -= len(self._answers.popleft().result())
+        self._changed.set()
+
+    def cancel(self) -> None:
+        """Cancel all that is held."""
+        for answer in self._answers:
+            answer.cancel()
+
+    async def _wait(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+
 async def answer_in_order(
     contents: AsyncIterator[bytes], ask: Callable[[bytes], Awaitable[bytes]], draining: asyncio.Event
 ) -> AsyncIterator[bytes]:
-    """Yield ``ask(content)`` for each of ``contents``, in their order, up to _WINDOW of them under way.
+    """Yield ``ask(content)`` for each of ``contents``, in their order, with a window of them under way.
 
     Closing it cancels what is under way.
 
     Raises:
         UnavailableError: ``draining`` was set before ``contents`` ended; what had been read is answered.
     """
-    answers: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue(_WINDOW)
+    window = _Window()
 
     async def read() -> None:
         async for content in contents:
-            answer = asyncio.ensure_future(ask(content))
-            try:
-                await answers.put(answer)
-            except asyncio.CancelledError:
-                answer.cancel()
-                raise
+            await window.wait_for_room(len(content))
+            window.add(asyncio.ensure_future(ask(content)), len(content))
 
     async def read_until_drained() -> None:
         reading, drained = asyncio.ensure_future(read()), asyncio.ensure_future(draining.wait())
@@ -92,15 +149,14 @@ async def answer_in_order(
         finally:
             drained.cancel()
             reading.cancel()
-            await answers.put(None)
+            window.end()
 
     reader = asyncio.ensure_future(read_until_drained())
     try:
-        while (answer := await answers.get()) is not None:
+        while (answer := await window.first()) is not None:
             yield await answer
+            window.let_go()
         await reader
     finally:
         reader.cancel()
-        while not answers.empty():
-            if (left := answers.get_nowait()) is not None:
-                left.cancel()
+        window.cancel()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import grpc
@@ -39,6 +41,20 @@ def typed(count: int = 64, **contents: list[float]) -> pb.ModelInferRequest:
     message = request(raw=None)
     message.inputs[0].contents.CopyFrom(pb.InferTensorContents(**contents or {"uint_contents": [1] * count}))
     return message
+
+
+def typed_with_shape(shape: list[int]) -> pb.ModelInferRequest:
+    message = typed()
+    message.inputs[0].ClearField("shape")
+    message.inputs[0].shape.extend(shape)
+    return message
+
+
+def set_parameters(
+    owner: pb.ModelInferRequest.InferInputTensor | pb.ModelInferRequest.InferRequestedOutputTensor, count: int
+) -> None:
+    for index in range(count):
+        owner.parameters[str(index)].bool_param = True
 
 
 def changed(change: Callable[[pb.ModelInferRequest], object]) -> pb.ModelInferRequest:
@@ -82,6 +98,21 @@ CASES = {
         INVALID,
         ["'mask'", "exactly 'image'"],
     ),
+    "second input of other rows": (
+        changed(lambda message: message.inputs.add(name="image", datatype="UINT8", shape=[2, 1, 8, 8])),
+        INVALID,
+        ["'image' is sent 2 times"],
+    ),
+    "100,000 inputs": (
+        changed(lambda message: message.inputs.extend([message.inputs[0]] * 100_000)),
+        INVALID,
+        ["sent 100001 times"],
+    ),
+    "100,000 parameters of the input": (
+        changed(lambda message: set_parameters(message.inputs[0], 100_000)),
+        INVALID,
+        ["input 'image' has 100000 parameters", "at most 64"],
+    ),
     "same input twice": (
         changed(lambda message: message.inputs.append(message.inputs[0])),
         INVALID,
@@ -117,6 +148,14 @@ CASES = {
     "negative rows": (request([-1, 1, 8, 8]), INVALID, ["[-1, 1, 8, 8]", "at least 1"]),
     "absurd rows": (request([2**62, 1, 8, 8]), INVALID, ["64 bytes", "too few", str(2**62 * 64)]),
     "absurd sides": (request([1, 1, 2**62, 2**62]), INVALID, [str(2**62), "8x8"]),
+    "rows whose bytes overflow to none": (request([2**58, 1, 8, 8], b""), INVALID, ["too few", str(2**64)]),
+    "least number of rows": (request([-(2**63), 1, 8, 8], b""), INVALID, [str(-(2**63)), "at least 1"]),
+    "negative sides": (request([1, 1, -8, -8]), INVALID, ["[1, 1, -8, -8]", "[N, 1, 8, 8]"]),
+    "absurd rows, typed": (
+        typed_with_shape([2**58, 1, 8, 8]),
+        INVALID,
+        ["64 elements", "too few", str(2**64)],
+    ),
     "a million dimensions": (request([1] * 1_000_000), INVALID, ["1, 1, …]", "[N, 1, 8, 8]"]),
     "too few bytes": (request(raw=bytes(63)), INVALID, ["63 bytes", "too few", "needs 64"]),
     "too many bytes": (request(raw=bytes(65)), INVALID, ["65 bytes", "too many", "needs 64"]),
@@ -129,6 +168,21 @@ CASES = {
         changed(lambda message: message.raw_input_contents.append(PIXELS)),
         INVALID,
         ["2 buffers for 1 input"],
+    ),
+    "100,000 raw buffers": (
+        changed(lambda message: message.raw_input_contents.extend([b""] * 100_000)),
+        INVALID,
+        ["100001 buffers for 1 input"],
+    ),
+    "numbers that are not finite": (
+        typed(fp32_contents=[float("nan"), float("inf")] * 32),
+        INVALID,
+        ["fp32_contents", "contents.uint_contents"],
+    ),
+    "FP32 that is not finite": (
+        request(raw=np.full(64, np.nan, np.float32).tobytes(), datatype="FP32"),
+        INVALID,
+        ["'FP32'", "normalisation (mean, std) is inside the model"],
     ),
     "no contents at all": (request(raw=None), INVALID, ["no elements", "raw_input_contents"]),
     "typed contents in the wrong field": (
@@ -151,6 +205,16 @@ CASES = {
         changed(lambda message: message.outputs.add(name="labels")),
         INVALID,
         ["'labels'", "'logits', 'probabilities'"],
+    ),
+    "100,000 outputs": (
+        changed(lambda message: [message.outputs.add(name="logits") for _ in range(100_000)]),
+        INVALID,
+        ["once"],
+    ),
+    "100,000 parameters of an output": (
+        changed(lambda message: set_parameters(message.outputs.add(name="logits"), 100_000)),
+        INVALID,
+        ["output 'logits' has 100000 parameters", "at most 64"],
     ),
     "same output twice": (
         changed(lambda message: [message.outputs.add(name="logits") for _ in range(2)]),
@@ -217,3 +281,32 @@ def test_bytes_that_are_no_message_fail_alone(server: ServerProcess, network: Ti
     assert code == INVALID
     assert "11 bytes received are no inference.ModelInferRequest" in text
     assert server.infer(network.random_images(1)).model_name == "tiny"
+
+
+def test_good_callers_do_not_notice_the_bad_ones(server: ServerProcess, network: TinyNetwork) -> None:
+    """Everything above that is small at once, while eight callers ask for what they are owed."""
+    small = [case for case in CASES.values() if case[0].ByteSize() < 100_000] * 3
+    ended = threading.Event()
+
+    def code_of(message: pb.ModelInferRequest) -> grpc.StatusCode:
+        return status_of(lambda: server.stub.ModelInfer(message))[0]
+
+    def ask(seed: int) -> int:
+        asked = 0
+        while not ended.is_set() or asked < 20:
+            images = network.random_images(1 + asked % 40, seed=seed + asked)
+            outputs = outputs_of(server.infer(images, id=str(asked)))
+            assert np.abs(outputs["logits"] - network.logits(images)).max() < 1e-5
+            asked += 1
+        return asked
+
+    with ThreadPoolExecutor(8) as callers:
+        good = [callers.submit(ask, 1000 * index) for index in range(8)]
+        try:
+            with ThreadPoolExecutor(4) as bad_callers:
+                codes = list(bad_callers.map(code_of, (message for message, *_ in small)))
+        finally:
+            ended.set()
+        assert all(caller.result() >= 20 for caller in good)
+    assert codes == [code for _, code, _ in small]
+    assert "Traceback" not in server.log

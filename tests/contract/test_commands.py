@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pty
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from imaging import prepare_image
 from serving.async_client import AsyncClient
 from serving.client import Client
 from serving.errors import InvalidArgumentError, NotFoundError, UnavailableError
-from tests.serving.server_process import ServerProcess, run_cli
+from tests.serving.server_process import SOURCE, ServerProcess, run_cli
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,6 +82,53 @@ def test_classify_walks_folders_and_prints_json_lines(
     lines = [json.loads(line) for line in ended.stdout.splitlines()]
     assert [index for index, line in enumerate(lines) if "error" in line] == [20]
     assert "not an image" in lines[20]["error"]
+
+
+def test_classify_takes_files_that_are_large_together(
+    repository: Path, tmp_path: Path, network: TinyNetwork
+) -> None:
+    """Several to a request would be more than the server takes, and all in flight more than it holds."""
+    pictures = np.random.default_rng(5).integers(0, 256, (40, 400, 400), np.uint8)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    files = [write_png(folder / f"{index:02}.png", pixels) for index, pixels in enumerate(pictures)]
+    assert files[0].stat().st_size * 8 > 2**20
+    (folder / "99.bmp").write_bytes(bytes(2**20))  # more than a message, alone
+    prepared = np.stack([prepare_image(file.read_bytes(), network.image) for file in files])
+    best = [network.labels[index] for index in network.logits(prepared).argmax(axis=1)]
+    flags = ("--max-message-mib", "1", "--max-queue-mib", "1")
+    with ServerProcess(repository, tmp_path / "server", *flags) as server:
+        ended = run_cli("classify", "--model", "tiny", "--server", server.address, "--jsonl", str(folder))
+    lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [line["labels"][0]["label"] for line in lines[:-1]] == best
+    assert "--max-message-mib" in lines[-1]["error"]
+    assert ended.returncode == 1
+
+
+def test_classify_shows_its_progress_on_a_terminal(
+    server: ServerProcess, network: TinyNetwork, tmp_path: Path
+) -> None:
+    """On standard error, and there only: standard output is for the lines."""
+    for index, image in enumerate(network.random_images(20)):
+        write_png(tmp_path / f"{index}.png", image[0])
+    terminal, terminals_end = pty.openpty()
+    command = [sys.executable, "-m", "foldserve", "classify", "--model", "tiny", "--jsonl"]
+    ended = subprocess.run(
+        [*command, "--server", server.address, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=terminals_end,
+        text=True,
+        check=False,
+        cwd=SOURCE,
+        env=os.environ | {"TERM": "xterm"},
+    )
+    os.close(terminals_end)
+    shown = os.read(terminal, 100_000).decode()
+    os.close(terminal)
+    assert ended.returncode == 0, shown
+    assert "classifying" in shown, shown
+    assert "%" in shown, shown
+    assert len([json.loads(line) for line in ended.stdout.splitlines()]) == 20
 
 
 def test_classify_explains_a_folder_without_images(server: ServerProcess, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from typing import TYPE_CHECKING
 
 import grpc
@@ -11,6 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.pb import open_inference_pb2 as pb
+from tests.contract.foreign import CLIENTS, report_of
 from tests.serving.artifacts import TinyNetwork
 from tests.serving.server_process import ServerProcess, outputs_of, status_of
 
@@ -120,3 +122,12 @@ def test_control_can_be_switched_off(tmp_path: Path) -> None:
         assert code == grpc.StatusCode.PERMISSION_DENIED
         assert "--model-control" in text
         assert server.infer(TinyNetwork().random_images(1)).model_name == "tiny"
+
+
+def test_stock_triton_client_unloads_and_loads(folder_and_server: tuple[Path, ServerProcess]) -> None:
+    _, server = folder_and_server
+    script = CLIENTS / "triton_control_script.py"
+    before, unloaded, loaded, unknown = report_of(sys.executable, script, server.address, "tiny")
+    assert before == loaded == [True, ["READY"], "1"]
+    assert unloaded == [False, ["UNAVAILABLE"], "StatusCode.UNAVAILABLE"]
+    assert unknown[0] == "StatusCode.NOT_FOUND"

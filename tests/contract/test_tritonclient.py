@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from serving.session import Session
+from tests.contract.foreign import CLIENTS, report_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.serving.artifacts import TinyNetwork
     from tests.serving.server_process import ServerProcess
 
@@ -22,34 +22,32 @@ def test_stock_triton_client_gets_the_same_logits(
 ) -> None:
     images = network.random_images(5)
     np.save(tmp_path / "images.npy", images)
-    script = Path(__file__).with_name("triton_script.py")
-    child = subprocess.run(
-        [sys.executable, str(script), server.address, str(tmp_path / "images.npy")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert child.returncode == 0, child.stderr
-    report = json.loads(child.stdout)
+    script = CLIENTS / "triton_script.py"
+    report = report_of(sys.executable, script, server.address, tmp_path / "images.npy")
     logits, probabilities = Session(network.to_onnx(), device="cpu").run(
         ("logits", "probabilities"), {"image": images}
     )
     # The same runtime and file: bit-identical, also after JSON, which keeps float64 whole.
-    assert (np.float32(report["logits"]) == logits).all()
-    assert (np.float32(report["aio_logits"]) == logits).all()
-    assert (np.float32(report["streamed_logits"]) == logits).all()
-    assert (np.float32(report["file_logits"]) == logits[:1]).all()
-    assert [text.split(":")[2] for text in report["classes"]] == [
-        network.labels[index] for index in logits.argmax(axis=1)
-    ]
-    assert report["config"] == 32
-    assert report["executions"] >= 1
+    for way in ("logits", "called_back_logits", "file_logits", "aio_logits", "typed_logits"):
+        assert (np.float32(report[way]) == logits).all(), way
     assert (np.float32(report["probabilities"]) == probabilities).all()
+    wrong = report["streamed"].pop(2)
+    assert "shape [1, 1, 7, 8]" in wrong
+    for streamed in (report["streamed"], report["aio_streamed"]):
+        assert [request_id for request_id, _ in streamed] == [str(index) for index in range(5)]
+        assert (np.float32([rows[0] for _, rows in streamed]) == logits).all()
+    best_two = np.argsort(-probabilities, axis=1)[:, :2]
+    assert report["classes"] == [
+        [f"{row[index]:f}:{index}:{network.labels[index]}" for index in best]
+        for row, best in zip(probabilities, best_two, strict=True)
+    ]
+    assert report["config"] == [32, ["logits", "probabilities"]]
+    assert report["executions"] >= 1
     assert (report["live"], report["ready"], report["model_ready"]) == (True, True, True)
     assert (report["server"], report["id"], report["version"]) == ("foldserve", "42", "2")
     assert report["shape"] == [-1, 1, 8, 8]
     assert ["tiny", "2", "READY"] in report["index"]
-    status, message = report["error"]
-    assert status == "StatusCode.INVALID_ARGUMENT"
-    assert "normalisation (mean, std) is inside the model" in message
+    floats, unknown = report["errors"]
+    assert floats[0] == "StatusCode.INVALID_ARGUMENT"
+    assert "normalisation (mean, std) is inside the model" in floats[1]
+    assert unknown[0] == "StatusCode.NOT_FOUND"

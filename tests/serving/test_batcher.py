@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import deque
 from threading import current_thread
 from typing import TYPE_CHECKING
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.batch_requests import Execution, Outcome, Request
@@ -140,6 +141,55 @@ def test_queue_is_bounded_in_bytes_too() -> None:
     assert isinstance(bench.outcome(refused), ResourceExhaustedError)
 
 
+def test_queue_takes_exactly_what_may_wait() -> None:
+    for limits in ({"max_queue_rows": 4}, {"max_queue_bytes": 4}):
+        bench = Bench(**limits)
+        _, last, refused = bench.submit([1, 2], [3, 4], [5])
+        assert isinstance(bench.outcome(refused), ResourceExhaustedError)
+        bench.run()
+        assert isinstance(bench.outcome(last), tuple)
+
+
+def test_bytes_of_what_ran_or_was_dropped_no_longer_count() -> None:
+    bench = Bench(max_queue_bytes=4)
+    for _ in range(3):
+        first, _ = bench.submit([1, 2], [3, 4])
+        first.cancelled = True
+        bench.run()
+    assert not any(isinstance(outcome, ResourceExhaustedError) for _, outcome in bench.outcomes)
+    assert (bench.batcher._queued_rows, bench.batcher._queued_bytes) == (0, 0)
+
+
+def test_request_of_exactly_a_batch_is_not_cut() -> None:
+    bench = Bench(max_batch_size=4)
+    (request,) = bench.submit([1, 2, 3, 4])
+    assert request.parts is None
+    bench.run()
+    outcome = bench.outcome(request)
+    assert isinstance(outcome, tuple)
+    assert outcome[0].ravel().tolist() == [2, 4, 6, 8]
+
+
+def test_what_does_not_fit_a_full_batch_is_not_even_looked_at() -> None:
+    """An expired request behind a full batch is answered with the next one, not before its turn."""
+    bench = Bench(max_batch_size=2)
+    bench.submit([1, 2])
+    (late,) = bench.submit([3], deadline_s=1.0)
+    bench.clock.now_s = 2.0
+    bench.batcher.run_once()
+    assert [request for request, _ in bench.outcomes] != [late]
+    assert len(bench.outcomes) == 1
+    bench.run()
+    assert isinstance(bench.outcome(late), DeadlineExceededError)
+
+
+def test_rows_alone_in_their_batch_are_not_copied() -> None:
+    bench = Bench()
+    (request,) = bench.submit([1, 2])
+    bench.run()
+    assert bench.model.executions[0] is request.rows
+
+
 def test_empty_queue_takes_a_request_of_any_size() -> None:
     bench = Bench(max_queue_rows=3)
     (request,) = bench.submit(list(range(9)))
@@ -219,6 +269,42 @@ def test_closing_answers_what_waits_and_refuses_what_comes() -> None:
     assert isinstance(bench.outcome(late), UnavailableError)
 
 
+def test_closing_waits_for_a_lent_thread() -> None:
+    """What a lender runs is in no thread of the batcher's, and still ends before close returns."""
+    running, go_on = threading.Event(), threading.Event()
+
+    def execute(rows: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        running.set()
+        go_on.wait(5)
+        return [rows]
+
+    batcher: Batcher[Request] = Batcher(execute, max_batch_size=4, max_queue_rows=9, max_queue_bytes=99)
+    batcher.start(1)
+    outcomes: list[Outcome] = []
+    request = Request(rows=np.zeros((1, 1), np.uint8))
+    lender = threading.Thread(
+        target=lambda: batcher.submit(
+            [request], lambda _, outcome: outcomes.append(outcome), lend_thread=True
+        )
+    )
+    lender.start()
+    assert running.wait(5)
+    threading.Timer(0.2, go_on.set).start()
+    batcher.close(grace_s=20)
+    assert len(outcomes) == 1, "answered when close returned"
+    lender.join(5)
+
+
+def test_nothing_is_answered_twice_after_closing() -> None:
+    bench = Bench(max_batch_size=2)
+    (waiting,) = bench.submit([1, 2, 3])
+    bench.batcher.close(grace_s=0)
+    assert isinstance(bench.outcome(waiting), UnavailableError)
+    bench.run()
+    assert bench.model.executions == [], "what was given up does not run any more"
+    assert isinstance(bench.outcome(waiting), UnavailableError)
+
+
 def test_a_lent_thread_runs_what_it_brings() -> None:
     bench = Bench()
     bench.batcher.start(1)
@@ -226,6 +312,7 @@ def test_a_lent_thread_runs_what_it_brings() -> None:
     request = Request(rows=np.array([[1]], np.uint8))
     bench.batcher.submit([request], lambda *_: threads.append(current_thread().name), lend_thread=True)
     assert threads == [current_thread().name], "answered before submit returned, by this thread"
+    assert bench.batcher._running_count == 0, "and the instance is given back, once"
     bench.batcher.close(grace_s=5)
 
 
@@ -282,6 +369,35 @@ def test_a_delay_is_for_company_only() -> None:
     bench.clock.now_s = 0.5
     bench.submit([3, 4])
     assert bench.batcher._due_in_s() == 0, "the batch is full"
+
+
+def test_a_delay_is_not_for_one_that_is_alone_while_others_run() -> None:
+    """With something in flight on another instance the only one in the queue waits for company too."""
+    bench = Bench(max_batch_size=4, max_queue_delay_s=1.0)
+    bench.batcher._instance_count = 2  # as after start, without its threads
+    bench.batcher._running_count = 1
+    bench.submit([1])
+    assert bench.batcher._due_in_s() == 1.0
+    bench.batcher._running_count = 2
+    assert bench.batcher._due_in_s() is None, "no instance is free"
+
+
+def test_no_delay_and_no_company_are_due_at_once() -> None:
+    bench = Bench(max_batch_size=4, max_queue_delay_s=0.0)
+    bench.batcher._instance_count = 2
+    bench.batcher._running_count = 1
+    bench.submit([1], [2])
+    bench.clock.now_s = -1.0  # a clock that steps back must not make a delay of nothing into one of a second
+    assert bench.batcher._due_in_s() == 0
+
+
+def test_closing_ends_the_delay() -> None:
+    bench = Bench(max_batch_size=4, max_queue_delay_s=30.0)
+    bench.batcher._instance_count = 1
+    bench.submit([1], [2])
+    assert bench.batcher._due_in_s() == 30.0
+    bench.batcher._closed = True
+    assert bench.batcher._due_in_s() == 0
 
 
 def test_a_lone_caller_is_not_delayed_though_a_delay_is_set() -> None:
@@ -377,3 +493,90 @@ def test_any_schedule_gives_each_caller_one_outcome_of_its_own_rows(
             assert isinstance(outcome, ResourceExhaustedError)
     served = [request for request, outcome in bench.outcomes if isinstance(outcome, tuple)]
     assert served == [request for request in requests if request in served], "order is kept"
+
+
+@given(
+    plans=st.lists(
+        st.lists(
+            st.tuples(
+                st.lists(st.sampled_from([*range(9), POISON]), min_size=1, max_size=9),
+                st.sampled_from(["wait", "cancel", "expire", "lend"]),
+            ),
+            min_size=1,
+            max_size=12,
+        ),
+        min_size=2,
+        max_size=4,
+    ),
+    max_batch_size=st.integers(1, 6),
+    max_queue_rows=st.integers(1, 40),
+    instance_count=st.integers(1, 3),
+    max_queue_delay_s=st.sampled_from([0.0, 0.001]),
+)
+@settings(max_examples=60)
+def test_any_schedule_on_threads_gives_each_caller_one_outcome_of_its_own_rows(
+    plans: list[list[tuple[list[int], str]]],
+    max_batch_size: int,
+    max_queue_rows: int,
+    instance_count: int,
+    max_queue_delay_s: float,
+) -> None:
+    """Several callers at once, each with a plan, against real instances; closed as soon as all have asked."""
+    model, outcomes, at_once, most = Model(), deque[tuple[Request, Outcome]](), [0], [0]
+    changed = threading.Lock()
+
+    def execute(rows: NDArray[np.uint8]) -> list[NDArray[np.int64]]:
+        with changed:
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+        try:
+            return model(rows)
+        finally:
+            with changed:
+                at_once[0] -= 1
+
+    batcher: Batcher[Request] = Batcher(
+        execute,
+        max_batch_size=max_batch_size,
+        max_queue_rows=max_queue_rows,
+        max_queue_bytes=10**6,
+        max_queue_delay_s=max_queue_delay_s,
+    )
+    batcher.start(instance_count)
+    asked: list[list[Request]] = [[] for _ in plans]
+
+    def ask(index: int) -> None:
+        for values, how in plans[index]:
+            request = Request(rows=np.array(values, np.uint8)[:, None])
+            if how == "expire":
+                request.deadline_s = 0.0  # of the monotonic clock: long past
+            asked[index].append(request)
+            batcher.submit([request], lambda *outcome: outcomes.append(outcome), lend_thread=how == "lend")
+            if how == "cancel":
+                request.cancelled = True
+
+    callers = [threading.Thread(target=ask, args=(index,)) for index in range(len(plans))]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(30)
+    batcher.close(grace_s=30)
+    by_request = {id(request): outcome for request, outcome in outcomes}
+    requests = [request for each in asked for request in each]
+    assert len(outcomes) == len(by_request) == len(requests)
+    assert most[0] <= instance_count
+    assert all(len(rows) <= max_batch_size for rows in model.executions)
+    for request in requests:
+        outcome = by_request[id(request)]
+        if isinstance(outcome, tuple):
+            assert not (request.rows == POISON).any()
+            assert (outcome[0] == request.rows.astype(np.int64) * 2).all()
+        elif isinstance(outcome, RuntimeError):
+            assert (request.rows == POISON).any()
+        elif isinstance(outcome, DeadlineExceededError):
+            assert request.deadline_s == 0.0
+        elif isinstance(outcome, CancelledError):
+            assert request.cancelled
+        else:
+            assert isinstance(outcome, ResourceExhaustedError)
+    assert (batcher._queued_rows, batcher._queued_bytes, batcher._running_count) == (0, 0, 0)
