@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 # ONNX Runtime with CUDA where an NVIDIA driver is there, else for processors only.
 RUNTIME := $(if $(or $(wildcard /proc/driver/nvidia/version),$(shell command -v nvidia-smi)),gpu,cpu)
 INSTALLED := $(VENV)/.installed-$(RUNTIME)
-PYTEST := $(BIN)/python -m pytest
+# Two at a time: most tests wait for processes that they started. A file's tests share what it sets up.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: help install interop demo test test-all lint types format proto bench bench-export bench-serving prometheus clean
 
