@@ -31,7 +31,8 @@ from torch import nn
 
 from export.build import build_model
 from export.finish import add_outputs
-from export.fold_pass import DeclinedError, FoldPass
+from export.fold_layers import DeclinedError
+from export.fold_pass import FoldPass
 from export.normalise import add_normalisation
 from export.quantize import activation_ranges, layer_names, quantize
 from export.simplify import simplify

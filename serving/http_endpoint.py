@@ -78,10 +78,18 @@ class HttpEndpoint:
 
     def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._connections) >= _MAX_CONNECTIONS:
-            next(iter(self._connections)).cancel()
+            oldest = next(iter(self._connections))
+            del self._connections[oldest]  # at once: many may come before it has ended
+            oldest.cancel()
         connection = asyncio.ensure_future(self._answer_connection(reader, writer))
         self._connections[connection] = None
-        connection.add_done_callback(self._connections.pop)
+
+        def end(_: asyncio.Task[None]) -> None:
+            # Not in the task itself: one that gives way before it has begun would never come to it.
+            writer.transport.abort()  # what was not taken in time is dropped
+            self._connections.pop(connection, None)
+
+        connection.add_done_callback(end)
 
     async def _answer_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -97,8 +105,6 @@ class HttpEndpoint:
             pass  # too slow, or gone
         except Exception:
             _log.exception("answering over HTTP failed")
-        finally:
-            writer.transport.abort()  # what was not taken in time is dropped
 
     async def _respond(self, head: bytes, writer: asyncio.StreamWriter) -> None:
         page, with_content = await self._page(head)

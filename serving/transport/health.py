@@ -1,8 +1,7 @@
 """grpc.health.v1 as its specification says; https://github.com/grpc/grpc/blob/master/doc/health-checking.md.
 
 Not grpcio-health-checking's servicer: there, the first of two watchers of one service that leaves takes the
-other's notifications with it, services that are gone stay as they were last, and open Watch streams hold up
-the server's end for the whole grace period.
+other's notifications with it, and open Watch streams hold up the server's end for the whole grace period.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from serving.pb import open_inference_pb2 as pb
 from tests.contract.scrape import get
 from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import ServerProcess, run_cli
+from tests.serving.server_process import ServerProcess, run_cli, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,14 +84,13 @@ def test_what_is_no_question_is_refused(server: ServerProcess, content: bytes, s
 
 def test_connections_that_ask_nothing_keep_nobody_out(server: ServerProcess) -> None:
     """Three times as many as are held at once, some in the middle of a request; each probe gets through."""
-    silent = [connect(server) for _ in range(192)]
-    for connection in silent[::2]:
-        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: he")
-    assert get(server, "/healthz")[0] == 200
-    assert get(server, "/metrics")[0] == 200
-    assert silent[0].recv(1) == b"", "the oldest has given way"
-    for connection in silent:
-        connection.close()
+    with ExitStack() as stack:
+        silent = [stack.enter_context(connect(server)) for _ in range(192)]
+        for connection in silent[128::2]:
+            connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: he")
+        assert get(server, "/healthz")[0] == 200
+        assert get(server, "/metrics")[0] == 200
+        assert silent[0].recv(1) == b"", "the oldest has given way"
     assert get(server, "/healthz")[0] == 200
     assert "Traceback" not in server.log
 
@@ -116,7 +116,8 @@ def test_readiness_says_what_does_not_serve(tmp_path: Path) -> None:
         assert text.splitlines()[0] == "not ready: no model serves"
         assert "tiny/1: unloaded on request" in text
         assert get(server, "/healthz") == (200, "live\n"), "a restart would mend nothing"
-        server.stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="tiny"))
+        load = pb.RepositoryModelLoadRequest(model_name="tiny")
+        status_of(lambda: server.stub.RepositoryModelLoad(load))  # version 2 is refused again
         assert get(server, "/readyz")[0] == 200
 
 
