@@ -54,7 +54,6 @@ def serve(config: ServeConfig) -> int:
 
 
 async def _serve(config: ServeConfig) -> int:
-    _log.info("processors: %s", find_processors())
     loads, changes = LoadCounts(), Changes()
     repository = Repository(
         config.repository,
@@ -63,6 +62,7 @@ async def _serve(config: ServeConfig) -> int:
         settle_s=2 * config.poll_s,  # two looks that see the same: what was being written is settled
     )
     repository.subscribe(changes.notify)
+    _log.info("processors: %s", find_processors())  # after what a wrong path ends with one readable line
     servicer = Servicer(
         repository,
         max_decoding_bytes=config.max_queue_mib * _MIB,
