@@ -2,8 +2,11 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
+from export.fold_pass import FoldPass
+from export.weights import ExactWeights
 from tests.export.foldable import batch_norm, check, model_of, node, statistics, weights
 
 
@@ -216,6 +219,14 @@ def test_padding_whose_third_axis_is_the_channels_stops_it():
     constants = {"pads": np.array([0, 0, 1, 0, 0, 0], np.int64), "axes": np.array([2, 3, 1], np.int64)}
     constants |= weights(w_weight=(6, 4, 3, 3)) | without_shift()
     check(model_of(nodes, constants), ["rewritten"])
+
+
+def test_padding_of_another_domain_stops_it():
+    """Whatever it is, it is not known to write what it was given."""
+    model = ir.from_proto(padded(mode="reflect"))
+    next(entry for entry in model.graph if entry.op_type == "Pad").domain = "somebody.else"
+    (record,) = FoldPass(model.graph, ExactWeights(model.graph)).fold_batch_norms()
+    assert record.action == "rewritten"
 
 
 def test_a_border_value_that_is_computed_stops_it():

@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import FoldError
 from tests.export.foldable import TOLERANCE, batch_norm, check, fold, model_of, node, statistics, weights
@@ -21,6 +21,24 @@ def test_a_chain_behind_what_cannot_take_it_becomes_one_multiply_and_add():
     constants = statistics("one", 3, 1) | statistics("two", 3, 2) | statistics("three", 3, 3)
     folded = check(model_of(nodes, constants), ["rewritten", "folded", "folded"])
     assert folded.operations == ["Relu", "Mul", "Add"]
+
+
+def test_weights_are_rounded_once_however_many_folds_meet_in_them():
+    """Three batch norms behind one convolution: bit for bit the float64 result, rounded to float32."""
+    nodes = [node("Conv", "x w.weight -> a")]
+    nodes += [batch_norm(f"{value} -> {answer}", answer) for value, answer in ("ab", "bc", "cy")]
+    constants = weights(w_weight=(6, 3, 3, 3))
+    for index, name in enumerate("bcy"):
+        constants |= statistics(name, 6, index)
+    folded = check(model_of(nodes, constants), ["folded"] * 3)
+    expected = constants["w.weight"].astype(np.float64)
+    for name in "bcy":
+        gamma, variance = (
+            constants[f"{name}.{part}"].astype(np.float64) for part in ("weight", "running_var")
+        )
+        expected *= (gamma / np.sqrt(variance + 1e-5)).reshape(-1, 1, 1, 1)
+    (tensor,) = (entry for entry in folded.model_proto.graph.initializer if entry.name == "w.weight")
+    assert np.array_equal(numpy_helper.to_array(tensor), expected.astype(np.float32))
 
 
 def test_a_rewritten_one_that_is_read_elsewhere_too_is_not_changed_by_the_next():
@@ -97,7 +115,7 @@ def test_what_is_rewritten_keeps_the_type_it_computes_in():
 # Inside branches.
 
 
-def branching(then, constants, *outside):
+def branching(then, constants, *outside, channels=6):
     (answer,) = then[-1].output
     branch = helper.make_graph(
         then, "then", [], [helper.make_tensor_value_info(answer, TensorProto.FLOAT, None)]
@@ -111,7 +129,7 @@ def branching(then, constants, *outside):
     nodes = [*outside, node("If", "choice -> y", then_branch=branch, else_branch=other)]
     choice = helper.make_tensor_value_info("choice", TensorProto.BOOL, [])
     constants = constants | weights(other_weight=(6, 3, 3, 3))
-    return model_of(nodes, constants | statistics("norm", 6), more_inputs=(choice,))
+    return model_of(nodes, constants | statistics("norm", channels), more_inputs=(choice,))
 
 
 def left_over(model_proto):
@@ -145,6 +163,21 @@ def test_a_batch_norm_in_a_branch_leaves_a_convolution_outside_alone():
     model_proto = branching([batch_norm("a -> b", "norm")], weights(w_weight=(6, 3, 3, 3)), outside)
     folded = check(model_proto, ["rewritten"], feeds={"choice": np.array(True)})
     assert "outside the branch" in folded.reasons
+
+
+def test_a_convolution_in_a_branch_leaves_a_batch_norm_outside_alone():
+    outside = [node("Relu", "x -> r"), batch_norm("r -> a", "norm")]
+    then = [node("Conv", "a w.weight -> b", pads=[1, 1, 1, 1])]
+    model_proto = branching(then, weights(w_weight=(6, 3, 3, 3)), *outside, channels=3)
+    folded = check(model_proto, ["rewritten"], feeds={"choice": np.array(True)})
+    assert "is inside a branch" in folded.reasons
+
+
+def test_names_that_a_branch_uses_are_taken_too():
+    outside = [node("Relu", "x -> r"), batch_norm("r -> a", "norm"), node("ReduceMean", "a -> m")]
+    then = [node("Conv", "x w.weight -> norm.mul", pads=[1, 1, 1, 1]), node("Add", "norm.mul m -> b")]
+    model_proto = branching(then, weights(w_weight=(6, 3, 3, 3)), *outside, channels=3)
+    check(model_proto, ["rewritten"], feeds={"choice": np.array(True)})
 
 
 # Statistics.

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations
 
 from export.build import build_model
 from export.errors import FoldError, TraceError
+from export.fold_pass import FoldPass
 from export.parity import check_parity
 from export.reference import TorchReference
 from serving.session import Session
@@ -228,6 +229,12 @@ def test_a_batch_norm_in_a_branch_is_taken_out_too(kept, metadata):
     operations = set(all_operations(onnx.load_from_string(built.content).graph))
     assert "If" in operations
     assert "BatchNormalization" not in operations
+
+
+def test_without_the_pass_a_batch_norm_in_a_branch_is_not_published(metadata, monkeypatch):
+    monkeypatch.setattr(FoldPass, "fold_batch_norms", lambda *_: [])
+    with pytest.raises(TraceError, match="still holds BatchNormalization"):
+        build_model(randomised(Branching(kept=True)), metadata)
 
 
 def test_a_network_may_call_its_parameters_as_the_file_calls_its_tensors(metadata):
