@@ -41,7 +41,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     run_dir: Path = Path("runs/lenet")
     """Folder of the run: checkpoints, metrics and report; by default runs/ARCH."""
 
-    epochs: int = Field(14, ge=1)
+    epochs: int = Field(12, ge=1)
     """Passes over the training images; the schedule is stretched over all of them."""
 
     batch_size: int = Field(128, ge=2)
