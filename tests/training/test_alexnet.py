@@ -22,9 +22,9 @@ def convolutions(network: nn.Module) -> list[nn.Conv2d]:
 
 
 def test_the_small_layout_has_the_parameters_of_its_table_and_at_most_a_million_and_a_half():
-    weights = 25 * 24 + 9 * (24 * 72 + 72 * 144 + 144 * 96 + 96 * 96)
-    batch_norm = 2 * (24 + 72 + 144 + 96 + 96)  # gamma and beta
-    linear = (96 * 4 * 4 * 256 + 256) + (256 * 256 + 256) + (256 * 10 + 10)
+    weights = 25 * 24 + 9 * (24 * 64 + 64 * 128 + 128 * 128 + 128 * 128)
+    batch_norm = 2 * (24 + 64 + 128 + 128 + 128)  # gamma and beta
+    linear = (128 * 2 * 2 * 256 + 256) + (256 * 256 + 256) + (256 * 10 + 10)
     assert parameter_count(create_model("alexnet", **FASHION)) == weights + batch_norm + linear <= 1_500_000
 
 
@@ -71,7 +71,7 @@ def test_the_maps_of_the_large_layout_are_the_papers():
 
 def test_width_scales_all_channels_and_hidden_features():
     network = AlexNet(**FASHION, width_factor=0.5)
-    assert [layer.out_channels for layer in convolutions(network)] == [12, 36, 72, 48, 48]
+    assert [layer.out_channels for layer in convolutions(network)] == [12, 32, 64, 64, 64]
     linear = [module.out_features for module in network.modules() if isinstance(module, nn.Linear)]
     assert linear == [128, 128, 10]
 

@@ -127,7 +127,9 @@ def one_step(config: TrainConfig, dataset: Dataset) -> dict[str, torch.Tensor]:
 
 def test_parts_of_a_batch_give_the_step_of_the_whole_batch(tiny: Dataset, tiny_config: TrainConfig):
     """Without batch norm, which sees one part at a time; float32 sums in another order, weights below 1."""
-    plain = tiny_config.model_copy(update={"batch_norm": False, "batch_size": 160, "augment": False})
+    plain = tiny_config.model_copy(
+        update={"batch_norm": False, "batch_size": 160, "augment": False, "precision": "fp32"}
+    )
     whole, parts = one_step(plain, tiny), one_step(plain.model_copy(update={"accumulate": 3}), tiny)
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=0, atol=1e-7)
@@ -156,7 +158,7 @@ def test_the_loss_of_mixed_images_is_that_of_both_classes_by_share(tiny: Dataset
     state, training, _ = start(config, tiny)
     seen = []
     state.trainer.model.register_forward_hook(
-        lambda _m, inputs, output: seen.append((inputs[0], output.detach()))
+        lambda _m, inputs, output: seen.append((inputs[0], output.detach().float()))
     )
     progress = train_one_epoch(state.trainer, training, lambda _: None)
     images, logits = seen[0]
@@ -168,6 +170,32 @@ def test_the_loss_of_mixed_images_is_that_of_both_classes_by_share(tiny: Dataset
     own, other = (-log_shares[torch.arange(160), n] for n in (labels, labels[mixed.partners]))
     expected = (mixed.shares * own + (1 - mixed.shares) * other).mean().item()
     assert progress.loss == pytest.approx(expected, abs=1e-5)
+
+
+def test_label_smoothing_spreads_its_share_of_the_target_over_all_classes(
+    tiny: Dataset, tiny_config: TrainConfig
+):
+    config = tiny_config.model_copy(
+        update={"batch_size": 160, "label_smoothing": 0.2, "augment": False, "epochs": 1}
+    )
+    state, training, _ = start(config, tiny)
+    outputs = []
+    state.trainer.model.register_forward_hook(lambda _m, _i, output: outputs.append(output.detach().float()))
+    progress = train_one_epoch(state.trainer, training, lambda _: None)
+    targets = torch.nn.functional.one_hot(training.labels[epoch_order(160, 0, 0)], 4) * 0.8 + 0.2 / 4
+    expected = -(targets * outputs[0].log_softmax(dim=1)).sum(dim=1).mean().item()
+    assert progress.loss == pytest.approx(expected, abs=1e-5)
+
+
+def test_channels_last_changes_the_memory_and_not_the_weights(tiny: Dataset, tiny_config: TrainConfig):
+    """Other kernels round otherwise: float32 at weights below 1, over five steps."""
+    plain = tiny_config.model_copy(update={"precision": "fp32", "channels_last": False})
+    last = plain.model_copy(update={"channels_last": True})
+    convolution = start(last, tiny)[0].trainer.model.network.features[2].conv
+    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    one, other = one_step(plain, tiny), one_step(last, tiny)
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=0, atol=1e-4)
 
 
 def test_bf16_computes_the_forward_pass_in_bf16_and_keeps_weights_in_float32(
@@ -195,7 +223,7 @@ def test_fp16_without_a_gpu_is_refused(tiny: Dataset, tiny_config: TrainConfig):
 )  # torch's own
 def test_a_compiled_network_learns_as_the_plain_one_does(tiny: Dataset, tiny_config: TrainConfig):
     """Fused kernels round otherwise: float32 at weights below 1, over five steps."""
-    config = tiny_config.model_copy(update={"deterministic": False})
+    config = tiny_config.model_copy(update={"deterministic": False, "precision": "fp32"})
     plain, compiled = one_step(config, tiny), one_step(config.model_copy(update={"compile": True}), tiny)
     for name, value in plain.items():
         torch.testing.assert_close(compiled[name], value, rtol=0, atol=1e-4)

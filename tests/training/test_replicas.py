@@ -34,6 +34,7 @@ def train(folder: Path, run_dir: Path, launcher: list[str]) -> str:
         "--ema-decay=0.9",
         "--device=cpu",
         "--threads=1",
+        "--precision=fp32",
     ]
     # Augmentation and dropout draw by process, so they are what differs by their number, and are left out.
     command = [

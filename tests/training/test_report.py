@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import time
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from tests.training.conftest import LineTerminal
 from training.checkpoint import load_checkpoint
@@ -22,7 +24,7 @@ from training.pictures import confusion_matrix, draw_confusion_matrix, draw_curv
 from training.preview import augmented_draws
 from training.report import worst_mistakes
 from training.run import train
-from training.terminal import duration_text
+from training.terminal import Terminal, duration_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,6 +139,16 @@ def test_a_preview_that_cannot_be_written_is_refused(tiny_config: TrainConfig, t
 )
 def test_durations_are_said_to_two_units(seconds: float, text: str):
     assert duration_text(seconds) == text
+
+
+def test_in_a_terminal_a_bar_shows_the_share_done_and_where_the_run_is():
+    drawn = io.StringIO()
+    terminal = Terminal(Console(file=drawn, force_terminal=True, width=120))
+    with terminal.training(total_steps=100, done_steps=20) as show:
+        show(45, "epoch 2/4 step 20/25 loss 0.512 accuracy 81.2% 4,321 images/s")
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn.getvalue())
+    assert "45% epoch 2/4 step 20/25 loss 0.512 accuracy 81.2% 4,321 images/s" in text
+    assert "left" in text
 
 
 def test_without_a_terminal_a_long_epoch_says_what_is_left(monkeypatch: pytest.MonkeyPatch):

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from pydantic import ValidationError
 
+from imaging import ImageSpec
 from tests.training.conftest import LineTerminal
 from training import run as run_module
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.config import TrainConfig
-from training.errors import DeviceError, RunError
+from training.datasets import registry
+from training.errors import DeviceError, DivergedError, RunError
 from training.run import train
 from training.run_folder import open_run_folder
 
@@ -114,6 +117,7 @@ def test_the_test_images_are_read_once_at_the_end(
             {"ema_decay": 0.9, "dropout": 0.3, "optimizer": "adamw"},
             id="with all that has state",
         ),
+        pytest.param("epoch 2/3", {"arch": "alexnet", "precision": "bf16"}, id="in bf16"),
     ],
 )
 def test_an_interrupted_run_goes_on_and_ends_bit_identical(
@@ -135,7 +139,7 @@ def test_an_interrupted_run_goes_on_and_ends_bit_identical(
     one, two = load_checkpoint(whole.run_dir), load_checkpoint(broken.run_dir)
     timeless = one.metrics.keys() - {"images_per_s", "train_s"}
     assert {name: one.metrics[name] for name in timeless} == {name: two.metrics[name] for name in timeless}
-    assert one.weights_kind == two.weights_kind == ("ema" if settings else "raw")
+    assert one.weights_kind == two.weights_kind == ("ema" if "ema_decay" in settings else "raw")
     records = (broken.run_dir / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(record)["epoch"] for record in records] == [1, 2, 3]
 
@@ -246,6 +250,54 @@ def test_a_damaged_last_checkpoint_is_refused_rather_than_started_over(tiny_conf
         RunError, match=r"the run cannot go on: .*last\.pt is not a checkpoint, or it is damaged"
     ):
         train(tiny_config, LineTerminal())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param(
+            {
+                "image": ImageSpec(channel_order="RGB", height=28, width=28, resize_shorter_side=28),
+                "train_images": torch.zeros(200, 3, 28, 28, dtype=torch.uint8),
+            },
+            r"its checkpoint has image .*channel_order='L'.*, the data set now gives .*channel_order='RGB'.*",
+            id="another number of channels",
+        ),
+        pytest.param(
+            {"labels": ("north", "east", "south", "west", "up")},
+            r"its checkpoint has labels .*'west'\), the data set now gives .*'up'\)",
+            id="another number of classes",
+        ),
+    ],
+)
+def test_a_data_set_that_has_changed_is_not_gone_on_with(
+    tiny_config: TrainConfig,
+    tiny: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, object],
+    message: str,
+):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_config, LineTerminal("epoch 2/3"))
+    last = (tiny_config.run_dir / "last.pt").read_bytes()
+    changed_set = replace(tiny, **changes)
+    monkeypatch.setitem(registry.DATASETS, "tiny", lambda _folder, _terminal: changed_set)
+    with pytest.raises(RunError, match=f"the run cannot go on: {message}; use another --run-dir"):
+        train(tiny_config, LineTerminal())
+    assert (tiny_config.run_dir / "last.pt").read_bytes() == last
+
+
+def test_a_run_that_diverges_keeps_the_last_good_checkpoint(tiny_config: TrainConfig):
+    """Each step would be saved; the rate is such that the second or third one overflows float32."""
+    config = changed(tiny_config, lr=1e20, warmup=0.0, checkpoint_every=0.0, batch_norm=False)
+    with pytest.raises(
+        DivergedError, match=r"no longer finite at step \d+ of 15 .*; the last good checkpoint is kept"
+    ):
+        train(config, LineTerminal())
+    last = load_checkpoint(config.run_dir / "last.pt")
+    assert last.trainer is not None
+    assert last.trainer["step"] >= 1
+    assert all(value.isfinite().all() for value in last.weights.values())
 
 
 def test_a_checkpoint_of_other_data_is_not_gone_on_from(tiny_config: TrainConfig):

@@ -1,6 +1,6 @@
 """AlexNet (Krizhevsky et al. 2012), single-tower as in "One weird trick" (Krizhevsky 2014), in today's parts.
 
-Five convolutions, three of them followed by overlapping 3x3 max pooling with stride 2, and three linear
+Five convolutions, some of them followed by overlapping 3x3 max pooling with stride 2, and three linear
 layers, dropout before the first two. New since then: batch norm, in place of local response normalisation.
 
 There are two layouts, chosen by the shorter side of the image. From 65 pixels on it is the paper's:
@@ -16,19 +16,20 @@ There are two layouts, chosen by the shorter side of the image. From 65 pixels o
     pool5  3x3, stride 2                256 x   6 x   6
     fc6, fc7, fc8                      4096, 4096, K       37,748,736 + 16,777,216 + 4096 K
 
-Up to 64 pixels the first layer keeps every pixel, the pooling is padded (28 becomes 14, 7 and 4), and all
-channels are 3/8 of the above, so that a training step is affordable without a GPU:
+Up to 64 pixels the first layer keeps every pixel and the pooling is padded. Pooling also follows conv3: half
+of the multiplications of 7x7 maps in conv4 and conv5 are better spent on more epochs (docs/training.md):
 
     layer                              output at 1x28x28        weights
     conv1  5x5, padding 2                24 x  28 x  28             600
     pool1  3x3, stride 2, padding 1      24 x  14 x  14
-    conv2  3x3, padding 1                72 x  14 x  14          15,552
-    pool2  3x3, stride 2, padding 1      72 x   7 x   7
-    conv3  3x3, padding 1               144 x   7 x   7          93,312
-    conv4  3x3, padding 1                96 x   7 x   7         124,416
-    conv5  3x3, padding 1                96 x   7 x   7          82,944
-    pool5  3x3, stride 2, padding 1      96 x   4 x   4
-    fc6, fc7, fc8                       256, 256, K             393,216 + 65,536 + 256 K
+    conv2  3x3, padding 1                64 x  14 x  14          13,824
+    pool2  3x3, stride 2, padding 1      64 x   7 x   7
+    conv3  3x3, padding 1               128 x   7 x   7          73,728
+    pool3  3x3, stride 2, padding 1     128 x   4 x   4
+    conv4  3x3, padding 1               128 x   4 x   4         147,456
+    conv5  3x3, padding 1               128 x   4 x   4         147,456
+    pool5  3x3, stride 2, padding 1     128 x   2 x   2
+    fc6, fc7, fc8                       256, 256, K             131,072 + 65,536 + 256 K
 """
 
 from __future__ import annotations
@@ -84,10 +85,10 @@ _IMAGENET = _Layout(
 _SMALL = _Layout(
     convolutions=(
         _Convolution(24, kernel_size=5, stride=1, padding=2, is_pooled=True),
-        _Convolution(72, kernel_size=3, stride=1, padding=1, is_pooled=True),
-        _Convolution(144, kernel_size=3, stride=1, padding=1, is_pooled=False),
-        _Convolution(96, kernel_size=3, stride=1, padding=1, is_pooled=False),
-        _Convolution(96, kernel_size=3, stride=1, padding=1, is_pooled=True),
+        _Convolution(64, kernel_size=3, stride=1, padding=1, is_pooled=True),
+        _Convolution(128, kernel_size=3, stride=1, padding=1, is_pooled=True),
+        _Convolution(128, kernel_size=3, stride=1, padding=1, is_pooled=False),
+        _Convolution(128, kernel_size=3, stride=1, padding=1, is_pooled=True),
     ),
     pool_padding=1,
     hidden_features=256,
