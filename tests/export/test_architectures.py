@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import onnx
@@ -43,17 +44,21 @@ class Export:
 
 @pytest.fixture(
     scope="module",
-    params=[
-        pytest.param(expected, id=name, marks=[] if name in QUICK else pytest.mark.slow)
-        for name, expected in NETWORKS.items()
-    ],
+    params=[pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in NETWORKS],
 )
 def export(request: pytest.FixtureRequest) -> Export:
-    network = with_signal(request.param.make())
+    return export_once(request.param)
+
+
+@cache
+def export_once(name: str) -> Export:
+    """Random order may ask for a network several times."""
+    expected = NETWORKS[name]
+    network = with_signal(expected.make())
     spec = ImageSpec(channel_order="RGB", height=SIDE, width=SIDE, resize_shorter_side=SIDE)
     built = build_model(network, ModelMetadata(tuple("0123456789"), MEAN, STD, spec))
     session = Session(built.content, device="cpu", intra_op_threads=1)
-    return Export(request.param, network, built, session, pictures(32, seed=8))
+    return Export(expected, network, built, session, pictures(32, seed=8))
 
 
 def test_each_batch_norm_is_folded_or_says_why_not(export: Export):
