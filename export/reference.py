@@ -36,7 +36,7 @@ class TorchReference:
     def exact_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64] | None:
         """Return the same computed in float64 throughout: the referee between two float32 answers.
 
-        None where the network's own code insists on float32 somewhere: then there is no referee.
+        None where some tensor of the network's stays float32 all the same: then there is no referee.
         """
         if self._exact_module is None:
             self._exact_module = copy.deepcopy(self._module).double()

@@ -247,10 +247,8 @@ class Repository(VersionTable):
         if found.fault:
             self._notices.set(name, found.fault)
             return found.fault
-        if found.ignored:
-            self._notices.set(
-                name + "/", f"ignored, since no positive integers and so no versions: {listed(found.ignored)}"
-            )
+        ignored = f"ignored, since no positive integers and so no versions: {listed(found.ignored)}"
+        self._notices.set(name + "/", ignored if found.ignored else "")
         settings = self._settings.read(name, found, is_patient=is_patient)
         if settings is None:
             return "its settings file is not whole"

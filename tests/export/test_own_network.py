@@ -360,6 +360,15 @@ def test_a_network_that_insists_on_float32_is_judged_in_float64_all_the_same(tmp
     assert all(comparison["max_abs_err_float64"] < 1e-4 for comparison in comparisons)
 
 
+def test_a_network_that_cannot_be_had_in_float64_is_proven_without_a_referee(tmp_path, capsys):
+    export_model(config(tmp_path, arch="own_networks:Plain"))
+    assert "no float64 referee" in capsys.readouterr().out
+    (path,) = published(tmp_path)
+    parity = json.loads(path.read_text())["parity"]
+    assert parity["referee"].startswith("none")
+    assert parity["comparisons"][0]["max_abs_err_float64"] is None
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -229,6 +229,9 @@ def test_folders_that_are_no_versions_are_named_in_the_log(
     said = f"{model}/: ignored, since no positive integers and so no versions: '03', 'latest'"
     eventually(lambda: said in server.log, "it is logged")
     assert list(states(server, model)) == ["1"]
+    for name in ("latest", "03"):
+        (repository / model / name).rmdir()
+    eventually(lambda: f"{model}/: in order again" in server.log, "it is logged that they are gone")
 
 
 def test_unloaded_model_stays_so_until_it_is_loaded(
