@@ -124,14 +124,14 @@ class Connection:
     def open(self, server: str) -> grpc.Channel:
         """Return a channel to ``server``, "HOST:PORT"; raises CredentialsError where a file is unreadable."""
         if not self.is_encrypted:
-            return grpc.insecure_channel(server, options=_CHANNEL_OPTIONS)
-        return grpc.secure_channel(server, self._credentials(), options=_CHANNEL_OPTIONS)
+            return grpc.insecure_channel(server, options=_options(server))
+        return grpc.secure_channel(server, self._credentials(), options=_options(server))
 
     def open_aio(self, server: str) -> grpc.aio.Channel:
         """Return a channel for asyncio; raises as `open`."""
         if not self.is_encrypted:
-            return grpc.aio.insecure_channel(server, options=_CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(server, self._credentials(), options=_CHANNEL_OPTIONS)
+            return grpc.aio.insecure_channel(server, options=_options(server))
+        return grpc.aio.secure_channel(server, self._credentials(), options=_options(server))
 
     def explain(self, server: str, error: grpc.RpcError) -> UnavailableError:
         """Return why ``server`` could not be reached, going by what a call that was tried says."""
@@ -176,6 +176,15 @@ def connection_options(config: ConnectionConfig) -> ConnectionOptions:
         tls_key=config.tls_key,
         token=token,
     )
+
+
+def _options(server: str) -> Sequence[tuple[str, Any]]:
+    if "," not in server:
+        return _CHANNEL_OPTIONS
+    # gRPC would send the whole list as the calls' authority, which is one HOST:PORT: strict servers, as our
+    # native transport, reset such calls.
+    first = server.removeprefix("ipv4:").removeprefix("ipv6:").partition(",")[0]
+    return (*_CHANNEL_OPTIONS, ("grpc.default_authority", first))
 
 
 def _read_bytes(path: Path | None) -> bytes | None:

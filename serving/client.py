@@ -49,6 +49,8 @@ class Client:
     ) -> None:
         """Connect to ``server``, as "HOST:PORT"; see ConnectionOptions for TLS and tokens.
 
+        A name of several addresses, or "ipv4:HOST:PORT,HOST:PORT", spreads the calls over all of them.
+
         Raises:
             UnavailableError: nothing answers there within ``connect_timeout_s``, or not to such a connection.
             CredentialsError: a file of ``connection`` cannot be read.
