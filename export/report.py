@@ -74,8 +74,8 @@ class Report:
             accuracy = f", accuracy {before:.2%} before and {after:.2%} after" if known else ""
             self._line(
                 "accuracy",
-                f"{agreement.image_count:,} {proof.origin}: {agreement.top1_agreement:.2%} the same "
-                f"predictions{accuracy} ({agreement.provider})",
+                f"{agreement.image_count:,} {proof.origin}: {_predictions(agreement)}{accuracy} "
+                f"({agreement.provider})",
             )
 
     def tried(self, trial: Trial, most_drop: float) -> None:
@@ -128,6 +128,14 @@ class Report:
 
     def _line(self, title: str, text: str) -> None:
         self._console.print(f"{title:<{_WIDTH}} {text}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _predictions(agreement: Agreement) -> str:
+    unclear_count = agreement.image_count - agreement.top1_compared
+    if not agreement.top1_compared:
+        return "no prediction is clear enough to be compared (the two best logits lie too close)"
+    unclear = f" ({unclear_count:,} too close to tell)" if unclear_count else ""
+    return f"{agreement.top1_agreement:.2%} the same predictions{unclear}"
 
 
 def _providers(comparisons: Sequence[Comparison]) -> str:
