@@ -1,9 +1,11 @@
 """Dynamic batching: many callers' rows in, one execution, each caller's own rows out.
 
 A free instance takes what waits, up to ``max_batch_size`` rows: a lone caller pays nothing, and under load
-batches grow by themselves while the instances are busy. With a ``max_queue_delay_s`` it gives company that
-long to arrive, but only where something else is in flight already. Knows neither gRPC nor ONNX Runtime, only
-arrays whose first dimension counts rows, and a function that runs them.
+batches grow by themselves while the instances are busy. Spare instances take nothing but full batches: they
+bring idle processors in where batches can grow no further, and leave small ones together. With a
+``max_queue_delay_s`` it gives company that long to arrive, but only where something else is in flight
+already. Knows neither gRPC nor ONNX Runtime, only arrays whose first dimension counts rows, and a function
+that runs them.
 
 What holds for every schedule of arrivals, cancellations and failures:
 - each request submitted gets exactly one outcome, made of its own rows in its own order;
@@ -37,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class Batcher(Generic[R]):
-    """Queues requests and runs them in batches, at most ``instance_count`` at the same time.
+    """Queues requests and runs them in batches, one an instance at the same time.
 
     Args:
         execute: runs [n, ...] and returns arrays of n rows each; called from one thread an instance.
@@ -74,13 +76,15 @@ class Batcher(Generic[R]):
         self._queued_bytes = 0
         self._closed = False
         self._instance_count = 0
+        self._spare_count = 0
         self._running_count = 0  # executions at this moment, on threads of ours or lent ones
         self._threads: list[threading.Thread] = []
 
-    def start(self, instance_count: int, name: str = "batcher") -> None:
-        """Start the instances' threads."""
+    def start(self, instance_count: int, spare_count: int = 0, name: str = "batcher") -> None:
+        """Start the threads of ``instance_count`` instances and ``spare_count`` spare ones."""
         self._instance_count = instance_count
-        for index in range(instance_count):
+        self._spare_count = spare_count
+        for index in range(instance_count + spare_count):
             thread = threading.Thread(target=self._work, name=f"{name}#{index}", daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -117,6 +121,8 @@ class Batcher(Generic[R]):
         """Form one batch, run it and deliver; return False where nothing waited. All that the threads do."""
         with self._changed:
             batch, dropped = self._form_batch()
+            if self._due_in_s() == 0:  # for another instance, beside this one
+                self._changed.notify()
         outcomes = self._run(batch) if batch else []
         settled = [*dropped, *zip(batch, outcomes, strict=True)]
         with self._changed:  # pieces of one request may finish on several instances at once
@@ -178,8 +184,11 @@ class Batcher(Generic[R]):
 
     def _due_in_s(self) -> float | None:
         """Return in how many seconds a batch should be formed; None where nothing waits or none is free."""
-        if not self._queue or self._running_count >= self._instance_count:
+        if not self._queue:
             return None
+        if self._running_count >= self._instance_count:
+            has_spare = self._running_count < self._instance_count + self._spare_count
+            return 0 if has_spare and self._queued_rows >= self._max_batch_size else None
         is_alone = len(self._queue) == 1 and not self._running_count
         if (
             not self._max_queue_delay_s

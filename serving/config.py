@@ -48,8 +48,9 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     batch_invariant: bool = False
     """Make an image's logits the same bits in any batch, padding every execution to --max-batch-size where
     needed."""
-    instances: int = Field(default=1, ge=1, le=256)
-    """Executions of one model that may run at the same time."""
+    instances: int | None = Field(default=None, ge=1, le=256)
+    """Executions of one model that may run at the same time. By default one, and full batches of a model that
+    takes under 5 ms for one run beside it on idle processors."""
     intra_op_threads: int | None = Field(default=None, ge=1)
     """Threads one execution may use. By default measured: one where a full batch takes under 5 ms, else an
     instance's share of the usable processors."""

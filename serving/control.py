@@ -156,7 +156,7 @@ class Control:
                     for spec in model.outputs
                 ],
                 instance_group=[
-                    pb.ModelInstanceGroup(name=model.name, count=settings.instance_count, kind=kind)
+                    pb.ModelInstanceGroup(name=model.name, count=model.instance_count, kind=kind)
                 ],
                 default_model_filename=MODEL_FILE,
                 dynamic_batching=pb.ModelDynamicBatching(

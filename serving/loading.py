@@ -35,21 +35,23 @@ def start_model(
         verified = open_artifact(artifact, settings)
     except Exception as error:  # becomes the reason
         return explain_refusal(where, error)
+    model = ServedModel(name, version, verified, settings, on_lost)
     _log.info(
         "%s ready on %s (%s) in %.2f s: %d golden pairs reproduced, largest difference %.2g, "
-        "instances: %d, threads of each: %d, batch invariant: %s, SHA-256 %s",
+        "instances: %d and %d for full batches, threads of each: %d, batch invariant: %s, SHA-256 %s",
         where,
         verified.session.provider,
         verified.session.choice,
         time.monotonic() - started_s,
         verified.golden_count,
         verified.largest_difference,
-        settings.instance_count,
+        model.instance_count,
+        model.spare_count,
         verified.threads,
         "yes" if verified.batch_invariant else "no",
         verified.sha256,
     )
-    return ServedModel(name, version, verified, settings, on_lost)
+    return model
 
 
 def explain_refusal(where: str, error: Exception) -> Refusal:

@@ -35,6 +35,8 @@ OnLost: TypeAlias = "Callable[[str, DeviceLostError], None]"
 # LeNet takes 1 ms and serves 1.6 times as much with one thread as with two; AlexNet at 224 pixels takes 200
 # ms.
 _QUICK_BATCH_S = 0.005
+# Instances beside the first that full batches of a quick model may take; one interpreter feeds no more.
+_MOST_SPARE = 7
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class ModelSettings:
     max_queue_rows: int = 8192
     max_queue_bytes: int = 256 * 1024 * 1024
     max_queue_delay_s: float = 0.0
-    instance_count: int = 1
+    instance_count: int | None = None  # one, and spare ones where they gain
     intra_op_threads: int | None = None
     batch_invariant: bool = False
     warm_up_sizes: tuple[int, ...] = ()
@@ -63,7 +65,7 @@ class ModelSettings:
     @property
     def most_threads(self) -> int:
         """Threads a run may use: what was asked for, else an instance's share of the usable processors."""
-        return self.intra_op_threads or max(1, usable_processors() // self.instance_count)
+        return self.intra_op_threads or max(1, usable_processors() // (self.instance_count or 1))
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,8 @@ class ServedModel:
         input: its only input, UINT8 [-1, C, H, W].
         outputs: what can be asked for, FP32 [-1, K] each.
         settings: how it is run.
+        instance_count: executions that may run at the same time.
+        spare_count: how many more where full batches wait.
         statistics: what was counted.
         response_heads: first halves of its responses.
     """
@@ -167,8 +171,10 @@ class ServedModel:
         self.response_heads = ResponseHeads(
             name, self.version_text, len(self.metadata.labels), verified.sha256
         )
+        self.instance_count = settings.instance_count or 1
+        self.spare_count = _spare_count(verified) if settings.instance_count is None else 0
         # With several instances the work is meant to spread over threads: none is lent.
-        self._takes_lent_thread = verified.is_quick and settings.instance_count == 1
+        self._takes_lent_thread = verified.is_quick and self.instance_count == 1
         self._batcher: Batcher[Call] = Batcher(
             _reporting_loss(verified, on_lost),
             max_batch_size=settings.max_batch_size,
@@ -177,7 +183,7 @@ class ServedModel:
             max_queue_delay_s=settings.max_queue_delay_s,
             on_execution=self.statistics.count_execution,
         )
-        self._batcher.start(settings.instance_count, f"{name}/{version}")
+        self._batcher.start(self.instance_count, self.spare_count, f"{name}/{version}")
 
     def submit(self, calls: list[Call], on_done: OnDone[Call], *, lend_thread: bool = False) -> None:
         """Queue calls whose rows are read; see `Batcher.submit`."""
@@ -194,6 +200,13 @@ class ServedModel:
     def close(self, grace_s: float) -> None:
         """Finish what waits, for up to ``grace_s`` seconds, and stop; see `Batcher.close`."""
         self._batcher.close(grace_s)
+
+
+def _spare_count(verified: VerifiedModel) -> int:
+    """Return how many full batches may run beside another: a slow model has all processors already."""
+    if not verified.is_quick or verified.session.provider != CPU_PROVIDER:
+        return 0
+    return max(0, min(usable_processors() // verified.threads - 1, _MOST_SPARE))
 
 
 def _reporting_loss(

@@ -164,7 +164,7 @@ def _serving(models: Sequence[ServedModel]) -> Iterator[Metric]:
         requests.add_metric(names, waiting_requests)
         rows.add_metric(names, waiting_rows)
         threads.add_metric(names, model.verified.threads)
-        instances.add_metric(names, model.settings.instance_count)
+        instances.add_metric(names, model.instance_count + model.spare_count)
         verified = model.verified
         facts = (verified.sha256, verified.session.provider, verified.precision)
         info.add_metric((*names, *facts, "true" if verified.batch_invariant else "false"), 1)

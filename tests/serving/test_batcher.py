@@ -354,6 +354,40 @@ def test_what_a_lent_thread_leaves_is_run_by_an_instance() -> None:
     assert [request for request, _ in bench.outcomes] == requests
 
 
+def test_a_spare_instance_takes_full_batches_only() -> None:
+    bench = Bench(max_batch_size=4)
+    bench.batcher._instance_count, bench.batcher._spare_count = 1, 1  # as after start, without their threads
+    bench.batcher._running_count = 1
+    bench.submit([1], [2, 3])
+    assert bench.batcher._due_in_s() is None, "three rows may find company while the instance is busy"
+    bench.submit([4])
+    assert bench.batcher._due_in_s() == 0
+    bench.batcher._running_count = 2
+    assert bench.batcher._due_in_s() is None, "both are busy"
+    bench.batcher._running_count = 0
+    assert bench.batcher._due_in_s() == 0
+
+
+def test_full_batches_run_at_the_same_time_where_an_instance_is_spare() -> None:
+    """Beside a lent thread too: two batches are inside the model at once, or neither comes out again."""
+    both = threading.Barrier(2)
+
+    def execute(rows: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        both.wait(timeout=10)
+        return [rows]
+
+    for lend_thread in (True, False):
+        outcomes: list[Outcome] = []
+        batcher: Batcher[Request] = Batcher(
+            execute, max_batch_size=2, max_queue_rows=100, max_queue_bytes=10**6
+        )
+        batcher.start(1, spare_count=1)
+        requests = [Request(rows=np.array([[value], [value]], np.uint8)) for value in range(4)]
+        batcher.submit(requests, lambda _, outcome, to=outcomes: to.append(outcome), lend_thread=lend_thread)
+        batcher.close(grace_s=20)
+        assert [type(outcome) for outcome in outcomes] == [tuple] * 4
+
+
 def test_a_delay_is_for_company_only() -> None:
     """A lone request is due at once; two wait for a third, from the first's arrival, unless they fill up."""
     bench = Bench(max_batch_size=4, max_queue_delay_s=1.0)
@@ -511,14 +545,17 @@ def test_any_schedule_gives_each_caller_one_outcome_of_its_own_rows(
     max_batch_size=st.integers(1, 6),
     max_queue_rows=st.integers(1, 40),
     instance_count=st.integers(1, 3),
+    spare_count=st.integers(0, 2),
     max_queue_delay_s=st.sampled_from([0.0, 0.001]),
 )
 @settings(max_examples=60)
 def test_any_schedule_on_threads_gives_each_caller_one_outcome_of_its_own_rows(
+    *,
     plans: list[list[tuple[list[int], str]]],
     max_batch_size: int,
     max_queue_rows: int,
     instance_count: int,
+    spare_count: int,
     max_queue_delay_s: float,
 ) -> None:
     """Several callers at once, each with a plan, against real instances; closed as soon as all have asked."""
@@ -542,7 +579,7 @@ def test_any_schedule_on_threads_gives_each_caller_one_outcome_of_its_own_rows(
         max_queue_bytes=10**6,
         max_queue_delay_s=max_queue_delay_s,
     )
-    batcher.start(instance_count)
+    batcher.start(instance_count, spare_count)
     asked: list[list[Request]] = [[] for _ in plans]
 
     def ask(index: int) -> None:
@@ -564,7 +601,7 @@ def test_any_schedule_on_threads_gives_each_caller_one_outcome_of_its_own_rows(
     by_request = {id(request): outcome for request, outcome in outcomes}
     requests = [request for each in asked for request in each]
     assert len(outcomes) == len(by_request) == len(requests)
-    assert most[0] <= instance_count
+    assert most[0] <= instance_count + spare_count
     assert all(len(rows) <= max_batch_size for rows in model.executions)
     for request in requests:
         outcome = by_request[id(request)]
