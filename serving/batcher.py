@@ -70,7 +70,10 @@ class Batcher(Generic[R]):
         self._max_queue_delay_s = max_queue_delay_s
         self._on_execution = on_execution
         self._clock = clock
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)
+        # Spare instances sleep apart: woken for each request, they would only find that others have taken it.
+        self._overflowed = threading.Condition(lock)
         self._queue: deque[Piece[R]] = deque()
         self._queued_rows = 0
         self._queued_bytes = 0
@@ -85,7 +88,10 @@ class Batcher(Generic[R]):
         self._instance_count = instance_count
         self._spare_count = spare_count
         for index in range(instance_count + spare_count):
-            thread = threading.Thread(target=self._work, name=f"{name}#{index}", daemon=True)
+            woken_by = self._changed if index < instance_count else self._overflowed
+            thread = threading.Thread(
+                target=self._work, args=(woken_by,), name=f"{name}#{index}", daemon=True
+            )
             thread.start()
             self._threads.append(thread)
 
@@ -99,7 +105,6 @@ class Batcher(Generic[R]):
         refused: list[tuple[R, Exception]] = []
         with self._changed:
             now_s = self._clock()
-            before = len(self._queue)
             for request in requests:
                 refusal = self._refusal(request)
                 if refusal is None:
@@ -111,7 +116,7 @@ class Batcher(Generic[R]):
             if lent:
                 self._running_count += 1
             else:
-                self._changed.notify(len(self._queue) - before)
+                self._wake_next()
         for request, refusal in refused:
             _deliver(request, on_done, refusal)
         if lent:
@@ -121,8 +126,7 @@ class Batcher(Generic[R]):
         """Form one batch, run it and deliver; return False where nothing waited. All that the threads do."""
         with self._changed:
             batch, dropped = self._form_batch()
-            if self._due_in_s() == 0:  # for another instance, beside this one
-                self._changed.notify()
+            self._wake_next()
         outcomes = self._run(batch) if batch else []
         settled = [*dropped, *zip(batch, outcomes, strict=True)]
         with self._changed:  # pieces of one request may finish on several instances at once
@@ -142,7 +146,7 @@ class Batcher(Generic[R]):
         give_up_s = time.monotonic() + grace_s
         with self._changed:
             self._closed = True
-            self._changed.notify_all()
+            self._wake_all()
         for thread in self._threads:
             thread.join(max(0.0, give_up_s - time.monotonic()))
         with self._changed:
@@ -157,17 +161,17 @@ class Batcher(Generic[R]):
         for piece in {id(piece.request): piece for piece in left}.values():
             _deliver(piece.request, piece.on_done, stopped)
 
-    def _work(self) -> None:
-        while self._take_instance():
+    def _work(self, woken_by: threading.Condition) -> None:
+        while self._take_instance(woken_by):
             self._run_and_release()
 
-    def _take_instance(self) -> bool:
+    def _take_instance(self, woken_by: threading.Condition) -> bool:
         """Wait until a batch is due and an instance free; return False once closed with nothing left."""
         with self._changed:
             while (due_in_s := self._due_in_s()) != 0:
                 if self._closed and not self._queue:
                     return False
-                self._changed.wait(due_in_s)
+                woken_by.wait(due_in_s)
             self._running_count += 1
             return True
 
@@ -178,9 +182,19 @@ class Batcher(Generic[R]):
             with self._changed:
                 self._running_count -= 1
                 if self._closed:
-                    self._changed.notify_all()
-                elif self._queue:  # came while a lent thread ran: an own thread goes on
-                    self._changed.notify()
+                    self._wake_all()
+                else:  # what came while a lent thread ran is for an own one
+                    self._wake_next()
+
+    def _wake_next(self) -> None:
+        """Wake a thread for the next batch where one may be formed; those at work look for themselves."""
+        if self._due_in_s() is not None:
+            is_free = self._running_count < self._instance_count
+            (self._changed if is_free else self._overflowed).notify()
+
+    def _wake_all(self) -> None:
+        self._changed.notify_all()
+        self._overflowed.notify_all()
 
     def _due_in_s(self) -> float | None:
         """Return in how many seconds a batch should be formed; None where nothing waits or none is free."""

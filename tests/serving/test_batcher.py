@@ -388,6 +388,31 @@ def test_full_batches_run_at_the_same_time_where_an_instance_is_spare() -> None:
         assert [type(outcome) for outcome in outcomes] == [tuple] * 4
 
 
+def test_a_spare_instance_ends_with_the_others() -> None:
+    """Closed while a batch runs and more waits, which is not for it: it must not sleep through the end."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def execute(rows: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        entered.set()
+        assert go_on.wait(10)
+        return [rows]
+
+    batcher: Batcher[Request] = Batcher(execute, max_batch_size=9, max_queue_rows=100, max_queue_bytes=10**6)
+    batcher.start(1, spare_count=1)
+    outcomes: list[Outcome] = []
+    batcher.submit([Request(rows=np.array([[1]], np.uint8))], lambda _, outcome: outcomes.append(outcome))
+    assert entered.wait(10)
+    batcher.submit([Request(rows=np.array([[2]], np.uint8))], lambda _, outcome: outcomes.append(outcome))
+    closing = threading.Thread(target=batcher.close, args=(60,))
+    closing.start()
+    while not batcher._closed:
+        pass
+    go_on.set()
+    closing.join(20)
+    assert not closing.is_alive()
+    assert len(outcomes) == 2
+
+
 def test_a_delay_is_for_company_only() -> None:
     """A lone request is due at once; two wait for a third, from the first's arrival, unless they fill up."""
     bench = Bench(max_batch_size=4, max_queue_delay_s=1.0)
@@ -464,7 +489,7 @@ def test_executions_are_counted_with_their_requests_rows_and_times() -> None:
 def test_threads_finish_everything_before_close_returns() -> None:
     """The same promises with real threads: 200 requests on 3 instances, each answered once, none lost."""
     bench = Bench(max_queue_rows=10_000)
-    bench.batcher.start(3)
+    bench.batcher.start(3, spare_count=2)
     requests = [request for value in range(200) for request in bench.submit([value % 250] * (1 + value % 7))]
     bench.batcher.close(grace_s=20)
     for request in requests:
