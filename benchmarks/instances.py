@@ -1,4 +1,4 @@
-"""`python -m benchmarks.instances`: several instances of one thread, or one of several threads?
+"""`python -m benchmarks.instances`: several instances of one thread, one of several threads, or spare ones?
 
 Batches come from callers in this process through the server's own batcher and sessions; there is no wire,
 which would take processors from both alike. Rounds are interleaved, and the figures are images a second
@@ -61,16 +61,19 @@ _LOADS = (
 
 
 class Shape:
-    """A batcher over ``instances`` that share one session of ``threads`` each: as a served model has it."""
+    """A batcher over ``instances`` that share one session of ``threads`` each: as a served model has it.
 
-    def __init__(self, network: Network, instances: int, threads: int) -> None:
-        self.name = f"{instances} x {threads}"
+    ``spare`` instances more run where full batches wait.
+    """
+
+    def __init__(self, network: Network, instances: int, threads: int, spare: int = 0) -> None:
+        self.name = f"{instances} x {threads}" + (f", {spare} spare" if spare else "")
         self._network = network
         session = Session(network.model_file.read_bytes(), device="cpu", intra_op_threads=threads)
         self._batcher: Batcher[Request] = Batcher(
             Runner(session), max_batch_size=_MAX_BATCH_SIZE, max_queue_rows=8192, max_queue_bytes=1 << 30
         )
-        self._batcher.start(instances)
+        self._batcher.start(instances, spare)
 
     def images_per_s(self, load: Load, seconds: float) -> float:
         """Run ``load`` for so long."""
@@ -113,7 +116,7 @@ def run_bench(config: InstancesConfig) -> int:
     """Measure and print the table; return 0."""
     processors = find_processors()
     count = max(2, processors.usable)
-    shapes = ((1, 1), (1, count), (count, 1))
+    shapes = ((1, 1), (1, count), (count, 1), (1, 1, count - 1))
     console = Console(width=110)
     console.print(f"processors: {processors}; {config.rounds} rounds of {config.seconds:g} s")
     with tempfile.TemporaryDirectory(prefix="bench-networks-") as folder, ExitStack() as closing:

@@ -17,9 +17,9 @@ class BenchServingConfig(BaseModel, frozen=True, extra="forbid", use_attribute_d
     """Repository to take lenet and alexnet from; one that it lacks is made with seeded weights."""
     groups: list[Group] = Field(default=["lenet", "lone", "rows", "alexnet"], min_length=1)
     """Parts to measure: lenet at concurrency 32, a lone client, rows (32 images a request), alexnet at 16."""
-    rounds: int = Field(default=5, ge=1)
+    rounds: int = Field(default=11, ge=1)
     """Interleaved rounds; the table shows medians and, in brackets, the least and the most."""
-    seconds: float = Field(default=3.0, gt=0)
+    seconds: float = Field(default=1.0, gt=0)
     """Aim for the length of one measurement; the number of requests is fixed from the warm-up's rate."""
     processors: int = Field(default=2, ge=1)
     """Processors that servers and clients share: the first so many of those this process may use."""
