@@ -162,9 +162,28 @@ def test_a_single_channel_has_one_border_value_that_makes_it_exact(value):
     assert "w, which follows it" in folded.reasons
 
 
+@pytest.mark.parametrize("value", [None, 0.0, 0.7])
+def test_channels_that_agree_on_a_border_value_are_exact_with_it(value):
+    """Where beta is the constant itself, each channel's border is the mean, whatever its scale."""
+    agreed = statistics("norm", 3) | {
+        "norm.bias": np.full(3, value or 0.0, np.float32),
+        "norm.running_mean": np.full(3, 0.3, np.float32),
+    }
+    folded = check(padded(value, norm=agreed), ["folded"])
+    assert "w, which follows it" in folded.reasons
+    agreed["norm.running_mean"][2] += 1e-3
+    check(padded(value, norm=agreed), ["rewritten"])
+
+
 def test_a_channel_that_batch_norm_switched_off_has_no_such_border_value():
     off = statistics("norm", 1) | {"norm.weight": np.zeros(1, np.float32)}
     check(padded(0.7, channels=1, norm=off), ["rewritten"])
+
+
+def test_a_channel_that_is_zero_throughout_may_have_a_border_of_zero():
+    """Scale and shift 0: any border value would do there, and 0 does for the other channels."""
+    dead = without_shift() | {"norm.weight": np.array([1.5, 0.0, -0.5], np.float32)}
+    check(padded(norm=dead), ["folded"])
 
 
 def test_a_shared_border_value_is_left_to_the_other():
@@ -255,14 +274,14 @@ def test_a_padded_map_that_is_read_twice_stops_it():
     check(model_of(nodes, constants), ["rewritten"])
 
 
-def test_a_batch_norm_that_says_how_far_to_pad_is_no_map_to_be_padded():
-    """The wire goes into the Pad's value, not its data."""
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+def test_a_batch_norm_that_says_what_to_pad_with_is_no_map_to_be_padded(mode):
+    """The wire goes into the Pad's value, not its data; a reflected border does not even use it."""
     nodes = [
         node("Relu", "one -> r"),
-        batch_norm("r -> a", "norm"),
-        node("Squeeze", "a -> v"),
-        node("Pad", "x pads v -> b"),
+        batch_norm("r -> value", "norm"),
+        node("Pad", "x pads value -> b", mode=mode),
         node("Conv", "b w.weight -> y"),
     ]
-    constants = {"pads": BORDERS, "one": np.full((1, 1), 3.0, np.float32)} | KERNEL
-    check(model_of(nodes, constants | statistics("norm", 1)), ["rewritten"])
+    constants = {"pads": BORDERS, "one": np.full((1, 1), 3.0, np.float32)} | weights(w_weight=(6, 1, 3, 3))
+    check(model_of(nodes, constants | statistics("norm", 1), shape=(1, 8, 8)), ["rewritten"])

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from export.fold_pass import FoldPass
+from export.simplify import simplify
 from export.weights import ExactWeights
 from tests.export.foldable import batch_norm, check, model_of, node, statistics, weights
 
@@ -42,8 +43,10 @@ def test_transposed_convolutions_of_any_dimension_take_it(dimensions):
     check(model_of(nodes, constants, shape=(3, *[5] * dimensions)), ["folded"])
 
 
-def test_a_missing_bias_is_made_and_named():
-    folded = check(conv_norm(constants=weights(conv_weight=(6, 3, 3, 3)), wires="x conv.weight"), ["folded"])
+@pytest.mark.parametrize("bias", ["", "made.up"], ids=["missing", "of another name"])
+def test_a_bias_is_called_after_its_layer(bias):
+    constants = weights(conv_weight=(6, 3, 3, 3)) | (weights(made_up=(6,)) if bias else {})
+    folded = check(conv_norm(constants=constants, wires=f"x conv.weight {bias}"), ["folded"])
     assert "conv.bias" in {tensor.name for tensor in folded.model_proto.graph.initializer}
 
 
@@ -143,6 +146,61 @@ def test_an_operation_of_another_domain_is_no_convolution():
     assert FoldPass(model.graph, ExactWeights(model.graph)).fold_batch_norms() == []
 
 
+# What does nothing, between the two; `export.simplify` takes it out before the pass.
+
+
+def simplified(*between, behind=(), outputs=("y",), domain=""):
+    nodes = [node("Conv", "x w.weight -> a"), *between, batch_norm("b -> y", "norm"), *behind]
+    constants = weights(w_weight=(6, 3, 3, 3)) | statistics("norm", 6)
+    constants |= {"half": np.float32(0.5), "off": np.array(False), "on": np.array(True)}
+    model = ir.from_proto(model_of(nodes, constants, outputs=outputs))
+    list(model.graph)[1].domain = domain
+    simplify(model)
+    return ir.to_proto(model)
+
+
+@pytest.mark.parametrize("wires", ["a -> b", "a half -> b", "a half off -> b", "a half off -> b mask"])
+def test_a_dropout_that_is_off_does_not_stop_it(wires):
+    assert check(simplified(node("Dropout", wires)), ["folded"]).operations == ["Conv"]
+
+
+def test_an_identity_does_not_stop_it():
+    between = [node("Identity", "a -> i"), node("Identity", "i -> b")]
+    assert check(simplified(*between), ["folded"]).operations == ["Conv"]
+
+
+@pytest.mark.parametrize("last", ["Identity", "Dropout"])
+def test_what_does_nothing_at_the_end_leaves_its_name_to_the_answer(last):
+    model_proto = simplified(node("Identity", "a -> b"), behind=[node(last, "y -> z")], outputs=("z",))
+    assert check(model_proto, ["folded"]).operations == ["Conv"]
+
+
+def test_an_identity_that_names_an_answer_stays_where_the_other_name_is_needed_too():
+    """One hands on the input, one another answer."""
+    between = [node("Identity", "x -> z"), node("Identity", "a -> b")]
+    folded = check(simplified(*between, outputs=("y", "z", "a", "b")), ["rewritten"])
+    assert folded.operations.count("Identity") == 2
+
+
+def test_a_dropout_that_is_on_is_never_taken_out():
+    """Nor folded across; that nothing random is published is `export.finish`'s to see."""
+    model = ir.from_proto(simplified(node("Dropout", "a half on -> b")))
+    (record,) = FoldPass(model.graph, ExactWeights(model.graph)).fold_batch_norms()
+    assert record.action == "rewritten"
+    assert [entry.op_type for entry in model.graph] == ["Conv", "Dropout", "Mul", "Add"]
+
+
+@pytest.mark.parametrize("operation", ["Identity", "Dropout"])
+def test_an_operation_of_another_domain_may_do_anything_and_stays(operation):
+    model_proto = simplified(node(operation, "a -> b"), domain="somebody.else")
+    assert [entry.op_type for entry in model_proto.graph.node] == ["Conv", operation, "BatchNormalization"]
+
+
+def test_a_dropout_whose_mask_is_read_stays():
+    between = [node("Dropout", "a half off -> b mask"), node("Cast", "mask -> z", to=TensorProto.FLOAT)]
+    check(simplified(*between, outputs=("y", "z")), ["rewritten"])
+
+
 # Linear layers.
 
 
@@ -155,7 +213,9 @@ def gemm_norm(constants, **attributes):
 @pytest.mark.parametrize("transposed", [0, 1])
 def test_linear_layers_take_it_with_any_bias_that_is_one_per_feature(bias, transposed):
     constants = weights(fc_weight=(5, 4) if transposed else (4, 5), fc_bias=bias)
-    check(gemm_norm(constants, transB=transposed), ["folded"])
+    folded = check(gemm_norm(constants, transB=transposed), ["folded"])
+    (tensor,) = (entry for entry in folded.model_proto.graph.initializer if entry.name == "fc.bias")
+    assert tuple(tensor.dims) == bias  # as the file declares it; one of five is another constant
 
 
 @pytest.mark.parametrize("attributes", [{"alpha": 2.0}, {"beta": 0.5}], ids=str)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import FoldError
+from export.simplify import simplify
 from tests.export.foldable import TOLERANCE, batch_norm, check, fold, model_of, node, statistics, weights
 
 
@@ -39,6 +40,51 @@ def test_weights_are_rounded_once_however_many_folds_meet_in_them():
         expected *= (gamma / np.sqrt(variance + 1e-5)).reshape(-1, 1, 1, 1)
     (tensor,) = (entry for entry in folded.model_proto.graph.initializer if entry.name == "w.weight")
     assert np.array_equal(numpy_helper.to_array(tensor), expected.astype(np.float32))
+
+
+def exact_map(constants, name):
+    """Scale and shift of batch norm ``name`` in float64, by the textbook."""
+    gamma, beta, mean, variance = (
+        constants[f"{name}.{part}"].astype(np.float64)
+        for part in ("weight", "bias", "running_mean", "running_var")
+    )
+    scale = gamma / np.sqrt(variance + 1e-5)
+    return scale, beta - mean * scale
+
+
+def stored(folded, name):
+    (tensor,) = (entry for entry in folded.model_proto.graph.initializer if entry.name == name)
+    return numpy_helper.to_array(tensor)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_bias_is_rounded_once_however_many_folds_meet_in_it(given):
+    nodes = [node("Conv", "x w.weight w.bias -> a" if given else "x w.weight -> a")]
+    nodes += [batch_norm(f"{value} -> {answer}", answer) for value, answer in ("ab", "bc", "cy")]
+    constants = weights(w_weight=(32, 3, 3, 3)) | (weights(w_bias=(32,)) if given else {})
+    for index, name in enumerate("bcy"):
+        constants |= statistics(name, 32, index)
+    folded = check(model_of(nodes, constants), ["folded"] * 3)
+    expected = constants["w.bias"].astype(np.float64) if given else np.zeros(32)
+    for name in "bcy":
+        scale, shift = exact_map(constants, name)
+        expected = scale * expected + shift
+    assert np.array_equal(stored(folded, "w.bias"), expected.astype(np.float32))
+
+
+def test_one_multiply_and_add_for_three_batch_norms_is_rounded_once():
+    nodes = [node("Relu", "x -> a")]
+    nodes += [batch_norm(f"{value} -> {answer}", answer) for value, answer in ("ab", "bc", "cy")]
+    constants = {}
+    for index, name in enumerate("bcy"):
+        constants |= statistics(name, 32, index)
+    folded = check(model_of(nodes, constants, shape=(32, 4, 4)), ["rewritten", "folded", "folded"])
+    scale, shift = np.ones(32), np.zeros(32)
+    for name in "bcy":
+        own_scale, own_shift = exact_map(constants, name)
+        scale, shift = own_scale * scale, own_scale * shift + own_shift
+    assert np.array_equal(stored(folded, "b.scale").reshape(-1), scale.astype(np.float32))
+    assert np.array_equal(stored(folded, "b.shift").reshape(-1), shift.astype(np.float32))
 
 
 def test_a_rewritten_one_that_is_read_elsewhere_too_is_not_changed_by_the_next():
@@ -144,6 +190,14 @@ def test_a_batch_norm_in_a_branch_folds_into_the_convolution_beside_it(choice):
     model_proto = branching(then, weights(w_weight=(6, 3, 3, 3)))
     folded = check(model_proto, ["folded"], feeds={"choice": np.array(choice)})
     assert not left_over(folded.model_proto)
+
+
+@pytest.mark.parametrize("nothing", ["Identity", "Dropout"])
+def test_what_does_nothing_does_not_stop_it_in_a_branch_either(nothing):
+    then = [node("Conv", "x w.weight -> a", pads=[1, 1, 1, 1]), node(nothing, "a -> i")]
+    model = ir.from_proto(branching([*then, batch_norm("i -> b", "norm")], weights(w_weight=(6, 3, 3, 3))))
+    simplify(model)
+    check(ir.to_proto(model), ["folded"], feeds={"choice": np.array(True)})
 
 
 @pytest.mark.parametrize("choice", [True, False])

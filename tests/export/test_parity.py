@@ -153,6 +153,17 @@ def test_equal_networks_have_no_diverging_layer(content, module, images):
     assert "no single layer differs" in first_divergence(module, content, images[:32])
 
 
+def test_padding_that_a_batch_norm_went_past_is_no_diverging_layer(images):
+    """The file pads before it normalises: a value that the network does not have, and not called as one."""
+    body = [nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.BatchNorm2d(4)]
+    body.append(nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"))
+    network = randomised(nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10)))
+    built = build_model(network, ModelMetadata(tuple("0123456789"), (0.286,), (0.353,), SPEC))
+    assert built.folds[0].reason == "into 3, which follows it"
+    module = Normalized(network, (0.286,), (0.353,)).eval()
+    assert "no single layer differs" in first_divergence(module, built.content, images[:8])
+
+
 RESIDUAL = {
     "the convolution inside": ("block.dense.conv.bias", "block.dense.conv"),
     "the one on the shortcut": ("block.pointwise.conv.weight", "block.pointwise.conv"),

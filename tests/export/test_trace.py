@@ -84,13 +84,20 @@ RANDOM = {
     "noise": lambda _, x: x + torch.rand_like(x),
     "noise of a generator's": lambda _, x: x + torch.randn(6, 1, 1),
     "bernoulli": lambda _, x: x * torch.bernoulli(torch.full((6, 1, 1), 0.5)),
+    "random slopes": lambda _, x: F.rrelu(x, training=True),
+    "random attention": lambda _, x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5),
 }
 
 
-@pytest.mark.parametrize("function", RANDOM.values(), ids=RANDOM)
-def test_chance_is_refused(function, metadata):
-    with pytest.raises(TraceError, match="its answers are not repeatable"):
-        build_model(Calling(function).eval(), metadata)
+@pytest.mark.parametrize("name", RANDOM)
+def test_chance_is_refused(name, metadata):
+    why = "drops at random" if "dropout" in name else "draws random numbers"
+    with pytest.raises(TraceError, match=rf"{why} in eval mode too \(.*its answers are not repeatable"):
+        build_model(Calling(RANDOM[name]).eval(), metadata)
+
+
+def test_attention_without_dropout_is_no_chance(metadata):
+    exported(Calling(lambda _, x: F.scaled_dot_product_attention(x, x, x)).eval(), metadata)
 
 
 def test_what_eval_mode_switches_off_is_no_chance(metadata):
@@ -119,6 +126,29 @@ def test_control_flow_on_values_is_refused_in_a_line(metadata):
 def test_a_network_of_another_type_than_its_images_is_refused(dtype, metadata):
     network = randomised(Classifier(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)), 6)).to(dtype)
     with pytest.raises(TraceError, match="cannot be traced: Input type"):
+        build_model(network, metadata)
+
+
+ANSWERS = {
+    "two tensors": (lambda x: (x, x * 2), "has 1 inputs and 2 outputs"),
+    "a map": (lambda x: x[:, :, None, None], r"a tensor of shape \[.*,4,1,1\]"),
+    "one number an image": (lambda x: x[:, 0], "a tensor of shape"),
+    "one answer for the batch": (lambda x: x.mean(0, keepdim=True), r"a tensor of shape \[1,4\]"),
+    "a class for each image": (lambda x: x @ x.T, "a tensor of shape"),
+    "any two images": (lambda x: x + torch.zeros(2, 1), "cannot be traced"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_what_is_not_one_row_of_logits_an_image_is_refused(name, metadata):
+    answer, message = ANSWERS[name]
+
+    class Network(Classifier):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return answer(super().forward(x))
+
+    network = Network(nn.Conv2d(3, 6, 3), 6).eval()
+    with pytest.raises(TraceError, match=message):
         build_model(network, metadata)
 
 
