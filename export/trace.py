@@ -108,7 +108,8 @@ def _is_training(node: torch.fx.Node, operator: torch._ops.OpOverload) -> bool |
     for position, argument in enumerate(operator._schema.arguments):
         if argument.name in _TRAINING:
             given = node.kwargs.get(argument.name, argument.default_value)
-            return bool(node.args[position] if position < len(node.args) else given)
+            given = node.args[position] if position < len(node.args) else given
+            return given is None or bool(given)  # not told whether to, PyTorch's dropout drops
     return None
 
 

@@ -54,7 +54,7 @@ class ExactWeights:
         for value, array in self._arrays.items():
             assert value.dtype is not None
             with np.errstate(over="ignore"):  # what overflows is refused below
-                rounded = np.ascontiguousarray(array.astype(value.dtype.numpy()))
+                rounded = np.ascontiguousarray(array.astype(value.dtype.numpy())).reshape(array.shape)
             if not np.isfinite(rounded.astype(np.float64)).all():
                 raise FoldError(
                     f"{value.name} is {np.abs(array).max():.3g} once batch norm is folded, more than "

@@ -79,6 +79,7 @@ def test_statistics_of_the_batch_are_refused_however_they_are_called(function, m
 RANDOM = {
     "dropout": lambda _, x: F.dropout(x, 0.5, training=True),
     "dropout by keyword": lambda _, x: torch.dropout(x, p=0.5, train=True),
+    "dropout that is not told whether to train": lambda _, x: torch.native_dropout(x, 0.5, None)[0],
     "dropout of channels": lambda _, x: F.dropout2d(x, 0.5, training=True),
     "alpha dropout": lambda _, x: F.alpha_dropout(x, 0.5, training=True),
     "noise": lambda _, x: x + torch.rand_like(x),
