@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import ServerProcess, status_of
+from tests.serving.server_process import PROVIDER, ServerProcess, status_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ def test_each_request_is_one_json_line_at_debug(tmp_path: Path, transport: str, 
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
     messages = [line["message"] for line in lines if line["logger"] == "foldserve"]
     assert messages[0].startswith(f"listening on {server.address}")
-    assert messages[1].startswith(f"serving on {server.address} (CPUExecutionProvider")
+    assert messages[1].startswith(f"serving on {server.address} ({PROVIDER}")
     answered, refused = (line for line in lines if "request_id" in line)
     assert answered["peer"].startswith("ipv4:127.0.0.1:") or transport == "grpcio"
     expected = {"level": "debug", "model": "tiny", "version": "2", "method": "ModelInfer", "code": "OK"}
@@ -50,7 +50,7 @@ def test_nothing_is_logged_of_requests_at_info(server: ServerProcess, network: T
 def test_a_line_for_people_cannot_be_forged(tmp_path: Path, repository: Path) -> None:
     with ServerProcess(repository, tmp_path / "server", "--log-level", "debug") as server:
         server.infer(TinyNetwork(seed=2).random_images(1), id=FORGED)
-        assert f"foldserve: serving on {server.address} (CPUExecutionProvider, 1 thread" in server.log
+        assert f"foldserve: serving on {server.address} ({PROVIDER}, 1 thread" in server.log
         server.process.terminate()
         assert server.process.wait(timeout=20) == 0
         lines = server.log.splitlines()

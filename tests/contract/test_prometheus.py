@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.contract.scrape import get
-from tests.serving.server_process import ServerProcess, status_of
+from tests.serving.server_process import PROVIDER, ServerProcess, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -148,7 +148,7 @@ def test_prometheus_sees_exactly_what_was_sent(
     )
     assert 0 < (prometheus.number(quantile) or 0) < 10
     (info,) = prometheus.query('foldserve_model_info{model="tiny",version="2"}')
-    assert info["metric"]["provider"] == "CPUExecutionProvider"
+    assert info["metric"]["provider"] == PROVIDER
     assert len(info["metric"]["sha256"]) == 64
     assert (prometheus.number("sum(scrape_samples_scraped)") or 0) > 100
 

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from serving.pb import open_inference_pb2 as pb
 from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import ServerProcess, infer_request, outputs_of, status_of
+from tests.serving.server_process import PROVIDER, ServerProcess, infer_request, outputs_of, status_of
 
 # Reference in float64 against float32 sums of nine products; measured 2e-6 at logits near 10.
 TOLERANCE = 1e-5
@@ -99,7 +99,7 @@ def test_metadata_carries_tensors_versions_and_labels(
     ]
     assert tuple(json.loads(answer.properties["labels"])) == colour_network.labels
     assert answer.properties["channel_order"] == "RGB"
-    assert answer.properties["provider"] == "CPUExecutionProvider"
+    assert answer.properties["provider"] == PROVIDER
 
 
 def test_server_is_live_ready_and_says_what_it_is(server: ServerProcess) -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SOURCE = Path(__file__).parents[2]
+# What the servers of the tests run on: the GPU where `tests/contract/test_on_cuda.py` runs tests again.
+DEVICE = os.environ.get("FOLDSERVE_TEST_DEVICE", "cpu")
+PROVIDER = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[DEVICE]
 START_S = 30.0  # generous: the test machine may be busy
 
 
@@ -35,7 +38,7 @@ class ServerProcess:
         port_file, self._log_path = folder / "port", folder / "server.log"
         self._metrics_port_file = folder / "metrics-port"
         command = [sys.executable, "-m", module, "--repository", str(repository)]
-        command += ["--port", "0", "--port-file", str(port_file), "--device", "cpu"]
+        command += ["--port", "0", "--port-file", str(port_file), "--device", DEVICE]
         command += ["--metrics-port", "0", "--metrics-port-file", str(self._metrics_port_file), *flags]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
         with self._log_path.open("wb") as log:
