@@ -35,7 +35,8 @@ OnLost: TypeAlias = "Callable[[str, DeviceLostError], None]"
 # LeNet takes 1 ms and serves 1.6 times as much with one thread as with two; AlexNet at 224 pixels takes 200
 # ms.
 _QUICK_BATCH_S = 0.005
-# Instances beside the first that full batches of a quick model may take; one interpreter feeds no more.
+# Most instances beside the first that full batches of a quick model may take: a bound on idle threads, not a
+# measurement, which there is of two processors only.
 _MOST_SPARE = 7
 
 

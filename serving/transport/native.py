@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 # A second I/O thread made a call half as dear again on two processors (36 us, not 24, null handler).
 _IO_THREADS = 1
-# Events taken at once: two batches' worth.
+# Events taken at once: two full batches of single images, by default.
 _MAX_EVENTS = 64
 # What was taken is served in halves of at least so many: the first half's callers, and the thread that
 # talks to them, go on while the second half runs. Served whole, all callers wait for the model and then the
