@@ -59,6 +59,7 @@ def check_lower_precision(
     expected: NDArray[np.float32],
     golden: Golden,
     tolerance: float,
+    unit: float = 0.0,
 ) -> LowerParity:
     """Compare ``content``, a lower precision's file, on every device present.
 
@@ -69,6 +70,7 @@ def check_lower_precision(
         expected: the unfolded PyTorch network's logits of ``images``.
         golden: golden pairs of the fp32 file; the images and the network's logits are taken over.
         tolerance: how far the logits may be off.
+        unit: see `lower_runtime_tolerance`.
 
     Raises:
         ParityError: they are off by more.
@@ -89,14 +91,14 @@ def check_lower_precision(
     ]
     own = run_logits(sessions[0], golden.images)
     rounding = max(
-        _largest_difference(own, run_logits(literal, golden.images)),
-        _largest_difference(run_logits(sessions[0], random), literal_random),
+        *(_largest_difference(own, run_logits(other, golden.images)) for other in (literal, *sessions[1:])),
+        *(_largest_difference(run_logits(session, random), literal_random) for session in sessions),
     )
     lower = replace(
         golden,
         runtime_logits=own,
         reference_tolerance=tolerance,
-        runtime_tolerance=min(lower_runtime_tolerance(rounding), tolerance),
+        runtime_tolerance=min(lower_runtime_tolerance(own, rounding, unit), tolerance),
     )
     _replay(sessions, lower)
     return LowerParity(tuple(deviations), tuple(agreements), lower)

@@ -22,7 +22,7 @@ from export.parity import run_logits
 from export.quantize import layer_names
 from export.sensitivity import quantize_within
 from export.speed import WORTHWHILE, measure_speed, thread_counts
-from export.tolerances import half_tolerance, int8_tolerance
+from export.tolerances import HALF_UNIT, half_tolerance, int8_tolerance
 from serving.errors import ArtifactError
 from serving.session import Session, cuda_is_present
 
@@ -177,9 +177,9 @@ def _measure(
         content, in_int8, in_float = quantized.content, quantized.in_int8, quantized.in_float
         noise = tuple(quantized.noise.items())
     after, error = judge.judge(content)
-    tolerance = half_tolerance(exact.expected)
+    tolerance, unit = half_tolerance(exact.expected), HALF_UNIT
     if precision == "int8":
-        tolerance = int8_tolerance(exact.expected, error)
+        tolerance, unit = int8_tolerance(exact.expected, error), 0.0
     with report.counting("measuring speed", len(config.batch_sizes) * len(thread_counts())) as on_speed:
         shape = source.metadata.image.shape
         speeds = measure_speed(exact.content, content, shape, config.batch_sizes, on_speed)
@@ -193,6 +193,7 @@ def _measure(
             expected=exact.expected,
             golden=exact.golden,
             tolerance=tolerance,
+            unit=unit,
         )
     except ParityError as failed:
         reasons.append(str(failed).removesuffix("; nothing was published"))

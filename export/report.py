@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from export.parity import has_referee
+from serving.session import CPU_PROVIDER
 from training.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -92,7 +93,9 @@ class Report:
                 kept = f"; in float: {', '.join(trial.in_float)}" if trial.in_float else ""
                 lines.insert(0, f"in int8: {', '.join(trial.in_int8)}{kept}")
             if trial.precision == "fp16" and trial.speedup < 1:
-                lines.append("not faster here: processors turn halves into floats and back; half the size")
+                on_cpu = any(speed.provider == CPU_PROVIDER for speed in trial.speeds)
+                reason = "CPUs turn halves into floats and back" if on_cpu else "the network is too small"
+                lines.append(f"not faster here: {reason}; half the size")
             for line in lines:
                 self._line(title, f"{trial.precision} {line}" if title else line)
                 title = ""

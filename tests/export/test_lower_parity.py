@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from export.errors import ParityError
@@ -16,7 +17,7 @@ from export.lower_parity import check_lower_precision
 from export.parity import run_logits
 from export.quantize import activation_ranges, layer_names, quantize
 from export.reference import TorchReference
-from export.tolerances import half_tolerance, int8_tolerance
+from export.tolerances import HALF_UNIT, RUNTIME_FLOOR, half_tolerance, int8_tolerance
 from serving.artifact import Golden
 from serving.errors import ArtifactError
 from serving.golden_replay import replay
@@ -54,9 +55,11 @@ def tolerances(taught, int8, expected):
     return {"int8": int8_tolerance(expected, error), "fp16": half_tolerance(expected)}
 
 
-def check(content, images, expected, tolerance):
+def check(content, images, expected, tolerance, unit=0.0):
     golden = Golden(images[:64], expected[:64], expected[:64], tolerance, tolerance, synthetic=False)
-    return check_lower_precision(content, images, None, expected=expected, golden=golden, tolerance=tolerance)
+    return check_lower_precision(
+        content, images, None, expected=expected, golden=golden, tolerance=tolerance, unit=unit
+    )
 
 
 def changed(content: bytes, name: str, change) -> bytes:
@@ -80,6 +83,16 @@ def test_the_file_is_as_good_as_its_precision(precision, request, images, expect
     assert {deviation.batch_size for deviation in parity.deviations} == {1, 2, 7, 32}
     assert parity.golden.runtime_tolerance < parity.golden.reference_tolerance
     assert parity.to_manifest()["max_abs_err"] <= tolerances[precision]
+
+
+def test_golden_pairs_of_fp16_hold_in_another_order_of_adding(fp16, taught, images, expected, tolerances):
+    """PyTorch's half kernels stand for a GPU: another correct runtime, a few neighbouring halves away."""
+    golden = check(fp16, images, expected, tolerances["fp16"], HALF_UNIT).golden
+    module = taught.checkpoint.build().eval()
+    with torch.inference_mode():
+        seen = (torch.from_numpy(golden.images) / 255 - module.mean) / module.std
+        elsewhere = module.network.half()(seen.half()).float().numpy()
+    assert RUNTIME_FLOOR < np.abs(elsewhere - golden.runtime_logits).max() <= golden.runtime_tolerance
 
 
 DAMAGE = {
