@@ -36,6 +36,9 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 # For manifests: with a GPU the package has another name, so its metadata cannot be asked.
 RUNTIME_VERSION: str = ort.__version__
 
+# ONNX Runtime's number for the severity of its logger that lets fatal messages alone through.
+_FATAL = 4
+
 # A model's file may name others for its weights, and ONNX Runtime looks for them from the process's current
 # folder. An artifact has none, so they are looked for where nothing can be.
 _NO_FOLDER = "/dev/null/none"
@@ -161,6 +164,10 @@ def _open_on(
 ) -> ort.InferenceSession:
     """Open on one provider; with ``allow_cpu`` shape arithmetic may stay on the processor."""
     on_cuda = provider == CUDA_PROVIDER
+    if on_cuda:
+        # cuDNN's search reports each algorithm that it cannot take as an error of the process's own logger,
+        # in lines that are no JSON; what really fails is raised.
+        ort.set_default_logger_severity(_FATAL)
     try:
         session = ort.InferenceSession(
             model,
@@ -206,7 +213,7 @@ def _to_session_options(
     }[options.graph_optimization]
     to_ort.enable_cpu_mem_arena = options.arena
     # Errors. A refusal that is tried again is none, and who runs a reference says himself what went wrong.
-    to_ort.log_severity_level = 4 if forbid_cpu or options.graph_optimization == "none" else 3
+    to_ort.log_severity_level = _FATAL if forbid_cpu or options.graph_optimization == "none" else 3
     to_ort.add_session_config_entry("session.intra_op.allow_spinning", "0")
     to_ort.add_session_config_entry("session.inter_op.allow_spinning", "0")
     to_ort.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
