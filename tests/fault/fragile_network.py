@@ -14,8 +14,9 @@ from tests.serving.artifacts import TinyNetwork
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# First pixels. BREAKS is looked up beyond a table's end, which ONNX Runtime refuses for the whole execution.
-# The table has NaN for GIVES_NAN and zero for all others.
+# First pixels. With BREAKS in a batch its logits are reshaped to a size that they do not have, which ONNX
+# Runtime refuses for the whole execution on every device (CUDA does not check an index into a table).
+# GIVES_NAN is looked up in a table that has NaN there and zero everywhere else.
 BREAKS, GIVES_NAN = 255, 254
 
 
@@ -35,14 +36,17 @@ class FragileNetwork(TinyNetwork):
         return image
 
     def to_onnx(self) -> bytes:
-        """Return the content of a model.onnx: TinyNetwork's, and a table's entry added to the logits."""
+        """Return the content of a model.onnx: TinyNetwork's, a reshape and a table's entry behind it."""
         model = onnx.load_from_string(super().to_onnx())
         graph = model.graph
         (logits,) = [node for node in graph.node if LOGITS in node.output]
         logits.output[0] = "sound"
-        table = np.zeros(BREAKS, np.float32)
+        table = np.zeros(BREAKS + 1, np.float32)
         table[GIVES_NAN] = np.nan
         constants = {"table": table, "start": [0, 0, 0], "stop": [1, 1, 1], "axes": [1, 2, 3]}
+        # A batch holds some thousand rows at most, so no number of them fills rows of this width.
+        constants |= {"most_sound": np.float32(BREAKS - 0.5), "excess": [10**9 + 7], "any_count": [-1]}
+        constants |= {"class_count": [len(self.labels)]}
         graph.initializer.extend(
             numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()
         )
@@ -52,7 +56,15 @@ class FragileNetwork(TinyNetwork):
             helper.make_node("Cast", ["first"], ["index"], to=TensorProto.INT64),
             helper.make_node("Gather", ["table", "index"], ["entry"]),
             helper.make_node("Flatten", ["entry"], ["entries"]),
-            helper.make_node("Add", ["sound", "entries"], [LOGITS]),
+            helper.make_node("Cast", ["first"], ["first_float"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMax", ["first_float"], ["largest"], keepdims=0),
+            helper.make_node("Greater", ["largest", "most_sound"], ["breaks"]),
+            helper.make_node("Cast", ["breaks"], ["breaks_count"], to=TensorProto.INT64),
+            helper.make_node("Mul", ["breaks_count", "excess"], ["wider_by"]),
+            helper.make_node("Add", ["class_count", "wider_by"], ["width"]),
+            helper.make_node("Concat", ["any_count", "width"], ["row_shape"], axis=0),
+            helper.make_node("Reshape", ["sound", "row_shape"], ["reshaped"]),
+            helper.make_node("Add", ["reshaped", "entries"], [LOGITS]),
         ]
         for offset, node in enumerate(added):
             graph.node.insert(place + offset, node)
