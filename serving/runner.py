@@ -67,13 +67,14 @@ class Runner:
         """Return the logits alone, unchecked: what golden pairs are compared with."""
         return self.run_unchecked(images)[0]
 
-    def seconds_an_image(self, image: NDArray[np.uint8]) -> float:
-        """Return how long ``image`` uint8 [1, C, H, W] takes alone, at best."""
-        self.run_unchecked(image)  # the first run allocates
+    def seconds_a_batch(self, image: NDArray[np.uint8], size: int) -> float:
+        """Return how long a batch of ``size`` copies of ``image`` uint8 [1, C, H, W] takes, at best."""
+        images = np.repeat(image, size, axis=0)
+        self.run_unchecked(images)  # the first run allocates
         durations_s = []
         for _ in range(_TIMED_RUNS):
             started_s = time.perf_counter()
-            self.run_unchecked(image)
+            self.run_unchecked(images)
             durations_s.append(time.perf_counter() - started_s)
         return min(durations_s)
 
