@@ -2,7 +2,7 @@
 
 from imaging.containers import read_picture
 from imaging.errors import ImageError
-from imaging.picture import MAX_PIXELS, Picture
+from imaging.picture import MAX_PIXELS, Picture, check_cost
 from imaging.prepare import ImageSpec, decode_image, prepare_image, prepare_picture
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "ImageError",
     "ImageSpec",
     "Picture",
+    "check_cost",
     "decode_image",
     "prepare_image",
     "prepare_picture",
