@@ -78,7 +78,7 @@ class AsyncClient:
         except grpc.RpcError as error:
             if is_unreached(error):
                 await self._channel.close()
-                raise self._connection.explain(self._server, error) from None
+                raise await asyncio.to_thread(self._connection.explain, self._server) from None
 
     async def describe(self, model: str, version: str = "") -> Description:
         """Return what ``model`` is and takes; the newest version that serves where none is named."""

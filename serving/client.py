@@ -84,7 +84,7 @@ class Client:
         except grpc.RpcError as error:
             if is_unreached(error):
                 self._channel.close()
-                raise self._connection.explain(server, error) from None
+                raise self._connection.explain(server) from None
 
     def describe(self, model: str, version: str = "") -> Description:
         """Return what ``model`` is and takes; the newest version that serves where none is named."""
