@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -25,7 +25,14 @@ def log_stray_output() -> None:
     sys.excepthook = _log_end_of_process
 
 
-def _log_warning(message: Warning | str, category: type[Warning], *_where: object) -> None:
+def _log_warning(  # noqa: PLR0917  # as Python calls it
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,  # noqa: ARG001
+    lineno: int,  # noqa: ARG001
+    file: TextIO | None = None,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> None:
     _log.warning("%s: %s", category.__name__, message)
 
 
