@@ -1,6 +1,6 @@
 """Encoded image -> uint8 array, by one rule, for training, export and serving alike."""
 
-from imaging.containers import read_picture
+from imaging.containers import open_picture, read_picture
 from imaging.errors import ImageError
 from imaging.picture import MAX_PIXELS, Picture, check_cost
 from imaging.prepare import ImageSpec, decode_image, prepare_image, prepare_picture
@@ -12,6 +12,7 @@ __all__ = [
     "Picture",
     "check_cost",
     "decode_image",
+    "open_picture",
     "prepare_image",
     "prepare_picture",
     "read_picture",

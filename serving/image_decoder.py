@@ -32,7 +32,7 @@ OnDecoded: TypeAlias = "Callable[[Call, Exception | None], None]"
 
 # After as long a call gives way to others: an image of some megapixels, or hundreds of small ones.
 _TURN_S = 0.05
-# In pixels, see Picture.work: above a photograph of 16 megapixels, 20 as a progressive JPEG; some 0.3 s.
+# In pixels, see Picture.work: 30 Mi in one scan, 20 Mi in the 10 of a progressive JPEG; some 0.4 s.
 _LONG_WORK = 32 * 1024 * 1024
 
 _log = logging.getLogger(__name__)

@@ -49,6 +49,7 @@ def log_to_stderr(level: str, log_format: LogFormat) -> None:
     handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(_HUMAN))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     log_stray_output()
+    logging.getLogger("PIL").setLevel(logging.INFO)  # at debug it has lines for every part of a picture
     # gRPC's core writes lines of its own; whatever matters in them reaches us as an error.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 

@@ -36,10 +36,14 @@ def test_each_request_is_one_json_line_at_debug(tmp_path: Path, transport: str, 
     with ServerProcess(repository, tmp_path / "server", *flags) as server:
         server.infer(image, id=FORGED)
         status_of(lambda: server.infer(image, "nobody", id="eight"))
+        classifier_pb2_grpc.ClassifierStub(server.channel).Classify(
+            classifier_pb2.ClassifyRequest(model_name="tiny", images=[HOLDERS[1](b"")]), timeout=30
+        )
         server.process.terminate()
         assert server.process.wait(timeout=20) == 0
         lines = lines_of(server)
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    assert not [line for line in lines if line["logger"].startswith("PIL")]
     messages = [line["message"] for line in lines if line["logger"] == "foldserve"]
     assert messages[0].startswith(f"listening on {server.address}")
     assert messages[1].startswith(f"serving on {server.address} ({PROVIDER}")
