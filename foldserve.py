@@ -35,6 +35,7 @@ from serving.config import (
     VerifyConfig,
 )
 from serving.errors import ServingError
+from serving.terminal_output import takes_any_output
 from training.config import TrainConfig
 from training.errors import TrainingError
 
@@ -98,6 +99,7 @@ class Foldserve(BaseSettings):
     debug: bool = Field(default=False, description="show the traceback of an error; may stand anywhere")
 
 
+@takes_any_output
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status: 0 worked, 1 failed, 2 misused."""
     # gRPC's core writes lines of its own to standard error; whatever matters in them reaches us as an error.
@@ -122,6 +124,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"{command}: needs {missing}: pip install 'foldserve[{_EXTRAS[missing]}]'", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        raise
     except _EXPECTED as error:
         if debug:
             raise

@@ -6,8 +6,10 @@ from pydantic_settings import CliApp
 
 from serving.config import ServeConfig
 from serving.errors import ServingError
+from serving.terminal_output import takes_any_output
 
 
+@takes_any_output
 def main() -> int:
     """Serve with the flags given and return the exit status."""
     config = CliApp.run(ServeConfig, cli_args=sys.argv[1:])

@@ -229,7 +229,7 @@ class ClassifyConfig(ConnectionConfig, frozen=True, extra="forbid", use_attribut
     top_k: int = Field(default=3, ge=1)
     """Labels to print for each image."""
     jsonl: bool = False
-    """Print a JSON object a line instead, and go on after a file that is no image."""
+    """Print a JSON object a line, in UTF-8, instead of a table; without an answer it says why."""
     timeout_s: float = Field(default=30.0, gt=0)
     """Seconds to wait for each answer."""
 

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 from typing import Literal
+
+from serving.stray_output import log_stray_output
+from serving.terminal_output import ignores_lost_reader
 
 LogFormat = Literal["human", "json"]
 
@@ -40,12 +44,17 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_to_stderr(level: str, log_format: LogFormat) -> None:
-    """Send what is logged at ``level`` or above to standard error."""
+    """Send what is logged at ``level`` or above to standard error, and what would go there unlogged."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(_HUMAN))
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    log_stray_output()
+    logging.getLogger("PIL").setLevel(logging.INFO)  # at debug it has lines for every part of a picture
+    # gRPC's core writes lines of its own; whatever matters in them reaches us as an error.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
+@ignores_lost_reader
 def announce(text: str, log_format: LogFormat) -> None:
     """Say on standard output, whatever the level, what whoever started the server waits for."""
     if log_format == "human":
