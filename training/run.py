@@ -6,8 +6,11 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.datasets import Examples, load_dataset, split_train
+from training.datasets.picture_files import first
 from training.device import prepare_device
 from training.evaluation import evaluate
 from training.loop import check_finite, train_one_epoch
@@ -21,8 +24,6 @@ from training.terminal import Terminal
 from training.threads import set_fastest_thread_count
 
 if TYPE_CHECKING:
-    import torch
-
     from training.checkpoint import Checkpoint
     from training.config import TrainConfig
     from training.datasets import Dataset
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 # Of a checkpoint beyond its tensors: names, settings, history.
 _CHECKPOINT_FACTS_BYTES = 1024 * 1024
+_CLASSES_SHOWN = 20
 
 
 def train(config: TrainConfig, terminal: Terminal | None = None) -> int:
@@ -64,6 +66,7 @@ def _run(
         return
     dataset = _load(config, terminal)
     training, validation = split_train(dataset, config.validation_count)
+    _tell_split(dataset, training, validation, terminal)
     state = start_run(config, dataset, training, device, replicas)
     _take_up(state, folder, terminal)
     _choose_threads(state, training, terminal)
@@ -79,6 +82,24 @@ def _load(config: TrainConfig, terminal: Terminal) -> Dataset:
         skip_unreadable=config.skip_unreadable,
         terminal=terminal,
     )
+
+
+def _tell_split(dataset: Dataset, training: Examples, validation: Examples, terminal: Terminal) -> None:
+    """Say how many images there are for what, and of which classes, before anything is learnt from them."""
+    counts = torch.bincount(training.labels, minlength=len(dataset.labels)).tolist()
+    by_label = dict(zip(dataset.labels, counts, strict=True))
+    if len(by_label) <= _CLASSES_SHOWN:
+        shown = ", ".join(f"{label} {count:,}" for label, count in by_label.items())
+    else:
+        fewest, most = min(by_label, key=by_label.__getitem__), max(by_label, key=by_label.__getitem__)
+        shown = f"{len(by_label):,} classes, {fewest} {by_label[fewest]:,} to {most} {by_label[most]:,}"
+    terminal.say(
+        f"{len(training):,} images for training ({shown}), {len(validation):,} for validation, "
+        f"{len(dataset.test_labels):,} for the test"
+    )
+    if unjudged := set(range(len(dataset.labels))) - set(dataset.test_labels.unique().tolist()):
+        names = [dataset.labels[index] for index in sorted(unjudged)]
+        terminal.say(f"no images for the test of {first(names)}: nothing will be known of how they are told")
 
 
 def _preview(config: TrainConfig, terminal: Terminal) -> int:
