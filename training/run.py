@@ -12,13 +12,14 @@ from training.checkpoint import load_checkpoint, save_checkpoint
 from training.datasets import Examples, load_dataset, split_train
 from training.datasets.picture_files import first
 from training.device import prepare_device
+from training.errors import CheckpointError
 from training.evaluation import evaluate
 from training.loop import check_finite, train_one_epoch
 from training.preview import write_preview
 from training.replicas import joined_replicas
 from training.report import write_report
 from training.run_folder import open_run_folder
-from training.run_state import resume_run, start_run
+from training.run_state import HISTORY_FIELDS, check_same_data, resume_run, start_run
 from training.tensorboard import tensorboard_log
 from training.terminal import Terminal
 from training.threads import set_fastest_thread_count
@@ -209,7 +210,7 @@ class _Saver:
 def _judge_and_report(state: RunState, dataset: Dataset, folder: RunFolder, terminal: Terminal) -> None:
     """Judge the weights to serve on the test images, read here alone; draw; mark the run as finished."""
     replicas, device = state.trainer.replicas, state.trainer.model.mean.device
-    best = replicas.from_first(load_checkpoint(folder.best) if replicas.is_first else state.facts)
+    best = replicas.from_first(_load_best(state, folder) if replicas.is_first else state.facts)
     test = evaluate(best.build().to(device), Examples(dataset.test_images, dataset.test_labels), replicas)
     if not replicas.is_first:
         return
@@ -226,12 +227,23 @@ def _judge_and_report(state: RunState, dataset: Dataset, folder: RunFolder, term
     terminal.say(f"{_summary(best)}; checkpoint {folder.best}, report {folder.report}")
 
 
+def _load_best(state: RunState, folder: RunFolder) -> Checkpoint:
+    best = load_checkpoint(folder.best)
+    try:
+        check_same_data(best, state.facts)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder.best} is not of this run: {error}; delete the folder") from error
+    if missing := [name for name in HISTORY_FIELDS if name not in best.metrics]:
+        raise CheckpointError(f"{folder.best} is malformed: its metrics have no {missing[0]}")
+    return best
+
+
 def _finished_summary(folder: RunFolder) -> str | None:
     """Return what came out of a finished run: one whose best checkpoint was judged on the test images."""
     if not folder.best.exists():
         return None
     best = load_checkpoint(folder.best)
-    return _summary(best) if "test_accuracy" in best.metrics else None
+    return _summary(best) if best.metrics.keys() >= {"test_accuracy", *HISTORY_FIELDS} else None
 
 
 def _record(state: RunState, progress: Progress, evaluation: Evaluation) -> dict[str, Any]:
