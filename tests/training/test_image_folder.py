@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from imaging import ImageSpec, prepare_image
-from tests.training.conftest import LineTerminal
+from tests.training.conftest import LineTerminal, take_home_away
 from tests.training.image_folders import LABELS, write_classes
 from training.datasets import Dataset, load_dataset
 from training.errors import DatasetError
@@ -85,12 +85,19 @@ def test_a_known_preparation_is_kept(tmp_path: Path):
     assert dataset.test_images.shape[1:] == (3, 12, 14)
 
 
-def test_without_a_cache_it_works_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("has_home", [True, False])
+def test_without_a_cache_it_works_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_home: bool
+):
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    if has_home:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    else:
+        take_home_away(monkeypatch)
     dataset, lines = load(write_classes(tmp_path / "p", per_class=5))
     assert len(dataset.train_images) == 16
-    assert any("decoded images are not kept" in line and "Not a directory" in line for line in lines)
+    reason = "Not a directory" if has_home else "there is no home folder; set XDG_CACHE_HOME"
+    assert any("decoded images are not kept" in line and reason in line for line in lines)
 
 
 @pytest.mark.parametrize("cached", [False, True])

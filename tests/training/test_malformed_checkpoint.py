@@ -153,13 +153,21 @@ def test_any_value_within_any_field(tmp_path: Path, payload: dict[str, Any], dat
 @pytest.mark.parametrize("value", [2**62, 10**6, -1, float("nan"), 1e300])
 @pytest.mark.parametrize("name", ["width_factor", "height", "class_count", "depth", "dropout"])
 def test_arguments_beyond_reason_take_no_memory(
-    tmp_path: Path, payload: dict[str, Any], name: str, value: float
+    tmp_path: Path, payload: dict[str, Any], name: str, value: float, monkeypatch: pytest.MonkeyPatch
 ):
+    devices = []
+
+    def create(arch: str, **arch_args: Any) -> torch.nn.Module:
+        devices.append(torch.get_default_device().type)
+        return create_model(arch, **arch_args)
+
+    monkeypatch.setattr("training.checkpoint.create_model", create)
     arch = "resnet" if name in {"width_factor", "depth"} else "lenet"
     arch_args = payload["arch_args"] | {name: value}
     torch.save(payload | {"arch": arch, "arch_args": arch_args}, tmp_path / "best.pt")
     with pytest.raises(CheckpointError, match=r"malformed|do not make a"):
         load_checkpoint(tmp_path).build()
+    assert set(devices) <= {"meta"}
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.int64, torch.complex64], ids=str)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pwd
 import shutil
 import socket
 import subprocess
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.training.conftest import LineTerminal
+from tests.training.conftest import LineTerminal, take_home_away
 from tests.training.idx_files import Mirror, make_contents, make_source, write_folder
 from training.datasets import download as download_module
 from training.datasets import load_dataset
@@ -256,14 +255,7 @@ def test_the_cache_is_under_xdg_cache_home_where_that_is_absolute(monkeypatch: p
 
 
 def test_there_is_no_cache_where_there_is_no_home(monkeypatch: pytest.MonkeyPatch):
-    """As in a container that is given a user id: without HOME, and without an entry for the user."""
-    monkeypatch.delenv("HOME")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-
-    def no_entry(_user: int) -> None:
-        raise KeyError("uid not found")
-
-    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    take_home_away(monkeypatch)
     assert cache_folder("small") is None
 
 
