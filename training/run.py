@@ -98,9 +98,11 @@ def _tell_split(dataset: Dataset, training: Examples, validation: Examples, term
         f"{len(training):,} images for training ({shown}), {len(validation):,} for validation, "
         f"{len(dataset.test_labels):,} for the test"
     )
-    if unjudged := set(range(len(dataset.labels))) - set(dataset.test_labels.unique().tolist()):
-        names = [dataset.labels[index] for index in sorted(unjudged)]
-        terminal.say(f"no images for the test of {first(names)}: nothing will be known of how they are told")
+    judged = torch.bincount(dataset.test_labels, minlength=len(dataset.labels)).tolist()
+    if unjudged := [label for label, count in zip(dataset.labels, judged, strict=True) if count == 0]:
+        terminal.say(
+            f"no images for the test of {first(unjudged)}: nothing will be known of how they are told"
+        )
 
 
 def _preview(config: TrainConfig, terminal: Terminal) -> int:
