@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.datasets import Examples, load_dataset, split_train
+from training.datasets.image_folder import fingerprint_of
 from training.datasets.picture_files import first
 from training.device import prepare_device
-from training.errors import CheckpointError
+from training.errors import CheckpointError, RunError
 from training.evaluation import evaluate
 from training.loop import check_finite, train_one_epoch
 from training.preview import write_preview
@@ -62,7 +64,7 @@ def train(config: TrainConfig, terminal: Terminal | None = None) -> int:
 def _run(
     config: TrainConfig, folder: RunFolder, device: torch.device, replicas: Replicas, terminal: Terminal
 ) -> None:
-    if (finished := replicas.from_first(_finished_summary(folder))) is not None:
+    if (finished := replicas.from_first(_finished_summary(folder, config))) is not None:
         terminal.say(f"{folder.path} is finished: {finished}; nothing to do")
         return
     dataset = _load(config, terminal)
@@ -240,12 +242,29 @@ def _load_best(state: RunState, folder: RunFolder) -> Checkpoint:
     return best
 
 
-def _finished_summary(folder: RunFolder) -> str | None:
-    """Return what came out of a finished run: one whose best checkpoint was judged on the test images."""
+def _finished_summary(folder: RunFolder, config: TrainConfig) -> str | None:
+    """Return what came out of a finished run: one whose best checkpoint was judged on the test images.
+
+    Raises:
+        RunError: the images have changed since.
+    """
     if not folder.best.exists():
         return None
     best = load_checkpoint(folder.best)
-    return _summary(best) if best.metrics.keys() >= {"test_accuracy", *HISTORY_FIELDS} else None
+    if not best.metrics.keys() >= {"test_accuracy", *HISTORY_FIELDS}:
+        return None
+    if best.fingerprint and _has_changed(best, config):
+        raise RunError(
+            f"{folder.path} holds a finished run on other images than {config.dataset} has now; use another "
+            "--run-dir, or delete the folder"
+        )
+    return _summary(best)
+
+
+def _has_changed(best: Checkpoint, config: TrainConfig) -> bool:
+    """Tell whether a folder of images is not as it was for ``best``; one that is gone has not changed."""
+    place = config.data_dir or Path(config.dataset)
+    return place.exists() and fingerprint_of(place) != best.fingerprint
 
 
 def _record(state: RunState, progress: Progress, evaluation: Evaluation) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import torch
 from tests.training.conftest import LineTerminal
 from tests.training.image_folders import write_classes
 from training.datasets import registry
-from training.errors import DatasetError
+from training.errors import DatasetError, RunError
 from training.run import train
 
 if TYPE_CHECKING:
@@ -58,3 +59,24 @@ def test_a_folder_with_all_three_splits_takes_no_count_for_validation(
     )
     with pytest.raises(DatasetError, match=r"--validation-count is 4, but .* leave it out"):
         train(config.model_copy(update={"validation_count": 4}), LineTerminal())
+
+
+def test_a_finished_run_is_not_taken_for_one_on_images_that_changed(
+    tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = write_classes(tmp_path / "p", per_class=8)
+    config = tiny_config.model_copy(
+        update={"dataset": str(folder), "validation_count": 4, "batch_size": 8, "epochs": 1}
+    )
+    for _ in range(2):
+        terminal = LineTerminal()
+        assert train(config, terminal) == 0
+    assert "is finished: " in terminal.lines[-1]
+    north, south, aside = folder / "north" / "000.png", folder / "south" / "000.png", tmp_path / "aside"
+    for source, target in ((north, aside), (south, north), (aside, south)):
+        source.rename(target)
+    with pytest.raises(RunError, match=r"holds a finished run on other images than .* use another --run-dir"):
+        train(config, LineTerminal())
+    shutil.rmtree(folder)
+    assert train(config, terminal) == 0

@@ -20,13 +20,13 @@ from training.datasets.decoding import Decoded, decode_all, inspect_images, read
 from training.datasets.folder_layout import FolderLayout, Role, find_layout
 from training.datasets.picture_files import first, shown_name
 from training.errors import DatasetError
+from training.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from training.datasets.decoding import PictureFile
-    from training.terminal import Terminal
 
 _TEST_SHARE = 0.2
 _USUAL_SIDE = 224
@@ -76,6 +76,18 @@ def load_image_folder(
         test_labels=classes[places == _TEST],
         fingerprint=_fingerprint(files, layout),
     )
+
+
+def fingerprint_of(folder: Path) -> str:
+    """Return the fingerprint that `load_image_folder` gives the data set in ``folder``, without decoding.
+
+    Raises:
+        DatasetError: as there, but for what only decoding shows.
+    """
+    folder = folder.resolve()
+    layout = find_layout(folder)
+    paths = [path for split in layout.splits.values() for path in split.paths]
+    return _fingerprint(read_digests(folder, paths, Terminal.silent()), layout)
 
 
 def _check_name(folder: Path) -> None:
