@@ -57,7 +57,8 @@ def write_report(
     draw_class_accuracies(folder / CLASSES_FILE, counts, dataset.labels, title)
     draw_mistakes(folder / MISTAKES_FILE, test, dataset)
     page = _page(best, history, config)
-    (folder / PAGE_FILE).write_text(page, encoding="utf-8")
+    # A run folder may have any name, also one that is not UTF-8.
+    (folder / PAGE_FILE).write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def worst_mistakes(test: Evaluation, targets: torch.Tensor, count: int) -> torch.Tensor:

@@ -19,13 +19,13 @@ def mosec_python(folder: Path = Path("build")) -> Path:
     Raises:
         ContestantMissingError: the environment could not be made.
     """
-    runtime = version("onnxruntime")
-    home = folder.absolute() / f"bench-mosec-{_MOSEC_VERSION}-ort-{runtime}"
+    runtime, numpy = version("onnxruntime"), version("numpy")
+    home = folder.absolute() / f"bench-mosec-{_MOSEC_VERSION}-ort-{runtime}-numpy-{numpy}"
     python = home / "bin" / "python"
     finished = home / "finished"
     if not finished.exists():
         venv.create(home, with_pip=True, clear=True)
-        packages = [f"mosec=={_MOSEC_VERSION}", f"onnxruntime=={runtime}", f"numpy=={version('numpy')}"]
+        packages = [f"mosec=={_MOSEC_VERSION}", f"onnxruntime=={runtime}", f"numpy=={numpy}"]
         installed = subprocess.run(
             [python, "-m", "pip", "install", "--quiet", *packages],
             capture_output=True,

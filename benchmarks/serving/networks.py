@@ -154,16 +154,25 @@ class _Graph:
 def _find_or_publish(
     name: str, graph: _Graph, image: ImageSpec, workspace: Path, repository: Path | None
 ) -> Network:
-    home = (
-        repository if repository is not None and (repository / name).is_dir() else workspace / f"{name}-only"
-    )
-    if not (home / name).is_dir() or not list_versions(home / name):
-        model = graph.to_onnx(image)
+    if repository is not None and _versions(repository / name):
+        return _newest(name, repository, image)
+    home = workspace / f"{name}-only"
+    model = graph.to_onnx(image)
+    # Left by an earlier run: the same only if its content is, for how it is made may have changed since.
+    if not _versions(home / name) or _newest(name, home, image).model_file.read_bytes() != model:
         images = Network(name, home, home, image.shape).images(_GOLDEN_COUNT)
         (logits,) = Session(model, device="cpu").run((LOGITS,), {IMAGE: images})
         # Only the speed of this network matters: ONNX Runtime's own logits stand for the reference too.
         tolerance = 1e-4 * float(np.abs(logits).max())
         golden = Golden(images, logits, logits, tolerance, tolerance, synthetic=True)
         publish_artifact(home / name, model=model, golden=golden, manifest={"precision": "fp32"})
-    newest = list_versions(home / name)[-1]
+    return _newest(name, home, image)
+
+
+def _newest(name: str, home: Path, image: ImageSpec) -> Network:
+    newest = _versions(home / name)[-1]
     return Network(name, home, home / name / str(newest) / MODEL_FILE, image.shape)
+
+
+def _versions(model_folder: Path) -> list[int]:
+    return list_versions(model_folder) if model_folder.is_dir() else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import time
 from dataclasses import replace
@@ -149,6 +150,23 @@ def test_in_a_terminal_a_bar_shows_the_share_done_and_where_the_run_is():
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn.getvalue())
     assert "45% epoch 2/4 step 20/25 loss 0.512 accuracy 81.2% 4,321 images/s" in text
     assert "left" in text
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", r"caf\xe9 and \udce9"), ("utf-8", r"café and \udce9")]
+)
+def test_text_that_a_terminal_cannot_show_is_escaped(encoding: str, shown: str):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+    Terminal(Console(file=stream)).say("café and \udce9")
+    stream.flush()
+    stream.seek(0)
+    assert stream.read() == f"{shown}\n"
+
+
+def test_a_run_folder_may_have_a_name_that_is_not_utf_8(tiny_config: TrainConfig):
+    run_dir = tiny_config.run_dir.with_name(os.fsdecode(b"caf\xe9"))
+    train(tiny_config.model_copy(update={"run_dir": run_dir, "epochs": 1}), LineTerminal())
+    assert r"caf\udce9" in (run_dir / "report" / "report.html").read_text(encoding="utf-8")
 
 
 def test_without_a_terminal_a_long_epoch_says_what_is_left(monkeypatch: pytest.MonkeyPatch):
