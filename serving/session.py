@@ -212,7 +212,7 @@ def _to_session_options(
         "all": level.ORT_ENABLE_ALL,
     }[options.graph_optimization]
     to_ort.enable_cpu_mem_arena = options.arena
-    to_ort.log_severity_level = _FATAL  # fatal: errors reach us as exceptions, and these lines are not our log's
+    to_ort.log_severity_level = _FATAL  # errors are raised as exceptions; these lines are not our log's
     to_ort.add_session_config_entry("session.intra_op.allow_spinning", "0")
     to_ort.add_session_config_entry("session.inter_op.allow_spinning", "0")
     to_ort.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
