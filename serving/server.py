@@ -27,6 +27,7 @@ from serving.server_metrics import ServerMetrics
 from serving.servicer import Servicer
 from serving.session import require_device
 from serving.transport.choose import open_transport
+from serving.transport.library_logs import hush_libraries
 from serving.transport.settings import log_limits, log_who_may_call, wire_settings
 from serving.watcher import Watcher
 
@@ -50,6 +51,7 @@ def serve(config: ServeConfig) -> int:
             the models.
     """
     log_to_stderr(config.log_level, config.log_format)
+    hush_libraries()
     require_device(config.device)
     return asyncio.run(_serve(config))
 
