@@ -33,5 +33,6 @@ RUN pip install --quiet --no-deps --no-build-isolation --force-reinstall .
 USER foldserve
 WORKDIR /home/foldserve
 EXPOSE 8001 8002
+# On 0.0.0.0 strangers may call, so this takes the grpcio transport; --trust-callers takes native (docs/serving.md).
 ENTRYPOINT ["foldserve"]
 CMD ["serve", "--repository", "/models", "--host", "0.0.0.0"]

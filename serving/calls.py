@@ -14,7 +14,7 @@ from serving.classify import top_indices
 from serving.errors import InvalidArgumentError
 from serving.pb import classifier_pb2, open_inference_pb2
 from serving.responses import ALL_OUTPUTS, OUTPUTS, Output, write_infer_response
-from serving.tensors import check_parameter_count, read_images, read_outputs
+from serving.tensors import check_parameter_count, check_triton_parameters, read_images, read_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,6 +108,7 @@ class InferCall(Call):
                 )
             if timeout_us:
                 self.deadline_s = min(self.deadline_s, time.monotonic() + timeout_us / 1e6)
+        check_triton_parameters(self.parameters)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

@@ -39,7 +39,10 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """What runs the models: auto takes CUDA where it works, cuda takes it or fails, cpu never looks."""
     transport: Literal["auto", "grpcio", "native"] = "auto"
     """What meets the wire: native (pygrpc-native, several times faster), grpcio, or auto for native where it
-    is installed."""
+    is installed and callers are trusted: on a loopback address, or with --trust-callers."""
+    trust_callers: bool = False
+    """Let auto take native on an address that others reach. Any of them can then end the server with a few
+    bytes: say so only where you trust everybody who reaches the port."""
     max_batch_size: int = Field(default=32, ge=1, le=65536)
     """Most images in one execution; larger requests are cut and rejoined."""
     max_queue_delay_ms: float = Field(default=0.0, ge=0, le=10_000)
@@ -70,7 +73,8 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     max_concurrent_streams: int = Field(default=1024, ge=1, le=2**31 - 1)
     """Most calls that one connection may have open; its client waits with further ones."""
     max_connections: int | None = Field(default=None, ge=1, le=2**31 - 1)
-    """Most connections at a time; further ones are closed at once. No limit by default. Needs grpcio."""
+    """Most connections at a time; further ones are closed at once. By default, and at most, what the limit on
+    file descriptors leaves room for; given, it needs grpcio."""
     max_connection_age_s: float | None = Field(default=None, gt=0, le=1e6)
     """Seconds, give or take a tenth, after which a connection is closed in favour of a new one, so that load
     spreads over replicas; its calls may take --grace-period-s to end. No limit by default. Needs grpcio."""
@@ -133,6 +137,23 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
             "--max-connection-idle-s": self.max_connection_idle_s,
         }
         return [flag for flag, value in only_grpcio.items() if value is not None]
+
+    @property
+    def trusts_callers(self) -> bool:
+        """Whether nobody reaches the port who would end the server on purpose: as told, or on loopback."""
+        return self.trust_callers or _is_loopback(self.host)
+
+    @property
+    def why_not_native(self) -> str | None:
+        """Why auto takes grpcio even where native is installed, if it does, and how to have native."""
+        if self.grpcio_flags:
+            return f"native, which is several times faster, cannot do {' and '.join(self.grpcio_flags)}"
+        if not self.trusts_callers:
+            return (
+                "native would take a quarter of the processor time for a request, but whoever reaches "
+                f"{self.host} could end it with a few bytes; if you trust them all, give --trust-callers"
+            )
+        return None
 
     @property
     def is_open_to_strangers(self) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from serving.background import run_in_thread
 from serving.changes import Changes
 from serving.control import Control
+from serving.descriptors import ConnectionGuard, share_descriptors
 from serving.http_endpoint import HttpEndpoint
 from serving.kept_counts import LoadCounts
 from serving.logs import announce, log_to_stderr
@@ -26,6 +27,7 @@ from serving.server_metrics import ServerMetrics
 from serving.servicer import Servicer
 from serving.session import require_device
 from serving.transport.choose import open_transport
+from serving.transport.library_logs import hush_libraries
 from serving.transport.settings import log_limits, log_who_may_call, wire_settings
 from serving.watcher import Watcher
 
@@ -49,6 +51,7 @@ def serve(config: ServeConfig) -> int:
             the models.
     """
     log_to_stderr(config.log_level, config.log_format)
+    hush_libraries()
     require_device(config.device)
     return asyncio.run(_serve(config))
 
@@ -69,9 +72,12 @@ async def _serve(config: ServeConfig) -> int:
         max_image_pixels=config.max_image_pixels,
     )
     control = Control(repository, servicer, model_control=config.allows_model_control)
-    wire = wire_settings(config, repository)
-    transport = open_transport(config.transport, servicer, control, wire, grpcio_flags=config.grpcio_flags)
-    models, endpoint = ModelMetrics(repository, servicer, loads), HttpEndpoint()
+    descriptors = share_descriptors()
+    wire = wire_settings(config, repository, max_connections=descriptors.max_connections)
+    transport = open_transport(
+        config.transport, servicer, control, wire, why_not_native=config.why_not_native
+    )
+    models, endpoint = ModelMetrics(repository, servicer, loads), HttpEndpoint(descriptors.max_probes)
 
     async def publish() -> None:
         models.note_changes()
@@ -82,6 +88,7 @@ async def _serve(config: ServeConfig) -> int:
         await publish()
         port = await transport.start(config.host, config.port)
         log_who_may_call(config, wire)
+        watching.enter_context(ConnectionGuard(port, descriptors))
         try:
             _write_port(config.port_file, port)
             server = ServerMetrics(control, servicer, port=port, transport=transport.name)

@@ -16,6 +16,20 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")
 
 
+def escaped(text: str, *, keep: str = "") -> str:
+    """Return ``text`` with all that is not printable escaped, but for the characters in ``keep``.
+
+    Control and format characters, line separators and marks that turn the direction of writing would let
+    whoever sent them forge lines, or what a terminal shows of them.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or character in keep else repr(character)[1:-1]
+        for character in text
+    )
+
+
 def listed(names: Iterable[str]) -> str:
     """Return ``names`` as a readable list, the first few of them."""
     every = list(names)

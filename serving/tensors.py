@@ -13,7 +13,7 @@ import numpy as np
 
 from serving.encoded_input import check_raw_alone, read_encoded
 from serving.errors import InvalidArgumentError, UnimplementedError
-from serving.responses import Output
+from serving.responses import TRITON_PREFIX, Output
 from serving.shown import listed, shape_text, shown
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ _TYPED_FIELDS = {
 }
 # More than this nobody sets by hand; each is read, and echoed in the response.
 _MAX_PARAMETERS = 64
+_EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
 
 
 def read_images(request: pb.ModelInferRequest, spec: TensorSpec) -> NDArray[np.uint8] | list[bytes]:
@@ -89,6 +90,27 @@ def check_parameter_count(parameters: Mapping[str, pb.InferParameter], owner: st
         raise InvalidArgumentError(
             f"{owner} has {len(parameters)} parameters; send at most {_MAX_PARAMETERS}"
         )
+
+
+def check_triton_parameters(parameters: Mapping[str, pb.InferParameter]) -> None:
+    """Refuse what Triton refuses of the names that it keeps to itself.
+
+    The one that is allowed asks for something that is always done here: every request of a stream has exactly
+    one answer, which says that it is the last.
+
+    Raises:
+        InvalidArgumentError: another of these names, or the one with a value that is no bool.
+    """
+    for key in parameters:
+        if not key.startswith(TRITON_PREFIX):
+            continue
+        if key != _EMPTY_FINAL_RESPONSE:
+            raise InvalidArgumentError(
+                f"parameter {shown(key)} is not known: of the names that begin with '{TRITON_PREFIX}' only "
+                f"'{_EMPTY_FINAL_RESPONSE}' is; choose another name"
+            )
+        if parameters[key].WhichOneof("parameter_choice") != "bool_param":
+            raise InvalidArgumentError(f"parameter '{key}' is no bool; send it as a bool_param")
 
 
 def _read_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, known: Sequence[str]) -> Output:

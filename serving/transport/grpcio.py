@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
+from serving.addresses import common_port, listen_addresses, to_target
 from serving.background import run_in_thread
 from serving.errors import ListenError, ResourceExhaustedError
 from serving.processors import usable_processors
@@ -25,7 +26,7 @@ from serving.transport.unpack import is_packed, unpack
 from serving.transport.wire import parse
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from google.protobuf.message import Message
 
@@ -91,20 +92,23 @@ class GrpcioTransport:
         Raises:
             ListenError: the address is taken or not this machine's.
         """
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        return await self.listen(address)
+        addresses = listen_addresses(host)
+        port = common_port(addresses, port)
+        return await self.listen([to_target(address, port) for address in addresses])
 
-    async def listen(self, address: str) -> int:
-        """Listen on an address as gRPC writes it, such as "unix:/path"; raises as `start`."""
+    async def listen(self, targets: Sequence[str]) -> int:
+        """Listen on targets, such as "unix-abstract:name" or ADDRESS:PORT; returns and raises as `start`."""
         credentials = self._settings.credentials
-        try:
-            bound: int = (
-                self._server.add_insecure_port(address)
-                if credentials is None
-                else self._server.add_secure_port(address, to_grpc(credentials))
-            )
-        except RuntimeError as error:
-            raise ListenError(cannot_listen(address)) from error
+        bound = 0
+        for target in targets:
+            try:
+                bound = (
+                    self._server.add_insecure_port(target)
+                    if credentials is None
+                    else self._server.add_secure_port(target, to_grpc(credentials))
+                )
+            except RuntimeError as error:
+                raise ListenError(cannot_listen(target)) from error
         await self._server.start()
         return bound
 

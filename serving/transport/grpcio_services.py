@@ -81,7 +81,12 @@ def _reader(message_type: type[_M]) -> Callable[[bytes], _M]:
 
 
 async def abort(context: Context, error: Exception) -> NoReturn:
-    """End the call with the status that ``error`` stands for."""
+    """End the call with the status that ``error`` stands for.
+
+    Where it is gRPC's own error, the caller has gone and nobody waits for a status.
+    """
+    if isinstance(error, grpc.aio.BaseError):
+        raise error
     status, text = to_status(error)
     await context.abort(grpc.StatusCode[status], text)
     raise AssertionError("abort always raises")

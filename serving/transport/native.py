@@ -5,7 +5,8 @@ front, frame by frame, to the grpcio transport on a Unix socket, so all of it an
 
 What it cannot do, and grpcio can: TLS; refuse a large message, or one without a token, before it is held in
 memory (here it is refused before it is parsed); unpack compressed messages in bounded memory; limits on
-connections, their age and idle time. Where clients are not trusted, put a proxy in front or use grpcio.
+connections, their age and idle time. It also reserves whatever a message's header claims, and the process
+aborts where that is not to be had. So it is for callers who are trusted: see `ServeConfig.trusts_callers`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import tempfile
+import secrets
+import socket
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
-from serving.errors import CancelledError, ListenError
+from serving.addresses import common_port, listen_addresses, to_target
+from serving.errors import CancelledError, ListenError, TransportMissingError
 from serving.servicer import UNARY_CALLS
 from serving.transport.grpcio import GrpcioTransport, cannot_listen
 from serving.transport.quiet import until_quiet
@@ -73,6 +75,9 @@ class NativeTransport:
         servicer: what answers inference.
         control: what answers the rest.
         settings: limits and permissions at the wire, none of those that only grpcio can do.
+
+    Raises:
+        TransportMissingError: there is no socket over which it could reach grpcio.
     """
 
     name = "native"
@@ -80,15 +85,9 @@ class NativeTransport:
     def __init__(self, servicer: Servicer, control: Control, settings: WireSettings) -> None:
         self._servicer = servicer
         self._settings = settings
-        self._limit = settings.message_limit
-        self._permissions = settings.permissions
+        self._inner_name = _free_socket_name()
         self._fallback = GrpcioTransport(servicer, control, settings, is_fallback=True)
-        self._methods = list(UNARY_CALLS.items())  # by method id, which counts from 0 in the order given
-        self._pending: dict[int, Call] = {}
-        self._answers: list[tuple[int, bytes]] = []  # made by the receiver, and not handed over yet
-        self._last_call_s = 0.0
-        self._receiver = threading.Thread(target=self._receive, name="receive", daemon=True)
-        self._front: NativeGrpcFront | None = None
+        self._listeners: list[_Listener] = []
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the port: the operating system's choice where ``port`` is 0.
@@ -96,32 +95,19 @@ class NativeTransport:
         Raises:
             ListenError: the address is taken or not this machine's.
         """
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        try:
-            front = NativeGrpcFront(
-                address,
-                [(path, False) for path in UNARY_CALLS],
-                io_threads=_IO_THREADS,
-                call_details=True,  # deadlines, and word of callers that hang up
-                keepalive_time_ms=_KEEPALIVE_MS,
-                max_concurrent_streams=self._settings.max_concurrent_streams,
-                max_metadata_size=self._settings.max_metadata_bytes,
-            )
-        except OSError as error:
-            raise ListenError(cannot_listen(address)) from error
-        # Readable by this user only: the socket is a way around nothing, but it is nobody else's business.
-        self._socket_folder = tempfile.TemporaryDirectory(prefix="foldserve-")
-        socket = Path(self._socket_folder.name) / "grpcio.sock"
-        await self._fallback.listen(f"unix:{socket}")
-        front.set_fallback(str(socket))
-        front.start()
-        self._front = front
-        self._receiver.start()
+        addresses = listen_addresses(host)
+        port = common_port(addresses, port)
+        # A front listens on one address only; localhost has two.
+        for address in addresses:
+            self._listeners.append(_Listener(to_target(address, port), self._servicer, self._settings))
+        await self._fallback.listen([f"unix-abstract:{self._inner_name}"])
+        for listener in self._listeners:
+            listener.start(fallback=f"\0{self._inner_name}")
         _log.info(
             "transport native: no TLS, no limits on connections; a message is refused, by size or for want "
             "of a token, only once it is received and unpacked"
         )
-        return front.bound_port
+        return self._listeners[0].port
 
     async def publish_health(self) -> None:
         """Tell Check and Watch what is true now of the server and each model."""
@@ -139,15 +125,72 @@ class NativeTransport:
         give_up_s = time.monotonic() + grace_s
         await asyncio.gather(
             self._fallback.stop(grace_s),
-            until_quiet(self._has_accepted, lambda: self._last_call_s, give_up_s),
+            until_quiet(
+                lambda: any(listener.has_accepted() for listener in self._listeners),
+                lambda: max((listener.last_call_s for listener in self._listeners), default=0.0),
+                give_up_s,
+            ),
         )
-        if self._front is not None:
-            await asyncio.sleep(_FLUSH_S)
-            self._front.close()
-            self._receiver.join(timeout=1.0)
-            self._socket_folder.cleanup()
+        await asyncio.sleep(_FLUSH_S)
+        for listener in self._listeners:
+            listener.close()
 
-    def _has_accepted(self) -> bool:
+
+class _Listener:
+    """Takes unary inference at one address.
+
+    Attributes:
+        last_call_s: when calls last came, on time.monotonic's clock.
+
+    Args:
+        target: ADDRESS:PORT; port 0 leaves it to the operating system.
+        servicer: what answers inference.
+        settings: limits and permissions at the wire.
+
+    Raises:
+        ListenError: the address is taken or not this machine's.
+    """
+
+    def __init__(self, target: str, servicer: Servicer, settings: WireSettings) -> None:
+        self.last_call_s = 0.0
+        self._servicer = servicer
+        self._limit = settings.message_limit
+        self._permissions = settings.permissions
+        self._methods = list(UNARY_CALLS.items())  # by method id, which counts from 0 in the order given
+        self._pending: dict[int, Call] = {}
+        self._answers: list[tuple[int, bytes]] = []  # made by the receiver, and not handed over yet
+        self._receiver = threading.Thread(target=self._receive, name="receive", daemon=True)
+        try:
+            self._front = NativeGrpcFront(
+                target,
+                [(path, False) for path in UNARY_CALLS],
+                io_threads=_IO_THREADS,
+                call_details=True,  # deadlines, and word of callers that hang up
+                keepalive_time_ms=_KEEPALIVE_MS,
+                max_concurrent_streams=settings.max_concurrent_streams,
+                max_metadata_size=settings.max_metadata_bytes,
+            )
+        except OSError as error:
+            raise ListenError(cannot_listen(target)) from error
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self._front.bound_port
+
+    def start(self, fallback: str) -> None:
+        """Serve; what is not taken here goes to the Unix socket ``fallback``."""
+        self._front.set_fallback(fallback)
+        self._front.start()
+        self._receiver.start()
+
+    def close(self) -> None:
+        """Close what is open."""
+        self._front.close()
+        if self._receiver.is_alive():
+            self._receiver.join(timeout=1.0)
+
+    def has_accepted(self) -> bool:
         """Tell whether a call is unanswered that was not refused: it has found its model."""
         return any(call.model is not None for call in list(self._pending.values()))
 
@@ -156,9 +199,8 @@ class NativeTransport:
 
         Its queue is unbounded, so nothing here may wait.
         """
-        assert self._front is not None
         while (events := self._front.recv_batch_details(_MAX_EVENTS)) is not None:
-            self._last_call_s = now_s = time.monotonic()
+            self.last_call_s = now_s = time.monotonic()
             count = max(_LEAST_EVENTS, -(-len(events) // 2))
             for start in range(0, len(events), count):
                 try:
@@ -207,7 +249,6 @@ class NativeTransport:
 
     def _on_reply(self, call: Call, reply: Reply) -> None:
         """Answer, from any thread: it is only handed over."""
-        assert self._front is not None
         if self._pending.pop(call.ticket, None) is None:  # cancelled: nobody waits
             return
         if not isinstance(reply, bytes):
@@ -223,12 +264,28 @@ class NativeTransport:
         The first answer wakes the I/O thread. One by one, with others still to be written between them, they
         would wake it again and again: that is a twentieth of what a small request costs.
         """
-        assert self._front is not None
         answers, self._answers = self._answers, []
         for call_id, answer in answers:
             self._front.respond(call_id, answer)
 
     def _fail(self, call_id: int, error: Exception) -> None:
-        assert self._front is not None
         status, text = to_status(error)
         self._front.fail(call_id, _STATUS_CODES[status], text)
+
+
+def _free_socket_name() -> str:
+    """Return a name in the kernel's own name space for Unix sockets ("abstract", unix(7)).
+
+    It needs no folder that may be missing, read-only or too long a path, and ends with the process however
+    that ends. Whoever is on this machine may connect, as to the port itself: permissions are checked behind
+    it.
+    """
+    name = f"foldserve-{secrets.token_hex(16)}"
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.bind(f"\0{name}")
+    except OSError as error:
+        raise TransportMissingError(
+            f"native, several times faster, needs an abstract Unix socket, which cannot be had here ({error})"
+        ) from error
+    return name

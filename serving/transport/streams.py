@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # is not read from any more, and gRPC's flow control then holds it.
 _WINDOW = 64
 _WINDOW_BYTES = 16 * 1024 * 1024
+# Stands in every answer of Triton's streams: whether it is the last one to its request. Here each is.
+_FINAL_PARAMETER = "triton_final_response"
 
 
 class StreamMethod(NamedTuple):
@@ -37,12 +39,14 @@ class StreamMethod(NamedTuple):
 def _write_infer(content: bytes, reply: Reply) -> bytes:
     if not isinstance(reply, Exception):
         answer = pb.ModelInferResponse.FromString(reply)
+        answer.parameters[_FINAL_PARAMETER].bool_param = True
         return pb.ModelStreamInferResponse(infer_response=answer).SerializeToString()
     _, text = to_status(reply)
     request = pb.ModelInferRequest()
     with contextlib.suppress(DecodeError):
         request.ParseFromString(content)
     answer = pb.ModelInferResponse(id=request.id, model_name=request.model_name)
+    answer.parameters[_FINAL_PARAMETER].bool_param = True
     return pb.ModelStreamInferResponse(error_message=text, infer_response=answer).SerializeToString()
 
 

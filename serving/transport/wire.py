@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from google.protobuf.message import DecodeError
 
 from serving.errors import INTERNAL_ERROR_TEXT, InvalidArgumentError, ResourceExhaustedError, ServingError
+from serving.shown import escaped
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -46,7 +47,7 @@ def parse(message_type: type[_M], content: bytes, limit: MessageLimit) -> _M:
 def to_status(error: Exception) -> tuple[str, str]:
     """Return the gRPC status by name and its message; errors that nobody meant to raise are logged."""
     if isinstance(error, ServingError):
-        text = str(error)
+        text = escaped(str(error))
         return error.status, text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
     _log.error("a call failed", exc_info=error)
     return "INTERNAL", INTERNAL_ERROR_TEXT

@@ -44,6 +44,53 @@ def test_stream_outlives_a_bad_request(server: ServerProcess, network: TinyNetwo
     assert first.infer_response.raw_output_contents == third.infer_response.raw_output_contents
 
 
+@pytest.mark.parametrize("parameters", [{}, {"triton_enable_empty_final_response": {"bool_param": True}}])
+def test_every_answer_of_a_stream_is_its_requests_last(
+    server: ServerProcess, network: TinyNetwork, parameters: dict[str, dict[str, bool]]
+) -> None:
+    """Triton says so in each, asked or not; clients that count answers wait for it, after errors too."""
+    images = network.random_images(1)
+    requests = [
+        infer_request(images, parameters=parameters | {"mine": {"int64_param": 7}}),
+        infer_request(images, "nets", parameters=parameters),
+        infer_request(images[:, :, 1:], parameters=parameters),
+        infer_request(images, parameters=parameters),
+    ]
+    answers = list(server.stub.ModelStreamInfer(iter(requests)))
+    assert [bool(answer.error_message) for answer in answers] == [False, True, True, False]
+    for answer in answers:
+        given = dict(answer.infer_response.parameters)
+        assert given["triton_final_response"].bool_param
+        assert "triton_enable_empty_final_response" not in given
+    assert answers[0].infer_response.parameters["mine"].int64_param == 7
+
+
+def test_unary_answers_are_not_called_final(server: ServerProcess, network: TinyNetwork) -> None:
+    parameters = {"triton_enable_empty_final_response": {"bool_param": True}}
+    answer = server.infer(network.random_images(1), parameters=parameters)
+    assert set(answer.parameters) == {"model_sha256"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "triton_enable_empty_final_response",
+            {"string_param": "yes"},
+            "is no bool; send it as a bool_param",
+        ),
+        ("triton_final_response", {"bool_param": False}, "only 'triton_enable_empty_final_response' is"),
+    ],
+)
+def test_parameters_that_triton_keeps_to_itself_are_refused(
+    server: ServerProcess, network: TinyNetwork, name: str, value: dict[str, object], message: str
+) -> None:
+    request = infer_request(network.random_images(1), parameters={name: value})
+    code, text = status_of(lambda: server.stub.ModelInfer(request))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert message in text
+
+
 def test_stream_whose_client_does_not_read_is_held_and_harms_nobody(
     server: ServerProcess, network: TinyNetwork
 ) -> None:

@@ -3,26 +3,66 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 
 from serving.client import Client
+from serving.logs import LineFormatter
 from serving.pb import classifier_pb2, classifier_pb2_grpc
+from serving.pb import open_inference_pb2 as pb
 from tests.fault.fragile_network import BREAKS, FragileNetwork
 from tests.imaging.test_metadata import EXIF, HOLDERS
 from tests.serving.artifacts import TinyNetwork
 from tests.serving.repository_changes import eventually
-from tests.serving.server_process import DEVICE, PROVIDER, SOURCE, ServerProcess, status_of
+from tests.serving.server_process import DEVICE, PROVIDER, SOURCE, ServerProcess, infer_request, status_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from google.protobuf.message import Message
+
+# Control characters, marks that turn the direction of writing, line separators, invisible and private ones.
+UNPRINTABLE = (
+    "\x00\x07\x1b\x7f\x85\x9b\xad\u061c\u200b\u200e\u2028\u2029\u202e\u2066\u2069\ufeff\ue000\U000e0041"
+)
 FORGED = "seven\n2026-01-01 00:00:00 INFO serving.server: drained"
+
+
+def _wrong_requests(text: str) -> list[pb.ModelInferRequest]:
+    """Return requests that are wrong, each with ``text`` at another place where it may be shown."""
+    image = TinyNetwork(seed=2).random_images(1)
+    shared = {text: {"string_param": text}, "shared_memory_region": {}}
+    top_k = {"classification": {"string_param": text}}
+    requests = [
+        infer_request(image, text, id=text),
+        infer_request(image, model_version=text),
+        infer_request(image, outputs=[{"name": text}]),
+        infer_request(image, outputs=[{"name": "logits", "parameters": top_k}]),
+        infer_request(image, parameters={"timeout": {"string_param": text}}),
+        infer_request(image, parameters={f"triton_{text}": {"bool_param": True}}),
+    ]
+    for changed in ({"name": text}, {"datatype": text}, {"parameters": shared}):
+        request = infer_request(image)
+        request.inputs[0].MergeFrom(pb.ModelInferRequest.InferInputTensor(**changed))
+        requests.append(request)
+    return requests
+
+
+def failure_of(method: Callable[[Message], object], request: Message) -> str:
+    """Return the message that a call fails with, if it does."""
+    try:
+        method(request)
+    except grpc.RpcError as error:
+        return error.details() or ""
+    return ""
 
 
 def lines_of(server: ServerProcess) -> list[dict[str, Any]]:
@@ -164,3 +204,53 @@ def test_server_goes_on_where_nobody_reads_what_it_says(tmp_path: Path, reposito
         _, log = process.communicate(timeout=30)
     assert process.returncode == 0, log.decode()
     assert b"Traceback" not in log
+
+
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+@pytest.mark.parametrize("log_format", ["human", "json"])
+def test_what_callers_send_is_escaped_in_logs_and_messages(
+    tmp_path: Path, transport: str, log_format: str, repository: Path
+) -> None:
+    """Wherever it stands in a request: no character reaches a terminal that would move what stands after."""
+    text = f"before{UNPRINTABLE}after"
+    image = TinyNetwork(seed=2).random_images(1)
+    flags = ("--transport", transport, "--log-format", log_format, "--log-level", "debug")
+    with ServerProcess(repository, tmp_path / "server", *flags) as server:
+        server.infer(image, id=text)
+        calls = [(server.stub.ModelInfer, request) for request in _wrong_requests(text)]
+        calls += [
+            (server.stub.ModelMetadata, pb.ModelMetadataRequest(name=text)),
+            (server.stub.ModelReady, pb.ModelReadyRequest(name=text)),
+            (server.stub.ModelConfig, pb.ModelConfigRequest(name=text)),
+            (server.stub.ModelStatistics, pb.ModelStatisticsRequest(name=text)),
+            (server.stub.RepositoryModelLoad, pb.RepositoryModelLoadRequest(model_name=text)),
+            (server.stub.RepositoryModelUnload, pb.RepositoryModelUnloadRequest(model_name=text)),
+        ]
+        answers = [failure_of(method, request) for method, request in calls]
+        requests = iter([infer_request(image, text, id=text)])
+        (streamed,) = server.stub.ModelStreamInfer(requests)
+        answers.append(streamed.error_message)
+        request = classifier_pb2.ClassifyRequest(model_name="tiny", id=text, images=[text.encode()])
+        stub = classifier_pb2_grpc.ClassifierStub(server.channel)
+        answers.append(failure_of(stub.Classify, request))
+        server.process.terminate()
+        assert server.process.wait(timeout=20) == 0
+        log = server.log
+    for written in (*answers, *log.split("\n")):
+        assert written.isprintable(), ascii(written)
+    assert all("before" in answer for answer in answers[:8]), answers
+    if log_format == "json":
+        assert text in {json.loads(line).get("request_id") for line in log.splitlines()}
+
+
+def test_a_traceback_forges_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("tests.forged")
+    log.propagate = False
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter())
+    log.addHandler(handler)
+    log.error("failed: %s", FORGED, exc_info=ValueError(FORGED + UNPRINTABLE))
+    first, *others = capsys.readouterr().err.removesuffix("\n").split("\n")
+    assert first.endswith("drained")
+    assert others
+    assert all(line.startswith("  ") and line.isprintable() for line in others)
