@@ -1,13 +1,19 @@
-"""How large a message may be: as the flag says, else what the models that serve now can need."""
+"""How much a message may hold: bytes as the flag says, else what the models that serve can need, and images."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
+from serving.errors import InvalidArgumentError
+
 if TYPE_CHECKING:
     from serving.model import ServedModel
     from serving.repository import Repository
+
+# Most images of one request, except for a model whose batches are larger: as a message of 32 MiB would
+# otherwise hold half a million small ones, and take everybody's turn for as long as they take.
+MAX_IMAGES = 16_384
 
 _MIB = 1024 * 1024
 # Eight encoded images of 4 MiB, which is what our own client sends at once.
@@ -55,6 +61,14 @@ class MessageLimit:
             for model in self._repository.ready_models()
         }
         return {name: math.ceil(size / _MIB) for name, size in needed.items() if size > limit_bytes}
+
+
+def check_image_count(count: int, max_images: int) -> None:
+    """Raise InvalidArgumentError where one request has more images than are taken at once."""
+    if count > max_images:
+        raise InvalidArgumentError(
+            f"the request has {count} images; at most {max_images} are taken at once: send them in several"
+        )
 
 
 def _full_batch_bytes(model: ServedModel) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2
@@ -59,7 +59,8 @@ def _reflection_handler(permissions: Permissions) -> grpc.GenericRpcHandler:
             try:
                 permissions.check(path, context.invocation_metadata() or ())
             except Exception as error:  # becomes a status
-                await abort(context, error)
+                refuse(context, error)
+                return
         async for response in servicer.ServerReflectionInfo(requests, context):
             yield response
 
@@ -80,8 +81,13 @@ def _reader(message_type: type[_M]) -> Callable[[bytes], _M]:
     return read
 
 
-async def abort(context: Context, error: Exception) -> NoReturn:
-    """End the call with the status that ``error`` stands for."""
+def refuse(context: Context, error: Exception) -> bytes:
+    """Let the call end with the status that ``error`` stands for, and return what it gives for an answer.
+
+    Not by context.abort: the call would refer to the error that it raises, and that, by its traceback, to the
+    call and to the message, which would all stay in memory until the garbage collector comes by.
+    """
     status, text = to_status(error)
-    await context.abort(grpc.StatusCode[status], text)
-    raise AssertionError("abort always raises")
+    context.set_code(grpc.StatusCode[status])
+    context.set_details(text)
+    return b""

@@ -16,16 +16,18 @@ import math
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
 from serving.errors import CancelledError, ListenError
+from serving.processors import usable_processors
 from serving.servicer import UNARY_CALLS
 from serving.transport.grpcio import GrpcioTransport, cannot_listen
 from serving.transport.quiet import until_quiet
-from serving.transport.wire import parse, to_status
+from serving.transport.wire import LARGE_BYTES, parse, to_status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,6 +89,7 @@ class NativeTransport:
         self._pending: dict[int, Call] = {}
         self._answers: list[tuple[int, bytes]] = []  # made by the receiver, and not handed over yet
         self._last_call_s = 0.0
+        self._large_reader = ThreadPoolExecutor(usable_processors(), thread_name_prefix="read")
         self._receiver = threading.Thread(target=self._receive, name="receive", daemon=True)
         self._front: NativeGrpcFront | None = None
 
@@ -145,11 +148,12 @@ class NativeTransport:
             await asyncio.sleep(_FLUSH_S)
             self._front.close()
             self._receiver.join(timeout=1.0)
+            self._large_reader.shutdown(wait=False, cancel_futures=True)
             self._socket_folder.cleanup()
 
     def _has_accepted(self) -> bool:
-        """Tell whether a call is unanswered that was not refused: it has found its model."""
-        return any(call.model is not None for call in list(self._pending.values()))
+        """Tell whether a call is unanswered that was not refused: it has found its model, or is being read."""
+        return any(call.message is None for call in list(self._pending.values()))
 
     def _receive(self) -> None:
         """Take events until the front is closed, as its only reader.
@@ -180,16 +184,21 @@ class NativeTransport:
                 if self._permissions.are_checked:
                     self._permissions.check(path, metadata)
                 call = call_type(
-                    message=parse(call_type.request_type, payload, self._limit),
+                    message=None,
                     deadline_s=math.inf if remaining_s is None else now_s + remaining_s,
                     ticket=call_id,
                 )
+                if self._servicer.logs_requests:
+                    call.peer = details[1]
+                if len(payload) >= LARGE_BYTES:
+                    self._pending[call_id] = call
+                    self._large_reader.submit(self._take_large, call, payload)
+                    continue
+                call.message = parse(call_type.request_type, payload, self._limit)
             except Exception as error:  # becomes a status, and is logged where unknown
                 self._servicer.count_unread(call_type.unary_method, error)
                 self._fail(call_id, error)
                 continue
-            if self._servicer.logs_requests:
-                call.peer = details[1]
             self._pending[call_id] = calls[call_id] = call
         if not calls:
             return
@@ -197,6 +206,17 @@ class NativeTransport:
             self._servicer.submit(list(calls.values()), self._on_reply, lend_thread=True)
         finally:
             self._hand_over()
+
+    def _take_large(self, call: Call, payload: bytes) -> None:
+        """Serve a call of a large message, in a thread of its own: reading it would hold up everybody."""
+        try:
+            call.message = parse(call.request_type, payload, self._limit)
+        except Exception as error:  # becomes a status, and is logged where unknown
+            self._servicer.count_unread(call.unary_method, error)
+            if self._pending.pop(call.ticket, None) is not None:
+                self._fail(call.ticket, error)
+            return
+        self._servicer.submit([call], self._on_reply)
 
     def _cancel(self, call_id: int, calls: dict[int, Call]) -> None:
         if (unread := calls.pop(call_id, None)) is not None:

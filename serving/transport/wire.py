@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from google.protobuf.message import DecodeError
 
 from serving.errors import INTERNAL_ERROR_TEXT, InvalidArgumentError, ResourceExhaustedError, ServingError
+from serving.field_count import MalformedError, check_field_count
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from serving.message_limit import MessageLimit
 
 _M = TypeVar("_M", bound="Message")
+
+# A message of so many bytes is read in a thread of its own: a millisecond or more.
+LARGE_BYTES = 1024 * 1024
 
 # Statuses travel in HTTP/2 headers: beyond some 8 kB clients report an error of their own instead.
 _MAX_TEXT = 2000
@@ -27,16 +31,26 @@ def parse(message_type: type[_M], content: bytes, limit: MessageLimit) -> _M:
 
     Raises:
         ResourceExhaustedError: it is larger than messages may be; it is refused without being parsed.
-        InvalidArgumentError: it is no such message.
+        InvalidArgumentError: it is no such message, or one of too many fields.
     """
     if not limit.allows(len(content)):
         raise ResourceExhaustedError(
             f"the message has {len(content)} bytes, at most {limit.max_bytes()} are taken: send fewer "
             "images at a time, or raise the server's --max-message-mib"
         )
+    return parse_bounded(message_type, content)
+
+
+def parse_bounded(message_type: type[_M], content: bytes) -> _M:
+    """Return the message that ``content``, of any size, is.
+
+    Raises:
+        InvalidArgumentError: it is no such message, or one of too many fields.
+    """
     try:
+        check_field_count(message_type.DESCRIPTOR, content)
         return message_type.FromString(content)
-    except DecodeError:
+    except (DecodeError, MalformedError):
         raise InvalidArgumentError(
             f"the {len(content)} bytes received are no {message_type.DESCRIPTOR.full_name} message; is the "
             "client made from another definition of the protocol?"
