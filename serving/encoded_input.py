@@ -22,8 +22,8 @@ def read_encoded(
     """Return the encoded images of ``tensor``, the request's one input, whose datatype is BYTES.
 
     Raises:
-        InvalidArgumentError: its shape is not [N] or [N, 1], N is more than ``max_images``, or there are not
-            exactly N elements.
+        InvalidArgumentError: its shape is not [N] or [N, 1], there are not exactly N elements, or more than
+            ``max_images``.
     """
     shape = tuple(tensor.shape)
     if not 1 <= len(shape) <= 2 or shape[0] < 1 or shape[1:] not in ((), (1,)):
@@ -31,13 +31,12 @@ def read_encoded(
             f"input '{tensor.name}' of datatype BYTES has shape {shape_text(shape)}; encoded images are "
             "[N] or [N, 1], N at least 1"
         )
+    elements = _read_elements(request, tensor, max_images + 1)
+    check_image_count(len(elements), max_images)
     expected = math.prod(shape)
-    check_image_count(expected, max_images)
-    elements = _read_elements(request, tensor, expected + 1)
     if len(elements) != expected:
-        given = len(elements) if len(elements) < expected else f"more than {expected}"
         raise InvalidArgumentError(
-            f"input '{tensor.name}' has {given} encoded images, which is too "
+            f"input '{tensor.name}' has {len(elements)} encoded images, which is too "
             f"{'few' if len(elements) < expected else 'many'}: its shape {shape_text(shape)} needs {expected}"
         )
     return elements

@@ -1,8 +1,8 @@
 """Counts the fields of a message before it is parsed, which makes an object of each.
 
-32 MiB of empty submessages cost the parser 4 s of CPU and 1.4 GiB, all of it with the interpreter's lock held.
-Walking along the lengths costs half a microsecond a field and ends at the limit; what holds pixels and encoded
-images is passed over in one step, so a sound message of any size takes some ten.
+32 MiB of empty submessages cost the parser 4 s of CPU and 1.4 GiB, with the interpreter's lock held all the
+time. Walking along the lengths costs half a microsecond a field and ends at the limit; pixels and encoded
+images are passed over in one step, so that a sound message of any size takes some ten.
 The encoding: protobuf.dev/programming-guides/encoding.
 """
 

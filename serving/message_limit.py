@@ -1,4 +1,4 @@
-"""How much a message may hold: bytes as the flag says, else what the models that serve can need, and images."""
+"""How much a message may hold: bytes, as the flag says, else what the models that serve need; and images."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def check_image_count(count: int, max_images: int) -> None:
     """Raise InvalidArgumentError where one request has more images than are taken at once."""
     if count > max_images:
         raise InvalidArgumentError(
-            f"the request has {count} images; at most {max_images} are taken at once: send them in several"
+            f"the request has more than {max_images} images, the most that are taken at once: send them in "
+            "several"
         )
 
 

@@ -224,7 +224,7 @@ class GrpcioTransport:
         return self._permissions.check(path, context.invocation_metadata() or ())
 
     async def _run(self, content: bytes, work: Callable[..., _T], *arguments: Any) -> _T:
-        """Return ``work(*arguments)``: in another thread where ``content`` is large or compressed, else at once."""
+        """Return ``work(*arguments)``, run in another thread where ``content`` is large or compressed."""
         if len(content) < LARGE_BYTES and not is_packed(content):
             return work(*arguments)
         return await self._loop.run_in_executor(self._reader, work, *arguments)

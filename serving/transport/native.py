@@ -152,7 +152,7 @@ class NativeTransport:
             self._socket_folder.cleanup()
 
     def _has_accepted(self) -> bool:
-        """Tell whether a call is unanswered that was not refused: it has found its model, or is being read."""
+        """Tell whether a call is unanswered that was not refused: it is being read, or was accepted."""
         return any(call.message is None for call in list(self._pending.values()))
 
     def _receive(self) -> None:
@@ -170,6 +170,7 @@ class NativeTransport:
                 except Exception:
                     # A receiver that ended would leave every later caller waiting.
                     _log.exception("taking calls failed")
+            del events  # the next may be long in coming, and these may be large
 
     def _take(self, events: Sequence[tuple[Any, ...]], now_s: float) -> None:
         """Serve ``events``, which came at ``now_s`` on time.monotonic's clock."""
