@@ -1,12 +1,14 @@
-"""Messages that cost a server much more than their bytes, if it goes through them: by name, path and content."""
+"""Messages that cost a server far more than their bytes where it goes through them; by name."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 INFER, CLASSIFY = "/inference.GRPCInferenceService/ModelInfer", "/foldserve.v1.Classifier/Classify"
 INFER_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
