@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 
 from serving.errors import INTERNAL_ERROR_TEXT, InvalidArgumentError, ResourceExhaustedError, ServingError
 from serving.field_count import MalformedError, check_field_count
+from serving.message_limit import LEAST_TYPED_BYTES
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -31,24 +32,29 @@ def parse(message_type: type[_M], content: bytes, limit: MessageLimit) -> _M:
 
     Raises:
         ResourceExhaustedError: it is larger than messages may be; it is refused without being parsed.
-        InvalidArgumentError: it is no such message, or one of too many fields.
+        InvalidArgumentError: it is no such message, or one of too many fields or typed pixels.
     """
     if not limit.allows(len(content)):
         raise ResourceExhaustedError(
             f"the message has {len(content)} bytes, at most {limit.max_bytes()} are taken: send fewer "
             "images at a time, or raise the server's --max-message-mib"
         )
-    return parse_bounded(message_type, content)
+    return parse_bounded(message_type, content, limit)
 
 
-def parse_bounded(message_type: type[_M], content: bytes) -> _M:
+def parse_bounded(message_type: type[_M], content: bytes, limit: MessageLimit | None = None) -> _M:
     """Return the message that ``content``, of any size, is.
 
     Raises:
-        InvalidArgumentError: it is no such message, or one of too many fields.
+        InvalidArgumentError: it is no such message, or one of too many fields or typed pixels.
     """
     try:
-        check_field_count(message_type.DESCRIPTOR, content)
+        typed_bytes = check_field_count(message_type.DESCRIPTOR, content)
+        if typed_bytes > LEAST_TYPED_BYTES and (limit is None or typed_bytes > limit.max_typed_bytes()):
+            raise InvalidArgumentError(
+                f"the message has {typed_bytes} bytes of pixels as typed contents, more than a full batch of "
+                "any model that serves: send them in raw_input_contents, or fewer images at a time"
+            )
         return message_type.FromString(content)
     except (DecodeError, MalformedError):
         raise InvalidArgumentError(

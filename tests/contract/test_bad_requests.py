@@ -113,6 +113,11 @@ CASES = {
         INVALID,
         ["more than 32768 fields and elements", "send pixels in raw_input_contents"],
     ),
+    "ten million typed pixels": (
+        typed(10_000_000),
+        INVALID,
+        ["10000000 bytes", "as typed contents", "raw_input_contents, or fewer images"],
+    ),
     "100,000 images": (
         request([100_000, 1, 8, 8], raw=bytes(6_400_000)),
         INVALID,

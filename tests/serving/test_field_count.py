@@ -71,6 +71,11 @@ def test_what_is_one_value_counts_once(content: bytes) -> None:
     pb.ModelInferRequest.FromString(content)
 
 
+def test_typed_pixels_are_counted_by_themselves() -> None:
+    assert check_field_count(INFER, PADDING) == 0
+    assert check_field_count(INFER, 2 * contents(field(4, b"\xff\x01" * 10**6))) == 4 * 10**6
+
+
 def test_small_message_is_not_gone_through() -> None:
     check_field_count(INFER, b"\xff" * 2 * MAX_FIELDS)
 
