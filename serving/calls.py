@@ -12,7 +12,7 @@ import numpy as np
 from serving.batch_requests import Arrays, Request
 from serving.classify import top_indices
 from serving.errors import InvalidArgumentError
-from serving.message_limit import MAX_IMAGES, check_image_count
+from serving.message_limit import MAX_ENCODED_IMAGES, MAX_IMAGES, check_image_count
 from serving.pb import classifier_pb2, open_inference_pb2
 from serving.responses import ALL_OUTPUTS, OUTPUTS, Output, write_infer_response
 from serving.shown import shown_parameter
@@ -85,7 +85,7 @@ class InferCall(Call):
             self._read_parameters()
         if message.outputs:
             self.outputs = read_outputs(message, OUTPUTS)
-        images = read_images(message, model.input, max_images=_max_images(model))
+        images = read_images(message, model.input, max_images=max(MAX_IMAGES, model.settings.max_batch_size))
         if isinstance(images, np.ndarray):
             self.rows = images
         else:
@@ -124,9 +124,10 @@ class ClassifyCall(Call):
 
     def read(self, model: ServedModel) -> None:
         """Take the encoded images, id and top_k from the message."""
+        del model
         if not self.message.images:
             raise InvalidArgumentError("the request has no images; send at least one, encoded")
-        check_image_count(len(self.message.images), _max_images(model))
+        check_image_count(len(self.message.images), MAX_ENCODED_IMAGES)
         self.request_id = self.message.id
         self.top_k = self.message.top_k or 1
         self.encoded = list(self.message.images)
@@ -149,7 +150,3 @@ class ClassifyCall(Call):
             for index in top_indices(row, self.top_k):
                 result.labels.add(name=labels[index], index=index, probability=row[index])
         return response.SerializeToString()
-
-
-def _max_images(model: ServedModel) -> int:
-    return max(MAX_IMAGES, model.settings.max_batch_size)

@@ -7,7 +7,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from serving.errors import InvalidArgumentError
-from serving.message_limit import check_image_count
+from serving.message_limit import MAX_ENCODED_IMAGES, check_image_count
 from serving.shown import shape_text
 
 if TYPE_CHECKING:
@@ -16,14 +16,12 @@ if TYPE_CHECKING:
 _LENGTH_BYTES = 4
 
 
-def read_encoded(
-    request: pb.ModelInferRequest, tensor: pb.ModelInferRequest.InferInputTensor, max_images: int
-) -> list[bytes]:
+def read_encoded(request: pb.ModelInferRequest, tensor: pb.ModelInferRequest.InferInputTensor) -> list[bytes]:
     """Return the encoded images of ``tensor``, the request's one input, whose datatype is BYTES.
 
     Raises:
         InvalidArgumentError: its shape is not [N] or [N, 1], there are not exactly N elements, or more than
-            ``max_images``.
+            MAX_ENCODED_IMAGES.
     """
     shape = tuple(tensor.shape)
     if not 1 <= len(shape) <= 2 or shape[0] < 1 or shape[1:] not in ((), (1,)):
@@ -31,8 +29,8 @@ def read_encoded(
             f"input '{tensor.name}' of datatype BYTES has shape {shape_text(shape)}; encoded images are "
             "[N] or [N, 1], N at least 1"
         )
-    elements = _read_elements(request, tensor, max_images + 1)
-    check_image_count(len(elements), max_images)
+    elements = _read_elements(request, tensor, MAX_ENCODED_IMAGES + 1)
+    check_image_count(len(elements), MAX_ENCODED_IMAGES)
     expected = math.prod(shape)
     if len(elements) != expected:
         raise InvalidArgumentError(

@@ -21,7 +21,7 @@ from serving.pb import open_inference_pb2 as pb
 if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor
 
-# Twice the images that a request may have, and no more than the parser takes in 10 ms.
+# Many times the encoded images that a request may have, and no more than the parser takes in 10 ms.
 MAX_FIELDS = 32_768
 # The smallest field: a tag and an empty value.
 _LEAST_FIELD_BYTES = 2

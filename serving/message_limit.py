@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # Most images of one request, except for a model whose batches are larger: as a message of 32 MiB would
 # otherwise hold half a million small ones, and take everybody's turn for as long as they take.
 MAX_IMAGES = 16_384
+# Most encoded images of one request: decoding the smallest takes 100 us and more.
+MAX_ENCODED_IMAGES = 4096
 
 _MIB = 1024 * 1024
 # Pixels as typed contents: what takes the parser 40 ms is taken whatever the models.

@@ -53,15 +53,15 @@ def read_images(
     A view of the message's bytes where it came raw. ``spec`` is the model's input: UINT8 [-1, C, H, W].
 
     Raises:
-        InvalidArgumentError: the request does not carry exactly that input with exactly its elements, or
-            more than ``max_images`` images.
+        InvalidArgumentError: the request does not carry exactly that input with exactly its elements, or has
+            more images than ``max_images``, or than may be sent encoded.
         UnimplementedError: it refers to shared memory.
     """
     # Every access to a message makes an object, and this is the request path: each field is read once.
     tensor = _find_input(request, spec)
     if tensor.datatype != spec.datatype:
         if tensor.datatype == "BYTES":
-            return read_encoded(request, tensor, max_images)
+            return read_encoded(request, tensor)
         raise InvalidArgumentError(_datatype_message(tensor, spec))
     shape = tuple(tensor.shape[:])
     if len(shape) != 4 or shape[1:] != spec.shape[1:] or shape[0] < 1:

@@ -114,23 +114,23 @@ def test_malformed_elements_are_explained(
 
 
 def test_more_images_than_may_be_held_decoded_are_refused_at_once(repository: Path, tmp_path: Path) -> None:
-    """Five bytes an image on the wire, 180 decoded: what counts is what decoding them would take."""
+    """Less on the wire than may be held: what counts is what they take with their pixels."""
     with ServerProcess(repository, tmp_path, "--max-queue-mib", "1") as server:
-        code, text = status_of(lambda: server.stub.ModelInfer(request([b"x"] * 16_000)))
+        code, text = status_of(lambda: server.stub.ModelInfer(request([b"x" * 200] * 4000)))
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "--max-queue-mib" in text
 
 
 def test_more_images_than_are_taken_at_once_are_refused(server: ServerProcess) -> None:
     stub = classifier_pb2_grpc.ClassifierStub(server.channel)
-    images = [b"x"] * 16_385
+    images = [b"x"] * 4097
     for ask in (
         lambda: server.stub.ModelInfer(request(images)),
         lambda: stub.Classify(classifier_pb2.ClassifyRequest(model_name="colour", images=images)),
     ):
         code, text = status_of(ask)
         assert code == INVALID
-        assert "more than 16384 images" in text
+        assert "more than 4096 images" in text
 
 
 def test_classify_answers_labels_probabilities_and_what_answered(
