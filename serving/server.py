@@ -20,7 +20,7 @@ from serving.logs import announce, log_to_stderr
 from serving.metrics import Metrics
 from serving.model import ModelSettings
 from serving.model_metrics import ModelMetrics
-from serving.pages import Pages
+from serving.pages import Pages, Pulse
 from serving.processors import find_processors
 from serving.repository import Repository
 from serving.server_metrics import ServerMetrics
@@ -89,7 +89,7 @@ async def _serve(config: ServeConfig) -> int:
         try:
             _write_port(config.port_file, port)
             server = ServerMetrics(control, servicer, port=port, transport=transport.name)
-            await _open_endpoint(config, endpoint, Pages(control, Metrics(models, server)))
+            await _open_endpoint(config, endpoint, Pages(control, Metrics(models, server), Pulse()))
             announce(f"listening on {config.host}:{port}, loading {config.repository}", config.log_format)
             if await _load(config, repository, stop):
                 control.end_loading()

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from imaging import ImageSpec
+from serving.pb import open_inference_pb2 as pb
 from tests.fault.costly_messages import CLASSIFY, INFER, INFER_STREAM, MESSAGES, SIDE, field
 from tests.serving.artifacts import TinyNetwork
 from tests.serving.server_process import ServerProcess, outputs_of
@@ -170,3 +171,21 @@ def test_what_a_bomb_unpacked_to_is_not_kept(server: ServerProcess) -> None:
     with grpc.insecure_channel(server.address, options=LIMITLESS) as channel:
         assert send(channel, INFER, bytes(256 * MIB), grpc.Compression.Gzip) == "RESOURCE_EXHAUSTED"
     assert_kept_little(server, before_mib)
+
+
+def test_probes_are_answered_while_the_event_loop_stands_still(
+    repository: Path, tmp_path: Path, transport: str
+) -> None:
+    """As it does for as long as something holds it up; who probes must not take that for a dead server."""
+    flags = ("--transport", transport)
+    with ServerProcess(repository, tmp_path, *flags, module="tests.fault.stuck_loop_server") as server:
+        call = server.stub.ServerMetadata.future(pb.ServerMetadataRequest(), timeout=120)
+        while not (tmp_path / "waiting").exists():
+            assert not call.done()
+            time.sleep(0.01)
+        for page in ("healthz", "readyz", "metrics"):
+            with urllib.request.urlopen(f"http://{server.http_address}/{page}", timeout=60) as answer:
+                assert answer.status == 200
+        assert not call.done()
+        (tmp_path / "go").touch()
+        assert call.result().name == "foldserve"
