@@ -56,7 +56,7 @@ def _health_handler(servicer: Any) -> grpc.GenericRpcHandler:
         except Exception as error:  # becomes a status
             refuse(context, error)
 
-    methods = {
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Check": grpc.unary_unary_rpc_method_handler(check),
         "Watch": grpc.unary_stream_rpc_method_handler(watch),
     }
@@ -81,7 +81,7 @@ def _reflection_handler(permissions: Permissions) -> grpc.GenericRpcHandler:
         except Exception as error:  # becomes a status
             refuse(context, error)
 
-    method = grpc.stream_stream_rpc_method_handler(answer)
+    method: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(answer)
     return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, {"ServerReflectionInfo": method})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from google.protobuf.message import DecodeError
 
@@ -12,6 +12,7 @@ from serving.field_count import MalformedError, check_field_count
 from serving.message_limit import LEAST_TYPED_BYTES
 
 if TYPE_CHECKING:
+    from google.protobuf.descriptor import Descriptor
     from google.protobuf.message import Message
 
     from serving.message_limit import MessageLimit
@@ -49,7 +50,7 @@ def parse_bounded(message_type: type[_M], content: bytes, limit: MessageLimit | 
         InvalidArgumentError: it is no such message, or one of too many fields or typed pixels.
     """
     try:
-        typed_bytes = check_field_count(message_type.DESCRIPTOR, content)
+        typed_bytes = check_field_count(cast("Descriptor", message_type.DESCRIPTOR), content)
         if typed_bytes > LEAST_TYPED_BYTES and (limit is None or typed_bytes > limit.max_typed_bytes()):
             raise InvalidArgumentError(
                 f"the message has {typed_bytes} bytes of pixels as typed contents, more than a full batch of "
