@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from google.protobuf.message import DecodeError
 
 from serving.errors import INTERNAL_ERROR_TEXT, InvalidArgumentError, ResourceExhaustedError, ServingError
-from serving.field_count import MalformedError, check_field_count
+from serving.field_count import UNCOUNTED_BYTES, MalformedError, check_field_count
 from serving.message_limit import LEAST_TYPED_BYTES
 
 if TYPE_CHECKING:
@@ -50,18 +50,23 @@ def parse_bounded(message_type: type[_M], content: bytes, limit: MessageLimit | 
         InvalidArgumentError: it is no such message, or one of too many fields or typed pixels.
     """
     try:
-        typed_bytes = check_field_count(cast("Descriptor", message_type.DESCRIPTOR), content)
-        if typed_bytes > LEAST_TYPED_BYTES and (limit is None or typed_bytes > limit.max_typed_bytes()):
-            raise InvalidArgumentError(
-                f"the message has {typed_bytes} bytes of pixels as typed contents, more than a full batch of "
-                "any model that serves: send them in raw_input_contents, or fewer images at a time"
-            )
+        if len(content) > UNCOUNTED_BYTES:
+            _check_contents(message_type, content, limit)
         return message_type.FromString(content)
     except (DecodeError, MalformedError):
         raise InvalidArgumentError(
             f"the {len(content)} bytes received are no {message_type.DESCRIPTOR.full_name} message; is the "
             "client made from another definition of the protocol?"
         ) from None
+
+
+def _check_contents(message_type: type[Message], content: bytes, limit: MessageLimit | None) -> None:
+    typed_bytes = check_field_count(cast("Descriptor", message_type.DESCRIPTOR), content)
+    if typed_bytes > LEAST_TYPED_BYTES and (limit is None or typed_bytes > limit.max_typed_bytes()):
+        raise InvalidArgumentError(
+            f"the message has {typed_bytes} bytes of pixels as typed contents, more than a full batch of any "
+            "model that serves: send them in raw_input_contents, or fewer images at a time"
+        )
 
 
 def to_status(error: Exception) -> tuple[str, str]:

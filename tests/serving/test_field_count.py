@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from serving.errors import InvalidArgumentError
-from serving.field_count import MAX_FIELDS, MalformedError, check_field_count
+from serving.field_count import MAX_FIELDS, UNCOUNTED_BYTES, MalformedError, check_field_count
 from serving.pb import classifier_pb2
 from serving.pb import open_inference_pb2 as pb
 from tests.fault.costly_messages import field, varint
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 INFER, CLASSIFY = pb.ModelInferRequest.DESCRIPTOR, classifier_pb2.ClassifyRequest.DESCRIPTOR
-# Small messages cannot hold too much and are not gone through: this makes any of them a large one.
+# The pixels of a sound message: one field.
 PADDING = field(7, bytes(3 * MAX_FIELDS))
 CLASSIFY_PADDING = field(4, bytes(3 * MAX_FIELDS))
 
@@ -76,8 +76,9 @@ def test_typed_pixels_are_counted_by_themselves() -> None:
     assert check_field_count(INFER, 2 * contents(field(4, b"\xff\x01" * 10**6))) == 4 * 10**6
 
 
-def test_small_message_is_not_gone_through() -> None:
-    check_field_count(INFER, b"\xff" * 2 * MAX_FIELDS)
+@pytest.mark.parametrize("smallest", [b"\x2a\x00", inputs(b"\x22\x00"), b"\x70\x00"], ids=bytes.hex)
+def test_message_that_is_not_gone_through_cannot_have_more(smallest: bytes) -> None:
+    check_field_count(INFER, smallest * (UNCOUNTED_BYTES // len(smallest)))
 
 
 MALFORMED = {
