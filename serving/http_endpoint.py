@@ -1,8 +1,8 @@
 """A few pages over HTTP/1.1, for probes and Prometheus: GET and HEAD, one request a connection.
 
-It runs on the event loop that answers the control RPCs, so a probe that is answered shows that this loop
-runs. Slow or hostile clients cost little: a connection has seconds to send its request and to take the
-answer, a request is small, and where there are too many connections the oldest gives way.
+It runs in a thread of its own, so that no caller's message, however large, keeps a probe waiting. Slow or
+hostile clients cost little: a connection has seconds to send its request and to take the answer, a request is
+small, and where there are too many connections the oldest gives way.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from serving.addresses import listening_sockets
 from serving.errors import ListenError
@@ -30,6 +31,8 @@ _LINGER_S = 0.5
 # Until the next try to accept, where there is no descriptor for it.
 _ACCEPT_AGAIN_S = 0.1
 
+_T = TypeVar("_T")
+
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +49,7 @@ PageMaker: TypeAlias = Callable[[str], Awaitable[Page]]
 
 
 class HttpEndpoint:
-    """Every method runs on its event loop.
+    """Pages on a port. The public methods may be awaited on any event loop; it has another one.
 
     Args:
         max_connections: most that are open at once; the oldest gives way to a new one.
@@ -54,6 +57,8 @@ class HttpEndpoint:
 
     def __init__(self, max_connections: int) -> None:
         self._max_connections = max_connections
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="http", daemon=True)
         self._pages: Mapping[str, PageMaker] = {}
         self._connections: dict[asyncio.Task[None], None] = {}  # the oldest first
         self._accepting: list[asyncio.Task[None]] = []
@@ -65,6 +70,21 @@ class HttpEndpoint:
             ListenError: the address is taken or not this machine's.
         """
         self._pages = pages
+        self._thread.start()
+        return await self._there(self._listen(host, port))
+
+    async def close(self) -> None:
+        """Stop listening and end the connections."""
+        if self._thread.is_alive():
+            await self._there(self._end())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        self._loop.close()
+
+    async def _there(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    async def _listen(self, host: str, port: int) -> int:
         try:
             listeners = listening_sockets(host, port)
         except OSError as error:
@@ -77,8 +97,7 @@ class HttpEndpoint:
         bound: int = listeners[0].getsockname()[1]
         return bound
 
-    async def close(self) -> None:
-        """Stop listening and end the connections."""
+    async def _end(self) -> None:
         left = [*self._accepting, *self._connections]
         for connection in left:
             connection.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -20,7 +21,7 @@ from serving.logs import announce, log_to_stderr
 from serving.metrics import Metrics
 from serving.model import ModelSettings
 from serving.model_metrics import ModelMetrics
-from serving.pages import Pages
+from serving.pages import Pages, Pulse
 from serving.processors import find_processors
 from serving.repository import Repository
 from serving.server_metrics import ServerMetrics
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from serving.transport.choose import Transport
 
 _MIB = 1024 * 1024
+# glibc's number for "blocks of at least so many bytes come from the system and go back to it".
+_M_MMAP_THRESHOLD = -3
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +56,7 @@ def serve(config: ServeConfig) -> int:
     log_to_stderr(config.log_level, config.log_format)
     hush_libraries()
     require_device(config.device)
+    _give_large_blocks_back()
     return asyncio.run(_serve(config))
 
 
@@ -92,7 +96,7 @@ async def _serve(config: ServeConfig) -> int:
         try:
             _write_port(config.port_file, port)
             server = ServerMetrics(control, servicer, port=port, transport=transport.name)
-            await _open_endpoint(config, endpoint, Pages(control, Metrics(models, server)))
+            await _open_endpoint(config, endpoint, Pages(control, Metrics(models, server), Pulse()))
             announce(f"listening on {config.host}:{port}, loading {config.repository}", config.log_format)
             if await _load(config, repository, stop):
                 control.end_loading()
@@ -150,6 +154,16 @@ async def _drain(
     await transport.stop(config.grace_period_s)
     servicer.close()
     repository.close(grace_s=1.0)  # nobody waits for an answer any more: only the running execution is left
+
+
+def _give_large_blocks_back() -> None:
+    """Make messages go back to the system when they are freed, where the C library is glibc.
+
+    By itself it learns from the first large block that is freed to keep all later ones: after 40 refused
+    messages of 30 MiB the process had 220 MiB more than before, so 40.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MIB)
 
 
 def _settle_garbage() -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from serving.pb import open_inference_pb2 as pb
+
 _SHOWN_CHARACTERS = 80
 _SHOWN_ITEMS = 8
 
@@ -35,6 +37,13 @@ def listed(names: Iterable[str]) -> str:
     every = list(names)
     text = ", ".join(shown(name) for name in every[:_SHOWN_ITEMS])
     return f"{text} and {len(every) - _SHOWN_ITEMS} more" if len(every) > _SHOWN_ITEMS else text
+
+
+def shown_parameter(parameter: pb.InferParameter) -> str:
+    """Return a parameter's kind and value; "empty" where it has none."""
+    kind = parameter.WhichOneof("parameter_choice")
+    # Not str(parameter): protobuf's text of a long value takes seconds.
+    return f"{kind} {shown(str(getattr(parameter, kind)))}" if kind else "empty"
 
 
 def shape_text(shape: Sequence[int]) -> str:

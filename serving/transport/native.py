@@ -18,16 +18,18 @@ import secrets
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
 from serving.addresses import common_port, listen_addresses, to_target
 from serving.errors import CancelledError, ListenError, TransportMissingError
+from serving.processors import usable_processors
 from serving.servicer import UNARY_CALLS
 from serving.transport.grpcio import GrpcioTransport, cannot_listen
 from serving.transport.quiet import until_quiet
-from serving.transport.wire import parse, to_status
+from serving.transport.wire import LARGE_BYTES, parse, to_status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -159,6 +161,7 @@ class _Listener:
         self._methods = list(UNARY_CALLS.items())  # by method id, which counts from 0 in the order given
         self._pending: dict[int, Call] = {}
         self._answers: list[tuple[int, bytes]] = []  # made by the receiver, and not handed over yet
+        self._large_reader = ThreadPoolExecutor(usable_processors(), thread_name_prefix="read")
         self._receiver = threading.Thread(target=self._receive, name="receive", daemon=True)
         try:
             self._front = NativeGrpcFront(
@@ -189,10 +192,11 @@ class _Listener:
         self._front.close()
         if self._receiver.is_alive():
             self._receiver.join(timeout=1.0)
+        self._large_reader.shutdown(wait=False, cancel_futures=True)
 
     def has_accepted(self) -> bool:
-        """Tell whether a call is unanswered that was not refused: it has found its model."""
-        return any(call.model is not None for call in list(self._pending.values()))
+        """Tell whether a call is unanswered that was not refused: it is being read, or was accepted."""
+        return any(call.message is None for call in list(self._pending.values()))
 
     def _receive(self) -> None:
         """Take events until the front is closed, as its only reader.
@@ -208,6 +212,7 @@ class _Listener:
                 except Exception:
                     # A receiver that ended would leave every later caller waiting.
                     _log.exception("taking calls failed")
+            del events  # the next may be long in coming, and these may be large
 
     def _take(self, events: Sequence[tuple[Any, ...]], now_s: float) -> None:
         """Serve ``events``, which came at ``now_s`` on time.monotonic's clock."""
@@ -222,16 +227,21 @@ class _Listener:
                 if self._permissions.are_checked:
                     self._permissions.check(path, metadata)
                 call = call_type(
-                    message=parse(call_type.request_type, payload, self._limit),
+                    message=None,
                     deadline_s=math.inf if remaining_s is None else now_s + remaining_s,
                     ticket=call_id,
                 )
+                if self._servicer.logs_requests:
+                    call.peer = details[1]
+                if len(payload) >= LARGE_BYTES:
+                    self._pending[call_id] = call
+                    self._large_reader.submit(self._take_large, call, payload)
+                    continue
+                call.message = parse(call_type.request_type, payload, self._limit)
             except Exception as error:  # becomes a status, and is logged where unknown
                 self._servicer.count_unread(call_type.unary_method, error)
                 self._fail(call_id, error)
                 continue
-            if self._servicer.logs_requests:
-                call.peer = details[1]
             self._pending[call_id] = calls[call_id] = call
         if not calls:
             return
@@ -239,6 +249,17 @@ class _Listener:
             self._servicer.submit(list(calls.values()), self._on_reply, lend_thread=True)
         finally:
             self._hand_over()
+
+    def _take_large(self, call: Call, payload: bytes) -> None:
+        """Serve a call of a large message, in a thread of its own: reading it would hold up everybody."""
+        try:
+            call.message = parse(call.request_type, payload, self._limit)
+        except Exception as error:  # becomes a status, and is logged where unknown
+            self._servicer.count_unread(call.unary_method, error)
+            if self._pending.pop(call.ticket, None) is not None:
+                self._fail(call.ticket, error)
+            return
+        self._servicer.submit([call], self._on_reply)
 
     def _cancel(self, call_id: int, calls: dict[int, Call]) -> None:
         if (unread := calls.pop(call_id, None)) is not None:
