@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import ValidationError
-from pydantic_settings import CliApp
+from pydantic_settings import CliSettingsSource
 from rich.console import Console
 
 from benchmarks.serving.config import BenchServingConfig, Group
@@ -74,10 +74,24 @@ def _processor_name() -> str:
     return names[0] if names else platform.machine()
 
 
+def _parse(words: list[str]) -> BenchServingConfig:
+    # Not CliApp, which would read the environment too, without a prefix.
+    source: CliSettingsSource[BenchServingConfig] = CliSettingsSource(
+        BenchServingConfig,  # type: ignore[arg-type]  # it takes any model
+        cli_parse_args=words,
+        cli_prog_name="python -m benchmarks.serving",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+    return BenchServingConfig.model_validate(source())
+
+
 def main() -> int:
     """Read the command line and return the exit status."""
     try:
-        return run_bench(CliApp.run(BenchServingConfig))
+        return run_bench(_parse(sys.argv[1:]))
     except ValidationError as error:
         details = "; ".join(f"--{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         print(f"benchmarks.serving: {details.replace('_', '-')}", file=sys.stderr)
