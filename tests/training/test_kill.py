@@ -20,7 +20,7 @@ from tests.training.image_folders import write_classes
 from training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
-EPOCHS, STEPS_PER_EPOCH = 12, 17  # 192 images, 40 of them the test's and 15 validation's: 137, by 8
+EPOCHS, STEPS_PER_EPOCH = 4, 17  # 192 images, 40 of them the test's and 15 validation's: 137, by 8
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_run_killed_at_random_steps_goes_on_and_ends_with_the_same_bits(folder
     finish(start(folder, whole))
     total = EPOCHS * STEPS_PER_EPOCH
     steps = [0]
-    for share in (0.05, 0.2):  # early: a busy machine may kill it much later than it was meant to
+    for share in (0.1, 0.3):  # early: on a busy machine the kill may come much later than it was meant to
         process = start(folder, broken)
         steps.append(kill_at_some_step(process, broken, round(share * total), rng))
         if len(steps) > 2:
