@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import foldserve
+from demo.children import ending_with_us
 from foldserve import COMMANDS
 from foldserve_environment import flag_fields, variable
 
@@ -161,7 +162,7 @@ def test_a_server_takes_its_settings_from_its_environment(tmp_path: Path) -> Non
     environ |= {"FOLDSERVE_SERVE_METRICS": "no", "FOLDSERVE_SERVE_LOG_FORMAT": "json"}
     command = [sys.executable, "-m", "foldserve", "serve", "--repository", str(tmp_path / "models")]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | environ, cwd=ROOT
+        ending_with_us(command), stdout=subprocess.PIPE, text=True, env=os.environ | environ, cwd=ROOT
     ) as server:
         assert server.stdout is not None
         line = json.loads(server.stdout.readline())
