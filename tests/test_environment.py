@@ -1,5 +1,6 @@
 """Settings from the environment: those that foldserve documents, by their own names, and no others."""
 
+import ast
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from foldserve import COMMANDS
 from foldserve_environment import flag_fields, variable
 
 ROOT = Path(__file__).parent.parent
+SOURCES = ("benchmarks", "demo", "export", "imaging", "serving", "training")
 # Enough for each command's settings to be whole.
 WORDS = {"inspect": ["lenet"], "classify": ["a.png", "--model", "m"], "token": ["--name", "a"]}
 FOREIGN_VALUES = ["release", "app:*", "", "1", '{"epochs": 2, "repository": "/elsewhere", "list": {}}']
@@ -43,6 +45,7 @@ def test_variables_without_the_prefix_change_nothing(command: str, value: str) -
         pytest.param("serving", ["--repository", "nowhere"], id="serving alone"),
         pytest.param("training", ["--epochs", "0"], id="training alone"),
         pytest.param("benchmarks.serving", ["--rounds", "0"], id="serving benchmark"),
+        pytest.param("benchmarks.instances", ["--rounds", "x"], id="instances benchmark"),
     ],
 )
 def test_no_program_reads_the_process_environment(module: str, words: list[str], tmp_path: Path) -> None:
@@ -168,3 +171,15 @@ def test_a_server_takes_its_settings_from_its_environment(tmp_path: Path) -> Non
         line = json.loads(server.stdout.readline())
         server.terminate()
     assert (tmp_path / "port").read_text().strip() in line["message"]
+
+
+def test_nothing_reads_the_environment_behind_our_back() -> None:
+    """BaseSettings and CliApp (which makes one) take every variable by a field's name, without a prefix."""
+    for path in [*ROOT.glob("*.py"), *(p for name in SOURCES for p in (ROOT / name).rglob("*.py"))]:
+        imported = {
+            alias.name
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom) and node.module == "pydantic_settings"
+            for alias in node.names
+        }
+        assert not imported & {"BaseSettings", "CliApp"}, path.relative_to(ROOT)

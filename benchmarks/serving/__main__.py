@@ -11,19 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import ValidationError
-from pydantic_settings import CliSettingsSource
 from rich.console import Console
 
+from benchmarks.flags import parse_flags
 from benchmarks.serving.config import BenchServingConfig, Group
 from benchmarks.serving.errors import BenchError
 from benchmarks.serving.load import require_h2load
-from benchmarks.serving.networks import Network, alexnet, lenet
+from benchmarks.serving.networks import Network, alexnet, lenet, trained_lenet
 from benchmarks.serving.report import measurements_table, ratios_table, to_json
 from benchmarks.serving.rounds import GroupResult, measure_group
 from benchmarks.serving.rows import NETWORKS
 
 _REPORT_WIDTH = 150
-_BUILDERS = {"lenet": lenet, "alexnet": alexnet}
+_BUILDERS = {"lenet": lenet, "trained-lenet": trained_lenet, "alexnet": alexnet}
 
 
 def run_bench(config: BenchServingConfig) -> int:
@@ -75,26 +75,12 @@ def _processor_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def _parse(words: list[str]) -> BenchServingConfig:
-    # Not CliApp, which would read the environment too, without a prefix.
-    source: CliSettingsSource[BenchServingConfig] = CliSettingsSource(
-        BenchServingConfig,  # type: ignore[arg-type]  # it takes any model
-        cli_parse_args=words,
-        cli_prog_name="python -m benchmarks.serving",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-    )
-    return BenchServingConfig.model_validate(source())
-
-
 def main() -> int:
     """Read the command line and return the exit status."""
     # So that SIGTERM leaves no temporary folder behind either; the servers end with this process anyway.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        return run_bench(_parse(sys.argv[1:]))
+        return run_bench(parse_flags(BenchServingConfig, "benchmarks.serving"))
     except ValidationError as error:
         details = "; ".join(f"--{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         print(f"benchmarks.serving: {details.replace('_', '-')}", file=sys.stderr)
