@@ -11,7 +11,7 @@ from training.datasets import Examples, load_dataset, split_train
 from training.device import prepare_device
 from training.evaluation import evaluate
 from training.loop import check_finite, train_one_epoch
-from training.preview import write_preview
+from training.preview import check_preview, write_preview
 from training.replicas import joined_replicas
 from training.report import write_report
 from training.run_folder import open_run_folder
@@ -83,6 +83,7 @@ def _load(config: TrainConfig, terminal: Terminal) -> Dataset:
 
 def _preview(config: TrainConfig, terminal: Terminal) -> int:
     assert config.preview is not None
+    check_preview(config.preview)
     write_preview(config.preview, config, _load(config, terminal))
     terminal.say(f"augmented training images: {config.preview}")
     return 0

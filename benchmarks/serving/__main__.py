@@ -35,6 +35,8 @@ def run_bench(config: BenchServingConfig) -> int:
     # Redirected output has no width of its own, and rich would squeeze the tables into 80 columns.
     console = Console(width=None if sys.stdout.isatty() else _REPORT_WIDTH)
     require_h2load()
+    if config.json_file is not None:
+        config.json_file.open("a").close()  # what cannot be written is found before anything is measured
     _share_processors(config.processors)
     console.print(_setting(config))
     results: dict[Group, GroupResult] = {}

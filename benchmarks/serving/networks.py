@@ -66,7 +66,7 @@ def lenet(workspace: Path, _repository: Path | None = None) -> Network:
 def trained_lenet(workspace: Path, repository: Path | None) -> Network:
     """Return the LeNet that `make demo` trains: ``lenet`` of ``repository``, else one like it.
 
-    88,562 parameters once its batch norm is folded.
+    88,522 parameters once its batch norm is folded.
     """
     if repository is not None and (found := _find("lenet", _GREY, repository)) is not None:
         return found
