@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import shlex
@@ -44,7 +43,7 @@ def test_each_command_finds_what_those_before_it_left(tmp_path: Path) -> None:
     server: subprocess.Popen[bytes] | None = None
     try:
         for words in commands_of_the_three_jobs():
-            files = [sorted(glob.glob(word, root_dir=tmp_path)) if "*" in word else [word] for word in words]
+            files = [sorted(map(str, tmp_path.glob(word))) if "*" in word else [word] for word in words]
             command = [sys.executable, "-m", "foldserve", *(each for found in files[1:] for each in found)]
             if words[1] == "serve":
                 with log.open("wb") as stream:
