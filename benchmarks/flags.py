@@ -19,8 +19,8 @@ def parse_flags(config: type[Config], program: str) -> Config:
         SystemExit: the flags cannot be parsed, or help was asked for.
     """
     # Not CliApp, which would read the environment too, without a prefix.
-    source: CliSettingsSource[Config] = CliSettingsSource(  # type: ignore[type-var]  # it takes any model
-        config,  # type: ignore[arg-type]
+    source: CliSettingsSource[Config] = CliSettingsSource(
+        config,  # type: ignore[arg-type]  # it takes any model
         cli_parse_args=sys.argv[1:],
         cli_prog_name=f"python -m {program}",
         cli_kebab_case=True,

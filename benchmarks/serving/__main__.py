@@ -9,6 +9,7 @@ import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -22,8 +23,15 @@ from benchmarks.serving.report import measurements_table, ratios_table, to_json
 from benchmarks.serving.rounds import GroupResult, measure_group
 from benchmarks.serving.rows import NETWORKS
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _REPORT_WIDTH = 150
-_BUILDERS = {"lenet": lenet, "trained-lenet": trained_lenet, "alexnet": alexnet}
+_BUILDERS: dict[str, Callable[[Path, Path | None], Network]] = {
+    "lenet": lenet,
+    "trained-lenet": trained_lenet,
+    "alexnet": alexnet,
+}
 
 
 def run_bench(config: BenchServingConfig) -> int:

@@ -119,7 +119,7 @@ def status_of(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
     raise AssertionError("the call succeeded; it should have failed")
 
 
-def run_cli(*arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+def run_cli(*arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
     """Run the `foldserve` command line."""
     command = ending_with_us([sys.executable, "-m", "foldserve", *arguments])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
