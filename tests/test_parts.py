@@ -110,11 +110,11 @@ def test_a_command_needs_no_more_than_it_says(command: str) -> None:
     """In a process that has the command's own parts alone, everything that it imports is there."""
     extras, _ = NEEDS[command]
     own = {name for extra in extras for name in EXTRAS[extra]}
-    if not own:
-        return
     others = {name for names in EXTRAS.values() for name in names} - own
     if "onnx" in own:
         others.discard("google.protobuf")  # which comes with it
+    if not own or not others:
+        return
     chosen = foldserve._VERIFY_AGAINST if command.endswith("against") else COMMANDS[command]
     code = BLOCK.format(names=sorted(others)) + f"import foldserve\nfoldserve._load({chosen.target!r})\n"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

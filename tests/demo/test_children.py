@@ -65,8 +65,14 @@ def is_running(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
-@pytest.mark.parametrize("parent", PARENTS)
+@pytest.mark.parametrize(
+    ("parent", "number"),
+    [
+        *((parent, signal.SIGKILL) for parent in PARENTS),
+        ("benchmark's servers", signal.SIGTERM),
+        ("benchmark's servers", signal.SIGINT),
+    ],
+)
 def test_children_end_with_their_parent(parent: str, number: signal.Signals, tmp_path: Path) -> None:
     TinyNetwork().publish(tmp_path / "models" / "tiny")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
