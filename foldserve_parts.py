@@ -57,10 +57,7 @@ def how_to_install(missing: dict[str, list[str]]) -> str:
 def _is_installed(name: str) -> bool:
     try:
         return find_spec(name) is not None
-    except (
-        ModuleNotFoundError,
-        ValueError,
-    ):  # the parent is missing; a module that something else stands for
+    except (ModuleNotFoundError, ValueError):  # its parent is missing; something else stands in its place
         return False
 
 
