@@ -11,9 +11,10 @@ COPY constraints.txt pyproject.toml README.md ./
 # Empty packages stand in for the sources while the dependencies are installed, so that a change of the sources does
 # not install them anew.
 RUN pip install --quiet --constraint constraints.txt setuptools \
-    && touch foldserve.py \
-    && python -c "import pathlib, tomllib; setup = tomllib.loads(pathlib.Path('pyproject.toml').read_text()); \
-[pathlib.Path(name.replace('.', '/')).mkdir(parents=True, exist_ok=True) for name in setup['tool']['setuptools']['packages']]"
+    && python -c "import pathlib, tomllib; \
+sources = tomllib.loads(pathlib.Path('pyproject.toml').read_text())['tool']['setuptools']; \
+[pathlib.Path(name + '.py').touch() for name in sources['py-modules']]; \
+[pathlib.Path(name.replace('.', '/')).mkdir(parents=True, exist_ok=True) for name in sources['packages']]"
 
 FROM base AS jobs
 RUN pip install --quiet --constraint constraints.txt --no-build-isolation torch==2.13.0 '.[train,export,cpu]' \

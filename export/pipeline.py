@@ -21,7 +21,7 @@ from export.parity import (
     run_logits,
 )
 from export.precision import ExactFile, choose_precision
-from export.publish import check_repository, find_same, keep_evidence, make_manifest, publish
+from export.publish import check_writable, find_same, keep_evidence, make_manifest, publish
 from export.reference import in_batches
 from export.references import make_reference
 from export.report import Report
@@ -53,14 +53,17 @@ def export_model(config: ExportConfig) -> int:
         TrainingError: the checkpoint or its data set cannot be read.
     """
     report = Report()
+    if not config.skip_same:  # which may find nothing to write
+        check_writable(config.repository)
     source = load_source(config)
     name = _model_name(config, source)
-    model_folder = check_repository(config.repository, name)
+    model_folder = config.repository / name
     report.started(source, name)
     built = build_model(source.module.network, source.metadata)
     report.folded(built)
     if config.skip_same and config.precision == "fp32" and _is_there(model_folder, built.content, report):
         return 0
+    check_writable(model_folder)
     sessions = open_sessions(built.content)
     with _evidence(config, name, built, source):
         comparisons, agreements, expected = _verify(source, sessions, report)

@@ -9,12 +9,18 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from demo.children import ending_with_us
+
 ROOT = Path(__file__).parent.parent
 
 # Set before PyTorch is loaded, here and in the processes that tests start: processes whose threads spin for
 # each other on the same processors take many times as long as they would one after the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# What a developer set for foldserve's own commands is not for those that tests run.
+for name in [name for name in os.environ if name.startswith("FOLDSERVE_")]:
+    if name not in ("FOLDSERVE_TEST_DEVICE", "FOLDSERVE_INTEROP"):
+        del os.environ[name]
 
 # A busy machine takes a second now and then for what takes a millisecond: time is no reason to fail.
 settings.register_profile("foldserve", deadline=None)
@@ -44,7 +50,9 @@ class DemoRun:
 def run_demo(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "foldserve", "demo", "--epochs", "1"]
     command += ["--run-dir", str(folder / "runs" / "lenet"), "--repository", str(folder / "models")]
-    return subprocess.run([*command, *flags], capture_output=True, text=True, check=False, cwd=ROOT)
+    return subprocess.run(
+        ending_with_us([*command, *flags]), capture_output=True, text=True, check=False, cwd=ROOT
+    )
 
 
 @pytest.fixture(scope="session")

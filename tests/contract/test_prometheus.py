@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from demo.children import ending_with_us
 from tests.contract.scrape import get
 from tests.serving.server_process import PROVIDER, ServerProcess, status_of
 from training.datasets.sources import cache_folder
@@ -52,7 +53,10 @@ class Prometheus:
         command = [binary("prometheus"), f"--config.file={config}", f"--web.listen-address={self.address}"]
         with (folder / "prometheus.log").open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, f"--storage.tsdb.path={folder / 'data'}"], stdout=log, stderr=log, cwd=folder
+                ending_with_us([*command, f"--storage.tsdb.path={folder / 'data'}"]),
+                stdout=log,
+                stderr=log,
+                cwd=folder,
             )
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from training.pictures import confusion_matrix, draw_confusion_matrix, draw_curv
 from training.preview import augmented_draws
 from training.report import worst_mistakes
 from training.run import train
+from training.samples import write_samples
 from training.terminal import Terminal, duration_text
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def test_the_preview_draws_what_training_does(tiny_config: TrainConfig, tiny: Da
 
 
 def test_a_preview_that_cannot_be_written_is_refused(tiny_config: TrainConfig, tmp_path: Path):
-    with pytest.raises(RunError, match=r"preview .*augmented\.docx cannot be written: Format 'docx' is not"):
+    with pytest.raises(RunError, match=r"preview .*augmented\.docx cannot be written: .* ends in .*\.png"):
         train(tiny_config.model_copy(update={"preview": tmp_path / "augmented.docx"}), LineTerminal())
 
 
@@ -178,3 +179,20 @@ def test_without_a_terminal_a_long_epoch_says_what_is_left(monkeypatch: pytest.M
             now[0] = seconds
             show(steps, f"step {steps}")
     assert terminal.lines == ["step 40, 1 min 33 s left", "step 60, 1 min 20 s left"]
+
+
+def test_a_report_has_a_picture_of_each_class_to_classify(tiny: Dataset, tmp_path: Path):
+    """Its own pixels, under the class's name; names that no file can have, or two of one, are told apart."""
+    count = len(tiny.labels)
+    labels = ("a/b", "a b", "..", *tiny.labels[3:])
+    named = replace(tiny, labels=labels)
+    paths = write_samples(tmp_path / "samples", named)
+    present = [index for index in range(count) if index in tiny.test_labels.tolist()]
+    assert len(set(paths)) == len(paths) == len(present)
+    assert {path.parent for path in paths} == {tmp_path / "samples"}
+    assert (tmp_path / "samples" / "a-b.png").exists() == (0 in present)
+    for index, path in zip(present, paths, strict=True):
+        with Image.open(path) as picture:
+            pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+        first = tiny.test_images[tiny.test_labels.tolist().index(index)]
+        assert torch.equal(pixels, first.permute(1, 2, 0).flatten())
