@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from functools import partial
 from typing import TYPE_CHECKING
 
 from export.build import BuiltModel, build_model
@@ -18,7 +17,6 @@ from export.parity import (
     check_parity,
     largest_rounding,
     open_sessions,
-    run_logits,
 )
 from export.precision import ExactFile, choose_precision
 from export.publish import check_repository, find_same, keep_evidence, make_manifest, publish
@@ -28,6 +26,7 @@ from export.report import Report
 from export.source import load_source
 from serving.errors import ArtifactError
 from serving.golden_replay import replay
+from serving.runner import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -131,7 +130,7 @@ def _make_golden(
     for session in sessions:
         try:
             replay(
-                partial(run_logits, session),
+                Runner(session).run_unchecked,
                 golden,
                 batch_size=_REPLAY_BATCH_SIZE,
                 where=session.provider,
