@@ -52,7 +52,7 @@ def compare_all(
     """Hold ``others``, both outputs [N, K], against ``reference`` [N, K], which is also the first row."""
     return [
         compare("PyTorch (unfolded, eval)", reference, None, reference, labels),
-        *(compare(name, *outputs, reference, labels) for name, *outputs in others),
+        *(compare(name, logits, probabilities, reference, labels) for name, logits, probabilities in others),
     ]
 
 

@@ -54,5 +54,5 @@ def not_softmax(
     expected = softmax(logits)
     with np.errstate(all="ignore"):
         differences = np.abs(probabilities.astype(np.float64) - expected)
-        wrong = ~(differences <= _FRACTION * expected + _FLOOR).all(axis=1)  # written so that NaN is wrong
-    return wrong, float(differences.max(initial=0.0))
+        within = differences <= _FRACTION * expected + _FLOOR  # written so that NaN is wrong
+    return np.asarray(~within.all(axis=1)), float(differences.max(initial=0.0))

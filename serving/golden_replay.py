@@ -70,7 +70,7 @@ def replay(
     full = _run(run, golden, np.split(every, every[batch_size::batch_size]))
     largest = _check(full, golden, every, where, "")
     tried = np.arange(min(count, _COMPARED_IMAGES))
-    alone = _run(run, golden, tried.reshape(-1, 1))
+    alone = _run(run, golden, np.split(tried, len(tried)))
     _check(alone, golden, tried, where, ", one image alone,")
     is_invariant = True
     for size in {*(size for size in _COMPARED_SIZES if size < batch_size), batch_size}:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from export.errors import SourceError
+from export.probabilities import TAKEN_AS_LOGITS
+from export.sources.final_softmax import leave_out_softmax
 from export.sources.proof_images import proof_count, spread
 from export.sources.source import ProofImages, Source, tool_version
 from serving.artifact import ModelMetadata
@@ -35,6 +37,7 @@ def load_run(config: ExportConfig, path: Path) -> Source:
         raise SourceError(f"--arch {config.arch}: {path} is of architecture {checkpoint.arch}")
     module = checkpoint.build()
     _check_finite(module, path)
+    remarks = (TAKEN_AS_LOGITS,) if config.as_logits else leave_out_softmax(module, checkpoint.image.shape)
     if len(checkpoint.mean) != checkpoint.image.channels:
         raise SourceError(
             f"{path} has {len(checkpoint.mean)} means for {checkpoint.image.channels} channels; "
@@ -51,9 +54,11 @@ def load_run(config: ExportConfig, path: Path) -> Source:
             "weights": checkpoint.weights_kind,
             "dataset": _shown_dataset(checkpoint),
             "training_metrics": _plain(checkpoint.metrics),
+            "remarks": list(remarks),
         },
         summary=f"{checkpoint.arch} trained on {_shown_dataset(checkpoint)}, "
         f"{checkpoint.weights_kind} weights",
+        remarks=remarks,
     )
 
 
