@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from demo.proof import compare_all, session_logits
+from demo.proof import answer_all, compare_all
 from demo.server_process import running_server
 from demo.terminal import print_proof, print_step, print_where
 from export.config import ExportConfig
 from export.pipeline import export_model
 from export.publish import check_writable
-from export.reference import TorchReference, in_batches
-from serving.artifact import LOGITS, list_versions, read_artifact
+from export.reference import TorchReference
+from serving.artifact import list_versions, read_artifact
 from serving.classify_command import classify
 from serving.client import Client
 from serving.config import ClassifyConfig
+from serving.responses import OUTPUTS
+from serving.runner import Runner
 from serving.session import Session
 from training.checkpoint import load_checkpoint
 from training.config import TrainConfig
@@ -69,14 +72,14 @@ def prove(run_dir: Path, version: Path, address: str, dataset: Dataset, session:
     """Answer all test images with PyTorch, ONNX Runtime here and the server, and compare."""
     images, labels = dataset.test_images.numpy(), dataset.test_labels.numpy()
     with Client(address) as client:
-        served = in_batches(
-            lambda batch: client.infer(version.parent.name, batch, version.name)[LOGITS], images
+        served = answer_all(
+            lambda batch: itemgetter(*OUTPUTS)(client.infer(version.parent.name, batch, version.name)), images
         )
     return compare_all(
         TorchReference(load_checkpoint(run_dir).build()).logits(images),
         [
-            ("ONNX Runtime (in process)", session_logits(session, images)),
-            ("served (over gRPC)", served),
+            ("ONNX Runtime (in process)", *answer_all(Runner(session), images)),
+            ("served (over gRPC)", *served),
         ],
         labels,
     )

@@ -9,7 +9,6 @@ kernel that computes something else.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from export.parity import BATCH_SIZES, check_agreement, check_within, open_sessi
 from export.tolerances import lower_runtime_tolerance
 from serving.errors import ArtifactError
 from serving.golden_replay import replay
+from serving.runner import Runner
 from serving.session import Session
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _replay(sessions: Sequence[Session], golden: Golden) -> None:
     for session in sessions:
         try:
             replay(
-                partial(run_logits, session), golden, batch_size=_REPLAY_BATCH_SIZE, where=session.provider
+                Runner(session).run_unchecked, golden, batch_size=_REPLAY_BATCH_SIZE, where=session.provider
             )
         except ArtifactError as error:
             raise ParityError(str(error)) from error

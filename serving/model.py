@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from serving.artifact import IMAGE, ModelMetadata, TensorSpec, read_artifact
@@ -74,7 +75,7 @@ class VerifiedModel:
     """A session that has reproduced its artifact's golden pairs, and what was measured on the way.
 
     ``digests``: what its files were, as `Artifact.digests`.
-    ``batch_invariant``: each image's logits were the same bits alone and in any batch tried.
+    ``batch_invariant``: each image's answers were the same bits alone and in any batch tried.
     """
 
     session: Session
@@ -105,19 +106,19 @@ def open_artifact(artifact: Artifact, settings: ModelSettings) -> VerifiedModel:
         DeviceLostError: the device broke.
     """
     session, threads, is_quick = _open_session(artifact, settings)
+    prove = partial(
+        replay, golden=artifact.golden, batch_size=settings.max_batch_size, where=session.provider
+    )
     runner = Runner(session)
-    batch_invariant = runner.is_batch_invariant(artifact.golden.images, settings.max_batch_size)
-    if settings.batch_invariant and not batch_invariant:
+    replayed = prove(runner.run_unchecked)
+    if settings.batch_invariant and not replayed.batch_invariant:
         runner = Runner(session, padded_size=settings.max_batch_size)
-        batch_invariant = runner.is_batch_invariant(artifact.golden.images, settings.max_batch_size)
-        if not batch_invariant:
+        replayed = prove(runner.run_unchecked)
+        if not replayed.batch_invariant:
             raise ArtifactError(
-                f"its logits differ by batch on {session.provider}, even with every execution padded to "
+                f"its answers differ by batch on {session.provider}, even with every execution padded to "
                 f"{settings.max_batch_size} images; serve it without --batch-invariant"
             )
-    largest_difference = replay(
-        runner.logits, artifact.golden, batch_size=settings.max_batch_size, where=session.provider
-    )
     runner.warm_up(artifact.golden.images[:1], settings.sizes_to_warm)
     return VerifiedModel(
         session=session,
@@ -128,10 +129,10 @@ def open_artifact(artifact: Artifact, settings: ModelSettings) -> VerifiedModel:
         digests=artifact.digests,
         golden_count=len(artifact.golden.images),
         golden_synthetic=artifact.golden.synthetic,
-        largest_difference=largest_difference,
+        largest_difference=replayed.largest_difference,
         threads=threads,
         is_quick=is_quick,
-        batch_invariant=batch_invariant,
+        batch_invariant=replayed.batch_invariant,
     )
 
 

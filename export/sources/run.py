@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from export.errors import SourceError
+from export.probabilities import TAKEN_AS_LOGITS
+from export.sources.final_softmax import leave_out_softmax
 from export.sources.proof_images import proof_count, spread
 from export.sources.source import ProofImages, Source, tool_version
 from export.sources.trained_images import load_trained_images
@@ -35,7 +37,9 @@ def load_run(config: ExportConfig, path: Path) -> Source:
         raise SourceError(f"--arch {config.arch}: {path} is of architecture {checkpoint.arch}")
     module = checkpoint.build()
     _check_finite(module, path)
-    proof, remarks = _proof_images(checkpoint, config)
+    ending = (TAKEN_AS_LOGITS,) if config.as_logits else leave_out_softmax(module, checkpoint.image.shape)
+    proof, left_out = _proof_images(checkpoint, config)
+    remarks = (*ending, *left_out)
     return Source(
         module=module,
         metadata=_metadata(checkpoint),
@@ -47,6 +51,7 @@ def load_run(config: ExportConfig, path: Path) -> Source:
             "weights": checkpoint.weights_kind,
             "dataset": _shown_dataset(checkpoint),
             "training_metrics": _plain(checkpoint.metrics),
+            "remarks": list(remarks),
         },
         summary=f"{checkpoint.arch} trained on {_shown_dataset(checkpoint)}, "
         f"{checkpoint.weights_kind} weights",

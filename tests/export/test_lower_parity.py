@@ -21,6 +21,7 @@ from export.tolerances import HALF_UNIT, RUNTIME_FLOOR, half_tolerance, int8_tol
 from serving.artifact import Golden
 from serving.errors import ArtifactError
 from serving.golden_replay import replay
+from serving.runner import Runner
 from serving.session import Session
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +121,7 @@ def test_the_golden_pairs_of_int8_see_what_its_wide_tolerance_does_not(int8, ima
     check(damaged, images, expected, tolerances["int8"])
     session = Session(damaged, device="cpu")
     with pytest.raises(ArtifactError, match="compared with this file at export"):
-        replay(lambda batch: run_logits(session, batch), golden, batch_size=32, where="CPU")
+        replay(Runner(session).run_unchecked, golden, batch_size=32, where="CPU")
 
 
 def test_layers_left_out_stay_in_float(taught):
