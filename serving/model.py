@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from serving.artifact import Artifact
     from serving.batch_requests import OnDone
     from serving.calls import Call
+    from serving.time_limit import StopSignal
 
 # Told of the execution provider whose device broke, and how.
 OnLost: TypeAlias = "Callable[[str, DeviceLostError], None]"
@@ -96,15 +98,17 @@ def open_verified(folder: Path, settings: ModelSettings, within: Path | None = N
     return open_artifact(read_artifact(folder, within), settings)
 
 
-def open_artifact(artifact: Artifact, settings: ModelSettings) -> VerifiedModel:
-    """Open an artifact on the device, replay its golden pairs there, and warm it up.
+def open_artifact(
+    artifact: Artifact, settings: ModelSettings, stop: StopSignal | None = None
+) -> VerifiedModel:
+    """Open an artifact on the device, replay its golden pairs there, and warm it up, until told to ``stop``.
 
     Raises:
         ArtifactError: the version must not be served; the message says why.
         DeviceError: the device cannot run the model.
         DeviceLostError: the device broke.
     """
-    session, threads, is_quick = _open_session(artifact, settings)
+    session, threads, is_quick = _open_session(artifact, settings, stop)
     runner = Runner(session)
     batch_invariant = runner.is_batch_invariant(artifact.golden.images, settings.max_batch_size)
     if settings.batch_invariant and not batch_invariant:
@@ -201,6 +205,7 @@ class ServedModel:
     def close(self, grace_s: float) -> None:
         """Finish what waits, for up to ``grace_s`` seconds, and stop; see `Batcher.close`."""
         self._batcher.close(grace_s)
+        self.verified.session.stop()  # an execution that hangs
 
 
 def _spare_count(verified: VerifiedModel) -> int:
@@ -226,21 +231,32 @@ def _reporting_loss(
     return execute
 
 
-def _open_session(artifact: Artifact, settings: ModelSettings) -> tuple[Session, int, bool]:
+def _open_session(
+    artifact: Artifact, settings: ModelSettings, stop: StopSignal | None
+) -> tuple[Session, int, bool]:
     """Return the session, checked against the contract, its threads, and whether the model is quick."""
     threads = settings.intra_op_threads or 1
-    session = _open_with(artifact, settings, threads)
+    session = _open_with(artifact, settings, threads, stop)
     _check_contract(session, artifact)
-    image_s = Runner(session).seconds_an_image(artifact.golden.images[:1])
+    # Other models may be loading beside: what one thread computes is its own time, whatever they take.
+    is_alone = threads == 1 and session.provider == CPU_PROVIDER
+    clock = time.thread_time if is_alone else time.perf_counter
+    image_s = Runner(session).seconds_an_image(artifact.golden.images[:1], clock)
     is_quick = image_s * settings.max_batch_size <= _QUICK_BATCH_S
     if not is_quick and settings.most_threads > threads and session.provider == CPU_PROVIDER:
         threads = settings.most_threads
-        session = _open_with(artifact, settings, threads)
+        session = _open_with(artifact, settings, threads, stop)
     return session, threads, is_quick
 
 
-def _open_with(artifact: Artifact, settings: ModelSettings, threads: int) -> Session:
-    return Session(artifact.model, device=settings.device, intra_op_threads=threads, options=settings.runtime)
+def _open_with(artifact: Artifact, settings: ModelSettings, threads: int, stop: StopSignal | None) -> Session:
+    return Session(
+        artifact.model,
+        device=settings.device,
+        intra_op_threads=threads,
+        options=settings.runtime,
+        stop=stop,
+    )
 
 
 def _check_contract(session: Session, artifact: Artifact) -> None:

@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 from serving.background import run_in_thread
@@ -24,9 +25,10 @@ from serving.processors import find_processors
 from serving.repository import Repository
 from serving.server_metrics import ServerMetrics
 from serving.servicer import Servicer
-from serving.session import require_device
+from serving.session import require_device, share_arena
 from serving.transport.choose import open_transport
 from serving.transport.settings import log_limits, log_who_may_call, wire_settings
+from serving.usable_memory import usable_memory_bytes
 from serving.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from serving.transport.choose import Transport
 
 _MIB = 1024 * 1024
+_MODELS_SHARE = 0.8  # of the memory that this process may use
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ def serve(config: ServeConfig) -> int:
     """
     log_to_stderr(config.log_level, config.log_format)
     require_device(config.device)
+    share_arena(_most_memory_bytes(config))
     return asyncio.run(_serve(config))
 
 
@@ -60,6 +64,7 @@ async def _serve(config: ServeConfig) -> int:
         _to_settings(config),
         on_load=loads.count,
         settle_s=2 * config.poll_s,  # two looks that see the same: what was being written is settled
+        load_timeout_s=config.load_timeout_s,
     )
     repository.subscribe(changes.notify)
     _log.info("processors: %s", find_processors())  # after what a wrong path ends with one readable line
@@ -103,6 +108,11 @@ async def _serve(config: ServeConfig) -> int:
             _log.info("drained: %d requests were answered OK since the start", models.answered_count())
             following.cancel()
             await endpoint.close()
+    if repository.unfinished_load_count:
+        _log.warning(
+            "%d loads cannot be stopped; they end with the process", repository.unfinished_load_count
+        )
+        _exit_at_once()
     return 0
 
 
@@ -143,6 +153,21 @@ async def _drain(
     await transport.stop(config.grace_period_s)
     servicer.close()
     repository.close(grace_s=1.0)  # nobody waits for an answer any more: only the running execution is left
+
+
+def _exit_at_once() -> None:
+    """End the process with status 0 beneath threads that compute, which must not outlive what they use."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _most_memory_bytes(config: ServeConfig) -> int:
+    """Return how much the models may take; the rest is for requests, and for this process itself."""
+    if config.max_model_memory_mib is not None:
+        return config.max_model_memory_mib * _MIB
+    return int(usable_memory_bytes() * _MODELS_SHARE)
 
 
 def _settle_garbage() -> None:

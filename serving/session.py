@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from serving.time_limit import StopSignal
+
 Device = Literal["auto", "cpu", "cuda"]
 
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -39,6 +41,12 @@ RUNTIME_VERSION: str = ort.__version__
 # A model's file may name others for its weights, and ONNX Runtime looks for them from the process's current
 # folder. An artifact has none, so they are looked for where nothing can be.
 _NO_FOLDER = "/dev/null/none"
+
+# A constant that ONNX Runtime computes from others as it opens a file may have this many bytes, or four times
+# the file's: enough for weights that are transposed, or turned from int8 into float32. Larger ones are
+# computed in each run, which can be stopped.
+_FOLDED_BYTES = 16 * 1024 * 1024
+_FOLDED_OF_FILE = 4
 
 _ONNX_TO_PROTOCOL = {
     "tensor(bool)": "BOOL",
@@ -55,6 +63,27 @@ _ONNX_TO_PROTOCOL = {
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }
+
+
+class _SharedArena:
+    """The memory that all sessions on the CPU take together, once it has been bounded."""
+
+    is_open = False
+
+
+def share_arena(max_bytes: int) -> None:
+    """Have all sessions opened from now on take at most so many bytes on the CPU, together.
+
+    They then hold what runs at the same time needs, instead of what each one needed at most. Once a process.
+    """
+    assert not _SharedArena.is_open
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    # -1: ONNX Runtime's own defaults.
+    bounds = {"max_mem": max_bytes, "arena_extend_strategy": 0}
+    ort.create_and_register_allocator(
+        memory, ort.OrtArenaCfg(bounds | {"initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1})
+    )
+    _SharedArena.is_open = True
 
 
 class Session:
@@ -75,6 +104,7 @@ class Session:
         intra_op_threads: int | None = None,
         options: RuntimeOptions | None = None,
         optimised: bool = True,
+        stop: StopSignal | None = None,
     ) -> None:
         """Load ``model``, the content of a ``model.onnx``.
 
@@ -84,6 +114,7 @@ class Session:
             intra_op_threads: threads one run may use; by default as many as there are usable processors.
             options: what else ONNX Runtime is told.
             optimised: False runs node by node what the file says, with nothing fused: a reference.
+            stop: when set, what is being opened is given up and `stop` called.
 
         Raises:
             DeviceError: the device cannot run the model.
@@ -93,7 +124,10 @@ class Session:
         options = options or RuntimeOptions()
         if not optimised:
             options = replace(options, graph_optimization="none")
-        self._session, self.choice = _open(model, device, threads, options)
+        self._run_options = ort.RunOptions()
+        if stop is not None:
+            stop.on_set(self.stop)
+        self._session, self.choice = _open(model, device, threads, options, stop)
         self.provider: str = self._session.get_providers()[0]
         self.inputs = tuple(_to_spec(argument) for argument in self._session.get_inputs())
         self.outputs = tuple(_to_spec(argument) for argument in self._session.get_outputs())
@@ -108,7 +142,7 @@ class Session:
             DeviceLostError: the GPU is gone, for this and every later run in this process.
         """
         try:
-            outputs: list[NDArray[np.float32]] = self._session.run(output_names, feeds)
+            outputs: list[NDArray[np.float32]] = self._session.run(output_names, feeds, self._run_options)
         except Exception as error:  # ONNX Runtime's kinds share no base class
             if self.provider == CPU_PROVIDER or not is_device_loss(str(error)):
                 raise
@@ -117,6 +151,10 @@ class Session:
                 "restart the server"
             ) from error
         return outputs
+
+    def stop(self) -> None:
+        """Let each run under way, and all that are still to come, fail before its next operator."""
+        self._run_options.terminate = True
 
 
 def cuda_is_present() -> bool:
@@ -136,20 +174,20 @@ def require_device(device: Device) -> None:
 
 
 def _open(
-    model: bytes, device: Device, threads: int, options: RuntimeOptions
+    model: bytes, device: Device, threads: int, options: RuntimeOptions, stop: StopSignal | None
 ) -> tuple[ort.InferenceSession, str]:
     """Return a session on the device, and why it is on that one."""
     require_device(device)
     if device == "cpu":
-        return _open_on(model, CPU_PROVIDER, threads, options), "the CPU was asked for"
+        return _open_on(model, CPU_PROVIDER, threads, options, stop), "the CPU was asked for"
     if not cuda_is_present():
         choice = "auto took the CPU: the installed onnxruntime has no CUDA provider"
-        return _open_on(model, CPU_PROVIDER, threads, options), choice
+        return _open_on(model, CPU_PROVIDER, threads, options, stop), choice
     try:
-        session = _open_on(model, CUDA_PROVIDER, threads, options)
+        session = _open_on(model, CUDA_PROVIDER, threads, options, stop)
     except DeviceError as error:
         # A file that the CPU cannot load either is a bad file (ArtifactError from here), not a bad device.
-        on_cpu = _open_on(model, CPU_PROVIDER, threads, options)
+        on_cpu = _open_on(model, CPU_PROVIDER, threads, options, stop)
         if device == "cuda":
             raise
         return on_cpu, f"auto took the CPU: {error}"
@@ -157,14 +195,27 @@ def _open(
 
 
 def _open_on(
-    model: bytes, provider: str, threads: int, options: RuntimeOptions, *, allow_cpu: bool = False
+    model: bytes,
+    provider: str,
+    threads: int,
+    options: RuntimeOptions,
+    stop: StopSignal | None,
+    *,
+    allow_cpu: bool = False,
 ) -> ort.InferenceSession:
     """Open on one provider; with ``allow_cpu`` shape arithmetic may stay on the processor."""
     on_cuda = provider == CUDA_PROVIDER
+    to_ort = _to_session_options(threads, options, on_cuda=on_cuda, forbid_cpu=on_cuda and not allow_cpu)
+    most_folded = max(_FOLDED_BYTES, _FOLDED_OF_FILE * len(model))
+    to_ort.add_session_config_entry(
+        "optimization.constant_folding_max_output_size_in_bytes", str(most_folded)
+    )
+    if stop is not None:
+        stop.on_set(lambda: to_ort.set_load_cancellation_flag(True))
     try:
         session = ort.InferenceSession(
             model,
-            _to_session_options(threads, options, on_cuda=on_cuda, forbid_cpu=on_cuda and not allow_cpu),
+            to_ort,
             providers=[(provider, options.to_cuda_options() if on_cuda else {})],
             enable_fallback=0,
         )
@@ -173,7 +224,7 @@ def _open_on(
     ) as error:  # the kinds differ by release: Fail, InvalidGraph, InvalidProtobuf, RuntimeError, ...
         if on_cuda:
             if not allow_cpu and "assigned to the default CPU EP" in str(error):
-                return _open_on(model, provider, threads, options, allow_cpu=True)
+                return _open_on(model, provider, threads, options, stop, allow_cpu=True)
             raise DeviceError(f"CUDA cannot run the model: {_first_line(error)}") from error
         raise ArtifactError(
             f"ONNX Runtime {ort.__version__} cannot load the model: {_first_line(error)}"
@@ -210,6 +261,10 @@ def _to_session_options(
     to_ort.add_session_config_entry("session.intra_op.allow_spinning", "0")
     to_ort.add_session_config_entry("session.inter_op.allow_spinning", "0")
     to_ort.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
+    if _SharedArena.is_open and options.arena and not on_cuda:
+        to_ort.add_session_config_entry("session.use_env_allocators", "1")
+        # Weights as pieces of their own: they are given back with the session, whatever else the arena holds.
+        to_ort.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     if on_cuda:
         to_ort.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if forbid_cpu:

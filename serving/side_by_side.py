@@ -1,35 +1,55 @@
-"""Jobs side by side, of which a slow one holds up no other."""
+"""Jobs by name side by side: one of a name at a time, and a slow one holds up no other."""
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from typing import TYPE_CHECKING
 
+from serving.shown import shown
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Mapping
 
 # A job that has run for so long is slow, and no longer counts among those that others wait for.
 _SLOW_S = 5.0
 # Most slow jobs at a time: each may hold a large model in memory, twice.
 _MOST_SLOW = 8
 
+_log = logging.getLogger(__name__)
+
 
 class SideBySide:
-    """Runs ``job_count`` jobs at a time, and others beside those of them that are slow."""
+    """Runs ``job_count`` jobs at a time, and others beside those of them that are slow.
 
-    def __init__(self, job_count: int, *, slow_s: float = _SLOW_S) -> None:
+    What a job raises is logged and stays with it, but for errors of the ``fatal`` types.
+    """
+
+    def __init__(
+        self, job_count: int, fatal: tuple[type[Exception], ...] = (), *, slow_s: float = _SLOW_S
+    ) -> None:
         self._job_count = job_count
+        self._fatal = fatal
         self._slow_s = slow_s
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
-    def run(self, jobs: Iterable[tuple[str, Callable[[], None]]], *, leave_slow: bool = False) -> None:
-        """Run ``jobs``, each with a name, in threads of their own; the first error of one is raised at once.
+    def alone(self, name: str) -> threading.Lock:
+        """Return the lock that a job of that name holds while it runs."""
+        return self._locks[name]
 
-        With ``leave_slow`` return as soon as all have begun and those that have not ended are slow.
+    def is_busy(self, name: str) -> bool:
+        """Tell whether something of that name is under way."""
+        return name in self._locks and self._locks[name].locked()
+
+    def run(self, jobs: Mapping[str, Callable[[], None]], *, leave_slow: bool = False) -> None:
+        """Run ``jobs`` by name, each in a thread of its own, until all have ended.
+
+        With ``leave_slow`` only until those that have not ended are slow. A fatal error is raised at once.
         """
-        waiting = deque(jobs)
+        waiting = deque(jobs.items())
         began_s: dict[str, float] = {}
         ended: queue.SimpleQueue[tuple[str, Exception | None]] = queue.SimpleQueue()
         while waiting or began_s:
@@ -38,29 +58,33 @@ class SideBySide:
             if waiting and len(quick) < self._job_count and len(began_s) < self._job_count + _MOST_SLOW:
                 name, job = waiting.popleft()
                 began_s[name] = now_s
-                _begin(name, job, ended)
+                self._begin(name, job, ended)
                 continue
             if leave_slow and not waiting and not quick:
                 return
             try:
-                until_slow_s = min(quick) + self._slow_s - now_s if quick else None
-                name, error = ended.get(timeout=until_slow_s)
+                name, error = ended.get(timeout=min(quick) + self._slow_s - now_s if quick else None)
             except queue.Empty:
                 continue
             del began_s[name]
             if error is not None:
                 raise error
 
+    def _begin(
+        self, name: str, job: Callable[[], None], ended: queue.SimpleQueue[tuple[str, Exception | None]]
+    ) -> None:
+        def run() -> None:
+            fatal: Exception | None = None
+            try:
+                with self.alone(name):
+                    job()
+            except self._fatal as error:
+                fatal = error
+            except Exception:
+                _log.exception("%s: failed", shown(name))
+            ended.put((name, fatal))
 
-def _begin(
-    name: str, job: Callable[[], None], ended: queue.SimpleQueue[tuple[str, Exception | None]]
-) -> None:
-    def run() -> None:
-        error: Exception | None = None
         try:
-            job()
-        except Exception as raised:  # handed over
-            error = raised
-        ended.put((name, error))
-
-    threading.Thread(target=run, name=f"follow {name}", daemon=True).start()
+            threading.Thread(target=run, name=f"follow {name}", daemon=True).start()
+        except RuntimeError:  # no thread is to be had: one after the other, then
+            run()

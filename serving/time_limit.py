@@ -1,8 +1,8 @@
 """Loads that must end: run beside their caller, told to stop when their time is over, else left behind.
 
-ONNX Runtime ends a run between two operators once it is told to, but not within one, and computes constants as
-it opens a file without asking; a file system may answer never. Such a thread cannot be ended from outside: it
-is left to itself, at the least priority, and there may be only so many of them.
+ONNX Runtime ends a run between two operators once it is told to, but not within one, and computes constants
+as it opens a file without asking; a file system may answer never. Such a thread cannot be ended from outside:
+it is left to itself, at the least priority, and there may be only so many of them.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class TimeLimit:
             raise LoadTimeoutError("the server is stopping")
         if not ended:
             raise LoadTimeoutError(
-                f"loading took longer than the {self._limit_s:g} s it may take: look for a loop without an end "
-                "or far too large a constant in the model, or raise --load-timeout-s if it is only slow"
+                f"loading took longer than the {self._limit_s:g} s that it may take: look for a loop without "
+                "end or far too large a constant in the model; if it is only slow, raise --load-timeout-s"
             )
         return running.outcome()
 
@@ -158,7 +158,7 @@ class _Work(Generic[_T]):
 
     def wait(self, limit_s: float) -> bool:
         """Wait up to so many seconds, and tell whether it has ended."""
-        return self._ended.wait(limit_s)
+        return self._ended.wait(min(limit_s, threading.TIMEOUT_MAX))
 
     def outcome(self) -> _T:
         """Return or raise what the function did, once."""

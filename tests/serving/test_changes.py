@@ -7,8 +7,9 @@ import threading
 from typing import TYPE_CHECKING
 
 from serving.changes import Changes
+from serving.loading import LoadOutcome
 from serving.model import ModelSettings
-from serving.repository import LoadOutcome, Repository
+from serving.repository import Repository
 
 if TYPE_CHECKING:
     from pathlib import Path

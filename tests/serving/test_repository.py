@@ -11,10 +11,11 @@ from serving.artifact import Golden
 from serving.calls import InferCall, Reply
 from serving.control import Control
 from serving.errors import ArtifactError, NotFoundError, UnavailableError
+from serving.loading import LoadOutcome
 from serving.model import ModelSettings, open_verified
 from serving.pb import open_inference_pb2 as pb
 from serving.publishing import publish_artifact
-from serving.repository import LoadOutcome, Repository
+from serving.repository import Repository
 from serving.scanning import find_versions
 from serving.servicer import Servicer
 from tests.serving.artifacts import TinyNetwork
