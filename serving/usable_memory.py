@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from serving.processors import CGROUP_ROOT, OWN_CGROUPS, own_folders
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def usable_memory_bytes(cgroup_root: Path = CGROUP_ROOT, own_cgroups: Path = OWN_CGROUPS) -> int:

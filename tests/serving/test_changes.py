@@ -7,7 +7,6 @@ import threading
 from typing import TYPE_CHECKING
 
 from serving.changes import Changes
-from serving.loading import LoadOutcome
 from serving.model import ModelSettings
 from serving.repository import Repository
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from serving.loading import LoadOutcome
     from tests.serving.artifacts import TinyNetwork
 
 

@@ -11,7 +11,6 @@ from serving.artifact import Golden
 from serving.calls import InferCall, Reply
 from serving.control import Control
 from serving.errors import ArtifactError, NotFoundError, UnavailableError
-from serving.loading import LoadOutcome
 from serving.model import ModelSettings, open_verified
 from serving.pb import open_inference_pb2 as pb
 from serving.publishing import publish_artifact
@@ -23,6 +22,8 @@ from tests.serving.server_process import infer_request
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from serving.loading import LoadOutcome
 
 SETTINGS = ModelSettings(device="cpu", intra_op_threads=1)
 
