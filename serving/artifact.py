@@ -269,11 +269,13 @@ def read_manifest(folder: Path, within: Path | None = None) -> dict[str, Any]:
 def list_versions(model_folder: Path) -> list[int]:
     """Return the versions under ``model_folder``, ascending; other names (hidden ones too) are ignored."""
     return sorted(
-        int(entry.name)
-        for entry in model_folder.iterdir()
-        # "01" would collide with "1": only the plain spelling of a positive integer is a version.
-        if entry.name.isascii() and entry.name.isdigit() and entry.name[0] != "0" and entry.is_dir()
+        int(entry.name) for entry in model_folder.iterdir() if is_version(entry.name) and entry.is_dir()
     )
+
+
+def is_version(name: str) -> bool:
+    """Tell whether a name is a version's: a positive integer, plainly spelt ("01" would collide with "1")."""
+    return name.isascii() and name.isdigit() and name[0] != "0"
 
 
 def _check_hash(name: str, content: bytes, manifest: Mapping[str, Any]) -> None:

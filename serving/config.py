@@ -264,6 +264,8 @@ class VerifyConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     """Folder of models to verify."""
     device: Device = "auto"
     """What runs the golden pairs: auto takes CUDA where it works, cuda takes it or fails, cpu never looks."""
+    load_timeout_s: float = Field(default=60.0, ge=1, le=86_400)
+    """Seconds that reading and proving a version may take; what takes longer is stopped and has failed."""
     against: Path | None = None
     """A training run's folder or checkpoint: compare a version with that network once more, as exporting
     does (needs the export extra); exit status 1 where the version was not made from it."""

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from serving.errors import DeviceError, LoadsHangError, ServingError
 from serving.model import ServedModel, open_artifact
 from serving.processors import usable_processors
+from serving.retirement import return_memory
 from serving.session import cuda_is_present
 
 if TYPE_CHECKING:
     from serving.artifact import Artifact
-    from serving.model import ModelSettings, OnLost
+    from serving.model import ModelSettings, OnLost, VerifiedModel
     from serving.session import Device
-    from serving.time_limit import TimeLimit
+    from serving.time_limit import StopSignal, TimeLimit
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def start_model(
     where = f"{name}/{version}"
     started_s = time.monotonic()
     try:
-        verified = time_limit.run(where, lambda stop: open_artifact(artifact, settings, stop))
+        verified = time_limit.run(where, lambda stop: _open(artifact, settings, stop))
     except LoadsHangError:
         raise
     except Exception as error:  # becomes the reason
@@ -87,6 +88,15 @@ def start_model(
         verified.sha256,
     )
     return model
+
+
+def _open(artifact: Artifact, settings: ModelSettings, stop: StopSignal) -> VerifiedModel:
+    """Open and prove an artifact; what a failure leaves in memory is returned whenever it comes."""
+    try:
+        return open_artifact(artifact, settings, stop)
+    except Exception:
+        return_memory()
+        raise
 
 
 def explain_refusal(where: str, error: Exception) -> Refusal:

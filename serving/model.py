@@ -93,9 +93,11 @@ class VerifiedModel:
     batch_invariant: bool
 
 
-def open_verified(folder: Path, settings: ModelSettings, within: Path | None = None) -> VerifiedModel:
+def open_verified(
+    folder: Path, settings: ModelSettings, within: Path | None = None, stop: StopSignal | None = None
+) -> VerifiedModel:
     """Read a version folder, check its hashes (`read_artifact`), then open and prove it (`open_artifact`)."""
-    return open_artifact(read_artifact(folder, within), settings)
+    return open_artifact(read_artifact(folder, within), settings, stop)
 
 
 def open_artifact(

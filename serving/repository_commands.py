@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from serving.channel import connection_options
 from serving.client import Client
 from serving.config import DEFAULT_SERVER
 from serving.errors import ArtifactError, ServingError
+from serving.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,12 +51,16 @@ def verify_models(config: VerifyConfig) -> int:
 
     require_device(config.device)
     settings = ModelSettings(device=config.device)
+    time_limit = TimeLimit(config.load_timeout_s)
     rows: list[Row] = []
     for name, versions in find_versions(config.repository).items():
         for version in versions:
             try:
-                verified = open_verified(
-                    config.repository / name / str(version), settings, within=config.repository
+                verified = time_limit.run(
+                    f"{name}/{version}",
+                    partial(
+                        open_verified, config.repository / name / str(version), settings, config.repository
+                    ),
                 )
             except ServingError as error:
                 rows.append((name, str(version), "FAILED", str(error)))

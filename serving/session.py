@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 # to nobody that its operator did not name; a value that is there already is the operator's.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+import numpy as np
 import onnxruntime as ort
 
 from serving.artifact import TensorSpec
@@ -25,7 +26,6 @@ from serving.runtime_options import RuntimeOptions, heavy_operators, is_device_l
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from serving.time_limit import StopSignal
@@ -48,6 +48,13 @@ _NO_FOLDER = "/dev/null/none"
 _FOLDED_BYTES = 16 * 1024 * 1024
 _FOLDED_OF_FILE = 4
 
+# A model that hands its only number on, as onnx.helper made it: Identity from "x" to "y". The arena gives
+# memory back at the end of a run that asks for it, and this is the least one.
+_LEAST_MODEL = (
+    b'\x08\x08:/\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0b\n\x01x\x12\x06\n\x04\x08\x01\x12\x00'
+    b"b\x0b\n\x01y\x12\x06\n\x04\x08\x01\x12\x00B\x04\n\x00\x10\r"
+)
+
 _ONNX_TO_PROTOCOL = {
     "tensor(bool)": "BOOL",
     "tensor(uint8)": "UINT8",
@@ -66,24 +73,42 @@ _ONNX_TO_PROTOCOL = {
 
 
 class _SharedArena:
-    """The memory that all sessions on the CPU take together, once it has been bounded."""
+    """The memory that all sessions on the CPU take together: one for the process, once it is opened."""
 
-    is_open = False
+    giver_back: ort.InferenceSession | None = None
 
 
-def share_arena(max_bytes: int) -> None:
-    """Have all sessions opened from now on take at most so many bytes on the CPU, together.
+def share_arena(most_bytes: int) -> None:
+    """Have all sessions that are opened from now on take ``most_bytes`` at most, together.
 
-    They then hold what runs at the same time needs, instead of what each one needed at most. Once a process.
+    Without it each keeps what it needed at most, for ever, and nothing bounds what a graph may ask for.
+    Shared, what runs at the same time is what is held. There is one for a process: the first call counts.
     """
-    assert not _SharedArena.is_open
+    if _SharedArena.giver_back is not None:
+        return
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    # -1: ONNX Runtime's own defaults.
-    bounds = {"max_mem": max_bytes, "arena_extend_strategy": 0}
-    ort.create_and_register_allocator(
-        memory, ort.OrtArenaCfg(bounds | {"initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1})
-    )
-    _SharedArena.is_open = True
+    settings = {"max_mem": most_bytes, "arena_extend_strategy": 0}
+    defaults = {"initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(settings | defaults))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    _use_shared_arena(options)
+    _SharedArena.giver_back = ort.InferenceSession(_LEAST_MODEL, options, providers=[CPU_PROVIDER])
+    give_back_memory()  # takes the arena's first piece, which stays
+
+
+def give_back_memory() -> None:
+    """Return to the system what the shared arena, if there is one, holds and nobody uses."""
+    if _SharedArena.giver_back is not None:
+        options = ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        _SharedArena.giver_back.run(["y"], {"x": np.array(0, np.float32)}, options)
+
+
+def _use_shared_arena(options: ort.SessionOptions) -> None:
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # Weights as pieces of their own: they are given back with the session, whatever else the arena holds.
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
 
 
 class Session:
@@ -261,10 +286,8 @@ def _to_session_options(
     to_ort.add_session_config_entry("session.intra_op.allow_spinning", "0")
     to_ort.add_session_config_entry("session.inter_op.allow_spinning", "0")
     to_ort.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
-    if _SharedArena.is_open and options.arena and not on_cuda:
-        to_ort.add_session_config_entry("session.use_env_allocators", "1")
-        # Weights as pieces of their own: they are given back with the session, whatever else the arena holds.
-        to_ort.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    if _SharedArena.giver_back is not None and options.arena and not on_cuda:
+        _use_shared_arena(to_ort)
     if on_cuda:
         to_ort.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if forbid_cpu:
