@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from functools import partial
@@ -54,13 +55,13 @@ class Repository(VersionTable):
         on_load: Callable[[LoadOutcome], None] = lambda _: None,
         *,
         settle_s: float = 2.0,
-        load_timeout_s: float = 60.0,
+        time_limit: TimeLimit | None = None,
     ) -> None:
         """Find the versions, none of them loaded yet.
 
         ``on_load`` is told of each load attempt that has ended, from the thread that loaded. What is wrong
         with files that are still changing is not said before they have not changed for ``settle_s`` seconds.
-        Reading a version and proving it may take ``load_timeout_s`` seconds each.
+        Reading a version and proving it are done within ``time_limit`` each, where there is one.
 
         Raises:
             ArtifactError: ``folder`` is not a folder that can be read.
@@ -70,7 +71,7 @@ class Repository(VersionTable):
         self._device = settings.device
         self._on_load = on_load
         self._stopping = threading.Event()
-        self._time_limit = TimeLimit(load_timeout_s)
+        self._time_limit = time_limit or TimeLimit(math.inf)
         self._models = SideBySide(loads_at_a_time(settings.device), fatal=(DeviceError, DeviceLostError))
         self._files = VersionFiles(folder, settle_s, time_limit=self._time_limit)
         self._settings = SettingsReader(folder, settings, settle_s)
@@ -160,16 +161,15 @@ class Repository(VersionTable):
         for drain in drains:
             drain.join()
 
-    def close(self, grace_s: float) -> None:
-        """Stop loading, finish what waits in all queues within ``grace_s`` seconds, stop the instances."""
+    def stop_loading(self) -> None:
+        """Stop the loads under way, and begin none any more."""
         self._stopping.set()
         self._time_limit.close()
-        self._retirement.close(self.ready_models(), grace_s)
 
-    @property
-    def unfinished_load_count(self) -> int:
-        """How many loads are under way, those included that were told to stop and do not."""
-        return self._time_limit.unfinished_count
+    def close(self, grace_s: float) -> None:
+        """Stop loading, finish what waits in all queues within ``grace_s`` seconds, stop the instances."""
+        self.stop_loading()
+        self._retirement.close(self.ready_models(), grace_s)
 
     def _find_folder(self, name: str) -> FoundModel:
         found = scan(self._folder).get(name)
@@ -226,8 +226,8 @@ class Repository(VersionTable):
                 self._take_down(name, version, f"not served: version_policy is {policy}")
         for version in gone:
             self._forget(name, version)
-        is_whole = found is not None and not (known - versions.keys() - gone)
-        if is_whole and all(self._files.is_settled(name, version) for version in brought):
+        is_missed = known - versions.keys() - gone
+        if found and not is_missed and all(self._files.is_settled(name, version) for version in brought):
             self._settled[name] = found
         return refused
 
@@ -297,10 +297,6 @@ class Repository(VersionTable):
     def _conclude(self, name: str, version: int, reason: str) -> None:
         self._files.conclude(name, version, reason)
         self._explain(name, version, "UNAVAILABLE", reason)
-
-    def _serves(self, name: str, version: int) -> bool:
-        entry = self._get(name, version)
-        return entry is not None and entry.model is not None
 
     def _is_gone(self, name: str, version: int, is_patient: bool) -> bool:
         """Tell whether a version not in the folder is to go; one that is being moved gets a second look."""

@@ -26,6 +26,7 @@ from serving.repository import Repository
 from serving.server_metrics import ServerMetrics
 from serving.servicer import Servicer
 from serving.session import require_device, share_arena
+from serving.time_limit import TimeLimit
 from serving.transport.choose import open_transport
 from serving.transport.settings import log_limits, log_who_may_call, wire_settings
 from serving.usable_memory import usable_memory_bytes
@@ -58,13 +59,13 @@ def serve(config: ServeConfig) -> int:
 
 
 async def _serve(config: ServeConfig) -> int:
-    loads, changes = LoadCounts(), Changes()
+    loads, changes, loading = LoadCounts(), Changes(), TimeLimit(config.load_timeout_s)
     repository = Repository(
         config.repository,
         _to_settings(config),
         on_load=loads.count,
         settle_s=2 * config.poll_s,  # two looks that see the same: what was being written is settled
-        load_timeout_s=config.load_timeout_s,
+        time_limit=loading,
     )
     repository.subscribe(changes.notify)
     _log.info("processors: %s", find_processors())  # after what a wrong path ends with one readable line
@@ -108,10 +109,8 @@ async def _serve(config: ServeConfig) -> int:
             _log.info("drained: %d requests were answered OK since the start", models.answered_count())
             following.cancel()
             await endpoint.close()
-    if repository.unfinished_load_count:
-        _log.warning(
-            "%d loads cannot be stopped; they end with the process", repository.unfinished_load_count
-        )
+    if loading.unfinished_count:
+        _log.warning("%d loads cannot be stopped; they end with the process", loading.unfinished_count)
         _exit_at_once()
     return 0
 
@@ -149,6 +148,7 @@ async def _drain(
 ) -> None:
     """Refuse new calls, and finish what was accepted."""
     servicer.begin_drain()
+    repository.stop_loading()
     await transport.enter_shutdown()
     await transport.stop(config.grace_period_s)
     servicer.close()

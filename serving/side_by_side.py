@@ -44,7 +44,7 @@ class SideBySide:
         """Tell whether something of that name is under way."""
         return name in self._locks and self._locks[name].locked()
 
-    def run(self, jobs: Mapping[str, Callable[[], None]], *, leave_slow: bool = False) -> None:
+    def run(self, jobs: Mapping[str, Callable[[], object]], *, leave_slow: bool = False) -> None:
         """Run ``jobs`` by name, each in a thread of its own, until all have ended.
 
         With ``leave_slow`` only until those that have not ended are slow. A fatal error is raised at once.
@@ -71,7 +71,7 @@ class SideBySide:
                 raise error
 
     def _begin(
-        self, name: str, job: Callable[[], None], ended: queue.SimpleQueue[tuple[str, Exception | None]]
+        self, name: str, job: Callable[[], object], ended: queue.SimpleQueue[tuple[str, Exception | None]]
     ) -> None:
         def run() -> None:
             fatal: Exception | None = None

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from serving.errors import LoadsHangError, LoadTimeoutError
 
@@ -66,8 +66,8 @@ class TimeLimit:
         self._limit_s = limit_s
         self._stop_s = stop_s
         self._changing = threading.Lock()
-        self._unfinished: set[_Work[object]] = set()
-        self._abandoned: set[_Work[object]] = set()
+        self._unfinished: set[_Work[Any]] = set()
+        self._abandoned: set[_Work[Any]] = set()
         self._is_closed = False
 
     @property
@@ -127,7 +127,7 @@ class TimeLimit:
             running.what,
         )
 
-    def _forget(self, running: _Work[object]) -> None:
+    def _forget(self, running: _Work[Any]) -> None:
         with self._changing:
             self._unfinished.discard(running)
             self._abandoned.discard(running)
@@ -137,7 +137,7 @@ class _Work(Generic[_T]):
     """One function in one thread, and what it came to."""
 
     def __init__(
-        self, what: str, work: Callable[[StopSignal], _T], on_end: Callable[[_Work[object]], None]
+        self, what: str, work: Callable[[StopSignal], _T], on_end: Callable[[_Work[Any]], None]
     ) -> None:
         self.what = what
         self.stop = StopSignal()
