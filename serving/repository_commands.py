@@ -9,7 +9,7 @@ from serving.channel import connection_options
 from serving.client import Client
 from serving.config import DEFAULT_SERVER
 from serving.errors import ArtifactError, ServingError
-from serving.time_limit import TimeLimit
+from serving.time_limit import TimeLimit, end_process
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,7 +74,10 @@ def verify_models(config: VerifyConfig) -> int:
     if not rows:
         raise ArtifactError(f"there are no models in {config.repository}; `foldserve export` writes them")
     _print_table(rows)
-    return 1 if any(state == "FAILED" for _, _, state, _ in rows) else 0
+    status = 1 if any(state == "FAILED" for _, _, state, _ in rows) else 0
+    if time_limit.unfinished_count:
+        end_process(status)
+    return status
 
 
 def _rows_of_repository(repository: Path) -> list[Row]:

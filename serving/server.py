@@ -8,7 +8,6 @@ import gc
 import logging
 import os
 import signal
-import sys
 from typing import TYPE_CHECKING
 
 from serving.background import run_in_thread
@@ -26,7 +25,7 @@ from serving.repository import Repository
 from serving.server_metrics import ServerMetrics
 from serving.servicer import Servicer
 from serving.session import require_device, share_arena
-from serving.time_limit import TimeLimit
+from serving.time_limit import TimeLimit, end_process
 from serving.transport.choose import open_transport
 from serving.transport.settings import log_limits, log_who_may_call, wire_settings
 from serving.usable_memory import usable_memory_bytes
@@ -111,7 +110,7 @@ async def _serve(config: ServeConfig) -> int:
             await endpoint.close()
     if loading.unfinished_count:
         _log.warning("%d loads cannot be stopped; they end with the process", loading.unfinished_count)
-        _exit_at_once()
+        end_process(0)
     return 0
 
 
@@ -153,14 +152,6 @@ async def _drain(
     await transport.stop(config.grace_period_s)
     servicer.close()
     repository.close(grace_s=1.0)  # nobody waits for an answer any more: only the running execution is left
-
-
-def _exit_at_once() -> None:
-    """End the process with status 0 beneath threads that compute, which must not outlive what they use."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
 
 
 def _most_memory_bytes(config: ServeConfig) -> int:

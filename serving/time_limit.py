@@ -30,6 +30,14 @@ _LEAST_PRIORITY = 19
 _log = logging.getLogger(__name__)
 
 
+def end_process(status: int) -> None:
+    """End the process beneath threads that go on: in an ordinary end ONNX Runtime's would abort it."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 class StopSignal:
     """Word to a load under way, from any thread, that it is to end."""
 

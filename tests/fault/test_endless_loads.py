@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import TYPE_CHECKING
 
 import grpc
@@ -12,7 +13,7 @@ import pytest
 
 from serving.pb import open_inference_pb2 as pb
 from tests.serving.artifacts import TinyNetwork
-from tests.serving.endless import EndlessNetwork, HugeNetwork, publish_bomb, publish_unproven
+from tests.serving.endless import EndlessNetwork, HeavyNetwork, HugeNetwork, publish_bomb, publish_unproven
 from tests.serving.repository_changes import eventually, serves, states
 from tests.serving.server_process import ServerProcess, outputs_of, run_cli, status_of
 
@@ -100,6 +101,19 @@ def test_a_load_that_cannot_be_stopped_is_left_behind(tmp_path: Path, transport:
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(timeout=30) == 0
         assert "1 loads cannot be stopped" in server.log
+
+
+def test_the_end_within_a_long_operator_is_an_ordinary_one(tmp_path: Path, transport: str) -> None:
+    """ONNX Runtime aborts a process whose libraries are unloaded beneath a run."""
+    models = tmp_path / "models"
+    NETWORK.publish(models / "zebra")
+    flags = ("--transport", transport, "--poll-s", "0.1", "--load-timeout-s", "86400")
+    with ServerProcess(models, tmp_path / "server", *flags) as server:
+        publish_unproven(HeavyNetwork(), models / "heavy")
+        eventually(lambda: states(server, "heavy"), "the heavy model is found")
+        time.sleep(1)  # in the middle of it, most likely
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=30) == 0
 
 
 @pytest.mark.parametrize("of_input", [True, False])

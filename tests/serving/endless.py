@@ -57,6 +57,20 @@ class HugeNetwork(TinyNetwork):
         return _with_added(super().to_onnx(), nodes, {"shape": np.array([self._byte_count // 4])})
 
 
+class HeavyNetwork(TinyNetwork):
+    """TinyNetwork with products of matrices in the way, of which each takes a second or more, and 64 MB."""
+
+    def to_onnx(self) -> bytes:
+        """Return the content of a model.onnx."""
+        nodes = [helper.make_node("Expand", ["value", "shape"], ["product 0"])]
+        for number in range(20):
+            inputs = [f"product {number}", "product 0"]
+            nodes.append(helper.make_node("MatMul", inputs, [f"product {number + 1}"]))
+        nodes.append(helper.make_node("ReduceMax", ["product 20"], ["added"], keepdims=0))
+        constants = {"value": np.full(1, 1 / 4000, np.float32), "shape": np.array([4000, 4000])}
+        return _with_added(super().to_onnx(), nodes, constants)
+
+
 def publish_unproven(network: TinyNetwork, model_folder: Path) -> Path:
     """Publish with golden pairs that nobody has run; return the version's folder."""
     images = network.random_images(4)
