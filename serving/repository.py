@@ -102,11 +102,7 @@ class Repository(VersionTable):
                 with self._models.alone(name):
                     self._leave_alone(name, "it waits to be loaded by RepositoryModelLoad")
         self._models.run(
-            {
-                name: partial(self._follow, name, found, is_start=True)
-                for name, found in models.items()
-                if name not in self._left_alone
-            }
+            {name: partial(self._follow, name, found, is_start=True) for name, found in models.items()}
         )
 
     def refresh(self) -> None:
@@ -191,7 +187,7 @@ class Repository(VersionTable):
         is not whole or has vanished is given time.
         """
         refused: dict[int, str] = {}
-        if self._stopping.is_set():
+        if self._stopping.is_set() or (found and name in self._left_alone):  # since this was looked for
             return refused
         self._settled.pop(name, None)
         versions = found.versions if found else {}

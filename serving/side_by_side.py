@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from collections import defaultdict, deque
@@ -35,6 +34,8 @@ class SideBySide:
         self._fatal = fatal
         self._slow_s = slow_s
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._changed = threading.Condition()
+        self._began_s: dict[str, float] = {}  # of what is under way, what was left included
 
     def alone(self, name: str) -> threading.Lock:
         """Return the lock that a job of that name holds while it runs."""
@@ -50,40 +51,39 @@ class SideBySide:
         With ``leave_slow`` only until those that have not ended are slow. A fatal error is raised at once.
         """
         waiting = deque(jobs.items())
-        began_s: dict[str, float] = {}
-        ended: queue.SimpleQueue[tuple[str, Exception | None]] = queue.SimpleQueue()
-        while waiting or began_s:
-            now_s = time.monotonic()
-            quick = [began for began in began_s.values() if now_s - began < self._slow_s]
-            if waiting and len(quick) < self._job_count and len(began_s) < self._job_count + _MOST_SLOW:
-                name, job = waiting.popleft()
-                began_s[name] = now_s
-                self._begin(name, job, ended)
-                continue
-            if leave_slow and not waiting and not quick:
-                return
-            try:
-                name, error = ended.get(timeout=min(quick) + self._slow_s - now_s if quick else None)
-            except queue.Empty:
-                continue
-            del began_s[name]
-            if error is not None:
-                raise error
+        own: set[str] = set()
+        fatal: list[Exception] = []
+        with self._changed:
+            while not fatal:
+                now_s = time.monotonic()
+                quick = {name: began for name, began in self._began_s.items() if now_s - began < self._slow_s}
+                most = self._job_count + _MOST_SLOW
+                if waiting and len(quick) < self._job_count and len(self._began_s) < most:
+                    name, job = waiting.popleft()
+                    own.add(name)
+                    self._begin(name, job, fatal)
+                    continue
+                own &= self._began_s.keys()
+                if not waiting and not (own & quick.keys() if leave_slow else own):
+                    return
+                self._changed.wait(min(quick.values()) + self._slow_s - now_s if quick else None)
+        raise fatal[0]
 
-    def _begin(
-        self, name: str, job: Callable[[], object], ended: queue.SimpleQueue[tuple[str, Exception | None]]
-    ) -> None:
+    def _begin(self, name: str, job: Callable[[], object], fatal: list[Exception]) -> None:
         def run() -> None:
-            fatal: Exception | None = None
             try:
                 with self.alone(name):
                     job()
             except self._fatal as error:
-                fatal = error
+                fatal.append(error)
             except Exception:
                 _log.exception("%s: failed", shown(name))
-            ended.put((name, fatal))
+            finally:
+                with self._changed:
+                    del self._began_s[name]
+                    self._changed.notify_all()
 
+        self._began_s[name] = time.monotonic()
         try:
             threading.Thread(target=run, name=f"follow {name}", daemon=True).start()
         except RuntimeError:  # no thread is to be had: one after the other, then

@@ -73,6 +73,17 @@ def test_each_load_attempt_is_reported_once_with_its_end(folder: Path) -> None:
     repository.close(grace_s=5)
 
 
+def test_model_unloaded_before_its_turn_is_not_loaded_after_all(folder: Path) -> None:
+    TinyNetwork().publish(folder / "other")
+    repository = Repository(folder, SETTINGS)
+    repository.unload("tiny")
+    repository.load_all()
+    assert [model.name for model in repository.ready_models()] == ["other"]
+    repository.load("tiny")
+    assert repository.is_ready("tiny", "")
+    repository.close(grace_s=5)
+
+
 def test_closed_repository_loads_nothing_more(folder: Path) -> None:
     repository = Repository(folder, SETTINGS)
     repository.close(grace_s=0)

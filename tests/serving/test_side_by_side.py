@@ -74,3 +74,26 @@ def test_what_one_raises_stays_with_it_but_for_fatal_errors(caplog: pytest.LogCa
 
     with pytest.raises(KeyError, match="fatal"):
         models.run({"bad": fail, "good": lambda: done.append("again")})
+
+
+def test_what_was_left_by_earlier_runs_counts_as_well(release: threading.Event) -> None:
+    """However often the repository is looked at, no more than eight slow loads are under way."""
+    models = SideBySide(1, slow_s=0.01)
+    begun: list[str] = []
+
+    def hang(name: str) -> None:
+        begun.append(name)
+        release.wait()
+
+    for look in range(2):
+        jobs = {f"{look} {number}": lambda name=f"{look} {number}": hang(name) for number in range(4)}
+        models.run(jobs, leave_slow=True)
+    jobs = {f"last {number}": lambda name=f"last {number}": hang(name) for number in range(4)}
+    third = threading.Thread(target=models.run, args=(jobs,))
+    third.start()
+    eventually(lambda: len(begun) >= 9, "one more is begun")
+    threading.Event().wait(0.1)
+    assert len(begun) == 9
+    release.set()
+    third.join(60)
+    assert len(begun) == 12
