@@ -33,9 +33,9 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     is told to (RepositoryModelLoad, RepositoryModelUnload, --load-model)."""
     poll_s: float = Field(default=1.0, ge=0.1, le=3600)
     """Seconds between two looks at the repository."""
-    load_timeout_s: float = Field(default=60.0, ge=1, le=86_400)
-    """Seconds that reading a version, and proving it, may take each; what takes longer is stopped and
-    refused."""
+    load_timeout_s: float = Field(default=300.0, ge=1, le=86_400)
+    """Seconds that reading a version, and proving it, may take each; a step of it (an endless loop is one)
+    may take a fifth, or 60. What takes longer is stopped and refused."""
     load_model: list[str] = Field(default_factory=list)
     """With --control explicit, a model to load at start-up; may be given several times."""
     device: Device = "auto"
@@ -264,8 +264,9 @@ class VerifyConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     """Folder of models to verify."""
     device: Device = "auto"
     """What runs the golden pairs: auto takes CUDA where it works, cuda takes it or fails, cpu never looks."""
-    load_timeout_s: float = Field(default=60.0, ge=1, le=86_400)
-    """Seconds that reading and proving a version may take; what takes longer is stopped and has failed."""
+    load_timeout_s: float = Field(default=300.0, ge=1, le=86_400)
+    """Seconds that reading and proving a version may take, and a fifth of it, or 60, a step of it; what takes
+    longer is stopped and has failed."""
     against: Path | None = None
     """A training run's folder or checkpoint: compare a version with that network once more, as exporting
     does (needs the export extra); exit status 1 where the version was not made from it."""

@@ -16,6 +16,7 @@ from serving.runner import Runner
 from serving.runtime_options import RuntimeOptions
 from serving.session import CPU_PROVIDER, Device, Session
 from serving.statistics import Statistics
+from serving.time_limit import StopSignal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from serving.artifact import Artifact
     from serving.batch_requests import OnDone
     from serving.calls import Call
-    from serving.time_limit import StopSignal
 
 # Told of the execution provider whose device broke, and how.
 OnLost: TypeAlias = "Callable[[str, DeviceLostError], None]"
@@ -110,7 +110,9 @@ def open_artifact(
         DeviceError: the device cannot run the model.
         DeviceLostError: the device broke.
     """
+    stop = stop or StopSignal()
     session, threads, is_quick = _open_session(artifact, settings, stop)
+    stop.note_step()
     runner = Runner(session)
     batch_invariant = runner.is_batch_invariant(artifact.golden.images, settings.max_batch_size)
     if settings.batch_invariant and not batch_invariant:
@@ -121,9 +123,11 @@ def open_artifact(
                 f"its logits differ by batch on {session.provider}, even with every execution padded to "
                 f"{settings.max_batch_size} images; serve it without --batch-invariant"
             )
+    stop.note_step()
     largest_difference = replay(
         runner.logits, artifact.golden, batch_size=settings.max_batch_size, where=session.provider
     )
+    stop.note_step()
     runner.warm_up(artifact.golden.images[:1], settings.sizes_to_warm)
     return VerifiedModel(
         session=session,
@@ -233,12 +237,11 @@ def _reporting_loss(
     return execute
 
 
-def _open_session(
-    artifact: Artifact, settings: ModelSettings, stop: StopSignal | None
-) -> tuple[Session, int, bool]:
+def _open_session(artifact: Artifact, settings: ModelSettings, stop: StopSignal) -> tuple[Session, int, bool]:
     """Return the session, checked against the contract, its threads, and whether the model is quick."""
     threads = settings.intra_op_threads or 1
     session = _open_with(artifact, settings, threads, stop)
+    stop.note_step()
     _check_contract(session, artifact)
     # Other models may be loading beside: what one thread computes is its own time, whatever they take.
     is_alone = threads == 1 and session.provider == CPU_PROVIDER
@@ -251,7 +254,7 @@ def _open_session(
     return session, threads, is_quick
 
 
-def _open_with(artifact: Artifact, settings: ModelSettings, threads: int, stop: StopSignal | None) -> Session:
+def _open_with(artifact: Artifact, settings: ModelSettings, threads: int, stop: StopSignal) -> Session:
     return Session(
         artifact.model,
         device=settings.device,

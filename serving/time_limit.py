@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from serving.errors import LoadsHangError, LoadTimeoutError
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+# A step of a load that takes more than this share of the whole is taken for one without end; the longest of a
+# large network's, 95 images of warm-up, is a third. Where little is allowed, a step may take all of it.
+_STEP_SHARE = 0.2
+_LEAST_STEP_S = 60.0
 # What was told to stop has this long: one operator of a large network may take a second.
 _STOP_S = 5.0
 # Each may keep a model's memory and what nobody else wants of a processor for as long as the process lives.
@@ -39,9 +45,14 @@ def end_process(status: int) -> None:
 
 
 class StopSignal:
-    """Word to a load under way, from any thread, that it is to end."""
+    """Word to a load under way, from any thread, that it is to end; and from it, that it gets on.
+
+    Attributes:
+        stepped_s: when its last step ended, in monotonic seconds.
+    """
 
     def __init__(self) -> None:
+        self.stepped_s = time.monotonic()
         self._changing = threading.Lock()
         self._is_set = False
         self._stops: list[Callable[[], None]] = []
@@ -54,6 +65,10 @@ class StopSignal:
         for stop in stops:
             stop()
 
+    def note_step(self) -> None:
+        """Note that a step of the load has ended."""
+        self.stepped_s = time.monotonic()
+
     def on_set(self, stop: Callable[[], None]) -> None:
         """Have ``stop`` called when the signal is set, at once where it is already."""
         with self._changing:
@@ -64,14 +79,15 @@ class StopSignal:
 
 
 class TimeLimit:
-    """Runs work for at most ``limit_s`` seconds each; may be used from any thread.
+    """Runs work for at most ``limit_s`` seconds each, and a share of it a step; may be used from any thread.
 
     What was told to stop and has not within ``stop_s`` seconds is abandoned: its thread goes on, and what it
     comes to is thrown away.
     """
 
-    def __init__(self, limit_s: float, *, stop_s: float = _STOP_S) -> None:
+    def __init__(self, limit_s: float, *, step_s: float | None = None, stop_s: float = _STOP_S) -> None:
         self._limit_s = limit_s
+        self._step_s = step_s or min(limit_s, max(_LEAST_STEP_S, limit_s * _STEP_SHARE))
         self._stop_s = stop_s
         self._changing = threading.Lock()
         self._unfinished: set[_Work[Any]] = set()
@@ -102,17 +118,17 @@ class TimeLimit:
                 raise LoadTimeoutError("the server is stopping")
             self._unfinished.add(running)
         running.start()
-        ended = running.wait(self._limit_s)
-        if not ended:
+        overrun = self._watch(running)
+        if overrun:
             running.stop.set()
             if not running.wait(self._stop_s):
                 self._abandon(running)
         if self._is_closed:
             raise LoadTimeoutError("the server is stopping")
-        if not ended:
+        if overrun:
             raise LoadTimeoutError(
-                f"loading took longer than the {self._limit_s:g} s that it may take: look for a loop without "
-                "end or far too large a constant in the model; if it is only slow, raise --load-timeout-s"
+                f"{overrun}: look for a loop without end or far too large a constant in the model; if it is "
+                "only slow, raise --load-timeout-s or lower --max-batch-size"
             )
         return running.outcome()
 
@@ -123,6 +139,22 @@ class TimeLimit:
             unfinished = list(self._unfinished)
         for running in unfinished:
             running.stop.set()
+
+    def _watch(self, running: _Work[_T]) -> str:
+        """Wait until ``running`` ends, and return ""; or until it has overrun its time, and return how."""
+        ends_s = time.monotonic() + self._limit_s
+        while True:
+            left_s = min(ends_s, self._step_ends_s(running)) - time.monotonic()
+            if running.wait(max(0.0, left_s)):
+                return ""
+            now_s = time.monotonic()
+            if now_s >= ends_s:
+                return f"loading took longer than the {self._limit_s:g} s that it may take"
+            if now_s >= self._step_ends_s(running):
+                return f"loading took longer than the {self._step_s:g} s that a step of it may take"
+
+    def _step_ends_s(self, running: _Work[_T]) -> float:
+        return running.stop.stepped_s + self._step_s if self._step_s < self._limit_s else math.inf
 
     def _abandon(self, running: _Work[_T]) -> None:
         with self._changing:

@@ -100,3 +100,19 @@ def test_stop_is_told_at_once_where_the_signal_came_first() -> None:
     stop.set()
     stop.on_set(lambda: told.append("told"))
     assert told == ["told"]
+
+
+def test_a_step_has_a_limit_of_its_own_that_begins_with_it() -> None:
+    """The whole takes many times what a step may, and ends; a step without end is told apart."""
+    limit = TimeLimit(FOR_EVER_S, step_s=2.0)
+    tick = threading.Event()
+
+    def many_steps(stop: StopSignal) -> int:
+        for _ in range(30):
+            tick.wait(0.1)
+            stop.note_step()
+        return 30
+
+    assert limit.run("model/1", many_steps) == 30
+    with pytest.raises(LoadTimeoutError, match=r"longer than the 0\.01 s that a step of it may take"):
+        TimeLimit(FOR_EVER_S, step_s=0.01, stop_s=FOR_EVER_S).run("model/1", obedient)
