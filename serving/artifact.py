@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from imaging import ImageSpec
+from serving.bounded_archive import read_arrays
 from serving.errors import ArtifactError
 from serving.safe_files import read_inside
 
@@ -33,6 +34,12 @@ SCHEMA_VERSION = 1
 MODEL_FILE = "model.onnx"
 GOLDEN_FILE = "golden.npz"
 MANIFEST_FILE = "manifest.json"
+
+# The most there may be of each file, and of golden pairs once they are unpacked. A protobuf message, and so
+# an ONNX file, ends at 2 GiB; 1,000 images of 224 by 224 pixels in colour are 144 MiB.
+MOST_MODEL_BYTES = 2**31
+MOST_GOLDEN_BYTES = 2**30
+MOST_MANIFEST_BYTES = 2**24
 
 IMAGE = "image"  # UINT8 [N, C, H, W]
 LOGITS = "logits"  # FP32 [N, K]
@@ -167,15 +174,15 @@ class Golden:
             ArtifactError: not such a file, or its arrays do not fit together.
         """
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                golden = cls(
-                    images=arrays["images"],
-                    reference_logits=arrays["reference_logits"],
-                    runtime_logits=arrays["runtime_logits"],
-                    reference_tolerance=float(arrays["reference_tolerance"]),
-                    runtime_tolerance=float(arrays["runtime_tolerance"]),
-                    synthetic=bool(arrays["synthetic"]),
-                )
+            arrays = read_arrays(content, [each.name for each in fields(cls)], MOST_GOLDEN_BYTES)
+            golden = cls(
+                images=arrays["images"],
+                reference_logits=arrays["reference_logits"],
+                runtime_logits=arrays["runtime_logits"],
+                reference_tolerance=float(arrays["reference_tolerance"]),
+                runtime_tolerance=float(arrays["runtime_tolerance"]),
+                synthetic=bool(arrays["synthetic"]),
+            )
         except Exception as error:  # zipfile, zlib, numpy and KeyError all mean the same thing here
             raise ArtifactError(f"{GOLDEN_FILE} cannot be read: {error}") from error
         golden.check()
@@ -237,8 +244,8 @@ def read_artifact(folder: Path, within: Path | None = None) -> Artifact:
     """
     manifest = read_manifest(folder, within)
     contents = {}
-    for name in (MODEL_FILE, GOLDEN_FILE):
-        contents[name] = read_inside(folder / name, within)
+    for name, most_bytes in ((MODEL_FILE, MOST_MODEL_BYTES), (GOLDEN_FILE, MOST_GOLDEN_BYTES)):
+        contents[name] = read_inside(folder / name, within, most_bytes)
         _check_hash(name, contents[name], manifest)
     return Artifact(folder, contents[MODEL_FILE], Golden.from_bytes(contents[GOLDEN_FILE]), manifest)
 
@@ -250,7 +257,7 @@ def read_manifest(folder: Path, within: Path | None = None) -> dict[str, Any]:
         ArtifactError: missing, unreadable, malformed, or of a future schema.
     """
     try:
-        manifest = json.loads(read_inside(folder / MANIFEST_FILE, within))
+        manifest = json.loads(read_inside(folder / MANIFEST_FILE, within, MOST_MANIFEST_BYTES))
         _check_schema(int(manifest["schema_version"]), MANIFEST_FILE)
         if not isinstance(manifest["files"], dict):
             raise TypeError("'files' is not an object")  # noqa: TRY301  # handled with the other ways to be malformed
@@ -262,11 +269,13 @@ def read_manifest(folder: Path, within: Path | None = None) -> dict[str, Any]:
 def list_versions(model_folder: Path) -> list[int]:
     """Return the versions under ``model_folder``, ascending; other names (hidden ones too) are ignored."""
     return sorted(
-        int(entry.name)
-        for entry in model_folder.iterdir()
-        # "01" would collide with "1": only the plain spelling of a positive integer is a version.
-        if entry.name.isascii() and entry.name.isdigit() and entry.name[0] != "0" and entry.is_dir()
+        int(entry.name) for entry in model_folder.iterdir() if is_version(entry.name) and entry.is_dir()
     )
+
+
+def is_version(name: str) -> bool:
+    """Tell whether a name is a version's: a positive integer, plainly spelt ("01" would collide with "1")."""
+    return name.isascii() and name.isdigit() and name[0] != "0"
 
 
 def _check_hash(name: str, content: bytes, manifest: Mapping[str, Any]) -> None:

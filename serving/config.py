@@ -33,6 +33,9 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     is told to (RepositoryModelLoad, RepositoryModelUnload, --load-model)."""
     poll_s: float = Field(default=1.0, ge=0.1, le=3600)
     """Seconds between two looks at the repository."""
+    load_timeout_s: float = Field(default=300.0, ge=1, le=86_400)
+    """Seconds that reading a version, and proving it, may take each; a step of it (an endless loop is one)
+    may take a fifth, or 60. What takes longer is stopped and refused."""
     load_model: list[str] = Field(default_factory=list)
     """With --control explicit, a model to load at start-up; may be given several times."""
     device: Device = "auto"
@@ -57,6 +60,9 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     intra_op_threads: int | None = Field(default=None, ge=1)
     """Threads one execution may use. By default measured: one where a full batch takes under 5 ms, else an
     instance's share of the usable processors."""
+    max_model_memory_mib: int | None = Field(default=None, ge=64)
+    """Most MiB that all models together may take on the CPU; a model or request that would need more is
+    refused. By default four fifths of what this process may use."""
     max_queue_rows: int = Field(default=8192, ge=1)
     """Most images that may wait for one model; more are refused at once with RESOURCE_EXHAUSTED."""
     max_queue_mib: int = Field(default=256, ge=1)
@@ -279,6 +285,9 @@ class VerifyConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     """Folder of models to verify."""
     device: Device = "auto"
     """What runs the golden pairs: auto takes CUDA where it works, cuda takes it or fails, cpu never looks."""
+    load_timeout_s: float = Field(default=300.0, ge=1, le=86_400)
+    """Seconds that reading and proving a version may take, and a fifth of it, or 60, a step of it; what takes
+    longer is stopped and has failed."""
     against: Path | None = None
     """A training run's folder or checkpoint: compare a version with that network once more, as exporting
     does (needs the export extra); exit status 1 where the version was not made from it."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SETTINGS_FILE = "model.toml"
 
 _MIB = 1024 * 1024
+_MOST_BYTES = _MIB
 _HEADER = re.compile(r"\s*\[([^\[\]]+)\]")
 _KEY = re.compile(r"\s*([\w\-.\"' ]+?)\s*=")
 
@@ -91,7 +92,7 @@ def read_model_settings(
     if not path.is_symlink() and not path.exists():
         return defaults, ALL_VERSIONS
     try:
-        text = read_inside(path, within).decode()
+        text = read_inside(path, within, _MOST_BYTES).decode()
         file = ModelFile.model_validate(tomllib.loads(text))
     except ArtifactError as error:
         raise SettingsError(str(error)) from None

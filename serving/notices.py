@@ -8,7 +8,7 @@ _log = logging.getLogger(__name__)
 
 
 class Notices:
-    """The last notice about each thing; not for several threads at once."""
+    """The last notice about each thing; each thing for one thread at a time."""
 
     def __init__(self) -> None:
         self._notices: dict[str, str] = {}

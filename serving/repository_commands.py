@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from serving.channel import connection_options
 from serving.client import Client
 from serving.config import DEFAULT_SERVER
 from serving.errors import ArtifactError, ServingError
+from serving.time_limit import TimeLimit, end_process
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,12 +51,16 @@ def verify_models(config: VerifyConfig) -> int:
 
     require_device(config.device)
     settings = ModelSettings(device=config.device)
+    time_limit = TimeLimit(config.load_timeout_s)
     rows: list[Row] = []
     for name, versions in find_versions(config.repository).items():
         for version in versions:
             try:
-                verified = open_verified(
-                    config.repository / name / str(version), settings, within=config.repository
+                verified = time_limit.run(
+                    f"{name}/{version}",
+                    partial(
+                        open_verified, config.repository / name / str(version), settings, config.repository
+                    ),
                 )
             except ServingError as error:
                 rows.append((name, str(version), "FAILED", str(error)))
@@ -68,7 +74,10 @@ def verify_models(config: VerifyConfig) -> int:
     if not rows:
         raise ArtifactError(f"there are no models in {config.repository}; `foldserve export` writes them")
     _print_table(rows)
-    return 1 if any(state == "FAILED" for _, _, state, _ in rows) else 0
+    status = 1 if any(state == "FAILED" for _, _, state, _ in rows) else 0
+    if time_limit.unfinished_count:
+        end_process(status)
+    return status
 
 
 def _rows_of_repository(repository: Path) -> list[Row]:

@@ -13,12 +13,12 @@ from pathlib import Path
 from serving.errors import ArtifactError
 
 
-def read_inside(path: Path, within: Path | None = None) -> bytes:
+def read_inside(path: Path, within: Path | None, most_bytes: int) -> bytes:
     """Return the content of a file; with ``within``, only if the file really lies in that folder.
 
     Raises:
-        ArtifactError: there is no such file, it cannot be read, it is no regular file, or links lead out of
-            ``within``; the message is for whoever asked for the version.
+        ArtifactError: there is no such file, it cannot be read, it is no regular file, it is larger than
+            ``most_bytes``, or links lead out of ``within``; the message is for whoever asked for the version.
     """
     try:
         # Opening a FIFO for reading would otherwise wait for a writer, for ever.
@@ -32,8 +32,11 @@ def read_inside(path: Path, within: Path | None = None) -> bytes:
             raise ArtifactError(f"{path.name} is not a regular file; copy the file itself there")
         if within is not None:
             _check_inside(path, descriptor, within)
+        size = os.fstat(descriptor).st_size
+        if size > most_bytes:
+            raise ArtifactError(f"{path.name} has {size} bytes; it may have {most_bytes} at most")
         try:
-            return stream.read()
+            return stream.read(size)  # what is written behind it meanwhile makes it another file
         except OSError as error:
             raise ArtifactError(f"{path.name} cannot be read: {error.strerror or error}") from error
 

@@ -6,10 +6,11 @@ compared with one another, never with a clock, so clocks may jump and files may 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from serving.artifact import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, list_versions
+from serving.artifact import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, is_version
 from serving.errors import ArtifactError
 from serving.model_settings import SETTINGS_FILE
 
@@ -43,8 +44,9 @@ def scan(repository: Path) -> dict[str, FoundModel]:
         ArtifactError: ``repository`` is not a folder that can be read.
     """
     try:
-        folders = sorted(entry for entry in repository.iterdir() if not entry.name.startswith("."))
-        models = {folder.name: _scan_model(folder) for folder in folders if folder.is_dir()}
+        with os.scandir(repository) as entries:
+            names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+        models = {name: _scan_model(repository / name) for name in sorted(names)}
     except OSError as error:
         raise ArtifactError(
             f"the repository {repository} cannot be read ({error.strerror}); give --repository the folder "
@@ -59,23 +61,27 @@ def find_versions(repository: Path) -> dict[str, list[int]]:
 
 
 def _scan_model(folder: Path) -> FoundModel:
+    # Strings, not paths: a server of a thousand models comes by here a thousand times a second.
+    path = str(folder)
     try:
-        versions = {version: _sign_version(folder / str(version)) for version in list_versions(folder)}
-        others = {entry.name for entry in folder.iterdir() if entry.is_dir()} - set(map(str, versions))
-        settings = (_sign(folder / SETTINGS_FILE),)
+        with os.scandir(path) as entries:
+            names = [entry.name for entry in entries if entry.is_dir()]
+        versions = sorted(int(name) for name in names if is_version(name))
+        signed = {version: _sign_version(f"{path}/{version}") for version in versions}
+        settings = (_sign(f"{path}/{SETTINGS_FILE}"),)
     except OSError as error:
         return FoundModel(folder, {}, fault=f"its folder cannot be read: {error.strerror or error}")
-    ignored = tuple(sorted(name for name in others if not name.startswith(".")))
-    return FoundModel(folder, versions, settings, ignored)
+    ignored = tuple(sorted(name for name in names if not is_version(name) and not name.startswith(".")))
+    return FoundModel(folder, signed, settings, ignored)
 
 
-def _sign_version(folder: Path) -> Signature:
-    return tuple(_sign(folder / name) for name in (MANIFEST_FILE, MODEL_FILE, GOLDEN_FILE))
+def _sign_version(path: str) -> Signature:
+    return tuple([_sign(f"{path}/{name}") for name in (MANIFEST_FILE, MODEL_FILE, GOLDEN_FILE)])
 
 
-def _sign(path: Path) -> _FileSignature:
+def _sign(path: str) -> _FileSignature:
     try:
-        facts = path.stat()
+        facts = os.stat(path)  # noqa: PTH116  # see above
     except OSError:
         return None
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns

@@ -26,10 +26,12 @@ from serving.processors import find_processors
 from serving.repository import Repository
 from serving.server_metrics import ServerMetrics
 from serving.servicer import Servicer
-from serving.session import require_device
+from serving.session import require_device, share_arena
+from serving.time_limit import TimeLimit, end_process
 from serving.transport.choose import open_transport
 from serving.transport.library_logs import hush_libraries
 from serving.transport.settings import log_limits, log_who_may_call, wire_settings
+from serving.usable_memory import usable_memory_bytes
 from serving.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 _MIB = 1024 * 1024
 # glibc's number for "blocks of at least so many bytes come from the system and go back to it".
 _M_MMAP_THRESHOLD = -3
+_MODELS_SHARE = 0.8  # of the memory that this process may use
 
 _log = logging.getLogger(__name__)
 
@@ -57,16 +60,18 @@ def serve(config: ServeConfig) -> int:
     hush_libraries()
     require_device(config.device)
     _give_large_blocks_back()
+    share_arena(_most_memory_bytes(config))
     return asyncio.run(_serve(config))
 
 
 async def _serve(config: ServeConfig) -> int:
-    loads, changes = LoadCounts(), Changes()
+    loads, changes, loading = LoadCounts(), Changes(), TimeLimit(config.load_timeout_s)
     repository = Repository(
         config.repository,
         _to_settings(config),
         on_load=loads.count,
         settle_s=2 * config.poll_s,  # two looks that see the same: what was being written is settled
+        time_limit=loading,
     )
     repository.subscribe(changes.notify)
     _log.info("processors: %s", find_processors())  # after what a wrong path ends with one readable line
@@ -114,6 +119,9 @@ async def _serve(config: ServeConfig) -> int:
             _log.info("drained: %d requests were answered OK since the start", models.answered_count())
             following.cancel()
             await endpoint.close()
+    if loading.unfinished_count:
+        _log.warning("%d loads cannot be stopped; they end with the process", loading.unfinished_count)
+        end_process(0)
     return 0
 
 
@@ -150,6 +158,7 @@ async def _drain(
 ) -> None:
     """Refuse new calls, and finish what was accepted."""
     servicer.begin_drain()
+    repository.stop_loading()
     await transport.enter_shutdown()
     await transport.stop(config.grace_period_s)
     servicer.close()
@@ -164,6 +173,13 @@ def _give_large_blocks_back() -> None:
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MIB)
+
+
+def _most_memory_bytes(config: ServeConfig) -> int:
+    """Return how much the models may take; the rest is for requests, and for this process itself."""
+    if config.max_model_memory_mib is not None:
+        return config.max_model_memory_mib * _MIB
+    return int(usable_memory_bytes() * _MODELS_SHARE)
 
 
 def _settle_garbage() -> None:

@@ -6,12 +6,14 @@ system says of the files, and by the monotonic clock: a version waits as long as
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from serving.artifact import MANIFEST_FILE, read_artifact, read_manifest
-from serving.errors import ArtifactError
+from serving.errors import ArtifactError, LoadTimeoutError
+from serving.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,13 +47,22 @@ class VersionFiles:
     """Reads versions of the repository ``folder`` when there is something new in them.
 
     What is not whole and has not changed for ``settle_s`` seconds is refused. If it changes after all it is
-    read again, so that this only decides what is said of it meanwhile. Not for several threads at once, but
-    for `conclude`. ``clock`` is in monotonic seconds.
+    read again, so that this only decides what is said of it meanwhile. For one thread a model at a time, and
+    `conclude` for any. Reading ends within ``time_limit``, where there is one. ``clock`` is in monotonic
+    seconds.
     """
 
-    def __init__(self, folder: Path, settle_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settle_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        time_limit: TimeLimit | None = None,
+    ) -> None:
         self._folder = folder
         self._settle_s = settle_s
+        self._time_limit = time_limit or TimeLimit(math.inf)
         self._clock = clock
         self._looks: dict[tuple[str, int], _Look] = {}
 
@@ -62,6 +73,9 @@ class VersionFiles:
 
         ``signature`` is that of the files, taken before this. Other ``settings``, how it would be run, are
         something new too. Only with ``is_patient`` are files that are not whole waited for.
+
+        Raises:
+            LoadsHangError: too many other loads do not end; nothing was read.
         """
         now_s = self._clock()
         before = self._looks.get((name, version))
@@ -71,16 +85,31 @@ class VersionFiles:
                 return None
             is_patient = False  # long enough; files that changed within one tick of the clock are read again
         folder = self._folder / name / str(version)
-        try:
+
+        def read() -> Artifact:
             if is_patient:
                 _check_sizes(folder, self._folder)
-            artifact = read_artifact(folder, self._folder)
+            return read_artifact(folder, self._folder)
+
+        try:
+            artifact = self._read_in_time(f"{name}/{version}", read)
         except ArtifactError as error:
             since_s = before.since_s if before is not None and is_same else now_s
             self._looks[name, version] = _Look(signature, settings, since_s, is_final=not is_patient)
             return Fault(error, is_final=not is_patient)
         self._looks[name, version] = _Look(signature, settings, now_s, is_final=True)
         return artifact
+
+    def _read_in_time(self, what: str, read: Callable[[], Artifact]) -> Artifact:
+        try:
+            return self._time_limit.run(what, lambda _: read())
+        except LoadTimeoutError as error:
+            raise ArtifactError(str(error)) from None
+
+    def is_settled(self, name: str, version: int) -> bool:
+        """Tell whether the files were read as they are, and nothing of them is waited for."""
+        look = self._looks.get((name, version))
+        return look is not None and look.is_final
 
     def conclude(self, name: str, version: int, reason: str) -> None:
         """Note what became of the files that were read; "" is that they are served."""
