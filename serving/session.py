@@ -39,8 +39,8 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 RUNTIME_VERSION: str = ort.__version__
 
 # ONNX Runtime's number for the severity that lets fatal messages alone through. What fails is raised; its lines
-# would be no JSON in a JSON log, and some tell of no fault: cuDNN's search reports each algorithm that it cannot
-# take, a run that is told to end that it was ended.
+# would be no JSON in a JSON log, and some tell of no fault: cuDNN's search reports each algorithm that it
+# cannot take, a run that is told to end that it was ended.
 _FATAL = 4
 ort.set_default_logger_severity(_FATAL)
 
