@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from serving.errors import DeviceError, ServingError
 from serving.model import ServedModel, open_artifact
+from serving.shown import legible
 
 if TYPE_CHECKING:
     from serving.artifact import Artifact
@@ -33,9 +34,9 @@ def start_model(
     started_s = time.monotonic()
     try:
         verified = open_artifact(artifact, settings)
-    except Exception as error:  # becomes the reason
+        model = ServedModel(name, version, verified, settings, on_lost)
+    except Exception as error:  # becomes the reason, and no other version's fault
         return explain_refusal(where, error)
-    model = ServedModel(name, version, verified, settings, on_lost)
     _log.info(
         "%s ready on %s (%s) in %.2f s: %d golden pairs reproduced, largest difference %.2g, "
         "instances: %d and %d for full batches, threads of each: %d, batch invariant: %s, SHA-256 %s",
@@ -60,7 +61,7 @@ def explain_refusal(where: str, error: Exception) -> Refusal:
         _log.error("%s refused: %s", where, error, exc_info=error)
         return Refusal("its device cannot run it; the server's log says more", error)
     if isinstance(error, ServingError):
-        _log.error("%s refused: %s", where, error)
-        return Refusal(str(error), error)
+        _log.error("%s refused: %s", where, legible(str(error)))
+        return Refusal(legible(str(error)), error)
     _log.error("%s refused", where, exc_info=error)
-    return Refusal(f"loading failed: {type(error).__name__}: {error}", error)
+    return Refusal(legible(f"loading failed: {type(error).__name__}: {error}"), error)

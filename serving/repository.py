@@ -22,7 +22,7 @@ from serving.retirement import Retirement
 from serving.scanning import scan
 from serving.session import CUDA_PROVIDER
 from serving.settings_reader import SettingsReader
-from serving.shown import listed, shown
+from serving.shown import legible, listed, shown
 from serving.version_files import Fault, VersionFiles
 from serving.version_table import Version, VersionTable
 
@@ -166,18 +166,35 @@ class Repository(VersionTable):
     ) -> dict[int, str]:
         """Bring one model in line with its folder, and return which of its versions are refused, and why.
 
-        What is new is brought up first, and what it replaces taken down after it. With ``is_patient``, what
-        is not whole or has vanished is given time.
+        Whatever fails in it, the other models are followed all the same. With ``is_patient``, what is not
+        whole or has vanished is given time.
         """
+        try:
+            refused = self._bring_in_line(name, found, is_patient=is_patient, is_start=is_start)
+        except (DeviceError, DeviceLostError):  # of the device asked for by name, at the start
+            raise
+        except Exception as error:
+            reason = legible(f"following its folder failed: {type(error).__name__}: {error}")
+            self._notices.set(f"{name} (folder)", reason, error)
+            return self._refuse(name, found, reason)
+        self._notices.set(f"{name} (folder)", "")
+        return refused
+
+    def _bring_in_line(
+        self, name: str, found: FoundModel | None, *, is_patient: bool, is_start: bool
+    ) -> dict[int, str]:
+        """Bring up what is new first, and take down after it what it replaces; return as `_follow`."""
         refused: dict[int, str] = {}
         versions = found.versions if found else {}
         known = self._table.get(name, {}).keys()
         self._missed -= {(name, version) for version in versions}
         gone = {version for version in known - versions.keys() if self._is_gone(name, version, is_patient)}
-        if found is not None:
-            settings = self._read_settings(name, found, is_patient=is_patient)
-            if isinstance(settings, str):
-                return dict.fromkeys(versions, settings)
+        settings = self._read_settings(name, found, is_patient=is_patient) if found else ""
+        if isinstance(settings, str):
+            refused = dict.fromkeys(versions, settings)
+            if found is not None and not versions:
+                gone.clear()  # a folder that cannot be read: what was in it may still be there
+        else:
             run_as, policy = settings
             present = (known | versions.keys()) - gone
             serving_count = 0
@@ -216,7 +233,7 @@ class Repository(VersionTable):
                 self._explain(name, version, "UNAVAILABLE", reason)
             return reason or ""
         if isinstance(read, Fault) and not read.is_final:
-            self._explain(name, version, "LOADING", f"incomplete: {read.error}")
+            self._explain(name, version, "LOADING", legible(f"incomplete: {read.error}"))
             return ""
         before = self._get(name, version)
         if isinstance(read, Fault):
@@ -246,6 +263,7 @@ class Repository(VersionTable):
         """Return a model's settings, or why it is left as it is."""
         if found.fault:
             self._notices.set(name, found.fault)
+            self._refuse(name, found, found.fault)
             return found.fault
         ignored = f"ignored, since no positive integers and so no versions: {listed(found.ignored)}"
         self._notices.set(name + "/", ignored if found.ignored else "")
@@ -253,12 +271,18 @@ class Repository(VersionTable):
         if settings is None:
             return "its settings file is not whole"
         if isinstance(settings, SettingsError):
-            self._notices.set(name, f"{settings}; what is served goes on as before")
-            for version in found.versions:
-                self._explain(name, version, "UNAVAILABLE", str(settings))
-            return str(settings)
+            self._notices.set(name, legible(f"{settings}; what is served goes on as before"))
+            self._refuse(name, found, legible(str(settings)))
+            return legible(str(settings))
         self._notices.set(name, "")
         return settings
+
+    def _refuse(self, name: str, found: FoundModel | None, reason: str) -> dict[int, str]:
+        """Say of every version of a model why what is in its folder is not served."""
+        versions = found.versions if found else {}
+        for version in versions:
+            self._explain(name, version, "UNAVAILABLE", reason)
+        return dict.fromkeys(versions, reason)
 
     def _conclude(self, name: str, version: int, reason: str) -> None:
         self._files.conclude(name, version, reason)

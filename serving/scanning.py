@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from serving.artifact import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, list_versions
+from serving.artifact import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, is_folder, list_versions
 from serving.errors import ArtifactError
+from serving.folder_hints import check_is_repository, suggest_folder
 from serving.model_settings import SETTINGS_FILE
+from serving.shown import is_legible, legible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +28,7 @@ Signature: TypeAlias = tuple[_FileSignature, ...]
 class FoundModel:
     """A model's folder: its versions, ascending, by number with their signatures.
 
-    ``ignored`` are names beside them that are no versions; ``fault`` says why the folder could not be read.
+    ``ignored`` are names beside them that are no versions; ``fault`` says why none of them can be served.
     """
 
     folder: Path
@@ -39,18 +41,25 @@ class FoundModel:
 def scan(repository: Path) -> dict[str, FoundModel]:
     """Return every model in the folder, by name; hidden folders and those without versions are none.
 
+    A name that no message could carry is escaped, and its model has a fault.
+
     Raises:
-        ArtifactError: ``repository`` is not a folder that can be read.
+        ArtifactError: ``repository`` is not a folder that can be read, or is a model's own.
     """
     try:
-        folders = sorted(entry for entry in repository.iterdir() if not entry.name.startswith("."))
-        models = {folder.name: _scan_model(folder) for folder in folders if folder.is_dir()}
+        entries = sorted(entry for entry in repository.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise ArtifactError(
             f"the repository {repository} cannot be read ({error.strerror}); give --repository the folder "
-            "that `foldserve export` wrote to"
+            f"that `foldserve export` wrote to{suggest_folder(repository)}"
         ) from error
-    return {name: model for name, model in models.items() if model.versions or model.fault}
+    # Sound names last: they stand where an escaped one reads the same.
+    entries.sort(key=lambda entry: is_legible(entry.name))
+    models = {legible(entry.name): _scan_model(entry) for entry in entries if is_folder(entry)}
+    models = {name: models[name] for name in sorted(models) if models[name].versions or models[name].fault}
+    if not models:
+        check_is_repository(repository)
+    return models
 
 
 def find_versions(repository: Path) -> dict[str, list[int]]:
@@ -59,14 +68,25 @@ def find_versions(repository: Path) -> dict[str, list[int]]:
 
 
 def _scan_model(folder: Path) -> FoundModel:
+    """Look at one model; whatever is wrong with its folder is its own fault, not the repository's."""
     try:
         versions = {version: _sign_version(folder / str(version)) for version in list_versions(folder)}
-        others = {entry.name for entry in folder.iterdir() if entry.is_dir()} - set(map(str, versions))
+        others = {entry.name for entry in folder.iterdir() if is_folder(entry)} - set(map(str, versions))
         settings = (_sign(folder / SETTINGS_FILE),)
-    except OSError as error:
-        return FoundModel(folder, {}, fault=f"its folder cannot be read: {error.strerror or error}")
+    except Exception as error:
+        why = (isinstance(error, OSError) and error.strerror) or error
+        return FoundModel(folder, {}, fault=f"its folder cannot be read: {why}")
     ignored = tuple(sorted(name for name in others if not name.startswith(".")))
-    return FoundModel(folder, versions, settings, ignored)
+    return FoundModel(folder, versions, settings, ignored, _fault_of_name(folder.name) if versions else "")
+
+
+def _fault_of_name(name: str) -> str:
+    if is_legible(name):
+        return ""
+    return (
+        "its folder's name is not UTF-8 or has control characters (escaped here), so that no caller could "
+        "ask for it: rename the folder"
+    )
 
 
 def _sign_version(folder: Path) -> Signature:
@@ -74,8 +94,10 @@ def _sign_version(folder: Path) -> Signature:
 
 
 def _sign(path: Path) -> _FileSignature:
-    try:
-        facts = path.stat()
-    except OSError:
-        return None
-    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+    for look in (path.stat, path.lstat):  # a link to nothing is something else than no file
+        try:
+            facts = look()
+        except OSError:
+            continue
+        return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+    return None

@@ -95,9 +95,14 @@ class Session:
             options = replace(options, graph_optimization="none")
         self._session, self.choice = _open(model, device, threads, options)
         self.provider: str = self._session.get_providers()[0]
-        self.inputs = tuple(_to_spec(argument) for argument in self._session.get_inputs())
-        self.outputs = tuple(_to_spec(argument) for argument in self._session.get_outputs())
-        self.props: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        try:
+            self.inputs = tuple(_to_spec(argument) for argument in self._session.get_inputs())
+            self.outputs = tuple(_to_spec(argument) for argument in self._session.get_outputs())
+            self.props: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        except UnicodeDecodeError as error:
+            raise ArtifactError(
+                f"the model's metadata or the names of its inputs and outputs are not UTF-8: {error}"
+            ) from None
 
     def run(
         self, output_names: Sequence[str], feeds: Mapping[str, NDArray[Any]]

@@ -21,6 +21,7 @@ from serving.artifact import (
     Golden,
     ModelMetadata,
     list_versions,
+    most_tolerance,
 )
 from serving.publishing import publish_artifact
 from serving.session import Session
@@ -162,7 +163,7 @@ def _find_or_publish(
         images = Network(name, home, home, image.shape).images(_GOLDEN_COUNT)
         (logits,) = Session(model, device="cpu").run((LOGITS,), {IMAGE: images})
         # Only the speed of this network matters: ONNX Runtime's own logits stand for the reference too.
-        tolerance = 1e-4 * float(np.abs(logits).max())
+        tolerance = most_tolerance(logits, "fp32")
         golden = Golden(images, logits, logits, tolerance, tolerance, synthetic=True)
         publish_artifact(home / name, model=model, golden=golden, manifest={"precision": "fp32"})
     newest = list_versions(home / name)[-1]
