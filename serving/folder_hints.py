@@ -40,13 +40,14 @@ def check_is_repository(folder: Path) -> None:
 def explain_emptiness(repository: Path) -> str:
     """Say that there are no models in a folder, and where some are if they are one level down."""
     try:
-        inside = sorted(entry for entry in islice(repository.iterdir(), _LOOKED_INTO) if is_folder(entry))
-        nearby = next((folder for folder in inside if _has_models(folder)), None)
+        inside = sorted(islice(repository.iterdir(), _LOOKED_INTO))
     except OSError:  # said by who reads it for its models
-        nearby = None
+        inside = []
+    nearby = next((entry for entry in inside if is_folder(entry) and _has_models(entry)), None)
     if nearby is not None:
         return f"there are no models in {repository}, but in {nearby}: give --repository {nearby}"
-    return f"the repository is empty: `foldserve export --repository {repository}` writes models there"
+    how = "has no NAME/VERSION/ that can be read" if inside else "is empty"
+    return f"the repository {how}: `foldserve export --repository {repository}` writes models there"
 
 
 def suggest_folder(missing: Path) -> str:
