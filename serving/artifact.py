@@ -26,6 +26,7 @@ from serving.safe_files import read_inside
 from serving.shown import is_legible, legible, listed, shown
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
@@ -38,6 +39,13 @@ MODEL_FILE = "model.onnx"
 GOLDEN_FILE = "golden.npz"
 MANIFEST_FILE = "manifest.json"
 
+# The most there may be of each file, and of golden pairs once they are unpacked. A protobuf message, and so
+# an ONNX file, ends at 2 GiB; 1,000 images of 224 by 224 pixels in colour are 144 MiB; the manifest of a
+# network of a thousand layers is some 300 KiB.
+MOST_MODEL_BYTES = 2**31
+MOST_GOLDEN_BYTES = 2**30
+MOST_MANIFEST_BYTES = 2**22
+
 IMAGE = "image"  # UINT8 [N, C, H, W]
 LOGITS = "logits"  # FP32 [N, K]
 PROBABILITIES = "probabilities"  # FP32 [N, K]
@@ -49,8 +57,6 @@ _MOST_FP32 = (1e-4, 5e-6)
 _MOST_ANY = (1e-3, 0.1)
 
 _PREFIX = "foldserve."
-# A manifest of a thousand layers has some 300 KiB.
-_MOST_MANIFEST_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -274,8 +280,8 @@ def read_artifact(folder: Path, within: Path | None = None) -> Artifact:
     """
     manifest, facts = read_manifest(folder, within)
     contents = {}
-    for name in (MODEL_FILE, GOLDEN_FILE):
-        contents[name] = read_inside(folder / name, within)
+    for name, most_bytes in ((MODEL_FILE, MOST_MODEL_BYTES), (GOLDEN_FILE, MOST_GOLDEN_BYTES)):
+        contents[name] = read_inside(folder / name, within, most_bytes)
         _check_hash(name, contents[name], facts.files[name].sha256)
     golden = Golden.from_bytes(contents[GOLDEN_FILE])
     golden.check_tolerances(facts.precision)
@@ -288,7 +294,7 @@ def read_manifest(folder: Path, within: Path | None = None) -> tuple[dict[str, A
     Raises:
         ArtifactError: missing, unreadable, malformed, of a future schema, or of other files than a version's.
     """
-    content = read_inside(folder / MANIFEST_FILE, within, most_bytes=_MOST_MANIFEST_BYTES)
+    content = read_inside(folder / MANIFEST_FILE, within, MOST_MANIFEST_BYTES)
     manifest, facts = read_manifest_facts(content, MANIFEST_FILE)
     # No path is made of a name in it: what a version consists of is known.
     if unknown := facts.files.keys() - {MODEL_FILE, GOLDEN_FILE}:
@@ -304,11 +310,13 @@ def read_manifest(folder: Path, within: Path | None = None) -> tuple[dict[str, A
 def list_versions(model_folder: Path) -> list[int]:
     """Return the versions under ``model_folder``, ascending; other names (hidden ones too) are ignored."""
     return sorted(
-        int(entry.name)
-        for entry in model_folder.iterdir()
-        # "01" would collide with "1": only the plain spelling of a positive integer is a version.
-        if entry.name.isascii() and entry.name.isdigit() and entry.name[0] != "0" and is_folder(entry)
+        int(entry.name) for entry in model_folder.iterdir() if is_version(entry.name) and is_folder(entry)
     )
+
+
+def is_version(name: str) -> bool:
+    """Tell whether a name is a version's: a positive integer, plainly spelt ("01" would collide with "1")."""
+    return name.isascii() and name.isdigit() and name[0] != "0"
 
 
 def _check_hash(name: str, content: bytes, expected: str) -> None:
@@ -321,7 +329,7 @@ def _check_hash(name: str, content: bytes, expected: str) -> None:
         )
 
 
-def is_folder(path: Path) -> bool:
+def is_folder(path: Path | os.DirEntry[str]) -> bool:
     """Tell whether there is a folder, or something of which that cannot be told."""
     try:
         return path.is_dir()

@@ -96,7 +96,7 @@ def read_model_settings(
     if not os.path.lexists(path):
         return defaults, ALL_VERSIONS
     try:
-        text = read_inside(path, within, most_bytes=_MOST_BYTES).decode()
+        text = read_inside(path, within, _MOST_BYTES).decode()
         file = ModelFile.model_validate(tomllib.loads(text))
     except ArtifactError as error:
         raise SettingsError(str(error)) from None

@@ -18,22 +18,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def read_inside(path: Path, within: Path | None = None, *, most_bytes: int | None = None) -> bytes:
+def read_inside(path: Path, within: Path | None, most_bytes: int) -> bytes:
     """Return the content of a file; with ``within``, only if the file really lies in that folder.
 
     Raises:
         ArtifactError: there is no such file, it cannot be read, it is no regular file, it is larger than
             ``most_bytes``, or links lead out of ``within``; the message is for whoever asked for the version.
     """
-    with _opened(path, within) as descriptor, open(descriptor, "rb", closefd=False) as stream:
-        content = stream.read() if most_bytes is None else stream.read(most_bytes + 1)
-    if most_bytes is not None and len(content) > most_bytes:
-        raise ArtifactError(f"{path.name} is larger than {most_bytes:,} bytes, the most that are read of it")
-    return content
+    with _opened(path, within) as descriptor:
+        size = os.fstat(descriptor).st_size
+        if size > most_bytes:
+            raise ArtifactError(f"{path.name} has {size} bytes; it may have {most_bytes} at most")
+        with open(descriptor, "rb", closefd=False) as stream:
+            return stream.read(size)  # what is written behind it meanwhile makes it another file
 
 
-def size_inside(path: Path, within: Path | None = None) -> int:
-    """Return the size in bytes of a file that `read_inside` would read; raises ArtifactError as it does."""
+def size_inside(path: Path, within: Path | None) -> int:
+    """Return the size in bytes of a file that may be read; raises ArtifactError as `read_inside`."""
     with _opened(path, within) as descriptor:
         return os.fstat(descriptor).st_size
 

@@ -6,10 +6,11 @@ compared with one another, never with a clock, so clocks may jump and files may 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from serving.artifact import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, is_folder, list_versions
+from serving.artifact import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, is_folder, is_version
 from serving.errors import ArtifactError
 from serving.folder_hints import check_is_repository, suggest_folder
 from serving.model_settings import SETTINGS_FILE
@@ -47,16 +48,16 @@ def scan(repository: Path) -> dict[str, FoundModel]:
         ArtifactError: ``repository`` is not a folder that can be read, or is a model's own.
     """
     try:
-        entries = sorted(entry for entry in repository.iterdir() if not entry.name.startswith("."))
+        with os.scandir(repository) as entries:
+            names = [entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry)]
     except OSError as error:
         raise ArtifactError(
             f"the repository {repository} cannot be read ({error.strerror}); give --repository the folder "
             f"that `foldserve export` wrote to{suggest_folder(repository)}"
         ) from error
-    # Sound names last: they stand where an escaped one reads the same.
-    entries.sort(key=lambda entry: is_legible(entry.name))
-    models = {legible(entry.name): _scan_model(entry) for entry in entries if is_folder(entry)}
-    models = {name: models[name] for name in sorted(models) if models[name].versions or models[name].fault}
+    # Legible names last: they stand where an escaped one reads the same.
+    found = {legible(name): _scan_model(repository / name) for name in sorted(names, key=is_legible)}
+    models = {name: model for name, model in sorted(found.items()) if model.versions or model.fault}
     if not models:
         check_is_repository(repository)
     return models
@@ -69,15 +70,19 @@ def find_versions(repository: Path) -> dict[str, list[int]]:
 
 def _scan_model(folder: Path) -> FoundModel:
     """Look at one model; whatever is wrong with its folder is its own fault, not the repository's."""
+    # Strings, not paths: a server of a thousand models comes by here a thousand times a second.
+    path = str(folder)
     try:
-        versions = {version: _sign_version(folder / str(version)) for version in list_versions(folder)}
-        others = {entry.name for entry in folder.iterdir() if is_folder(entry)} - set(map(str, versions))
-        settings = (_sign(folder / SETTINGS_FILE),)
+        with os.scandir(path) as entries:
+            names = [entry.name for entry in entries if is_folder(entry)]
+        versions = sorted(int(name) for name in names if is_version(name))
+        signed = {version: _sign_version(f"{path}/{version}") for version in versions}
+        settings = (_sign(f"{path}/{SETTINGS_FILE}"),)
     except Exception as error:
         why = (isinstance(error, OSError) and error.strerror) or error
         return FoundModel(folder, {}, fault=f"its folder cannot be read: {why}")
-    ignored = tuple(sorted(name for name in others if not name.startswith(".")))
-    return FoundModel(folder, versions, settings, ignored, _fault_of_name(folder.name) if versions else "")
+    ignored = tuple(sorted(name for name in names if not is_version(name) and not name.startswith(".")))
+    return FoundModel(folder, signed, settings, ignored, _fault_of_name(folder.name) if signed else "")
 
 
 def _fault_of_name(name: str) -> str:
@@ -89,14 +94,14 @@ def _fault_of_name(name: str) -> str:
     )
 
 
-def _sign_version(folder: Path) -> Signature:
-    return tuple(_sign(folder / name) for name in (MANIFEST_FILE, MODEL_FILE, GOLDEN_FILE))
+def _sign_version(path: str) -> Signature:
+    return tuple([_sign(f"{path}/{name}") for name in (MANIFEST_FILE, MODEL_FILE, GOLDEN_FILE)])
 
 
-def _sign(path: Path) -> _FileSignature:
-    for look in (path.stat, path.lstat):  # a link to nothing is something else than no file
+def _sign(path: str) -> _FileSignature:
+    for look in (os.stat, os.lstat):  # a link to nothing is something else than no file
         try:
-            facts = look()
+            facts = look(path)
         except OSError:
             continue
         return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns

@@ -163,7 +163,7 @@ VERSIONS |= {
         lambda version, text=text: (version / MANIFEST).write_bytes(  # type: ignore[misc]
             text if isinstance(text, bytes) else text.encode()
         ),
-        ("manifest.json is malformed", "manifest.json is larger than"),
+        ("manifest.json is malformed", "it may have 4194304 at most"),
     )
     for name, text in _MANIFESTS.items()
 }

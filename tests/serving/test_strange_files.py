@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -136,7 +138,7 @@ def test_version_that_is_gone_is_let_go_whatever_the_settings(
 def test_what_is_no_file_leaves_no_descriptor_open(tmp_path: Path, kind: str) -> None:
     put_in_place(tmp_path / "manifest.json", kind)
     before = set(Path("/proc/self/fd").iterdir())
-    for reader in (read_inside, size_inside):
+    for reader in (partial(read_inside, most_bytes=100), size_inside):
         for _ in range(20):
             with pytest.raises(ArtifactError):
                 reader(tmp_path / "manifest.json", tmp_path)
@@ -150,7 +152,7 @@ def test_nothing_is_told_of_files_outside(tmp_path: Path) -> None:
         (tmp_path / "inside" / name).symlink_to(tmp_path / target)
     said = set()
     for name in ("one", "other"):
-        for reader in (read_inside, size_inside):
+        for reader in (partial(read_inside, most_bytes=100), size_inside):
             with pytest.raises(ArtifactError) as caught:
                 reader(tmp_path / "inside" / name, tmp_path / "inside")
             said.add(str(caught.value).removeprefix(name))
@@ -202,28 +204,39 @@ def test_whatever_is_raised_stays_with_its_model(
     assert serving(repository) == {"a/1", "m/1", "z/1"}
 
 
-def test_folder_that_cannot_be_looked_at_stays_with_its_model(
+def test_folder_that_cannot_be_read_stays_with_its_model(
     repository: Repository, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What tests cannot make when they run as root: no leave to look."""
+    """Tests that run as root are let into every folder, so the refusal is made up."""
     repository.load_all()
-    is_dir, iterdir = Path.is_dir, Path.iterdir
-
-    def refuse(look: object, path: Path) -> object:
-        if "m" in path.parts or path.name == "forbidden":
-            raise PermissionError(13, "Permission denied")
-        return look(path)  # type: ignore[operator]
-
-    (models / "z" / "2").mkdir()
     (models / "forbidden").mkdir()
-    monkeypatch.setattr(Path, "is_dir", lambda path: refuse(is_dir, path))
-    monkeypatch.setattr(Path, "iterdir", lambda path: refuse(iterdir, path))
+
+    def scandir(path: str | Path) -> object:
+        if Path(path).name in {"m", "forbidden"}:
+            raise PermissionError(13, "Permission denied")
+        return os.scandir(path)
+
+    monkeypatch.setattr(scanning, "os", SimpleNamespace(scandir=scandir, stat=os.stat, lstat=os.lstat))
     found = scanning.scan(models)
     assert found["m"].fault == found["forbidden"].fault == "its folder cannot be read: Permission denied"
-    assert list(found["z"].versions) == [1, 2]
+    shutil.rmtree(models / "z")
     for _ in range(3):
         repository.refresh()
-    assert serving(repository) == {"a/1", "m/1", "z/1"}, "nothing is known of it, so it goes on"
+    assert serving(repository) == {"a/1", "m/1"}, "nothing is known of what cannot be read, so it goes on"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "folder"])
+def test_what_is_no_folder_disturbs_nothing(
+    repository: Repository, models: Path, sound: Path, kind: str
+) -> None:
+    for place in (models, models / "m"):
+        for name in ("2", "n", ".n"):
+            put_in_place(place / name, kind)
+    repository.load_all()
+    shutil.copytree(sound, models / "y" / "1")
+    repository.refresh()
+    assert serving(repository) == {"a/1", "m/1", "y/1", "z/1"}
+    assert all(entry.state == "READY" or entry.reason for entry in repository.index())
 
 
 NAMES = [b"caf\xe9", b"\xff", b"a\x1b[2J", b"a\nb", "a\u2028b".encode(), "a\u202eb".encode(), b"a\x7f"]
