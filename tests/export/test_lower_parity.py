@@ -17,7 +17,7 @@ from export.parity import run_logits
 from export.quantize import activation_ranges, layer_names, quantize
 from export.reference import TorchReference
 from export.tolerances import half_tolerance, int8_tolerance
-from serving.artifact import Golden
+from serving.artifact import Golden, most_tolerance
 from serving.errors import ArtifactError
 from serving.golden_replay import replay
 from serving.session import Session
@@ -80,6 +80,16 @@ def test_the_file_is_as_good_as_its_precision(precision, request, images, expect
     assert {deviation.batch_size for deviation in parity.deviations} == {1, 2, 7, 32}
     assert parity.golden.runtime_tolerance < parity.golden.reference_tolerance
     assert parity.to_manifest()["max_abs_err"] <= tolerances[precision]
+
+
+def test_a_tolerance_is_bounded_by_the_golden_pairs_own_logits(fp16, images, expected):
+    """Other images may have larger logits, but a server sees those of the golden pairs alone."""
+    small = np.argsort(np.abs(expected).max(axis=1))[:64]
+    golden = Golden(images[small], expected[small], expected[small], 1e-4, 1e-5, synthetic=False)
+    wide = 2 * most_tolerance(golden.reference_logits)
+    lower = check_lower_precision(fp16, images, None, expected=expected, golden=golden, tolerance=wide)
+    assert lower.golden.reference_tolerance == most_tolerance(golden.reference_logits)
+    lower.golden.check("fp16")
 
 
 DAMAGE = {
