@@ -17,8 +17,8 @@ import numpy as np
 from export.errors import ParityError
 from export.parity import BATCH_SIZES, check_agreement, check_within, open_sessions, run_logits
 from export.tolerances import lower_runtime_tolerance
-from serving.artifact import most_tolerance
 from serving.errors import ArtifactError
+from serving.golden_bounds import most_tolerance
 from serving.golden_replay import replay
 from serving.session import Session
 

@@ -22,6 +22,7 @@ import numpy as np
 from imaging import ImageSpec
 from serving.artifact_facts import SCHEMA_VERSION, read_manifest_facts, read_metadata_facts
 from serving.errors import ArtifactError
+from serving.golden_bounds import member, most_tolerance
 from serving.safe_files import read_inside
 from serving.shown import is_legible, legible, listed, shown
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from numpy.lib.npyio import NpzFile
     from numpy.typing import NDArray
 
     from serving.artifact_facts import ManifestFacts
@@ -49,12 +49,6 @@ MOST_MANIFEST_BYTES = 2**22
 IMAGE = "image"  # UINT8 [N, C, H, W]
 LOGITS = "logits"  # FP32 [N, K]
 PROBABILITIES = "probabilities"  # FP32 [N, K]
-
-# The largest tolerance for the trained model's logits that an export writes, in fp32 and in any precision: a
-# floor, and a fraction of the largest logit (export/tolerances.py has the reasons). A file that is off by a
-# tenth of its largest logit is not the network that was trained.
-_MOST_FP32 = (1e-4, 5e-6)
-_MOST_ANY = (1e-3, 0.1)
 
 _PREFIX = "foldserve."
 
@@ -180,12 +174,12 @@ class Golden:
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 golden = cls(
-                    images=_member(arrays, "images", np.uint8, 4),
-                    reference_logits=_member(arrays, "reference_logits", np.float32, 2),
-                    runtime_logits=_member(arrays, "runtime_logits", np.float32, 2),
-                    reference_tolerance=float(_member(arrays, "reference_tolerance", np.float64, 0)),
-                    runtime_tolerance=float(_member(arrays, "runtime_tolerance", np.float64, 0)),
-                    synthetic=bool(_member(arrays, "synthetic", np.bool_, 0)),
+                    images=member(arrays, "images", np.uint8, 4),
+                    reference_logits=member(arrays, "reference_logits", np.float32, 2),
+                    runtime_logits=member(arrays, "runtime_logits", np.float32, 2),
+                    reference_tolerance=float(member(arrays, "reference_tolerance", np.float64, 0)),
+                    runtime_tolerance=float(member(arrays, "runtime_tolerance", np.float64, 0)),
+                    synthetic=bool(member(arrays, "synthetic", np.bool_, 0)),
                 )
         except ArtifactError:
             raise
@@ -229,22 +223,6 @@ class Golden:
                 f"own; of these logits{f' in {precision}' if precision else ''} the first may be {most:.3g} "
                 "at most, and the second no larger than the first: export the model again"
             )
-
-
-def most_tolerance(logits: NDArray[np.float32], precision: str = "") -> float:
-    """Return the largest reference tolerance that golden pairs with these reference logits may have."""
-    floor, fraction = _MOST_FP32 if precision == "fp32" else _MOST_ANY
-    return max(floor, fraction * float(np.abs(logits).max(initial=0.0)))
-
-
-def _member(arrays: NpzFile, name: str, dtype: type[np.generic], dimensions: int) -> NDArray[Any]:
-    array: NDArray[Any] | bytes = arrays[name]  # bytes where the member is no array
-    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != dimensions:
-        kind = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "no array"
-        raise ArtifactError(
-            f"{GOLDEN_FILE}: {name} is {kind}; expected {np.dtype(dtype).name} of {dimensions} dimensions"
-        )
-    return array
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from serving.artifact import (
     Golden,
     ModelMetadata,
     list_versions,
-    most_tolerance,
 )
+from serving.golden_bounds import most_tolerance
 from serving.publishing import publish_artifact
 from serving.session import Session
 

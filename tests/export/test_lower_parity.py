@@ -17,8 +17,9 @@ from export.parity import run_logits
 from export.quantize import activation_ranges, layer_names, quantize
 from export.reference import TorchReference
 from export.tolerances import half_tolerance, int8_tolerance
-from serving.artifact import Golden, most_tolerance
+from serving.artifact import Golden
 from serving.errors import ArtifactError
+from serving.golden_bounds import most_tolerance
 from serving.golden_replay import replay
 from serving.session import Session
 

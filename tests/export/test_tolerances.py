@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from export.tolerances import half_tolerance, int8_tolerance, reference_tolerance
-from serving.artifact import Golden, most_tolerance
+from serving.artifact import Golden
 from serving.errors import ArtifactError
+from serving.golden_bounds import most_tolerance
 
 LOGITS = arrays(
     np.float32, (4, 3), elements=st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
