@@ -13,10 +13,10 @@ from serving.errors import (
     DeviceError,
     DeviceLostError,
     NotFoundError,
-    SettingsError,
     UnavailableError,
 )
 from serving.loading import Refusal, explain_refusal, start_model
+from serving.model_faults import settings_or_fault
 from serving.notices import Notices
 from serving.retirement import Retirement
 from serving.scanning import scan
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from serving.model import ModelSettings, ServedModel
     from serving.scanning import FoundModel, Signature
-    from serving.version_policy import VersionPolicy
 
 _log = logging.getLogger(__name__)
 
@@ -189,12 +188,16 @@ class Repository(VersionTable):
         known = self._table.get(name, {}).keys()
         self._missed -= {(name, version) for version in versions}
         gone = {version for version in known - versions.keys() if self._is_gone(name, version, is_patient)}
-        settings = self._read_settings(name, found, is_patient=is_patient) if found else ""
+        settings = (
+            settings_or_fault(name, found, self._settings, self._notices, is_patient=is_patient)
+            if found
+            else None
+        )
         if isinstance(settings, str):
-            refused = dict.fromkeys(versions, settings)
-            if found is not None and not versions:
+            refused = self._refuse(name, found, settings)
+            if not versions:
                 gone.clear()  # a folder that cannot be read: what was in it may still be there
-        else:
+        elif settings is not None:
             run_as, policy = settings
             present = (known | versions.keys()) - gone
             serving_count = 0
@@ -256,26 +259,6 @@ class Repository(VersionTable):
             self._on_lost(CUDA_PROVIDER, loaded.error)
         self._conclude(name, version, reason)
         return reason
-
-    def _read_settings(
-        self, name: str, found: FoundModel, *, is_patient: bool
-    ) -> tuple[ModelSettings, VersionPolicy] | str:
-        """Return a model's settings, or why it is left as it is."""
-        if found.fault:
-            self._notices.set(name, found.fault)
-            self._refuse(name, found, found.fault)
-            return found.fault
-        ignored = f"ignored, since no positive integers and so no versions: {listed(found.ignored)}"
-        self._notices.set(name + "/", ignored if found.ignored else "")
-        settings = self._settings.read(name, found, is_patient=is_patient)
-        if settings is None:
-            return "its settings file is not whole"
-        if isinstance(settings, SettingsError):
-            self._notices.set(name, legible(f"{settings}; what is served goes on as before"))
-            self._refuse(name, found, legible(str(settings)))
-            return legible(str(settings))
-        self._notices.set(name, "")
-        return settings
 
     def _refuse(self, name: str, found: FoundModel | None, reason: str) -> dict[int, str]:
         """Say of every version of a model why what is in its folder is not served."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from serving import loading, scanning, settings_reader, version_files
+from serving import repository as repository_module
 from serving.control import Control
 from serving.errors import ArtifactError, NotFoundError, UnavailableError
 from serving.model import ModelSettings
@@ -173,7 +174,7 @@ PLACES = [
     pytest.param(settings_reader, "read_model_settings", id="settings"),
     pytest.param(loading, "open_artifact", id="opening"),
     pytest.param(loading, "ServedModel", id="starting"),
-    pytest.param(Repository, "_read_settings", id="following"),
+    pytest.param(repository_module, "settings_or_fault", id="following"),
 ]
 
 
