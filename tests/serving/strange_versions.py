@@ -163,7 +163,7 @@ VERSIONS |= {
         lambda version, text=text: (version / MANIFEST).write_bytes(  # type: ignore[misc]
             text if isinstance(text, bytes) else text.encode()
         ),
-        ("manifest.json is malformed", "it may have 4194304 at most"),
+        ("manifest.json is malformed", "bytes; it may have"),
     )
     for name, text in _MANIFESTS.items()
 }
