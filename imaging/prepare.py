@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from imaging.picture import Picture
 
+# Far above any network's input; without a bound the arithmetic of sides overflows.
+MAX_SIDE = 65536
+
 ChannelOrder = Literal["L", "RGB"]
 
 
@@ -56,9 +59,17 @@ class ImageSpec:
     def __post_init__(self) -> None:
         if self.channel_order not in ("L", "RGB"):
             raise ValueError(f"channel_order is {self.channel_order!r}; expected 'L' (grey) or 'RGB'")
+        sides = (self.height, self.width, self.resize_shorter_side)
+        if any(not isinstance(side, int) or isinstance(side, bool) for side in sides):
+            raise ValueError(f"height, width and resize_shorter_side are {sides}; expected whole numbers")
         if min(self.height, self.width) < 1:
             raise ValueError(
                 f"the input size is {self.height}x{self.width}; both sides must be at least 1 pixel"
+            )
+        if max(sides) > MAX_SIDE:
+            raise ValueError(
+                f"the input size is {self.height}x{self.width}, cut from a shorter side of "
+                f"{self.resize_shorter_side}; at most {MAX_SIDE} pixels are possible"
             )
         if self.resize_shorter_side < max(self.height, self.width):
             raise ValueError(

@@ -12,6 +12,7 @@ from serving.model import ServedModel, open_artifact
 from serving.processors import usable_processors
 from serving.retirement import return_memory
 from serving.session import cuda_is_present
+from serving.shown import legible
 
 if TYPE_CHECKING:
     from serving.artifact import Artifact
@@ -67,11 +68,11 @@ def start_model(
     started_s = time.monotonic()
     try:
         verified = time_limit.run(where, lambda stop: _open(artifact, settings, stop))
+        model = ServedModel(name, version, verified, settings, on_lost)
     except LoadsHangError:
         raise
-    except Exception as error:  # becomes the reason
+    except Exception as error:  # becomes the reason, and no other version's fault
         return explain_refusal(where, error)
-    model = ServedModel(name, version, verified, settings, on_lost)
     _log.info(
         "%s ready on %s (%s) in %.2f s: %d golden pairs reproduced, largest difference %.2g, "
         "instances: %d and %d for full batches, threads of each: %d, batch invariant: %s, SHA-256 %s",
@@ -105,7 +106,7 @@ def explain_refusal(where: str, error: Exception) -> Refusal:
         _log.error("%s refused: %s", where, error, exc_info=error)
         return Refusal("its device cannot run it; the server's log says more", error)
     if isinstance(error, ServingError):
-        _log.error("%s refused: %s", where, error)
-        return Refusal(str(error), error)
+        _log.error("%s refused: %s", where, legible(str(error)))
+        return Refusal(legible(str(error)), error)
     _log.error("%s refused", where, exc_info=error)
-    return Refusal(f"loading failed: {type(error).__name__}: {error}", error)
+    return Refusal(legible(f"loading failed: {type(error).__name__}: {error}"), error)

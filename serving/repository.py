@@ -15,16 +15,16 @@ from serving.errors import (
     DeviceLostError,
     LoadsHangError,
     NotFoundError,
-    SettingsError,
     UnavailableError,
 )
 from serving.loading import LoadOutcome, Refusal, explain_refusal, loads_at_a_time, start_model
+from serving.model_faults import settings_or_fault
 from serving.notices import Notices
 from serving.retirement import Retirement
 from serving.scanning import scan
 from serving.session import CUDA_PROVIDER
 from serving.settings_reader import SettingsReader
-from serving.shown import listed, shown
+from serving.shown import legible, listed, shown
 from serving.side_by_side import SideBySide
 from serving.time_limit import TimeLimit
 from serving.version_files import Fault, VersionFiles
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from serving.model import ModelSettings, ServedModel
     from serving.scanning import FoundModel, Signature
-    from serving.version_policy import VersionPolicy
 
 _log = logging.getLogger(__name__)
 
@@ -183,9 +182,24 @@ class Repository(VersionTable):
     ) -> dict[int, str]:
         """Bring one model in line with its folder, and return which of its versions are refused, and why.
 
-        What is new is brought up first, and what it replaces taken down after it. With ``is_patient``, what
-        is not whole or has vanished is given time.
+        Whatever fails in it, the other models are followed all the same. With ``is_patient``, what is not
+        whole or has vanished is given time.
         """
+        try:
+            refused = self._bring_in_line(name, found, is_patient=is_patient, is_start=is_start)
+        except (DeviceError, DeviceLostError):  # of the device asked for by name, at the start
+            raise
+        except Exception as error:
+            reason = legible(f"following its folder failed: {type(error).__name__}: {error}")
+            self._notices.set(f"{name} (folder)", reason, error)
+            return self._refuse(name, found, reason)
+        self._notices.set(f"{name} (folder)", "")
+        return refused
+
+    def _bring_in_line(
+        self, name: str, found: FoundModel | None, *, is_patient: bool, is_start: bool
+    ) -> dict[int, str]:
+        """Bring up what is new first, and take down after it what it replaces; return as `_follow`."""
         refused: dict[int, str] = {}
         if self._stopping.is_set() or (found and name in self._left_alone):  # since this was looked for
             return refused
@@ -195,10 +209,16 @@ class Repository(VersionTable):
         known = self._table.get(name, {}).keys()
         self._missed -= {(name, version) for version in versions}
         gone = {version for version in known - versions.keys() if self._is_gone(name, version, is_patient)}
-        if found is not None:
-            settings = self._read_settings(name, found, is_patient=is_patient)
-            if isinstance(settings, str):
-                return dict.fromkeys(versions, settings)
+        settings = (
+            settings_or_fault(name, found, self._settings, self._notices, is_patient=is_patient)
+            if found
+            else None
+        )
+        if isinstance(settings, str):
+            refused = self._refuse(name, found, settings)
+            if not versions:
+                gone.clear()  # a folder that cannot be read: what was in it may still be there
+        elif settings is not None:
             run_as, policy = settings
             present = (known | versions.keys()) - gone
             serving_count = 0
@@ -223,7 +243,9 @@ class Repository(VersionTable):
         for version in gone:
             self._forget(name, version)
         is_missed = known - versions.keys() - gone
-        if found and not is_missed and all(self._files.is_settled(name, version) for version in brought):
+        follows_settings = settings is not None and not isinstance(settings, str)
+        is_settled = all(self._files.is_settled(name, version) for version in brought)
+        if found is not None and follows_settings and is_settled and not is_missed:
             self._settled[name] = found
         return refused
 
@@ -246,7 +268,7 @@ class Repository(VersionTable):
                 self._explain(name, version, "UNAVAILABLE", reason)
             return reason or ""
         if isinstance(read, Fault) and not read.is_final:
-            self._explain(name, version, "LOADING", f"incomplete: {read.error}")
+            self._explain(name, version, "LOADING", legible(f"incomplete: {read.error}"))
             return ""
         before = self._get(name, version)
         if isinstance(read, Fault):
@@ -270,25 +292,12 @@ class Repository(VersionTable):
         self._conclude(name, version, reason)
         return reason
 
-    def _read_settings(
-        self, name: str, found: FoundModel, *, is_patient: bool
-    ) -> tuple[ModelSettings, VersionPolicy] | str:
-        """Return a model's settings, or why it is left as it is."""
-        if found.fault:
-            self._notices.set(name, found.fault)
-            return found.fault
-        ignored = f"ignored, since no positive integers and so no versions: {listed(found.ignored)}"
-        self._notices.set(name + "/", ignored if found.ignored else "")
-        settings = self._settings.read(name, found, is_patient=is_patient)
-        if settings is None:
-            return "its settings file is not whole"
-        if isinstance(settings, SettingsError):
-            self._notices.set(name, f"{settings}; what is served goes on as before")
-            for version in found.versions:
-                self._explain(name, version, "UNAVAILABLE", str(settings))
-            return str(settings)
-        self._notices.set(name, "")
-        return settings
+    def _refuse(self, name: str, found: FoundModel | None, reason: str) -> dict[int, str]:
+        """Say of every version of a model why what is in its folder is not served."""
+        versions = found.versions if found else {}
+        for version in versions:
+            self._explain(name, version, "UNAVAILABLE", reason)
+        return dict.fromkeys(versions, reason)
 
     def _conclude(self, name: str, version: int, reason: str) -> None:
         self._files.conclude(name, version, reason)

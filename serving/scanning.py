@@ -10,9 +10,11 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from serving.artifact import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, is_version
+from serving.artifact import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, is_folder, is_version
 from serving.errors import ArtifactError
+from serving.folder_hints import check_is_repository, suggest_folder
 from serving.model_settings import SETTINGS_FILE
+from serving.shown import is_legible, legible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +29,7 @@ Signature: TypeAlias = tuple[_FileSignature, ...]
 class FoundModel:
     """A model's folder: its versions, ascending, by number with their signatures.
 
-    ``ignored`` are names beside them that are no versions; ``fault`` says why the folder could not be read.
+    ``ignored`` are names beside them that are no versions; ``fault`` says why none of them can be served.
     """
 
     folder: Path
@@ -40,19 +42,25 @@ class FoundModel:
 def scan(repository: Path) -> dict[str, FoundModel]:
     """Return every model in the folder, by name; hidden folders and those without versions are none.
 
+    A name that no message could carry is escaped, and its model has a fault.
+
     Raises:
-        ArtifactError: ``repository`` is not a folder that can be read.
+        ArtifactError: ``repository`` is not a folder that can be read, or is a model's own.
     """
     try:
         with os.scandir(repository) as entries:
-            names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
-        models = {name: _scan_model(repository / name) for name in sorted(names)}
+            names = [entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry)]
     except OSError as error:
         raise ArtifactError(
             f"the repository {repository} cannot be read ({error.strerror}); give --repository the folder "
-            "that `foldserve export` wrote to"
+            f"that `foldserve export` wrote to{suggest_folder(repository)}"
         ) from error
-    return {name: model for name, model in models.items() if model.versions or model.fault}
+    # Legible names last: they stand where an escaped one reads the same.
+    found = {legible(name): _scan_model(repository / name) for name in sorted(names, key=is_legible)}
+    models = {name: model for name, model in sorted(found.items()) if model.versions or model.fault}
+    if not models:
+        check_is_repository(repository)
+    return models
 
 
 def find_versions(repository: Path) -> dict[str, list[int]]:
@@ -61,18 +69,29 @@ def find_versions(repository: Path) -> dict[str, list[int]]:
 
 
 def _scan_model(folder: Path) -> FoundModel:
+    """Look at one model; whatever is wrong with its folder is its own fault, not the repository's."""
     # Strings, not paths: a server of a thousand models comes by here a thousand times a second.
     path = str(folder)
     try:
         with os.scandir(path) as entries:
-            names = [entry.name for entry in entries if entry.is_dir()]
+            names = [entry.name for entry in entries if is_folder(entry)]
         versions = sorted(int(name) for name in names if is_version(name))
         signed = {version: _sign_version(f"{path}/{version}") for version in versions}
         settings = (_sign(f"{path}/{SETTINGS_FILE}"),)
-    except OSError as error:
-        return FoundModel(folder, {}, fault=f"its folder cannot be read: {error.strerror or error}")
+    except Exception as error:
+        why = (isinstance(error, OSError) and error.strerror) or error
+        return FoundModel(folder, {}, fault=f"its folder cannot be read: {why}")
     ignored = tuple(sorted(name for name in names if not is_version(name) and not name.startswith(".")))
-    return FoundModel(folder, signed, settings, ignored)
+    return FoundModel(folder, signed, settings, ignored, _fault_of_name(folder.name) if signed else "")
+
+
+def _fault_of_name(name: str) -> str:
+    if is_legible(name):
+        return ""
+    return (
+        "its folder's name is not UTF-8 or has control characters (escaped here), so that no caller could "
+        "ask for it: rename the folder"
+    )
 
 
 def _sign_version(path: str) -> Signature:
@@ -80,8 +99,10 @@ def _sign_version(path: str) -> Signature:
 
 
 def _sign(path: str) -> _FileSignature:
-    try:
-        facts = os.stat(path)  # noqa: PTH116  # see above
-    except OSError:
-        return None
-    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+    for look in (os.stat, os.lstat):  # a link to nothing is something else than no file
+        try:
+            facts = look(path)
+        except OSError:
+            continue
+        return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+    return None

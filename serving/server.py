@@ -15,6 +15,7 @@ from serving.background import run_in_thread
 from serving.changes import Changes
 from serving.control import Control
 from serving.descriptors import ConnectionGuard, share_descriptors
+from serving.folder_hints import explain_emptiness
 from serving.http_endpoint import HttpEndpoint
 from serving.kept_counts import LoadCounts
 from serving.logs import announce, log_to_stderr
@@ -228,7 +229,7 @@ def _ready_line(config: ServeConfig, port: int, repository: Repository) -> str:
     others = [entry for entry in repository.index() if entry.state == "UNAVAILABLE"]
     others_text = "".join(f"; not served: {entry.name}/{entry.version}: {entry.reason}" for entry in others)
     if not models:
-        nothing = others_text or "; the repository is empty"
+        nothing = others_text or f"; {explain_emptiness(config.repository)}"
         return f"not ready on {config.host}:{port}, no model serves{nothing}"
     providers = "+".join(sorted({model.verified.session.provider for model in models}))
     names = ", ".join(f"{model.name}/{model.version}" for model in models)

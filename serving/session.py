@@ -38,8 +38,8 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 # For manifests: with a GPU the package has another name, so its metadata cannot be asked.
 RUNTIME_VERSION: str = ort.__version__
 
-# ONNX Runtime's number for the severity that lets fatal messages alone through. What fails is raised; its lines
-# would be no JSON in a JSON log, and some tell of no fault: cuDNN's search reports each algorithm that it
+# ONNX Runtime's number for the severity that lets fatal messages alone through. What fails is raised, and its
+# lines would be no JSON in a JSON log. Some tell of no fault: cuDNN's search reports each algorithm that it
 # cannot take, a run that is told to end that it was ended.
 _FATAL = 4
 ort.set_default_logger_severity(_FATAL)
@@ -160,9 +160,14 @@ class Session:
             stop.on_set(self.stop)
         self._session, self.choice = _open(model, device, threads, options, stop)
         self.provider: str = self._session.get_providers()[0]
-        self.inputs = tuple(_to_spec(argument) for argument in self._session.get_inputs())
-        self.outputs = tuple(_to_spec(argument) for argument in self._session.get_outputs())
-        self.props: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        try:
+            self.inputs = tuple(_to_spec(argument) for argument in self._session.get_inputs())
+            self.outputs = tuple(_to_spec(argument) for argument in self._session.get_outputs())
+            self.props: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        except UnicodeDecodeError as error:
+            raise ArtifactError(
+                f"the model's metadata or the names of its inputs and outputs are not UTF-8: {error}"
+            ) from None
 
     def run(
         self, output_names: Sequence[str], feeds: Mapping[str, NDArray[Any]]

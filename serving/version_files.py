@@ -11,8 +11,9 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from serving.artifact import MANIFEST_FILE, read_artifact, read_manifest
-from serving.errors import ArtifactError, LoadTimeoutError
+from serving.artifact import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, read_artifact, read_manifest
+from serving.errors import ArtifactError, LoadsHangError, LoadTimeoutError
+from serving.safe_files import size_inside
 from serving.time_limit import TimeLimit
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 class Fault:
     """Why a version's files cannot be served; one that is not ``is_final`` may still be on their way."""
 
-    error: ArtifactError
+    error: Exception
     is_final: bool
 
 
@@ -93,7 +94,9 @@ class VersionFiles:
 
         try:
             artifact = self._read_in_time(f"{name}/{version}", read)
-        except ArtifactError as error:
+        except LoadsHangError:
+            raise
+        except Exception as error:  # whatever strangers' files are like, it is this version's fault alone
             since_s = before.since_s if before is not None and is_same else now_s
             self._looks[name, version] = _Look(signature, settings, since_s, is_final=not is_patient)
             return Fault(error, is_final=not is_patient)
@@ -129,8 +132,8 @@ class VersionFiles:
 
 def _check_sizes(folder: Path, within: Path) -> None:
     """Raise ArtifactError where sizes alone show that files are not whole: a large one is then not read."""
-    for name, facts in read_manifest(folder, within)["files"].items():
-        path = folder / str(name)
-        expected = facts.get("bytes") if isinstance(facts, dict) else None
-        if isinstance(expected, int) and path.is_file() and path.stat().st_size != expected:
-            raise ArtifactError(f"{name} has {path.stat().st_size} bytes, {MANIFEST_FILE} says {expected}")
+    _, manifest = read_manifest(folder, within)
+    for name in (MODEL_FILE, GOLDEN_FILE):
+        expected, actual = manifest.files[name].bytes, size_inside(folder / name, within)
+        if expected not in {None, actual}:
+            raise ArtifactError(f"{name} has {actual} bytes, {MANIFEST_FILE} says {expected}")

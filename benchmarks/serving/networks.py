@@ -23,6 +23,7 @@ from serving.artifact import (
     ModelMetadata,
     list_versions,
 )
+from serving.golden_bounds import most_tolerance
 from serving.publishing import publish_artifact
 from serving.session import Session
 
@@ -190,7 +191,7 @@ def _publish(name: str, model: bytes, image: ImageSpec, workspace: Path) -> Netw
     images = Network(name, repository, repository, image.shape).images(_GOLDEN_COUNT)
     (logits,) = Session(model, device="cpu").run((LOGITS,), {IMAGE: images})
     # Only the speed of this network matters: ONNX Runtime's own logits stand for the reference too.
-    tolerance = 1e-4 * float(np.abs(logits).max())
+    tolerance = most_tolerance(logits, "fp32")
     golden = Golden(images, logits, logits, tolerance, tolerance, synthetic=True)
     version = publish_artifact(repository / name, model=model, golden=golden, manifest={"precision": "fp32"})
     return Network(name, repository, version / MODEL_FILE, image.shape)

@@ -20,6 +20,7 @@ from export.reference import TorchReference
 from export.tolerances import HALF_UNIT, RUNTIME_FLOOR, half_tolerance, int8_tolerance
 from serving.artifact import Golden
 from serving.errors import ArtifactError
+from serving.golden_bounds import most_tolerance
 from serving.golden_replay import replay
 from serving.runner import Runner
 from serving.session import Session
@@ -94,6 +95,16 @@ def test_golden_pairs_of_fp16_hold_in_another_order_of_adding(fp16, taught, imag
         seen = (torch.from_numpy(golden.images) / 255 - module.mean) / module.std
         elsewhere = module.network.half()(seen.half()).float().numpy()
     assert RUNTIME_FLOOR < np.abs(elsewhere - golden.runtime_logits).max() <= golden.runtime_tolerance
+
+
+def test_a_tolerance_is_bounded_by_the_golden_pairs_own_logits(fp16, images, expected):
+    """Other images may have larger logits, but a server sees those of the golden pairs alone."""
+    small = np.argsort(np.abs(expected).max(axis=1))[:64]
+    golden = Golden(images[small], expected[small], expected[small], 1e-4, 1e-5, synthetic=False)
+    wide = 2 * most_tolerance(golden.reference_logits)
+    lower = check_lower_precision(fp16, images, None, expected=expected, golden=golden, tolerance=wide)
+    assert lower.golden.reference_tolerance == most_tolerance(golden.reference_logits)
+    lower.golden.check("fp16")
 
 
 DAMAGE = {

@@ -42,7 +42,7 @@ def publish_bad_ones(folder: Path) -> dict[str, str]:
         "c-bomb": "they may have 1073741824 at most",
         "d-liar": "images says that it has 5760000000 bytes, 64000 are there",
         "e-sparse-file": "model.onnx has 4294967296 bytes; it may have 2147483648 at most",
-        "f-sparse-manifest": "manifest.json has 4294967296 bytes; it may have 16777216 at most",
+        "f-sparse-manifest": "manifest.json has 4294967296 bytes; it may have 4194304 at most",
     }
 
 
