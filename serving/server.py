@@ -170,7 +170,7 @@ def _give_large_blocks_back() -> None:
     """Make messages go back to the system when they are freed, where the C library is glibc.
 
     By itself it learns from the first large block that is freed to keep all later ones: after 40 refused
-    messages of 30 MiB the process had 220 MiB more than before, so 40.
+    messages of 30 MiB the process had 220 MiB more than before, so 60 or less.
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MIB)

@@ -182,9 +182,6 @@ class Servicer:
             error = InternalError(INTERNAL_ERROR_TEXT)
         if self.logs_requests:
             log_request(call, _status_of(error), str(error))
-        # The call comes to hold the error. With what it was raised through, which holds the call and its
-        # message, that would be a circle, and stay in memory until the garbage collector comes by.
-        error.__traceback__ = error.__context__ = None
         return error
 
     def _statistics_of(self, call: Call) -> Statistics:

@@ -71,9 +71,16 @@ def _check_contents(message_type: type[Message], content: bytes, limit: MessageL
 
 
 def to_status(error: Exception) -> tuple[str, str]:
-    """Return the gRPC status by name and its message; errors that nobody meant to raise are logged."""
+    """Return the gRPC status by name and its message; errors that nobody meant to raise are logged.
+
+    The error forgets what it was raised through. That holds the message, and mostly something that comes to
+    hold the error, a call or a future: a circle, which would stay in memory until the garbage collector comes
+    by.
+    """
+    status, text = "INTERNAL", INTERNAL_ERROR_TEXT
     if isinstance(error, ServingError):
-        text = escaped(str(error))
-        return error.status, text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
-    _log.error("a call failed", exc_info=error)
-    return "INTERNAL", INTERNAL_ERROR_TEXT
+        status, text = error.status, escaped(str(error))
+    else:
+        _log.error("a call failed", exc_info=error)
+    error.__traceback__ = error.__context__ = None
+    return status, text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"

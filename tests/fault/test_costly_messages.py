@@ -136,6 +136,11 @@ REFUSED = {
         field(1, b"x" * 30 * MIB),
         "NOT_FOUND",
     ),
+    "a model to load": (
+        "/inference.GRPCInferenceService/RepositoryModelLoad",
+        field(2, b"x" * 30 * MIB),
+        "NOT_FOUND",
+    ),
     "a question of health": ("/grpc.health.v1.Health/Check", field(1, b"x" * 30 * MIB), "RESOURCE_EXHAUSTED"),
 }
 
