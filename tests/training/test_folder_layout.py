@@ -141,6 +141,11 @@ def test_a_class_called_train_may_have_folders(tmp_path: Path):
             id="classes outside, splits inside",
         ),
         pytest.param(
+            lambda p: write_classes(write_classes(p, per_class=3) / "test", per_class=2),
+            "has test beside the classes that are in it too; expected the others in a folder of their own",
+            id="a split beside the classes",
+        ),
+        pytest.param(
             lambda p: write_splits(p, train=3, val=2, valid=2),
             "has val and valid, all for validation by their names; leave one of them",
             id="two of a kind",

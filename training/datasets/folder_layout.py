@@ -152,8 +152,17 @@ def _without_splits(root: Path, folders: list[Path]) -> _Splits:
     """Return ``root``, whose folders are the classes.
 
     Raises:
-        DatasetError: each class is split for itself, which would be trained on as a whole.
+        DatasetError: a split stands beside the classes, or each class is split for itself: either would be
+            trained on as a whole.
     """
+    names = {path.name for path in folders}
+    for path in folders:
+        below = {place.name for place in visible_folders(path)} if _role_of(path.name) else set()
+        if below and below <= names:
+            raise DatasetError(
+                f"{root} has {shown_name(path.name)} beside the classes that are in it too; expected the "
+                "others in a folder of their own, as train"
+            )
     inside = [{_role_of(path.name) for path in visible_folders(folder)} for folder in folders]
     if inside and all(None not in roles and len(roles) > 1 for roles in inside):
         raise DatasetError(
