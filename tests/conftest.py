@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,20 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
     done = run_demo(folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return DemoRun(folder, done.stdout)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape what is not UTF-8 in a report: names of files in captured logs, which xdist cannot send."""
+    report = yield
+    report.sections = [(title, _escaped(text)) for title, text in report.sections]
+    if report.longrepr is not None and _escaped(str(report.longrepr)) != str(report.longrepr):
+        report.longrepr = _escaped(str(report.longrepr))
+    return report
+
+
+def _escaped(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
