@@ -15,6 +15,7 @@ import torch
 
 from imaging import ImageSpec
 from training.checkpoint_form import CheckpointForm, read_form
+from training.datasets.picture_files import shown_name
 from training.errors import CheckpointError
 from training.models import Normalized, create_model, is_own
 from training.torch_file import TorchFileError, read_torch_file
@@ -78,7 +79,8 @@ class Checkpoint:
             return Normalized(network, self.mean, self.std).eval()
         except Exception as error:  # arguments from a file lead a network to any kind of error
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise CheckpointError(f"the checkpoint's weights do not make a {self.arch}: {reason}") from error
+            message = f"the checkpoint's weights do not make a {self.arch}: {reason}"
+            raise CheckpointError(shown_name(message)) from error
 
 
 def check_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -147,7 +149,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         fields = read_form(CheckpointForm, payload)
         return Checkpoint(**fields | {"image": ImageSpec(**fields["image"].model_dump())})
     except ValueError as error:
-        raise CheckpointError(f"{file} is malformed: {error}") from error
+        raise CheckpointError(f"{file} is malformed: {shown_name(str(error))}") from error
 
 
 def _read_payload(file: Path) -> Any:

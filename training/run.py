@@ -12,7 +12,7 @@ import torch
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.datasets import Examples, load_dataset, split_train
 from training.datasets.image_folder import fingerprint_of
-from training.datasets.picture_files import first
+from training.datasets.picture_files import first, shown_name
 from training.device import prepare_device
 from training.errors import CheckpointError, RunError
 from training.evaluation import evaluate
@@ -237,7 +237,8 @@ def _load_best(state: RunState, folder: RunFolder) -> Checkpoint:
     try:
         check_same_data(best, state.facts)
     except CheckpointError as error:
-        raise CheckpointError(f"{folder.best} is not of this run: {error}; delete the folder") from error
+        reason = shown_name(str(error))
+        raise CheckpointError(f"{folder.best} is not of this run: {reason}; delete the folder") from error
     if missing := [name for name in HISTORY_FIELDS if name not in best.metrics]:
         raise CheckpointError(f"{folder.best} is malformed: its metrics have no {missing[0]}")
     return best

@@ -11,6 +11,7 @@ from training.augment import NO_AUGMENTATION, Augmentation
 from training.checkpoint import Checkpoint, check_weights, load_checkpoint
 from training.checkpoint_form import TrainerForm, read_form
 from training.datasets import channel_statistics
+from training.datasets.picture_files import shown_name
 from training.ema import WeightAverage
 from training.errors import CheckpointError, RunError
 from training.loop import Trainer, derived_seed, empty_totals
@@ -158,7 +159,7 @@ def resume_run(state: RunState, folder: RunFolder) -> bool:
         check_same_data(checkpoint, state.facts)
         _restore(state, checkpoint)
     except Exception as error:  # optimizer and scaler take what they are given, and fail on it in any way
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = shown_name(" ".join(str(error).split())) or type(error).__name__
         raise RunError(
             f"the run cannot go on: {reason}; use another --run-dir, or delete the folder"
         ) from error

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from training.datasets.picture_files import shown_name
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -54,4 +56,4 @@ def _check_sums(stream: Any) -> None:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return shown_name(lines[0]) if lines else type(error).__name__

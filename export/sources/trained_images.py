@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from export.errors import SourceError
 from training.datasets import load_dataset
+from training.datasets.picture_files import shown_name
 
 if TYPE_CHECKING:
     from training.checkpoint import Checkpoint
@@ -45,4 +46,4 @@ def load_trained_images(checkpoint: Checkpoint, data_dir: Path | None) -> tuple[
 
 
 def _first(names: set[str]) -> str:
-    return min(names) if names else "none"
+    return shown_name(min(names)) if names else "none"

@@ -218,8 +218,8 @@ def damaged_checkpoints(checkpoint):
         "unknown architecture": (dataclasses.replace(checkpoint, arch="lenot"), CheckpointError, "lenot"),
         "labels": (
             dataclasses.replace(checkpoint, labels=LABELS[:9]),
-            SourceError,
-            "9 labels for 10 classes",
+            CheckpointError,
+            "class_count is 10, but image and labels say 9",
         ),
         "unknown data set": (dataclasses.replace(checkpoint, dataset="nowhere"), DatasetError, "nowhere"),
     }

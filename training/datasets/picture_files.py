@@ -121,11 +121,13 @@ def is_hidden(name: str) -> bool:
 
 def shown_name(name: str) -> str:
     r"""Return ``name`` as a line of text can show it: "\xe9" for a byte that is not UTF-8, "\n" as that."""
-    text = os.fsencode(name).decode(errors="backslashreplace")
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )
+    return "".join(character if character.isprintable() else _escaped(character) for character in name)
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # how Python holds a byte that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
 
 
 def first(names: Sequence[str], separator: str = ", ") -> str:
