@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL
-from PIL import Image
 
 import imaging
-from imaging import ImageError, ImageSpec, prepare_image
+from imaging import ImageError, ImageSpec, open_picture, prepare_image, read_picture
 from training.datasets.picture_files import shown_name
 from training.datasets.sources import NO_HOME, cache_folder
 from training.errors import DatasetError
@@ -41,7 +40,8 @@ if TYPE_CHECKING:
 # Part of the key: raise it when the layout of the cache changes.
 _VERSION = 2
 _GREY_MODES = frozenset({"1", "L", "LA", "I;16", "I;16B", "I;16L"})
-_EXIF_ORIENTATION = 0x0112
+# EXIF orientations from this on turn the picture by a quarter.
+_QUARTER_TURN = 5
 _PORTION = 32
 # Pixels are hashed in parts of about this size, side by side.
 _HASHED_BYTES = 32 * 1024 * 1024
@@ -214,21 +214,15 @@ def _compact(images: NDArray[np.uint8], reasons: dict[int, str], files: Sequence
 
 def _inspect(path: Path) -> ImageKind | None:
     try:
-        with Image.open(path) as image:
+        picture = read_picture(path.read_bytes())
+        with open_picture(picture) as image:
             width, height = image.size
-            if _is_turned(image):
-                width, height = height, width
-            return ImageKind(height, width, is_grey=image.mode in _GREY_MODES)
+            mode = image.mode
     except Exception:  # Pillow raises many kinds; decoding will say which files are unreadable
         return None
-
-
-def _is_turned(image: Image.Image) -> bool:
-    """Tell whether the EXIF orientation turns the picture by a quarter; metadata that is damaged does not."""
-    try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1)) in range(5, 9)
-    except Exception:  # as above: the pixels may be sound
-        return False
+    if picture.orientation >= _QUARTER_TURN:
+        width, height = height, width
+    return ImageKind(height, width, is_grey=mode in _GREY_MODES)
 
 
 def _cache_key(files: Sequence[PictureFile], spec: ImageSpec) -> str:
