@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field
-from pydantic_settings import CliApp
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.flags import parse_flags
 from benchmarks.serving.networks import lenet
+from demo.children import ending_with_us, environment_without_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,11 +88,11 @@ def _measure(repository: Path, folder: Path, config: ManyModelsConfig) -> Figure
     log = folder / "log"
     command = [sys.executable, "-m", "serving", "--repository", str(repository), "--port", "0"]
     command += ["--device", "cpu", "--no-metrics", "--log-level", "warning"]
-    environment = os.environ | {"PYTHONPATH": str(config.source)}
+    environment = environment_without_settings() | {"PYTHONPATH": str(config.source)}
     started_s = time.monotonic()
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            command, stdout=stream, stderr=stream, env=environment, cwd=config.source, start_new_session=True
+            ending_with_us(command), stdout=stream, stderr=stream, env=environment, cwd=config.source
         )
     try:
         while " ready" not in log.read_text() and time.monotonic() < started_s + _READY_LIMIT_S:
@@ -129,4 +130,4 @@ def _processor_s(process_id: int) -> float:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_bench(CliApp.run(ManyModelsConfig)))
+    raise SystemExit(run_bench(parse_flags(ManyModelsConfig, "benchmarks.many_models")))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import threading
 import time
 from typing import TYPE_CHECKING
 
+from serving.freed_memory import trim_heap
 from serving.session import give_back_memory
 
 if TYPE_CHECKING:
@@ -60,6 +60,4 @@ def return_memory() -> None:
     Otherwise what a large model held stays with the process, in pieces that the next one may not fit.
     """
     give_back_memory()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    trim_heap()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -16,6 +15,7 @@ from serving.changes import Changes
 from serving.control import Control
 from serving.descriptors import ConnectionGuard, share_descriptors
 from serving.folder_hints import explain_emptiness
+from serving.freed_memory import give_back_freed_memory
 from serving.http_endpoint import HttpEndpoint
 from serving.kept_counts import LoadCounts
 from serving.logs import announce, log_to_stderr
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from serving.transport.choose import Transport
 
 _MIB = 1024 * 1024
-# glibc's number for "blocks of at least so many bytes come from the system and go back to it".
-_M_MMAP_THRESHOLD = -3
 _MODELS_SHARE = 0.8  # of the memory that this process may use
 
 _log = logging.getLogger(__name__)
@@ -60,7 +58,6 @@ def serve(config: ServeConfig) -> int:
     log_to_stderr(config.log_level, config.log_format)
     hush_libraries()
     require_device(config.device)
-    _give_large_blocks_back()
     share_arena(_most_memory_bytes(config))
     return asyncio.run(_serve(config))
 
@@ -94,6 +91,7 @@ async def _serve(config: ServeConfig) -> int:
         await transport.publish_health()
 
     following = asyncio.ensure_future(changes.follow(publish))
+    trimming = asyncio.ensure_future(give_back_freed_memory())
     with _stop_signal() as stop, contextlib.ExitStack() as watching:
         await publish()
         port = await transport.start(config.host, config.port)
@@ -119,6 +117,7 @@ async def _serve(config: ServeConfig) -> int:
             await _drain(config, transport, servicer, repository)
             _log.info("drained: %d requests were answered OK since the start", models.answered_count())
             following.cancel()
+            trimming.cancel()
             await endpoint.close()
     if loading.unfinished_count:
         _log.warning("%d loads cannot be stopped; they end with the process", loading.unfinished_count)
@@ -164,16 +163,6 @@ async def _drain(
     await transport.stop(config.grace_period_s)
     servicer.close()
     repository.close(grace_s=1.0)  # nobody waits for an answer any more: only the running execution is left
-
-
-def _give_large_blocks_back() -> None:
-    """Make messages go back to the system when they are freed, where the C library is glibc.
-
-    By itself it learns from the first large block that is freed to keep all later ones: after 40 refused
-    messages of 30 MiB the process had 220 MiB more than before, so 60 or less.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MIB)
 
 
 def _most_memory_bytes(config: ServeConfig) -> int:

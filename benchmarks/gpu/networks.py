@@ -52,8 +52,8 @@ def publish(network: Network, precision: str, repository: Path) -> str:
     images = network.images(_GOLDEN_COUNT)
     content = network.files[precision]
     (own,) = Session(content, device="cpu").run((LOGITS,), {IMAGE: images})
-    # Only speed is measured here, so the file's own logits stand for the reference, and are held as loosely as
-    # a server takes.
+    # Only speed is measured here, so the file's own logits stand for the reference, and are held as loosely
+    # as a server takes.
     tolerance = most_tolerance(own, precision)
     golden = Golden(images, own, own, tolerance, tolerance, synthetic=True)
     name = f"{network.name}-{precision}"

@@ -46,6 +46,10 @@ _Method: TypeAlias = "Callable[[bytes, _Context], Awaitable[bytes]]"
 _LEAVING_S = 1.0
 _POLL_S = 0.02
 
+# Threads that unpack and read large messages. Each holds up to the largest message, and parsing holds the
+# interpreter's lock: more would only take turns.
+_MAX_READERS = 4
+
 _log = logging.getLogger(__name__)
 
 
@@ -76,8 +80,7 @@ class GrpcioTransport:
         self._wake_up_pending = False
         self._running_count = 0  # calls that came before the drain
         self._last_call_s = 0.0
-        # Each thread holds up to the largest message: no more of them than there are processors for.
-        self._reader = ThreadPoolExecutor(usable_processors(), thread_name_prefix="read")
+        self._reader = ThreadPoolExecutor(min(_MAX_READERS, usable_processors()), thread_name_prefix="read")
         self._draining = asyncio.Event()
         self._closing = False
         self._closed = asyncio.Event()

@@ -25,7 +25,6 @@ from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
 from serving.addresses import common_port, listen_addresses, to_target
 from serving.errors import CancelledError, ListenError, TransportMissingError
-from serving.processors import usable_processors
 from serving.servicer import UNARY_CALLS
 from serving.transport.grpcio import GrpcioTransport, cannot_listen
 from serving.transport.quiet import until_quiet
@@ -43,6 +42,9 @@ if TYPE_CHECKING:
 _IO_THREADS = 1
 # Events taken at once: two full batches of single images, by default.
 _MAX_EVENTS = 64
+# Threads that read large messages. Parsing holds the interpreter's lock, so more only take turns: sixteen of
+# them, on as many CPUs, left a GPU idle nine tenths of the time.
+_LARGE_READERS = 2
 # What was taken is served in halves of at least so many: the first half's callers, and the thread that
 # talks to them, go on while the second half runs. Served whole, all callers wait for the model and then the
 # model for all callers: with 32 of them on two processors a quarter of the time was idle, and is now a tenth,
@@ -161,7 +163,7 @@ class _Listener:
         self._methods = list(UNARY_CALLS.items())  # by method id, which counts from 0 in the order given
         self._pending: dict[int, Call] = {}
         self._answers: list[tuple[int, bytes]] = []  # made by the receiver, and not handed over yet
-        self._large_reader = ThreadPoolExecutor(usable_processors(), thread_name_prefix="read")
+        self._large_reader = ThreadPoolExecutor(_LARGE_READERS, thread_name_prefix="read")
         self._receiver = threading.Thread(target=self._receive, name="receive", daemon=True)
         try:
             self._front = NativeGrpcFront(

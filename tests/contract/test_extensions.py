@@ -230,13 +230,13 @@ def test_each_answer_names_version_and_file(server: ServerProcess, network: Tiny
     assert len(metadata.properties["model_sha256"]) == 64
 
 
-def test_a_million_parameters_are_refused(server: ServerProcess, network: TinyNetwork) -> None:
+def test_too_many_parameters_are_refused(server: ServerProcess, network: TinyNetwork) -> None:
     message = infer_request(network.random_images(1))
-    for index in range(1_000_000):
+    for index in range(1000):
         message.parameters[str(index)].bool_param = True
     code, text = status_of(lambda: server.stub.ModelInfer(message))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
-    assert "1000000 parameters; send at most 64" in text
+    assert "1000 parameters; send at most 64" in text
 
 
 @pytest.mark.parametrize(

@@ -92,13 +92,13 @@ def test_queue_is_bounded_in_bytes_too(
 ) -> None:
     flags = ("--transport", transport, "--max-queue-mib", "1", "--max-queue-rows", "1000000")
     with HeldServer(repository, tmp_path / "server", *flags) as server:
-        large = keep_busy(server, network.random_images(20_000))  # 1.3 MB, which an empty queue takes
-        code, text = status_of(lambda: server.infer(network.random_images(1)))
+        large = keep_busy(server, network.random_images(16_000))  # 1,024,000 bytes
+        code, text = status_of(lambda: server.infer(network.random_images(1000)))
         assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert f"({2**20} bytes) may wait" in text
         assert "--max-queue-mib" in text
         server.release()
-        assert outputs_of(large.result())["logits"].shape == (20_000, 3)
+        assert outputs_of(large.result())["logits"].shape == (16_000, 3)
         assert_serves(server, network)
 
 

@@ -124,13 +124,13 @@ def test_a_model_that_no_padding_helps_is_refused_where_invariance_is_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("image_s", "is_quick", "threads"),
+    ("batch_s", "is_quick", "threads"),
     [pytest.param(1e-5, True, 1, id="quick"), pytest.param(1.0, False, 4, id="slow")],
 )
 def test_a_quick_model_takes_one_thread_and_a_slow_one_all(
-    *, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_s: float, is_quick: bool, threads: int
+    *, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_s: float, is_quick: bool, threads: int
 ) -> None:
-    monkeypatch.setattr(Runner, "seconds_an_image", lambda *_: image_s)
+    monkeypatch.setattr(Runner, "seconds_a_batch", lambda *_: batch_s)
     monkeypatch.setattr("serving.model.usable_processors", lambda: 4)
     verified = open_verified(TinyNetwork().publish(tmp_path / "tiny"), ModelSettings(device="cpu"))
     assert (verified.is_quick, verified.threads) == (is_quick, threads)
