@@ -8,13 +8,10 @@ WORKDIR /app
 RUN useradd --uid 1000 --create-home foldserve \
     && mkdir /models /runs /cache && chown foldserve:foldserve /models /runs /cache
 COPY constraints.txt pyproject.toml README.md ./
-# Empty packages stand in for the sources while the dependencies are installed, so that a change of the sources does
-# not install them anew.
+# An empty package stands in for the sources while the dependencies are installed, so that a change of the sources
+# does not install them anew.
 RUN pip install --quiet --constraint constraints.txt setuptools \
-    && python -c "import pathlib, tomllib; \
-sources = tomllib.loads(pathlib.Path('pyproject.toml').read_text())['tool']['setuptools']; \
-[pathlib.Path(name + '.py').touch() for name in sources['py-modules']]; \
-[pathlib.Path(name.replace('.', '/')).mkdir(parents=True, exist_ok=True) for name in sources['packages']]"
+    && mkdir foldserve && touch foldserve/__init__.py
 
 FROM base AS jobs
 RUN pip install --quiet --constraint constraints.txt --no-build-isolation torch==2.13.0 '.[train,export,cpu]' \

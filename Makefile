@@ -68,7 +68,7 @@ format: install ## let ruff mend what it can
 	@$(BIN)/buf format --write protos
 
 proto: install ## regenerate serving/pb from protos/
-	@$(BIN)/python -m grpc_tools.protoc -I serving/pb=protos --python_out=. --pyi_out=. --grpc_python_out=. protos/*.proto
+	@$(BIN)/python -m grpc_tools.protoc -I foldserve/serving/pb=protos --python_out=. --pyi_out=. --grpc_python_out=. protos/*.proto
 
 bench: install ## the figures of the docs, side by side in one run
 	$(BIN)/python -m benchmarks.training_loop

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from serving.batch_requests import Execution
-from serving.calls import InferCall
-from serving.statistics import Statistics
-from serving.tally import BATCH_BOUNDS, DURATION_BOUNDS_S
+from foldserve.serving.batching.request import Execution
+from foldserve.serving.model.counters import BATCH_BOUNDS, DURATION_BOUNDS_S
+from foldserve.serving.model.statistics import Statistics
+from foldserve.serving.services.requests import InferCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.export_figures import with_random_statistics
 from benchmarks.training_images import write_folder
-from demo.children import ending_with_us
-from training.models import create_model
+from foldserve.demo.children import ending_with_us
+from foldserve.training.models import create_model
 
 _SIDE = 224
 _CLASS_COUNT = 4  # of the folder's images

@@ -32,20 +32,20 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from export.build import build_model
-from export.finish import add_outputs
-from export.fold_layers import DeclinedError
-from export.fold_pass import FoldPass
-from export.normalise import add_normalisation
-from export.quantize import activation_ranges, layer_names, quantize
-from export.simplify import simplify
-from export.speed import take_turns
-from export.trace import trace
-from export.weights import ExactWeights
-from imaging import ImageSpec
-from serving.artifact import IMAGE, LOGITS, ModelMetadata
-from serving.session import RUNTIME_VERSION, Session
-from training.models import Normalized, create_model
+from foldserve.artifact.format import IMAGE, LOGITS, ModelMetadata
+from foldserve.export.graph.build import build_model
+from foldserve.export.graph.fold_layers import DeclinedError
+from foldserve.export.graph.fold_pass import FoldPass
+from foldserve.export.graph.normalise import add_normalisation
+from foldserve.export.graph.serialize import add_outputs
+from foldserve.export.graph.simplify import simplify
+from foldserve.export.graph.trace import trace
+from foldserve.export.graph.weights import ExactWeights
+from foldserve.export.precision.quantize import activation_ranges, layer_names, quantize
+from foldserve.export.precision.speed import take_turns
+from foldserve.imaging import ImageSpec
+from foldserve.runtime.session import RUNTIME_VERSION, Session
+from foldserve.training.models import Normalized, create_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -22,11 +22,11 @@ from rich.table import Table
 
 from benchmarks.flags import parse_flags
 from benchmarks.serving.networks import Network, alexnet, lenet
-from serving.batch_requests import Outcome, Request
-from serving.batcher import Batcher
-from serving.processors import find_processors
-from serving.runner import Runner
-from serving.session import Session
+from foldserve.runtime.cpus import find_processors
+from foldserve.runtime.session import Session
+from foldserve.serving.batching.batcher import Batcher
+from foldserve.serving.batching.request import Outcome, Request
+from foldserve.serving.model.runner import Runner
 
 if TYPE_CHECKING:
     import numpy as np

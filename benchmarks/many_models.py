@@ -23,7 +23,7 @@ from rich.table import Table
 
 from benchmarks.flags import parse_flags
 from benchmarks.serving.networks import lenet
-from demo.children import ending_with_us, environment_without_settings
+from foldserve.demo.children import ending_with_us, environment_without_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,9 +26,9 @@ from typing import Any
 
 import torch
 
-from demo.children import ending_with_us
-from training.checkpoint import load_checkpoint
-from training.run_folder import METRICS_FILE
+from foldserve.demo.children import ending_with_us
+from foldserve.training.checkpoint import load_checkpoint
+from foldserve.training.run.run_folder import METRICS_FILE
 
 # What a run cost, beside its metrics; only of a run that one process trained from its start to its end.
 COST_FILE = "cost.json"

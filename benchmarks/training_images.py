@@ -23,18 +23,18 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.training_loop import bare_program
-from training.config import TrainConfig
-from training.datasets import load_dataset, split_train
-from training.device import prepare_device
-from training.precision import choose_precision
-from training.run import train
-from training.run_folder import METRICS_FILE
-from training.terminal import Terminal
+from foldserve.terminal import Terminal
+from foldserve.training.config import TrainConfig
+from foldserve.training.datasets import load_dataset, split_train
+from foldserve.training.engine.device import prepare_device
+from foldserve.training.engine.precision import choose_precision
+from foldserve.training.run.run_folder import METRICS_FILE
+from foldserve.training.run.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from training.datasets import Dataset, Examples
+    from foldserve.training.datasets import Dataset, Examples
 
 _CLASS_COUNT = 4
 _SHAPES = 12  # an image: JPEGs of about the size that photographs of these sides have

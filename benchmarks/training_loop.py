@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from imaging import ImageSpec
-from training.config import TrainConfig
-from training.datasets import Dataset, Examples
-from training.device import prepare_device
-from training.loop import train_one_epoch
-from training.precision import choose_precision
-from training.run_state import start_run
+from foldserve.imaging import ImageSpec
+from foldserve.training.config import TrainConfig
+from foldserve.training.datasets import Dataset, Examples
+from foldserve.training.engine.device import prepare_device
+from foldserve.training.engine.loop import train_one_epoch
+from foldserve.training.engine.precision import choose_precision
+from foldserve.training.run.run_state import start_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, Field, field_validator
 from pydantic_settings import CliPositionalArg  # noqa: TC002  # pydantic reads the annotations
 
-from export.image_shape import parse_shape
+from foldserve.export.image_shape import parse_shape
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from export.build import BuiltModel, build_model
-from export.config import check_name
-from export.divergence import first_divergence
-from export.errors import ParityError, SourceError
-from export.golden import choose_golden, golden_count, make_golden
-from export.parity import (
+from foldserve.artifact.golden import replay
+from foldserve.export.config import check_name
+from foldserve.export.errors import ParityError, SourceError
+from foldserve.export.graph.build import BuiltModel, build_model
+from foldserve.export.precision.choose import ExactFile, choose_precision
+from foldserve.export.publish import check_writable, find_same, keep_evidence, make_manifest, publish
+from foldserve.export.report import Report
+from foldserve.export.sources.load import load_source
+from foldserve.export.verification.divergence import first_divergence
+from foldserve.export.verification.golden_pairs import choose_golden, golden_count, make_golden
+from foldserve.export.verification.parity import (
     Agreement,
     Comparison,
     check_agreement,
@@ -18,16 +23,11 @@ from export.parity import (
     largest_rounding,
     open_sessions,
 )
-from export.precision import ExactFile, choose_precision
-from export.probabilities import check_logits, no_logits_text
-from export.publish import check_writable, find_same, keep_evidence, make_manifest, publish
-from export.reference import in_batches
-from export.references import make_reference
-from export.report import Report
-from export.source import load_source
-from serving.errors import ArtifactError
-from serving.golden_replay import replay
-from serving.runner import Runner
+from foldserve.export.verification.probabilities import check_logits, no_logits_text
+from foldserve.export.verification.reference import in_batches
+from foldserve.export.verification.references import make_reference
+from foldserve.serving.errors import ArtifactError
+from foldserve.serving.model.runner import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from export.config import ExportConfig
-    from export.source import Source
-    from serving.artifact import Golden
-    from serving.session import Session
+    from foldserve.artifact.format import Golden
+    from foldserve.export.config import ExportConfig
+    from foldserve.export.sources.load import Source
+    from foldserve.runtime.session import Session
 
 _REPLAY_BATCH_SIZE = 32
 _EVIDENCE_COUNT = 32

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.errors import SourceError
-from export.parity import to_manifest
-from export.source import tool_version
-from serving.artifact import list_versions, read_artifact
-from serving.errors import ArtifactError
-from serving.publishing import publish_artifact
-from serving.session import RUNTIME_VERSION
+from foldserve.artifact.format import list_versions, read_artifact
+from foldserve.artifact.writer import publish_artifact
+from foldserve.export.errors import SourceError
+from foldserve.export.sources.load import tool_version
+from foldserve.export.verification.parity import to_manifest
+from foldserve.runtime.session import RUNTIME_VERSION
+from foldserve.serving.errors import ArtifactError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from export.build import BuiltModel
-    from export.parity import Agreement, Comparison
-    from export.source import Source
-    from serving.artifact import Golden
-    from serving.session import Session
+    from foldserve.artifact.format import Golden
+    from foldserve.export.graph.build import BuiltModel
+    from foldserve.export.sources.load import Source
+    from foldserve.export.verification.parity import Agreement, Comparison
+    from foldserve.runtime.session import Session
 
 _TOOLS = ("foldserve", "torch", "onnx", "onnx-ir", "onnxscript", "numpy")
 

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from export.parity import has_referee
-from serving.session import CPU_PROVIDER
-from training.terminal import Terminal
+from foldserve.export.verification.parity import has_referee
+from foldserve.runtime.session import CPU_PROVIDER
+from foldserve.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from export.build import BuiltModel
-    from export.parity import Agreement, Comparison
-    from export.precision import Trial
-    from export.source import ProofImages, Source
-    from serving.artifact import Golden
+    from foldserve.artifact.format import Golden
+    from foldserve.export.graph.build import BuiltModel
+    from foldserve.export.precision.choose import Trial
+    from foldserve.export.sources.load import ProofImages, Source
+    from foldserve.export.verification.parity import Agreement, Comparison
 
 _WIDTH = 10
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 
-from serving.errors import ListenError
+from foldserve.serving.errors import ListenError
 
 _LOOPBACK = ("127.0.0.1", "::1")
 

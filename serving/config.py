@@ -9,8 +9,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, Field, PrivateAttr, field_validator, model_validator
 from pydantic_settings import CliPositionalArg  # noqa: TC002  # pydantic reads the annotations
 
-from imaging import MAX_PIXELS
-from serving.tokens import Role, check_name  # pydantic reads the annotations
+from foldserve.imaging import MAX_PIXELS
+from foldserve.serving.security.tokens import Role, check_name  # pydantic reads the annotations
 
 Device = Literal["auto", "cpu", "cuda"]
 

@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.background import run_in_thread
+from foldserve.serving.background import run_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,37 +10,37 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from serving.background import run_in_thread
-from serving.changes import Changes
-from serving.control import Control
-from serving.descriptors import ConnectionGuard, share_descriptors
-from serving.folder_hints import explain_emptiness
-from serving.freed_memory import give_back_freed_memory
-from serving.http_endpoint import HttpEndpoint
-from serving.kept_counts import LoadCounts
-from serving.logs import announce, log_to_stderr
-from serving.metrics import Metrics
-from serving.model import ModelSettings
-from serving.model_metrics import ModelMetrics
-from serving.pages import Pages, Pulse
-from serving.processors import find_processors
-from serving.repository import Repository
-from serving.server_metrics import ServerMetrics
-from serving.servicer import Servicer
-from serving.session import require_device, share_arena
-from serving.time_limit import TimeLimit, end_process
-from serving.transport.choose import open_transport
-from serving.transport.library_logs import hush_libraries
-from serving.transport.settings import log_limits, log_who_may_call, wire_settings
-from serving.usable_memory import usable_memory_bytes
-from serving.watcher import Watcher
+from foldserve.runtime.cpus import find_processors
+from foldserve.runtime.memory import usable_memory_bytes
+from foldserve.runtime.session import require_device, share_arena
+from foldserve.runtime.time_limit import TimeLimit, end_process
+from foldserve.serving.background import run_in_thread
+from foldserve.serving.changes import Changes
+from foldserve.serving.freed_memory import give_back_freed_memory
+from foldserve.serving.model.served_model import ModelSettings
+from foldserve.serving.observability.counter_history import LoadCounts
+from foldserve.serving.observability.http_endpoint import HttpEndpoint
+from foldserve.serving.observability.logs import announce, log_to_stderr
+from foldserve.serving.observability.metrics import Metrics
+from foldserve.serving.observability.model_metrics import ModelMetrics
+from foldserve.serving.observability.pages import Pages, Pulse
+from foldserve.serving.observability.server_metrics import ServerMetrics
+from foldserve.serving.repository.folder_hints import explain_emptiness
+from foldserve.serving.repository.repository import Repository
+from foldserve.serving.repository.watcher import Watcher
+from foldserve.serving.services.inference import Servicer
+from foldserve.serving.services.management import Control
+from foldserve.serving.transport.base import open_transport
+from foldserve.serving.transport.descriptors import ConnectionGuard, share_descriptors
+from foldserve.serving.transport.grpcio.library_logs import hush_libraries
+from foldserve.serving.transport.settings import log_limits, log_who_may_call, wire_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from serving.config import ServeConfig
-    from serving.transport.choose import Transport
+    from foldserve.serving.config import ServeConfig
+    from foldserve.serving.transport.base import Transport
 
 _MIB = 1024 * 1024
 _MODELS_SHARE = 0.8  # of the memory that this process may use

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from demo.children import ending_with_us
+from foldserve.demo.children import ending_with_us
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,7 +90,7 @@ def what_a_gpu_test_lacks() -> str | None:
     """None where CUDA works for both PyTorch and ONNX Runtime."""
     import torch
 
-    from serving.session import cuda_is_present
+    from foldserve.runtime.session import cuda_is_present
 
     if not cuda_is_present():
         return "needs onnxruntime-gpu: the installed onnxruntime has no CUDA provider"

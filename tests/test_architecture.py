@@ -29,25 +29,25 @@ FORBIDDEN = {
 }
 # Modules that must know neither the wire nor the runtime.
 INNER = {
-    "serving/batcher.py": {"grpc", "onnxruntime", "google"},
-    "serving/batch_requests.py": {"grpc", "onnxruntime", "google"},
-    "serving/servicer.py": {"grpc", "onnxruntime"},
-    "serving/calls.py": {"grpc", "onnxruntime"},
-    "serving/control.py": {"grpc", "onnxruntime"},
-    "serving/permissions.py": {"grpc", "onnxruntime", "google"},
-    "serving/tokens.py": {"grpc", "onnxruntime", "google"},
-    "serving/credentials.py": {"grpc", "onnxruntime", "google"},
-    "serving/responses.py": {"grpc", "onnxruntime"},
-    "serving/artifact.py": {"grpc", "onnxruntime", "google"},
-    "serving/tally.py": {"grpc", "onnxruntime", "google", "prometheus_client"},
-    "serving/statistics.py": {"grpc", "onnxruntime", "prometheus_client"},
-    "serving/model_metrics.py": {"grpc", "onnxruntime", "google"},
-    "serving/http_endpoint.py": {"grpc", "onnxruntime", "google", "prometheus_client"},
-    "serving/repository.py": {"grpc", "onnxruntime", "google"},
-    "serving/version_table.py": {"grpc", "onnxruntime", "google"},
-    "serving/version_files.py": {"grpc", "onnxruntime", "google"},
-    "serving/scanning.py": {"grpc", "onnxruntime", "google"},
-    "serving/model_settings.py": {"grpc", "onnxruntime", "google"},
+    "serving/batching/batcher.py": {"grpc", "onnxruntime", "google"},
+    "serving/batching/request.py": {"grpc", "onnxruntime", "google"},
+    "serving/services/inference.py": {"grpc", "onnxruntime"},
+    "serving/services/requests.py": {"grpc", "onnxruntime"},
+    "serving/services/management.py": {"grpc", "onnxruntime"},
+    "serving/security/permissions.py": {"grpc", "onnxruntime", "google"},
+    "serving/security/tokens.py": {"grpc", "onnxruntime", "google"},
+    "serving/security/certificate.py": {"grpc", "onnxruntime", "google"},
+    "serving/protocol/infer_response.py": {"grpc", "onnxruntime"},
+    "foldserve/artifact/format.py": {"grpc", "onnxruntime", "google"},
+    "serving/model/counters.py": {"grpc", "onnxruntime", "google", "prometheus_client"},
+    "serving/model/statistics.py": {"grpc", "onnxruntime", "prometheus_client"},
+    "serving/observability/model_metrics.py": {"grpc", "onnxruntime", "google"},
+    "serving/observability/http_endpoint.py": {"grpc", "onnxruntime", "google", "prometheus_client"},
+    "serving/repository/repository.py": {"grpc", "onnxruntime", "google"},
+    "serving/repository/index.py": {"grpc", "onnxruntime", "google"},
+    "serving/repository/version_files.py": {"grpc", "onnxruntime", "google"},
+    "serving/repository/scanner.py": {"grpc", "onnxruntime", "google"},
+    "serving/repository/model_file.py": {"grpc", "onnxruntime", "google"},
 }
 
 
@@ -92,7 +92,7 @@ def test_only_the_session_module_imports_onnxruntime() -> None:
         if "onnxruntime" in imported_modules(path)
     }
     # What quantises is part of ONNX Runtime too; it runs nothing.
-    assert importers == {"serving/session.py", "export/quantize.py"}
+    assert importers == {"foldserve/runtime/session.py", "export/precision/quantize.py"}
 
 
 def test_every_package_is_installed() -> None:
@@ -128,8 +128,8 @@ def test_import_checker_sees_imports_inside_functions(tmp_path: Path) -> None:
     ("statement", "absent"),
     [
         pytest.param("import foldserve", {"torch", "onnx", "onnxruntime", "grpc"}, id="console script"),
-        pytest.param("import serving.server", {"torch", "onnx", "matplotlib"}, id="server"),
-        pytest.param("import training.run", {"onnx", "onnxruntime", "grpc"}, id="training"),
+        pytest.param("import foldserve.serving.server", {"torch", "onnx", "matplotlib"}, id="server"),
+        pytest.param("import foldserve.training.run.train", {"onnx", "onnxruntime", "grpc"}, id="training"),
     ],
 )
 def test_heavy_packages_are_not_loaded_where_not_needed(statement: str, absent: set[str]) -> None:

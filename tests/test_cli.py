@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-import foldserve
-from foldserve import COMMANDS
-from foldserve_environment import flag_fields
+from foldserve import cli
+from foldserve.cli import COMMANDS
+from foldserve.environment import flag_fields
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,7 +24,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
-        foldserve.main([*command.split(), "--help"])
+        cli.main([*command.split(), "--help"])
     assert capsys.readouterr().out.startswith(f"usage: foldserve {command}")
 
 
@@ -40,7 +40,7 @@ def test_an_unknown_flag_is_named_and_the_near_miss_suggested(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     positional = ["something"] if command in ("inspect", "export", "classify") else []
-    assert foldserve.main([*command.split(), *positional, "--hepl"]) == 2
+    assert cli.main([*command.split(), *positional, "--hepl"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"foldserve {command}: unknown argument --hepl; did you mean --help?")
     assert error.count("\n") == 1
@@ -63,14 +63,14 @@ def test_an_unknown_flag_is_named_and_the_near_miss_suggested(
     ],
 )
 def test_the_nearest_is_suggested(given: str, nearest: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert foldserve.main(given.split()) == 2
+    assert cli.main(given.split()) == 2
     error = capsys.readouterr().err
     assert f"; did you mean {nearest}?" in error
     assert error.count("\n") == 1
 
 
 def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    assert foldserve.main(["nothing-like-it"]) == 2
+    assert cli.main(["nothing-like-it"]) == 2
     error = capsys.readouterr().err
     assert "unknown command 'nothing-like-it'" in error
     assert all(command.partition(" ")[0] in error for command in COMMANDS)
@@ -85,16 +85,14 @@ def test_no_flag_of_another_command_is_suggested(command: str) -> None:
     own = {"--help", "--debug"} | {f"--{no}{name.replace('_', '-')}" for name in fields for no in ("", "no-")}
     for name in sorted(everywhere - fields.keys()):
         flag = "--" + name.replace("_", "-")
-        error = foldserve._describe_misuse(
-            f"error parsing CLI: unrecognized arguments: {flag} value", command
-        )
+        error = cli._describe_misuse(f"error parsing CLI: unrecognized arguments: {flag} value", command)
         assert error.startswith(f"unknown argument {flag}")
         suggested = re.search(r"did you mean (\S+)\?", error)
         assert suggested is None or suggested.group(1) in own
 
 
 def test_a_flag_of_another_command_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
-    assert foldserve.main(["serve", "--weights", "a.pt"]) == 2
+    assert cli.main(["serve", "--weights", "a.pt"]) == 2
     assert capsys.readouterr().err == (
         "foldserve serve: unknown argument --weights (see `foldserve serve --help`)\n"
     )
@@ -102,31 +100,31 @@ def test_a_flag_of_another_command_is_unknown(capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("words", ["models", "--port 1 serve", "models --verify"])
 def test_a_missing_command_is_asked_for(words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert foldserve.main(words.split()) == 2
+    assert cli.main(words.split()) == 2
     error = capsys.readouterr().err
     assert "expected a command (" in error
     assert error.count("\n") == 1
 
 
 def test_a_word_that_is_not_expected_is_no_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    assert foldserve.main(["serve", "models"]) == 2
+    assert cli.main(["serve", "models"]) == 2
     assert "unexpected argument 'models'" in capsys.readouterr().err
 
 
 def test_no_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
-        foldserve.main([])
+        cli.main([])
     assert "subcommands" in capsys.readouterr().out
 
 
 def test_a_missing_required_flag_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert foldserve.main(["classify", "picture.png"]) == 2
+    assert cli.main(["classify", "picture.png"]) == 2
     assert "--model is required" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["-1", "ten"])
 def test_a_bad_value_is_shown_with_its_flag(value: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert foldserve.main(["train", f"--epochs={value}"]) == 2
+    assert cli.main(["train", f"--epochs={value}"]) == 2
     error = capsys.readouterr().err
     assert "--epochs" in error
     assert value in error
@@ -157,6 +155,6 @@ def test_commands_in_the_documents_parse(document: str) -> None:
     commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("foldserve ")]
     for words in commands:
         if "--help" not in words:
-            assert isinstance(foldserve.parse([word for word in words if word != "--debug"], {}), BaseModel)
+            assert isinstance(cli.parse([word for word in words if word != "--debug"], {}), BaseModel)
     if document == "README.md":
         assert len(commands) >= 5

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import foldserve
-from demo.children import ending_with_us
-from foldserve import COMMANDS
-from foldserve_environment import flag_fields, variable
+from foldserve import cli
+from foldserve.cli import COMMANDS
+from foldserve.demo.children import ending_with_us
+from foldserve.environment import flag_fields, variable
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("benchmarks", "demo", "export", "imaging", "serving", "training")
@@ -30,12 +30,12 @@ def given(command: str) -> list[str]:
 def test_variables_without_the_prefix_change_nothing(command: str, value: str) -> None:
     """Named after commands, flags and settings, in all spellings that a settings library may look for."""
     fields = COMMANDS[command].config.model_fields
-    names = {*foldserve.Foldserve.model_fields, *foldserve.Models.model_fields, *fields}
+    names = {*cli.Foldserve.model_fields, *cli.Models.model_fields, *fields}
     names |= {
         f"{command.rsplit(maxsplit=1)[-1]}{joint}{field}" for field in fields for joint in ("_", "__", ".")
     }
     foreign = {spelt: value for name in names for spelt in (name, name.upper())}
-    assert foldserve.parse(given(command), foreign) == foldserve.parse(given(command), {})
+    assert cli.parse(given(command), foreign) == cli.parse(given(command), {})
 
 
 @pytest.mark.parametrize(
@@ -90,17 +90,17 @@ def test_no_program_reads_the_process_environment(module: str, words: list[str],
     ],
 )
 def test_a_flags_variable_sets_it(words: str, name: str, value: str, field: str, expected: object) -> None:
-    assert getattr(foldserve.parse(words.split(), {name: value}), field) == expected
+    assert getattr(cli.parse(words.split(), {name: value}), field) == expected
 
 
 def test_several_values_are_separated_by_commas() -> None:
     environ = {"FOLDSERVE_SERVE_LOAD_MODEL": "a,b", "FOLDSERVE_SERVE_CONTROL": "explicit"}
-    assert foldserve.parse(["serve"], environ).model_dump()["load_model"] == ["a", "b"]
+    assert cli.parse(["serve"], environ).model_dump()["load_model"] == ["a", "b"]
 
 
 def test_a_flag_wins_and_an_empty_variable_counts_as_none() -> None:
     environ = {"FOLDSERVE_SERVE_PORT": "9000", "FOLDSERVE_SERVE_HOST": ""}
-    config = foldserve.parse(["serve", "--port", "7000"], environ).model_dump()
+    config = cli.parse(["serve", "--port", "7000"], environ).model_dump()
     assert (config["port"], config["host"]) == (7000, "127.0.0.1")
 
 
@@ -133,7 +133,7 @@ def test_a_wrong_variable_is_named(
 ) -> None:
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    assert foldserve.main(words.split()) == 2
+    assert cli.main(words.split()) == 2
     error = capsys.readouterr().err
     assert named in error
     assert error.count("\n") == 1
@@ -143,7 +143,7 @@ def test_variables_that_others_make_are_left_alone() -> None:
     """Kubernetes sets such ones in every container beside a service called foldserve."""
     environ = {"FOLDSERVE_PORT": "tcp://10.0.0.1:8001", "FOLDSERVE_SERVICE_HOST": "10.0.0.1"}
     environ |= {"FOLDSERVE_TRAIN_EPOCHS": "x", "FOLDSERVE_CACHE": "/cache"}
-    assert foldserve.parse(["serve"], environ) == foldserve.parse(["serve"], {})
+    assert cli.parse(["serve"], environ) == cli.parse(["serve"], {})
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -151,7 +151,7 @@ def test_help_and_docs_say_how_the_environment_is_read(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="0"):
-        foldserve.main([*command.split(), "--help"])
+        cli.main([*command.split(), "--help"])
     shown = capsys.readouterr().out
     assert variable(command, flag_fields(COMMANDS[command].config)[0]) in shown
     assert ("FOLDSERVE_TOKEN." in shown) == ("token_file" in COMMANDS[command].config.model_fields)

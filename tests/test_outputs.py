@@ -8,10 +8,10 @@ from typing import Any, get_args
 
 import pytest
 
-import foldserve
-from export.errors import SourceError
-from export.publish import check_writable
-from foldserve import COMMANDS
+from foldserve import cli
+from foldserve.cli import COMMANDS
+from foldserve.export.errors import SourceError
+from foldserve.export.publish import check_writable
 
 # Every flag that names a file or folder: those that are written, and those that are only read.
 WRITTEN = {
@@ -32,11 +32,11 @@ READ = {
 }
 # What would take long, and must not be begun.
 LONG = {
-    "train": ["training.run._load"],
-    "export": ["export.pipeline.load_source", "export.pipeline.build_model"],
-    "serve": ["serving.server._load"],
+    "train": ["foldserve.training.run.train._load"],
+    "export": ["foldserve.export.pipeline.load_source", "foldserve.export.pipeline.build_model"],
+    "serve": ["foldserve.serving.server._load"],
     "token": [],
-    "demo": ["training.run._load", "demo.pipeline._export"],
+    "demo": ["foldserve.training.run.train._load", "foldserve.demo.pipeline._export"],
 }
 
 
@@ -55,7 +55,7 @@ def test_every_path_is_known_to_be_read_or_written(command: str) -> None:
 def refuses_at_the_door(words: list[str], command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in LONG[command]:
         monkeypatch.setattr(name, lambda *_, **__: pytest.fail("it was begun"))
-    assert foldserve.main(words) == 1
+    assert cli.main(words) == 1
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_read_only_file_system_is_noticed(tmp_path: Path, monkeypatch: pytest.
     def refuse(**_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("export.publish.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("foldserve.export.publish.tempfile.TemporaryFile", refuse)
     with pytest.raises(
         SourceError, match="models/lenet cannot be written: Read-only file system; give anoth"
     ):

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from imaging import ImageSpec
-from training.checkpoint_form import CheckpointForm, read_form
-from training.datasets.picture_files import shown_name
-from training.errors import CheckpointError
-from training.models import Normalized, create_model, is_own
-from training.torch_file import TorchFileError, read_torch_file
+from foldserve.imaging import ImageSpec
+from foldserve.training.checkpoint_form import CheckpointForm, read_form
+from foldserve.training.datasets.picture_files import shown_name
+from foldserve.training.errors import CheckpointError
+from foldserve.training.models import Normalized, create_model, is_own
+from foldserve.training.torch_file import TorchFileError, read_torch_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,10 +37,10 @@ _FORMAT = "foldserve.checkpoint"
 class Checkpoint:
     """Weights with the facts that belong to them.
 
-    ``arch_args`` are all arguments of `training.models.create_model` (input size and class count among them);
+    ``arch_args`` are all arguments of `foldserve.training.models.create_model` (input size and class count among them);
     ``mean`` and ``std`` are per channel, on pixels scaled to 0..1; ``ema_weights`` is None where no average
     was kept; ``trainer`` is what a run needs to go on, and None in a checkpoint that is only to be used;
-    ``fingerprint`` is that of the data set (`training.datasets.Dataset`).
+    ``fingerprint`` is that of the data set (`foldserve.training.datasets.Dataset`).
     """
 
     arch: str

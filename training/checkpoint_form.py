@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from imaging import ImageSpec
+from foldserve.imaging import ImageSpec
 
 _Number = Annotated[float, Field(allow_inf_nan=True)]
 _Weights = dict[str, torch.Tensor]
@@ -47,7 +47,7 @@ class TrainerForm(_Form):
 
 
 class CheckpointForm(_Form):
-    """The fields of `training.checkpoint.Checkpoint`, as plain types and tensors."""
+    """The fields of `foldserve.training.checkpoint.Checkpoint`, as plain types and tensors."""
 
     arch: str
     arch_args: dict[str, bool | int | float | str | None]

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, model_validator
 
-from training.recipes import RecipeName, recipe_settings
+from foldserve.training.recipes import RecipeName, recipe_settings
 
 # What may differ when a run is taken up again: where, on what and how it runs, not what it computes.
 RESUMABLE_FIELDS = frozenset({"data_dir", "run_dir", "device", "threads", "checkpoint_every", "preview"})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from training.datasets.picture_files import shown_name
+from foldserve.training.datasets.picture_files import shown_name
 
 if TYPE_CHECKING:
     from pathlib import Path

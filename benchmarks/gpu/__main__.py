@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.gpu import in_process, served
 from benchmarks.gpu.networks import NAMES, Network, build, publish
-from serving.processors import usable_processors
-from serving.session import RUNTIME_VERSION, cuda_is_present
+from foldserve.runtime.cpus import usable_processors
+from foldserve.runtime.session import RUNTIME_VERSION, cuda_is_present
 
 _LOADS = (served.Load(1, 1, 1), served.Load(8, 8, 1), served.Load(8, 2, 32))
 _TRANSPORTS = ("native", "grpcio")

@@ -19,10 +19,10 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
-from export.speed import take_turns
-from serving.artifact import IMAGE, LOGITS
-from serving.runtime_options import RuntimeOptions
-from serving.session import CUDA_PROVIDER, Session
+from foldserve.artifact.format import IMAGE, LOGITS
+from foldserve.export.precision.speed import take_turns
+from foldserve.runtime.options import RuntimeOptions
+from foldserve.runtime.session import CUDA_PROVIDER, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.export_figures import SUBJECTS, Forms
-from export.half import to_half
-from serving.artifact import IMAGE, LOGITS, Golden
-from serving.golden_bounds import most_tolerance
-from serving.publishing import publish_artifact
-from serving.session import Session
+from foldserve.artifact.format import IMAGE, LOGITS, Golden
+from foldserve.artifact.golden_bounds import most_tolerance
+from foldserve.artifact.writer import publish_artifact
+from foldserve.export.precision.fp16 import to_half
+from foldserve.runtime.session import Session
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from demo.children import ending_with_us, environment_without_settings
-from serving.artifact import LOGITS
-from serving.client import Client
+from foldserve.artifact.format import LOGITS
+from foldserve.demo.children import ending_with_us, environment_without_settings
+from foldserve.serving.client.sync_client import Client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from benchmarks.serving.bare_model import MAX_BATCH_REQUESTS, METHOD, BareModel
-from serving.pb import open_inference_pb2 as pb
+from foldserve.serving.pb import open_inference_pb2 as pb
 
 Answer: TypeAlias = asyncio.Future[pb.ModelInferResponse]
 Waiting: TypeAlias = tuple[pb.ModelInferRequest, Answer]

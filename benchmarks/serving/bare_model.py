@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from serving.artifact import IMAGE, LOGITS, PROBABILITIES
-from serving.pb import open_inference_pb2 as pb
-from serving.session import Session
+from foldserve.artifact.format import IMAGE, LOGITS, PROBABILITIES
+from foldserve.runtime.session import Session
+from foldserve.serving.pb import open_inference_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pygrpc_native import EVENT_CALL, NativeGrpcFront
 
 from benchmarks.serving.bare_model import MAX_BATCH_REQUESTS, METHOD, BareModel
-from serving.pb import open_inference_pb2 as pb
+from foldserve.serving.pb import open_inference_pb2 as pb
 
 
 def main() -> None:

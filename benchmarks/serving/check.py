@@ -12,9 +12,9 @@ import numpy as np
 
 from benchmarks.serving.bare_model import METHOD
 from benchmarks.serving.errors import BenchError
-from serving.artifact import IMAGE, LOGITS
-from serving.pb import open_inference_pb2 as pb
-from serving.session import Session
+from foldserve.artifact.format import IMAGE, LOGITS
+from foldserve.runtime.session import Session
+from foldserve.serving.pb import open_inference_pb2 as pb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

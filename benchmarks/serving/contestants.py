@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from benchmarks.serving.errors import ContestantMissingError
 from benchmarks.serving.mosec_environment import mosec_python
-from serving.config import ServeConfig
-from serving.processors import usable_processors
+from foldserve.runtime.cpus import usable_processors
+from foldserve.serving.config import ServeConfig
 
 if TYPE_CHECKING:
     from benchmarks.serving.networks import Network

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.serving.bare_model import METHOD
 from benchmarks.serving.errors import BenchError
-from demo.children import ending_with_us
+from foldserve.demo.children import ending_with_us
 
 if TYPE_CHECKING:
     from benchmarks.serving.server_process import ServerProcess

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.serving.errors import ContestantMissingError
-from demo.children import ending_with_us
+from foldserve.demo.children import ending_with_us
 
 _MOSEC_VERSION = "0.9.8"
 _INSTALL_LIMIT_S = 600

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from imaging import ImageSpec
-from serving.artifact import (
+from foldserve.artifact.format import (
     IMAGE,
     LOGITS,
     MODEL_FILE,
@@ -23,9 +22,10 @@ from serving.artifact import (
     ModelMetadata,
     list_versions,
 )
-from serving.golden_bounds import most_tolerance
-from serving.publishing import publish_artifact
-from serving.session import Session
+from foldserve.artifact.golden_bounds import most_tolerance
+from foldserve.artifact.writer import publish_artifact
+from foldserve.imaging import ImageSpec
+from foldserve.runtime.session import Session
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,8 +74,8 @@ def trained_lenet(workspace: Path, repository: Path | None) -> Network:
     import torch  # noqa: PLC0415  # heavy, and only needed here
 
     from benchmarks.export_figures import with_random_statistics  # noqa: PLC0415
-    from export.build import build_model  # noqa: PLC0415
-    from training.models import create_model  # noqa: PLC0415
+    from foldserve.export.graph.build import build_model  # noqa: PLC0415
+    from foldserve.training.models import create_model  # noqa: PLC0415
 
     torch.manual_seed(0)
     network = create_model("lenet", in_channels=1, class_count=10, height=28, width=28)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.serving.load import Measurement
-from serving.artifact import IMAGE, LOGITS, PROBABILITIES
-from serving.processors import usable_processors
-from serving.session import Session
+from foldserve.artifact.format import IMAGE, LOGITS, PROBABILITIES
+from foldserve.runtime.cpus import usable_processors
+from foldserve.runtime.session import Session
 
 if TYPE_CHECKING:
     from benchmarks.serving.networks import Network

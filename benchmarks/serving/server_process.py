@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.serving.contestants import launch
 from benchmarks.serving.errors import BenchError
-from demo.children import ending_with_us, environment_without_settings
+from foldserve.demo.children import ending_with_us, environment_without_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from export.inspection.layers import analyse
-from export.inspection.table import print_layers
-from export.inspection.target import load_target
+from foldserve.export.inspection.layers import analyse
+from foldserve.export.inspection.table import print_layers
+from foldserve.export.inspection.target import load_target
 
 if TYPE_CHECKING:
-    from export.inspection.config import InspectConfig
+    from foldserve.export.inspection.config import InspectConfig
 
 
 def inspect(config: InspectConfig) -> int:

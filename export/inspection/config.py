@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, Field, field_validator
 from pydantic_settings import CliPositionalArg  # noqa: TC002  # pydantic resolves it at run time
 
-from export.image_shape import parse_shape
+from foldserve.export.image_shape import parse_shape
 
 
 class InspectConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from export.inspection.receptive_field import ReceptiveField, join
-from export.inspection.shapes import known_shape
-from export.inspection.windows import read_window
+from foldserve.export.inspection.receptive_field import ReceptiveField, join
+from foldserve.export.inspection.shapes import known_shape
+from foldserve.export.inspection.windows import read_window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

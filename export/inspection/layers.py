@@ -16,11 +16,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnxscript import optimizer
 
-from export.errors import SourceError
-from export.inspection.fields import field_after
-from export.inspection.receptive_field import ReceptiveField
-from export.inspection.shapes import known_shape
-from export.inspection.windows import Window, read_window
+from foldserve.export.errors import SourceError
+from foldserve.export.inspection.fields import field_after
+from foldserve.export.inspection.receptive_field import ReceptiveField
+from foldserve.export.inspection.shapes import known_shape
+from foldserve.export.inspection.windows import Window, read_window
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator

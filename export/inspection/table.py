@@ -12,8 +12,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from export.inspection.layers import Layer
-    from export.inspection.windows import Window
+    from foldserve.export.inspection.layers import Layer
+    from foldserve.export.inspection.windows import Window
 
 # Of text that goes into a file or pipe, where there is no terminal to fit: enough for all columns.
 _FILE_WIDTH = 120

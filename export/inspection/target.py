@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from export.errors import SourceError
-from export.inspection.layers import image_input
-from export.trace import trace
-from serving.artifact import MODEL_FILE
-from training.checkpoint import load_checkpoint
-from training.models import MODELS, create_model, register_own
+from foldserve.artifact.format import MODEL_FILE
+from foldserve.export.errors import SourceError
+from foldserve.export.graph.trace import trace
+from foldserve.export.inspection.layers import image_input
+from foldserve.training.checkpoint import load_checkpoint
+from foldserve.training.models import MODELS, create_model, register_own
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from export.inspection.config import InspectConfig
+    from foldserve.export.inspection.config import InspectConfig
 
 _DEFAULT_SHAPE = (1, 28, 28)
 _DEFAULT_CLASS_COUNT = 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from export.inspection.shapes import known_shape
+from foldserve.export.inspection.shapes import known_shape
 
 if TYPE_CHECKING:
     import onnx_ir as ir

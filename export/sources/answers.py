@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from export.errors import SourceError, first_line
-from export.image_shape import show_shape
-from export.tolerances import runtime_tolerance
+from foldserve.export.errors import SourceError, first_line
+from foldserve.export.image_shape import show_shape
+from foldserve.export.verification.tolerances import runtime_tolerance
 
 if TYPE_CHECKING:
-    from training.models import Normalized
+    from foldserve.training.models import Normalized
 
 _SEED = 1
 _BATCH_SIZE = 2

@@ -2,7 +2,7 @@
 
     softmax(logits) = softmax(log_softmax(logits)) = probabilities
 
-Left out, and put back behind the logits by `export.finish`, it changes no probability; left in, there would
+Left out, and put back behind the logits by `foldserve.export.graph.serialize`, it changes no probability; left in, there would
 be two, and callers would no longer see what the network answers. It is left out only where changes of shape
 alone come behind it, and the network's own answers are then the softmax of the logits.
 """
@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from export.errors import SourceError
-from export.probabilities import answers_softmax
+from foldserve.export.errors import SourceError
+from foldserve.export.verification.probabilities import answers_softmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import nn
 
-    from training.models import Normalized
+    from foldserve.training.models import Normalized
 
 _SEED = 3
 _BATCH_SIZE = 8  # more than one, or a softmax over the images would go unseen

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from export.errors import SourceError
-from serving.artifact import MODEL_FILE
+from foldserve.artifact.format import MODEL_FILE
+from foldserve.export.errors import SourceError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from export.config import ExportConfig
+    from foldserve.export.config import ExportConfig
 
 Kind = Literal["own network", "run", "onnx"]
 

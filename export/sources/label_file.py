@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from typing import TYPE_CHECKING
 
-from export.errors import SourceError
+from foldserve.export.errors import SourceError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from export.errors import SourceError, first_line
-from export.probabilities import TAKEN_AS_LOGITS, check_class_count
-from export.sources.answers import check_answers
-from export.sources.final_softmax import leave_out_softmax
-from export.sources.label_file import check_label_count, read_labels
-from export.sources.preprocessing import image_spec, mean_and_std
-from export.sources.proof_images import proof_images
-from export.sources.source import Source, tool_version
-from export.sources.weights_file import load_into, read_weights
-from serving.artifact import ModelMetadata
-from training.errors import ModelError
-from training.models import Normalized, create_model, register_own
+from foldserve.artifact.format import ModelMetadata
+from foldserve.export.errors import SourceError, first_line
+from foldserve.export.sources.answers import check_answers
+from foldserve.export.sources.final_softmax import leave_out_softmax
+from foldserve.export.sources.label_file import check_label_count, read_labels
+from foldserve.export.sources.preprocessing import image_spec, mean_and_std
+from foldserve.export.sources.proof_images import proof_images
+from foldserve.export.sources.source import Source, tool_version
+from foldserve.export.sources.weights_file import load_into, read_weights
+from foldserve.export.verification.probabilities import TAKEN_AS_LOGITS, check_class_count
+from foldserve.training.errors import ModelError
+from foldserve.training.models import Normalized, create_model, register_own
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from export.config import ExportConfig
+    from foldserve.export.config import ExportConfig
 
 
 def load_own_network(config: ExportConfig) -> Source:

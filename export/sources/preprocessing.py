@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from export.errors import SourceError
-from export.image_shape import show_shape
-from imaging import ImageSpec
+from foldserve.export.errors import SourceError
+from foldserve.export.image_shape import show_shape
+from foldserve.imaging import ImageSpec
 
 if TYPE_CHECKING:
-    from export.config import ExportConfig
+    from foldserve.export.config import ExportConfig
 
 _ORDERS = {1: "L", 3: "RGB"}
 

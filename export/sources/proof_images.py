@@ -3,7 +3,7 @@
 FOLDER/*            images without labels
 FOLDER/LABEL/*      images of known classes, where the folders are named as the network's labels
 
-They are prepared by `imaging.prepare_image`, as the server prepares what it is sent.
+They are prepared by `foldserve.imaging.prepare_image`, as the server prepares what it is sent.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from export.errors import SourceError
-from export.sources.source import ProofImages
-from imaging import ImageError, prepare_image
-from training.datasets.picture_files import (
+from foldserve.export.errors import SourceError
+from foldserve.export.sources.source import ProofImages
+from foldserve.imaging import ImageError, prepare_image
+from foldserve.training.datasets.picture_files import (
     IMAGE_SUFFIXES,
     LeftOut,
     find_pictures,
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from imaging import ImageSpec
+    from foldserve.imaging import ImageSpec
 
 FULL_PROOF_SIDE = 64  # pixels; up to here all test images are compared
 LARGE_PROOF_COUNT = 1000
 
-# As many as golden pairs of small and of large images (`export.golden`): more noise proves nothing more.
+# As many as golden pairs of small and of large images (`foldserve.export.verification.golden_pairs`): more noise proves nothing more.
 SYNTHETIC_COUNT = 256
 SYNTHETIC_COUNT_LARGE = 64
 _SEED = 1998  # of the synthetic images; any fixed number

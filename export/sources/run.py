@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from export.errors import SourceError
-from export.probabilities import TAKEN_AS_LOGITS
-from export.sources.final_softmax import leave_out_softmax
-from export.sources.proof_images import proof_count, spread
-from export.sources.source import ProofImages, Source, tool_version
-from export.sources.trained_images import load_trained_images
-from serving.artifact import ModelMetadata
-from training.checkpoint import Checkpoint, load_checkpoint
-from training.models import register_own
+from foldserve.artifact.format import ModelMetadata
+from foldserve.export.errors import SourceError
+from foldserve.export.sources.final_softmax import leave_out_softmax
+from foldserve.export.sources.proof_images import proof_count, spread
+from foldserve.export.sources.source import ProofImages, Source, tool_version
+from foldserve.export.sources.trained_images import load_trained_images
+from foldserve.export.verification.probabilities import TAKEN_AS_LOGITS
+from foldserve.training.checkpoint import Checkpoint, load_checkpoint
+from foldserve.training.models import register_own
 
 if TYPE_CHECKING:
-    from export.config import ExportConfig
-    from training.models import Normalized
+    from foldserve.export.config import ExportConfig
+    from foldserve.training.models import Normalized
 
 
 def load_run(config: ExportConfig, path: Path) -> Source:

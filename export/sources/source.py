@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from export.adoption.network import NormalizedFile
-    from serving.artifact import ModelMetadata
-    from training.models import Normalized
+    from foldserve.artifact.format import ModelMetadata
+    from foldserve.export.sources.onnx.network import NormalizedFile
+    from foldserve.training.models import Normalized
 
 
 @dataclass(frozen=True)

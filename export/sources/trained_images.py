@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.errors import SourceError
-from training.datasets import load_dataset
-from training.datasets.picture_files import shown_name
+from foldserve.export.errors import SourceError
+from foldserve.training.datasets import load_dataset
+from foldserve.training.datasets.picture_files import shown_name
 
 if TYPE_CHECKING:
-    from training.checkpoint import Checkpoint
-    from training.datasets import Dataset
+    from foldserve.training.checkpoint import Checkpoint
+    from foldserve.training.datasets import Dataset
 
 
 def load_trained_images(checkpoint: Checkpoint, data_dir: Path | None) -> tuple[Dataset, tuple[str, ...]]:

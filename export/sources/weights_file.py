@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from export.errors import SourceError
-from export.sources.source import sha256_of
-from training.torch_file import TorchFileError, UnplainFileError, read_torch_file
+from foldserve.export.errors import SourceError
+from foldserve.export.sources.source import sha256_of
+from foldserve.training.torch_file import TorchFileError, UnplainFileError, read_torch_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from serving.pb import classifier_pb2 as serving_dot_pb_dot_classifier__pb2
+from foldserve.serving.pb import classifier_pb2 as foldserve_dot_serving_dot_pb_dot_classifier__pb2
 
 GRPC_GENERATED_VERSION = '1.81.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in serving/pb/classifier_pb2_grpc.py depends on'
+        + ' but the generated code in foldserve/serving/pb/classifier_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -38,13 +38,13 @@ class ClassifierStub:
         """
         self.Classify = channel.unary_unary(
                 '/foldserve.v1.Classifier/Classify',
-                request_serializer=serving_dot_pb_dot_classifier__pb2.ClassifyRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_classifier__pb2.ClassifyResponse.FromString,
+                request_serializer=foldserve_dot_serving_dot_pb_dot_classifier__pb2.ClassifyRequest.SerializeToString,
+                response_deserializer=foldserve_dot_serving_dot_pb_dot_classifier__pb2.ClassifyResponse.FromString,
                 _registered_method=True)
         self.ClassifyStream = channel.stream_stream(
                 '/foldserve.v1.Classifier/ClassifyStream',
-                request_serializer=serving_dot_pb_dot_classifier__pb2.ClassifyRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_classifier__pb2.ClassifyStreamResponse.FromString,
+                request_serializer=foldserve_dot_serving_dot_pb_dot_classifier__pb2.ClassifyRequest.SerializeToString,
+                response_deserializer=foldserve_dot_serving_dot_pb_dot_classifier__pb2.ClassifyStreamResponse.FromString,
                 _registered_method=True)
 
 
@@ -75,13 +75,13 @@ def add_ClassifierServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Classify': grpc.unary_unary_rpc_method_handler(
                     servicer.Classify,
-                    request_deserializer=serving_dot_pb_dot_classifier__pb2.ClassifyRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_classifier__pb2.ClassifyResponse.SerializeToString,
+                    request_deserializer=foldserve_dot_serving_dot_pb_dot_classifier__pb2.ClassifyRequest.FromString,
+                    response_serializer=foldserve_dot_serving_dot_pb_dot_classifier__pb2.ClassifyResponse.SerializeToString,
             ),
             'ClassifyStream': grpc.stream_stream_rpc_method_handler(
                     servicer.ClassifyStream,
-                    request_deserializer=serving_dot_pb_dot_classifier__pb2.ClassifyRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_classifier__pb2.ClassifyStreamResponse.SerializeToString,
+                    request_deserializer=foldserve_dot_serving_dot_pb_dot_classifier__pb2.ClassifyRequest.FromString,
+                    response_serializer=foldserve_dot_serving_dot_pb_dot_classifier__pb2.ClassifyStreamResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -111,8 +111,8 @@ class Classifier:
             request,
             target,
             '/foldserve.v1.Classifier/Classify',
-            serving_dot_pb_dot_classifier__pb2.ClassifyRequest.SerializeToString,
-            serving_dot_pb_dot_classifier__pb2.ClassifyResponse.FromString,
+            foldserve_dot_serving_dot_pb_dot_classifier__pb2.ClassifyRequest.SerializeToString,
+            foldserve_dot_serving_dot_pb_dot_classifier__pb2.ClassifyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -138,8 +138,8 @@ class Classifier:
             request_iterator,
             target,
             '/foldserve.v1.Classifier/ClassifyStream',
-            serving_dot_pb_dot_classifier__pb2.ClassifyRequest.SerializeToString,
-            serving_dot_pb_dot_classifier__pb2.ClassifyStreamResponse.FromString,
+            foldserve_dot_serving_dot_pb_dot_classifier__pb2.ClassifyRequest.SerializeToString,
+            foldserve_dot_serving_dot_pb_dot_classifier__pb2.ClassifyStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,20 +23,20 @@ from typing import TYPE_CHECKING, Any
 
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
-from serving.addresses import common_port, listen_addresses, to_target
-from serving.errors import CancelledError, ListenError, TransportMissingError
-from serving.servicer import UNARY_CALLS
-from serving.transport.grpcio import GrpcioTransport, cannot_listen
-from serving.transport.quiet import until_quiet
-from serving.transport.wire import LARGE_BYTES, parse, to_status
+from foldserve.serving.addresses import common_port, listen_addresses, to_target
+from foldserve.serving.errors import CancelledError, ListenError, TransportMissingError
+from foldserve.serving.services.inference import UNARY_CALLS
+from foldserve.serving.transport.draining import until_quiet
+from foldserve.serving.transport.grpcio.server import GrpcioTransport, cannot_listen
+from foldserve.serving.transport.status import LARGE_BYTES, parse, to_status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from serving.calls import Call, Reply
-    from serving.control import Control
-    from serving.servicer import Servicer
-    from serving.transport.settings import WireSettings
+    from foldserve.serving.services.inference import Servicer
+    from foldserve.serving.services.management import Control
+    from foldserve.serving.services.requests import Call, Reply
+    from foldserve.serving.transport.settings import WireSettings
 
 # A second I/O thread made a call half as dear again on two processors (36 us, not 24, null handler).
 _IO_THREADS = 1

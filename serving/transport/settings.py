@@ -6,14 +6,14 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from serving.credentials import ServerCredentials
-from serving.message_limit import MessageLimit
-from serving.permissions import Permissions
-from serving.tokens import Tokens
+from foldserve.serving.security.certificate import ServerCredentials
+from foldserve.serving.security.permissions import Permissions
+from foldserve.serving.security.tokens import Tokens
+from foldserve.serving.services.message_limit import MessageLimit
 
 if TYPE_CHECKING:
-    from serving.config import ServeConfig
-    from serving.repository import Repository
+    from foldserve.serving.config import ServeConfig
+    from foldserve.serving.repository.repository import Repository
 
 _MIB = 1024 * 1024
 

@@ -6,10 +6,10 @@ from subprocess import CompletedProcess
 
 import pytest
 
-import foldserve
-from imaging import ImageSpec
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import ServerProcess
+from foldserve import cli
+from foldserve.imaging import ImageSpec
+from tests.support.artifacts import TinyNetwork
+from tests.support.server_process import ServerProcess
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +51,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., CompletedProces
 
     def run(*arguments: str) -> CompletedProcess[str]:
         capsys.readouterr()
-        status = foldserve.main(list(arguments))
+        status = cli.main(list(arguments))
         printed = capsys.readouterr()
         return CompletedProcess(arguments, status, printed.out, printed.err)
 

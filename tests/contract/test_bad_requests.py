@@ -10,13 +10,13 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.pb import open_inference_pb2 as pb
-from tests.serving.server_process import ServerProcess, infer_request, outputs_of, status_of
+from foldserve.serving.pb import open_inference_pb2 as pb
+from tests.support.server_process import ServerProcess, infer_request, outputs_of, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.serving.artifacts import TinyNetwork
+    from tests.support.artifacts import TinyNetwork
 
 PIXELS = bytes(64)
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from serving.session import Session
-from tests.contract.foreign import SOURCE, run_client
-from tests.contract.images import encode
+from foldserve.runtime.session import Session
+from tests.support.encoded_images import encode
+from tests.support.foreign_clients import SOURCE, run_client
 
 if TYPE_CHECKING:
     import subprocess
 
-    from tests.serving.artifacts import TinyNetwork
-    from tests.serving.server_process import ServerProcess
+    from tests.support.artifacts import TinyNetwork
+    from tests.support.server_process import ServerProcess
 
 BUF = Path(sys.executable).with_name("buf")
 INFERENCE, CLASSIFIER = "inference.GRPCInferenceService", "foldserve.v1.Classifier"

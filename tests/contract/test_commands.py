@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imaging import prepare_image
-from serving.async_client import AsyncClient
-from serving.client import Client
-from serving.errors import InvalidArgumentError, NotFoundError, UnavailableError
-from tests.serving.server_process import SOURCE, ServerProcess, run_cli
+from foldserve.imaging import prepare_image
+from foldserve.serving.client.async_client import AsyncClient
+from foldserve.serving.client.sync_client import Client
+from foldserve.serving.errors import InvalidArgumentError, NotFoundError, UnavailableError
+from tests.support.server_process import SOURCE, ServerProcess, run_cli
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.serving.artifacts import TinyNetwork
+    from tests.support.artifacts import TinyNetwork
 
 
 def write_png(path: Path, pixels: np.ndarray) -> Path:

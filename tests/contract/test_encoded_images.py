@@ -9,17 +9,17 @@ import grpc
 import numpy as np
 import pytest
 
-from imaging import prepare_image
-from serving.pb import classifier_pb2, classifier_pb2_grpc
-from serving.pb import open_inference_pb2 as pb
-from tests.contract.images import as_elements, encode, png_that_claims
-from tests.serving.server_process import ServerProcess, infer_request, outputs_of, status_of
+from foldserve.imaging import prepare_image
+from foldserve.serving.pb import classifier_pb2, classifier_pb2_grpc
+from foldserve.serving.pb import open_inference_pb2 as pb
+from tests.support.encoded_images import as_elements, encode, png_that_claims
+from tests.support.server_process import ServerProcess, infer_request, outputs_of, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from tests.serving.artifacts import TinyNetwork
+    from tests.support.artifacts import TinyNetwork
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 

@@ -11,14 +11,14 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.pb import open_inference_pb2 as pb
-from tests.serving.server_process import DEVICE, infer_request, outputs_of, status_of
+from foldserve.serving.pb import open_inference_pb2 as pb
+from tests.support.server_process import DEVICE, infer_request, outputs_of, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.serving.artifacts import TinyNetwork
-    from tests.serving.server_process import ServerProcess
+    from tests.support.artifacts import TinyNetwork
+    from tests.support.server_process import ServerProcess
 
 
 def test_stream_answers_every_request_in_order(server: ServerProcess, network: TinyNetwork) -> None:

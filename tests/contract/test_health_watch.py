@@ -12,9 +12,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.pb import open_inference_pb2 as pb
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import ServerProcess, status_of
+from foldserve.serving.pb import open_inference_pb2 as pb
+from tests.support.artifacts import TinyNetwork
+from tests.support.server_process import ServerProcess, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

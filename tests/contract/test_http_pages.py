@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from serving.pb import open_inference_pb2 as pb
-from tests.contract.scrape import get
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import ServerProcess, run_cli, status_of
+from foldserve.serving.pb import open_inference_pb2 as pb
+from tests.support.artifacts import TinyNetwork
+from tests.support.scrape import get
+from tests.support.server_process import ServerProcess, run_cli, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

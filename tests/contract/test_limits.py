@@ -14,17 +14,17 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 
-from serving.client import Client
-from serving.errors import InvalidArgumentError
-from serving.pb import open_inference_pb2 as pb
-from tests.serving.repository_changes import eventually
-from tests.serving.server_process import ServerProcess, infer_request, outputs_of, status_of
+from foldserve.serving.client.sync_client import Client
+from foldserve.serving.errors import InvalidArgumentError
+from foldserve.serving.pb import open_inference_pb2 as pb
+from tests.support.repository_changes import eventually
+from tests.support.server_process import ServerProcess, infer_request, outputs_of, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.serving.artifacts import TinyNetwork
+    from tests.support.artifacts import TinyNetwork
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 MIB = 2**20
@@ -213,7 +213,7 @@ def test_compressed_requests_are_answered(
         assert code == grpc.StatusCode.UNIMPLEMENTED
         return
     with grpc.insecure_channel(server.address, compression=compression) as channel:
-        from serving.pb import open_inference_pb2_grpc
+        from foldserve.serving.pb import open_inference_pb2_grpc
 
         stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
         expected = network.logits(images)

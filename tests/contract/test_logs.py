@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from demo.children import ending_with_us
-from serving.client import Client
-from serving.logs import LineFormatter
-from serving.pb import classifier_pb2, classifier_pb2_grpc
-from serving.pb import open_inference_pb2 as pb
-from tests.fault.fragile_network import BREAKS, FragileNetwork
+from foldserve.demo.children import ending_with_us
+from foldserve.serving.client.sync_client import Client
+from foldserve.serving.observability.logs import LineFormatter
+from foldserve.serving.pb import classifier_pb2, classifier_pb2_grpc
+from foldserve.serving.pb import open_inference_pb2 as pb
 from tests.imaging.test_metadata import EXIF, HOLDERS
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.repository_changes import eventually
-from tests.serving.server_process import DEVICE, PROVIDER, SOURCE, ServerProcess, infer_request, status_of
+from tests.support.artifacts import TinyNetwork
+from tests.support.fragile_network import BREAKS, FragileNetwork
+from tests.support.repository_changes import eventually
+from tests.support.server_process import DEVICE, PROVIDER, SOURCE, ServerProcess, infer_request, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,7 +114,7 @@ def test_a_line_for_people_cannot_be_forged(tmp_path: Path, repository: Path) ->
 
 STRAY = """
 import gc, logging, sys, threading, warnings
-from serving.logs import announce, log_to_stderr
+from foldserve.serving.observability.logs import announce, log_to_stderr
 
 log_to_stderr("info", "json")
 warnings.warn("a library's warning\\nof two lines", UserWarning)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import grpc
 from prometheus_client.openmetrics import parser as openmetrics
 
-from serving.pb import classifier_pb2, classifier_pb2_grpc
-from serving.pb import open_inference_pb2 as pb
-from tests.contract.images import encode
-from tests.contract.scrape import get, scrape
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import SOURCE, ServerProcess, infer_request, status_of
+from foldserve.serving.pb import classifier_pb2, classifier_pb2_grpc
+from foldserve.serving.pb import open_inference_pb2 as pb
+from tests.support.artifacts import TinyNetwork
+from tests.support.encoded_images import encode
+from tests.support.scrape import get, scrape
+from tests.support.server_process import SOURCE, ServerProcess, infer_request, status_of
 
 if TYPE_CHECKING:
     from pathlib import Path

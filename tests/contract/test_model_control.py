@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.pb import open_inference_pb2 as pb
-from tests.contract.foreign import CLIENTS, report_of
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import ServerProcess, outputs_of, status_of
+from foldserve.serving.pb import open_inference_pb2 as pb
+from tests.support.artifacts import TinyNetwork
+from tests.support.foreign_clients import CLIENTS, report_of
+from tests.support.server_process import ServerProcess, outputs_of, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from serving.session import Session
-from tests.contract.foreign import CLIENTS, SOURCE, report_of, require_installed
-from tests.contract.images import encode
+from foldserve.runtime.session import Session
+from tests.support.encoded_images import encode
+from tests.support.foreign_clients import CLIENTS, SOURCE, report_of, require_installed
 
 if TYPE_CHECKING:
-    from tests.serving.artifacts import TinyNetwork
-    from tests.serving.server_process import ServerProcess
+    from tests.support.artifacts import TinyNetwork
+    from tests.support.server_process import ServerProcess
 
 INVALID_ARGUMENT = 3  # gRPC's number
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.serving.server_process import SOURCE
+from tests.support.server_process import SOURCE
 
 # On the wire and under faults; what is about the processor's threads or a lost GPU has its own servers.
 FILES = (

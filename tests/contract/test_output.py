@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.client import Client
-from serving.errors import InvalidArgumentError
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import SOURCE, ServerProcess
+from foldserve.serving.client.sync_client import Client
+from foldserve.serving.errors import InvalidArgumentError
+from tests.support.artifacts import TinyNetwork
+from tests.support.server_process import SOURCE, ServerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from demo.children import ending_with_us
-from tests.contract.scrape import get
-from tests.serving.server_process import PROVIDER, ServerProcess, status_of
-from training.datasets.sources import cache_folder
+from foldserve.demo.children import ending_with_us
+from foldserve.training.datasets.sources import cache_folder
+from tests.support.scrape import get
+from tests.support.server_process import PROVIDER, ServerProcess, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.serving.artifacts import TinyNetwork
+    from tests.support.artifacts import TinyNetwork
 
 CACHE = cache_folder("prometheus")  # where `make prometheus` puts it
 START_S = 60.0  # generous: the test machine may be busy

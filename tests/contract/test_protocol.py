@@ -12,9 +12,9 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from serving.pb import open_inference_pb2 as pb
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import PROVIDER, ServerProcess, infer_request, outputs_of, status_of
+from foldserve.serving.pb import open_inference_pb2 as pb
+from tests.support.artifacts import TinyNetwork
+from tests.support.server_process import PROVIDER, ServerProcess, infer_request, outputs_of, status_of
 
 # Reference in float64 against float32 sums of nine products; measured 2e-6 at logits near 10.
 TOLERANCE = 1e-5

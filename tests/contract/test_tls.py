@@ -12,14 +12,14 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.async_client import AsyncClient
-from serving.client import Client
-from serving.errors import UnavailableError
-from serving.pb import open_inference_pb2 as pb
-from serving.pb import open_inference_pb2_grpc
+from foldserve.serving.client.async_client import AsyncClient
+from foldserve.serving.client.sync_client import Client
+from foldserve.serving.errors import UnavailableError
+from foldserve.serving.pb import open_inference_pb2 as pb
+from foldserve.serving.pb import open_inference_pb2_grpc
 from tests.contract.test_commands import write_png
-from tests.serving.certificates import Authority, Pair
-from tests.serving.server_process import ServerProcess, run_cli
+from tests.support.certificates import Authority, Pair
+from tests.support.server_process import ServerProcess, run_cli
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Command = Callable[..., CompletedProcess[str]]
 
-    from tests.serving.artifacts import TinyNetwork
+    from tests.support.artifacts import TinyNetwork
 
 
 class Setting(NamedTuple):
@@ -262,7 +262,7 @@ def test_only_clients_with_a_certificate_are_let_in(mutual: Setting, network: Ti
 
 
 def test_certificate_that_cannot_serve_ends_the_start(repository: Path, tmp_path: Path) -> None:
-    """Not the first handshake, for somebody else to see. tests/serving/test_credentials.py has more."""
+    """Not the first handshake, for somebody else to see. tests/serving/security/test_certificate.py has more."""
     authority = Authority(tmp_path, "own")
     key = authority.sign("x").key
     flags = (

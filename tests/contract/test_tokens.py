@@ -11,14 +11,14 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from serving.client import Client
-from serving.errors import UnauthenticatedError
-from serving.pb import classifier_pb2, classifier_pb2_grpc
-from serving.pb import open_inference_pb2 as pb
-from serving.tokens import Caller, create_token, to_line
+from foldserve.serving.client.sync_client import Client
+from foldserve.serving.errors import UnauthenticatedError
+from foldserve.serving.pb import classifier_pb2, classifier_pb2_grpc
+from foldserve.serving.pb import open_inference_pb2 as pb
+from foldserve.serving.security.tokens import Caller, create_token, to_line
 from tests.contract.test_commands import write_png
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import ServerProcess, infer_request, status_of
+from tests.support.artifacts import TinyNetwork
+from tests.support.server_process import ServerProcess, infer_request, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

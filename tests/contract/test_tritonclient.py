@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from serving.session import Session
-from tests.contract.foreign import CLIENTS, report_of
-from tests.serving.server_process import DEVICE
+from foldserve.runtime.session import Session
+from tests.support.foreign_clients import CLIENTS, report_of
+from tests.support.server_process import DEVICE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.serving.artifacts import TinyNetwork
-    from tests.serving.server_process import ServerProcess
+    from tests.support.artifacts import TinyNetwork
+    from tests.support.server_process import ServerProcess
 
 
 def test_stock_triton_client_gets_the_same_logits(

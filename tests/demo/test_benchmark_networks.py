@@ -9,9 +9,9 @@ import onnx
 from benchmarks.serving.contestants import Contestant, launch
 from benchmarks.serving.networks import lenet, trained_lenet
 from benchmarks.serving.rows import NETWORKS, ROWS
-from serving.model import ModelSettings, open_verified
-from training.config import TrainConfig
-from training.models import create_model
+from foldserve.serving.model.served_model import ModelSettings, open_verified
+from foldserve.training.config import TrainConfig
+from foldserve.training.models import create_model
 
 if TYPE_CHECKING:
     from pathlib import Path

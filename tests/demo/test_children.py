@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from demo.children import ending_with_us, environment_without_settings
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.repository_changes import eventually
+from foldserve.demo.children import ending_with_us, environment_without_settings
+from tests.support.artifacts import TinyNetwork
+from tests.support.repository_changes import eventually
 
 ROOT = Path(__file__).parents[2]
 # Each prints its children's process ids and then waits.
@@ -21,7 +21,7 @@ WAITS = "import signal; signal.pause()"
 PARENTS = {
     "any program": f"""
 import subprocess, sys
-from demo.children import ending_with_us
+from foldserve.demo.children import ending_with_us
 child = subprocess.Popen(ending_with_us([sys.executable, "-c", "{WAITS}"]), start_new_session=True)
 print(child.pid, flush=True)
 {WAITS}
@@ -29,14 +29,14 @@ print(child.pid, flush=True)
     "demo's server": f"""
 import sys
 from pathlib import Path
-from demo.server_process import running_server
+from foldserve.demo.server_process import running_server
 with running_server(Path("models"), device="cpu", log=Path("log")):
     print(*Path(f"/proc/self/task/{{__import__('os').getpid()}}/children").read_text().split(), flush=True)
     {WAITS}
 """,
     "tests' server": f"""
 from pathlib import Path
-from tests.serving.server_process import ServerProcess
+from tests.support.server_process import ServerProcess
 with ServerProcess(Path("models").absolute(), Path("server").absolute()) as server:
     print(server.process.pid, flush=True)
     {WAITS}

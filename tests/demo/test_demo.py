@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.pipeline import prove
-from demo.server_process import running_server
-from serving.artifact import IMAGE, LOGITS, read_artifact
-from serving.errors import UnavailableError
-from serving.session import Session
+from foldserve.artifact.format import IMAGE, LOGITS, read_artifact
+from foldserve.demo.pipeline import prove
+from foldserve.demo.server_process import running_server
+from foldserve.runtime.session import Session
+from foldserve.serving.errors import UnavailableError
+from foldserve.training.checkpoint import load_checkpoint, save_checkpoint
+from foldserve.training.datasets import load_dataset
 from tests.conftest import DemoRun, run_demo
-from training.checkpoint import load_checkpoint, save_checkpoint
-from training.datasets import load_dataset
 
 
 def test_it_ends_with_the_proof_on_all_test_images(demo_run: DemoRun) -> None:

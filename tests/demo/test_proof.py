@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from demo.proof import MAX_LOGIT_DIFFERENCE, compare, compare_all
-from serving.answers import softmax
+from foldserve.artifact.answers import softmax
+from foldserve.demo.proof import MAX_LOGIT_DIFFERENCE, compare, compare_all
 
 LABELS = np.array([0, 1, 2, 0], np.int64)
 REFERENCE = np.array([[9, 1, 0], [0, 8, 1], [1, 0, 7], [2, 6, 0]], np.float32)  # the last one is wrong

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from demo.children import ending_with_us
-from tests.serving.repository_changes import eventually
+from foldserve.demo.children import ending_with_us
+from tests.support.repository_changes import eventually
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from export.build import BuiltModel, build_model
-from imaging import ImageSpec
-from serving.artifact import ModelMetadata
-from tests.export.taught import Taught, teach
-from training.checkpoint import Checkpoint, save_checkpoint
-from training.datasets import Dataset
-from training.datasets.registry import DATASETS
-from training.models import Normalized, create_model
+from foldserve.artifact.format import ModelMetadata
+from foldserve.export.graph.build import BuiltModel, build_model
+from foldserve.imaging import ImageSpec
+from foldserve.training.checkpoint import Checkpoint, save_checkpoint
+from foldserve.training.datasets import Dataset
+from foldserve.training.datasets.registry import DATASETS
+from foldserve.training.models import Normalized, create_model
+from tests.support.taught import Taught, teach
 
 LABELS = tuple(f"class {index}" for index in range(10))
 SPEC = ImageSpec(channel_order="L", height=28, width=28, resize_shorter_side=28)

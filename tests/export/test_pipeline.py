@@ -13,16 +13,16 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from export import pipeline
-from export.config import ExportConfig
-from export.errors import ExportError, ParityError, SourceError
-from export.pipeline import export_model
-from export.publish import publish
-from serving.artifact import Golden, ModelMetadata, read_artifact
-from serving.session import Session
+from foldserve.artifact.format import Golden, ModelMetadata, read_artifact
+from foldserve.export import pipeline
+from foldserve.export.config import ExportConfig
+from foldserve.export.errors import ExportError, ParityError, SourceError
+from foldserve.export.pipeline import export_model
+from foldserve.export.publish import publish
+from foldserve.runtime.session import Session
+from foldserve.training.checkpoint import save_checkpoint
+from foldserve.training.errors import CheckpointError, DatasetError
 from tests.export.conftest import LABELS, MEAN, SPEC, STD
-from training.checkpoint import save_checkpoint
-from training.errors import CheckpointError, DatasetError
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,9 +117,9 @@ def test_the_same_model_is_published_once_where_asked(run_dir, tmp_path, capsys)
 EXPORT_ELSEWHERE = """
 import sys
 from pathlib import Path
-from export.build import build_model
-from serving.artifact import ModelMetadata
-from training.checkpoint import load_checkpoint
+from foldserve.export.graph.build import build_model
+from foldserve.artifact.format import ModelMetadata
+from foldserve.training.checkpoint import load_checkpoint
 checkpoint = load_checkpoint(Path(sys.argv[1]))
 metadata = ModelMetadata(checkpoint.labels, checkpoint.mean, checkpoint.std, checkpoint.image)
 Path("model.onnx").write_bytes(build_model(checkpoint.build().network, metadata).content)
@@ -272,7 +272,7 @@ def test_a_model_folder_that_cannot_be_written_is_found_before_the_proofs(
     """Its name is known once the run is read; here a file stands in its place."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "my-run").write_text("")
-    monkeypatch.setattr("export.pipeline.open_sessions", lambda _: pytest.fail("a proof was begun"))
+    monkeypatch.setattr("foldserve.export.pipeline.open_sessions", lambda _: pytest.fail("a proof was begun"))
     with pytest.raises(SourceError, match="my-run is a file"):
         export(run_dir, tmp_path / "models", skip_same=skip_same)
 

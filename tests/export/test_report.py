@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from export.parity import Agreement
-from export.report import Report
-from export.source import ProofImages
+from foldserve.export.report import Report
+from foldserve.export.sources.load import ProofImages
+from foldserve.export.verification.parity import Agreement
 
 
 @pytest.mark.parametrize(

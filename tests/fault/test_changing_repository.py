@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.pb import open_inference_pb2 as pb
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.endings import end_with
-from tests.serving.repository_changes import eventually, overwrite, serves, sha256_of, states
-from tests.serving.server_process import ServerProcess, infer_request, outputs_of, run_cli, status_of
+from foldserve.serving.pb import open_inference_pb2 as pb
+from tests.support.artifacts import TinyNetwork
+from tests.support.endings import end_with
+from tests.support.repository_changes import eventually, overwrite, serves, sha256_of, states
+from tests.support.server_process import ServerProcess, infer_request, outputs_of, run_cli, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,11 +15,11 @@ import grpc
 import numpy as np
 import pytest
 
-from imaging import ImageSpec
-from serving.pb import open_inference_pb2 as pb
-from tests.fault.costly_messages import CLASSIFY, INFER, INFER_STREAM, MESSAGES, SIDE, field
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import ServerProcess, outputs_of
+from foldserve.imaging import ImageSpec
+from foldserve.serving.pb import open_inference_pb2 as pb
+from tests.support.artifacts import TinyNetwork
+from tests.support.costly_messages import CLASSIFY, INFER, INFER_STREAM, MESSAGES, SIDE, field
+from tests.support.server_process import ServerProcess, outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,7 +156,7 @@ def assert_kept_little(server: ServerProcess, before_mib: float) -> None:
 def test_refused_messages_are_not_kept(repository: Path, tmp_path: Path, transport: str) -> None:
     """Not even until the garbage collector comes by, which may be long: here it never does."""
     flags = ("--transport", transport)
-    module = "tests.fault.uncollected_server"
+    module = "tests.support.uncollected_server"
     with (
         ServerProcess(repository, tmp_path / "server", *flags, module=module) as server,
         grpc.insecure_channel(server.address, options=LIMITLESS) as channel,
@@ -183,7 +183,7 @@ def test_probes_are_answered_while_the_event_loop_stands_still(
 ) -> None:
     """As it does for as long as something holds it up; who probes must not take that for a dead server."""
     flags = ("--transport", transport)
-    with ServerProcess(repository, tmp_path, *flags, module="tests.fault.stuck_loop_server") as server:
+    with ServerProcess(repository, tmp_path, *flags, module="tests.support.stuck_loop_server") as server:
         call = server.stub.ServerMetadata.future(pb.ServerMetadataRequest(), timeout=120)
         while not (tmp_path / "waiting").exists():
             assert not call.done()

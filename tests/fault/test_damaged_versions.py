@@ -14,10 +14,10 @@ import onnx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.pb import open_inference_pb2 as pb
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.endings import ENDINGS, end_with
-from tests.serving.server_process import ServerProcess, infer_request, outputs_of, run_cli, status_of
+from foldserve.serving.pb import open_inference_pb2 as pb
+from tests.support.artifacts import TinyNetwork
+from tests.support.endings import ENDINGS, end_with
+from tests.support.server_process import ServerProcess, infer_request, outputs_of, run_cli, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,8 +178,8 @@ def test_older_sound_version_answers_where_the_newest_is_damaged(server: ServerP
 
 @pytest.mark.parametrize("bit", range(23, 31))
 def test_any_exponent_bit_of_a_weight_is_noticed(tmp_path: Path, bit: int) -> None:
-    from serving.errors import ArtifactError
-    from serving.model import ModelSettings, open_verified
+    from foldserve.serving.errors import ArtifactError
+    from foldserve.serving.model.served_model import ModelSettings, open_verified
 
     version = TinyNetwork(seed=5).publish(tmp_path / "tiny")
     settings = ModelSettings(device="cpu", intra_op_threads=1)

@@ -12,9 +12,9 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.client import Client
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import ServerProcess, outputs_of
+from foldserve.serving.client.sync_client import Client
+from tests.support.artifacts import TinyNetwork
+from tests.support.server_process import ServerProcess, outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0
 @pytest.fixture
 def server(tmp_path: Path, transport: str) -> Iterator[ServerProcess]:
     NETWORK.publish(tmp_path / "models" / "tiny")
-    module = "tests.fault.few_descriptors_server"
+    module = "tests.support.few_descriptors_server"
     with ServerProcess(
         tmp_path / "models", tmp_path / "server", "--transport", transport, module=module
     ) as process:

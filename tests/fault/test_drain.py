@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from demo.children import ending_with_us
-from serving.pb import open_inference_pb2 as pb
-from tests.contract.scrape import get, scrape
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.repository_changes import eventually
-from tests.serving.server_process import SOURCE, ServerProcess, outputs_of, status_of
+from foldserve.demo.children import ending_with_us
+from foldserve.serving.pb import open_inference_pb2 as pb
+from tests.support.artifacts import TinyNetwork
+from tests.support.repository_changes import eventually
+from tests.support.scrape import get, scrape
+from tests.support.server_process import SOURCE, ServerProcess, outputs_of, status_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +35,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start_load(server: ServerProcess, connections: int, pause_ms: int) -> subprocess.Popen[str]:
     """Start a client process and return once all its connections are being answered."""
-    command = [sys.executable, "-m", "tests.fault.load_script", server.address]
+    command = [sys.executable, "-m", "tests.support.load_script", server.address]
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
     client = subprocess.Popen(
         ending_with_us([*command, connections, pause_ms]),
@@ -133,7 +133,7 @@ def test_a_failed_request_is_logged_with_its_id_and_answered_without_details(
     failing = image.copy()
     failing[:, 0, 0, 0] = 255
     flags = ("--transport", transport, "--log-format", "json")
-    module = "tests.fault.failing_server"
+    module = "tests.support.failing_server"
     with ServerProcess(repository, tmp_path / "server", *flags, module=module) as server:
         code, text = status_of(lambda: server.infer(failing, id="the-failing-one"))
         assert (code, text) == (

@@ -11,11 +11,11 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.pb import open_inference_pb2 as pb
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.endless import EndlessNetwork, HeavyNetwork, HugeNetwork, publish_bomb, publish_unproven
-from tests.serving.repository_changes import eventually, serves, states
-from tests.serving.server_process import ServerProcess, outputs_of, run_cli, status_of
+from foldserve.serving.pb import open_inference_pb2 as pb
+from tests.support.artifacts import TinyNetwork
+from tests.support.endless import EndlessNetwork, HeavyNetwork, HugeNetwork, publish_bomb, publish_unproven
+from tests.support.repository_changes import eventually, serves, states
+from tests.support.server_process import ServerProcess, outputs_of, run_cli, status_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,7 +93,7 @@ def test_a_load_that_cannot_be_stopped_is_left_behind(tmp_path: Path, transport:
     for name in ("hung", "zebra"):
         NETWORK.publish(models / name)
     flags = ("--transport", transport, "--load-timeout-s", "3")
-    module = "tests.fault.hung_disk_server"
+    module = "tests.support.hung_disk_server"
     with ServerProcess(models, tmp_path / "server", *flags, module=module) as server:
         assert answers(server)
         assert "loading took longer" in states(server, "hung")["1"][1]

@@ -8,9 +8,9 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.pb import open_inference_pb2 as pb
-from tests.fault.fragile_network import BREAKS, GIVES_NAN, FragileNetwork
-from tests.serving.server_process import ServerProcess, infer_request, outputs_of, status_of
+from foldserve.serving.pb import open_inference_pb2 as pb
+from tests.support.fragile_network import BREAKS, GIVES_NAN, FragileNetwork
+from tests.support.server_process import ServerProcess, infer_request, outputs_of, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,14 +12,14 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.async_client import AsyncClient
-from serving.client import Client
-from serving.errors import InvalidArgumentError, UnavailableError
-from serving.pb import open_inference_pb2 as pb
-from serving.pb import open_inference_pb2_grpc
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.repository_changes import eventually
-from tests.serving.server_process import ServerProcess
+from foldserve.serving.client.async_client import AsyncClient
+from foldserve.serving.client.sync_client import Client
+from foldserve.serving.errors import InvalidArgumentError, UnavailableError
+from foldserve.serving.pb import open_inference_pb2 as pb
+from foldserve.serving.pb import open_inference_pb2_grpc
+from tests.support.artifacts import TinyNetwork
+from tests.support.repository_changes import eventually
+from tests.support.server_process import ServerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tests.fault.test_drain import outcomes_of, start_load
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import ServerProcess, outputs_of
+from tests.support.artifacts import TinyNetwork
+from tests.support.server_process import ServerProcess, outputs_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.pb import classifier_pb2, classifier_pb2_grpc
-from tests.imaging.crafted import encode, jpeg_of_scans
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import ServerProcess, status_of
+from foldserve.serving.pb import classifier_pb2, classifier_pb2_grpc
+from tests.support.artifacts import TinyNetwork
+from tests.support.crafted import encode, jpeg_of_scans
+from tests.support.server_process import ServerProcess, status_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +55,7 @@ def test_scans_without_end_are_refused_and_others_answered(
 
 def test_server_ends_while_decoding_does_not(repository: Path, tmp_path: Path, transport: str) -> None:
     flags = ("--transport", transport, "--grace-period-s", "0.5")
-    module = "tests.fault.stuck_decoder_server"
+    module = "tests.support.stuck_decoder_server"
     with ServerProcess(repository, tmp_path / "server", *flags, module=module) as server:
         stub = classifier_pb2_grpc.ClassifierStub(server.channel)
         endless = encode(Image.fromarray(np.zeros((8, 77), np.uint8)))

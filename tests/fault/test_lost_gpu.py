@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.pb import open_inference_pb2 as pb
-from serving.session import cuda_is_present
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.repository_changes import eventually, serves, states
-from tests.serving.server_process import SOURCE, ServerProcess, outputs_of, status_of
+from foldserve.runtime.session import cuda_is_present
+from foldserve.serving.pb import open_inference_pb2 as pb
+from tests.support.artifacts import TinyNetwork
+from tests.support.repository_changes import eventually, serves, states
+from tests.support.server_process import SOURCE, ServerProcess, outputs_of, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ def server(tmp_path: Path, lost_file: Path, transport: str) -> Iterator[ServerPr
     NETWORK.publish(tmp_path / "models" / "idle")
     flags = ("--device", "cuda", "--transport", transport, "--poll-s", "0.1")
     with ServerProcess(
-        tmp_path / "models", tmp_path / "server", *flags, module="tests.fault.lost_gpu_server"
+        tmp_path / "models", tmp_path / "server", *flags, module="tests.support.lost_gpu_server"
     ) as process:
         yield process
 
@@ -85,7 +85,7 @@ def test_cuda_that_does_not_run_the_models_fails_the_start(
         pytest.skip("this onnxruntime has CUDA")
     NETWORK.publish(tmp_path / "models" / "tiny")
     lost_file.touch()
-    module = "tests.fault.lost_gpu_server" if is_there else "serving"
+    module = "tests.support.lost_gpu_server" if is_there else "serving"
     command = [sys.executable, "-m", module, "--repository", str(tmp_path / "models")]
     command += ["--port", "0", "--device", "cuda"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=SOURCE)

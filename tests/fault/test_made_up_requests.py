@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving.pb import classifier_pb2
-from serving.pb import open_inference_pb2 as pb
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import ServerProcess, outputs_of
-from tests.strategies import PIXELS, SHAPE, classify_requests, damaged, infer_requests
+from foldserve.serving.pb import classifier_pb2
+from foldserve.serving.pb import open_inference_pb2 as pb
+from tests.support.artifacts import TinyNetwork
+from tests.support.server_process import ServerProcess, outputs_of
+from tests.support.strategies import PIXELS, SHAPE, classify_requests, damaged, infer_requests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

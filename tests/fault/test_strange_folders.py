@@ -11,20 +11,20 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.pb import open_inference_pb2 as pb
-from serving.shown import is_legible
-from tests.contract.scrape import get, scrape
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.repository_changes import eventually, overwrite, serves, states
-from tests.serving.server_process import ServerProcess, outputs_of, status_of
-from tests.serving.strange_versions import SETTINGS_DAMAGES, VERSIONS
+from foldserve.serving.pb import open_inference_pb2 as pb
+from foldserve.text import is_legible
+from tests.support.artifacts import TinyNetwork
+from tests.support.repository_changes import eventually, overwrite, serves, states
+from tests.support.scrape import get, scrape
+from tests.support.server_process import ServerProcess, outputs_of, status_of
+from tests.support.strange_versions import SETTINGS_DAMAGES, VERSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 OLD, NEW = TinyNetwork(seed=1), TinyNetwork(seed=2)
 IMAGES = OLD.random_images(3)
-# A third of them each: tests/serving/test_strange_files.py has them all.
+# A third of them each: tests/serving/repository/test_strange_files.py has them all.
 STRANGE = {"early": dict(list(VERSIONS.items())[::3]), "late": dict(list(VERSIONS.items())[1::3])}
 SOUND = ("aa-sound", "zz-sound")
 ILLEGIBLE = {os.fsdecode(b"caf\xe9"): "caf\\xe9", "turned\u202e": "turned\\u202e", "a\nb": "a\\x0ab"}

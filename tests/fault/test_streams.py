@@ -11,10 +11,10 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.pb import classifier_pb2
-from tests.contract.images import encode
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import ServerProcess, infer_request, outputs_of
+from foldserve.serving.pb import classifier_pb2
+from tests.support.artifacts import TinyNetwork
+from tests.support.encoded_images import encode
+from tests.support.server_process import ServerProcess, infer_request, outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

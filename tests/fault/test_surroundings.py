@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from serving.errors import ListenError, TransportMissingError
-from serving.pb import open_inference_pb2 as pb
-from serving.pb import open_inference_pb2_grpc
-from serving.transport import choose
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import ServerProcess, infer_request
+from foldserve.serving.errors import ListenError, TransportMissingError
+from foldserve.serving.pb import open_inference_pb2 as pb
+from foldserve.serving.pb import open_inference_pb2_grpc
+from foldserve.serving.transport import base as choose
+from tests.support.artifacts import TinyNetwork
+from tests.support.server_process import ServerProcess, infer_request
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,7 +81,7 @@ def test_localhost_is_both_addresses(repository: Path, tmp_path: Path, transport
 
 @pytest.mark.parametrize("host", ["nobody.invalid", "x" * 80])
 def test_names_that_are_not_this_machines_are_explained(host: str) -> None:
-    from serving.addresses import listen_addresses
+    from foldserve.serving.addresses import listen_addresses
 
     with pytest.raises(ListenError, match="is no address or name of this machine's; choose another --host"):
         listen_addresses(host)
@@ -111,7 +111,7 @@ def test_auto_takes_grpcio_where_native_cannot_be_imported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(choose, "GrpcioTransport", _FakeGrpcio)
-    monkeypatch.setitem(sys.modules, "serving.transport.native", None)
+    monkeypatch.setitem(sys.modules, "foldserve.serving.transport.native", None)
     caplog.set_level("INFO")
     _assert_falls_back(caplog, "needs pygrpc-native, which cannot be imported here")
 

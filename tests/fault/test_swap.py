@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from demo.children import ending_with_us
-from tests.contract.scrape import scrape
-from tests.fault.swap_client import CLASSIFYING_WORKERS, WORKERS
+from foldserve.demo.children import ending_with_us
 from tests.fault.test_damaged_versions import change_a_byte, flip_exponent_bit, make_weight_nan, swap_golden
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.repository_changes import eventually, sha256_of, states
-from tests.serving.server_process import SOURCE, ServerProcess
+from tests.support.artifacts import TinyNetwork
+from tests.support.repository_changes import eventually, sha256_of, states
+from tests.support.scrape import scrape
+from tests.support.server_process import SOURCE, ServerProcess
+from tests.support.swap_client import CLASSIFYING_WORKERS, WORKERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +78,7 @@ class Updater:
         return states(self.server, "tiny").get(str(version), ("", ""))[0]
 
     def _digest(self, version: str) -> str:
-        from serving.pb import open_inference_pb2 as pb
+        from foldserve.serving.pb import open_inference_pb2 as pb
 
         request = pb.ModelMetadataRequest(name="tiny", version=version)
         return str(self.server.stub.ModelMetadata(request).properties["model_sha256"])
@@ -111,7 +111,7 @@ def swap_under_load(tmp_path: Path, transport: str, count: int) -> tuple[list[in
     memory = []
     flags = ("--transport", transport, "--poll-s", "0.1")
     with ServerProcess(tmp_path / "models", tmp_path / "server", *flags) as server:
-        command = [sys.executable, "-m", "tests.fault.swap_client", server.address]
+        command = [sys.executable, "-m", "tests.support.swap_client", server.address]
         command += [str(tmp_path / "expected.npz"), str(order), str(stop)]
         environment = os.environ | {"PYTHONPATH": str(SOURCE)}
         client = subprocess.Popen(

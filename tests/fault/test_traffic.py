@@ -13,12 +13,12 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.pb import open_inference_pb2 as pb
-from tests.contract.scrape import scrape
-from tests.fault.held_server import HeldServer
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.repository_changes import eventually
-from tests.serving.server_process import ServerProcess, infer_request, outputs_of, run_cli, status_of
+from foldserve.serving.pb import open_inference_pb2 as pb
+from tests.support.artifacts import TinyNetwork
+from tests.support.held_server import HeldServer
+from tests.support.repository_changes import eventually
+from tests.support.scrape import scrape
+from tests.support.server_process import ServerProcess, infer_request, outputs_of, run_cli, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,15 +12,15 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.pb import open_inference_pb2 as pb
-from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import ServerProcess, infer_request, outputs_of, status_of
+from foldserve.serving.pb import open_inference_pb2 as pb
+from tests.support.artifacts import TinyNetwork
+from tests.support.server_process import ServerProcess, infer_request, outputs_of, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from serving.servicer import Servicer
+    from foldserve.serving.services.inference import Servicer
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +107,8 @@ def test_statistics_count_what_either_transport_took(server: ServerProcess) -> N
 
 
 def test_transport_that_is_not_installed_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    from serving.errors import TransportMissingError
-    from serving.transport.choose import open_transport
+    from foldserve.serving.errors import TransportMissingError
+    from foldserve.serving.transport.base import open_transport
 
     monkeypatch.setitem(sys.modules, "pygrpc_native", None)
     servicer: Servicer = None  # type: ignore[assignment]  # not reached

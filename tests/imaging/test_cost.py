@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imaging import ImageError, ImageSpec, prepare_image, read_picture
-from tests.imaging.crafted import chunk, encode, jpeg_of_scans, segment, tiff, with_chunks
+from foldserve.imaging import ImageError, ImageSpec, prepare_image, read_picture
+from tests.support.crafted import chunk, encode, jpeg_of_scans, segment, tiff, with_chunks
 
 SPEC = ImageSpec(channel_order="RGB", height=8, width=8, resize_shorter_side=8)
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
@@ -64,7 +64,7 @@ def test_excessive_work_is_refused_before_decoding(case, monkeypatch: pytest.Mon
     def decode(*_: object) -> None:
         raise AssertionError("it was decoded")
 
-    monkeypatch.setattr("imaging.prepare.open_picture", decode)
+    monkeypatch.setattr("foldserve.imaging.prepare.open_picture", decode)
     with pytest.raises(ImageError, match=message):
         prepare_image(encoded, SPEC)
 

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from imaging import ImageError, ImageSpec, prepare_image
-from tests.imaging.crafted import (
+from foldserve.imaging import ImageError, ImageSpec, prepare_image
+from tests.support.crafted import (
     DOUBLE,
     FLOAT,
     LONG,

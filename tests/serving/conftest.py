@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.serving.artifacts import TinyNetwork
+from tests.support.artifacts import TinyNetwork
 
 
 @pytest.fixture(scope="session")

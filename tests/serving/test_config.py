@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from serving.config import ClassifyConfig, ServeConfig
+from foldserve.serving.config import ClassifyConfig, ServeConfig
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])

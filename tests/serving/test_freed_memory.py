@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.freed_memory import FreedMemory, resident_bytes
+from foldserve.serving.freed_memory import FreedMemory, resident_bytes
 
 MIB = 1024 * 1024
 

@@ -17,7 +17,7 @@ def test_committed_stubs_are_up_to_date(tmp_path: Path) -> None:
     status = protoc.main(
         [
             "protoc",
-            f"-Iserving/pb={SOURCE / 'protos'}",
+            f"-Ifoldserve/serving/pb={SOURCE / 'protos'}",
             f"-I{Path(protoc.__file__).parent / '_proto'}",
             f"--python_out={tmp_path}",
             f"--pyi_out={tmp_path}",

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from imaging import ImageSpec
-from training.config import TrainConfig
-from training.datasets import Dataset, registry
-from training.terminal import Terminal
+from foldserve.imaging import ImageSpec
+from foldserve.terminal import Terminal
+from foldserve.training.config import TrainConfig
+from foldserve.training.datasets import Dataset, registry
 
 if TYPE_CHECKING:
     from pathlib import Path

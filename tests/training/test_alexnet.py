@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from training.errors import ModelError
-from training.models import AlexNet, create_model
+from foldserve.training.errors import ModelError
+from foldserve.training.models import AlexNet, create_model
 
 FASHION = {"in_channels": 1, "class_count": 10, "height": 28, "width": 28}
 IMAGENET = {"in_channels": 3, "class_count": 1000, "height": 224, "width": 224}

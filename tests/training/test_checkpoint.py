@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from imaging import ImageSpec
-from training import checkpoint as checkpoint_module
-from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.errors import CheckpointError
-from training.models import create_model
+from foldserve.imaging import ImageSpec
+from foldserve.training import checkpoint as checkpoint_module
+from foldserve.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from foldserve.training.errors import CheckpointError
+from foldserve.training.models import create_model
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from foldserve.training.datasets import cifar10, load_dataset, mnist
+from foldserve.training.datasets.cifar10 import CifarArchive
+from foldserve.training.datasets.idx import IdxFile
+from foldserve.training.errors import DatasetError
+from tests.support.idx_files import idx_content
 from tests.training.conftest import LineTerminal
-from tests.training.idx_files import idx_content
-from training.datasets import cifar10, load_dataset, mnist
-from training.datasets.cifar10 import CifarArchive
-from training.datasets.idx import IdxFile
-from training.errors import DatasetError
 
 if TYPE_CHECKING:
     from pathlib import Path

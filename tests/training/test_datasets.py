@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from training.datasets import Dataset, Examples, channel_statistics, split_train
-from training.errors import DatasetError
+from foldserve.training.datasets import Dataset, Examples, channel_statistics, split_train
+from foldserve.training.errors import DatasetError
 
 
 def test_the_split_is_the_same_every_time_and_parts_every_image_once(tiny: Dataset):

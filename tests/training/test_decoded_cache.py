@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-import imaging
-from imaging import ImageSpec, prepare_image
+from foldserve import imaging
+from foldserve.imaging import ImageSpec, prepare_image
+from foldserve.training.datasets import Dataset, decoding, load_dataset
+from foldserve.training.errors import DatasetError
 from tests.training.conftest import LineTerminal
-from training.datasets import Dataset, decoding, load_dataset
-from training.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -240,7 +240,7 @@ def test_a_file_that_changes_while_the_folder_is_read_is_told(
         overwrite_with_old_time(folder)
         return inspect(paths)
 
-    monkeypatch.setattr("training.datasets.image_folder.inspect_images", change_meanwhile)
+    monkeypatch.setattr("foldserve.training.datasets.image_folder.inspect_images", change_meanwhile)
     with pytest.raises(DatasetError, match=r"0\.bmp has changed while the folder was being read; run again"):
         load(folder)
     assert not list(cache.glob("*.npy"))

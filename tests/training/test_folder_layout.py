@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imaging import prepare_image
+from foldserve.imaging import prepare_image
+from foldserve.training.datasets import Dataset, load_dataset, split_train
+from foldserve.training.datasets.folder_layout import find_layout
+from foldserve.training.errors import DatasetError
+from tests.support.image_folders import LABELS, write_classes
 from tests.training.conftest import LineTerminal
-from tests.training.image_folders import LABELS, write_classes
-from training.datasets import Dataset, load_dataset, split_train
-from training.datasets.folder_layout import find_layout
-from training.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.training.idx_files import idx_content
-from training.datasets.idx import IdxFile, parse_idx, read_idx
-from training.errors import DatasetError
+from foldserve.training.datasets.idx import IdxFile, parse_idx, read_idx
+from foldserve.training.errors import DatasetError
+from tests.support.idx_files import idx_content
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from imaging import ImageSpec, prepare_image
+from foldserve.imaging import ImageSpec, prepare_image
+from foldserve.training.datasets import Dataset, load_dataset
+from foldserve.training.errors import DatasetError
+from tests.support.image_folders import LABELS, write_classes
 from tests.training.conftest import LineTerminal, take_home_away
-from tests.training.image_folders import LABELS, write_classes
-from training.datasets import Dataset, load_dataset
-from training.errors import DatasetError
 
 if TYPE_CHECKING:
     from pathlib import Path

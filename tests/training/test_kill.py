@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from demo.children import ending_with_us
-from tests.training.image_folders import write_classes
-from training.checkpoint import load_checkpoint
+from foldserve.demo.children import ending_with_us
+from foldserve.training.checkpoint import load_checkpoint
+from tests.support.image_folders import write_classes
 
 ROOT = Path(__file__).parents[2]
 EPOCHS, STEPS_PER_EPOCH = 4, 17  # 192 images, 40 of them the test's and 15 validation's: 137, by 8

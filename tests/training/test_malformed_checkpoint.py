@@ -13,23 +13,23 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imaging import ImageSpec
+from foldserve.imaging import ImageSpec
+from foldserve.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from foldserve.training.config import TrainConfig
+from foldserve.training.datasets import split_train
+from foldserve.training.engine.loop import train_one_epoch
+from foldserve.training.errors import CheckpointError, DivergedError, RunError
+from foldserve.training.models import create_model
+from foldserve.training.run.run_folder import RunFolder
+from foldserve.training.run.run_state import HISTORY_FIELDS, resume_run, start_run
+from foldserve.training.run.train import train
 from tests.training.conftest import LineTerminal
-from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.config import TrainConfig
-from training.datasets import split_train
-from training.errors import CheckpointError, DivergedError, RunError
-from training.loop import train_one_epoch
-from training.models import create_model
-from training.run import train
-from training.run_folder import RunFolder
-from training.run_state import HISTORY_FIELDS, resume_run, start_run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from training.datasets import Dataset, Examples
-    from training.run_state import RunState
+    from foldserve.training.datasets import Dataset, Examples
+    from foldserve.training.run.run_state import RunState
 
 ARGS = {"in_channels": 1, "class_count": 3, "height": 28, "width": 28, "batch_norm": True}
 OFTEN = settings(
@@ -149,7 +149,7 @@ def test_arguments_beyond_reason_take_no_memory(
         devices.append(torch.get_default_device().type)
         return create_model(arch, **arch_args)
 
-    monkeypatch.setattr("training.checkpoint.create_model", create)
+    monkeypatch.setattr("foldserve.training.checkpoint.create_model", create)
     arch = "resnet" if name in {"width_factor", "depth"} else "lenet"
     arch_args = payload["arch_args"] | {name: value}
     torch.save(payload | {"arch": arch, "arch_args": arch_args}, tmp_path / "best.pt")

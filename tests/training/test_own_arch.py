@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from training.errors import ModelError
-from training.models import MODELS, create_model, register_own
+from foldserve.training.errors import ModelError
+from foldserve.training.models import MODELS, create_model, register_own
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from training.errors import ModelError
-from training.models import ResNet, create_model
-from training.models.resnet import ResidualBlock
+from foldserve.training.errors import ModelError
+from foldserve.training.models import ResNet, create_model
+from foldserve.training.models.resnet import ResidualBlock
 
 FASHION = {"in_channels": 1, "class_count": 10, "height": 28, "width": 28}
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from foldserve.training.datasets import download as download_module
+from foldserve.training.datasets import load_dataset
+from foldserve.training.datasets.fashion_mnist import SOURCE
+from foldserve.training.datasets.sources import cache_folder, read_source
+from foldserve.training.errors import DatasetError
+from tests.support.idx_files import Mirror, make_contents, make_source, write_folder
 from tests.training.conftest import LineTerminal, take_home_away
-from tests.training.idx_files import Mirror, make_contents, make_source, write_folder
-from training.datasets import download as download_module
-from training.datasets import load_dataset
-from training.datasets.fashion_mnist import SOURCE
-from training.datasets.sources import cache_folder, read_source
-from training.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Data sets by name: found or fetched, checked, and held in memory as uint8."""
 
-from training.datasets.dataset import Dataset, Examples, channel_statistics, split_train
-from training.datasets.registry import DATASETS, load_dataset
+from foldserve.training.datasets.dataset import Dataset, Examples, channel_statistics, split_train
+from foldserve.training.datasets.registry import DATASETS, load_dataset
 
 __all__ = ["DATASETS", "Dataset", "Examples", "channel_statistics", "load_dataset", "split_train"]

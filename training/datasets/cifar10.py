@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.datasets.sources import Source
-from training.errors import DatasetError
+from foldserve.training.datasets.sources import Source
+from foldserve.training.errors import DatasetError
 
 if TYPE_CHECKING:
     from pathlib import Path

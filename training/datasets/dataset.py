@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from training.errors import DatasetError
+from foldserve.training.errors import DatasetError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from imaging import ImageSpec
+    from foldserve.imaging import ImageSpec
 
 # The same split for every run of a data set, whatever its seed: runs are judged on the same images.
 SPLIT_SEED = 20170825

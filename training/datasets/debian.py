@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.errors import DatasetError
+from foldserve.training.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Decodes many image files at once, by `imaging.prepare_image`, and keeps the pixels for the next time.
+"""Decodes many image files at once, by `foldserve.imaging.prepare_image`, and keeps the pixels for the next time.
 
 The cache is ``KEY.npy``, uint8 [N, C, H, W] of the readable images, memory-mapped when it is used, beside
 ``KEY.json``, the unreadable ones and a hash of the pixels. The key is a hash of everything that the pixels
@@ -24,18 +24,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import PIL
 
-import imaging
-from imaging import ImageError, ImageSpec, open_picture, prepare_image, read_picture
-from training.datasets.picture_files import shown_name
-from training.datasets.sources import NO_HOME, cache_folder
-from training.errors import DatasetError
+from foldserve import imaging
+from foldserve.imaging import ImageError, ImageSpec, open_picture, prepare_image, read_picture
+from foldserve.training.datasets.picture_files import shown_name
+from foldserve.training.datasets.sources import NO_HOME, cache_folder
+from foldserve.training.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from training.terminal import Terminal
+    from foldserve.terminal import Terminal
 
 # Part of the key: raise it when the layout of the cache changes.
 _VERSION = 2

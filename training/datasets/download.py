@@ -11,12 +11,12 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING
 
-from training.errors import DatasetError
+from foldserve.training.errors import DatasetError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from training.terminal import Terminal
+    from foldserve.terminal import Terminal
 
 # For connecting and for each read: far above any sound server's pause, short enough to try the next mirror.
 TIMEOUT_S = 6.0

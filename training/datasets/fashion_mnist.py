@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.datasets.idx import IdxFile
-from training.datasets.sources import Source
+from foldserve.training.datasets.idx import IdxFile
+from foldserve.training.datasets.sources import Source
 
 LABELS = (
     "T-shirt/top",

@@ -15,7 +15,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from training.datasets.picture_files import (
+from foldserve.training.datasets.picture_files import (
     IMAGE_SUFFIXES,
     LeftOut,
     find_pictures,
@@ -25,7 +25,7 @@ from training.datasets.picture_files import (
     shown_name,
     visible_folders,
 )
-from training.errors import DatasetError
+from foldserve.training.errors import DatasetError
 
 if TYPE_CHECKING:
     from pathlib import Path

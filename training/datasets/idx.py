@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.errors import DatasetError
+from foldserve.training.errors import DatasetError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from imaging import ImageSpec
-from training.datasets.dataset import SPLIT_SEED, Dataset, Examples
-from training.datasets.decoding import Decoded, decode_all, inspect_images, read_digests
-from training.datasets.folder_layout import FolderLayout, Role, find_layout
-from training.datasets.picture_files import first, shown_name
-from training.errors import DatasetError
-from training.terminal import Terminal
+from foldserve.imaging import ImageSpec
+from foldserve.terminal import Terminal
+from foldserve.training.datasets.dataset import SPLIT_SEED, Dataset, Examples
+from foldserve.training.datasets.decoding import Decoded, decode_all, inspect_images, read_digests
+from foldserve.training.datasets.folder_layout import FolderLayout, Role, find_layout
+from foldserve.training.datasets.picture_files import first, shown_name
+from foldserve.training.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from training.datasets.decoding import PictureFile
+    from foldserve.training.datasets.decoding import PictureFile
 
 _TEST_SHARE = 0.2
 _USUAL_SIDE = 224

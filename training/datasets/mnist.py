@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from training.datasets.idx import IdxFile
-from training.datasets.sources import Source
+from foldserve.training.datasets.idx import IdxFile
+from foldserve.training.datasets.sources import Source
 
 LABELS = tuple("0123456789")
 

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from imaging import ImageSpec
-from training.datasets import cifar10, fashion_mnist, mnist
-from training.datasets.dataset import Dataset
-from training.datasets.image_folder import load_image_folder
-from training.datasets.sources import cache_folder, read_source
-from training.errors import DatasetError
-from training.terminal import Terminal
+from foldserve.imaging import ImageSpec
+from foldserve.terminal import Terminal
+from foldserve.training.datasets import cifar10, fashion_mnist, mnist
+from foldserve.training.datasets.dataset import Dataset
+from foldserve.training.datasets.image_folder import load_image_folder
+from foldserve.training.datasets.sources import cache_folder, read_source
+from foldserve.training.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from training.datasets.sources import Source
+    from foldserve.training.datasets.sources import Source
 
 
 def load_dataset(

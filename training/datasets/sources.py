@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from training.datasets.debian import unpacked_package
-from training.datasets.download import download
-from training.errors import DatasetError
+from foldserve.training.datasets.debian import unpacked_package
+from foldserve.training.datasets.download import download
+from foldserve.training.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from training.terminal import Terminal
+    from foldserve.terminal import Terminal
 
     Arrays = dict[str, NDArray[np.uint8]]
 

@@ -1,12 +1,12 @@
 """The networks, the block they are made of, and the table of their names."""
 
-from training.models.alexnet import AlexNet
-from training.models.blocks import ConvBlock
-from training.models.lenet import LeNet
-from training.models.normalized import Normalized
-from training.models.own import is_own
-from training.models.registry import MODELS, create_model, register_own
-from training.models.resnet import ResNet
+from foldserve.training.models.alexnet import AlexNet
+from foldserve.training.models.blocks import ConvBlock
+from foldserve.training.models.lenet import LeNet
+from foldserve.training.models.normalized import Normalized
+from foldserve.training.models.own import is_own
+from foldserve.training.models.registry import MODELS, create_model, register_own
+from foldserve.training.models.resnet import ResNet
 
 __all__ = [
     "MODELS",

@@ -39,8 +39,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from training.errors import ModelError
-from training.models.blocks import (
+from foldserve.training.errors import ModelError
+from foldserve.training.models.blocks import (
     ConvBlock,
     check_dropout,
     convolved_side,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from training.errors import ModelError
+from foldserve.training.errors import ModelError
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid}
 

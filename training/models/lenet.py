@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from training.errors import ModelError
-from training.models.blocks import ConvBlock, convolved_side, create_activation
+from foldserve.training.errors import ModelError
+from foldserve.training.models.blocks import ConvBlock, convolved_side, create_activation
 
 if TYPE_CHECKING:
     from torch import Tensor

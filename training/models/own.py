@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from training.errors import ModelError
+from foldserve.training.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

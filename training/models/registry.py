@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any
 
-from training.errors import ModelError
-from training.models.alexnet import AlexNet
-from training.models.lenet import LeNet
-from training.models.own import is_own, load_own
-from training.models.resnet import ResNet
+from foldserve.training.errors import ModelError
+from foldserve.training.models.alexnet import AlexNet
+from foldserve.training.models.lenet import LeNet
+from foldserve.training.models.own import is_own, load_own
+from foldserve.training.models.resnet import ResNet
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from training.errors import ModelError
-from training.models.blocks import ConvBlock, check_dropout, create_activation, scaled_channels
+from foldserve.training.errors import ModelError
+from foldserve.training.models.blocks import ConvBlock, check_dropout, create_activation, scaled_channels
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,0 +1,1 @@
+"""Turns a network into the folded bytes of `model.onnx`."""

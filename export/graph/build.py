@@ -1,0 +1,81 @@
+"""A torch network -> the bytes of ``model.onnx``, folded, with what was done to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from foldserve.artifact.format import check_labels
+from foldserve.export.errors import SourceError
+from foldserve.export.graph.endings import end_name, find_no_logits
+from foldserve.export.graph.fold_pass import Fold, FoldPass
+from foldserve.export.graph.normalise import add_normalisation, take_pixels
+from foldserve.export.graph.serialize import add_outputs, to_bytes, to_model_proto
+from foldserve.export.graph.simplify import simplify
+from foldserve.export.graph.trace import trace
+from foldserve.export.graph.weights import ExactWeights
+from foldserve.export.sources.onnx.network import ForeignNetwork
+from foldserve.serving.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from foldserve.artifact.format import ModelMetadata
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """The file's content, what became of each batch norm, and what it ends in where that is no logits."""
+
+    content: bytes
+    folds: tuple[Fold, ...]
+    no_logits: str = ""
+
+
+def build_model(network: nn.Module | ForeignNetwork, metadata: ModelMetadata) -> BuiltModel:
+    """Export ``network``, which takes normalised floats (a file may take pixels); it is not changed.
+
+    Raises:
+        TraceError: it cannot be traced or converted.
+        FoldError: a batch norm depends on the batch.
+        SourceError: there is not one label a class.
+    """
+    if isinstance(network, ForeignNetwork):
+        model = network.to_graph()
+    else:
+        model = trace(network, metadata.image.shape).model
+    _check_label_count(model, metadata)
+    return finish_model(model, metadata)
+
+
+def finish_model(model: ir.Model, metadata: ModelMetadata) -> BuiltModel:
+    """Fold, normalise and serialise ``model``, an unfolded graph from floats to logits; it is used up.
+
+    One that takes UINT8 does its own normalisation already.
+    """
+    simplify(model)
+    weights = ExactWeights(model.graph)
+    folder = FoldPass(model.graph, weights)
+    folds = folder.fold_batch_norms()
+    if model.graph.inputs[0].dtype == ir.DataType.UINT8:
+        take_pixels(model.graph)
+    else:
+        folds.append(add_normalisation(model.graph, folder, weights, mean=metadata.mean, std=metadata.std))
+    weights.store()
+    end = find_no_logits(model.graph.outputs[0])
+    add_outputs(model.graph)
+    model_proto = to_model_proto(model, metadata.to_props())
+    return BuiltModel(to_bytes(model_proto), tuple(folds), "" if end is None else end_name(end))
+
+
+def _check_label_count(model: ir.Model, metadata: ModelMetadata) -> None:
+    shape = model.graph.outputs[0].shape
+    assert shape is not None
+    class_count = shape[1]
+    assert isinstance(class_count, int)
+    try:
+        check_labels(metadata.labels, class_count)
+    except ArtifactError as error:
+        raise SourceError(str(error)) from error

@@ -1,0 +1,122 @@
+"""The folded graph -> a ``model.onnx`` whose bytes depend on the network alone.
+
+Exporters leave source paths, stack traces and their own version in the file; all of it goes, so that one
+checkpoint gives the same bytes from any folder, process and day.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from foldserve.artifact.format import LOGITS, PROBABILITIES
+from foldserve.export.errors import TraceError
+from foldserve.export.graph.simplify import free_name, unused_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+BATCH = "batch"
+# IR 10 is the newest that ONNX Runtime 1.20 reads; nothing here needs a later one.
+IR_VERSION = 10
+
+
+def add_outputs(graph: ir.Graph) -> None:
+    """Name the output `LOGITS` and add `PROBABILITIES`, its softmax over classes."""
+    (logits,) = graph.outputs
+    for name in (LOGITS, PROBABILITIES):
+        free_name(graph, name)
+    logits.name = LOGITS
+    logits.type = ir.TensorType(ir.DataType.FLOAT)
+    softmax = ir.node("Softmax", [logits], {"axis": 1}, name=unused_name(graph, "softmax"))
+    softmax.outputs[0].name = PROBABILITIES
+    softmax.outputs[0].shape = logits.shape
+    softmax.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    graph.append(softmax)
+    graph.outputs.append(softmax.outputs[0])
+
+
+def to_model_proto(model: ir.Model, props: Mapping[str, str]) -> onnx.ModelProto:
+    """Return ``model`` as a checked file with ``props`` as its metadata and nothing else besides the network.
+
+    Raises:
+        TraceError: the result is not a valid ONNX model of our contract.
+    """
+    passes.RemoveUnusedNodesPass()(model)
+    _strip(model)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        assert value.shape is not None
+        value.shape = ir.Shape([BATCH, *list(value.shape)[1:]])
+    model_proto: onnx.ModelProto = ir.to_proto(model)
+    model_proto.ir_version = IR_VERSION
+    model_proto.producer_name = "foldserve"
+    model_proto.producer_version = ""
+    del model_proto.graph.value_info[:]
+    del model_proto.metadata_props[:]
+    onnx.helper.set_model_props(model_proto, dict(props))
+    check_model(model_proto)
+    return model_proto
+
+
+def to_bytes(model_proto: onnx.ModelProto) -> bytes:
+    """Return the file's content, the same for the same model."""
+    return bytes(model_proto.SerializeToString(deterministic=True))
+
+
+def check_model(model_proto: onnx.ModelProto) -> None:
+    """Check the file against ONNX's rules and what the artifact promises.
+
+    Raises:
+        TraceError: it breaks one of them.
+    """
+    try:
+        onnx.checker.check_model(model_proto)  # its full check would infer shapes too, less strictly
+        onnx.shape_inference.infer_shapes(model_proto, check_type=True, strict_mode=True, data_prop=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise TraceError(f"the exported graph is not valid ONNX: {str(error).splitlines()[0]}") from error
+    everywhere = {node.op_type for node in _all_nodes(model_proto)}
+    # A branch that hands on what it was given has to: its output must be made inside.
+    at_top = {node.op_type for node in model_proto.graph.node}
+    left = sorted(everywhere & {"BatchNormalization", "Dropout"} | at_top & {"Identity"})
+    if left:
+        raise TraceError(
+            f"the exported graph still holds {', '.join(left)}; this is a bug in export, please report it"
+        )
+
+
+def _all_nodes(model_proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Return every node, those of branches and of functions included."""
+    nodes = []
+    waiting = [
+        *model_proto.graph.node,
+        *(node for function in model_proto.functions for node in function.node),
+    ]
+    while waiting:
+        node = waiting.pop()
+        nodes.append(node)
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                waiting.extend(graph.node)
+    return nodes
+
+
+def _strip(model: ir.Model) -> None:
+    passes.ClearMetadataAndDocStringPass()(model)
+    graph = model.graph
+    graph.name = "network"
+    graph.metadata_props.clear()
+    graph.doc_string = None
+    values = {
+        *graph.inputs,
+        *graph.initializers.values(),
+        *(output for node in graph.all_nodes() for output in node.outputs),
+    }
+    for value in values:
+        value.metadata_props.clear()
+        value.doc_string = None
+    model.metadata_props.clear()
+    model.doc_string = None
+    model.opset_imports.pop("pkg.onnxscript.torch_lib.common", None)

@@ -1,0 +1,160 @@
+"""torch module -> ONNX graph, untouched: the exporter's own optimisation stays off, for folding is ours.
+
+`torch.onnx.export` optimises by default and fuses batch norm by itself; with ``optimize=False`` every batch
+norm arrives as a BatchNormalization node, and `foldserve.export.graph.fold_pass` decides on each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from foldserve.export.errors import FoldError, TraceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import onnx_ir as ir
+    from torch import nn
+
+# Opset 18 with IR 10 loads in ONNX Runtime 1.20 (two years old in 2026) and later.
+OPSET = 18
+
+INPUT = "image"
+OUTPUT = "logits"
+
+# What PyTorch's operators call the argument that switches them between training and inference.
+_TRAINING = {"train", "training", "dropout_p"}
+
+
+def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> torch.onnx.ONNXProgram:
+    """Read ``network``'s computation on float images [N, C, H, W] as an ONNX graph with a symbolic N.
+
+    ``network`` is not changed. The program keeps the traced PyTorch graph beside the ONNX model; a value has
+    the same name in both, by which `foldserve.export.verification.divergence` compares them.
+
+    Raises:
+        TraceError: training mode, control flow that depends on values, an operator ONNX lacks, fixed batch.
+        FoldError: a batch norm that uses the statistics of the batch it sees.
+    """
+    _check_eval_mode(network)
+    # Two images: with one, torch.export would take the batch dimension for a constant.
+    example = torch.zeros(2, *image_shape)
+    batch = torch.export.Dim("batch", min=1)
+    with _quiet(), torch.no_grad():
+        try:
+            traced = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
+        except Exception as error:  # torch.export raises its own kinds, RuntimeError, AssertionError, ...
+            raise TraceError(f"the network cannot be traced: {_first_line(error)}") from error
+        _check_inference(traced.graph)
+        try:
+            program = torch.onnx.export(
+                traced,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+            )
+        except Exception as error:
+            raise TraceError(f"the network cannot be converted to ONNX: {_first_line(error)}") from error
+    assert program is not None  # it is None only where a file was asked for
+    _check_signature(program.model.graph, image_shape)
+    return program
+
+
+def _check_eval_mode(network: nn.Module) -> None:
+    for name, module in network.named_modules():
+        if module.training:
+            raise TraceError(
+                f"{name or 'the network'} ({type(module).__name__}) is in training mode; "
+                "call .eval() before export"
+            )
+
+
+def _check_inference(graph: torch.fx.Graph) -> None:
+    """Refuse what eval mode does not switch off: missing statistics, calls that say training=True, chance."""
+    for node in graph.nodes:
+        operator = node.target
+        if not isinstance(operator, torch._ops.OpOverload):
+            continue
+        name = operator.__name__
+        is_training = _is_training(node, operator)
+        if "batch_norm" in name and is_training:
+            raise FoldError(
+                f"{_module_name(node)} normalises by the statistics of the batch it sees "
+                "(track_running_stats=False, or a functional call with training=True): one image's answer "
+                "would depend on its neighbours; train it with running statistics"
+            )
+        if "dropout" in name and is_training:
+            raise TraceError(
+                f"{_module_name(node)} drops at random in eval mode too (a functional dropout without "
+                "training=self.training): its answers are not repeatable"
+            )
+        if torch.Tag.nondeterministic_seeded in operator.tags and is_training is not False:
+            raise TraceError(
+                f"{_module_name(node)} draws random numbers in eval mode too ({name}): its answers are not "
+                "repeatable"
+            )
+
+
+def _is_training(node: torch.fx.Node, operator: torch._ops.OpOverload) -> bool | None:
+    """Return the argument by which ``node`` was told to train or not; None where it has no such thing."""
+    for position, argument in enumerate(operator._schema.arguments):
+        if argument.name in _TRAINING:
+            given = node.kwargs.get(argument.name, argument.default_value)
+            given = node.args[position] if position < len(node.args) else given
+            return given is None or bool(given)  # not told whether to, PyTorch's dropout drops
+    return None
+
+
+def _check_signature(graph: ir.Graph, image_shape: tuple[int, int, int]) -> None:
+    if [value.name for value in graph.inputs] != [INPUT] or len(graph.outputs) != 1:
+        raise TraceError(
+            f"the network has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; "
+            "expected one image in and one tensor of logits out"
+        )
+    in_shape, out_shape = graph.inputs[0].shape, graph.outputs[0].shape
+    assert in_shape is not None  # torch.export always knows
+    assert out_shape is not None
+    if isinstance(in_shape[0], int):
+        raise TraceError(
+            f"the network takes batches of {in_shape[0]} only; it must take any number of images"
+        )
+    if len(out_shape) != 2 or isinstance(out_shape[0], int) or not isinstance(out_shape[1], int):
+        raise TraceError(
+            f"the network turns images of {list(image_shape)} into a tensor of shape {out_shape}; expected "
+            "[batch, classes]"
+        )
+
+
+def _module_name(node: torch.fx.Node) -> str:
+    """Name the submodule that made ``node``, as its owner spells it."""
+    stack: dict[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    return path or f"operation {node.name}"
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    text = str(cause).strip() or str(error).strip() or type(error).__name__
+    return text.splitlines()[0].strip()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's own remarks (deprecations inside torch, torchvision not being installed)."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,64 @@
+"""Constants of a graph while arithmetic is done on them: float64, rounded once at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from foldserve.export.errors import FoldError
+from foldserve.export.graph.simplify import add_initializer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class ExactWeights:
+    """Float64 copies of the initializers that are being changed.
+
+    A weight may take part in several folds (a chain of batch norms, 1/std); until `store` it is not rounded.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._arrays: dict[ir.Value, NDArray[np.float64]] = {}
+
+    def read(self, value: ir.Value | None) -> NDArray[np.float64] | None:
+        """Return the constant's present value; None where ``value`` is not a constant.
+
+        An initializer that is an input too is only a default, which a caller may replace.
+        """
+        if value is None or not value.is_initializer() or value.const_value is None or value.is_graph_input():
+            return None
+        if value in self._arrays:
+            return self._arrays[value]
+        return value.const_value.numpy().astype(np.float64)
+
+    def write(self, value: ir.Value, array: NDArray[np.float64]) -> None:
+        """Let ``value`` be ``array``, of the same shape, from now on."""
+        self._arrays[value] = array
+
+    def add(self, name: str, array: NDArray[np.float64], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+        """Return a new constant ``name`` (with a suffix where that is taken), of ``dtype`` once stored."""
+        value = add_initializer(self._graph, name, np.zeros(array.shape, dtype.numpy()))
+        self._arrays[value] = array
+        return value
+
+    def store(self) -> None:
+        """Round every changed constant to its type, once, and put it into the graph.
+
+        Raises:
+            FoldError: a constant came out larger than its type can hold.
+        """
+        for value, array in self._arrays.items():
+            assert value.dtype is not None
+            with np.errstate(over="ignore"):  # what overflows is refused below
+                rounded = np.ascontiguousarray(array.astype(value.dtype.numpy())).reshape(array.shape)
+            if not np.isfinite(rounded.astype(np.float64)).all():
+                raise FoldError(
+                    f"{value.name} is {np.abs(array).max():.3g} once batch norm is folded, more than "
+                    f"{value.dtype.name} can hold: a running variance is too small or a scale too large"
+                )
+            value.const_value = ir.tensor(rounded, name=value.name)
+        self._arrays.clear()

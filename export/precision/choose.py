@@ -1,0 +1,291 @@
+"""Which precision is published: fp32, or a lower one that has proved to be worth it.
+
+fp16 and int8 are made from the verified fp32 file. int8 is published only where it loses at most
+``--max-accuracy-drop`` points on the validation images and was measured faster on this machine at every one
+of ``--batch-sizes``; fp16, asked for by name, only has to keep the accuracy. A refusal is a result like any
+other: it is shown with its figures and written into the manifest, and fp32 is published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from statistics import geometric_mean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from foldserve.export.errors import ParityError, PrecisionError
+from foldserve.export.precision.calibration import load_calibration
+from foldserve.export.precision.fp16 import to_half
+from foldserve.export.precision.quantize import layer_names
+from foldserve.export.precision.sensitivity import quantize_within
+from foldserve.export.precision.speed import WORTHWHILE, measure_speed, thread_counts
+from foldserve.export.verification.parity import run_logits
+from foldserve.export.verification.reduced_precision import check_lower_precision
+from foldserve.export.verification.tolerances import HALF_UNIT, half_tolerance, int8_tolerance
+from foldserve.runtime.session import Session, cuda_is_present
+from foldserve.serving.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from foldserve.artifact.format import Golden
+    from foldserve.export.config import ExportConfig
+    from foldserve.export.precision.calibration import CalibrationImages
+    from foldserve.export.precision.speed import Speed
+    from foldserve.export.report import Report
+    from foldserve.export.sources.load import Source
+    from foldserve.export.verification.reduced_precision import LowerParity
+
+
+@dataclass(frozen=True)
+class ExactFile:
+    """The verified fp32 file: its golden pairs, and the PyTorch network's logits on the proof images."""
+
+    content: bytes
+    golden: Golden
+    expected: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A lower precision as it was measured; ``reasons`` say why it is not published (none: it may be)."""
+
+    precision: str
+    reasons: tuple[str, ...]
+    content: bytes = b""
+    image_count: int = 0
+    accuracy_before: float = 0.0
+    accuracy_after: float = 0.0
+    tolerance: float = 0.0
+    measured_error: float = 0.0
+    in_int8: tuple[str, ...] = ()
+    in_float: tuple[str, ...] = ()
+    noise: tuple[tuple[str, float], ...] = ()
+    speeds: tuple[Speed, ...] = ()
+    parity: LowerParity | None = None
+
+    @property
+    def drop(self) -> float:
+        """Points of accuracy lost on the validation images."""
+        return 100 * (self.accuracy_before - self.accuracy_after)
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast as fp32, over all that was measured."""
+        return geometric_mean(speed.ratio for speed in self.speeds) if self.speeds else 0.0
+
+    def to_manifest(self) -> dict[str, Any]:
+        """Return what was measured, as the manifest has it."""
+        return {
+            "precision": self.precision,
+            "accepted": not self.reasons,
+            "reasons": list(self.reasons),
+            "validation": {
+                "image_count": self.image_count,
+                "accuracy_before": self.accuracy_before,
+                "accuracy_after": self.accuracy_after,
+                "drop_points": self.drop,
+            },
+            "max_abs_err": self.measured_error,
+            "layers_in_int8": list(self.in_int8),
+            "layers_left_in_float": list(self.in_float) if self.precision == "int8" else [],
+            "noise_to_signal_by_layer": dict(self.noise),
+            "speed": [asdict(speed) | {"ratio": speed.ratio} for speed in self.speeds],
+        }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is published; ``manifest`` replaces the fp32 file's entries and tells of every trial."""
+
+    precision: str
+    content: bytes
+    golden: Golden
+    manifest: dict[str, Any]
+
+
+def choose_precision(config: ExportConfig, source: Source, exact: ExactFile, report: Report) -> Choice:
+    """Try what ``config.precision`` asks for and return what is to be published.
+
+    Raises:
+        TrainingError: the data set cannot be read.
+    """
+    if config.precision == "fp32":
+        return Choice("fp32", exact.content, exact.golden, {})
+    images = load_calibration(config)
+    trials = []
+    for precision in _candidates(config):
+        trial = _try(precision, config, source, exact, images=images, report=report)
+        report.tried(trial, config.max_accuracy_drop)
+        trials.append(trial)
+    told = {"precision_trials": [trial.to_manifest() for trial in trials]}
+    best = max(
+        (trial for trial in trials if not trial.reasons), key=lambda trial: trial.speedup, default=None
+    )
+    if best is None or best.parity is None:
+        return Choice("fp32", exact.content, exact.golden, told)
+    return Choice(best.precision, best.content, best.parity.golden, told | _entries(source, best))
+
+
+def _candidates(config: ExportConfig) -> tuple[str, ...]:
+    if config.precision != "auto":
+        return (config.precision,)
+    # Processors compute halves by turning them into floats and back, which cannot be faster.
+    return ("fp16", "int8") if cuda_is_present() else ("int8",)
+
+
+def _try(
+    precision: str,
+    config: ExportConfig,
+    source: Source,
+    exact: ExactFile,
+    *,
+    images: CalibrationImages | None,
+    report: Report,
+) -> Trial:
+    if images is None:
+        return Trial(
+            precision, ("it takes a checkpoint of `foldserve train`, whose data set has validation images",)
+        )
+    try:
+        return _measure(precision, config, source, exact, images=images, report=report)
+    except (PrecisionError, ArtifactError) as error:
+        return Trial(precision, (str(error),))
+
+
+def _measure(
+    precision: str,
+    config: ExportConfig,
+    source: Source,
+    exact: ExactFile,
+    *,
+    images: CalibrationImages,
+    report: Report,
+) -> Trial:
+    judge = _Judge(exact.content, images)
+    in_int8: tuple[str, ...] = ()
+    in_float: tuple[str, ...] = ()
+    noise: tuple[tuple[str, float], ...] = ()
+    if precision == "fp16":
+        content = to_half(exact.content)
+    else:
+        with report.counting("measuring layers", len(layer_names(exact.content))) as on_layer:
+            quantized = quantize_within(exact.content, images, judge.drop, config.max_accuracy_drop, on_layer)
+        content, in_int8, in_float = quantized.content, quantized.in_int8, quantized.in_float
+        noise = tuple(quantized.noise.items())
+    after, error = judge.judge(content)
+    tolerance, unit = half_tolerance(exact.expected), HALF_UNIT
+    if precision == "int8":
+        tolerance, unit = int8_tolerance(exact.expected, error), 0.0
+    with report.counting("measuring speed", len(config.batch_sizes) * len(thread_counts())) as on_speed:
+        shape = source.metadata.image.shape
+        speeds = measure_speed(exact.content, content, shape, config.batch_sizes, on_speed)
+    reasons = _reasons(100 * (judge.accuracy - after), speeds, config, precision, in_int8)
+    parity = None
+    try:
+        parity = check_lower_precision(
+            content,
+            source.proof.images,
+            source.proof.labels,
+            expected=exact.expected,
+            golden=exact.golden,
+            tolerance=tolerance,
+            unit=unit,
+        )
+    except ParityError as failed:
+        reasons.append(str(failed).removesuffix("; nothing was published"))
+    return Trial(
+        precision=precision,
+        reasons=tuple(reasons),
+        content=content,
+        image_count=len(images.labels),
+        accuracy_before=judge.accuracy,
+        accuracy_after=after,
+        tolerance=tolerance,
+        measured_error=error,
+        in_int8=in_int8,
+        in_float=in_float,
+        noise=noise,
+        speeds=tuple(speeds),
+        parity=parity,
+    )
+
+
+class _Judge:
+    """Accuracy on the validation images, and how far logits are off, beside the fp32 file's."""
+
+    def __init__(self, exact: bytes, images: CalibrationImages) -> None:
+        self._exact = exact
+        self._images = images
+        self._logits = self._run(exact)
+        self.accuracy = self._accuracy(self._logits)
+
+    def judge(self, content: bytes) -> tuple[float, float]:
+        """Return a file's accuracy, and its largest difference from the fp32 file's logits.
+
+        The difference is that on the training images too, which few validation images are not enough for.
+        """
+        logits = self._run(content)
+        session, exact = Session(content, device="cpu"), Session(self._exact, device="cpu")
+        training = run_logits(session, self._images.training) - run_logits(exact, self._images.training)
+        error = max(float(np.abs(logits - self._logits).max()), float(np.abs(training).max()))
+        return self._accuracy(logits), error
+
+    def drop(self, content: bytes) -> float:
+        """Return how many points of accuracy a file loses."""
+        return 100 * (self.accuracy - self._accuracy(self._run(content)))
+
+    def _run(self, content: bytes) -> NDArray[np.float32]:
+        return run_logits(Session(content, device="cpu"), self._images.validation)
+
+    def _accuracy(self, logits: NDArray[np.float32]) -> float:
+        return float((logits.argmax(axis=1) == self._images.labels).mean())
+
+
+def _reasons(
+    drop: float, speeds: Sequence[Speed], config: ExportConfig, precision: str, in_int8: Sequence[str]
+) -> list[str]:
+    reasons = []
+    if drop > config.max_accuracy_drop:
+        layers = f", even with only {', '.join(in_int8)} in int8" if precision == "int8" else ""
+        reasons.append(
+            f"it loses {drop:.2f} points of accuracy{layers} (allowed: {config.max_accuracy_drop:g})"
+        )
+    must_be_faster = precision == "int8" or config.precision == "auto"
+    slow = [speed for speed in speeds if not speed.ratio >= WORTHWHILE]
+    if must_be_faster and slow:
+        reasons.append(f"it is not faster than fp32 here: {', '.join(map(str, slow))}")
+    return reasons
+
+
+def _entries(source: Source, trial: Trial) -> dict[str, Any]:
+    """Return the manifest's entries about the published file, in place of those about the fp32 file."""
+    parity = trial.parity
+    assert parity is not None
+    agreement = parity.agreements[0]
+    how = (
+        "a fraction of the largest logit, set beforehand"
+        if trial.precision == "fp16"
+        else f"twice the largest difference on {trial.image_count} validation images and on training images"
+    )
+    return {
+        "precision": trial.precision,
+        "parity": parity.to_manifest(),
+        "accuracy": {
+            "images": source.proof.origin,
+            "image_count": agreement.image_count,
+            "before": agreement.accuracy_before,
+            "after": agreement.accuracy_after,
+        },
+        "golden": {
+            "count": len(parity.golden.images),
+            "synthetic": parity.golden.synthetic,
+            "source": source.proof.origin,
+            "reference_tolerance": parity.golden.reference_tolerance,
+            "reference_tolerance_is": how,
+            "runtime_tolerance": parity.golden.runtime_tolerance,
+        },
+    }

@@ -1,0 +1,33 @@
+"""What is exported: the network, what must be known about it, and images to prove it with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from foldserve.export.sources.flags import onnx_file, source_kind
+from foldserve.export.sources.onnx.onnx_file import load_onnx_file
+from foldserve.export.sources.own_network import load_own_network
+from foldserve.export.sources.run import load_run
+from foldserve.export.sources.source import ProofImages, Source, tool_version
+
+if TYPE_CHECKING:
+    from foldserve.export.config import ExportConfig
+
+__all__ = ["ProofImages", "Source", "load_source", "tool_version"]
+
+
+def load_source(config: ExportConfig) -> Source:
+    """Load what ``config`` names: a training run, a network of one's own, or an ONNX file.
+
+    Raises:
+        ExportError: it cannot be exported: flags that contradict each other, weights that do not fit or are
+            not finite, labels that do not match, a network that is not one image in and logits out.
+        TrainingError: the checkpoint, the data set or the network's code cannot be used.
+    """
+    kind = source_kind(config)
+    if kind == "own network":
+        return load_own_network(config)
+    assert config.source is not None
+    if kind == "onnx":
+        return load_onnx_file(config, onnx_file(config.source))
+    return load_run(config, config.source)

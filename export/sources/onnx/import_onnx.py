@@ -1,0 +1,134 @@
+"""An ONNX file made elsewhere becomes a network to export, once it is seen to answer for any batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import TensorProto
+
+from foldserve.export.errors import SourceError, first_line
+from foldserve.export.sources.onnx.logits import LogitsChoice, with_output
+from foldserve.export.sources.onnx.network import ForeignNetwork, NormalizedFile
+from foldserve.export.sources.onnx.onnx_reference import ForeignReference
+from foldserve.export.sources.onnx.prepare import prepare
+from foldserve.export.verification.parity import BATCH_SIZES
+from foldserve.export.verification.probabilities import answers_softmax
+from foldserve.export.verification.tolerances import reference_tolerance
+from foldserve.runtime.session import Session
+
+if TYPE_CHECKING:
+    import onnx
+    from numpy.typing import NDArray
+
+    from foldserve.export.sources.onnx.read import OnnxFile
+
+_SEED = 2
+
+
+def adopt(
+    file: OnnxFile,
+    image: onnx.ValueInfoProto,
+    choice: LogitsChoice,
+    *,
+    image_shape: tuple[int, ...],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> NormalizedFile:
+    """Run the file as it is, prepare it, and see that nothing has changed at any batch size.
+
+    Raises:
+        SourceError: it does not run, answers no logits, is random, or answers for a fixed number of images.
+        FoldError: a batch norm that depends on the batch.
+    """
+    network = _as_given(file, image, choice.name)
+    noise = np.random.default_rng(_SEED).integers(0, 256, (max(BATCH_SIZES), *image_shape), dtype=np.uint8)
+    answers = _given_logits(NormalizedFile(network, mean, std), noise)
+    logits = answers
+    if choice.without_softmax is not None:
+        file = replace(file, model_proto=choice.without_softmax, content=b"")
+        network = _as_given(file, image, choice.name)
+        logits = _given_logits(NormalizedFile(network, mean, std), noise)
+        if not answers_softmax(answers, logits):
+            raise SourceError(
+                f"the file's {choice.name} ends in a softmax that is not one over the classes of each image; "
+                "name the tensor that holds logits with --output"
+            )
+    class_count = logits.shape[1]
+    prepared = prepare(
+        file, image=image.name, logits=choice.name, image_shape=image_shape, class_count=class_count
+    )
+    adopted = NormalizedFile(replace(network, prepared=prepared, class_count=class_count), mean, std)
+    _check_any_batch(adopted, noise, logits)
+    return adopted
+
+
+def _as_given(file: OnnxFile, image: onnx.ValueInfoProto, logits: str) -> ForeignNetwork:
+    """Return ``file`` as it is, not yet prepared."""
+    tensor = image.type.tensor_type
+    batch = tensor.shape.dim[0]
+    outputs = {value.name for value in file.model_proto.graph.output}
+    is_whole = bool(file.content) and not file.external_sha256 and logits in outputs
+    return ForeignNetwork(
+        given=file.content if is_whole else with_output(file.model_proto, logits),
+        prepared=b"",
+        image=image.name,
+        logits=logits,
+        takes_pixels=tensor.elem_type == TensorProto.UINT8,
+        fixed_batch=int(batch.dim_value) if batch.HasField("dim_value") else None,
+        class_count=0,
+    )
+
+
+def _given_logits(module: NormalizedFile, noise: NDArray[np.uint8]) -> NDArray[np.float32]:
+    name, count = module.network.logits, len(noise)
+    try:
+        reference = ForeignReference(module)
+        logits: NDArray[Any] = reference.logits(noise)
+        again = reference.logits(noise)
+    except Exception as error:  # ONNX Runtime's own kinds, and ArtifactError where it cannot load the file
+        raise SourceError(
+            f"the file does not run on images of {list(noise.shape[1:])}: {first_line(error)}"
+        ) from error
+    if logits.ndim != 2 or len(logits) != count or logits.dtype != np.float32:
+        raise SourceError(
+            f"the file's {name} is {logits.dtype} {list(logits.shape)} for {count} images; expected float32 "
+            f"logits [{count}, classes]: name another tensor with --output"
+        )
+    if not np.isfinite(logits).all():
+        raise SourceError(
+            f"the file's {name} holds NaN or infinite values for noise; its weights cannot be used"
+        )
+    if not np.array_equal(logits, again):
+        raise SourceError("the file gives the same images other logits each time: something in it is random")
+    return logits
+
+
+def _check_any_batch(module: NormalizedFile, noise: NDArray[np.uint8], expected: NDArray[np.float32]) -> None:
+    """Compare the prepared graph, not folded yet, with the given file at every batch size."""
+    for size in BATCH_SIZES:
+        if reason := _difference(module, noise[:size], expected[:size]):
+            fixed = module.network.fixed_batch
+            again = (
+                f"with a symbolic batch instead of {fixed}" if fixed else "with a batch that is nowhere fixed"
+            )
+            raise SourceError(
+                f"the file cannot be made to answer for {size} images at once: {reason}; export it "
+                f"again {again}"
+            )
+
+
+def _difference(module: NormalizedFile, images: NDArray[np.uint8], expected: NDArray[np.float32]) -> str:
+    try:
+        session = Session(module.network.prepared, device="cpu", optimised=False)
+        feeds = {module.network.image: module.network_input(images, np.float32)}
+        logits = session.run([session.outputs[0].name], feeds)[0]
+    except Exception as error:  # as above
+        return first_line(error)
+    if logits.shape != expected.shape:
+        return f"its logits are {list(logits.shape)}, expected {list(expected.shape)}"
+    difference = float(np.abs(logits - expected).max())
+    if not difference <= reference_tolerance(expected):
+        return f"its logits differ from those of the given file by up to {difference:.3g}"
+    return ""

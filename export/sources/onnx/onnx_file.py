@@ -1,0 +1,147 @@
+"""An ONNX file made elsewhere, or by us, as a source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+from onnx import TensorProto
+
+from foldserve.artifact.format import MODEL_FILE, ModelMetadata
+from foldserve.export.errors import SourceError
+from foldserve.export.inspection.target import file_shape
+from foldserve.export.sources.label_file import check_label_count, read_labels
+from foldserve.export.sources.onnx.import_onnx import adopt
+from foldserve.export.sources.onnx.logits import choose_logits
+from foldserve.export.sources.onnx.read import find_image, read_onnx
+from foldserve.export.sources.preprocessing import image_spec, mean_and_std
+from foldserve.export.sources.proof_images import proof_images
+from foldserve.export.sources.source import Source, sha256_of, tool_version
+from foldserve.export.verification.probabilities import check_class_count
+from foldserve.serving.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from foldserve.export.config import ExportConfig
+    from foldserve.export.sources.onnx.read import OnnxFile
+
+# What ONNX Runtime 1.20 reads; a newer file is left as it is, and said to need a newer runtime.
+_NEWEST_OPSET = 21
+
+# Where the input takes pixels the file sees the pixel itself, which is (pixel / 255 - 0) / (1 / 255).
+_PIXEL_STD = 1 / 255
+
+
+def load_onnx_file(config: ExportConfig, path: Path) -> Source:
+    """Adopt ``path``: find its image and its logits, and make it take any number of images.
+
+    Raises:
+        SourceError: damaged, not one image in and logits out, labels that do not match, a fixed batch size.
+        FoldError: a batch norm that depends on the batch.
+    """
+    file = read_onnx(path)
+    own = _own_metadata(file)
+    image = find_image(file)
+    shape = file_shape(path, ir.from_proto(image), config.input_shape)
+    takes_pixels = image.type.tensor_type.elem_type == TensorProto.UINT8
+    spec = own.image if own is not None and config.resize is None else image_spec(shape, config.resize)
+    mean, std, remarks = _normalisation(config, own, spec.channels, takes_pixels=takes_pixels)
+    choice = choose_logits(
+        file.model_proto, config.output, is_ours=own is not None, as_logits=config.as_logits
+    )
+    module = adopt(file, image, choice, image_shape=shape, mean=mean, std=std)
+    if not config.as_logits:
+        check_class_count(module.network.class_count)
+    labels = _labels(config, own, module.network.class_count)
+    proof, said = proof_images(config.images, spec, labels, config.verify_images)
+    remarks = (*([choice.note] if choice.note else []), *_opset_remarks(file), *remarks, *said)
+    facts = {
+        "onnx_file": path.name,
+        "onnx_sha256": sha256_of(file.content),
+        "onnx_external_data_sha256": file.external_sha256,
+        "producer": file.producer,
+        "opset": file.opset,
+        "ir_version": file.model_proto.ir_version,
+        "input": image.name,
+        "output": choice.name,
+        "fixed_batch": module.network.fixed_batch,
+        "reference": "the given file under ONNX Runtime on the CPU, its graph optimisations off",
+        "remarks": list(remarks),
+    }
+    return Source(
+        module=module,
+        metadata=ModelMetadata(labels, mean, std, spec, _provenance(file, own, proof.kind)),
+        proof=proof,
+        suggested_name=_suggested_name(path),
+        facts=facts,
+        summary=f"{path}, opset {file.opset}, made by {file.producer}, {len(labels)} classes",
+        remarks=remarks,
+    )
+
+
+def _own_metadata(file: OnnxFile) -> ModelMetadata | None:
+    """Return what the file says of itself if it is one of ours."""
+    props = {entry.key: entry.value for entry in file.model_proto.metadata_props}
+    if "foldserve.schema" not in props:
+        return None
+    try:
+        return ModelMetadata.from_props(props)
+    except ArtifactError as error:
+        raise SourceError(f"{file.path}: {error}") from error
+
+
+def _provenance(file: OnnxFile, own: ModelMetadata | None, golden_images: str) -> dict[str, str]:
+    """Say where the file came from; one of ours keeps what it says already."""
+    origin = {
+        "onnx_sha256": sha256_of(file.content),
+        "producer": file.producer,
+        "opset": str(file.opset),
+        "foldserve": tool_version("foldserve"),
+    }
+    return {**(origin if own is None else own.provenance), "golden_images": golden_images}
+
+
+def _normalisation(
+    config: ExportConfig, own: ModelMetadata | None, channels: int, *, takes_pixels: bool
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
+    if not takes_pixels:
+        return mean_and_std(config, channels)
+    if config.mean is not None or config.std is not None:
+        raise SourceError(
+            "--mean and --std do not go with a file that takes UINT8 pixels: its normalisation is in it"
+        )
+    if own is not None:
+        return own.mean, own.std, ()
+    return (0.0,) * channels, (_PIXEL_STD,) * channels, ("it takes UINT8 pixels as they are",)
+
+
+def _labels(config: ExportConfig, own: ModelMetadata | None, class_count: int) -> tuple[str, ...]:
+    if config.labels is not None:
+        labels = read_labels(config.labels)
+    elif own is not None:
+        labels = own.labels
+    else:
+        raise SourceError(
+            f"--labels FILE is needed (UTF-8, a name a line): the file answers {class_count} classes and "
+            "does not name them"
+        )
+    check_label_count(labels, class_count, config.labels)
+    return labels
+
+
+def _opset_remarks(file: OnnxFile) -> tuple[str, ...]:
+    if file.opset <= _NEWEST_OPSET:
+        return ()
+    return (
+        f"warning: opset {file.opset} is kept; ONNX Runtime 1.20 reads up to {_NEWEST_OPSET}, so it needs a "
+        "later one",
+    )
+
+
+def _suggested_name(path: Path) -> str:
+    """Name it as its file; a version of ours as its model's folder."""
+    absolute = path.resolve()
+    if absolute.name == MODEL_FILE and absolute.parent.name.isdigit():
+        return absolute.parent.parent.name
+    return absolute.stem

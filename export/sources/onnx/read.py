@@ -1,0 +1,110 @@
+"""An ONNX file as it lies on disk, and the image that it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto
+
+from foldserve.export.errors import SourceError, first_line
+from foldserve.export.sources.source import sha256_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_EXPECTED = "expected one image, FLOAT or UINT8 [batch, channels, height, width]"
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A file's content, the model in it with its external data, and the SHA-256 of that by file name."""
+
+    path: Path
+    content: bytes
+    model_proto: onnx.ModelProto
+    external_sha256: dict[str, str]
+
+    @property
+    def opset(self) -> int:
+        """The version of ONNX's own operators that it is written for."""
+        imports = self.model_proto.opset_import
+        return next((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), 1)
+
+    @property
+    def producer(self) -> str:
+        """What wrote it, with its version."""
+        return f"{self.model_proto.producer_name} {self.model_proto.producer_version}".strip() or "unknown"
+
+
+def read_onnx(path: Path) -> OnnxFile:
+    """Read ``path`` and what it keeps beside it.
+
+    Raises:
+        SourceError: not an ONNX model, damaged, without its external data, or not valid.
+    """
+    try:
+        content = path.read_bytes()
+        model_proto = onnx.load_model_from_string(content)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
+    except DecodeError as error:
+        raise SourceError(f"{path} is not an ONNX model, or it is damaged or cut short") from error
+    if not model_proto.graph.node:
+        raise SourceError(f"{path} is not an ONNX model, or one that computes nothing")
+    external = _load_external_data(model_proto, path)
+    try:
+        onnx.checker.check_model(model_proto)
+    except (onnx.checker.ValidationError, ValueError) as error:  # ValueError: above protobuf's 2 GiB
+        raise SourceError(f"{path} is not valid ONNX: {first_line(error)}") from error
+    return OnnxFile(path, content, model_proto, external)
+
+
+def find_image(file: OnnxFile) -> onnx.ValueInfoProto:
+    """Return the one input; old files list their weights as inputs too, which do not count.
+
+    Raises:
+        SourceError: it takes anything but one image.
+    """
+    graph = file.model_proto.graph
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    if len(inputs) != 1 or not _is_image(inputs[0]):
+        raise SourceError(f"{file.path} takes {', '.join(map(_shown, inputs)) or 'nothing'}; {_EXPECTED}")
+    return inputs[0]
+
+
+def _is_image(value: onnx.ValueInfoProto) -> bool:
+    tensor = value.type.tensor_type
+    return tensor.elem_type in (TensorProto.FLOAT, TensorProto.UINT8) and len(tensor.shape.dim) == 4
+
+
+def _load_external_data(model_proto: onnx.ModelProto, path: Path) -> dict[str, str]:
+    names = sorted(
+        {
+            entry.value
+            for tensor in model_proto.graph.initializer
+            if tensor.data_location == TensorProto.EXTERNAL
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+    )
+    try:
+        onnx.load_external_data_for_model(model_proto, str(path.parent))
+        return {name: sha256_of((path.parent / name).read_bytes()) for name in names}
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise SourceError(
+            f"{path} keeps its weights in {', '.join(names)} beside it, which cannot be read: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def _shown(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    sides = [
+        str(side.dim_value) if side.HasField("dim_value") else side.dim_param or "?"
+        for side in tensor.shape.dim
+    ]
+    return f"{value.name} {TensorProto.DataType.Name(tensor.elem_type)} [{', '.join(sides)}]"

@@ -1,0 +1,1 @@
+"""Compares exported files with the networks that they were made from."""

@@ -1,0 +1,73 @@
+"""Golden pairs: images whose logits are known, by which a server proves a version before using it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from foldserve.artifact.format import MOST_GOLDEN_BYTES, Golden
+from foldserve.export.verification.parity import run_logits
+from foldserve.export.verification.tolerances import reference_tolerance, runtime_tolerance
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from foldserve.runtime.session import Session
+
+COUNT = 256
+# Above 64 pixels an image costs a server some milliseconds at start-up, and the file some 100 KiB.
+COUNT_LARGE = 64
+LARGE_SIDE = 64  # pixels
+
+
+def golden_count(image_shape: tuple[int, ...], class_count: int) -> int:
+    """Return how many golden pairs a network deserves: every class at least once, where they fit the file."""
+    count = COUNT if max(image_shape[1:]) <= LARGE_SIDE else COUNT_LARGE
+    pair_bytes = math.prod(image_shape) + 2 * 4 * class_count  # uint8 pixels, and float32 logits twice
+    return max(1, min(max(count, class_count), (MOST_GOLDEN_BYTES - 2**16) // pair_bytes))
+
+
+def choose_golden(labels: NDArray[np.int64] | None, image_count: int, count: int) -> NDArray[np.int64]:
+    """Return the positions of ``count`` images, ascending, every class among them.
+
+    All are taken where there are fewer. The classes take turns, each giving its images in order; without
+    labels the images are spread evenly. The same data set gives the same choice on any day.
+    """
+    count = min(count, image_count)
+    if labels is None:
+        return np.linspace(0, image_count - 1, count).astype(np.int64)
+    turn = np.empty(image_count, dtype=np.int64)
+    for label in np.unique(labels):
+        (members,) = np.nonzero(labels == label)
+        turn[members] = np.arange(len(members))
+    by_turn = np.lexsort((np.arange(image_count), labels, turn))
+    chosen: NDArray[np.int64] = np.sort(by_turn[:count])
+    return chosen
+
+
+def make_golden(
+    session: Session,
+    expected: NDArray[np.float32],
+    images: NDArray[np.uint8],
+    *,
+    rounding: float,
+    synthetic: bool,
+) -> Golden:
+    """Run ``images`` through the file and set the tolerances.
+
+    ``expected`` are the unfolded network's logits of ``images``; ``rounding`` is what
+    `foldserve.export.verification.tolerances.runtime_tolerance` calls so.
+    """
+    actual = run_logits(session, images)
+    golden = Golden(
+        images=np.ascontiguousarray(images),
+        reference_logits=expected,
+        runtime_logits=actual,
+        reference_tolerance=reference_tolerance(expected),
+        runtime_tolerance=min(runtime_tolerance(actual, rounding), reference_tolerance(expected)),
+        synthetic=synthetic,
+    )
+    golden.check()
+    return golden

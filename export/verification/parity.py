@@ -1,0 +1,326 @@
+"""The file against the network it was made from, through the very session code the server uses.
+
+Same inputs through unfolded PyTorch (float32, and float64 as the referee) and through the ONNX file, at
+several batch sizes, on random and on real images, on every device present. A check that fails raises; nothing
+is published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from foldserve.artifact.answers import misshapen, not_softmax
+from foldserve.artifact.format import IMAGE, LOGITS, PROBABILITIES
+from foldserve.export.errors import ParityError
+from foldserve.export.verification.reference import in_batches
+from foldserve.export.verification.tolerances import referee_tolerance, reference_tolerance
+from foldserve.runtime.session import Session, cuda_is_present
+from foldserve.serving.errors import DeviceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from foldserve.runtime.session import Device
+
+BATCH_SIZES = (1, 2, 7, 32)
+_SEED = 2013  # of the random images; any fixed number
+
+
+class Reference(Protocol):
+    """The network that the file must agree with."""
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return float32 [N, K]."""
+
+    def exact_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64] | None:
+        """Return float64 [N, K]; None where the network cannot be computed so."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Largest differences of logits on one set of images at one batch size.
+
+    What concerns float64 is None where there is no such referee.
+    """
+
+    provider: str
+    images: str
+    batch_size: int
+    max_abs_err: float
+    tolerance: float
+    max_abs_err_float64: float | None
+    pytorch_max_abs_err_float64: float | None
+    tolerance_float64: float | None
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far a lower precision's logits are off on one set of images at one batch size."""
+
+    provider: str
+    images: str
+    batch_size: int
+    max_abs_err: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Both networks on the proof images: accuracies are None where the images have no labels.
+
+    ``top1_compared`` leaves out images whose two best reference logits are closer than twice the tolerance:
+    there either answer is right.
+    """
+
+    provider: str
+    image_count: int
+    accuracy_before: float | None
+    accuracy_after: float | None
+    top1_compared: int
+    top1_agreement: float
+    max_abs_err: float
+    tolerance: float
+
+
+def open_sessions(model: bytes) -> list[Session]:
+    """Return a session on each device present: the CPU, and CUDA where it works.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot load the file.
+    """
+    devices: list[Device] = ["cpu"]
+    if cuda_is_present():
+        devices.append("cuda")
+    sessions = []
+    for device in devices:
+        try:
+            sessions.append(Session(model, device=device))
+        except DeviceError:
+            if device == "cpu":
+                raise
+    return sessions
+
+
+def check_parity(
+    session: Session, reference: Reference, images: NDArray[np.uint8], kind: str = "real"
+) -> list[Comparison]:
+    """Compare logits and probabilities at each of `BATCH_SIZES`, on random and on ``kind`` ``images``.
+
+    Raises:
+        ParityError: a difference is above its tolerance, or an answer is not finite.
+    """
+    count = max(BATCH_SIZES)
+    shape = (count, *images.shape[1:])
+    sets = {
+        "random": np.random.default_rng(_SEED).integers(0, 256, shape, dtype=np.uint8),
+        kind: _spread(images, count),
+    }
+    comparisons = []
+    for name, chosen in sets.items():
+        expected, exact = reference.logits(chosen), reference.exact_logits(chosen)
+        for batch_size in BATCH_SIZES:
+            rows = slice(0, min(batch_size, len(chosen)))
+            exact_rows = None if exact is None else exact[rows]
+            comparisons.append(_compare(session, name, chosen[rows], expected[rows], exact_rows))
+    return comparisons
+
+
+def check_agreement(
+    session: Session,
+    expected: NDArray[np.float32],
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64] | None,
+    *,
+    tolerance: float | None = None,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> Agreement:
+    """Compare the file's answers on all ``images`` with ``expected``, the reference's logits.
+
+    ``tolerance`` is that of fp32 where none is given.
+
+    Raises:
+        ParityError: a logit is off by more than the tolerance, a clear prediction differs, or probabilities
+            are not the softmax of the logits.
+    """
+    logits = in_batches(partial(_proven_logits, session), images, on_progress)
+    tolerance = reference_tolerance(expected) if tolerance is None else tolerance
+    max_abs_err = _max_abs_err(logits, expected)
+    before, after = expected.argmax(axis=1), logits.argmax(axis=1)
+    is_sure = _margins(expected) > 2 * tolerance
+    agreement = Agreement(
+        provider=session.provider,
+        image_count=len(images),
+        accuracy_before=None if labels is None else float((before == labels).mean()),
+        accuracy_after=None if labels is None else float((after == labels).mean()),
+        top1_compared=int(is_sure.sum()),
+        top1_agreement=float((before == after)[is_sure].mean()) if is_sure.any() else 1.0,
+        max_abs_err=max_abs_err,
+        tolerance=tolerance,
+    )
+    # `not <=` also catches NaN, which compares false with everything.
+    if not max_abs_err <= tolerance or agreement.top1_agreement < 1.0:
+        raise ParityError(
+            f"on {len(images)} images under {session.provider} the file's logits differ by up to "
+            f"{max_abs_err:.3g} from the network's (allowed: {tolerance:.3g}) and "
+            f"{agreement.top1_agreement:.2%} of {agreement.top1_compared} clear predictions are the "
+            "same; nothing was published"
+        )
+    return agreement
+
+
+def check_within(
+    session: Session,
+    name: str,
+    images: NDArray[np.uint8],
+    expected: NDArray[np.float32],
+    tolerance: float,
+) -> list[Deviation]:
+    """Compare a lower precision's answers on up to 32 of ``images`` with ``expected``, at each batch size.
+
+    Raises:
+        ParityError: a logit is off by more than ``tolerance``, or is not finite.
+    """
+    deviations = []
+    for batch_size in BATCH_SIZES:
+        rows = slice(0, min(batch_size, len(images)))
+        logits, probabilities = session.run([LOGITS, PROBABILITIES], {IMAGE: images[rows]})
+        deviation = Deviation(
+            provider=session.provider,
+            images=name,
+            batch_size=len(images[rows]),
+            max_abs_err=_max_abs_err(logits, expected[rows]),
+            tolerance=tolerance,
+        )
+        where = f"on {name} images, batch {deviation.batch_size}, under {deviation.provider}"
+        if not deviation.max_abs_err <= tolerance:  # also where it is not a number
+            raise ParityError(
+                f"{where} the logits are off by up to {deviation.max_abs_err:.3g} (allowed: {tolerance:.3g})"
+            )
+        _check_probabilities(logits, probabilities, where)
+        deviations.append(deviation)
+    return deviations
+
+
+def run_logits(
+    session: Session, images: NDArray[np.uint8], on_progress: Callable[[int], None] = lambda _: None
+) -> NDArray[np.float32]:
+    """Return the file's logits for all ``images``."""
+    return in_batches(lambda batch: session.run([LOGITS], {IMAGE: batch})[0], images, on_progress)
+
+
+def largest_rounding(comparisons: Sequence[Comparison]) -> float:
+    """Return how far float32, in PyTorch or in the file, was from float64 at most; else from one another."""
+    return max(
+        max(
+            entry.max_abs_err_float64 or 0.0,
+            entry.pytorch_max_abs_err_float64 or 0.0,
+            entry.max_abs_err if entry.max_abs_err_float64 is None else 0.0,
+        )
+        for entry in comparisons
+    )
+
+
+def has_referee(comparisons: Sequence[Comparison]) -> bool:
+    """Tell whether every comparison was made with float64 too."""
+    return all(entry.max_abs_err_float64 is not None for entry in comparisons)
+
+
+def to_manifest(comparisons: list[Comparison], agreements: list[Agreement]) -> dict[str, Any]:
+    """Return both as the manifest's ``parity`` entry."""
+    return {
+        "max_abs_err": max(
+            [entry.max_abs_err for entry in comparisons] + [entry.max_abs_err for entry in agreements]
+        ),
+        "referee": "float64"
+        if has_referee(comparisons)
+        else "none: the network cannot be computed in float64",
+        "comparisons": [asdict(comparison) for comparison in comparisons],
+        "agreement": [asdict(agreement) for agreement in agreements],
+    }
+
+
+def _compare(
+    session: Session,
+    name: str,
+    images: NDArray[np.uint8],
+    expected: NDArray[np.float32],
+    exact: NDArray[np.float64] | None,
+) -> Comparison:
+    logits, probabilities = session.run([LOGITS, PROBABILITIES], {IMAGE: images})
+    pytorch_error = None if exact is None else _max_abs_err(expected, exact)
+    comparison = Comparison(
+        provider=session.provider,
+        images=name,
+        batch_size=len(images),
+        max_abs_err=_max_abs_err(logits, expected),
+        tolerance=reference_tolerance(expected),
+        max_abs_err_float64=None if exact is None else _max_abs_err(logits, exact),
+        pytorch_max_abs_err_float64=pytorch_error,
+        tolerance_float64=(
+            None if exact is None or pytorch_error is None else referee_tolerance(exact, pytorch_error)
+        ),
+    )
+    if not comparison.max_abs_err <= comparison.tolerance:
+        raise ParityError(
+            f"{_where(comparison)} the file's logits differ by up to {comparison.max_abs_err:.3g} "
+            f"from the network's (allowed: {comparison.tolerance:.3g}); nothing was published"
+        )
+    error, tolerance = comparison.max_abs_err_float64, comparison.tolerance_float64
+    if error is not None and tolerance is not None and not error <= tolerance:
+        raise ParityError(
+            f"{_where(comparison)} the file's logits are off by up to {error:.3g} "
+            f"from the float64 answer, those of the network in float32 by {pytorch_error:.3g} "
+            f"(allowed: {tolerance:.3g}); nothing was published"
+        )
+    _check_probabilities(logits, probabilities, _where(comparison))
+    return comparison
+
+
+def _proven_logits(session: Session, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the file's logits of ``images``, whose probabilities are seen to be their softmax."""
+    logits, probabilities = session.run([LOGITS, PROBABILITIES], {IMAGE: images})
+    _check_probabilities(logits, probabilities, f"on {len(images)} images under {session.provider}")
+    return logits
+
+
+def _check_probabilities(logits: NDArray[np.float32], probabilities: NDArray[np.float32], where: str) -> None:
+    if fault := misshapen((logits, probabilities), len(logits), logits.shape[1]):
+        raise ParityError(f"{where} {fault}; nothing was published")
+    wrong, difference = not_softmax(logits, probabilities)
+    if wrong.any():
+        raise ParityError(
+            f"{where} the probabilities of {np.count_nonzero(wrong)} of {len(wrong)} images are not the "
+            f"softmax of their logits over the classes (off by up to {difference:.3g}); nothing was published"
+        )
+
+
+def _where(comparison: Comparison) -> str:
+    return f"on {comparison.images} images, batch {comparison.batch_size}, under {comparison.provider}"
+
+
+def _spread(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """Return ``count`` of ``images`` spread over all of them (all where there are fewer)."""
+    return images[np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64)]
+
+
+def _max_abs_err(actual: NDArray[Any], expected: NDArray[Any]) -> float:
+    if actual.shape != expected.shape:
+        raise ParityError(
+            f"the file answers {list(actual.shape)} where the network answers {list(expected.shape)}"
+        )
+    return float(np.abs(actual.astype(np.float64) - expected).max())
+
+
+def _margins(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return how far each row's best logit is above its second best; infinite for a single class."""
+    if logits.shape[1] < 2:
+        return np.full(len(logits), np.inf, dtype=np.float32)
+    two_best = np.partition(logits, -2, axis=1)[:, -2:]
+    margins: NDArray[np.float32] = two_best[:, 1] - two_best[:, 0]
+    return margins

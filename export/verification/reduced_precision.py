@@ -1,0 +1,128 @@
+"""A file in fp16 or int8 against the network it was made from: how far it may be off, and that it is not.
+
+On real images its logits are compared with those of the unfolded PyTorch network, as fp32's are, but with the
+precision's own tolerance. Random images lie outside the ranges that int8 was calibrated on, and their answers
+are cut off: there the file is held against itself, computed node by node in float, which shows an integer
+kernel that computes something else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from foldserve.artifact.golden import replay
+from foldserve.artifact.golden_bounds import most_tolerance
+from foldserve.export.errors import ParityError
+from foldserve.export.verification.parity import (
+    BATCH_SIZES,
+    check_agreement,
+    check_within,
+    open_sessions,
+    run_logits,
+)
+from foldserve.export.verification.tolerances import lower_runtime_tolerance
+from foldserve.runtime.session import Session
+from foldserve.serving.errors import ArtifactError
+from foldserve.serving.model.runner import Runner
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from foldserve.artifact.format import Golden
+    from foldserve.export.verification.parity import Agreement, Deviation
+
+_REPLAY_BATCH_SIZE = 32
+_SEED = 2013  # of the random images; any fixed number
+
+
+@dataclass(frozen=True)
+class LowerParity:
+    """What was compared, and the golden pairs that follow from it."""
+
+    deviations: tuple[Deviation, ...]
+    agreements: tuple[Agreement, ...]
+    golden: Golden
+
+    def to_manifest(self) -> dict[str, Any]:
+        """Return the manifest's ``parity`` entry."""
+        errors = [entry.max_abs_err for entry in self.deviations]
+        return {
+            "max_abs_err": max(errors + [entry.max_abs_err for entry in self.agreements]),
+            "comparisons": [asdict(deviation) for deviation in self.deviations],
+            "agreement": [asdict(agreement) for agreement in self.agreements],
+        }
+
+
+def check_lower_precision(
+    content: bytes,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64] | None,
+    *,
+    expected: NDArray[np.float32],
+    golden: Golden,
+    tolerance: float,
+    unit: float = 0.0,
+) -> LowerParity:
+    """Compare ``content``, a lower precision's file, on every device present.
+
+    Args:
+        content: the file.
+        images: the proof images, with their ``labels`` where known.
+        labels: class indices int64 [N].
+        expected: the unfolded PyTorch network's logits of ``images``.
+        golden: golden pairs of the fp32 file; the images and the network's logits are taken over.
+        tolerance: how far the logits may be off.
+        unit: see `lower_runtime_tolerance`.
+
+    Raises:
+        ParityError: they are off by more.
+        ArtifactError: ONNX Runtime cannot load the file.
+    """
+    sessions = open_sessions(content)
+    literal = Session(content, device="cpu", optimised=False)
+    spread = np.linspace(0, len(images) - 1, min(max(BATCH_SIZES), len(images))).astype(np.int64)
+    shape = (max(BATCH_SIZES), *images.shape[1:])
+    random = np.random.default_rng(_SEED).integers(0, 256, shape, dtype=np.uint8)
+    literal_random = run_logits(literal, random)
+    deviations: list[Deviation] = []
+    for session in sessions:
+        deviations += check_within(session, "random", random, literal_random, tolerance)
+        deviations += check_within(session, "real", images[spread], expected[spread], tolerance)
+    agreements = [
+        check_agreement(session, expected, images, labels, tolerance=tolerance) for session in sessions
+    ]
+    own = run_logits(sessions[0], golden.images)
+    rounding = max(
+        *(_largest_difference(own, run_logits(other, golden.images)) for other in (literal, *sessions[1:])),
+        *(_largest_difference(run_logits(session, random), literal_random) for session in sessions),
+    )
+    # The largest logit of all images is not that of the golden ones, by which a server bounds the tolerance.
+    tolerance = min(tolerance, most_tolerance(golden.reference_logits))
+    lower = replace(
+        golden,
+        runtime_logits=own,
+        reference_tolerance=tolerance,
+        runtime_tolerance=min(lower_runtime_tolerance(own, rounding, unit), tolerance),
+    )
+    _replay(sessions, lower)
+    return LowerParity(tuple(deviations), tuple(agreements), lower)
+
+
+def _replay(sessions: Sequence[Session], golden: Golden) -> None:
+    golden.check()
+    for session in sessions:
+        try:
+            replay(
+                Runner(session).run_unchecked, golden, batch_size=_REPLAY_BATCH_SIZE, where=session.provider
+            )
+        except ArtifactError as error:
+            raise ParityError(str(error)) from error
+
+
+def _largest_difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    return float(np.abs(one.astype(np.float64) - other).max())

@@ -1,0 +1,157 @@
+"""`foldserve models verify --against CHECKPOINT`: was this version made from that training run?
+
+The golden pairs in a version say what the network answered when it was exported. This asks the network
+itself, once more: the unfolded PyTorch network of the checkpoint against the published file, with the
+comparisons that exporting makes, and against what the version says of itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from foldserve.artifact.format import ModelMetadata, list_versions, read_artifact
+from foldserve.export.config import ExportConfig
+from foldserve.export.errors import ParityError, SourceError
+from foldserve.export.report import Report
+from foldserve.export.sources.load import load_source
+from foldserve.export.verification.divergence import first_divergence
+from foldserve.export.verification.parity import check_agreement, check_parity
+from foldserve.export.verification.reduced_precision import check_lower_precision
+from foldserve.export.verification.reference import in_batches
+from foldserve.export.verification.references import make_reference
+from foldserve.export.verification.tolerances import reference_tolerance
+from foldserve.runtime.session import Session, cuda_is_present, require_device
+from foldserve.serving.errors import ArtifactError
+from foldserve.serving.model.served_model import ModelSettings, open_artifact
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from foldserve.artifact.format import Artifact
+    from foldserve.export.sources.load import Source
+    from foldserve.runtime.session import Device
+    from foldserve.serving.config import VerifyConfig
+
+_DIVERGENCE_COUNT = 32
+
+
+def verify_against(config: VerifyConfig) -> int:
+    """Compare a published version with the checkpoint; print each step, return 1 where it is not of it.
+
+    Raises:
+        ExportError: the checkpoint cannot be exported, or there is no such version.
+        TrainingError: the checkpoint or its data set cannot be read.
+        DeviceError: the device asked for is not there.
+    """
+    assert config.against is not None
+    require_device(config.device)
+    report = Report()
+    source = load_source(
+        ExportConfig(source=config.against, data_dir=config.data_dir, verify_images=config.verify_images)
+    )
+    folder = _find_version(config, source)
+    report.verifying(folder, config.against)
+    try:
+        artifact = read_artifact(folder)
+        _check_facts(artifact, source)
+        _check_golden(artifact, source)
+        _check_answers(artifact, source, config.device, report)
+        for device in _devices(config.device):  # as a server would: both outputs, its own golden pairs
+            open_artifact(artifact, ModelSettings(device=device))
+    except (ArtifactError, ParityError) as error:
+        report.not_made_from(config.against, str(error).removesuffix("; nothing was published"))
+        return 1
+    report.made_from(folder, config.against)
+    return 0
+
+
+def _find_version(config: VerifyConfig, source: Source) -> Path:
+    """Return the folder of the version that was asked for: by default the newest, under the run's name."""
+    if not config.repository.is_dir():
+        raise SourceError(f"{config.repository} is not a folder; expected a model repository")
+    name = config.name or _only_name(config.repository, source.suggested_name)
+    model_folder = config.repository / name
+    versions = list_versions(model_folder) if model_folder.is_dir() else []
+    if not versions:
+        raise SourceError(f"there is no model {name!r} in {config.repository}; give its --name")
+    version = config.model_version or versions[-1]
+    if version not in versions:
+        raise SourceError(f"{name} has no version {version}, only {', '.join(map(str, versions))}")
+    return model_folder / str(version)
+
+
+def _only_name(repository: Path, suggested: str) -> str:
+    names = sorted(entry.name for entry in repository.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    return names[0] if len(names) == 1 else suggested
+
+
+def _check_facts(artifact: Artifact, source: Source) -> None:
+    """Compare what file and checkpoint say of labels, normalisation and image."""
+    says = ModelMetadata.from_props(Session(artifact.model, device="cpu").props)
+    for fact in ("labels", "mean", "std", "image"):
+        published, trained = getattr(says, fact), getattr(source.metadata, fact)
+        if published != trained:
+            raise ParityError(f"the version's {fact} are {published}, the checkpoint's {trained}")
+
+
+def _check_golden(artifact: Artifact, source: Source) -> None:
+    """Let the network answer the golden images again: in any precision these are fp32 PyTorch's own logits.
+
+    PyTorch differs from itself by machine and number of threads, as ONNX Runtime does from it.
+    """
+    golden = artifact.golden
+    logits = make_reference(source.module).logits(golden.images)
+    tolerance = reference_tolerance(logits)
+    error = float(np.abs(logits.astype(np.float64) - golden.reference_logits).max())
+    if not error <= tolerance:
+        raise ParityError(
+            f"the network answers the version's golden images with logits that are up to {error:.3g} away "
+            f"from those that the version was exported with (allowed: {tolerance:.3g}): it was made from "
+            "another network, or from other weights of it"
+        )
+
+
+def _check_answers(artifact: Artifact, source: Source, device: Device, report: Report) -> None:
+    """Make the comparisons that exporting makes, on the file that was published."""
+    reference, proof = make_reference(source.module), source.proof
+    precision = str(artifact.manifest.get("precision", "fp32"))
+    sessions = [Session(artifact.model, device=name) for name in _devices(device)]
+    with report.counting("accuracy", len(proof.images)) as on_progress:
+        expected = in_batches(reference.logits, proof.images, on_progress)
+    if precision != "fp32":
+        lower = check_lower_precision(
+            artifact.model,
+            proof.images,
+            proof.labels,
+            expected=expected,
+            golden=artifact.golden,
+            tolerance=artifact.golden.reference_tolerance,
+        )
+        report.agreed(lower.agreements, proof)
+        return
+    try:
+        compared = [
+            entry
+            for session in sessions
+            for entry in check_parity(session, reference, proof.images, proof.kind)
+        ]
+        report.compared(compared, proof)
+        report.agreed(
+            [check_agreement(session, expected, proof.images, proof.labels) for session in sessions], proof
+        )
+    except ParityError as error:
+        raise ParityError(f"{error}; {_where(source, artifact.model, proof.images)}") from error
+
+
+def _devices(device: Device) -> list[Device]:
+    if device != "auto":
+        return [device]
+    return ["cpu", "cuda"] if cuda_is_present() else ["cpu"]
+
+
+def _where(source: Source, content: bytes, images: NDArray[np.uint8]) -> str:
+    return first_divergence(source.module, content, images[:_DIVERGENCE_COUNT])

@@ -1,0 +1,36 @@
+"""Trains convolutional networks, exports them with batch norm folded in, serves exactly what was trained.
+
+Each public name is imported at its first use, so that a client loads no training framework.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from foldserve.serving.client.async_client import AsyncClient
+    from foldserve.serving.client.sync_client import Client
+
+    __version__: str
+
+__all__ = ["AsyncClient", "Client", "__version__"]
+
+_MODULES = {
+    "AsyncClient": "foldserve.serving.client.async_client",
+    "Client": "foldserve.serving.client.sync_client",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name at its first use (PEP 562)."""
+    if name == "__version__":
+        return version("foldserve")
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

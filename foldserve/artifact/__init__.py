@@ -1,0 +1,1 @@
+"""Reads, writes and checks a model version: `model.onnx`, `golden.npz` and `manifest.json`."""

@@ -1,0 +1,83 @@
+"""Writing an artifact as a model's next version, so that a reader sees all of it or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foldserve.artifact.facts import SCHEMA_VERSION
+from foldserve.artifact.format import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, list_versions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from foldserve.artifact.format import Golden
+
+
+def publish_artifact(
+    model_folder: Path, *, model: bytes, golden: Golden, manifest: Mapping[str, Any]
+) -> Path:
+    """Write the three files as the next free version under ``model_folder`` and return the version's folder.
+
+    ``manifest`` is completed with ``schema_version`` and ``files``. The version appears whole or not at all:
+    it is written to a hidden sibling, synced to disk and renamed. An existing version is never touched.
+
+    Raises:
+        OSError: the folder cannot be written.
+        ArtifactError: the golden pairs could prove nothing.
+    """
+    golden.check(str(manifest.get("precision", "")))
+    model_folder.mkdir(parents=True, exist_ok=True)
+    contents = {MODEL_FILE: model, GOLDEN_FILE: golden.to_bytes()}
+    files = {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        for name, content in contents.items()
+    }
+    complete = {"schema_version": SCHEMA_VERSION, "files": files} | dict(manifest)
+    contents[MANIFEST_FILE] = (json.dumps(complete, indent=2, ensure_ascii=False) + "\n").encode()
+    staging = Path(tempfile.mkdtemp(prefix=".publishing-", dir=model_folder))
+    try:
+        for name, content in contents.items():
+            _write_synced(staging / name, content)
+        staging.chmod(0o755)  # mkdtemp's folders are private; a server may run as another user
+        version = _rename_to_next_version(staging, model_folder)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    _sync_folder(model_folder)
+    return version
+
+
+def _rename_to_next_version(staging: Path, model_folder: Path) -> Path:
+    version = max(list_versions(model_folder), default=0) + 1
+    while True:
+        target = model_folder / str(version)
+        try:
+            # Atomic; fails where another exporter's version (never empty) came first.
+            staging.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+            version += 1
+        else:
+            return target
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,294 @@
+"""The console script `foldserve`: flags become one validated settings object, which one function carries out.
+
+Only the settings are imported here; what a command needs (torch, ONNX Runtime, gRPC) waits until it runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_settings import CliSettingsSource, CliSubCommand, SettingsError
+
+from foldserve.demo.config import DemoConfig
+from foldserve.environment import flag_fields, help_text, read_environment, variable
+from foldserve.export.config import ExportConfig
+from foldserve.export.errors import ExportError
+from foldserve.export.inspection.config import InspectConfig
+from foldserve.extras import extras_with, how_to_install, missing_packages
+from foldserve.imaging import ImageError
+from foldserve.serving.config import (
+    ClassifyConfig,
+    ConnectionConfig,
+    ListConfig,
+    ServeConfig,
+    TokenConfig,
+    VerifyConfig,
+)
+from foldserve.serving.errors import ServingError
+from foldserve.terminal_output import takes_any_output
+from foldserve.training.config import TrainConfig
+from foldserve.training.errors import TrainingError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterable, Mapping
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its settings, the function that carries them out, and the optional parts that this needs."""
+
+    config: type[BaseModel]
+    target: str
+    extras: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "train": Command(TrainConfig, "foldserve.training.run.train:train", ("train",)),
+    "inspect": Command(InspectConfig, "foldserve.export.inspection.command:inspect", ("export",)),
+    "export": Command(ExportConfig, "foldserve.export.pipeline:export_model", ("export", "serve", "runtime")),
+    "serve": Command(ServeConfig, "foldserve.serving.server:serve", ("serve", "runtime")),
+    "classify": Command(ClassifyConfig, "foldserve.serving.commands.classify:classify", ("serve",)),
+    "models list": Command(ListConfig, "foldserve.serving.commands.models:list_models", ("serve",)),
+    "models verify": Command(
+        VerifyConfig, "foldserve.serving.commands.models:verify_models", ("serve", "runtime")
+    ),
+    "token": Command(TokenConfig, "foldserve.serving.commands.make_token:make_token"),
+    "demo": Command(DemoConfig, "foldserve.demo.pipeline:run_demo", ("train", "export", "serve", "runtime")),
+}
+# Serving never imports export: what compares a version with its checkpoint is another function.
+_VERIFY_AGAINST = Command(
+    VerifyConfig, "foldserve.export.verify_checkpoint:verify_against", ("export", "serve", "runtime")
+)
+
+_HELP = ("--help", "-h")
+
+# Errors whose message is for the person at the terminal. Anything else is a bug and keeps its traceback.
+_EXPECTED = (TrainingError, ExportError, ServingError, ImageError, OSError)
+
+
+class Models(BaseModel, frozen=True):
+    """Shows what is in a model repository, and whether each version still proves itself."""
+
+    list: CliSubCommand[ListConfig] = Field(description="what is in a repository, or on a server")
+    verify: CliSubCommand[VerifyConfig] = Field(description="check hashes, replay golden pairs")
+
+
+class Foldserve(BaseModel):
+    """Train a convolutional network, export it with batch norm folded in, serve exactly what was trained."""
+
+    train: CliSubCommand[TrainConfig] = Field(description="train a network, with progress, curves and resume")
+    inspect: CliSubCommand[InspectConfig] = Field(description="show a network's layers, with their figures")
+    export: CliSubCommand[ExportConfig] = Field(description="checkpoint -> folded, verified model version")
+    serve: CliSubCommand[ServeConfig] = Field(description="serve a repository over gRPC")
+    classify: CliSubCommand[ClassifyConfig] = Field(description="ask a running server for labels of pictures")
+    models: CliSubCommand[Models] = Field(description="list or verify the versions in a repository")
+    token: CliSubCommand[TokenConfig] = Field(description="make a bearer token for a server's --tokens")
+    demo: CliSubCommand[DemoConfig] = Field(description="all of it on Fashion-MNIST, ending in the proof")
+    debug: bool = Field(default=False, description="show the traceback of an error; may stand anywhere")
+
+
+@takes_any_output
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0 worked, 1 failed, 2 misused."""
+    # gRPC's core writes lines of its own to standard error; whatever matters in them reaches us as an error.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    words = [word for word in given if word != "--debug"] or ["--help"]
+    program = " ".join(["foldserve", *_leading_names(words)])
+    try:
+        config = parse(words, os.environ)
+    except SettingsError as error:
+        print(f"{program}: {error} (see `{program} --help`)", file=sys.stderr)
+        return 2
+    command = _command_of(config)
+    try:
+        if missing := missing_packages(command.extras):
+            return _fail(program, how_to_install(missing))
+        return _load(command.target)(_with_token(config))
+    except KeyboardInterrupt:
+        print(f"\n{program}: interrupted", file=sys.stderr)
+        return 130
+    except ModuleNotFoundError as error:
+        missing = extras_with((error.name or "").partition(".")[0])
+        if debug or not missing:
+            raise
+        return _fail(program, how_to_install(missing))
+    except BrokenPipeError:
+        raise
+    except _EXPECTED as error:
+        if debug:
+            raise
+        return _fail(program, str(error))
+
+
+def parse(words: list[str], environ: Mapping[str, str]) -> BaseModel:
+    """Return the settings of the command that ``words`` name, by its flags and, below them, ``environ``.
+
+    Raises:
+        SettingsError: they cannot be used; the message is one line.
+    """
+    name = _command_name(words)
+    flags = _parse_flags(words, name)
+    config = COMMANDS[name].config
+    environment = read_environment(name, config, environ)
+    try:
+        return config.model_validate(environment | flags)
+    except ValidationError as error:
+        by_environment = {field: variable(name, field) for field in environment.keys() - flags.keys()}
+        raise SettingsError(_one_line(error, by_environment)) from error
+
+
+def _fail(program: str, reason: str) -> int:
+    print(f"{program}: {reason}", file=sys.stderr)
+    return 1
+
+
+def _command_name(words: list[str]) -> str:
+    """Return the command that the leading words name.
+
+    Raises:
+        SettingsError: they name none; the message has the commands, and the nearest.
+        SystemExit: its help was asked for, and printed.
+    """
+    names = _leading_names(words)
+    name = " ".join(names)
+    if name in COMMANDS:
+        return name
+    following = [known.split()[len(names)] for known in COMMANDS if known.split()[: len(names)] == names]
+    known = list(dict.fromkeys(following))
+    rest = words[len(names) :]
+    if not rest or (rest[0].startswith("-") and rest[0] not in _HELP):
+        found = (_near(rest[0], _HELP) or f"; {rest[0]} goes behind it") if rest else ""
+        raise SettingsError(f"expected a command ({', '.join(known)}){found}")
+    if rest[0] not in _HELP:
+        near = _near(rest[0], known)
+        raise SettingsError(f"unknown command '{rest[0]}'; the commands are {', '.join(known)}{near}")
+    _parse_flags(words, name)  # prints the help and ends the program
+    raise AssertionError(words)
+
+
+def _leading_names(words: list[str]) -> list[str]:
+    """Return the leading words that name a command or a group of them: ["models", "list"]."""
+    names: list[str] = []
+    for word in words:
+        if not any(known.split()[: len(names) + 1] == [*names, word] for known in COMMANDS):
+            break
+        names.append(word)
+    return names
+
+
+def _parse_flags(words: list[str], name: str) -> dict[str, Any]:
+    """Return what is given on the command line, not yet validated, by field of the command ``name``."""
+    try:
+        # Not a BaseSettings, which would read the environment by itself, without a prefix.
+        source: CliSettingsSource[Any] = CliSettingsSource(
+            Foldserve,  # type: ignore[arg-type]  # it takes any model
+            cli_prog_name="foldserve",
+            cli_kebab_case=True,
+            cli_implicit_flags=True,
+            cli_hide_none_type=True,
+            cli_avoid_json=True,
+            cli_exit_on_error=False,
+            cli_enforce_required=False,  # left to pydantic, so that all messages are of one style
+            add_parser_method=_add_parser,
+        )
+        source.root_parser.epilog = (
+            "Flags can be set in the environment as well, as FOLDSERVE_<COMMAND>_<FLAG>; no other variables\n"
+            "and no .env files are read. See `foldserve COMMAND --help`."
+        )
+        flags: dict[str, Any] = source(args=words)()
+    except SettingsError as error:
+        raise SettingsError(_describe_misuse(str(error), name)) from error
+    for part in name.split():
+        flags = flags[part]
+    return flags
+
+
+def _add_parser(commands: Any, name: str, **settings: Any) -> argparse.ArgumentParser:
+    """Add a command's parser, whose help says how the environment sets its flags."""
+    parser = cast("argparse.ArgumentParser", commands.add_parser(name, **settings))
+    command = parser.prog.partition(" ")[2]  # of "foldserve models list"
+    if command in COMMANDS:
+        parser.epilog = help_text(command, COMMANDS[command].config)
+    return parser
+
+
+def _describe_misuse(text: str, name: str) -> str:
+    """Return the parser's message in one line, with the nearest flag of the command ``name``."""
+    text = text.removeprefix("error parsing CLI: ")
+    _, unknown, rest = text.partition("unrecognized arguments: ")
+    if not unknown:
+        return " ".join(text.split())
+    argument = rest.split()[0].partition("=")[0]
+    if not argument.startswith("-"):
+        return f"unexpected argument '{argument}'"
+    return f"unknown argument {argument}{_near(argument, _flags(name))}"
+
+
+def _flags(name: str) -> list[str]:
+    """Return the flags of the command ``name``, as they are typed."""
+    config = COMMANDS[name].config
+    flags = ["--debug", "--help"]
+    for field in flag_fields(config):
+        flag = field.replace("_", "-")
+        flags.append(f"--{flag}")
+        if config.model_fields[field].annotation in (bool, bool | None):
+            flags.append(f"--no-{flag}")
+    return flags
+
+
+def _near(given: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(given, [one for one in known if one != given], n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _one_line(error: ValidationError, by_environment: Mapping[str, str]) -> str:
+    """Return what is wrong; ``by_environment`` names the variables of the settings that came from there."""
+    return "; ".join(_describe(cast("dict[str, Any]", fault), by_environment) for fault in error.errors())
+
+
+def _describe(fault: Mapping[str, Any], by_environment: Mapping[str, str]) -> str:
+    # ("lr",) -> "--lr"; the message of a validator of ours arrives with a prefix of pydantic's.
+    text = fault["msg"].removeprefix("Value error, ")
+    if not fault["loc"]:  # about several settings together
+        variables = ", ".join(sorted(by_environment.values()))
+        return f"{text} (set in the environment: {variables})" if variables else text
+    field = str(fault["loc"][0])
+    flag = by_environment.get(field, "--" + field.replace("_", "-"))
+    if text == "Field required":
+        return f"{flag} is required"
+    given = fault["input"]
+    if isinstance(given, str | int | float) and str(given) not in text:
+        text = f"{text} (given {given})"
+    if fault["type"] == "literal_error":
+        text += _near(str(given), re.findall(r"'([^']*)'", fault["ctx"]["expected"]))
+    return f"{flag}: {text}"
+
+
+def _with_token(config: BaseModel) -> BaseModel:
+    """Return the settings with the environment's token, where they can take one and name no file of one."""
+    token = os.environ.get("FOLDSERVE_TOKEN")
+    if token and isinstance(config, ConnectionConfig) and config.token_file is None:
+        return config.with_token(token)
+    return config
+
+
+def _command_of(config: BaseModel) -> Command:
+    if isinstance(config, VerifyConfig) and config.against is not None:
+        return _VERIFY_AGAINST
+    return next(command for command in COMMANDS.values() if type(config) is command.config)
+
+
+def _load(target: str) -> Callable[[BaseModel], int]:
+    module, _, function = target.partition(":")
+    loaded: Callable[[BaseModel], int] = getattr(import_module(module), function)
+    return loaded

@@ -1,0 +1,75 @@
+"""What the person at the terminal sees of a demo: its steps, the proof, and where everything was left."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from foldserve.demo.proof import MAX_LOGIT_DIFFERENCE
+from foldserve.training.run.report import CONFUSION_FILE, CURVES_FILE, PAGE_FILE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from foldserve.demo.proof import Comparison
+
+
+def print_step(console: Console, number: int, title: str) -> None:
+    """Print the heading of a step."""
+    console.print()
+    console.rule(f"[bold]{number}. {title}", align="left")
+
+
+def print_proof(console: Console, rows: Sequence[Comparison], provider: str) -> None:
+    """Print one row a way of answering, and the verdict; ``provider`` is what ONNX Runtime ran on."""
+    reference = rows[0]
+    # Narrow enough for 80 columns, where half of all terminals still stand.
+    table = Table(title=f"{reference.count:,} test images, on {provider}", title_justify="left")
+    table.add_column("answered by", no_wrap=True)
+    for heading in ("accuracy", "identical\npredictions", "largest logit\ndifference"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for row in rows:
+        is_reference = row is reference
+        table.add_row(
+            row.name,
+            f"{row.accuracy:.2%}",
+            "reference" if is_reference else f"{row.identical:,}",
+            "reference" if is_reference else f"{row.max_difference:.2e}",
+            "" if is_reference else "[green]ok[/]" if row.passed else "[red]FAILS[/]",
+        )
+    console.print()
+    console.print(table)
+    if all(row.passed for row in rows):
+        verdict = "[bold green]Proven:[/] what was trained is what is served"
+    else:
+        verdict = "[bold red]Not proven:[/] what is served is not what was trained"
+    console.print(
+        f"{verdict}.\n"
+        f"Allowed is a logit difference of {MAX_LOGIT_DIFFERENCE:.0e}, and another prediction where the two\n"
+        f"best logits of the reference are closer than twice that (here in {reference.undecided} images).",
+        soft_wrap=True,
+    )
+
+
+def print_where(console: Console, run_dir: Path, version: Path, log: Path) -> None:
+    """Print where everything was left, and what to do next."""
+    places = {
+        "model": version,
+        "checkpoint": run_dir / "best.pt",
+        "training curves": run_dir / "report" / CURVES_FILE,
+        "confusion matrix": run_dir / "report" / CONFUSION_FILE,
+        "report": run_dir / "report" / PAGE_FILE,
+        "server's log": log,
+    }
+    console.print()
+    for name, path in places.items():
+        assert path.exists(), path
+        console.print(f"{name:<17} {path}", soft_wrap=True)
+    console.print(
+        f"\nServe it yourself: foldserve serve --repository {version.parent.parent}", soft_wrap=True
+    )

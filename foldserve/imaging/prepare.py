@@ -1,0 +1,176 @@
+"""Decode an encoded image and bring it to a network's input size.
+
+The rule, in order: decode; turn upright by the EXIF orientation; composite transparency over white, as
+viewers do; convert to the colours asked for; scale the shorter side to ``resize_shorter_side`` with
+antialiasing; cut the centre. Training's evaluation, the exporter and the server all call this one function,
+so an image cannot be prepared by two pieces of code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from PIL import Image
+
+from foldserve.imaging.containers import open_picture, read_picture
+from foldserve.imaging.errors import ImageError
+from foldserve.imaging.picture import MAX_PIXELS, check_cost
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from foldserve.imaging.picture import Picture
+
+# Far above any network's input; without a bound the arithmetic of sides overflows.
+MAX_SIDE = 65536
+
+ChannelOrder = Literal["L", "RGB"]
+
+
+# What has to be done to the stored image to see it upright, by orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Rows go over white in bands of about as many pixels: Pillow lets no other thread run meanwhile.
+_BAND_PIXELS = 512 * 1024
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What a network takes: colours, size in pixels, and how an image of another size is brought to it.
+
+    ``resize_shorter_side`` is the length in pixels that the shorter side is scaled to before the centre
+    of ``height`` x ``width`` is cut; an image that already has exactly the input size is left as it is.
+    """
+
+    channel_order: ChannelOrder
+    height: int
+    width: int
+    resize_shorter_side: int
+
+    def __post_init__(self) -> None:
+        if self.channel_order not in ("L", "RGB"):
+            raise ValueError(f"channel_order is {self.channel_order!r}; expected 'L' (grey) or 'RGB'")
+        sides = (self.height, self.width, self.resize_shorter_side)
+        if any(not isinstance(side, int) or isinstance(side, bool) for side in sides):
+            raise ValueError(f"height, width and resize_shorter_side are {sides}; expected whole numbers")
+        if min(self.height, self.width) < 1:
+            raise ValueError(
+                f"the input size is {self.height}x{self.width}; both sides must be at least 1 pixel"
+            )
+        if max(sides) > MAX_SIDE:
+            raise ValueError(
+                f"the input size is {self.height}x{self.width}, cut from a shorter side of "
+                f"{self.resize_shorter_side}; at most {MAX_SIDE} pixels are possible"
+            )
+        if self.resize_shorter_side < max(self.height, self.width):
+            raise ValueError(
+                f"resize_shorter_side is {self.resize_shorter_side}, shorter than the "
+                f"{self.height}x{self.width} that is cut from the scaled image"
+            )
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for RGB."""
+        return len(self.channel_order)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width: one image as the network takes it."""
+        return (self.channels, self.height, self.width)
+
+
+def prepare_image(encoded: bytes, spec: ImageSpec, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decode ``encoded`` and return it as uint8 [C, H, W] with ``spec``'s colours and size.
+
+    Raises:
+        ImageError: not an image, of an unsupported kind, damaged, of more than ``max_pixels`` pixels, or made
+            so that it would take too long.
+    """
+    return prepare_picture(read_picture(encoded), spec, max_pixels=max_pixels)
+
+
+def prepare_picture(picture: Picture, spec: ImageSpec, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decode ``picture`` and return it as `prepare_image` does.
+
+    Raises:
+        ImageError: it is damaged, has more than ``max_pixels`` pixels, or would take too long.
+    """
+    image = decode_picture(picture, spec.channel_order, max_pixels=max_pixels)
+    if image.size != (spec.width, spec.height):
+        image = _scale_and_cut(image, spec)
+    pixels = np.asarray(image, dtype=np.uint8)  # [H, W] for grey, [H, W, 3] for RGB
+    if spec.channel_order == "L":
+        return np.ascontiguousarray(pixels[np.newaxis])
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def decode_image(encoded: bytes, channel_order: ChannelOrder, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode ``encoded``'s first frame, turned upright, in mode ``channel_order``, at its own size.
+
+    Raises:
+        ImageError: not an image, of an unsupported kind, damaged, of more than ``max_pixels`` pixels, or made
+            so that it would take too long.
+    """
+    return decode_picture(read_picture(encoded), channel_order, max_pixels=max_pixels)
+
+
+def decode_picture(
+    picture: Picture, channel_order: ChannelOrder, *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Decode ``picture`` as `decode_image` does.
+
+    Raises:
+        ImageError: it is damaged, has more than ``max_pixels`` pixels, or would take too long.
+    """
+    check_cost(picture, max_pixels)
+    try:
+        image = open_picture(picture)
+        image.load()
+    except Exception as error:  # Pillow raises many kinds on damaged files: struct.error, SyntaxError, ...
+        raise ImageError(f"damaged image: {error}") from error
+    if picture.orientation in _TURNS:
+        return _to_colours(image, channel_order).transpose(_TURNS[picture.orientation])
+    return _to_colours(image, channel_order)
+
+
+def _to_colours(image: Image.Image, channel_order: ChannelOrder) -> Image.Image:
+    if image.mode.startswith("I;16"):  # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ImageError(f"pixels are of type {image.mode!r} (32-bit); expected 8 or 16 bits a channel")
+    if image.has_transparency_data:
+        return _over_white(image, channel_order)
+    return image.convert(channel_order)
+
+
+def _over_white(image: Image.Image, channel_order: ChannelOrder) -> Image.Image:
+    result = Image.new(channel_order, image.size)
+    band_height = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, band_height):
+        band = image.crop((0, top, image.width, min(image.height, top + band_height))).convert("RGBA")
+        white = Image.new("RGBA", band.size, "white")
+        result.paste(Image.alpha_composite(white, band).convert(channel_order), (0, top))
+    return result
+
+
+def _scale_and_cut(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    scale = spec.resize_shorter_side / min(image.size)
+    width, height = (max(spec.resize_shorter_side, round(side * scale)) for side in image.size)
+    left, top = (width - spec.width) // 2, (height - spec.height) // 2
+    # One resampling straight from the source box: a 20000x30 strip is never scaled to its full length.
+    box = (
+        left * image.width / width,
+        top * image.height / height,
+        min(image.width, (left + spec.width) * image.width / width),
+        min(image.height, (top + spec.height) * image.height / height),
+    )
+    return image.resize((spec.width, spec.height), Image.Resampling.BILINEAR, box=box)

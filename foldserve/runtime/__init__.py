@@ -1,0 +1,1 @@
+"""Runs ONNX files on a device. The only importer of onnxruntime."""

@@ -1,0 +1,331 @@
+"""ONNX Runtime sessions as the server runs them; the exporter verifies through this same code.
+
+The only importer of onnxruntime. Device ``cuda`` never falls back in silence: ONNX Runtime lists the CUDA
+provider on machines without a GPU and then quietly runs on the processor, or leaves there what CUDA cannot
+do. So what really runs, and where, is asked of the session.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+# ONNX Runtime's wheels report usage to their makers unless this is set when they are loaded. A server reports
+# to nobody that its operator did not name; a value that is there already is the operator's.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import numpy as np
+import onnxruntime as ort
+
+from foldserve.artifact.format import TensorSpec
+from foldserve.runtime.cpus import usable_processors
+from foldserve.runtime.options import RuntimeOptions, heavy_operators, is_device_loss
+from foldserve.serving.errors import ArtifactError, DeviceError, DeviceLostError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from foldserve.runtime.time_limit import StopSignal
+
+Device = Literal["auto", "cpu", "cuda"]
+
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
+# For manifests: with a GPU the package has another name, so its metadata cannot be asked.
+RUNTIME_VERSION: str = ort.__version__
+
+# ONNX Runtime's number for the severity that lets fatal messages alone through. What fails is raised, and its
+# lines would be no JSON in a JSON log. Some tell of no fault: cuDNN's search reports each algorithm that it
+# cannot take, a run that is told to end that it was ended.
+_FATAL = 4
+ort.set_default_logger_severity(_FATAL)
+
+# A model's file may name others for its weights, and ONNX Runtime looks for them from the process's current
+# folder. An artifact has none, so they are looked for where nothing can be.
+_NO_FOLDER = "/dev/null/none"
+
+# A constant that ONNX Runtime computes from others as it opens a file may have this many bytes, or four times
+# the file's: enough for weights that are transposed, or turned from int8 into float32. Larger ones are
+# computed in each run, which can be stopped.
+_FOLDED_BYTES = 16 * 1024 * 1024
+_FOLDED_OF_FILE = 4
+
+# A model that hands its only number on, as onnx.helper made it: Identity from "x" to "y". The arena gives
+# memory back at the end of a run that asks for it, and this is the least one.
+_LEAST_MODEL = (
+    b'\x08\x08:/\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0b\n\x01x\x12\x06\n\x04\x08\x01\x12\x00'
+    b"b\x0b\n\x01y\x12\x06\n\x04\x08\x01\x12\x00B\x04\n\x00\x10\r"
+)
+
+_ONNX_TO_PROTOCOL = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
+}
+
+
+class _SharedArena:
+    """The memory that all sessions on the CPU take together: one for the process, once it is opened."""
+
+    giver_back: ort.InferenceSession | None = None
+
+
+def share_arena(most_bytes: int) -> None:
+    """Have all sessions that are opened from now on take ``most_bytes`` at most, together.
+
+    Without it each keeps what it needed at most, for ever, and nothing bounds what a graph may ask for.
+    Shared, what runs at the same time is what is held. There is one for a process: the first call counts.
+    """
+    if _SharedArena.giver_back is not None:
+        return
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    settings = {"max_mem": most_bytes, "arena_extend_strategy": 0}
+    defaults = {"initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(settings | defaults))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    _use_shared_arena(options)
+    _SharedArena.giver_back = ort.InferenceSession(_LEAST_MODEL, options, providers=[CPU_PROVIDER])
+    give_back_memory()  # takes the arena's first piece, which stays
+
+
+def give_back_memory() -> None:
+    """Return to the system what the shared arena, if there is one, holds and nobody uses."""
+    if _SharedArena.giver_back is not None:
+        options = ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        _SharedArena.giver_back.run(["y"], {"x": np.array(0, np.float32)}, options)
+
+
+def _use_shared_arena(options: ort.SessionOptions) -> None:
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # Weights as pieces of their own: they are given back with the session, whatever else the arena holds.
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+
+
+class Session:
+    """One model on one device. ``run`` may be called from any thread.
+
+    Attributes:
+        provider: the execution provider that runs the model, as ONNX Runtime names it.
+        choice: why that one, for whoever reads the log.
+        inputs, outputs: tensor specs in the model's order.
+        props: the model's metadata_props.
+    """
+
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        device: Device = "auto",
+        intra_op_threads: int | None = None,
+        options: RuntimeOptions | None = None,
+        optimised: bool = True,
+        stop: StopSignal | None = None,
+    ) -> None:
+        """Load ``model``, the content of a ``model.onnx``.
+
+        Args:
+            model: the content of an ONNX file.
+            device: "cuda" runs it on the GPU or raises; "auto" takes CUDA where it works, else the CPU.
+            intra_op_threads: threads one run may use; by default as many as there are usable processors.
+            options: what else ONNX Runtime is told.
+            optimised: False runs node by node what the file says, with nothing fused: a reference.
+            stop: when set, what is being opened is given up and `stop` called.
+
+        Raises:
+            DeviceError: the device cannot run the model.
+            ArtifactError: ONNX Runtime cannot load the file.
+        """
+        threads = intra_op_threads or usable_processors()
+        options = options or RuntimeOptions()
+        if not optimised:
+            options = replace(options, graph_optimization="none")
+        self._run_options = ort.RunOptions()
+        if stop is not None:
+            stop.on_set(self.stop)
+        self._session, self.choice = _open(model, device, threads, options, stop)
+        self.provider: str = self._session.get_providers()[0]
+        try:
+            self.inputs = tuple(_to_spec(argument) for argument in self._session.get_inputs())
+            self.outputs = tuple(_to_spec(argument) for argument in self._session.get_outputs())
+            self.props: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        except UnicodeDecodeError as error:
+            raise ArtifactError(
+                f"the model's metadata or the names of its inputs and outputs are not UTF-8: {error}"
+            ) from None
+
+    def run(
+        self, output_names: Sequence[str], feeds: Mapping[str, NDArray[Any]]
+    ) -> list[NDArray[np.float32]]:
+        """Return the outputs named, in that order.
+
+        Raises:
+            DeviceLostError: the GPU is gone, for this and every later run in this process.
+        """
+        try:
+            outputs: list[NDArray[np.float32]] = self._session.run(output_names, feeds, self._run_options)
+        except Exception as error:  # ONNX Runtime's kinds share no base class
+            if self.provider == CPU_PROVIDER or not is_device_loss(str(error)):
+                raise
+            raise DeviceLostError(
+                f"{self.provider} failed and will not recover in this process: {_first_line(error)}; "
+                "restart the server"
+            ) from error
+        return outputs
+
+    def stop(self) -> None:
+        """Let each run under way, and all that are still to come, fail before its next operator."""
+        self._run_options.terminate = True
+
+
+def cuda_is_present() -> bool:
+    """Tell whether this ONNX Runtime was built with CUDA (only a session shows whether a GPU works)."""
+    return CUDA_PROVIDER in ort.get_available_providers()
+
+
+def require_device(device: Device) -> None:
+    """Raise DeviceError where ``device`` is "cuda" and this ONNX Runtime was built without it."""
+    if device == "cuda" and not cuda_is_present():
+        raise DeviceError(
+            "device cuda was asked for, but the installed onnxruntime has no CUDA provider "
+            f"(it has {', '.join(ort.get_available_providers())}): install foldserve[gpu] instead of "
+            "foldserve[cpu], "
+            "or use --device cpu"
+        )
+
+
+def _open(
+    model: bytes, device: Device, threads: int, options: RuntimeOptions, stop: StopSignal | None
+) -> tuple[ort.InferenceSession, str]:
+    """Return a session on the device, and why it is on that one."""
+    require_device(device)
+    if device == "cpu":
+        return _open_on(model, CPU_PROVIDER, threads, options, stop), "the CPU was asked for"
+    if not cuda_is_present():
+        choice = "auto took the CPU: the installed onnxruntime has no CUDA provider"
+        return _open_on(model, CPU_PROVIDER, threads, options, stop), choice
+    try:
+        session = _open_on(model, CUDA_PROVIDER, threads, options, stop)
+    except DeviceError as error:
+        # A file that the CPU cannot load either is a bad file (ArtifactError from here), not a bad device.
+        on_cpu = _open_on(model, CPU_PROVIDER, threads, options, stop)
+        if device == "cuda":
+            raise
+        return on_cpu, f"auto took the CPU: {error}"
+    return session, "CUDA was asked for" if device == "cuda" else "auto took CUDA: it runs the whole model"
+
+
+def _open_on(
+    model: bytes,
+    provider: str,
+    threads: int,
+    options: RuntimeOptions,
+    stop: StopSignal | None,
+    *,
+    allow_cpu: bool = False,
+) -> ort.InferenceSession:
+    """Open on one provider; with ``allow_cpu`` shape arithmetic may stay on the processor."""
+    on_cuda = provider == CUDA_PROVIDER
+    to_ort = _to_session_options(threads, options, on_cuda=on_cuda, forbid_cpu=on_cuda and not allow_cpu)
+    most_folded = max(_FOLDED_BYTES, _FOLDED_OF_FILE * len(model))
+    to_ort.add_session_config_entry(
+        "optimization.constant_folding_max_output_size_in_bytes", str(most_folded)
+    )
+    if stop is not None:
+        stop.on_set(lambda: to_ort.set_load_cancellation_flag(True))
+    try:
+        session = ort.InferenceSession(
+            model,
+            to_ort,
+            providers=[(provider, options.to_cuda_options() if on_cuda else {})],
+            enable_fallback=0,
+        )
+    except (
+        Exception
+    ) as error:  # the kinds differ by release: Fail, InvalidGraph, InvalidProtobuf, RuntimeError, ...
+        if on_cuda:
+            if not allow_cpu and "assigned to the default CPU EP" in str(error):
+                return _open_on(model, provider, threads, options, stop, allow_cpu=True)
+            raise DeviceError(f"CUDA cannot run the model: {_first_line(error)}") from error
+        raise ArtifactError(
+            f"ONNX Runtime {ort.__version__} cannot load the model: {_first_line(error)}"
+        ) from error
+    if session.get_providers()[0] != provider:
+        raise DeviceError(
+            f"{provider} was asked for, but ONNX Runtime took {session.get_providers()[0]}: is there an "
+            "NVIDIA GPU with its driver, and are the CUDA and cuDNN libraries installed (foldserve[gpu] "
+            "brings them)?"
+        )
+    if allow_cpu:
+        _check_runs_on(session, provider)
+    return session
+
+
+def _to_session_options(
+    threads: int, options: RuntimeOptions, *, on_cuda: bool, forbid_cpu: bool
+) -> ort.SessionOptions:
+    to_ort = ort.SessionOptions()
+    to_ort.intra_op_num_threads = threads
+    to_ort.inter_op_num_threads = options.inter_op_threads
+    if options.inter_op_threads > 1:
+        to_ort.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+    level = ort.GraphOptimizationLevel
+    to_ort.graph_optimization_level = {
+        "none": level.ORT_DISABLE_ALL,
+        "basic": level.ORT_ENABLE_BASIC,
+        "extended": level.ORT_ENABLE_EXTENDED,
+        "all": level.ORT_ENABLE_ALL,
+    }[options.graph_optimization]
+    to_ort.enable_cpu_mem_arena = options.arena
+    to_ort.log_severity_level = _FATAL  # errors are raised as exceptions; these lines are not our log's
+    to_ort.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    to_ort.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    to_ort.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
+    if _SharedArena.giver_back is not None and options.arena and not on_cuda:
+        _use_shared_arena(to_ort)
+    if on_cuda:
+        to_ort.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if forbid_cpu:
+        to_ort.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return to_ort
+
+
+def _check_runs_on(session: ort.InferenceSession, provider: str) -> None:
+    """Raise DeviceError where anything but shape arithmetic runs elsewhere than on ``provider``."""
+    elsewhere = heavy_operators(
+        [
+            node.op_type
+            for part in session.get_provider_graph_assignment_info()
+            if part.ep_name != provider
+            for node in part.get_nodes()
+        ]
+    )
+    if elsewhere:
+        raise DeviceError(
+            f"{provider} does not run the model's {', '.join(elsewhere)}, which would be left to the "
+            "processor; serve it with --device cpu"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _to_spec(argument: Any) -> TensorSpec:
+    shape = tuple(side if isinstance(side, int) else -1 for side in argument.shape)
+    return TensorSpec(argument.name, _ONNX_TO_PROTOCOL.get(argument.type, argument.type), shape)

@@ -1,0 +1,1 @@
+"""Calls a server: blocking and asyncio clients."""

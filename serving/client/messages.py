@@ -1,0 +1,161 @@
+"""What the two clients share: messages to send, answers to read, errors by type."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import grpc
+import numpy as np
+
+from foldserve.artifact.format import IMAGE, ModelMetadata
+from foldserve.serving.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    ServingError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnimplementedError,
+)
+from foldserve.serving.pb import classifier_pb2
+from foldserve.serving.pb import open_inference_pb2 as pb
+from foldserve.text import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+# An image for `classify`: a file's path, or what is in it.
+EncodedImage: TypeAlias = "Path | bytes"
+
+_ERRORS = {
+    error.status: error
+    for error in (
+        CancelledError,
+        DeadlineExceededError,
+        InvalidArgumentError,
+        NotFoundError,
+        PermissionDeniedError,
+        ResourceExhaustedError,
+        UnauthenticatedError,
+        UnavailableError,
+        UnimplementedError,
+    )
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model as its server describes it."""
+
+    name: str
+    version: str
+    sha256: str
+    provider: str
+    metadata: ModelMetadata
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """One version of a model on a server; ``reason`` says why it does not serve."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Label:
+    """One label of an image, with the model's probability for it."""
+
+    name: str
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The labels of some images, the likeliest first, and the version that gave them."""
+
+    model: str
+    version: str
+    sha256: str
+    labels: list[list[Label]]
+
+
+def infer_request(model: str, images: NDArray[np.uint8], version: str) -> pb.ModelInferRequest:
+    """Return the request for logits and probabilities of ``images`` uint8 [N, C, H, W]."""
+    request = pb.ModelInferRequest(model_name=model, model_version=version)
+    request.inputs.add(name=IMAGE, datatype="UINT8", shape=images.shape)
+    request.raw_input_contents.append(np.ascontiguousarray(images, np.uint8).tobytes())
+    return request
+
+
+def read_outputs(answer: pb.ModelInferResponse) -> dict[str, NDArray[np.float32]]:
+    """Return an answer's outputs by name, float32 [N, K] each."""
+    return {
+        output.name: np.frombuffer(raw, np.float32).reshape(tuple(output.shape))
+        for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
+    }
+
+
+def classify_request(
+    model: str, images: Sequence[EncodedImage], version: str, top_k: int
+) -> classifier_pb2.ClassifyRequest:
+    """Return the request for the labels of ``images``; raises OSError where a file cannot be read."""
+    contents = [image.read_bytes() if isinstance(image, Path) else image for image in images]
+    return classifier_pb2.ClassifyRequest(
+        model_name=model, model_version=version, images=contents, top_k=top_k
+    )
+
+
+def read_classification(answer: classifier_pb2.ClassifyResponse) -> Classification:
+    """Return an answer to Classify."""
+    return Classification(
+        model=answer.model_name,
+        version=answer.model_version,
+        sha256=answer.model_sha256,
+        labels=[
+            [Label(label.name, label.index, label.probability) for label in result.labels]
+            for result in answer.results
+        ],
+    )
+
+
+def read_description(answer: pb.ModelMetadataResponse) -> Description:
+    """Return an answer to ModelMetadata."""
+    properties = dict(answer.properties)
+    return Description(
+        name=answer.name,
+        version=properties.get("version", ""),
+        sha256=properties.get("model_sha256", ""),
+        provider=properties.get("provider", ""),
+        metadata=ModelMetadata.from_properties(properties),
+    )
+
+
+def read_index(answer: pb.RepositoryIndexResponse) -> list[IndexEntry]:
+    """Return an answer to RepositoryIndex."""
+    return [IndexEntry(entry.name, entry.version, entry.state, entry.reason) for entry in answer.models]
+
+
+@contextmanager
+def typed_errors() -> Iterator[None]:
+    """Turn a call's status, or a name that no message can carry, into the ServingError that it stands for."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(
+            f"{shown(error.object)} is not UTF-8, which names of models and versions are"
+        ) from error
+    except grpc.RpcError as error:
+        status = error.code().name
+        raise _ERRORS.get(status, ServingError)(error.details() or status) from error

@@ -1,0 +1,128 @@
+"""A small client: arrays or image files in, arrays or labels out, typed errors.
+
+Also the example of how to call the server; `foldserve.serving.client.async_client` is the same for asyncio.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self, Unpack
+
+import grpc
+
+from foldserve.serving.client.channel import ASK_WHY_S, Connection, ConnectionOptions, is_unreached
+from foldserve.serving.client.messages import (
+    Classification,
+    Description,
+    EncodedImage,
+    IndexEntry,
+    classify_request,
+    infer_request,
+    read_classification,
+    read_description,
+    read_index,
+    read_outputs,
+    typed_errors,
+)
+from foldserve.serving.pb import classifier_pb2_grpc, open_inference_pb2_grpc
+from foldserve.serving.pb import open_inference_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Client:
+    """A connection to one server; use it as a context manager. Methods may be called from any thread.
+
+    Every method raises the ServingError that the server's status stands for.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        *,
+        timeout_s: float = 30.0,
+        connect_timeout_s: float = 3.0,
+        **connection: Unpack[ConnectionOptions],
+    ) -> None:
+        """Connect to ``server``, as "HOST:PORT"; see ConnectionOptions for TLS and tokens.
+
+        A name of several addresses, or "ipv4:HOST:PORT,HOST:PORT", spreads the calls over all of them.
+
+        Raises:
+            UnavailableError: nothing answers there within ``connect_timeout_s``, or not to such a connection.
+            CredentialsError: a file of ``connection`` cannot be read.
+        """
+        self._connection = Connection(**connection)
+        self._timeout_s = timeout_s
+        self._metadata = self._connection.metadata
+        self._channel = self._connection.open(server)
+        self._stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
+        self._classifier = classifier_pb2_grpc.ClassifierStub(self._channel)  # type: ignore[no-untyped-call]  # generated
+        try:
+            grpc.channel_ready_future(self._channel).result(timeout=connect_timeout_s)
+        except grpc.FutureTimeoutError:
+            self._check_reached(server)
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connection."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def _check_reached(self, server: str) -> None:
+        try:
+            self._stub.ServerLive(pb.ServerLiveRequest(), timeout=ASK_WHY_S, metadata=self._metadata)
+        except grpc.RpcError as error:
+            if is_unreached(error):
+                self._channel.close()
+                raise self._connection.explain(server) from None
+
+    def describe(self, model: str, version: str = "") -> Description:
+        """Return what ``model`` is and takes; the newest version that serves where none is named."""
+        with typed_errors():
+            request = pb.ModelMetadataRequest(name=model, version=version)
+            return read_description(
+                self._stub.ModelMetadata(request, timeout=self._timeout_s, metadata=self._metadata)
+            )
+
+    def infer(
+        self, model: str, images: NDArray[np.uint8], version: str = ""
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return ``logits`` and ``probabilities``, float32 [N, K] each, of ``images`` uint8 [N, C, H, W]."""
+        with typed_errors():
+            request = infer_request(model, images, version)
+            return read_outputs(
+                self._stub.ModelInfer(request, timeout=self._timeout_s, metadata=self._metadata)
+            )
+
+    def classify(
+        self, model: str, images: Sequence[EncodedImage], version: str = "", *, top_k: int = 1
+    ) -> Classification:
+        """Return the labels of image files (paths, or what is in them), which the server prepares.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        with typed_errors():
+            request = classify_request(model, images, version, top_k)
+            return read_classification(
+                self._classifier.Classify(request, timeout=self._timeout_s, metadata=self._metadata)
+            )
+
+    def index(self) -> list[IndexEntry]:
+        """Return every version in the server's repository."""
+        with typed_errors():
+            return read_index(
+                self._stub.RepositoryIndex(
+                    pb.RepositoryIndexRequest(), timeout=self._timeout_s, metadata=self._metadata
+                )
+            )

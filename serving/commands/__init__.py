@@ -1,0 +1,1 @@
+"""Carries out the commands that read a repository or call a server."""

@@ -1,0 +1,42 @@
+"""`foldserve token`: a new bearer token, and the line that lets it in."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from foldserve.serving.security.tokens import Caller, create_token, to_line
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from foldserve.serving.config import TokenConfig
+
+
+def make_token(config: TokenConfig) -> int:
+    """Print a token to standard output and add its line to the file given, or show the line; return 0.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    token = create_token()
+    line = to_line(Caller(config.name, config.role), token)
+    if config.tokens is None:
+        print(f"add this line to the file that `foldserve serve --tokens` reads:\n{line}", file=sys.stderr)
+        print("the token itself is shown only now:", file=sys.stderr)
+    else:
+        _append(config.tokens, line)
+        print(f"added {config.name} ({config.role}) to {config.tokens}; the token:", file=sys.stderr)
+    print(token)
+    return 0
+
+
+def _append(path: Path, line: str) -> None:
+    """Add a line in one write, so that a server that reads meanwhile sees all of it or nothing."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    with os.fdopen(descriptor, "rb+", buffering=0) as file:
+        content = file.read()
+        start = "\n" if content and not content.endswith(b"\n") else ""
+        file.write(f"{start}{line}\n".encode())
+        os.fsync(descriptor)

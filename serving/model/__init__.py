@@ -1,0 +1,1 @@
+"""Opens, proves and runs one version of a model."""

@@ -1,0 +1,107 @@
+"""What is counted for one model version; requests, inferences (rows) and executions are as Triton's."""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from foldserve.serving.model.counters import DURATION_BOUNDS_S, Tally
+from foldserve.serving.pb import open_inference_pb2 as pb
+
+if TYPE_CHECKING:
+    from foldserve.serving.batching.request import Execution
+    from foldserve.serving.services.requests import Call
+
+
+@dataclass(slots=True)
+class _Duration:
+    count: int = 0
+    total_s: float = 0.0
+
+    def add(self, count: int, total_s: float) -> None:
+        self.count += count
+        self.total_s += total_s
+
+    def to_message(self) -> pb.StatisticDuration:
+        return pb.StatisticDuration(count=self.count, ns=max(0, round(self.total_s * 1e9)))
+
+
+class Statistics:
+    """Counters of one version; every method may be called from any thread.
+
+    `count_execution` and `count_success` run for every request, so their arithmetic stands where it is done
+    and not in methods of the histograms.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Lock()
+        self._tally = Tally()
+        self._ok_by_method: defaultdict[str, int] = defaultdict(int)
+        self._last_ms = 0
+        self._compute = _Duration()  # of each request: an execution counts once for each of its requests
+        self._by_size: defaultdict[int, _Duration] = defaultdict(_Duration)
+
+    def count_execution(self, execution: Execution) -> None:
+        """Count an execution that succeeded."""
+        queue, compute_s = self._tally.queue_s, execution.compute_s
+        request_count = len(execution.waits_s)
+        with self._changed:
+            self._last_ms = time.time_ns() // 1_000_000
+            for wait_s in execution.waits_s:
+                queue.counts[bisect_left(DURATION_BOUNDS_S, wait_s)] += 1
+                queue.total += wait_s
+            self._tally.compute_s.observe(compute_s)
+            self._tally.batch_rows.observe(execution.row_count)
+            self._compute.add(request_count, compute_s * request_count)
+            self._by_size[execution.row_count].add(1, compute_s)
+
+    def count_success(self, call: Call) -> None:
+        """Count a request that is answered."""
+        total = self._tally.total_s
+        took_s = time.monotonic() - call.received_s
+        with self._changed:
+            self._ok_by_method[call.method] += 1
+            total.counts[bisect_left(DURATION_BOUNDS_S, took_s)] += 1
+            total.total += took_s
+
+    def count_failure(self, method: str, status: str) -> None:
+        """Count a request that failed, was refused, expired or was cancelled."""
+        with self._changed:
+            self._tally.requests[method, status] += 1
+
+    def tally(self) -> Tally:
+        """Return a copy of what has been counted so far."""
+        copy = Tally()
+        with self._changed:
+            copy.add(self._tally)
+            for method, count in self._ok_by_method.items():
+                copy.requests[method, "OK"] += count
+        return copy
+
+    def to_message(self, name: str, version: str) -> pb.ModelStatistics:
+        """Return the protocol's message."""
+        tally = self.tally()
+        succeeded, queue = tally.total_s, tally.queue_s
+        failed_count = tally.requests.total() - succeeded.count
+        with self._changed:
+            return pb.ModelStatistics(
+                name=name,
+                version=version,
+                last_inference=self._last_ms,
+                inference_count=round(tally.batch_rows.total),
+                execution_count=tally.batch_rows.count,
+                inference_stats=pb.InferStatistics(
+                    success=_Duration(succeeded.count, succeeded.total).to_message(),
+                    fail=_Duration(failed_count).to_message(),
+                    queue=_Duration(queue.count, queue.total).to_message(),
+                    compute_infer=self._compute.to_message(),
+                ),
+                batch_stats=[
+                    pb.InferBatchStatistics(batch_size=size, compute_infer=duration.to_message())
+                    for size, duration in sorted(self._by_size.items())
+                ],
+            )

@@ -1,0 +1,1 @@
+"""Shows operators what the server does: metrics, health pages and logs."""

@@ -1,0 +1,176 @@
+"""The metrics of models: requests, executions, queues, loads.
+
+Labels are the repository's models and versions, the protocol's methods and gRPC's statuses, never what a
+caller sent: a call for a model that there is not is counted under the model "".
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from foldserve.serving.observability.counter_history import LoadCounts, RequestCounts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from prometheus_client import Metric
+
+    from foldserve.serving.model.counters import Histogram, Tally
+    from foldserve.serving.model.served_model import ServedModel
+    from foldserve.serving.repository.repository import Repository
+    from foldserve.serving.services.inference import Servicer
+
+_MODEL = ("model", "version")
+# What is asked first of requests that got no answer, by the status that says so.
+_DROPPED = {"DEADLINE_EXCEEDED": "expired", "CANCELLED": "cancelled", "RESOURCE_EXHAUSTED": "rejected"}
+
+
+class ModelMetrics(Collector):
+    """Reads what was counted when a scrape comes, so that requests pay nothing for it.
+
+    Args:
+        repository: whose models are shown.
+        servicer: what counts the calls that reach no version.
+        loads: what counts the load attempts.
+    """
+
+    def __init__(self, repository: Repository, servicer: Servicer, loads: LoadCounts) -> None:
+        self._repository = repository
+        self._servicer = servicer
+        self._loads = loads
+        self._requests = RequestCounts()
+
+    def note_changes(self) -> None:
+        """Keep the counts of what serves now; call it, from any thread, after each change of that."""
+        self._requests.note(self._repository.ready_models())
+
+    def answered_count(self) -> int:
+        """Return how many requests were answered OK."""
+        self.note_changes()
+        tallies = self._requests.tallies().values()
+        return sum(tally.total_s.count for tally in tallies)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families, each with all its models."""
+        self.note_changes()
+        tallies = self._requests.tallies()
+        refused = {
+            (name, ""): statistics.tally() for name, statistics in list(self._servicer.refused.items())
+        }
+        yield from _requests(tallies | refused)
+        yield from _executions(tallies)
+        yield from _durations(tallies)
+        yield from _serving(self._repository.ready_models())
+        yield self._readiness()
+        yield from self._load_attempts()
+
+    def _readiness(self) -> Metric:
+        ready = GaugeMetricFamily("foldserve_model_ready", "1 where the version serves.", labels=_MODEL)
+        for entry in self._repository.index():
+            ready.add_metric((entry.name, str(entry.version)), entry.state == "READY")
+        return ready
+
+    def _load_attempts(self) -> Iterator[Metric]:
+        loads = CounterMetricFamily(
+            "foldserve_model_loads",
+            "Load attempts that ended: ready or refused.",
+            labels=("model", "outcome"),
+        )
+        for names, count in self._loads.by_outcome().items():
+            loads.add_metric(names, count)
+        seconds = HistogramMetricFamily(
+            "foldserve_model_load_duration_seconds", "Time that load attempts took.", labels=("model",)
+        )
+        for name, histogram in self._loads.seconds().items():
+            _add_histogram(seconds, (name,), histogram)
+        yield from (loads, seconds)
+
+
+def _requests(tallies: dict[tuple[str, str], Tally]) -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        "foldserve_requests",
+        "Requests by the gRPC status of their answer; those that reached no version have none.",
+        labels=(*_MODEL, "method", "code"),
+    )
+    dropped = CounterMetricFamily(
+        "foldserve_requests_dropped",
+        "Requests that expired or were cancelled before they ran, or were rejected for want of room.",
+        labels=(*_MODEL, "reason"),
+    )
+    for names, tally in tallies.items():
+        by_reason = Counter(dict.fromkeys(_DROPPED.values(), 0))
+        for (method, code), count in sorted(tally.requests.items()):
+            requests.add_metric((*names, method, code), count)
+            if code in _DROPPED:
+                by_reason[_DROPPED[code]] += count
+        for reason, count in by_reason.items():
+            dropped.add_metric((*names, reason), count)
+    yield from (requests, dropped)
+
+
+def _executions(tallies: dict[tuple[str, str], Tally]) -> Iterator[Metric]:
+    rows = CounterMetricFamily("foldserve_rows", "Rows (images) that the model has run.", labels=_MODEL)
+    executions = CounterMetricFamily("foldserve_executions", "Executions that succeeded.", labels=_MODEL)
+    sizes = HistogramMetricFamily("foldserve_execution_rows", "Rows of an execution.", labels=_MODEL)
+    for names, tally in tallies.items():
+        rows.add_metric(names, tally.batch_rows.total)
+        executions.add_metric(names, tally.batch_rows.count)
+        _add_histogram(sizes, names, tally.batch_rows)
+    yield from (rows, executions, sizes)
+
+
+def _durations(tallies: dict[tuple[str, str], Tally]) -> Iterator[Metric]:
+    queue = HistogramMetricFamily(
+        "foldserve_queue_duration_seconds", "Time that a request waited for its execution.", labels=_MODEL
+    )
+    compute = HistogramMetricFamily(
+        "foldserve_compute_duration_seconds", "Time that an execution took.", labels=_MODEL
+    )
+    total = HistogramMetricFamily(
+        "foldserve_request_duration_seconds",
+        "Time from a request's arrival to its answer, of requests answered OK.",
+        labels=_MODEL,
+    )
+    for names, tally in tallies.items():
+        _add_histogram(queue, names, tally.queue_s)
+        _add_histogram(compute, names, tally.compute_s)
+        _add_histogram(total, names, tally.total_s)
+    yield from (queue, compute, total)
+
+
+def _serving(models: Sequence[ServedModel]) -> Iterator[Metric]:
+    requests = GaugeMetricFamily("foldserve_pending_requests", "Requests that wait.", labels=_MODEL)
+    rows = GaugeMetricFamily("foldserve_pending_rows", "Rows (images) that wait.", labels=_MODEL)
+    threads = GaugeMetricFamily(
+        "foldserve_model_threads", "Threads that one execution may use.", labels=_MODEL
+    )
+    instances = GaugeMetricFamily(
+        "foldserve_model_instances", "Executions that may run at the same time.", labels=_MODEL
+    )
+    info = GaugeMetricFamily(
+        "foldserve_model_info",
+        "What serves: the model file's hash, what runs it, and how.",
+        labels=(*_MODEL, "sha256", "provider", "precision", "batch_invariant"),
+    )
+    for model in models:
+        names = (model.name, model.version_text)
+        waiting_requests, waiting_rows = model.waiting()
+        requests.add_metric(names, waiting_requests)
+        rows.add_metric(names, waiting_rows)
+        threads.add_metric(names, model.verified.threads)
+        instances.add_metric(names, model.instance_count + model.spare_count)
+        verified = model.verified
+        facts = (verified.sha256, verified.session.provider, verified.precision)
+        info.add_metric((*names, *facts, "true" if verified.batch_invariant else "false"), 1)
+    yield from (requests, rows, threads, instances, info)
+
+
+def _add_histogram(family: HistogramMetricFamily, labels: tuple[str, ...], histogram: Histogram) -> None:
+    bounds = [*map(floatToGoString, histogram.bounds), "+Inf"]
+    family.add_metric(labels, list(zip(bounds, accumulate(histogram.counts), strict=True)), histogram.total)

@@ -1,0 +1,1 @@
+"""Turns messages of the protocol into arrays, and arrays into messages."""

@@ -1,0 +1,108 @@
+"""Outputs -> serialised ModelInferResponse messages.
+
+A response is written in two halves. The first, which names the model, its version and its file's hash and
+describes the outputs, is the same for all requests of so many rows and is kept; the second has the id and the
+numbers. Joined bytes of two
+messages are one message with the fields of both: protobuf.dev/programming-guides/encoding, "Last One Wins".
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from foldserve.artifact.format import LOGITS, PROBABILITIES
+from foldserve.serving.pb import open_inference_pb2 as pb
+from foldserve.serving.protocol.classification import top_indices
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from foldserve.serving.batching.request import Arrays
+    from foldserve.serving.model.served_model import ServedModel
+
+# What an execution gives, in this order.
+OUTPUTS = (LOGITS, PROBABILITIES)
+# The response parameter that says which file answered: a version's number alone may be used again.
+SHA256_PARAMETER = "model_sha256"
+# Parameters of this name mean something to Triton's servers, in requests and in responses.
+TRITON_PREFIX = "triton_"
+# Row counts and choices of outputs that a model keeps heads for: enough for all that recur.
+_KEPT_HEADS = 1024
+
+
+class Output(NamedTuple):
+    """An output that a caller wants: all its values, or the ``top_k`` highest as text where that is not 0."""
+
+    name: str
+    top_k: int = 0
+
+
+ALL_OUTPUTS = tuple(Output(name) for name in OUTPUTS)
+
+
+class ResponseHeads:
+    """The first halves of one model version's responses."""
+
+    def __init__(self, name: str, version: str, class_count: int, sha256: str) -> None:
+        self._name = name
+        self._version = version
+        self._sha256 = sha256
+        self._class_count = class_count
+        self._kept: dict[tuple[int, tuple[Output, ...]], bytes] = {}
+
+    def get(self, row_count: int, outputs: tuple[Output, ...]) -> bytes:
+        """Return the serialised head of a response of ``row_count`` rows."""
+        head = self._kept.get((row_count, outputs))
+        if head is None:
+            head = self._build(row_count, outputs).SerializeToString()
+            if len(self._kept) < _KEPT_HEADS:
+                self._kept[row_count, outputs] = head
+        return head
+
+    def _build(self, row_count: int, outputs: tuple[Output, ...]) -> pb.ModelInferResponse:
+        head = pb.ModelInferResponse(model_name=self._name, model_version=self._version)
+        head.parameters[SHA256_PARAMETER].string_param = self._sha256
+        for output in outputs:
+            if output.top_k:
+                shape = (row_count, min(output.top_k, self._class_count))
+                head.outputs.add(name=output.name, datatype="BYTES", shape=shape)
+            else:
+                head.outputs.add(name=output.name, datatype="FP32", shape=(row_count, self._class_count))
+        return head
+
+
+def write_infer_response(
+    model: ServedModel,
+    outputs: tuple[Output, ...],
+    request_id: str,
+    parameters: Mapping[str, pb.InferParameter] | None,
+    arrays: Arrays,
+) -> bytes:
+    """Return the serialised response; ``arrays`` are float32 [N, K], in the order of OUTPUTS."""
+    if outputs is ALL_OUTPUTS:
+        contents = [array.tobytes() for array in arrays]
+    else:
+        contents = [_content(output, arrays, model.metadata.labels) for output in outputs]
+    tail = pb.ModelInferResponse(id=request_id, raw_output_contents=contents)
+    if parameters:
+        for key, parameter in parameters.items():
+            if key != SHA256_PARAMETER and not key.startswith(TRITON_PREFIX):  # ours to say
+                tail.parameters[key].CopyFrom(parameter)
+    return model.response_heads.get(len(arrays[0]), outputs) + tail.SerializeToString()
+
+
+def _content(output: Output, arrays: Arrays, labels: Sequence[str]) -> bytes:
+    array = arrays[OUTPUTS.index(output.name)]
+    if not output.top_k:
+        return array.tobytes()
+    return b"".join(_classification(row, output.top_k, labels) for row in array)
+
+
+def _classification(row: NDArray[np.float32], top_k: int, labels: Sequence[str]) -> bytes:
+    """Return the ``top_k`` highest of one row as Triton writes them: BYTES elements "value:index:label"."""
+    elements = (f"{row[index]:f}:{index}:{labels[index]}".encode() for index in top_indices(row, top_k))
+    return b"".join(struct.pack("<I", len(element)) + element for element in elements)

@@ -1,0 +1,1 @@
+"""Follows the model repository on disk, and decides which versions are served."""

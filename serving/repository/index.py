@@ -1,0 +1,151 @@
+"""Every version of every model as it stands: which serve, which are asked for, and why the others do not."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from foldserve.serving.errors import NotFoundError, UnavailableError
+from foldserve.text import listed, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from foldserve.serving.model.served_model import ServedModel
+
+State = Literal["LOADING", "READY", "UNAVAILABLE"]
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a model: serving with ``model``, or not.
+
+    ``reason`` says why it does not serve; where it does, why the files on disk are not what is served.
+    """
+
+    name: str
+    version: int
+    state: State
+    reason: str = ""
+    model: ServedModel | None = None
+
+
+class VersionTable:
+    """The versions by name and number.
+
+    Reading is safe from any thread and takes no lock: each change replaces the whole table.
+    """
+
+    def __init__(self) -> None:
+        self._table: dict[str, dict[int, Version]] = {}
+        self._replacing = threading.Lock()
+        self._subscribers: list[Callable[[], None]] = []
+
+    def subscribe(self, on_change: Callable[[], None]) -> None:
+        """Have ``on_change`` called after each change, from whichever thread made it."""
+        self._subscribers.append(on_change)
+
+    def find(self, name: str, version: str) -> ServedModel:
+        """Return the version asked for, the newest that serves where ``version`` is empty.
+
+        Raises:
+            NotFoundError: no such model or version.
+            UnavailableError: it is loading or was refused.
+        """
+        if not version:
+            for candidate in reversed(self._versions(name).values()):
+                if candidate.model is not None:
+                    return candidate.model
+        entry = self._entry(name, version)
+        if entry.model is None:
+            raise UnavailableError(
+                f"model {shown(name)} version {entry.version} does not serve: {entry.reason}"
+            )
+        return entry.model
+
+    def is_ready(self, name: str, version: str) -> bool:
+        """Tell whether the version (any, where it is empty) serves; raises NotFoundError as `find`."""
+        try:
+            self.find(name, version)
+        except UnavailableError:
+            return False
+        return True
+
+    def index(self) -> list[Version]:
+        """Return every version, by name and number."""
+        table = self._table
+        return [entry for name in sorted(table) for entry in table[name].values()]
+
+    def ready_versions(self, name: str) -> list[str]:
+        """Return the versions of a known model that serve, ascending."""
+        return [str(entry.version) for entry in self._versions(name).values() if entry.model is not None]
+
+    def ready_models(self) -> list[ServedModel]:
+        """Return every version that serves."""
+        return [entry.model for entry in self.index() if entry.model is not None]
+
+    def _put(self, entry: Version) -> ServedModel | None:
+        """Put a version in its place; return what served there before, if it was another."""
+        with self._replacing:
+            before = self._replace(entry)
+        self._tell()
+        return before.model if before is not None and before.model is not entry.model else None
+
+    def _explain(self, name: str, version: int, state: State, reason: str) -> None:
+        """Say of a version in ``state`` why; one that serves stays READY whatever the state given."""
+        with self._replacing:
+            before = self._get(name, version) or Version(name, version, "LOADING")
+            after = replace(before, state="READY" if before.model else state, reason=reason)
+            if after == self._get(name, version):
+                return
+            self._replace(after)
+        self._tell()
+
+    def _remove(self, name: str, version: int) -> ServedModel | None:
+        """Take a version out, and its model with the last one; return what served there."""
+        with self._replacing:
+            versions = dict(self._table.get(name, {}))
+            before = versions.pop(version, None)
+            table = self._table | {name: versions}
+            if not versions:
+                del table[name]
+            self._table = table
+        self._tell()
+        return before.model if before else None
+
+    def _get(self, name: str, version: int) -> Version | None:
+        return self._table.get(name, {}).get(version)
+
+    def _serves(self, name: str, version: int) -> bool:
+        entry = self._get(name, version)
+        return entry is not None and entry.model is not None
+
+    def _replace(self, entry: Version) -> Version | None:
+        before = self._get(entry.name, entry.version)
+        versions = self._table.get(entry.name, {}) | {entry.version: entry}
+        # In order: the newest that serves is the last.
+        self._table = self._table | {entry.name: dict(sorted(versions.items()))}
+        return before
+
+    def _tell(self) -> None:
+        for on_change in self._subscribers:
+            on_change()
+
+    def _versions(self, name: str) -> dict[int, Version]:
+        versions = self._table.get(name)
+        if versions is None:
+            known = f"it has {listed(self._table)}" if self._table else "it has none"
+            raise NotFoundError(f"model {shown(name)} is not in the repository; {known}")
+        return versions
+
+    def _entry(self, name: str, version: str) -> Version:
+        versions = self._versions(name)
+        if not version:
+            return versions[max(versions)]
+        for entry in versions.values():
+            if str(entry.version) == version:
+                return entry
+        raise NotFoundError(
+            f"model {shown(name)} has no version {shown(version)}; it has {', '.join(map(str, versions))}"
+        )

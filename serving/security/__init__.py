@@ -1,0 +1,1 @@
+"""Decides who may call: certificates, tokens, permissions."""

@@ -1,0 +1,1 @@
+"""Answers RPCs, knowing no gRPC: inference, management, decoding of pictures."""

@@ -1,0 +1,202 @@
+"""What inference calls do: admission, decoding where needed, the model's queue.
+
+Knows no gRPC; any transport can call it. `submit` takes as many calls as a transport has at hand and answers
+each once, with a serialised response or an error. The control RPCs are in `foldserve.serving.services.management`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from foldserve.runtime.cpus import usable_processors
+from foldserve.serving.errors import (
+    INTERNAL_ERROR_TEXT,
+    InternalError,
+    NotFoundError,
+    RetiredError,
+    ServingError,
+    UnavailableError,
+)
+from foldserve.serving.model.statistics import Statistics
+from foldserve.serving.services.image_decoder import ImageDecoder
+from foldserve.serving.services.request_log import log_fault, log_request, requests_are_logged
+from foldserve.serving.services.requests import Call, ClassifyCall, InferCall, Reply
+
+if TYPE_CHECKING:
+    from foldserve.serving.batching.request import Outcome
+    from foldserve.serving.model.served_model import ServedModel
+    from foldserve.serving.repository.repository import Repository
+
+OnReply: TypeAlias = Callable[[Call, Reply], None]
+
+INFERENCE_SERVICE = "inference.GRPCInferenceService"
+CLASSIFIER_SERVICE = "foldserve.v1.Classifier"
+
+# The unary inference methods, by path, with the kind of call that each makes.
+UNARY_CALLS: dict[str, type[Call]] = {
+    f"/{INFERENCE_SERVICE}/ModelInfer": InferCall,
+    f"/{CLASSIFIER_SERVICE}/Classify": ClassifyCall,
+}
+
+
+class Servicer:
+    """Inference over one repository.
+
+    Attributes:
+        logs_requests: whether each request is logged; transports then say who called.
+
+    Args:
+        repository: where models are found.
+        max_decoding_bytes: most bytes that encoded images may hold while they wait to be decoded.
+        max_image_pixels: most pixels, width times height, of an encoded image.
+    """
+
+    def __init__(self, repository: Repository, *, max_decoding_bytes: int, max_image_pixels: int) -> None:
+        self._repository = repository
+        self._decoder = ImageDecoder(
+            thread_count=usable_processors(), max_bytes=max_decoding_bytes, max_pixels=max_image_pixels
+        )
+        self._leaving = False
+        self._draining = False
+        self._refused: dict[str, Statistics] = {}
+        self.logs_requests = requests_are_logged()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the end has been announced; nothing is ready any more."""
+        return self._leaving
+
+    @property
+    def refused(self) -> Mapping[str, Statistics]:
+        """What was counted of calls that reached no version, by model; "" is of models that there are not."""
+        return self._refused
+
+    @property
+    def decoding_bytes(self) -> int:
+        """Bytes that encoded images hold, with their pixels, until they are decoded."""
+        return self._decoder.held_bytes
+
+    def announce_drain(self) -> None:
+        """Be ready for nothing from now on, so that callers go elsewhere; inference is still answered."""
+        self._leaving = True
+
+    def begin_drain(self) -> None:
+        """Refuse new inference from now on; what was accepted is still answered."""
+        self._leaving = self._draining = True
+
+    def close(self) -> None:
+        """Stop the decoding threads."""
+        self._decoder.close()
+
+    def submit(self, calls: Sequence[Call], on_reply: OnReply, *, lend_thread: bool = False) -> None:
+        """Run ``calls``; ``on_reply(call, reply)`` is called exactly once for each.
+
+        Refusals are delivered before this returns, everything else from an instance's thread. With
+        ``lend_thread`` this thread may be that instance, for a model that is quick; see `Batcher.submit`.
+        """
+
+        def on_done(call: Call, outcome: Outcome) -> None:
+            # Its model was replaced between finding it and its queue: nobody need know.
+            if isinstance(outcome, RetiredError):
+                try:
+                    if successor := self._successor(call):
+                        call.model = successor
+                        successor.submit([call], on_done)
+                        return
+                except Exception as error:  # becomes the call's answer
+                    outcome = error
+            on_reply(call, self._to_reply(call, outcome))
+
+        def on_decoded(call: Call, error: Exception | None) -> None:
+            assert call.model is not None
+            if error is None:
+                call.model.submit([call], on_done)
+            else:
+                on_done(call, error)
+
+        by_model: dict[ServedModel, list[Call]] = {}
+        received_s = time.monotonic()
+        for call in calls:
+            call.received_s = received_s
+            try:
+                model = self._admit(call)
+                if call.encoded:
+                    self._decoder.submit(call, model.metadata.image, on_decoded)
+                else:
+                    by_model.setdefault(model, []).append(call)
+            except Exception as error:  # becomes the call's answer
+                on_done(call, error)
+        for model, admitted in by_model.items():
+            model.submit(admitted, on_done, lend_thread=lend_thread)
+
+    def count_unread(self, method: str, error: Exception) -> None:
+        """Count a call that never became one: its message could not be read, or its caller was gone."""
+        self._refused_of("").count_failure(method, _status_of(error))
+
+    def _successor(self, call: Call) -> ServedModel | None:
+        """Return what is served in the place of a call's model, where it takes the same images.
+
+        Raises:
+            NotFoundError, UnavailableError: nothing is, any more.
+        """
+        before = call.model
+        assert before is not None
+        model = self._repository.find(before.name, call.asked_version)
+        is_other = model is not before and model.metadata.image == before.metadata.image
+        return model if is_other else None
+
+    def _admit(self, call: Call) -> ServedModel:
+        """Check everything that can be wrong with a call before it is queued."""
+        if self._draining:
+            raise UnavailableError("the server is draining; try again, or elsewhere")
+        message = call.message
+        version = message.model_version
+        model = self._repository.find(message.model_name, version)
+        call.model = model
+        call.asked_version = version
+        call.read(model)
+        call.message = None
+        return model
+
+    def _to_reply(self, call: Call, outcome: Outcome) -> Reply:
+        """Return the answer to a call, and count it."""
+        if not isinstance(outcome, Exception):
+            try:
+                reply = call.write(outcome)
+            except Exception as error:  # no caller is left without an answer
+                outcome = error
+            else:
+                assert call.model is not None
+                call.model.statistics.count_success(call)
+                if self.logs_requests:
+                    log_request(call, "OK")
+                return reply
+        return self._to_failure(call, outcome)
+
+    def _to_failure(self, call: Call, error: Exception) -> Exception:
+        self._statistics_of(call).count_failure(call.method, _status_of(error))
+        if not isinstance(error, ServingError):
+            log_fault(call, error)
+            error = InternalError(INTERNAL_ERROR_TEXT)
+        if self.logs_requests:
+            log_request(call, _status_of(error), str(error))
+        return error
+
+    def _statistics_of(self, call: Call) -> Statistics:
+        if call.model is not None:
+            return call.model.statistics
+        name = call.message.model_name
+        try:
+            self._repository.ready_versions(name)
+        except NotFoundError:
+            name = ""  # callers may send any name, and each would be a time series for ever
+        return self._refused_of(name)
+
+    def _refused_of(self, name: str) -> Statistics:
+        return self._refused.setdefault(name, Statistics())
+
+
+def _status_of(error: Exception) -> str:
+    return error.status if isinstance(error, ServingError) else InternalError.status

@@ -1,0 +1,247 @@
+"""The control RPCs: functions of a message that return a message or raise a ServingError. Know no gRPC."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from typing import TYPE_CHECKING, NamedTuple
+
+from foldserve.artifact.format import MODEL_FILE
+from foldserve.runtime.session import CPU_PROVIDER
+from foldserve.serving.errors import NotFoundError, PermissionDeniedError, UnimplementedError
+from foldserve.serving.pb import open_inference_pb2 as pb
+from foldserve.serving.services.inference import CLASSIFIER_SERVICE, INFERENCE_SERVICE
+from foldserve.text import listed, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from google.protobuf.message import Message
+
+    from foldserve.artifact.format import TensorSpec
+    from foldserve.serving.model.served_model import ServedModel
+    from foldserve.serving.repository.repository import Repository
+    from foldserve.serving.services.inference import Servicer
+
+_PLATFORM = "onnxruntime_onnx"
+_DATA_TYPES = {"UINT8": pb.TYPE_UINT8, "FP32": pb.TYPE_FP32}
+
+
+class ControlMethod(NamedTuple):
+    """A control RPC: its request's type and what answers; slow ones must not run on an event loop."""
+
+    request_type: type[Message]
+    answer: Callable[[Any], Message]
+    is_slow: bool = False
+
+
+class Control:
+    """What the server says of itself and its models, and what it can be told.
+
+    Attributes:
+        methods: the RPCs of INFERENCE_SERVICE, by name.
+    """
+
+    def __init__(self, repository: Repository, servicer: Servicer, *, model_control: bool) -> None:
+        self._repository = repository
+        self._servicer = servicer
+        self._model_control = model_control
+        self._loaded = False
+        self._known_models: set[str] = set()
+        self.methods = {
+            "ServerLive": ControlMethod(pb.ServerLiveRequest, self.server_live),
+            "ServerReady": ControlMethod(pb.ServerReadyRequest, self.server_ready),
+            "ModelReady": ControlMethod(pb.ModelReadyRequest, self.model_ready),
+            "ServerMetadata": ControlMethod(pb.ServerMetadataRequest, self.server_metadata),
+            "ModelMetadata": ControlMethod(pb.ModelMetadataRequest, self.model_metadata),
+            "ModelConfig": ControlMethod(pb.ModelConfigRequest, self.model_config),
+            "ModelStatistics": ControlMethod(pb.ModelStatisticsRequest, self.model_statistics),
+            "RepositoryIndex": ControlMethod(pb.RepositoryIndexRequest, self.repository_index),
+            "RepositoryModelLoad": ControlMethod(pb.RepositoryModelLoadRequest, self.load, is_slow=True),
+            "RepositoryModelUnload": ControlMethod(
+                pb.RepositoryModelUnloadRequest, self.unload, is_slow=True
+            ),
+        }
+
+    def end_loading(self) -> None:
+        """Note that start-up loading has ended."""
+        self._loaded = True
+
+    def is_ready(self) -> bool:
+        """Tell whether the server takes inference: loaded, something serves, not leaving."""
+        return not self.unready_reasons()
+
+    def unready_reasons(self) -> list[str]:
+        """Return why the server is not ready; nothing where it is."""
+        reasons = []
+        if self._servicer.leaving:
+            reasons.append("draining")
+        if not self._loaded:
+            reasons.append("loading the models")
+        elif not self._repository.ready_models():
+            reasons.append("no model serves")
+        return reasons
+
+    def not_serving(self) -> list[tuple[str, int, str]]:
+        """Return the versions that do not serve, as name, number and reason."""
+        return [
+            (entry.name, entry.version, entry.reason)
+            for entry in self._repository.index()
+            if entry.state != "READY"
+        ]
+
+    def health(self) -> dict[str, bool]:
+        """Return what grpc.health.v1 should say: of the server (""), its services and each model by name."""
+        ready = self.is_ready()
+        serving = {model.name for model in self._repository.ready_models()}
+        # A model that is gone stays NOT_SERVING: who watches it is told.
+        self._known_models |= {entry.name for entry in self._repository.index()}
+        models = {name: name in serving for name in self._known_models}
+        return models | dict.fromkeys(("", INFERENCE_SERVICE, CLASSIFIER_SERVICE), ready)
+
+    def server_live(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
+        """Answer that the process answers."""
+        return pb.ServerLiveResponse(live=True)
+
+    def server_ready(self, _: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
+        """Answer `is_ready`."""
+        return pb.ServerReadyResponse(ready=self.is_ready())
+
+    def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
+        """Answer whether a model serves; raises NotFoundError where there is no such model or version."""
+        ready = self._repository.is_ready(request.name, request.version)
+        return pb.ModelReadyResponse(ready=ready and not self._servicer.leaving)
+
+    def server_metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
+        """Answer the server's name, version and protocol extensions."""
+        extensions = ["classification", "model_configuration", "model_repository", "statistics"]
+        return pb.ServerMetadataResponse(name="foldserve", version=own_version(), extensions=extensions)
+
+    def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
+        """Describe a model; raises NotFoundError or UnavailableError as `Repository.find` does."""
+        model = self._repository.find(request.name, request.version)
+        return pb.ModelMetadataResponse(
+            name=model.name,
+            versions=self._repository.ready_versions(model.name),
+            platform=_PLATFORM,
+            inputs=[_tensor(model.input)],
+            outputs=[_tensor(spec) for spec in model.outputs],
+            properties=model.metadata.to_properties() | {"version": model.version_text} | _facts(model),
+        )
+
+    def model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
+        """Answer how a model is run; raises as `model_metadata`."""
+        model = self._repository.find(request.name, request.version)
+        settings = model.settings
+        kind = pb.ModelInstanceGroup.KIND_CPU
+        if model.verified.session.provider != CPU_PROVIDER:
+            kind = pb.ModelInstanceGroup.KIND_GPU
+        facts = _facts(model) | {"intra_op_threads": str(model.verified.threads)}
+        return pb.ModelConfigResponse(
+            config=pb.ModelConfig(
+                name=model.name,
+                platform=_PLATFORM,
+                backend="onnxruntime",
+                max_batch_size=settings.max_batch_size,
+                input=[
+                    pb.ModelInput(
+                        name=model.input.name,
+                        data_type=_data_type(model.input),
+                        dims=model.input.shape[1:],
+                    )
+                ],
+                output=[
+                    pb.ModelOutput(name=spec.name, data_type=_data_type(spec), dims=spec.shape[1:])
+                    for spec in model.outputs
+                ],
+                instance_group=[
+                    pb.ModelInstanceGroup(name=model.name, count=model.instance_count, kind=kind)
+                ],
+                default_model_filename=MODEL_FILE,
+                dynamic_batching=pb.ModelDynamicBatching(
+                    max_queue_delay_microseconds=round(settings.max_queue_delay_s * 1e6)
+                ),
+                parameters={key: pb.ModelParameter(string_value=text) for key, text in facts.items()},
+            )
+        )
+
+    def model_statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
+        """Answer what was counted; raises NotFoundError or UnavailableError as `Repository.find` does."""
+        if request.version:
+            models = [self._repository.find(request.name, request.version)]
+        else:
+            models = self._repository.ready_models()
+            if request.name:
+                self._repository.ready_versions(request.name)  # raises where there is no such model
+                models = [model for model in models if model.name == request.name]
+        return pb.ModelStatisticsResponse(
+            model_stats=[model.statistics.to_message(model.name, model.version_text) for model in models]
+        )
+
+    def repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
+        """List the versions; raises NotFoundError where a repository is named."""
+        _check_repository_name(request.repository_name)
+        return pb.RepositoryIndexResponse(
+            models=[
+                pb.RepositoryIndexResponse.ModelIndex(
+                    name=entry.name, version=str(entry.version), state=entry.state, reason=entry.reason
+                )
+                for entry in self._repository.index()
+                if not request.ready or entry.state == "READY"
+            ]
+        )
+
+    def load(self, request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
+        """Look at a model's folder again; raises as `Repository.load`, or PermissionDeniedError."""
+        self._check_control(request.repository_name)
+        if request.parameters:
+            raise UnimplementedError(
+                f"loading with parameters ({listed(request.parameters)}) is not supported: a model is "
+                "served as it was exported, and run as the server's flags say"
+            )
+        self._repository.load(request.model_name)
+        return pb.RepositoryModelLoadResponse()
+
+    def unload(self, request: pb.RepositoryModelUnloadRequest) -> pb.RepositoryModelUnloadResponse:
+        """Stop serving a model; raises NotFoundError, or PermissionDeniedError."""
+        self._check_control(request.repository_name)
+        self._repository.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
+
+    def _check_control(self, repository_name: str) -> None:
+        _check_repository_name(repository_name)
+        if not self._model_control:
+            raise PermissionDeniedError(
+                "callers may not load or unload models here; start the server with --model-control to let "
+                "them (it is the default only where the server listens on a loopback address)"
+            )
+
+
+def _check_repository_name(name: str) -> None:
+    if name:
+        raise NotFoundError(f"there is no repository {shown(name)}; the server has one, leave the name empty")
+
+
+def _facts(model: ServedModel) -> dict[str, str]:
+    return {
+        "model_sha256": model.verified.sha256,
+        "provider": model.verified.session.provider,
+        "batch_invariant": "true" if model.verified.batch_invariant else "false",
+    }
+
+
+def _tensor(spec: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
+    return pb.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=spec.datatype, shape=spec.shape)
+
+
+def _data_type(spec: TensorSpec) -> pb.DataType:
+    return _DATA_TYPES[spec.datatype]
+
+
+def own_version() -> str:
+    """Return foldserve's version."""
+    try:
+        return package_version("foldserve")
+    except PackageNotFoundError:  # run from a source folder that was never installed
+        return "0+source"

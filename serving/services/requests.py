@@ -1,0 +1,158 @@
+"""The kinds of inference call: each knows how to read its message for a model and how to write its answer."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+import numpy as np
+
+from foldserve.serving.batching.request import Arrays, Request
+from foldserve.serving.errors import InvalidArgumentError
+from foldserve.serving.pb import classifier_pb2, open_inference_pb2
+from foldserve.serving.protocol.classification import top_indices
+from foldserve.serving.protocol.infer_request import (
+    check_parameter_count,
+    check_triton_parameters,
+    read_images,
+    read_outputs,
+)
+from foldserve.serving.protocol.infer_response import ALL_OUTPUTS, OUTPUTS, Output, write_infer_response
+from foldserve.serving.services.message_limit import MAX_ENCODED_IMAGES, MAX_IMAGES, check_image_count
+from foldserve.text import shown_parameter
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from google.protobuf.message import Message
+    from numpy.typing import NDArray
+
+    from foldserve.serving.model.served_model import ServedModel
+
+# A serialised response, or why there is none.
+Reply: TypeAlias = bytes | Exception
+
+_PROBABILITIES = OUTPUTS.index("probabilities")
+_NO_ROWS = np.empty((0,), np.uint8)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Call(Request):
+    """One inference call. Transports put what they answer through into ``ticket``.
+
+    Set ``cancelled`` when the caller goes away; ``deadline_s`` is on time.monotonic's clock.
+    `Servicer.submit` sets ``received_s``, ``model``, the version that was asked for (none: "") and either
+    ``rows`` or ``encoded``, and lets go of the message, whose memory they outlive.
+    """
+
+    # Any: each class has its own type of message; None once it has been read.
+    message: Any
+    ticket: Any = None
+    rows: NDArray[np.uint8] = field(default_factory=lambda: _NO_ROWS)
+    encoded: Sequence[bytes] = ()  # images that must be decoded to become rows
+    model: ServedModel | None = None
+    asked_version: str = ""
+    request_id: str = ""
+    method: str = ""  # the RPC it came by
+    peer: str = ""  # who called, where that is logged
+    received_s: float = 0.0  # when `Servicer.submit` got it, on time.monotonic's clock
+
+    request_type: ClassVar[type[Message]]
+    unary_method: ClassVar[str]
+
+    @abstractmethod
+    def read(self, model: ServedModel) -> None:
+        """Read the message for ``model``; raises InvalidArgumentError or UnimplementedError."""
+
+    @abstractmethod
+    def write(self, arrays: Arrays) -> bytes:
+        """Return the serialised response made of the model's outputs for ``rows``."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class InferCall(Call):
+    """One ModelInfer, or one request of ModelStreamInfer."""
+
+    request_type: ClassVar[type[Message]] = open_inference_pb2.ModelInferRequest
+    unary_method: ClassVar[str] = "ModelInfer"
+
+    method: str = unary_method
+    outputs: tuple[Output, ...] = ALL_OUTPUTS
+    parameters: Any = None  # the request's map, where it has any
+
+    def read(self, model: ServedModel) -> None:
+        """Take rows or encoded images, outputs, id and parameters from the message."""
+        message = self.message
+        self.request_id = message.id
+        if message.parameters:
+            self._read_parameters()
+        if message.outputs:
+            self.outputs = read_outputs(message, OUTPUTS)
+        images = read_images(message, model.input, max_images=max(MAX_IMAGES, model.settings.max_batch_size))
+        if isinstance(images, np.ndarray):
+            self.rows = images
+        else:
+            self.encoded = images
+
+    def write(self, arrays: Arrays) -> bytes:
+        """Return a serialised ModelInferResponse."""
+        assert self.model is not None
+        return write_infer_response(self.model, self.outputs, self.request_id, self.parameters, arrays)
+
+    def _read_parameters(self) -> None:
+        self.parameters = self.message.parameters
+        check_parameter_count(self.parameters, "the request")
+        if "timeout" in self.parameters:
+            parameter = self.parameters["timeout"]
+            kind = parameter.WhichOneof("parameter_choice")
+            timeout_us = getattr(parameter, kind) if kind in ("int64_param", "uint64_param") else -1
+            if timeout_us < 0:
+                raise InvalidArgumentError(
+                    f"parameter 'timeout' is {shown_parameter(parameter)}; send microseconds as an "
+                    "int64_param of at least 0, 0 for none"
+                )
+            if timeout_us:
+                self.deadline_s = min(self.deadline_s, time.monotonic() + timeout_us / 1e6)
+        check_triton_parameters(self.parameters)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class ClassifyCall(Call):
+    """One Classify, or one request of ClassifyStream."""
+
+    request_type: ClassVar[type[Message]] = classifier_pb2.ClassifyRequest
+    unary_method: ClassVar[str] = "Classify"
+
+    method: str = unary_method
+    top_k: int = 1
+
+    def read(self, model: ServedModel) -> None:
+        """Take the encoded images, id and top_k from the message."""
+        del model
+        if not self.message.images:
+            raise InvalidArgumentError("the request has no images; send at least one, encoded")
+        check_image_count(len(self.message.images), MAX_ENCODED_IMAGES)
+        self.request_id = self.message.id
+        self.top_k = self.message.top_k or 1
+        self.encoded = list(self.message.images)
+
+    def write(self, arrays: Arrays) -> bytes:
+        """Return a serialised ClassifyResponse."""
+        model = self.model
+        assert model is not None
+        labels = model.metadata.labels
+        response = classifier_pb2.ClassifyResponse(
+            id=self.request_id,
+            model_name=model.name,
+            model_version=model.version_text,
+            model_sha256=model.verified.sha256,
+            queue_us=round((self.started_s - self.queued_s) * 1e6),
+            compute_us=round((self.finished_s - self.started_s) * 1e6),
+        )
+        for row in arrays[_PROBABILITIES]:
+            result = response.results.add()
+            for index in top_indices(row, self.top_k):
+                result.labels.add(name=labels[index], index=index, probability=row[index])
+        return response.SerializeToString()

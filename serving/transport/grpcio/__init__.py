@@ -1,0 +1,1 @@
+"""Serves over grpcio: every RPC, TLS, limits on connections."""

@@ -1,0 +1,108 @@
+"""What gRPC itself brings along, served as the rest is: health for everybody, reflection for who may call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import grpc
+from grpc_health.v1 import health, health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from foldserve.serving.errors import ResourceExhaustedError
+from foldserve.serving.services.inference import CLASSIFIER_SERVICE, INFERENCE_SERVICE
+from foldserve.serving.transport.grpcio.compression import is_packed, unpack
+from foldserve.serving.transport.status import parse_bounded, to_status
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from google.protobuf.message import Message
+
+    from foldserve.serving.security.permissions import Permissions
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+_M = TypeVar("_M", bound="Message")
+
+# No question to these services is longer than a name.
+_MAX_BYTES = 64 * 1024
+
+
+def built_in_handlers(
+    health_servicer: Any, permissions: Permissions, *, with_reflection: bool
+) -> tuple[grpc.GenericRpcHandler, ...]:
+    """Return the handlers of grpc.health.v1, which needs no token, and of server reflection."""
+    handlers = [_health_handler(health_servicer)]
+    if with_reflection:
+        handlers.append(_reflection_handler(permissions))
+    return tuple(handlers)
+
+
+# By hand, not by the generated functions: those would give compressed and damaged requests to the parser as
+# they are, and large ones.
+
+
+def _health_handler(servicer: Any) -> grpc.GenericRpcHandler:
+    async def check(content: bytes, context: Context) -> bytes:
+        try:
+            answer = await servicer.Check(_read(health_pb2.HealthCheckRequest, content), context)
+            return bytes(answer.SerializeToString())
+        except Exception as error:  # becomes a status
+            return refuse(context, error)
+
+    async def watch(content: bytes, context: Context) -> AsyncIterator[bytes]:
+        try:
+            async for answer in servicer.Watch(_read(health_pb2.HealthCheckRequest, content), context):
+                yield answer.SerializeToString()
+        except Exception as error:  # becomes a status
+            refuse(context, error)
+
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "Check": grpc.unary_unary_rpc_method_handler(check),
+        "Watch": grpc.unary_stream_rpc_method_handler(watch),
+    }
+    return grpc.method_handlers_generic_handler(health.SERVICE_NAME, methods)
+
+
+def _reflection_handler(permissions: Permissions) -> grpc.GenericRpcHandler:
+    services = (INFERENCE_SERVICE, CLASSIFIER_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    servicer = reflection.aio.ReflectionServicer(services)
+    path = f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"
+
+    async def read(contents: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for content in contents:
+            yield _read(reflection_pb2.ServerReflectionRequest, content)
+
+    async def answer(contents: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        try:
+            if permissions.are_checked:
+                permissions.check(path, context.invocation_metadata() or ())
+            async for response in servicer.ServerReflectionInfo(read(contents), context):
+                yield response.SerializeToString()
+        except Exception as error:  # becomes a status
+            refuse(context, error)
+
+    method: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(answer)
+    return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, {"ServerReflectionInfo": method})
+
+
+def _read(message_type: type[_M], content: bytes) -> _M:
+    if len(content) > _MAX_BYTES:
+        raise ResourceExhaustedError(
+            f"the question has {len(content)} bytes, at most {_MAX_BYTES} are taken: it is a name or a symbol"
+        )
+    return parse_bounded(message_type, unpack(content, _MAX_BYTES) if is_packed(content) else content)
+
+
+def refuse(context: Context, error: Exception) -> bytes:
+    """Let the call end with the status that ``error`` stands for, and return what it gives for an answer.
+
+    Not by context.abort: the call would refer to the error that it raises, and that, by its traceback, to the
+    call and to the message, which would all stay in memory until the garbage collector comes by. Where
+    ``error`` is gRPC's own, the caller has gone and nobody waits for a status: it is raised as it is.
+    """
+    if isinstance(error, grpc.aio.BaseError):
+        raise error
+    status, text = to_status(error)
+    context.set_code(grpc.StatusCode[status])
+    context.set_details(text)
+    return b""

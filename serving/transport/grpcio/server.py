@@ -1,0 +1,309 @@
+"""The servicer over grpc.aio: the reference transport, and what the native one leaves to it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import grpc
+
+from foldserve.runtime.cpus import usable_processors
+from foldserve.serving.addresses import common_port, listen_addresses, to_target
+from foldserve.serving.background import run_in_thread
+from foldserve.serving.errors import ListenError, ResourceExhaustedError
+from foldserve.serving.services.inference import CLASSIFIER_SERVICE, INFERENCE_SERVICE, UNARY_CALLS
+from foldserve.serving.transport.draining import until_quiet
+from foldserve.serving.transport.grpcio.builtin_services import built_in_handlers, refuse
+from foldserve.serving.transport.grpcio.compression import is_packed, unpack
+from foldserve.serving.transport.grpcio.health import Health
+from foldserve.serving.transport.grpcio.options import server_options, to_grpc
+from foldserve.serving.transport.grpcio.streams import STREAMS, answer_in_order
+from foldserve.serving.transport.status import LARGE_BYTES, parse
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from google.protobuf.message import Message
+
+    from foldserve.serving.security.tokens import Caller
+    from foldserve.serving.services.inference import Servicer
+    from foldserve.serving.services.management import Control, ControlMethod
+    from foldserve.serving.services.requests import Call, Reply
+    from foldserve.serving.transport.grpcio.streams import StreamMethod
+    from foldserve.serving.transport.settings import WireSettings
+
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+_T = TypeVar("_T")
+_M = TypeVar("_M", bound="Message")
+_Method: TypeAlias = "Callable[[bytes, _Context], Awaitable[bytes]]"
+
+# For what is left once everything accepted is answered: streams that end by themselves, and refusals.
+_LEAVING_S = 1.0
+_POLL_S = 0.02
+
+# Threads that unpack and read large messages. Each holds up to the largest message, and parsing holds the
+# interpreter's lock: more would only take turns.
+_MAX_READERS = 4
+
+_log = logging.getLogger(__name__)
+
+
+class GrpcioTransport:
+    """A grpc.aio server with inference, control, health and reflection. Every method runs on its event loop.
+
+    Args:
+        servicer: what answers inference.
+        control: what answers the rest.
+        settings: limits and permissions at the wire. Messages somewhat over the limit are refused in our
+            words; larger ones by gRPC in its own, with the same status, before they are held in memory.
+        is_fallback: serves what another transport has taken in and passes on, which has looked after the
+            connections itself.
+    """
+
+    name = "grpcio"
+
+    def __init__(
+        self, servicer: Servicer, control: Control, settings: WireSettings, *, is_fallback: bool = False
+    ) -> None:
+        self._servicer = servicer
+        self._control = control
+        self._settings = settings
+        self._limit = settings.message_limit
+        self._permissions = settings.permissions
+        self._loop = asyncio.get_running_loop()
+        self._finished: deque[tuple[Call, Reply]] = deque()
+        self._wake_up_pending = False
+        self._running_count = 0  # calls that came before the drain
+        self._last_call_s = 0.0
+        self._reader = ThreadPoolExecutor(min(_MAX_READERS, usable_processors()), thread_name_prefix="read")
+        self._draining = asyncio.Event()
+        self._closing = False
+        self._closed = asyncio.Event()
+        self._health = Health()
+        self._server = grpc.aio.server(options=server_options(settings, is_fallback=is_fallback))
+        self._server.add_generic_rpc_handlers(tuple(self._handlers()))
+        self._server.add_generic_rpc_handlers(
+            built_in_handlers(self._health, settings.permissions, with_reflection=settings.reflection)
+        )
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, and return the port: the operating system's choice where ``port`` is 0.
+
+        Raises:
+            ListenError: the address is taken or not this machine's.
+        """
+        addresses = listen_addresses(host)
+        port = common_port(addresses, port)
+        return await self.listen([to_target(address, port) for address in addresses])
+
+    async def listen(self, targets: Sequence[str]) -> int:
+        """Listen on targets, such as "unix-abstract:name" or ADDRESS:PORT; returns and raises as `start`."""
+        credentials = self._settings.credentials
+        bound = 0
+        for target in targets:
+            try:
+                bound = (
+                    self._server.add_insecure_port(target)
+                    if credentials is None
+                    else self._server.add_secure_port(target, to_grpc(credentials))
+                )
+            except RuntimeError as error:
+                raise ListenError(cannot_listen(target)) from error
+        await self._server.start()
+        return bound
+
+    async def publish_health(self) -> None:
+        """Tell Check and Watch what is true now of the server and each model."""
+        self._health.publish(self._control.health())
+
+    async def enter_shutdown(self) -> None:
+        """Publish NOT_SERVING for everything, for good."""
+        self._health.enter_shutdown()
+
+    async def stop(self, grace_s: float) -> None:
+        """Wait up to ``grace_s`` seconds for the running calls, then close; the rest are cancelled.
+
+        Call it once the servicer refuses new calls. Streams end when what they asked is answered. gRPC's own
+        stop answers CANCELLED to calls that have arrived but not yet been taken up, so it comes after a quiet
+        moment; and because callers who are refused may try again at once, the last refusals are held back
+        until gRPC has told the connections to send no more.
+        """
+        self._draining.set()
+        give_up_s = time.monotonic() + grace_s
+        while self._running_count and time.monotonic() < give_up_s:
+            await asyncio.sleep(_POLL_S)
+        self._closing = True
+        await until_quiet(lambda: self._running_count > 0, lambda: self._last_call_s, give_up_s)
+        self._health.close()
+        stopping = asyncio.ensure_future(self._server.stop(_LEAVING_S))
+        await asyncio.sleep(0)  # it has begun: connections are told to send no more
+        self._closed.set()
+        await stopping
+        self._reader.shutdown(wait=False, cancel_futures=True)
+
+    def _handlers(self) -> list[grpc.GenericRpcHandler]:
+        # Messages are parsed here and not by gRPC, which would answer UNKNOWN without a word to bytes that
+        # are none.
+        by_path: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            path: grpc.unary_unary_rpc_method_handler(self._control_method(path, method))
+            for path, method in (
+                (f"/{INFERENCE_SERVICE}/{name}", method) for name, method in self._control.methods.items()
+            )
+        }
+        for path, kind in UNARY_CALLS.items():
+            by_path[path] = grpc.unary_unary_rpc_method_handler(self._unary_method(path, kind))
+        for path, stream in STREAMS.items():
+            by_path[path] = grpc.stream_stream_rpc_method_handler(self._stream_method(path, stream))
+        handlers = []
+        for service in (INFERENCE_SERVICE, CLASSIFIER_SERVICE):
+            prefix = f"/{service}/"
+            own = {
+                path.removeprefix(prefix): handler
+                for path, handler in by_path.items()
+                if path.startswith(prefix)
+            }
+            handlers.append(grpc.method_handlers_generic_handler(service, own))
+        return handlers
+
+    def _control_method(self, path: str, method: ControlMethod) -> _Method:
+        async def answer(content: bytes, context: _Context) -> bytes:
+            running = await self._enter()
+            try:
+                caller = self._check(path, context)
+                request = await self._run(content, self._read, method.request_type, content)
+                if not method.is_slow:
+                    return method.answer(request).SerializeToString()
+                if caller is not None:
+                    _log.info("%s by %s", path.rpartition("/")[2], caller.name)
+                try:
+                    response: Message = await run_in_thread(lambda: method.answer(request), "control")
+                finally:
+                    await self.publish_health()
+                return response.SerializeToString()
+            except Exception as error:  # becomes a status, and is logged where unknown
+                return refuse(context, error)
+            finally:
+                self._running_count -= running
+
+        return answer
+
+    def _unary_method(self, path: str, kind: type[Call]) -> _Method:
+        async def answer(content: bytes, context: _Context) -> bytes:
+            try:
+                self._check(path, context)
+            except Exception as error:  # becomes a status
+                self._servicer.count_unread(kind.unary_method, error)
+                return refuse(context, error)
+            reply = await self._infer(kind, content, context)
+            return refuse(context, reply) if isinstance(reply, Exception) else reply
+
+        return answer
+
+    def _stream_method(self, path: str, stream: StreamMethod) -> Callable[..., AsyncIterator[bytes]]:
+        async def answer(contents: AsyncIterator[bytes], context: _Context) -> AsyncIterator[bytes]:
+            async def ask(content: bytes) -> bytes:
+                try:
+                    content = await self._run(content, self._unpacked, content)
+                except ResourceExhaustedError as error:  # is the answer
+                    self._servicer.count_unread(stream.method, error)
+                    return stream.write(b"", error)
+                reply = await self._infer(stream.kind, content, context, stream.method)
+                return await self._run(content, stream.write, content, reply)
+
+            try:
+                self._check(path, context)
+                async for response in answer_in_order(contents, ask, self._draining):
+                    yield response
+            except Exception as error:  # ends the stream with a status
+                refuse(context, error)
+
+        return answer
+
+    def _check(self, path: str, context: _Context) -> Caller | None:
+        """Return who calls; raises UnauthenticatedError or PermissionDeniedError."""
+        if not self._permissions.are_checked:
+            return None
+        return self._permissions.check(path, context.invocation_metadata() or ())
+
+    async def _run(self, content: bytes, work: Callable[..., _T], *arguments: Any) -> _T:
+        """Return ``work(*arguments)``, run in another thread where ``content`` is large or compressed."""
+        if len(content) < LARGE_BYTES and not is_packed(content):
+            return work(*arguments)
+        return await self._loop.run_in_executor(self._reader, work, *arguments)
+
+    def _unpacked(self, content: bytes) -> bytes:
+        """Return the message that ``content`` is or unpacks to; raises ResourceExhaustedError."""
+        return unpack(content, self._limit.max_bytes()) if is_packed(content) else content
+
+    def _read(self, message_type: type[_M], content: bytes) -> _M:
+        """Return what `parse` makes of ``content``, unpacked where it is compressed; raises as it does."""
+        return parse(message_type, self._unpacked(content), self._limit)
+
+    async def _infer(self, kind: type[Call], content: bytes, context: _Context, stream: str = "") -> Reply:
+        """Answer one call, or one request of the RPC ``stream``."""
+        running = await self._enter()
+        remaining_s = context.time_remaining()
+        try:
+            try:
+                message = await self._run(content, self._read, kind.request_type, content)
+            except Exception as error:
+                self._servicer.count_unread(stream or kind.unary_method, error)
+                raise
+            call = kind(
+                message=message,
+                deadline_s=math.inf if remaining_s is None else time.monotonic() + remaining_s,
+                ticket=self._loop.create_future(),
+            )
+            if stream:
+                call.method = stream
+            if self._servicer.logs_requests:
+                call.peer = context.peer()
+            try:
+                await self._run(content, self._servicer.submit, (call,), self._on_reply)
+                reply: Reply = await call.ticket
+            except asyncio.CancelledError:  # the caller hung up, or its deadline passed
+                call.cancelled = True
+                raise
+        except Exception as error:  # is the answer
+            return error
+        else:
+            return reply
+        finally:
+            self._running_count -= running
+
+    async def _enter(self) -> int:
+        """Note that a call has come; return what it adds to those that a drain must wait for."""
+        self._last_call_s = time.monotonic()
+        if self._closing:
+            await self._closed.wait()
+        running = 0 if self._draining.is_set() else 1
+        self._running_count += running
+        return running
+
+    def _on_reply(self, call: Call, reply: Reply) -> None:
+        """Hand a reply to the event loop, from any thread; one wake-up for all that come before it runs."""
+        self._finished.append((call, reply))
+        if not self._wake_up_pending:
+            self._wake_up_pending = True
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        # Cleared before looking: a reply appended by a thread that saw it set is then still found below.
+        self._wake_up_pending = False
+        while self._finished:
+            call, reply = self._finished.popleft()
+            if not call.ticket.done():
+                call.ticket.set_result(reply)
+
+
+def cannot_listen(address: str) -> str:
+    """Return the message of a ListenError."""
+    return (
+        f"cannot listen on {address}: the port is taken by another server, or the address is not this "
+        "machine's; choose others with --port and --host"
+    )

@@ -1,0 +1,232 @@
+"""The comparison itself: it passes what is right and fails on what is wrong, with figures."""
+
+from collections import OrderedDict
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from foldserve.artifact.format import ModelMetadata
+from foldserve.export.errors import ParityError
+from foldserve.export.graph.build import build_model
+from foldserve.export.verification.divergence import first_divergence
+from foldserve.export.verification.parity import (
+    BATCH_SIZES,
+    check_agreement,
+    check_parity,
+    check_within,
+    run_logits,
+)
+from foldserve.export.verification.reference import TorchReference
+from foldserve.export.verification.tolerances import referee_tolerance
+from foldserve.runtime.session import Session
+from foldserve.training.models import Normalized
+from tests.export.conftest import SPEC
+from tests.support.architectures.residual import RepVggBlock
+from tests.support.torch_networks import randomised
+
+
+@pytest.fixture
+def module(checkpoint):
+    return checkpoint.build()
+
+
+@pytest.fixture
+def content(built):
+    return built.content
+
+
+@pytest.fixture
+def session(content):
+    return Session(content, device="cpu", intra_op_threads=1)
+
+
+@pytest.fixture
+def images(dataset):
+    return dataset.test_images.numpy()
+
+
+def test_every_batch_size_is_compared_on_random_and_real_images(session, module, images):
+    comparisons = check_parity(session, TorchReference(module), images)
+    assert [(entry.images, entry.batch_size) for entry in comparisons] == [
+        (name, size) for name in ("random", "real") for size in BATCH_SIZES
+    ]
+    # Half the contract: what is left is rounding, which this network of random weights magnifies.
+    assert max(entry.max_abs_err for entry in comparisons) < 5e-5
+
+
+@pytest.mark.parametrize("parameter", ["features.0.conv.weight", "features.4.norm.bias", "classifier.5.bias"])
+def test_one_changed_weight_fails(session, module, images, parameter):
+    weight = module.network.get_parameter(parameter)
+    with torch.no_grad():
+        weight.reshape(-1)[0] += 0.01
+    with pytest.raises(
+        ParityError, match=r"on random images, batch 1, .* differ by up to .* nothing was published"
+    ):
+        check_parity(session, TorchReference(module), images)
+
+
+def test_a_wrong_mean_fails(session, module, images):
+    module.mean += 1e-3
+    with pytest.raises(ParityError, match="differ by up to"):
+        check_parity(session, TorchReference(module), images)
+
+
+def test_the_referee_sees_an_error_below_the_contract(session, module, images):
+    """5e-5 is within 1e-4 of PyTorch, but far more than float32 rounding."""
+
+    class Shifted(Session):
+        def run(self, output_names, feeds):
+            return [output + np.float32(5e-5) for output in super().run(output_names, feeds)]
+
+    shifted = Shifted.__new__(Shifted)
+    shifted.__dict__ = session.__dict__
+    with pytest.raises(ParityError, match=r"off by up to .* from the float64 answer"):
+        check_parity(shifted, TorchReference(module), images)
+
+
+def test_not_a_number_fails(session, module, images):
+    with torch.no_grad():
+        module.network.get_parameter("classifier.5.bias")[3] = float("nan")
+    with pytest.raises(ParityError):
+        check_parity(session, TorchReference(module), images)
+
+
+def test_agreement_counts_accuracy_and_clear_predictions(session, module, images):
+    expected = TorchReference(module).logits(images)
+    labels = expected.argmax(axis=1)
+    labels[:30] = (labels[:30] + 1) % 10
+    agreement = check_agreement(session, expected, images, labels)
+    assert agreement.accuracy_before == agreement.accuracy_after == pytest.approx(0.9)
+    assert agreement.top1_agreement == 1.0
+    assert 250 < agreement.top1_compared <= 300
+
+
+def test_agreement_fails_when_one_image_of_many_is_off(session, module, images):
+    expected = TorchReference(module).logits(images).copy()
+    expected[123, 4] += 1e-3
+    with pytest.raises(ParityError, match="on 300 images"):
+        check_agreement(session, expected, images, None)
+
+
+@pytest.mark.parametrize("change", ["over the images", "negated", "warmer by a thousandth"])
+def test_wrong_probabilities_fail_every_comparison(built, module, images, change):
+    """Each logit is right; each of the comparisons that look at real images sees the rest."""
+    model_proto = onnx.load_from_string(built.content)
+    softmax = model_proto.graph.node.pop()
+    assert softmax.op_type == "Softmax"
+    factor = {"over the images": 1.0, "negated": -1.0, "warmer by a thousandth": 0.999}[change]
+    model_proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(factor), "factor"))
+    model_proto.graph.node.append(onnx.helper.make_node("Mul", [softmax.input[0], "factor"], ["scaled"]))
+    axis = 0 if change == "over the images" else 1
+    model_proto.graph.node.append(onnx.helper.make_node("Softmax", ["scaled"], ["probabilities"], axis=axis))
+    wrong = Session(model_proto.SerializeToString(), device="cpu", intra_op_threads=1)
+    reference = TorchReference(module)
+    expected = reference.logits(images)
+    for check in (
+        lambda: check_parity(wrong, reference, images),
+        lambda: check_agreement(wrong, expected, images, None),
+        lambda: check_within(wrong, "real", images, expected, 1.0),
+    ):
+        with pytest.raises(ParityError, match="not the softmax of their logits over the classes"):
+            check()
+
+
+def test_a_prediction_too_close_to_call_is_not_held_against_the_file(session, module, images):
+    """The reference prefers another class by less than the tolerance: either answer is right."""
+    expected = run_logits(session, images[:1]).copy()
+    second, first = np.argsort(expected[0])[-2:]
+    with (
+        torch.no_grad()
+    ):  # bring the two best logits together, in both networks, and let them disagree by 4e-5
+        gap = float(expected[0, first] - expected[0, second])
+        module.network.get_parameter("classifier.5.bias")[second] += gap
+    metadata = ModelMetadata(tuple("0123456789"), (0.286,), (0.353,), SPEC)
+    close = Session(build_model(module.network, metadata).content, device="cpu", intra_op_threads=1)
+    expected = run_logits(close, images[:1]).copy()
+    loser = expected[0].argmax()
+    expected[0, loser] -= 4e-5
+    assert expected[0].argmax() != loser
+    agreement = check_agreement(close, expected, images[:1], None)
+    assert agreement.top1_compared == 0
+
+
+def test_a_row_does_not_depend_on_its_batch(session, images):
+    """One image alone and among others: bit for bit the same on the CPU."""
+    together = run_logits(session, images[:32])
+    alone = np.concatenate([run_logits(session, images[row : row + 1]) for row in range(32)])
+    assert np.array_equal(together, alone)
+
+
+def test_float64_leaves_the_module_in_float32(module, images):
+    reference = TorchReference(module)
+    exact = reference.exact_logits(images[:4])
+    assert exact.dtype == np.float64
+    assert reference.logits(images[:4]).dtype == np.float32
+    assert 0 < np.abs(exact - reference.logits(images[:4])).max() < referee_tolerance(exact, 0.0) * 10
+
+
+@pytest.mark.parametrize(
+    ("parameter", "layer"),
+    [("features.2.conv.weight", "features.2.conv"), ("classifier.2.bias", "classifier.2")],
+)
+def test_the_first_layer_to_differ_is_named(content, module, images, parameter, layer):
+    with torch.no_grad():
+        module.network.get_parameter(parameter).reshape(-1)[0] += 0.5
+    assert f"the first layer to differ is {layer} " in first_divergence(module, content, images[:32])
+
+
+def test_equal_networks_have_no_diverging_layer(content, module, images):
+    assert "no single layer differs" in first_divergence(module, content, images[:32])
+
+
+def test_padding_that_a_batch_norm_went_past_is_no_diverging_layer(images):
+    """The file pads before it normalises: a value that the network does not have, and not called as one."""
+    body = [nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.BatchNorm2d(4)]
+    body.append(nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"))
+    network = randomised(nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10)))
+    built = build_model(network, ModelMetadata(tuple("0123456789"), (0.286,), (0.353,), SPEC))
+    assert built.folds[0].reason == "into 3, which follows it"
+    module = Normalized(network, (0.286,), (0.353,)).eval()
+    assert "no single layer differs" in first_divergence(module, built.content, images[:8])
+
+
+RESIDUAL = {
+    "the convolution inside": ("block.dense.conv.bias", "block.dense.conv"),
+    "the one on the shortcut": ("block.pointwise.conv.weight", "block.pointwise.conv"),
+    "a batch norm on the shortcut": ("block.identity.shift", "block.identity"),
+    "the block behind": ("last.dense.conv.weight", "last.dense.conv"),
+}
+
+
+@pytest.fixture(scope="module")
+def residual():
+    """Two blocks of three branches that are added up, a batch norm alone on one of them."""
+    torch.manual_seed(2)
+    blocks = {
+        "first": nn.Conv2d(1, 6, 3, 2),
+        "block": RepVggBlock(6, 6, 1),
+        "last": RepVggBlock(6, 8, 2),
+        "pool": nn.AdaptiveAvgPool2d(1),
+        "flatten": nn.Flatten(),
+        "head": nn.Linear(8, 10),
+    }
+    network = randomised(nn.Sequential(OrderedDict(blocks)))
+    metadata = ModelMetadata(tuple("0123456789"), (0.286,), (0.353,), SPEC)
+    module = Normalized(network, metadata.mean, metadata.std).eval()
+    return module, build_model(network, metadata).content
+
+
+@pytest.mark.parametrize(("damaged", "layer"), RESIDUAL.values(), ids=RESIDUAL)
+def test_in_a_residual_network_the_right_branch_is_named(residual, images, damaged, layer):
+    """What comes after the sum differs too, and is not what is broken."""
+    module, content = residual
+    model_proto = onnx.load_from_string(content)
+    (tensor,) = (entry for entry in model_proto.graph.initializer if entry.name == damaged)
+    array = onnx.numpy_helper.to_array(tensor).copy()
+    array.reshape(-1)[1] += 0.5
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array, damaged))
+    sentence = first_divergence(module, model_proto.SerializeToString(), images[:8])
+    assert f"the first layer to differ is {layer} " in sentence

@@ -1,0 +1,46 @@
+"""How many instances a served model has, and how many spare ones for full batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from foldserve.serving.model import served_model as served
+from foldserve.serving.model.served_model import ModelSettings, ServedModel, open_verified
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.artifacts import TinyNetwork
+
+
+@pytest.mark.parametrize(
+    ("settings", "quick_batch_s", "expected"),
+    [
+        pytest.param({}, 60.0, (1, 3), id="a quick model has one a processor"),
+        pytest.param({"intra_op_threads": 2}, 60.0, (1, 1), id="of two threads, one a pair of processors"),
+        pytest.param({"intra_op_threads": 8}, 60.0, (1, 0), id="of more threads than processors, none"),
+        pytest.param({"instance_count": 1}, 60.0, (1, 0), id="what is asked for is all there is"),
+        pytest.param({"instance_count": 2}, 60.0, (2, 0), id="two are two"),
+        pytest.param({}, 0.0, (1, 0), id="a slow model has the processors already"),
+    ],
+)
+def test_instances(
+    *,
+    settings: dict[str, Any],
+    quick_batch_s: float,
+    expected: tuple[int, int],
+    network: TinyNetwork,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(served, "usable_processors", lambda: 4)
+    monkeypatch.setattr(served, "_QUICK_BATCH_S", quick_batch_s)
+    network.publish(tmp_path / "tiny")
+    asked = ModelSettings(device="cpu", **settings)
+    model = ServedModel("tiny", 1, open_verified(tmp_path / "tiny" / "1", asked), asked)
+    try:
+        assert (model.instance_count, model.spare_count) == expected
+    finally:
+        model.close(grace_s=5)

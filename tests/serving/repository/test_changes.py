@@ -1,0 +1,76 @@
+"""Word of changes: from any thread to the event loop, and from the repository to whoever listens."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+from foldserve.serving.changes import Changes
+from foldserve.serving.model.served_model import ModelSettings
+from foldserve.serving.repository.repository import Repository
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+    from foldserve.serving.model.loader import LoadOutcome
+    from tests.support.artifacts import TinyNetwork
+
+
+def test_many_changes_at_once_are_told_once_and_a_failure_ends_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told: list[str] = []
+
+    async def follow() -> None:
+        changes = Changes()
+        tell_failed = asyncio.Event()
+
+        async def tell() -> None:
+            told.append(threading.current_thread().name)
+            if len(told) == 1:
+                tell_failed.set()
+                raise RuntimeError("the first one fails")
+
+        for _ in range(100):  # before anybody follows
+            changes.notify()
+        following = asyncio.ensure_future(changes.follow(tell))
+        await tell_failed.wait()
+        thread = threading.Thread(target=lambda: [changes.notify() for _ in range(100)])
+        thread.start()
+        thread.join()
+        while len(told) < 2:
+            await asyncio.sleep(0)
+        following.cancel()
+
+    asyncio.run(asyncio.wait_for(follow(), timeout=20))
+    assert set(told) == {threading.current_thread().name}
+    assert len(told) == 2
+    assert "publishing a change failed" in caplog.text
+
+
+def test_repository_tells_of_each_load_and_of_every_change_of_what_serves(
+    tmp_path: Path, network: TinyNetwork
+) -> None:
+    network.publish(tmp_path / "tiny")
+    (network.publish(tmp_path / "tiny") / "golden.npz").unlink()
+    loads: list[LoadOutcome] = []
+    serving: list[int] = []
+    repository = Repository(
+        tmp_path,
+        ModelSettings(device="cpu"),
+        on_load=loads.append,
+    )
+    repository.subscribe(lambda: serving.append(len(repository.ready_models())))
+    repository.load_all()
+    assert sorted((load.name, load.version, load.refusal is None) for load in loads) == [
+        ("tiny", 1, True),
+        ("tiny", 2, False),
+    ]
+    assert all(load.seconds > 0 for load in loads)
+    assert serving[-1] == 1
+    repository.unload("tiny")
+    assert serving[-1] == 0
+    repository.close(grace_s=1)

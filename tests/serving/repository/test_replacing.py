@@ -1,0 +1,169 @@
+"""One version takes another's place, in process: calls under way are answered, and what was held is freed."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import weakref
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import pytest
+
+from foldserve.serving.errors import NotFoundError, UnavailableError
+from foldserve.serving.model.served_model import ModelSettings, ServedModel
+from foldserve.serving.pb import open_inference_pb2 as pb
+from foldserve.serving.repository.repository import Repository
+from foldserve.serving.services.inference import Servicer
+from foldserve.serving.services.requests import InferCall, Reply
+from tests.support.artifacts import TinyNetwork
+from tests.support.repository_changes import eventually
+from tests.support.server_process import infer_request, outputs_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SETTINGS = ModelSettings(device="cpu", intra_op_threads=1)
+OLD, NEW = TinyNetwork(seed=1), TinyNetwork(seed=2)
+IMAGES = OLD.random_images(2)
+
+
+class FoundTooEarly:
+    """A repository as a call sees it that found a model just before it was replaced."""
+
+    def __init__(self, repository: Repository, found: ServedModel) -> None:
+        self._repository = repository
+        self._found = [found]
+
+    def find(self, name: str, version: str) -> ServedModel:
+        return self._found.pop() if self._found else self._repository.find(name, version)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    OLD.publish(tmp_path / "tiny")
+    (tmp_path / "tiny" / "model.toml").write_text("version_policy = { latest = 1 }\n")
+    opened = Repository(tmp_path, SETTINGS)
+    opened.load_all()
+    return opened
+
+
+def ask(repository: Repository, found: ServedModel, version: str = "") -> Reply:
+    """Return the reply to a call that found ``found``."""
+    stale = cast("Repository", FoundTooEarly(repository, found))
+    servicer = Servicer(stale, max_decoding_bytes=1000, max_image_pixels=1000)
+    replies: list[Reply] = []
+    call = InferCall(message=infer_request(IMAGES, model_version=version))
+    servicer.submit([call], lambda _, reply: replies.append(reply))
+    eventually(lambda: replies, "the call is answered")
+    servicer.close()
+    return replies[0]
+
+
+def replace_model(repository: Repository, folder: Path, network: TinyNetwork = NEW) -> ServedModel:
+    """Publish and load another version; return the one before, once it is closed."""
+    before = repository.find("tiny", "")
+    network.publish(folder / "tiny")
+    repository.load("tiny")
+    eventually(lambda: before not in repository._retirement._draining, "the old one is drained")
+    return before
+
+
+def test_call_that_found_the_old_model_is_answered_by_the_new(repository: Repository, tmp_path: Path) -> None:
+    reply = ask(repository, replace_model(repository, tmp_path))
+    assert isinstance(reply, bytes)
+    response = pb.ModelInferResponse.FromString(reply)
+    assert response.model_version == "2"
+    assert np.abs(outputs_of(response)["logits"] - NEW.logits(IMAGES)).max() < 1e-5
+    repository.close(grace_s=5)
+
+
+def test_call_for_a_version_that_went_is_told_so(repository: Repository, tmp_path: Path) -> None:
+    before = replace_model(repository, tmp_path)
+    reply = ask(repository, before, "1")
+    assert isinstance(reply, UnavailableError)
+    assert "version_policy is latest 1" in str(reply)
+    shutil.rmtree(tmp_path / "tiny" / "1")
+    repository.load("tiny")
+    assert isinstance(ask(repository, before, "1"), NotFoundError)
+    repository.close(grace_s=5)
+
+
+def test_call_whose_images_no_longer_fit_is_not_run(repository: Repository, tmp_path: Path) -> None:
+    """Its rows were read for another input; the caller may ask again and be told what fits."""
+    from foldserve.imaging import ImageSpec
+
+    wider = TinyNetwork(seed=3, image=ImageSpec("L", 9, 9, 9))
+    reply = ask(repository, replace_model(repository, tmp_path, wider))
+    assert isinstance(reply, UnavailableError)
+    repository.close(grace_s=5)
+
+
+def test_call_after_the_end_is_refused_and_not_passed_on_for_ever(repository: Repository) -> None:
+    model = repository.find("tiny", "")
+    repository.close(grace_s=5)
+    assert isinstance(ask(repository, model), UnavailableError)
+
+
+def test_replaced_model_is_freed_at_once(repository: Repository, tmp_path: Path) -> None:
+    """Without the garbage collector, which may not run for long, and never sees what start-up froze."""
+    session = weakref.ref(repository.find("tiny", "").verified.session)
+    model = weakref.ref(repository.find("tiny", ""))
+    gc.disable()
+    try:
+        NEW.publish(tmp_path / "tiny")
+        repository.load("tiny")
+        eventually(lambda: not repository._retirement._draining, "the old one is drained")
+        eventually(lambda: session() is None, "the draining thread, the last one, lets go of it")
+        assert model() is None
+    finally:
+        gc.enable()
+    repository.close(grace_s=5)
+
+
+def test_version_that_is_only_moved_goes_on(repository: Repository, tmp_path: Path) -> None:
+    """A folder that is missing at one look is not missed; at the second it is gone."""
+    (tmp_path / "tiny" / "1").rename(tmp_path / ".1")
+    repository.refresh()
+    assert repository.is_ready("tiny", "1")
+    (tmp_path / ".1").rename(tmp_path / "tiny" / "1")
+    repository.refresh()
+    (tmp_path / "tiny" / "1").rename(tmp_path / ".1")
+    repository.refresh()
+    assert repository.is_ready("tiny", "1"), "missed for the first time again"
+    repository.refresh()
+    with pytest.raises(NotFoundError):
+        repository.find("tiny", "")
+    repository.close(grace_s=5)
+
+
+def test_newest_that_goes_is_followed_by_an_older_one_without_a_gap(
+    repository: Repository, tmp_path: Path
+) -> None:
+    replace_model(repository, tmp_path)
+    shutil.rmtree(tmp_path / "tiny" / "2")
+    serving: list[list[int]] = []
+    repository.subscribe(lambda: serving.append([model.version for model in repository.ready_models()]))
+    repository.refresh()
+    repository.refresh()
+    assert serving[-1] == [1]
+    assert [] not in serving
+    repository.close(grace_s=5)
+
+
+def test_touched_files_are_not_loaded_again(repository: Repository, tmp_path: Path) -> None:
+    model = repository.find("tiny", "")
+    for path in (tmp_path / "tiny" / "1").iterdir():
+        path.write_bytes(path.read_bytes())
+    repository.refresh()
+    assert repository.find("tiny", "") is model
+    repository.close(grace_s=5)
+
+
+def test_nothing_is_announced_while_nothing_changes(repository: Repository) -> None:
+    changes: list[None] = []
+    repository.subscribe(lambda: changes.append(None))
+    for _ in range(3):
+        repository.refresh()
+    assert changes == []
+    repository.close(grace_s=5)

@@ -1,0 +1,126 @@
+"""Finding, loading and choosing versions; what a version must be like to be opened."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from foldserve.artifact.format import Golden
+from foldserve.artifact.writer import publish_artifact
+from foldserve.imaging import ImageSpec
+from foldserve.serving.errors import ArtifactError, NotFoundError, UnavailableError
+from foldserve.serving.model.served_model import ModelSettings, open_verified
+from foldserve.serving.pb import open_inference_pb2 as pb
+from foldserve.serving.repository.repository import Repository
+from foldserve.serving.repository.scanner import find_versions
+from foldserve.serving.services.inference import Servicer
+from foldserve.serving.services.management import Control
+from foldserve.serving.services.requests import InferCall, Reply
+from tests.support.artifacts import TinyNetwork
+from tests.support.server_process import infer_request
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from foldserve.serving.model.loader import LoadOutcome
+
+SETTINGS = ModelSettings(device="cpu", intra_op_threads=1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    TinyNetwork().publish(tmp_path / "tiny")
+    TinyNetwork(seed=2).publish(tmp_path / "tiny")
+    return tmp_path
+
+
+def test_hidden_empty_and_misnamed_folders_are_no_versions(folder: Path) -> None:
+    for name in (".hidden/1", "empty", "tiny/03", "tiny/latest", "tiny/-4", "tiny/.publishing-x", "tiny/٣"):
+        (folder / name).mkdir(parents=True)
+    (folder / "README.md").write_text("models")
+    (folder / "tiny" / "5").write_text("a file, not a folder")
+    assert find_versions(folder) == {"tiny": [1, 2]}
+
+
+def test_folder_that_is_none_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="nowhere cannot be read"):
+        find_versions(tmp_path / "nowhere")
+
+
+def test_nothing_serves_before_loading_and_the_newest_after(folder: Path) -> None:
+    repository = Repository(folder, SETTINGS)
+    assert not repository.is_ready("tiny", "")
+    with pytest.raises(UnavailableError, match="loading"):
+        repository.find("tiny", "1")
+    repository.load_all()
+    assert repository.find("tiny", "").version == 2
+    assert repository.find("tiny", "1").version == 1
+    with pytest.raises(NotFoundError, match="no version '3'; it has 1, 2"):
+        repository.find("tiny", "3")
+    repository.close(grace_s=5)
+
+
+def test_each_load_attempt_is_reported_once_with_its_end(folder: Path) -> None:
+    (folder / "tiny" / "1" / "golden.npz").unlink()
+    outcomes: list[LoadOutcome] = []
+    repository = Repository(folder, SETTINGS, outcomes.append)
+    repository.load_all()
+    assert [(outcome.name, outcome.version) for outcome in outcomes] == [("tiny", 2), ("tiny", 1)]
+    assert outcomes[1].refusal == "golden.npz is missing from the version's folder"
+    assert outcomes[0].refusal is None
+    assert outcomes[0].seconds > 0
+    repository.close(grace_s=5)
+
+
+def test_model_unloaded_before_its_turn_is_not_loaded_after_all(folder: Path) -> None:
+    TinyNetwork().publish(folder / "other")
+    repository = Repository(folder, SETTINGS)
+    repository.unload("tiny")
+    repository.load_all()
+    assert [model.name for model in repository.ready_models()] == ["other"]
+    repository.load("tiny")
+    assert repository.is_ready("tiny", "")
+    repository.close(grace_s=5)
+
+
+def test_closed_repository_loads_nothing_more(folder: Path) -> None:
+    repository = Repository(folder, SETTINGS)
+    repository.close(grace_s=0)
+    repository.load_all()
+    assert repository.ready_models() == []
+
+
+def test_draining_servicer_refuses_new_calls_and_is_not_ready(folder: Path) -> None:
+    repository = Repository(folder, SETTINGS)
+    repository.load_all()
+    servicer = Servicer(repository, max_decoding_bytes=1000, max_image_pixels=1000)
+    control = Control(repository, servicer, model_control=True)
+    assert not control.is_ready(), "start-up loading has not been declared over"
+    control.end_loading()
+    assert control.is_ready()
+    servicer.begin_drain()
+    replies: list[Reply] = []
+    call = InferCall(message=infer_request(TinyNetwork().random_images(1)))
+    servicer.submit([call], lambda _, reply: replies.append(reply))
+    assert [str(reply) for reply in replies] == ["the server is draining; try again, or elsewhere"]
+    assert not control.is_ready()
+    assert not control.model_ready(pb.ModelReadyRequest(name="tiny")).ready
+    repository.close(grace_s=5)
+
+
+def test_labels_must_be_as_many_as_classes(tmp_path: Path) -> None:
+    network = TinyNetwork()
+    network.labels = network.labels[:-1]
+    with pytest.raises(ArtifactError, match=r"with 2 labels it must give logits FP32 \[-1, 2\]"):
+        open_verified(network.publish(tmp_path / "tiny"), SETTINGS)
+
+
+def test_golden_images_must_fit_the_model(tmp_path: Path) -> None:
+    larger = TinyNetwork(image=ImageSpec("L", 9, 9, 9)).to_onnx()
+    images = TinyNetwork().random_images(2)
+    logits = TinyNetwork().logits(images)
+    golden = Golden(images, logits, logits, 1e-3, 1e-3, synthetic=True)
+    version = publish_artifact(tmp_path / "tiny", model=larger, golden=golden, manifest={})
+    with pytest.raises(ArtifactError, match="model and golden pairs do not belong together"):
+        open_verified(version, SETTINGS)

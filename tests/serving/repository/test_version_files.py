@@ -1,0 +1,139 @@
+"""When a version's files are read, waited for and refused; the clock is the test's."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from foldserve.artifact.format import Artifact
+from foldserve.serving.model.served_model import ModelSettings
+from foldserve.serving.repository.model_file_cache import SettingsReader
+from foldserve.serving.repository.scanner import scan
+from foldserve.serving.repository.version_files import Fault, VersionFiles
+from tests.support.artifacts import TinyNetwork
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SETTINGS = ModelSettings(device="cpu", intra_op_threads=1)
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 1e6
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Watched:
+    """A repository with the model ``tiny``, looked at as a server does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.clock = Clock()
+        self.files = VersionFiles(folder, settle_s=2.0, clock=self.clock)
+
+    def look(
+        self, version: int = 1, *, is_patient: bool = True, **changed: object
+    ) -> Artifact | Fault | None:
+        signature = scan(self.folder)["tiny"].versions[version]
+        settings = replace(SETTINGS, **changed)  # type: ignore[arg-type]
+        return self.files.read("tiny", version, signature, settings, is_patient=is_patient)
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    TinyNetwork().publish(tmp_path / "models" / "tiny")
+    return Watched(tmp_path / "models")
+
+
+def test_whole_files_are_read_once(watched: Watched) -> None:
+    assert isinstance(watched.look(), Artifact)
+    assert watched.look() is None
+    watched.files.conclude("tiny", 1, "refused")
+    assert watched.look() is None
+    assert watched.files.conclusion("tiny", 1) == "refused"
+
+
+def test_other_settings_or_other_files_are_something_new(watched: Watched) -> None:
+    watched.look()
+    assert isinstance(watched.look(max_batch_size=2), Artifact)
+    assert watched.look(max_batch_size=2) is None
+    model = watched.folder / "tiny" / "1" / "model.onnx"
+    model.write_bytes(model.read_bytes())
+    assert isinstance(watched.look(max_batch_size=2), Artifact)
+
+
+def test_half_a_version_waits_as_long_as_it_changes(watched: Watched) -> None:
+    version = watched.folder / "tiny" / "1"
+    whole = (version / "model.onnx").read_bytes()
+    for size in (10, 20, 30):
+        (version / "model.onnx").write_bytes(whole[:size])
+        found = watched.look()
+        assert isinstance(found, Fault)
+        assert not found.is_final
+        watched.clock.now_s += 10
+        assert watched.files.conclusion("tiny", 1) is None
+    (version / "model.onnx").write_bytes(whole)
+    assert isinstance(watched.look(), Artifact)
+
+
+def test_what_stays_half_is_refused_and_still_read_when_it_changes(watched: Watched) -> None:
+    version = watched.folder / "tiny" / "1"
+    shutil.move(version / "golden.npz", watched.folder / ".golden")
+    watched.look()
+    watched.clock.now_s += 1.9
+    assert watched.look() is None
+    watched.clock.now_s += 0.2
+    refused = watched.look()
+    assert isinstance(refused, Fault)
+    assert refused.is_final
+    assert str(refused.error) == "golden.npz is missing from the version's folder"
+    assert watched.look() is None
+    shutil.move(watched.folder / ".golden", version / "golden.npz")
+    assert isinstance(watched.look(), Artifact)
+
+
+def test_who_asks_by_name_does_not_wait(watched: Watched) -> None:
+    (watched.folder / "tiny" / "1" / "manifest.json").unlink()
+    refused = watched.look(is_patient=False)
+    assert isinstance(refused, Fault)
+    assert refused.is_final
+
+
+def test_a_large_file_on_its_way_is_not_hashed_at_each_look(watched: Watched) -> None:
+    """Its size is enough to see that it is not whole; only at the end is it read."""
+    model = watched.folder / "tiny" / "1" / "model.onnx"
+    size = model.stat().st_size
+    model.write_bytes(b"short")
+    found = watched.look()
+    assert isinstance(found, Fault)
+    assert str(found.error) == f"model.onnx has 5 bytes, manifest.json says {size}"
+
+
+def test_settings_on_their_way_are_waited_for(tmp_path: Path) -> None:
+    TinyNetwork().publish(tmp_path / "tiny")
+    clock = Clock()
+    reader = SettingsReader(tmp_path, SETTINGS, settle_s=2.0, clock=clock)
+    path = tmp_path / "tiny" / "model.toml"
+
+    def look(*, is_patient: bool = True) -> object:
+        return reader.read("tiny", scan(tmp_path)["tiny"], is_patient=is_patient)
+
+    assert look() is not None
+    path.write_text("max_batch_si")
+    assert look() is None
+    clock.now_s += 2.1
+    assert "not TOML" in str(look())
+    path.write_text("max_batch_size = 7\n")
+    settings = look()
+    assert isinstance(settings, tuple)
+    assert settings[0].max_batch_size == 7
+    path.write_text("max_batch_si")
+    assert "not TOML" in str(look(is_patient=False))

@@ -1,0 +1,127 @@
+"""A certificate that cannot serve is refused with the reason before anybody meets it."""
+
+from __future__ import annotations
+
+import datetime
+import ssl
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+from foldserve.serving.errors import CredentialsError
+from foldserve.serving.security.certificate import ServerCredentials
+from tests.support.certificates import Authority, Pair
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+NOW = datetime.datetime.now(datetime.UTC)
+DAY = datetime.timedelta(days=1)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path, "own")
+
+
+def swapped(authority: Authority) -> Pair:
+    pair = authority.sign("server")
+    return Pair(pair.key, pair.certificate)
+
+
+def missing(authority: Authority) -> Pair:
+    pair = authority.sign("server")
+    pair.key.unlink()
+    return pair
+
+
+def mismatched(authority: Authority) -> Pair:
+    return Pair(authority.sign("server").certificate, authority.sign("other").key)
+
+
+def encrypted(authority: Authority) -> Pair:
+    pair = authority.sign("server")
+    key = serialization.load_pem_private_key(pair.key.read_bytes(), None)
+    secret = serialization.BestAvailableEncryption(b"secret")
+    pair.key.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, secret)
+    )
+    return pair
+
+
+def no_key(authority: Authority) -> Pair:
+    pair = authority.sign("server")
+    pair.key.write_text("password")
+    return pair
+
+
+def truncated(authority: Authority) -> Pair:
+    pair = authority.sign("server")
+    pair.key.write_bytes(pair.key.read_bytes()[:-60])
+    return pair
+
+
+@pytest.mark.parametrize(
+    ("pair_of", "reason"),
+    [
+        pytest.param(
+            lambda authority: authority.sign("server", not_after=NOW - DAY), "has expired", id="expired"
+        ),
+        pytest.param(
+            lambda authority: authority.sign("server", not_before=NOW + DAY), "not yet valid", id="early"
+        ),
+        pytest.param(mismatched, "other.key is not that of the certificate in", id="another's key"),
+        pytest.param(swapped, "server.key holds no certificate", id="swapped"),
+        pytest.param(missing, "server.key cannot be read: No such file", id="missing"),
+        pytest.param(encrypted, "is encrypted; decrypt it first: openssl pkey", id="encrypted"),
+        pytest.param(no_key, "server.key holds no private key", id="no key"),
+        pytest.param(truncated, "server.key", id="truncated"),
+    ],
+)
+def test_pair_that_cannot_serve_is_explained(
+    authority: Authority, pair_of: Callable[[Authority], Pair], reason: str
+) -> None:
+    pair = pair_of(authority)
+    with pytest.raises(CredentialsError, match=reason):
+        ServerCredentials(*pair)
+
+
+def test_sound_pair_is_taken_and_says_when_it_expires(authority: Authority) -> None:
+    credentials = ServerCredentials(*authority.sign("server", not_after=NOW + DAY))
+    expires_s = ssl.cert_time_to_seconds(credentials.current().expires)
+    assert abs(expires_s - (NOW + DAY).timestamp()) < 2
+    assert not credentials.wants_client_certificate
+
+
+def test_authorities_that_are_none_are_explained(authority: Authority, tmp_path: Path) -> None:
+    (tmp_path / "junk.pem").write_text("junk")
+    with pytest.raises(CredentialsError, match=r"junk\.pem holds no certificates of authorities"):
+        ServerCredentials(*authority.sign("server"), client_ca=tmp_path / "junk.pem")
+
+
+def test_changed_files_are_read_again_and_unchanged_ones_are_not(authority: Authority) -> None:
+    credentials = ServerCredentials(*authority.sign("server"))
+    first = credentials.current()
+    assert credentials.current() is first
+    pair = authority.sign("server")
+    assert credentials.current().chain == pair.certificate.read_bytes() != first.chain
+
+
+def test_half_a_change_leaves_the_old_pair_in_place_until_it_is_whole(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = authority.sign("server")
+    credentials = ServerCredentials(*pair)
+    first = credentials.current()
+    newer = authority.sign("newer")
+    pair.certificate.write_bytes(newer.certificate.read_bytes())
+    for _ in range(3):
+        assert credentials.current() is first
+    assert len(caplog.records) == 1, "one failure is logged once, not at every handshake"
+    assert "not that of the certificate" in caplog.text
+    pair.key.write_bytes(newer.key.read_bytes())
+    assert credentials.current().key == newer.key.read_bytes()
+    pair.key.unlink()
+    assert credentials.current().key == newer.key.read_bytes()

@@ -1,0 +1,69 @@
+"""What becomes of calls that nobody waits for any more, without a wire in between."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from foldserve.serving.errors import CancelledError, DeadlineExceededError
+from foldserve.serving.model.served_model import ModelSettings
+from foldserve.serving.pb import classifier_pb2
+from foldserve.serving.repository.repository import Repository
+from foldserve.serving.services.inference import Servicer
+from foldserve.serving.services.requests import ClassifyCall, InferCall
+from tests.support.encoded_images import encode
+from tests.support.server_process import infer_request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from foldserve.serving.services.requests import Call, Reply
+    from tests.support.artifacts import TinyNetwork
+
+
+@pytest.fixture
+def repository(tmp_path: Path, network: TinyNetwork) -> Iterator[Repository]:
+    network.publish(tmp_path / "tiny")
+    repository = Repository(tmp_path, ModelSettings(device="cpu"))
+    repository.load_all()
+    yield repository
+    repository.close(grace_s=5)
+
+
+def test_expired_and_cancelled_calls_are_counted_and_never_run(
+    repository: Repository, network: TinyNetwork
+) -> None:
+    """Pixels and encoded images alike; the sound call behind them is answered and alone in the rows."""
+    pixels = infer_request(network.random_images(3))
+    file = encode(network.random_images(1)[0, 0])
+    images = classifier_pb2.ClassifyRequest(model_name="tiny", images=[file])
+    expired = [InferCall(message=pixels, deadline_s=0.0), ClassifyCall(message=images, deadline_s=0.0)]
+    cancelled = [InferCall(message=pixels, cancelled=True), ClassifyCall(message=images, cancelled=True)]
+    sound = InferCall(message=pixels)
+    replies: dict[int, list[Reply]] = {}
+    replied = threading.Semaphore(0)
+
+    def on_reply(call: Call, reply: Reply) -> None:
+        replies.setdefault(id(call), []).append(reply)
+        replied.release()
+
+    servicer = Servicer(repository, max_decoding_bytes=10**6, max_image_pixels=10**6)
+    servicer.submit([*expired, *cancelled, sound], on_reply)
+    assert all(replied.acquire(timeout=20) for _ in range(5))
+    servicer.close()
+    model = repository.find("tiny", "")
+    for call in expired:
+        (reply,) = replies[id(call)]
+        assert isinstance(reply, DeadlineExceededError)
+    for call in cancelled:
+        (reply,) = replies[id(call)]
+        assert isinstance(reply, CancelledError)
+    (reply,) = replies[id(sound)]
+    assert isinstance(reply, bytes)
+    counted = model.statistics.to_message("tiny", "1")
+    assert counted.inference_stats.fail.count == 4
+    assert counted.inference_stats.success.count == 1
+    assert counted.inference_count == 3

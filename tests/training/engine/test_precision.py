@@ -1,0 +1,53 @@
+"""Which number format a run is trained in where none is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from foldserve.training.config import TrainConfig
+from foldserve.training.engine import precision as precision_module
+from foldserve.training.engine.precision import choose_precision, multiplies_in_bf16
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        pytest.param("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 rdpid\n", True, id="with it"),
+        pytest.param("processor\t: 0\nflags\t\t: fpu avx512f avx512_vnni\n", False, id="without it"),
+        pytest.param("flags\t\t: avx512_bf16x\nbugs\t\t: avx512_bf16\n", False, id="not among the flags"),
+    ],
+)
+def test_the_processor_says_whether_it_multiplies_in_bf16(tmp_path: Path, facts: str, expected: bool):
+    (tmp_path / "cpuinfo").write_text(facts)
+    assert multiplies_in_bf16(tmp_path / "cpuinfo") is expected
+
+
+def test_a_processor_that_says_nothing_is_not_trusted_with_bf16(tmp_path: Path):
+    assert not multiplies_in_bf16(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("arch", "has_bf16", "asked", "expected"),
+    [
+        pytest.param("lenet", True, "auto", "bf16", id="a network of the registry"),
+        pytest.param("alexnet", True, "auto", "bf16", id="another one"),
+        pytest.param("lenet", False, "auto", "fp32", id="a processor without"),
+        pytest.param("my.networks:tiny", True, "auto", "fp32", id="a network of one's own"),
+        pytest.param("lenet", True, "fp32", "fp32", id="float32 asked for"),
+        pytest.param("lenet", False, "bf16", "bf16", id="bf16 asked for"),
+        pytest.param("my.networks:tiny", False, "bf16", "bf16", id="bf16 asked for one's own"),
+    ],
+)
+def test_the_format_is_what_is_asked_for_or_what_is_faster(
+    monkeypatch: pytest.MonkeyPatch, arch: str, has_bf16: bool, asked: str, expected: str
+):
+    monkeypatch.setattr(precision_module, "multiplies_in_bf16", lambda: has_bf16)
+    assert choose_precision(TrainConfig(arch=arch, precision=asked), CPU).name == expected

@@ -1,0 +1,1 @@
+"""Trains a network: the loop, the optimizer, precision, distributed processes."""

@@ -1,0 +1,45 @@
+"""Where and how torch computes in this process."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from torch import distributed
+
+from foldserve.training.errors import DeviceError
+
+if TYPE_CHECKING:
+    from foldserve.training.config import TrainConfig
+
+
+def prepare_device(config: TrainConfig) -> torch.device:
+    """Return the device of ``config`` and set threads and determinism for this process.
+
+    Raises:
+        DeviceError: CUDA was asked for and is not there, or there are more processes than GPUs.
+    """
+    has_cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not has_cuda:
+        raise DeviceError(
+            "device cuda was asked for, but torch finds no GPU (is there an NVIDIA driver, and a CUDA build "
+            "of torch?); use --device cpu or auto"
+        )
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        # cuBLAS is deterministic only with this, set before its first use.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.deterministic)
+    if not has_cuda or config.device == "cpu":
+        return torch.device("cpu")
+    # Under torchrun each process of a machine takes a GPU of its own.
+    device = torch.device("cuda", distributed.get_node_local_rank(fallback_rank=0))
+    if device.index >= torch.cuda.device_count():
+        raise DeviceError(
+            f"process {device.index} of this machine finds only {torch.cuda.device_count()} GPUs; "
+            "give torchrun --nproc-per-node as many, or use --device cpu"
+        )
+    torch.cuda.set_device(device)
+    return device

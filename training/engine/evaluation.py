@@ -1,0 +1,60 @@
+"""Judging a network on images that it did not learn from; never augmented, always in float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+from foldserve.training.engine.distributed import SOLO
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from foldserve.training.datasets import Examples
+    from foldserve.training.engine.distributed import Replicas
+
+# Values of uint8 pixels a batch: large enough for full speed, small enough for any memory.
+_BATCH_VALUES = 500 * 28 * 28
+_SMALLEST_BATCH, _LARGEST_BATCH = 8, 500
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean cross entropy, accuracy 0..1; predicted classes int64 [N] with their probabilities, on the CPU."""
+
+    loss: float
+    accuracy: float
+    predictions: Tensor
+    confidences: Tensor
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, examples: Examples, replicas: Replicas = SOLO) -> Evaluation:
+    """Judge ``model`` (pixels to logits) in eval mode on all of ``examples``; its mode is put back.
+
+    Each of the ``replicas`` answers its share of the images, each image once; all return the same result.
+    """
+    was_training = model.training
+    model.eval()
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    share = replicas.share_of(examples.images)
+    # An empty share still needs logits of the right width to exchange, so it answers one image and drops it.
+    batches = torch.split(share if len(share) else examples.images[:1], _batch_size(examples.images))
+    logits = torch.cat([model(images.to(device)) for images in batches]).float()[: len(share)]
+    logits = replicas.gather(logits, len(examples)).cpu()
+    model.train(was_training)
+    labels = examples.labels.cpu()
+    confidences, predictions = logits.softmax(dim=1).max(dim=1)
+    return Evaluation(
+        loss=F.cross_entropy(logits, labels).item(),
+        accuracy=(predictions == labels).double().mean().item(),
+        predictions=predictions,
+        confidences=confidences,
+    )
+
+
+def _batch_size(images: Tensor) -> int:
+    return max(_SMALLEST_BATCH, min(_LARGEST_BATCH, _BATCH_VALUES // images[0].numel()))

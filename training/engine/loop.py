@@ -1,0 +1,254 @@
+"""One epoch of training.
+
+All images are there as uint8; a batch is a gather by a slice of the epoch's permutation. Random numbers
+depend on the seed and the epoch or step alone, never on what ran before, so that a run taken up at any step
+needs no random state to go on exactly as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+from foldserve.training.engine.distributed import SOLO, Replicas
+from foldserve.training.engine.optimizer import pace_at, set_pace
+from foldserve.training.errors import DivergedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from foldserve.training.augmentation.augment import Augmentation
+    from foldserve.training.augmentation.mixing import Mixing
+    from foldserve.training.config import TrainConfig
+    from foldserve.training.datasets import Examples
+    from foldserve.training.engine.ema import WeightAverage
+    from foldserve.training.engine.precision import Precision
+    from foldserve.training.models import Normalized
+
+# Reading the loss waits for the device: often enough for the display, too seldom to cost anything.
+_REPORT_EVERY_STEPS = 20
+
+
+@dataclass
+class EpochTotals:
+    """What an epoch has counted so far in this process; part of a checkpoint, so that no figure is lost.
+
+    ``losses`` float32 by step of the epoch, ``correct`` and ``seen`` images since the epoch began.
+    """
+
+    losses: Tensor
+    correct: Tensor
+    seen: int = 0
+    elapsed_s: float = 0.0
+
+
+@dataclass
+class Trainer:
+    """What changes while training, and what that needs; ``model`` maps pixels to logits.
+
+    ``forward`` is ``model`` as it is called: compiled, or wrapped to average gradients over ``replicas``.
+    """
+
+    model: Normalized
+    forward: Callable[[Tensor], Tensor]
+    optimizer: Optimizer
+    average: WeightAverage | None
+    augmentation: Augmentation
+    mixing: Mixing
+    precision: Precision
+    config: TrainConfig
+    steps_per_epoch: int
+    replicas: Replicas = SOLO
+    step: int = 0
+    totals: EpochTotals | None = None
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.steps_per_epoch * self.config.epochs
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Means over the epoch so far, of ``step`` steps of ``steps``; accuracy is on augmented images, 0..1."""
+
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    images_per_s: float
+    elapsed_s: float
+
+
+def train_one_epoch(
+    trainer: Trainer,
+    examples: Examples,
+    report: Callable[[Progress], None],
+    after_step: Callable[[], None] = lambda: None,
+) -> Progress:
+    """Train to the end of the epoch that ``trainer.step`` is in, on ``examples``.
+
+    ``report`` is called every few steps and at the end, ``after_step`` after each step but the last: at both
+    times ``trainer`` holds all that is needed to go on from there.
+
+    Raises:
+        DivergedError: the loss is no longer finite.
+    """
+    config, device = trainer.config, trainer.model.mean.device
+    generator = torch.Generator(device)
+    epoch, steps_done = divmod(trainer.step, trainer.steps_per_epoch)
+    permutation = epoch_order(len(examples), config.seed, epoch).to(examples.images.device)
+    if steps_done == 0 or trainer.totals is None:
+        trainer.totals = empty_totals(trainer)
+    totals = trainer.totals
+    trainer.model.train()
+    started = time.perf_counter() - totals.elapsed_s
+    for step in range(steps_done, trainer.steps_per_epoch):
+        batch = trainer.replicas.share_of(
+            permutation[step * config.batch_size : (step + 1) * config.batch_size]
+        )
+        loss, correct = _train_step(trainer, examples, batch, generator)
+        totals.losses[step] = loss
+        totals.correct += correct
+        totals.seen += len(batch)
+        totals.elapsed_s = time.perf_counter() - started
+        is_last = step + 1 == trainer.steps_per_epoch
+        if (step + 1) % _REPORT_EVERY_STEPS == 0 or is_last:
+            check_finite(trainer, examples)
+            report(_progress(trainer, step + 1))
+        if not is_last:
+            after_step()
+    return _progress(trainer, trainer.steps_per_epoch, over_all=True)
+
+
+def _train_step(
+    trainer: Trainer, examples: Examples, batch: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Take one optimizer step on the examples at the indices ``batch``; return loss and number right."""
+    config, scaler = trainer.config, trainer.precision.scaler
+    set_pace(trainer.optimizer, pace_at(trainer.step, total_steps=trainer.total_steps, config=config))
+    images, labels = _augmented(trainer, examples, batch, generator)
+    partners = shares = None
+    if trainer.mixing:
+        mixed = trainer.mixing(images, generator)
+        images, partners, shares = mixed.images, labels[mixed.partners], mixed.shares
+    trainer.optimizer.zero_grad()
+    loss_sum = torch.zeros((), device=images.device)
+    correct = torch.zeros((), dtype=torch.int64, device=images.device)
+    for part in torch.arange(len(batch)).tensor_split(config.accumulate):
+        rows = slice(int(part[0]), int(part[-1]) + 1)
+        with trainer.precision.computing():
+            logits = trainer.forward(images[rows]).float()
+        loss = F.cross_entropy(logits, labels[rows], label_smoothing=config.label_smoothing, reduction="none")
+        if partners is not None and shares is not None:
+            other = F.cross_entropy(
+                logits, partners[rows], label_smoothing=config.label_smoothing, reduction="none"
+            )
+            loss = torch.lerp(other, loss, shares[rows])
+        mean_loss = loss.sum() / len(batch)
+        scaler.scale(mean_loss).backward()  # type: ignore[no-untyped-call]  # torch's own
+        loss_sum = loss_sum + mean_loss.detach()
+        correct = correct + (logits.detach().argmax(dim=1) == labels[rows]).sum()
+    if config.clip_norm:
+        scaler.unscale_(trainer.optimizer)
+        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), config.clip_norm, foreach=True)
+    scaler.step(trainer.optimizer)
+    scaler.update()
+    if trainer.average is not None:
+        trainer.average.update(trainer.step)
+    trainer.step += 1
+    return loss_sum, correct
+
+
+def _augmented(
+    trainer: Trainer, examples: Examples, batch: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return augmented images and labels at the indices ``batch``, on the device; seed all that is random."""
+    rank = trainer.replicas.rank
+    purpose = f"step of process {rank}" if rank else "step"
+    seed = derived_seed(trainer.config.seed, purpose, trainer.step)
+    generator.manual_seed(seed)
+    torch.manual_seed(seed)  # dropout draws from the global generator
+    device = trainer.model.mean.device
+    images = examples.images.index_select(0, batch).to(device, non_blocking=True)
+    labels = examples.labels.index_select(0, batch).to(device, non_blocking=True)
+    return trainer.augmentation(images, generator), labels
+
+
+def empty_totals(trainer: Trainer) -> EpochTotals:
+    """Return the totals of an epoch that has not begun."""
+    device = trainer.model.mean.device
+    return EpochTotals(
+        losses=torch.zeros(trainer.steps_per_epoch, device=device),
+        correct=torch.zeros((), dtype=torch.int64, device=device),
+    )
+
+
+def check_finite(trainer: Trainer, examples: Examples) -> None:
+    """Check the epoch's losses so far and the weights, which a checkpoint must never keep otherwise.
+
+    Raises:
+        DivergedError: one is infinite or not a number; names the first such step and its batch.
+    """
+    totals, config = trainer.totals, trainer.config
+    assert totals is not None
+    bad = torch.nonzero(~totals.losses.isfinite())
+    # A sum is finite only if all its terms are, and is formed ten times as fast as they are looked at.
+    if len(bad) == 0 and all(bool(value.sum().isfinite()) for value in trainer.model.parameters()):
+        return
+    epoch, steps_done = divmod(trainer.step - 1, trainer.steps_per_epoch)
+    step = int(bad[0]) if len(bad) else steps_done
+    order = epoch_order(len(examples), config.seed, epoch)[step * config.batch_size :][: config.batch_size]
+    pixels = examples.images[order.to(examples.images.device)].float()
+    before = f"{totals.losses[step - 1]:.4g} a step before" if step else "the epoch's first"
+    raise DivergedError(
+        f"the {'loss is' if len(bad) else 'weights are'} no longer finite at step "
+        f"{epoch * trainer.steps_per_epoch + step + 1} of {trainer.total_steps} "
+        f"(loss {totals.losses[step]:.4g}, {before}; its batch: pixels {pixels.min():.0f}.."
+        f"{pixels.max():.0f}, mean {pixels.mean():.1f}, deviation {pixels.std():.1f}); the last good "
+        f"checkpoint is kept: lower --lr (now {config.lr:g}) or give --clip-norm, and use another --run-dir"
+    )
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of an epoch's images: drawn on the CPU, so the same on every device."""
+    generator = torch.Generator().manual_seed(derived_seed(seed, "epoch", epoch))
+    return torch.randperm(count, generator=generator)
+
+
+def derived_seed(seed: int, purpose: str, index: int) -> int:
+    """Return a seed for one purpose: hashed, because torch's CPU generator takes the low 32 bits alone."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _progress(trainer: Trainer, steps: int, *, over_all: bool = False) -> Progress:
+    """Return the means of ``steps`` steps, of this process or ``over_all`` (then all must call it)."""
+    totals = trainer.totals
+    assert totals is not None
+    replicas = trainer.replicas if over_all else SOLO
+    loss = replicas.sum(totals.losses[:steps].mean()) / replicas.count
+    counts = replicas.sum(
+        torch.stack([totals.correct, torch.full_like(totals.correct, totals.seen)])
+    ).tolist()
+    return Progress(
+        step=steps,
+        steps=trainer.steps_per_epoch,
+        loss=loss.item(),
+        accuracy=counts[0] / counts[1],
+        images_per_s=steps * trainer.config.batch_size / totals.elapsed_s,
+        elapsed_s=totals.elapsed_s,
+    )

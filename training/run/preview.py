@@ -1,0 +1,92 @@
+"""A picture of what training sees: each row one image, first as it is and then augmented anew each time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from matplotlib.figure import Figure
+
+from foldserve.training.augmentation.mixing import Mixing
+from foldserve.training.datasets import split_train
+from foldserve.training.engine.loop import derived_seed
+from foldserve.training.errors import RunError
+from foldserve.training.run.pictures import draw_images
+from foldserve.training.run.run_state import chosen_augmentation
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from foldserve.training.config import TrainConfig
+    from foldserve.training.datasets import Dataset
+
+_IMAGES, _DRAWS = 8, 7
+
+
+def check_preview(path: Path) -> None:
+    """Check that ``path`` can be written, before the images that it shows are read.
+
+    Raises:
+        RunError: it cannot.
+    """
+    known = Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in known:
+        raise RunError(
+            f"the preview {path} cannot be written: expected a name that ends in .{', .'.join(sorted(known))}"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        path.open("ab").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise _cannot_be_written(path, error) from error
+
+
+def write_preview(path: Path, config: TrainConfig, dataset: Dataset) -> None:
+    """Draw training images of ``dataset`` with ``config``'s augmentation into the PNG ``path``.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    training, _ = split_train(dataset, config.validation_count)
+    originals = training.images[_one_of_each(training.labels)[:_IMAGES]]
+    rows = torch.stack(
+        [originals, *augmented_draws(originals, config, dataset)], dim=1
+    )  # [N, 1 + draws, ...]
+    captions = ["as it is", "augmented"] + [""] * (rows.shape[0] * rows.shape[1] - 2)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_images(path, rows.flatten(0, 1), captions, f"{dataset.name} as {config.arch} is trained on it")
+    except OSError as error:
+        raise _cannot_be_written(path, error) from error
+
+
+def _cannot_be_written(path: Path, error: OSError) -> RunError:
+    return RunError(f"the preview {path} cannot be written: {error}; give a .png in another folder")
+
+
+def augmented_draws(originals: Tensor, config: TrainConfig, dataset: Dataset) -> list[Tensor]:
+    """Return ``originals`` uint8 [N, C, H, W] augmented several times, as training steps would."""
+    augmentation = chosen_augmentation(config, dataset)
+    mixing = Mixing(config.mixup, config.cutmix) if config.augment else None
+    draws = []
+    for draw in range(_DRAWS):
+        generator = torch.Generator().manual_seed(derived_seed(config.seed, "preview", draw))
+        images = augmentation(originals, generator)
+        if mixing:
+            images = mixing(images, generator).images.round().to(torch.uint8)
+        draws.append(images)
+    return draws
+
+
+def _one_of_each(labels: Tensor) -> Tensor:
+    """Return indices of images: the first of each class, then the second of each, and so on."""
+    occurrence = torch.zeros_like(labels)
+    for index in range(int(labels.max()) + 1):
+        of_class = labels == index
+        occurrence[of_class] = torch.arange(int(of_class.sum()))
+    return (occurrence * (int(labels.max()) + 1) + labels).argsort(stable=True)

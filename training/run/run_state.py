@@ -1,0 +1,277 @@
+"""The state of a run: built fresh or taken up from ``last.pt``, and turned into checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from foldserve.training.augmentation.augment import NO_AUGMENTATION, Augmentation
+from foldserve.training.augmentation.mixing import NO_MIXING, Mixing
+from foldserve.training.checkpoint import Checkpoint, check_weights, load_checkpoint
+from foldserve.training.checkpoint_form import TrainerForm, read_form
+from foldserve.training.datasets import channel_statistics
+from foldserve.training.datasets.picture_files import shown_name
+from foldserve.training.engine.distributed import SOLO, Replicas
+from foldserve.training.engine.ema import WeightAverage
+from foldserve.training.engine.loop import Trainer, derived_seed, empty_totals
+from foldserve.training.engine.network import build_model, network_arguments, training_forward
+from foldserve.training.engine.optimizer import create_optimizer
+from foldserve.training.engine.precision import choose_precision
+from foldserve.training.errors import CheckpointError, RunError
+from foldserve.training.models import Normalized, create_model, is_own
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from foldserve.training.config import TrainConfig
+    from foldserve.training.datasets import Dataset, Examples
+    from foldserve.training.run.run_folder import RunFolder
+
+
+# What each finished epoch leaves, and what curves, report and the choice of the best one are made of.
+HISTORY_FIELDS = (
+    "epoch",
+    "step",
+    "lr",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "images_per_s",
+    "train_s",
+)
+
+# What each optimizer remembers of a weight.
+_MOMENTS = {"sgd": frozenset({"momentum_buffer"}), "adamw": frozenset({"step", "exp_avg", "exp_avg_sq"})}
+
+
+@dataclass
+class RunState:
+    """A run at any step: ``facts`` is a checkpoint without weights, ``history`` a record a finished epoch."""
+
+    trainer: Trainer
+    facts: Checkpoint
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def served_model(self) -> Normalized:
+        """The model with the weights that would be served: the averaged ones where an average is kept."""
+        model, average = self.trainer.model, self.trainer.average
+        if average is None:
+            return model
+        network = create_model(self.facts.arch, **self.facts.arch_args)
+        network.load_state_dict(average.weights)
+        return Normalized(network, self.facts.mean, self.facts.std).to(model.mean.device)
+
+    def to_checkpoint(self, *, resumable: bool) -> Checkpoint:
+        """Return the weights as they are now, with the last record as metrics, on the CPU."""
+        average = self.trainer.average
+        return replace(
+            self.facts,
+            metrics=dict(self.history[-1]) if self.history else {},
+            weights=_to_cpu(self.trainer.model.network.state_dict()),
+            ema_weights=None if average is None else _to_cpu(average.weights),
+            trainer=self._trainer_state() if resumable else None,
+        )
+
+    def _trainer_state(self) -> dict[str, Any]:
+        trainer = self.trainer
+        return {
+            "step": trainer.step,
+            "optimizer": trainer.optimizer.state_dict(),
+            "scaler": trainer.precision.scaler.state_dict(),
+            "totals": None if trainer.totals is None else vars(trainer.totals),
+            "history": self.history,
+        }
+
+
+def start_run(
+    config: TrainConfig,
+    dataset: Dataset,
+    training: Examples,
+    device: torch.device,
+    replicas: Replicas = SOLO,
+) -> RunState:
+    """Return a run at step 0, its weights drawn from ``config.seed``.
+
+    Raises:
+        ModelError: the architecture is not known or does not take this data set's images.
+        RunError: there are fewer training images than a batch holds, or the batch cannot be divided as asked.
+        DeviceError: the device has no such precision.
+    """
+    _check_batch(config, len(training), replicas)
+    mean, std = channel_statistics(training.images)
+    facts = Checkpoint(
+        arch=config.arch,
+        arch_args=network_arguments(config, dataset),
+        image=dataset.image,
+        mean=mean,
+        std=std,
+        labels=dataset.labels,
+        dataset=dataset.name,
+        metrics={},
+        weights={},
+        fingerprint=dataset.fingerprint,
+    )
+    torch.manual_seed(derived_seed(config.seed, "weights", 0))
+    model = build_model(facts, config, device, replicas)
+    trainer = Trainer(
+        model=model,
+        forward=training_forward(model, config, replicas),
+        optimizer=create_optimizer(model.network, config),
+        average=WeightAverage(model.network, config.ema_decay) if config.ema_decay else None,
+        augmentation=chosen_augmentation(config, dataset),
+        mixing=Mixing(config.mixup, config.cutmix) if config.augment else NO_MIXING,
+        precision=choose_precision(config, device),
+        config=config,
+        steps_per_epoch=len(training) // config.batch_size,
+        replicas=replicas,
+    )
+    return RunState(trainer, facts)
+
+
+def chosen_augmentation(config: TrainConfig, dataset: Dataset) -> Augmentation:
+    """Return what ``config`` does to single images of ``dataset``."""
+    if not config.augment:
+        return NO_AUGMENTATION
+    return Augmentation(
+        crop_padding=config.crop_padding,
+        flip=dataset.flip_keeps_class if config.flip is None else config.flip,
+        erase_probability=config.erase_probability,
+        smallest_crop=config.smallest_crop,
+    )
+
+
+def resume_run(state: RunState, folder: RunFolder) -> bool:
+    """Take up the run in ``folder`` where it was interrupted; tell whether there was anything to take up.
+
+    Raises:
+        RunError: its last checkpoint is damaged, or was made from other data.
+    """
+    replicas = state.trainer.replicas
+    try:
+        found = load_checkpoint(folder.last) if replicas.is_first and folder.last.exists() else None
+        checkpoint = replicas.from_first(found)
+        if checkpoint is None:
+            return False
+        check_same_data(checkpoint, state.facts)
+        _restore(state, checkpoint)
+    except Exception as error:  # optimizer and scaler take what they are given, and fail on it in any way
+        reason = shown_name(" ".join(str(error).split())) or type(error).__name__
+        raise RunError(
+            f"the run cannot go on: {reason}; use another --run-dir, or delete the folder"
+        ) from error
+    return True
+
+
+def _restore(state: RunState, checkpoint: Checkpoint) -> None:
+    if checkpoint.trainer is None:
+        raise CheckpointError("its last checkpoint has no state to go on from")
+    trainer, saved = state.trainer, read_form(TrainerForm, checkpoint.trainer)
+    _check_progress(trainer, saved["step"], saved["history"])
+    check_weights(trainer.model.network, checkpoint.weights)
+    trainer.model.network.load_state_dict(checkpoint.weights)
+    _load_moments(trainer, saved["optimizer"]["state"])
+    if trainer.average is not None and checkpoint.ema_weights is not None:
+        check_weights(trainer.model.network, checkpoint.ema_weights)
+        trainer.average.load(checkpoint.ema_weights)
+    if saved["scaler"]:
+        trainer.precision.scaler.load_state_dict(saved["scaler"])
+    if (there := saved["totals"]) is not None:
+        totals = trainer.totals = empty_totals(trainer)
+        if there.losses.shape != totals.losses.shape or there.correct.shape != totals.correct.shape:
+            raise CheckpointError(f"its checkpoint has the losses of {there.losses.numel()} steps an epoch")
+        totals.losses.copy_(there.losses)
+        totals.correct.copy_(there.correct)
+        totals.seen, totals.elapsed_s = there.seen, there.elapsed_s
+    trainer.step = saved["step"]
+    state.history = saved["history"]
+
+
+def _check_progress(trainer: Trainer, step: int, history: list[dict[str, Any]]) -> None:
+    """Check that the step is one of this run, and that each epoch before it left its figures."""
+    if step > trainer.total_steps or len(history) != step // trainer.steps_per_epoch:
+        raise CheckpointError(
+            f"its checkpoint is at step {step} of {trainer.total_steps} with the figures of {len(history)} "
+            f"epochs of {trainer.steps_per_epoch} steps"
+        )
+    for record in history:
+        if missing := [name for name in HISTORY_FIELDS if name not in record]:
+            raise CheckpointError(f"its checkpoint has an epoch without {missing[0]}")
+
+
+def _load_moments(trainer: Trainer, saved: Any) -> None:
+    """Give the optimizer what it remembered of each weight; its settings are those of this run's config.
+
+    Raises:
+        CheckpointError: it is not what this optimizer remembers, or not of these weights.
+    """
+    optimizer = trainer.optimizer
+    optimizer.load_state_dict({"state": saved, "param_groups": optimizer.state_dict()["param_groups"]})
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    # A network of one's own may have weights that no loss reaches, of which nothing is remembered.
+    if not is_own(trainer.config.arch) and len(optimizer.state) not in (0, len(parameters)):
+        raise CheckpointError(f"its optimizer remembers {len(optimizer.state)} of {len(parameters)} weights")
+    expected = _MOMENTS[trainer.config.optimizer]
+    for parameter, moments in optimizer.state.items():
+        for name in expected ^ moments.keys():
+            raise CheckpointError(f"its optimizer is not {trainer.config.optimizer}'s: see {name!r}")
+        for name, value in moments.items():
+            shape = () if name == "step" else parameter.shape
+            if not isinstance(value, torch.Tensor) or value.shape != shape or value.dtype != torch.float32:
+                raise CheckpointError(
+                    f"its optimizer's {name} is not that of a weight of {list(parameter.shape)}"
+                )
+
+
+def _check_batch(config: TrainConfig, image_count: int, replicas: Replicas) -> None:
+    if config.batch_size > image_count:
+        raise RunError(
+            f"batch-size is {config.batch_size}, more than the {image_count} training images; "
+            "give a smaller one"
+        )
+    if config.batch_size % replicas.count:
+        raise RunError(
+            f"batch-size is {config.batch_size}, which {replicas.count} processes cannot share evenly; "
+            "give a multiple"
+        )
+    share = config.batch_size // replicas.count
+    if share < 2 * config.accumulate:
+        raise RunError(
+            f"batch-size {config.batch_size} leaves {share} images to each of {replicas.count} processes, "
+            f"too few for {config.accumulate} parts of at least 2; give a larger batch-size or a smaller "
+            "accumulate"
+        )
+
+
+def check_same_data(checkpoint: Checkpoint, facts: Checkpoint) -> None:
+    """Check that ``checkpoint`` is of the same data and network as ``facts``.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    for name in ("dataset", "labels", "image", "arch_args", "mean", "std"):
+        there, here = getattr(checkpoint, name), getattr(facts, name)
+        if there != here:
+            raise CheckpointError(
+                f"its checkpoint has {name} {_shown(there)}, the data set now gives {_shown(here)}"
+            )
+    if checkpoint.fingerprint not in ("", facts.fingerprint):
+        raise CheckpointError("the images, or the folders they are in, have changed since it began")
+
+
+def _shown(fact: Any) -> str:
+    """Return ``fact`` for a message: of many labels their number and the first."""
+    if isinstance(fact, tuple) and len(fact) > 10:
+        return f"{len(fact)} ({', '.join(map(str, fact[:3]))}, ...)"
+    return str(fact)
+
+
+def _to_cpu(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy, so that a checkpoint keeps its values while training goes on; contiguous, as they were made."""
+    return {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in weights.items()
+    }

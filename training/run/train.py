@@ -1,0 +1,308 @@
+"""``foldserve train``: a run from settings to report, taken up again where it was interrupted."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from foldserve.terminal import Terminal
+from foldserve.training.checkpoint import load_checkpoint, save_checkpoint
+from foldserve.training.datasets import Examples, load_dataset, split_train
+from foldserve.training.datasets.image_folder import fingerprint_of
+from foldserve.training.datasets.picture_files import first, shown_name
+from foldserve.training.engine.device import prepare_device
+from foldserve.training.engine.distributed import joined_replicas
+from foldserve.training.engine.evaluation import evaluate
+from foldserve.training.engine.loop import check_finite, train_one_epoch
+from foldserve.training.engine.threads import set_fastest_thread_count
+from foldserve.training.errors import CheckpointError, RunError
+from foldserve.training.run.preview import check_preview, write_preview
+from foldserve.training.run.report import write_report
+from foldserve.training.run.run_folder import open_run_folder
+from foldserve.training.run.run_state import HISTORY_FIELDS, check_same_data, resume_run, start_run
+from foldserve.training.run.tensorboard import tensorboard_log
+
+if TYPE_CHECKING:
+    from foldserve.training.checkpoint import Checkpoint
+    from foldserve.training.config import TrainConfig
+    from foldserve.training.datasets import Dataset
+    from foldserve.training.engine.distributed import Replicas
+    from foldserve.training.engine.evaluation import Evaluation
+    from foldserve.training.engine.loop import Progress
+    from foldserve.training.run.run_folder import RunFolder
+    from foldserve.training.run.run_state import RunState
+
+# Of a checkpoint beyond its tensors: names, settings, history.
+_CHECKPOINT_FACTS_BYTES = 1024 * 1024
+_CLASSES_SHOWN = 20
+
+
+def train(config: TrainConfig, terminal: Terminal | None = None) -> int:
+    """Train into ``config.run_dir`` and return 0; an interrupted run goes on, a finished one is left.
+
+    Under ``torchrun`` all processes call this; the first one writes and speaks.
+
+    Raises:
+        TrainingError: the message says what is wrong and what to do.
+    """
+    terminal = terminal or Terminal()
+    device = prepare_device(config)
+    if config.preview is not None:
+        return _preview(config, terminal)
+    with (
+        joined_replicas(device) as replicas,
+        open_run_folder(config, is_writer=replicas.is_first) as folder,
+    ):
+        _run(config, folder, device, replicas, terminal if replicas.is_first else Terminal.silent())
+    return 0
+
+
+def _run(
+    config: TrainConfig, folder: RunFolder, device: torch.device, replicas: Replicas, terminal: Terminal
+) -> None:
+    if (finished := replicas.from_first(_finished_summary(folder, config))) is not None:
+        terminal.say(f"{folder.path} is finished: {finished}; nothing to do")
+        return
+    dataset = _load(config, terminal)
+    training, validation = split_train(dataset, config.validation_count)
+    _tell_split(dataset, training, validation, terminal)
+    state = start_run(config, dataset, training, device, replicas)
+    _take_up(state, folder, terminal)
+    _choose_threads(state, training, terminal)
+    _train_epochs(state, training.near(device), validation.near(device), folder, terminal)
+    _judge_and_report(state, dataset, folder, terminal)
+
+
+def _load(config: TrainConfig, terminal: Terminal) -> Dataset:
+    return load_dataset(
+        config.dataset,
+        config.data_dir,
+        image_size=config.image_size,
+        skip_unreadable=config.skip_unreadable,
+        terminal=terminal,
+    )
+
+
+def _tell_split(dataset: Dataset, training: Examples, validation: Examples, terminal: Terminal) -> None:
+    """Say how many images there are for what, and of which classes, before anything is learnt from them."""
+    counts = torch.bincount(training.labels, minlength=len(dataset.labels)).tolist()
+    by_label = dict(zip(dataset.labels, counts, strict=True))
+    if len(by_label) <= _CLASSES_SHOWN:
+        shown = ", ".join(f"{label} {count:,}" for label, count in by_label.items())
+    else:
+        fewest, most = min(by_label, key=by_label.__getitem__), max(by_label, key=by_label.__getitem__)
+        shown = f"{len(by_label):,} classes, {fewest} {by_label[fewest]:,} to {most} {by_label[most]:,}"
+    terminal.say(
+        f"{len(training):,} images for training ({shown}), {len(validation):,} for validation, "
+        f"{len(dataset.test_labels):,} for the test"
+    )
+    judged = torch.bincount(dataset.test_labels, minlength=len(dataset.labels)).tolist()
+    if unjudged := [label for label, count in zip(dataset.labels, judged, strict=True) if count == 0]:
+        terminal.say(
+            f"no images for the test of {first(unjudged)}: nothing will be known of how they are told"
+        )
+
+
+def _preview(config: TrainConfig, terminal: Terminal) -> int:
+    assert config.preview is not None
+    check_preview(config.preview)
+    write_preview(config.preview, config, _load(config, terminal))
+    terminal.say(f"augmented training images: {config.preview}")
+    return 0
+
+
+def _take_up(state: RunState, folder: RunFolder, terminal: Terminal) -> None:
+    trainer = state.trainer
+    is_writer = trainer.replicas.is_first
+    if resume_run(state, folder):
+        done, epochs = len(state.history), trainer.config.epochs
+        where = f"in epoch {done + 1} of {epochs}" if done < epochs else "after its last epoch"
+        terminal.say(f"resuming {folder.path} {where} at step {trainer.step} of {trainer.total_steps}")
+    else:
+        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        processes = f" in {trainer.replicas.count} processes" if trainer.replicas.count > 1 else ""
+        terminal.say(
+            f"training {trainer.config.arch} ({parameters:,} parameters) on {state.facts.dataset} "
+            f"into {folder.path}, on {trainer.model.mean.device}{processes}, {trainer.precision.name}"
+        )
+    if is_writer:
+        folder.check_room(_checkpoint_bytes(state))
+        folder.write_history(state.history)
+
+
+def _checkpoint_bytes(state: RunState) -> int:
+    """Return about what ``last.pt`` takes: weights, their average, and the optimizer's values for each."""
+    trainer = state.trainer
+    weights: int = sum(value.nbytes for value in trainer.model.state_dict().values())
+    copies = 1 + (trainer.average is not None) + (2 if trainer.config.optimizer == "adamw" else 1)
+    return copies * weights + _CHECKPOINT_FACTS_BYTES
+
+
+def _choose_threads(state: RunState, training: Examples, terminal: Terminal) -> None:
+    """Try out the number of threads: on the CPU, where none is given and bits need not repeat."""
+    trainer, config = state.trainer, state.trainer.config
+    is_free = config.threads is None and not config.deterministic and trainer.replicas.count == 1
+    if not is_free or trainer.model.mean.device.type != "cpu":
+        return
+    with trainer.precision.computing():
+        count, most = set_fastest_thread_count(trainer.model, training.images[: config.batch_size])
+    if count < most:
+        terminal.say(
+            f"{count} of {most} threads are faster: the processors are busy, or the network is small"
+        )
+
+
+def _train_epochs(
+    state: RunState, training: Examples, validation: Examples, folder: RunFolder, terminal: Terminal
+) -> None:
+    trainer = state.trainer
+    epochs = trainer.config.epochs
+    saver = _Saver(state, training, folder)
+    with (
+        terminal.training(trainer.total_steps, trainer.step) as show,
+        tensorboard_log(folder.tensorboard, trainer.step, is_on=trainer.replicas.is_first) as log,
+    ):
+
+        def report(progress: Progress) -> None:
+            show(trainer.step, _progress_text(progress, len(state.history) + 1, epochs))
+            log({"lr": trainer.lr, "train_step_loss": progress.loss}, trainer.step)
+
+        while len(state.history) < epochs:
+            progress = train_one_epoch(trainer, training, report, saver.after_step)
+            evaluation = evaluate(state.served_model, validation, trainer.replicas)
+            state.history.append(_record(state, progress, evaluation))
+            terminal.say(_epoch_line(state.history[-1], epochs))
+            saver.after_epoch()
+            log(state.history[-1], trainer.step)
+
+
+class _Saver:
+    """Writes checkpoints: the last one every so many seconds and each epoch, the best one when it is."""
+
+    def __init__(self, state: RunState, training: Examples, folder: RunFolder) -> None:
+        self._state, self._training, self._folder = state, training, folder
+        self._is_writer = state.trainer.replicas.is_first
+        self._saved_at = time.monotonic()
+
+    def after_step(self) -> None:
+        """Save the last checkpoint where one is due."""
+        if (
+            self._is_writer
+            and time.monotonic() - self._saved_at >= self._state.trainer.config.checkpoint_every
+        ):
+            self._save_last()
+
+    def after_epoch(self) -> None:
+        """Save the best checkpoint where this epoch is it, then the last one, then the epoch's figures."""
+        if not self._is_writer:
+            return
+        history = self._state.history
+        if history[-1]["validation_accuracy"] >= max(record["validation_accuracy"] for record in history):
+            save_checkpoint(self._folder.best, self._state.to_checkpoint(resumable=False))
+        self._save_last()
+        self._folder.append_record(history[-1])
+
+    def _save_last(self) -> None:
+        check_finite(self._state.trainer, self._training)
+        save_checkpoint(self._folder.last, self._state.to_checkpoint(resumable=True))
+        self._saved_at = time.monotonic()
+
+
+def _judge_and_report(state: RunState, dataset: Dataset, folder: RunFolder, terminal: Terminal) -> None:
+    """Judge the weights to serve on the test images, read here alone; draw; mark the run as finished."""
+    replicas, device = state.trainer.replicas, state.trainer.model.mean.device
+    best = replicas.from_first(_load_best(state, folder) if replicas.is_first else state.facts)
+    test = evaluate(best.build().to(device), Examples(dataset.test_images, dataset.test_labels), replicas)
+    if not replicas.is_first:
+        return
+    best = replace(best, metrics=best.metrics | {"test_loss": test.loss, "test_accuracy": test.accuracy})
+    write_report(
+        folder.report,
+        best=best,
+        history=state.history,
+        test=test,
+        dataset=dataset,
+        config=state.trainer.config,
+    )
+    save_checkpoint(folder.best, best)
+    terminal.say(f"{_summary(best)}; checkpoint {folder.best}, report {folder.report}")
+
+
+def _load_best(state: RunState, folder: RunFolder) -> Checkpoint:
+    best = load_checkpoint(folder.best)
+    try:
+        check_same_data(best, state.facts)
+    except CheckpointError as error:
+        reason = shown_name(str(error))
+        raise CheckpointError(f"{folder.best} is not of this run: {reason}; delete the folder") from error
+    if missing := [name for name in HISTORY_FIELDS if name not in best.metrics]:
+        raise CheckpointError(f"{folder.best} is malformed: its metrics have no {missing[0]}")
+    return best
+
+
+def _finished_summary(folder: RunFolder, config: TrainConfig) -> str | None:
+    """Return what came out of a finished run: one whose best checkpoint was judged on the test images.
+
+    Raises:
+        RunError: the images have changed since.
+    """
+    if not folder.best.exists():
+        return None
+    best = load_checkpoint(folder.best)
+    if not best.metrics.keys() >= {"test_accuracy", *HISTORY_FIELDS}:
+        return None
+    if best.fingerprint and _has_changed(best, config):
+        raise RunError(
+            f"{folder.path} holds a finished run on other images than {config.dataset} has now; use another "
+            "--run-dir, or delete the folder"
+        )
+    return _summary(best)
+
+
+def _has_changed(best: Checkpoint, config: TrainConfig) -> bool:
+    """Tell whether a folder of images is not as it was for ``best``; one that is gone has not changed."""
+    place = config.data_dir or Path(config.dataset)
+    return place.exists() and fingerprint_of(place) != best.fingerprint
+
+
+def _record(state: RunState, progress: Progress, evaluation: Evaluation) -> dict[str, Any]:
+    """Return the figures of an epoch as they stand in metrics.jsonl."""
+    return {
+        "epoch": len(state.history) + 1,
+        "step": state.trainer.step,
+        "lr": state.trainer.lr,
+        "train_loss": progress.loss,
+        "train_accuracy": progress.accuracy,
+        "validation_loss": evaluation.loss,
+        "validation_accuracy": evaluation.accuracy,
+        "images_per_s": progress.images_per_s,
+        "train_s": progress.elapsed_s,
+    }
+
+
+def _progress_text(progress: Progress, epoch: int, epochs: int) -> str:
+    return (
+        f"epoch {epoch}/{epochs} step {progress.step}/{progress.steps} loss {progress.loss:.3f} "
+        f"accuracy {progress.accuracy:.1%} {progress.images_per_s:,.0f} images/s"
+    )
+
+
+def _epoch_line(record: dict[str, Any], epochs: int) -> str:
+    return (
+        f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}  "
+        f"training loss {record['train_loss']:.3f} accuracy {record['train_accuracy']:.2%}  "
+        f"validation loss {record['validation_loss']:.3f} accuracy {record['validation_accuracy']:.2%}  "
+        f"{record['images_per_s']:,.0f} images/s {record['train_s']:.1f} s"
+    )
+
+
+def _summary(best: Checkpoint) -> str:
+    metrics = best.metrics
+    return (
+        f"test accuracy {metrics['test_accuracy']:.2%} with the {best.weights_kind} weights of epoch "
+        f"{metrics['epoch']}, the best in validation ({metrics['validation_accuracy']:.2%})"
+    )
