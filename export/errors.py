@@ -10,8 +10,10 @@ ExportError
 
 from __future__ import annotations
 
+from foldserve.errors import FoldserveError
 
-class ExportError(Exception):
+
+class ExportError(FoldserveError):
     """Base of the tree."""
 
 

@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from foldserve.artifact.golden import replay
+from foldserve.errors import ArtifactError
 from foldserve.export.config import check_name
 from foldserve.export.errors import ParityError, SourceError
 from foldserve.export.graph.build import BuiltModel, build_model
@@ -26,7 +27,6 @@ from foldserve.export.verification.parity import (
 from foldserve.export.verification.probabilities import check_logits, no_logits_text
 from foldserve.export.verification.reference import in_batches
 from foldserve.export.verification.references import make_reference
-from foldserve.serving.errors import ArtifactError
 from foldserve.serving.model.runner import Runner
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ import numpy as np
 
 from foldserve.artifact.format import list_versions, read_artifact
 from foldserve.artifact.writer import publish_artifact
+from foldserve.errors import ArtifactError
 from foldserve.export.errors import SourceError
 from foldserve.export.sources.load import tool_version
 from foldserve.export.verification.parity import to_manifest
 from foldserve.runtime.session import RUNTIME_VERSION
-from foldserve.serving.errors import ArtifactError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foldserve.artifact.format import ModelMetadata, list_versions, read_artifact
+from foldserve.errors import ArtifactError
 from foldserve.export.config import ExportConfig
 from foldserve.export.errors import ParityError, SourceError
 from foldserve.export.report import Report
@@ -23,7 +24,6 @@ from foldserve.export.verification.reference import in_batches
 from foldserve.export.verification.references import make_reference
 from foldserve.export.verification.tolerances import reference_tolerance
 from foldserve.runtime.session import Session, cuda_is_present, require_device
-from foldserve.serving.errors import ArtifactError
 from foldserve.serving.model.served_model import ModelSettings, open_artifact
 
 if TYPE_CHECKING:

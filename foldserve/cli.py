@@ -18,11 +18,10 @@ from pydantic_settings import CliSettingsSource, CliSubCommand, SettingsError
 
 from foldserve.demo.config import DemoConfig
 from foldserve.environment import flag_fields, help_text, read_environment, variable
+from foldserve.errors import FoldserveError
 from foldserve.export.config import ExportConfig
-from foldserve.export.errors import ExportError
 from foldserve.export.inspection.config import InspectConfig
 from foldserve.extras import extras_with, how_to_install, missing_packages
-from foldserve.imaging import ImageError
 from foldserve.serving.config import (
     ClassifyConfig,
     ConnectionConfig,
@@ -31,10 +30,8 @@ from foldserve.serving.config import (
     TokenConfig,
     VerifyConfig,
 )
-from foldserve.serving.errors import ServingError
 from foldserve.terminal_output import takes_any_output
 from foldserve.training.config import TrainConfig
-from foldserve.training.errors import TrainingError
 
 if TYPE_CHECKING:
     import argparse
@@ -71,7 +68,7 @@ _VERIFY_AGAINST = Command(
 _HELP = ("--help", "-h")
 
 # Errors whose message is for the person at the terminal. Anything else is a bug and keeps its traceback.
-_EXPECTED = (TrainingError, ExportError, ServingError, ImageError, OSError)
+_EXPECTED = (FoldserveError, OSError)
 
 
 class Models(BaseModel, frozen=True):

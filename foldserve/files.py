@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foldserve.serving.errors import ArtifactError
+from foldserve.errors import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

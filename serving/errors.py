@@ -16,25 +16,18 @@ ServingError
 ├── ListenError              UNAVAILABLE         the address cannot be listened on
 ├── TransportMissingError    UNAVAILABLE         the transport asked for is not installed
 ├── CredentialsError         UNAVAILABLE         a certificate, key or token file that cannot be used
-├── ArtifactError            UNAVAILABLE         a version on disk that must not be served
-├── LoadTimeoutError         UNAVAILABLE         a version whose loading did not end in time
-├── LoadsHangError           UNAVAILABLE         too many loads go on that cannot be stopped
-├── SettingsError            UNAVAILABLE         a model's settings file that says what cannot be done
-├── DeviceError              UNAVAILABLE         the device asked for cannot run the model
-└── DeviceLostError          UNAVAILABLE         the device broke while it served
+└── SettingsError            UNAVAILABLE         a model's settings file that says what cannot be done
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from foldserve.errors import FoldserveError
 
 INTERNAL_ERROR_TEXT = "internal error; the server's log has the details"
 
 
-class ServingError(Exception):
-    """Base of the tree; ``status`` is a gRPC status name, so that only the transports import grpc."""
-
-    status: ClassVar[str] = "INTERNAL"
+class ServingError(FoldserveError):
+    """Base of the tree; a status is a name, so that only the transports import grpc."""
 
 
 class InvalidArgumentError(ServingError):
@@ -125,37 +118,7 @@ class CredentialsError(ServingError):
     status = "UNAVAILABLE"
 
 
-class ArtifactError(ServingError):
-    """A version on disk that must not be served; the message is the reason shown to callers."""
-
-    status = "UNAVAILABLE"
-
-
-class LoadTimeoutError(ServingError):
-    """A version whose loading did not end in time, or was stopped with the server."""
-
-    status = "UNAVAILABLE"
-
-
-class LoadsHangError(ServingError):
-    """A version whose loading has not begun, since too many others go on that cannot be stopped."""
-
-    status = "UNAVAILABLE"
-
-
-class DeviceError(ServingError):
-    """The device asked for cannot run the model."""
-
-    status = "UNAVAILABLE"
-
-
 class SettingsError(ServingError):
     """A model's settings file that cannot be followed; the message says file, line and key."""
-
-    status = "UNAVAILABLE"
-
-
-class DeviceLostError(ServingError):
-    """The device broke while it served: nothing that runs on it will answer again in this process."""
 
     status = "UNAVAILABLE"

@@ -5,14 +5,15 @@ TrainingError
 ├── DatasetError      a data set that cannot be found, fetched or read
 ├── CheckpointError   a file that is not a checkpoint, or a damaged one
 ├── RunError          a run folder that cannot be written, or belongs to another run
-├── DeviceError       the device asked for is not there
 └── DivergedError     the loss is no longer a number
 """
 
 from __future__ import annotations
 
+from foldserve.errors import FoldserveError
 
-class TrainingError(Exception):
+
+class TrainingError(FoldserveError):
     """Base of the tree."""
 
 
@@ -30,10 +31,6 @@ class CheckpointError(TrainingError):
 
 class RunError(TrainingError):
     """The run folder cannot be written, or holds a run with other settings."""
-
-
-class DeviceError(TrainingError):
-    """The device asked for is not there."""
 
 
 class DivergedError(TrainingError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from foldserve.artifact.format import check_labels
+from foldserve.errors import ArtifactError
 from foldserve.export.errors import SourceError
 from foldserve.export.graph.endings import end_name, find_no_logits
 from foldserve.export.graph.fold_pass import Fold, FoldPass
@@ -17,7 +18,6 @@ from foldserve.export.graph.simplify import simplify
 from foldserve.export.graph.trace import trace
 from foldserve.export.graph.weights import ExactWeights
 from foldserve.export.sources.onnx.network import ForeignNetwork
-from foldserve.serving.errors import ArtifactError
 
 if TYPE_CHECKING:
     from torch import nn

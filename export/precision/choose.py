@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foldserve.errors import ArtifactError
 from foldserve.export.errors import ParityError, PrecisionError
 from foldserve.export.precision.calibration import load_calibration
 from foldserve.export.precision.fp16 import to_half
@@ -24,7 +25,6 @@ from foldserve.export.verification.parity import run_logits
 from foldserve.export.verification.reduced_precision import check_lower_precision
 from foldserve.export.verification.tolerances import HALF_UNIT, half_tolerance, int8_tolerance
 from foldserve.runtime.session import Session, cuda_is_present
-from foldserve.serving.errors import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from foldserve.errors import ImageError
 from foldserve.export.errors import SourceError
 from foldserve.export.sources.source import ProofImages
-from foldserve.imaging import ImageError, prepare_image
+from foldserve.imaging import prepare_image
 from foldserve.training.datasets.picture_files import (
     IMAGE_SUFFIXES,
     LeftOut,

@@ -15,11 +15,11 @@ import numpy as np
 
 from foldserve.artifact.answers import misshapen, not_softmax
 from foldserve.artifact.format import IMAGE, LOGITS, PROBABILITIES
+from foldserve.errors import DeviceError
 from foldserve.export.errors import ParityError
 from foldserve.export.verification.reference import in_batches
 from foldserve.export.verification.tolerances import referee_tolerance, reference_tolerance
 from foldserve.runtime.session import Session, cuda_is_present
-from foldserve.serving.errors import DeviceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

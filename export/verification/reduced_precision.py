@@ -15,6 +15,7 @@ import numpy as np
 
 from foldserve.artifact.golden import replay
 from foldserve.artifact.golden_bounds import most_tolerance
+from foldserve.errors import ArtifactError
 from foldserve.export.errors import ParityError
 from foldserve.export.verification.parity import (
     BATCH_SIZES,
@@ -25,7 +26,6 @@ from foldserve.export.verification.parity import (
 )
 from foldserve.export.verification.tolerances import lower_runtime_tolerance
 from foldserve.runtime.session import Session
-from foldserve.serving.errors import ArtifactError
 from foldserve.serving.model.runner import Runner
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, Json, ValidationError, model_validator
 from pydantic_core import from_json
 
-from foldserve.serving.errors import ArtifactError
+from foldserve.errors import ArtifactError
 from foldserve.text import is_legible, shown
 
 if TYPE_CHECKING:

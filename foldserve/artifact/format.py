@@ -22,9 +22,9 @@ import numpy as np
 from foldserve.artifact.bounded_archive import read_arrays
 from foldserve.artifact.facts import SCHEMA_VERSION, read_manifest_facts, read_metadata_facts
 from foldserve.artifact.golden_bounds import member, most_tolerance
+from foldserve.errors import ArtifactError
 from foldserve.files import read_inside
 from foldserve.imaging import ImageSpec
-from foldserve.serving.errors import ArtifactError
 from foldserve.text import is_legible, legible, listed, shown
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foldserve.artifact.answers import misshapen, not_softmax
-from foldserve.serving.errors import ArtifactError
+from foldserve.errors import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

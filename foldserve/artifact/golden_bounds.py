@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foldserve.serving.errors import ArtifactError
+from foldserve.errors import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """Encoded image -> uint8 array, by one rule, for training, export and serving alike."""
 
+from foldserve.errors import ImageError
 from foldserve.imaging.containers import open_picture, read_picture
-from foldserve.imaging.errors import ImageError
 from foldserve.imaging.picture import MAX_PIXELS, Picture, check_cost
 from foldserve.imaging.prepare import ImageSpec, decode_image, prepare_image, prepare_picture
 

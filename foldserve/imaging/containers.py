@@ -12,8 +12,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from foldserve.errors import ImageError
 from foldserve.imaging import jpeg_segments, png_chunks
-from foldserve.imaging.errors import ImageError
 from foldserve.imaging.other_containers import read_bmp, read_gif, read_webp
 
 if TYPE_CHECKING:

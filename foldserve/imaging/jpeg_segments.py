@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from foldserve.imaging.errors import ImageError
+from foldserve.errors import ImageError
 from foldserve.imaging.orientation import read_orientation
 from foldserve.imaging.picture import Picture, counted
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from foldserve.imaging.errors import ImageError
+from foldserve.errors import ImageError
 from foldserve.imaging.orientation import UPRIGHT
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from PIL import Image
 
+from foldserve.errors import ImageError
 from foldserve.imaging.containers import open_picture, read_picture
-from foldserve.imaging.errors import ImageError
 from foldserve.imaging.picture import MAX_PIXELS, check_cost
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ import numpy as np
 import onnxruntime as ort
 
 from foldserve.artifact.format import TensorSpec
+from foldserve.errors import ArtifactError, DeviceError, DeviceLostError
 from foldserve.runtime.cpus import usable_processors
 from foldserve.runtime.options import RuntimeOptions, heavy_operators, is_device_loss
-from foldserve.serving.errors import ArtifactError, DeviceError, DeviceLostError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -16,7 +16,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from foldserve.serving.errors import LoadsHangError, LoadTimeoutError
+from foldserve.errors import LoadsHangError, LoadTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

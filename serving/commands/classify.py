@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import Progress
 
-from foldserve.imaging import ImageError
+from foldserve.errors import ImageError
 from foldserve.serving.client.async_client import AsyncClient
 from foldserve.serving.client.channel import connection_options
 from foldserve.serving.errors import InvalidArgumentError, ResourceExhaustedError

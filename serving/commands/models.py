@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
+from foldserve.errors import ArtifactError, FoldserveError
 from foldserve.runtime.time_limit import TimeLimit, end_process
 from foldserve.serving.client.channel import connection_options
 from foldserve.serving.client.sync_client import Client
 from foldserve.serving.config import DEFAULT_SERVER
-from foldserve.serving.errors import ArtifactError, NotFoundError, ServingError, UnavailableError
+from foldserve.serving.errors import NotFoundError, UnavailableError
 from foldserve.serving.repository.folder_hints import explain_emptiness
 from foldserve.text import legible
 
@@ -107,7 +108,7 @@ def _rows_of_repository(
         for version in found.versions:
             try:
                 rows.append((name, str(version), sound, describe(found.folder / str(version))))
-            except ServingError as error:
+            except FoldserveError as error:
                 rows.append((name, str(version), broken, str(error)))
             except Exception as error:  # the others are looked at all the same
                 rows.append((name, str(version), broken, f"{type(error).__name__}: {error}"))

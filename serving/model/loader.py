@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from foldserve.errors import DeviceError, FoldserveError, LoadsHangError
 from foldserve.runtime.cpus import usable_processors
 from foldserve.runtime.session import cuda_is_present
-from foldserve.serving.errors import DeviceError, LoadsHangError, ServingError
 from foldserve.serving.model.served_model import ServedModel, open_artifact
 from foldserve.serving.repository.unloader import return_memory
 from foldserve.text import legible
@@ -105,7 +105,7 @@ def explain_refusal(where: str, error: Exception) -> Refusal:
     if isinstance(error, DeviceError):
         _log.error("%s refused: %s", where, error, exc_info=error)
         return Refusal("its device cannot run it; the server's log says more", error)
-    if isinstance(error, ServingError):
+    if isinstance(error, FoldserveError):
         _log.error("%s refused: %s", where, legible(str(error)))
         return Refusal(legible(str(error)), error)
     _log.error("%s refused", where, exc_info=error)

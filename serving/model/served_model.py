@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from foldserve.artifact.format import IMAGE, ModelMetadata, TensorSpec, read_artifact
 from foldserve.artifact.golden import replay
+from foldserve.errors import ArtifactError, DeviceLostError
 from foldserve.runtime.cpus import usable_processors
 from foldserve.runtime.options import RuntimeOptions
 from foldserve.runtime.session import CPU_PROVIDER, Device, Session
 from foldserve.runtime.time_limit import StopSignal
 from foldserve.serving.batching.batcher import Batcher
-from foldserve.serving.errors import ArtifactError, DeviceLostError
 from foldserve.serving.model.runner import Runner
 from foldserve.serving.model.statistics import Statistics
 from foldserve.serving.protocol.infer_response import OUTPUTS, ResponseHeads

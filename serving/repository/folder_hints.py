@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from foldserve.artifact.format import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, is_folder, list_versions
-from foldserve.serving.errors import ArtifactError
+from foldserve.errors import ArtifactError
 
 if TYPE_CHECKING:
     from pathlib import Path

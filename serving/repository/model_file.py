@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from foldserve.errors import ArtifactError
 from foldserve.files import read_inside
 from foldserve.runtime.options import ConvSearch, GraphOptimization  # noqa: TC001  # pydantic reads the annotations
-from foldserve.serving.errors import ArtifactError, SettingsError
+from foldserve.serving.errors import SettingsError
 from foldserve.serving.repository.version_policy import ALL_VERSIONS, VersionPolicy
 from foldserve.text import shown
 

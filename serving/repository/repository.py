@@ -9,16 +9,10 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from foldserve.errors import ArtifactError, DeviceError, DeviceLostError, LoadsHangError
 from foldserve.runtime.session import CUDA_PROVIDER
 from foldserve.runtime.time_limit import TimeLimit
-from foldserve.serving.errors import (
-    ArtifactError,
-    DeviceError,
-    DeviceLostError,
-    LoadsHangError,
-    NotFoundError,
-    UnavailableError,
-)
+from foldserve.serving.errors import NotFoundError, UnavailableError
 from foldserve.serving.model.loader import LoadOutcome, Refusal, explain_refusal, loads_at_a_time, start_model
 from foldserve.serving.repository.index import Version, VersionTable
 from foldserve.serving.repository.log_once import Notices

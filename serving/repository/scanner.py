@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from foldserve.artifact.format import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, is_folder, is_version
-from foldserve.serving.errors import ArtifactError
+from foldserve.errors import ArtifactError
 from foldserve.serving.repository.folder_hints import check_is_repository, suggest_folder
 from foldserve.serving.repository.model_file import SETTINGS_FILE
 from foldserve.text import is_legible, legible

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from foldserve.artifact.format import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, read_artifact, read_manifest
+from foldserve.errors import ArtifactError, LoadsHangError, LoadTimeoutError
 from foldserve.files import size_inside
 from foldserve.runtime.time_limit import TimeLimit
-from foldserve.serving.errors import ArtifactError, LoadsHangError, LoadTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from foldserve.imaging import ImageError, check_cost, prepare_picture, read_picture
+from foldserve.errors import ImageError
+from foldserve.imaging import check_cost, prepare_picture, read_picture
 from foldserve.serving.errors import InvalidArgumentError, ResourceExhaustedError
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+from foldserve.errors import FoldserveError
 from foldserve.runtime.cpus import usable_processors
 from foldserve.serving.errors import (
     INTERNAL_ERROR_TEXT,
     InternalError,
     NotFoundError,
     RetiredError,
-    ServingError,
     UnavailableError,
 )
 from foldserve.serving.model.statistics import Statistics
@@ -177,7 +177,7 @@ class Servicer:
 
     def _to_failure(self, call: Call, error: Exception) -> Exception:
         self._statistics_of(call).count_failure(call.method, _status_of(error))
-        if not isinstance(error, ServingError):
+        if not isinstance(error, FoldserveError):
             log_fault(call, error)
             error = InternalError(INTERNAL_ERROR_TEXT)
         if self.logs_requests:
@@ -199,4 +199,4 @@ class Servicer:
 
 
 def _status_of(error: Exception) -> str:
-    return error.status if isinstance(error, ServingError) else InternalError.status
+    return error.status if isinstance(error, FoldserveError) else InternalError.status

@@ -7,12 +7,8 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from google.protobuf.message import DecodeError
 
-from foldserve.serving.errors import (
-    INTERNAL_ERROR_TEXT,
-    InvalidArgumentError,
-    ResourceExhaustedError,
-    ServingError,
-)
+from foldserve.errors import FoldserveError
+from foldserve.serving.errors import INTERNAL_ERROR_TEXT, InvalidArgumentError, ResourceExhaustedError
 from foldserve.serving.protocol.field_count import UNCOUNTED_BYTES, MalformedError, check_field_count
 from foldserve.serving.services.message_limit import LEAST_TYPED_BYTES
 from foldserve.text import escaped
@@ -83,7 +79,7 @@ def to_status(error: Exception) -> tuple[str, str]:
     by.
     """
     status, text = "INTERNAL", INTERNAL_ERROR_TEXT
-    if isinstance(error, ServingError):
+    if isinstance(error, FoldserveError):
         status, text = error.status, escaped(str(error))
     else:
         _log.error("a call failed", exc_info=error)

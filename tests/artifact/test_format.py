@@ -21,8 +21,8 @@ from foldserve.artifact.format import (
     read_artifact,
 )
 from foldserve.artifact.writer import publish_artifact
+from foldserve.errors import ArtifactError
 from foldserve.imaging import ImageSpec
-from foldserve.serving.errors import ArtifactError
 from foldserve.text import is_legible
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from foldserve.artifact.answers import not_softmax, softmax
 from foldserve.artifact.format import Golden
 from foldserve.artifact.golden import Replay, replay
-from foldserve.serving.errors import ArtifactError
+from foldserve.errors import ArtifactError
 
 if TYPE_CHECKING:
     from tests.support.artifacts import TinyNetwork

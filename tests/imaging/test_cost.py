@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foldserve.imaging import ImageError, ImageSpec, prepare_image, read_picture
+from foldserve.errors import ImageError
+from foldserve.imaging import ImageSpec, prepare_image, read_picture
 from tests.support.crafted import chunk, encode, jpeg_of_scans, segment, tiff, with_chunks
 
 SPEC = ImageSpec(channel_order="RGB", height=8, width=8, resize_shorter_side=8)

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from foldserve.imaging import ImageError, ImageSpec, prepare_image
+from foldserve.errors import ImageError
+from foldserve.imaging import ImageSpec, prepare_image
 from tests.support.crafted import (
     DOUBLE,
     FLOAT,

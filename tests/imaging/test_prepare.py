@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from foldserve.imaging import ImageError, ImageSpec, decode_image, prepare_image
+from foldserve.errors import ImageError
+from foldserve.imaging import ImageSpec, decode_image, prepare_image
 
 GREY = ImageSpec(channel_order="L", height=8, width=8, resize_shorter_side=8)
 COLOUR = ImageSpec(channel_order="RGB", height=8, width=8, resize_shorter_side=8)

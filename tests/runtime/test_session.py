@@ -11,10 +11,10 @@ import onnx
 import pytest
 
 from foldserve.artifact.format import IMAGE, LOGITS, PROBABILITIES, TensorSpec
+from foldserve.errors import ArtifactError, DeviceError, DeviceLostError
 from foldserve.runtime import session as session_module
 from foldserve.runtime.options import RuntimeOptions
 from foldserve.runtime.session import CPU_PROVIDER, CUDA_PROVIDER, Session, cuda_is_present
-from foldserve.serving.errors import ArtifactError, DeviceError, DeviceLostError
 from tests.support.artifacts import TinyNetwork
 
 needs_no_cuda = pytest.mark.skipif(cuda_is_present(), reason="this onnxruntime has CUDA")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from foldserve.errors import LoadsHangError, LoadTimeoutError
 from foldserve.runtime.time_limit import StopSignal, TimeLimit
-from foldserve.serving.errors import LoadsHangError, LoadTimeoutError
 from tests.support.repository_changes import eventually
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ import numpy as np
 import PIL
 
 from foldserve import imaging
-from foldserve.imaging import ImageError, ImageSpec, open_picture, prepare_image, read_picture
+from foldserve.errors import ImageError
+from foldserve.imaging import ImageSpec, open_picture, prepare_image, read_picture
 from foldserve.training.datasets.picture_files import shown_name
 from foldserve.training.datasets.sources import NO_HOME, cache_folder
 from foldserve.training.errors import DatasetError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import distributed
 
-from foldserve.training.errors import DeviceError
+from foldserve.errors import DeviceError
 
 if TYPE_CHECKING:
     from foldserve.training.config import TrainConfig

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from foldserve.errors import DeviceError
 from foldserve.training.engine.sync_batch_norm import synchronise_batch_norm
-from foldserve.training.errors import DeviceError, ModelError
+from foldserve.training.errors import ModelError
 from foldserve.training.models import MODELS, Normalized, create_model, register_own
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.amp import GradScaler, autocast
 
-from foldserve.training.errors import DeviceError
+from foldserve.errors import DeviceError
 from foldserve.training.models.own import is_own
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnx import TensorProto
 
 from foldserve.artifact.format import MODEL_FILE, ModelMetadata
+from foldserve.errors import ArtifactError
 from foldserve.export.errors import SourceError
 from foldserve.export.inspection.target import file_shape
 from foldserve.export.sources.label_file import check_label_count, read_labels
@@ -18,7 +19,6 @@ from foldserve.export.sources.preprocessing import image_spec, mean_and_std
 from foldserve.export.sources.proof_images import proof_images
 from foldserve.export.sources.source import Source, sha256_of, tool_version
 from foldserve.export.verification.probabilities import check_class_count
-from foldserve.serving.errors import ArtifactError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,12 +6,12 @@ import pytest
 from onnx import numpy_helper
 
 from foldserve.artifact.golden import replay
+from foldserve.errors import ArtifactError
 from foldserve.export.verification.golden_pairs import choose_golden, golden_count, make_golden
 from foldserve.export.verification.parity import check_parity, largest_rounding
 from foldserve.export.verification.reference import TorchReference
 from foldserve.export.verification.tolerances import reference_tolerance, runtime_tolerance
 from foldserve.runtime.session import Session
-from foldserve.serving.errors import ArtifactError
 from foldserve.serving.model.runner import Runner
 
 

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from foldserve.artifact.format import Golden
 from foldserve.artifact.golden import replay
 from foldserve.artifact.golden_bounds import most_tolerance
+from foldserve.errors import ArtifactError
 from foldserve.export.errors import ParityError
 from foldserve.export.precision.fp16 import to_half
 from foldserve.export.precision.quantize import activation_ranges, layer_names, quantize
@@ -22,7 +23,6 @@ from foldserve.export.verification.reduced_precision import check_lower_precisio
 from foldserve.export.verification.reference import TorchReference
 from foldserve.export.verification.tolerances import HALF_UNIT, RUNTIME_FLOOR, half_tolerance, int8_tolerance
 from foldserve.runtime.session import Session
-from foldserve.serving.errors import ArtifactError
 from foldserve.serving.model.runner import Runner
 
 ROOT = Path(__file__).parents[3]

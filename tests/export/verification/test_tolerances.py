@@ -10,8 +10,8 @@ from hypothesis.extra.numpy import arrays
 
 from foldserve.artifact.format import Golden
 from foldserve.artifact.golden_bounds import most_tolerance
+from foldserve.errors import ArtifactError
 from foldserve.export.verification.tolerances import half_tolerance, int8_tolerance, reference_tolerance
-from foldserve.serving.errors import ArtifactError
 
 LOGITS = arrays(
     np.float32, (4, 3), elements=st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)

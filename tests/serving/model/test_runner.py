@@ -10,7 +10,8 @@ import pytest
 from foldserve.artifact.answers import softmax
 from foldserve.artifact.format import Golden, TensorSpec
 from foldserve.artifact.golden import Replay, replay
-from foldserve.serving.errors import ArtifactError, ModelOutputError
+from foldserve.errors import ArtifactError
+from foldserve.serving.errors import ModelOutputError
 from foldserve.serving.model.runner import Runner
 from foldserve.serving.model.served_model import ModelSettings, open_verified
 from tests.support.artifacts import TinyNetwork

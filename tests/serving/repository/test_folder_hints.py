@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from foldserve.serving.errors import ArtifactError
+from foldserve.errors import ArtifactError
 from foldserve.serving.repository.folder_hints import explain_emptiness
 from foldserve.serving.repository.scanner import scan
 from tests.support.artifacts import TinyNetwork

@@ -8,8 +8,9 @@ import pytest
 
 from foldserve.artifact.format import Golden
 from foldserve.artifact.writer import publish_artifact
+from foldserve.errors import ArtifactError
 from foldserve.imaging import ImageSpec
-from foldserve.serving.errors import ArtifactError, NotFoundError, UnavailableError
+from foldserve.serving.errors import NotFoundError, UnavailableError
 from foldserve.serving.model.served_model import ModelSettings, open_verified
 from foldserve.serving.pb import open_inference_pb2 as pb
 from foldserve.serving.repository.repository import Repository

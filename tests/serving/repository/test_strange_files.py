@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from foldserve.errors import ArtifactError
 from foldserve.files import read_inside, size_inside
-from foldserve.serving.errors import ArtifactError, NotFoundError, UnavailableError
+from foldserve.serving.errors import NotFoundError, UnavailableError
 from foldserve.serving.model import loader as loading
 from foldserve.serving.model.served_model import ModelSettings
 from foldserve.serving.pb import open_inference_pb2 as pb

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from foldserve.errors import DeviceError
 from foldserve.training.augmentation.augment import Augmentation
 from foldserve.training.augmentation.mixing import mixup
 from foldserve.training.datasets import Dataset, Examples, split_train
 from foldserve.training.engine.evaluation import evaluate
 from foldserve.training.engine.loop import check_finite, derived_seed, epoch_order, train_one_epoch
-from foldserve.training.errors import DeviceError, DivergedError, RunError
+from foldserve.training.errors import DivergedError, RunError
 from foldserve.training.models import Normalized
 from foldserve.training.run.run_state import RunState, start_run
 

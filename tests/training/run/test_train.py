@@ -11,11 +11,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from foldserve.errors import DeviceError
 from foldserve.imaging import ImageSpec
 from foldserve.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from foldserve.training.config import TrainConfig
 from foldserve.training.datasets import registry
-from foldserve.training.errors import DeviceError, DivergedError, RunError
+from foldserve.training.errors import DivergedError, RunError
 from foldserve.training.run import train as run_module
 from foldserve.training.run.run_folder import open_run_folder
 from foldserve.training.run.train import train
