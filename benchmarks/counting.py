@@ -32,7 +32,7 @@ def ours() -> Callable[[list[InferCall], Execution], None]:
     def count(calls: list[InferCall], execution: Execution) -> None:
         statistics.count_execution(execution)
         for call in calls:
-            statistics.count_success(call)
+            statistics.count_success(call.method, call.received_s)
 
     return count
 

@@ -50,6 +50,8 @@ MOST_MANIFEST_BYTES = 2**22
 IMAGE = "image"  # UINT8 [N, C, H, W]
 LOGITS = "logits"  # FP32 [N, K]
 PROBABILITIES = "probabilities"  # FP32 [N, K]
+# What an execution gives, in this order.
+OUTPUTS = (LOGITS, PROBABILITIES)
 
 _PREFIX = "foldserve."
 

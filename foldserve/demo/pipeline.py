@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from foldserve.artifact.format import list_versions, read_artifact
+from foldserve.artifact.format import OUTPUTS, list_versions, read_artifact
 from foldserve.demo.proof import answer_all, compare_all
 from foldserve.demo.server_process import running_server
 from foldserve.demo.terminal import print_proof, print_step, print_where
@@ -20,7 +20,6 @@ from foldserve.serving.client.sync_client import Client
 from foldserve.serving.commands.classify import classify
 from foldserve.serving.config import ClassifyConfig
 from foldserve.serving.model.runner import Runner
-from foldserve.serving.protocol.infer_response import OUTPUTS
 from foldserve.training.checkpoint import load_checkpoint
 from foldserve.training.config import TrainConfig
 from foldserve.training.datasets import load_dataset

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foldserve.artifact.answers import misshapen
-from foldserve.artifact.format import IMAGE, LOGITS
+from foldserve.artifact.format import IMAGE, LOGITS, OUTPUTS
 from foldserve.serving.errors import ModelOutputError
-from foldserve.serving.protocol.infer_response import OUTPUTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

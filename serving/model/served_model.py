@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from foldserve.artifact.format import IMAGE, ModelMetadata, TensorSpec, read_artifact
+from foldserve.artifact.format import IMAGE, OUTPUTS, ModelMetadata, TensorSpec, read_artifact
 from foldserve.artifact.golden import replay
 from foldserve.errors import ArtifactError, DeviceLostError
 from foldserve.runtime.cpus import usable_processors
@@ -17,7 +17,7 @@ from foldserve.runtime.time_limit import StopSignal
 from foldserve.serving.batching.batcher import Batcher
 from foldserve.serving.model.runner import Runner
 from foldserve.serving.model.statistics import Statistics
-from foldserve.serving.protocol.infer_response import OUTPUTS, ResponseHeads
+from foldserve.serving.protocol.infer_response import ResponseHeads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foldserve.artifact.format import Artifact
-    from foldserve.serving.batching.request import OnDone
-    from foldserve.serving.services.requests import Call
+    from foldserve.serving.batching.request import OnDone, R
 
 # Told of the execution provider whose device broke, and how.
 OnLost: TypeAlias = "Callable[[str, DeviceLostError], None]"
@@ -179,14 +178,13 @@ class ServedModel:
         self.outputs = tuple(spec for spec in verified.session.outputs if spec.name in OUTPUTS)
         self.settings = settings
         self.statistics = Statistics()
-        self.response_heads = ResponseHeads(
-            name, self.version_text, len(self.metadata.labels), verified.sha256
-        )
+        self.response_heads = ResponseHeads(name, self.version_text, self.metadata.labels, verified.sha256)
         self.instance_count = settings.instance_count or 1
         self.spare_count = _spare_count(verified) if settings.instance_count is None else 0
         # With several instances the work is meant to spread over threads: none is lent.
         self._takes_lent_thread = verified.is_quick and self.instance_count == 1
-        self._batcher: Batcher[Call] = Batcher(
+        # Any: callers get back the kind of request that they handed in.
+        self._batcher: Batcher[Any] = Batcher(
             _reporting_loss(verified, on_lost),
             max_batch_size=settings.max_batch_size,
             max_queue_rows=settings.max_queue_rows,
@@ -196,7 +194,7 @@ class ServedModel:
         )
         self._batcher.start(self.instance_count, self.spare_count, f"{name}/{version}")
 
-    def submit(self, calls: list[Call], on_done: OnDone[Call], *, lend_thread: bool = False) -> None:
+    def submit(self, calls: Sequence[R], on_done: OnDone[R], *, lend_thread: bool = False) -> None:
         """Queue calls whose rows are read; see `Batcher.submit`."""
         self._batcher.submit(calls, on_done, lend_thread=lend_thread and self._takes_lent_thread)
 

@@ -14,7 +14,6 @@ from foldserve.serving.pb import open_inference_pb2 as pb
 
 if TYPE_CHECKING:
     from foldserve.serving.batching.request import Execution
-    from foldserve.serving.services.requests import Call
 
 
 @dataclass(slots=True)
@@ -59,12 +58,12 @@ class Statistics:
             self._compute.add(request_count, compute_s * request_count)
             self._by_size[execution.row_count].add(1, compute_s)
 
-    def count_success(self, call: Call) -> None:
-        """Count a request that is answered."""
+    def count_success(self, method: str, received_s: float) -> None:
+        """Count a request of ``method`` that is answered; it came at ``received_s`` of time.monotonic."""
         total = self._tally.total_s
-        took_s = time.monotonic() - call.received_s
+        took_s = time.monotonic() - received_s
         with self._changed:
-            self._ok_by_method[call.method] += 1
+            self._ok_by_method[method] += 1
             total.counts[bisect_left(DURATION_BOUNDS_S, took_s)] += 1
             total.total += took_s
 

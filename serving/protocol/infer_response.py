@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from foldserve.artifact.format import LOGITS, PROBABILITIES
+from foldserve.artifact.format import OUTPUTS
 from foldserve.serving.pb import open_inference_pb2 as pb
 from foldserve.serving.protocol.classification import top_indices
 
@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foldserve.serving.batching.request import Arrays
-    from foldserve.serving.model.served_model import ServedModel
 
-# What an execution gives, in this order.
-OUTPUTS = (LOGITS, PROBABILITIES)
 # The response parameter that says which file answered: a version's number alone may be used again.
 SHA256_PARAMETER = "model_sha256"
 # Parameters of this name mean something to Triton's servers, in requests and in responses.
@@ -45,13 +42,13 @@ ALL_OUTPUTS = tuple(Output(name) for name in OUTPUTS)
 
 
 class ResponseHeads:
-    """The first halves of one model version's responses."""
+    """The first halves of one model version's responses; ``labels`` are its classes, in order."""
 
-    def __init__(self, name: str, version: str, class_count: int, sha256: str) -> None:
+    def __init__(self, name: str, version: str, labels: Sequence[str], sha256: str) -> None:
         self._name = name
         self._version = version
         self._sha256 = sha256
-        self._class_count = class_count
+        self.labels = labels
         self._kept: dict[tuple[int, tuple[Output, ...]], bytes] = {}
 
     def get(self, row_count: int, outputs: tuple[Output, ...]) -> bytes:
@@ -68,15 +65,15 @@ class ResponseHeads:
         head.parameters[SHA256_PARAMETER].string_param = self._sha256
         for output in outputs:
             if output.top_k:
-                shape = (row_count, min(output.top_k, self._class_count))
+                shape = (row_count, min(output.top_k, len(self.labels)))
                 head.outputs.add(name=output.name, datatype="BYTES", shape=shape)
             else:
-                head.outputs.add(name=output.name, datatype="FP32", shape=(row_count, self._class_count))
+                head.outputs.add(name=output.name, datatype="FP32", shape=(row_count, len(self.labels)))
         return head
 
 
 def write_infer_response(
-    model: ServedModel,
+    heads: ResponseHeads,
     outputs: tuple[Output, ...],
     request_id: str,
     parameters: Mapping[str, pb.InferParameter] | None,
@@ -86,13 +83,13 @@ def write_infer_response(
     if outputs is ALL_OUTPUTS:
         contents = [array.tobytes() for array in arrays]
     else:
-        contents = [_content(output, arrays, model.metadata.labels) for output in outputs]
+        contents = [_content(output, arrays, heads.labels) for output in outputs]
     tail = pb.ModelInferResponse(id=request_id, raw_output_contents=contents)
     if parameters:
         for key, parameter in parameters.items():
             if key != SHA256_PARAMETER and not key.startswith(TRITON_PREFIX):  # ours to say
                 tail.parameters[key].CopyFrom(parameter)
-    return model.response_heads.get(len(arrays[0]), outputs) + tail.SerializeToString()
+    return heads.get(len(arrays[0]), outputs) + tail.SerializeToString()
 
 
 def _content(output: Output, arrays: Arrays, labels: Sequence[str]) -> bytes:

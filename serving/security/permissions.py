@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from foldserve.serving.errors import PermissionDeniedError, UnauthenticatedError
-from foldserve.serving.services.inference import INFERENCE_SERVICE
+from foldserve.serving.protocol.names import INFERENCE_SERVICE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

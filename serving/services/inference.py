@@ -20,6 +20,7 @@ from foldserve.serving.errors import (
     UnavailableError,
 )
 from foldserve.serving.model.statistics import Statistics
+from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVICE
 from foldserve.serving.services.image_decoder import ImageDecoder
 from foldserve.serving.services.request_log import log_fault, log_request, requests_are_logged
 from foldserve.serving.services.requests import Call, ClassifyCall, InferCall, Reply
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from foldserve.serving.repository.repository import Repository
 
 OnReply: TypeAlias = Callable[[Call, Reply], None]
-
-INFERENCE_SERVICE = "inference.GRPCInferenceService"
-CLASSIFIER_SERVICE = "foldserve.v1.Classifier"
 
 # The unary inference methods, by path, with the kind of call that each makes.
 UNARY_CALLS: dict[str, type[Call]] = {
@@ -169,7 +167,7 @@ class Servicer:
                 outcome = error
             else:
                 assert call.model is not None
-                call.model.statistics.count_success(call)
+                call.model.statistics.count_success(call.method, call.received_s)
                 if self.logs_requests:
                     log_request(call, "OK")
                 return reply

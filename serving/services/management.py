@@ -10,7 +10,7 @@ from foldserve.artifact.format import MODEL_FILE
 from foldserve.runtime.session import CPU_PROVIDER
 from foldserve.serving.errors import NotFoundError, PermissionDeniedError, UnimplementedError
 from foldserve.serving.pb import open_inference_pb2 as pb
-from foldserve.serving.services.inference import CLASSIFIER_SERVICE, INFERENCE_SERVICE
+from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVICE
 from foldserve.text import listed, shown
 
 if TYPE_CHECKING:

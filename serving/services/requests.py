@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from foldserve.artifact.format import OUTPUTS
 from foldserve.serving.batching.request import Arrays, Request
 from foldserve.serving.errors import InvalidArgumentError
 from foldserve.serving.pb import classifier_pb2, open_inference_pb2
@@ -19,7 +20,7 @@ from foldserve.serving.protocol.infer_request import (
     read_images,
     read_outputs,
 )
-from foldserve.serving.protocol.infer_response import ALL_OUTPUTS, OUTPUTS, Output, write_infer_response
+from foldserve.serving.protocol.infer_response import ALL_OUTPUTS, Output, write_infer_response
 from foldserve.serving.services.message_limit import MAX_ENCODED_IMAGES, MAX_IMAGES, check_image_count
 from foldserve.text import shown_parameter
 
@@ -99,7 +100,9 @@ class InferCall(Call):
     def write(self, arrays: Arrays) -> bytes:
         """Return a serialised ModelInferResponse."""
         assert self.model is not None
-        return write_infer_response(self.model, self.outputs, self.request_id, self.parameters, arrays)
+        return write_infer_response(
+            self.model.response_heads, self.outputs, self.request_id, self.parameters, arrays
+        )
 
     def _read_parameters(self) -> None:
         self.parameters = self.message.parameters

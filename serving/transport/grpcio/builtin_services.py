@@ -9,7 +9,7 @@ from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from foldserve.serving.errors import ResourceExhaustedError
-from foldserve.serving.services.inference import CLASSIFIER_SERVICE, INFERENCE_SERVICE
+from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVICE
 from foldserve.serving.transport.grpcio.compression import is_packed, unpack
 from foldserve.serving.transport.status import parse_bounded, to_status
 

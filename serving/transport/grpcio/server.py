@@ -16,7 +16,8 @@ from foldserve.runtime.cpus import usable_processors
 from foldserve.serving.addresses import common_port, listen_addresses, to_target
 from foldserve.serving.background import run_in_thread
 from foldserve.serving.errors import ListenError, ResourceExhaustedError
-from foldserve.serving.services.inference import CLASSIFIER_SERVICE, INFERENCE_SERVICE, UNARY_CALLS
+from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVICE
+from foldserve.serving.services.inference import UNARY_CALLS
 from foldserve.serving.transport.draining import until_quiet
 from foldserve.serving.transport.grpcio.builtin_services import built_in_handlers, refuse
 from foldserve.serving.transport.grpcio.compression import is_packed, unpack

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from foldserve.serving.errors import InvalidArgumentError, UnavailableError
 from foldserve.serving.pb import classifier_pb2
 from foldserve.serving.pb import open_inference_pb2 as pb
-from foldserve.serving.services.inference import CLASSIFIER_SERVICE, INFERENCE_SERVICE
+from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVICE
 from foldserve.serving.services.requests import Call, ClassifyCall, InferCall, Reply
 from foldserve.serving.transport.status import parse_bounded, to_status
 

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from foldserve.artifact.format import OUTPUTS
 from foldserve.serving.pb import open_inference_pb2 as pb
-from foldserve.serving.protocol.infer_response import (
-    ALL_OUTPUTS,
-    OUTPUTS,
-    Output,
-    ResponseHeads,
-    write_infer_response,
-)
+from foldserve.serving.protocol.infer_response import ALL_OUTPUTS, Output, ResponseHeads, write_infer_response
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from foldserve.serving.model.served_model import ServedModel
 
 SHA256 = "5f" * 32
 # NaN would not equal itself; any other number must arrive bit for bit.
@@ -29,21 +23,20 @@ floats = st.floats(width=32, allow_nan=False)
 logits = arrays(np.float32, st.tuples(st.integers(1, 5), st.just(3)), elements=floats)
 
 
-class Model:
-    """What a response is written for: the parts of a ServedModel that it looks at."""
-
-    def __init__(self) -> None:
-        self.response_heads = ResponseHeads("tiny", "7", 3, SHA256)
-        self.metadata = self
-        self.labels = ("a", "b:c", "ü")
+def response_heads() -> ResponseHeads:
+    return ResponseHeads("tiny", "7", ("a", "b:c", "ü"), SHA256)
 
 
 def write(
-    outputs: tuple[Output, ...], request_id: str, values: NDArray[np.float32], model: Model | None = None
+    outputs: tuple[Output, ...],
+    request_id: str,
+    values: NDArray[np.float32],
+    heads: ResponseHeads | None = None,
 ) -> pb.ModelInferResponse:
-    served = cast("ServedModel", model or Model())
     parameters = {"key": pb.InferParameter(string_param=request_id)}
-    content = write_infer_response(served, outputs, request_id, parameters, (values, -values))
+    content = write_infer_response(
+        heads or response_heads(), outputs, request_id, parameters, (values, -values)
+    )
     return pb.ModelInferResponse.FromString(content)
 
 
@@ -71,26 +64,25 @@ def test_outputs_come_in_the_order_asked_with_their_own_numbers(values: NDArray[
 
 
 def test_a_caller_cannot_name_the_file_that_answers() -> None:
-    served = cast("ServedModel", Model())
     parameters = {"model_sha256": pb.InferParameter(string_param="another")}
     values = np.zeros((1, 3), np.float32)
-    content = write_infer_response(served, ALL_OUTPUTS, "", parameters, (values, values))
+    content = write_infer_response(response_heads(), ALL_OUTPUTS, "", parameters, (values, values))
     message = pb.ModelInferResponse.FromString(content)
     assert message.parameters["model_sha256"].string_param == SHA256
 
 
 def test_a_kept_head_is_that_of_its_own_rows_and_outputs() -> None:
-    model = Model()
+    heads = response_heads()
     for _ in range(2):
         for count in (1, 2):
             for outputs in (ALL_OUTPUTS, (Output("logits"),), (Output("logits", 2),)):
-                message = write(outputs, "", np.zeros((count, 3), np.float32), model)
+                message = write(outputs, "", np.zeros((count, 3), np.float32), heads)
                 assert [output.name for output in message.outputs] == [output.name for output in outputs]
                 assert all(output.shape[0] == count for output in message.outputs)
 
 
 def test_endless_row_counts_do_not_fill_the_memory() -> None:
-    heads = ResponseHeads("tiny", "7", 3, SHA256)
+    heads = response_heads()
     for count in range(5000):
         heads.get(count, ALL_OUTPUTS)
     assert len(heads._kept) <= 1024

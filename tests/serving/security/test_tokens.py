@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from foldserve.serving.errors import CredentialsError, PermissionDeniedError, UnauthenticatedError
+from foldserve.serving.protocol.names import INFERENCE_SERVICE
 from foldserve.serving.security import tokens as tokens_module
 from foldserve.serving.security.permissions import Permissions
 from foldserve.serving.security.tokens import Caller, Tokens, create_token, to_line
-from foldserve.serving.services.inference import INFERENCE_SERVICE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,6 @@
+"""Names of the services, as they stand in a method's path."""
+
+from __future__ import annotations
+
+INFERENCE_SERVICE = "inference.GRPCInferenceService"
+CLASSIFIER_SERVICE = "foldserve.v1.Classifier"
