@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from foldserve.serving.batching.request import Execution
 from foldserve.serving.model.counters import BATCH_BOUNDS, DURATION_BOUNDS_S
 from foldserve.serving.model.statistics import Statistics
-from foldserve.serving.services.requests import InferCall
+from foldserve.serving.services.requests import TensorRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,11 +25,11 @@ _ROUNDS = 15
 _REQUESTS_A_ROUND = 20_000
 
 
-def ours() -> Callable[[list[InferCall], Execution], None]:
+def ours() -> Callable[[list[TensorRequest], Execution], None]:
     """Return what counts a batch as the server does."""
     statistics = Statistics()
 
-    def count(calls: list[InferCall], execution: Execution) -> None:
+    def count(calls: list[TensorRequest], execution: Execution) -> None:
         statistics.count_execution(execution)
         for call in calls:
             statistics.count_success(call.method, call.received_s)
@@ -37,7 +37,7 @@ def ours() -> Callable[[list[InferCall], Execution], None]:
     return count
 
 
-def prometheus_client() -> Callable[[list[InferCall], Execution], None]:
+def prometheus_client() -> Callable[[list[TensorRequest], Execution], None]:
     """Return what counts a batch with prometheus_client's metrics, their labels looked up beforehand."""
     registry = CollectorRegistry()
     names = ("tiny", "1")
@@ -57,7 +57,7 @@ def prometheus_client() -> Callable[[list[InferCall], Execution], None]:
         )
     )
 
-    def count(calls: list[InferCall], execution: Execution) -> None:
+    def count(calls: list[TensorRequest], execution: Execution) -> None:
         rows.inc(execution.row_count)
         executions.inc()
         sizes.observe(execution.row_count)
@@ -71,9 +71,9 @@ def prometheus_client() -> Callable[[list[InferCall], Execution], None]:
     return count
 
 
-def microseconds_a_request(count: Callable[[list[InferCall], Execution], None], batch_size: int) -> float:
+def microseconds_a_request(count: Callable[[list[TensorRequest], Execution], None], batch_size: int) -> float:
     """Return the least processor time a request over the rounds."""
-    calls = [InferCall(message=None) for _ in range(batch_size)]
+    calls = [TensorRequest(message=None) for _ in range(batch_size)]
     execution = Execution([0.0003] * batch_size, batch_size, 0.0005)
     batches = _REQUESTS_A_ROUND // batch_size
     rounds_s = []

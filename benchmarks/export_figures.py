@@ -40,7 +40,7 @@ from foldserve.export.graph.normalise import add_normalisation
 from foldserve.export.graph.serialize import add_outputs
 from foldserve.export.graph.simplify import simplify
 from foldserve.export.graph.trace import trace
-from foldserve.export.graph.weights import ExactWeights
+from foldserve.export.graph.weights import Float64Initializers
 from foldserve.export.precision.quantize import activation_ranges, layer_names, quantize
 from foldserve.export.precision.speed import take_turns
 from foldserve.imaging import ImageSpec
@@ -185,7 +185,7 @@ def build_unfolded(network: nn.Module, metadata: ModelMetadata, *, is_tidied: bo
     model = trace(network, metadata.image.shape).model
     if is_tidied:
         simplify(model)
-    weights = ExactWeights(model.graph)
+    weights = Float64Initializers(model.graph)
     folder = _NoFolding(model.graph, weights)
     add_normalisation(model.graph, folder, weights, mean=metadata.mean, std=metadata.std)
     weights.store()

@@ -22,11 +22,11 @@ from rich.table import Table
 
 from benchmarks.flags import parse_flags
 from benchmarks.serving.networks import Network, alexnet, lenet
-from foldserve.runtime.cpus import find_processors
+from foldserve.runtime.cpus import find_cpus
 from foldserve.runtime.session import Session
 from foldserve.serving.batching.batcher import Batcher
 from foldserve.serving.batching.request import Outcome, Request
-from foldserve.serving.model.runner import Runner
+from foldserve.serving.model.runner import ModelRunner
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,7 +71,7 @@ class Shape:
         self._network = network
         session = Session(network.model_file.read_bytes(), device="cpu", intra_op_threads=threads)
         self._batcher: Batcher[Request] = Batcher(
-            Runner(session), max_batch_size=_MAX_BATCH_SIZE, max_queue_rows=8192, max_queue_bytes=1 << 30
+            ModelRunner(session), max_batch_size=_MAX_BATCH_SIZE, max_queue_rows=8192, max_queue_bytes=1 << 30
         )
         self._batcher.start(instances, spare)
 
@@ -114,7 +114,7 @@ class Shape:
 
 def run_bench(config: InstancesConfig) -> int:
     """Measure and print the table; return 0."""
-    processors = find_processors()
+    processors = find_cpus()
     count = max(2, processors.usable)
     shapes = ((1, 1), (1, count), (count, 1), (1, 1, count - 1))
     console = Console(width=110)

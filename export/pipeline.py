@@ -11,7 +11,7 @@ from foldserve.export.config import check_name
 from foldserve.export.errors import ParityError, SourceError
 from foldserve.export.graph.build import BuiltModel, build_model
 from foldserve.export.precision.choose import ExactFile, choose_precision
-from foldserve.export.publish import check_writable, find_same, keep_evidence, make_manifest, publish
+from foldserve.export.publish import check_writable, find_same, make_manifest, publish, save_rejected
 from foldserve.export.report import Report
 from foldserve.export.sources.load import load_source
 from foldserve.export.verification.divergence import first_divergence
@@ -27,7 +27,7 @@ from foldserve.export.verification.parity import (
 from foldserve.export.verification.probabilities import check_logits, no_logits_text
 from foldserve.export.verification.reference import in_batches
 from foldserve.export.verification.references import make_reference
-from foldserve.serving.model.runner import Runner
+from foldserve.serving.model.runner import ModelRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -139,7 +139,7 @@ def _make_golden(
     for session in sessions:
         try:
             replay(
-                Runner(session).run_unchecked,
+                ModelRunner(session).run_unchecked,
                 golden,
                 batch_size=_REPLAY_BATCH_SIZE,
                 where=session.provider,
@@ -158,7 +158,7 @@ def _evidence(config: ExportConfig, name: str, built: BuiltModel, source: Source
         images = source.proof.images[:_EVIDENCE_COUNT]
         message = f"{error}; {first_divergence(source.module, built.content, images)}"
         try:
-            folder = keep_evidence(config.repository, name, built.content, images, message)
+            folder = save_rejected(config.repository, name, built.content, images, message)
         except OSError:
             raise ParityError(message) from error
         raise ParityError(f"{message}; the rejected file is in {folder}") from error

@@ -112,7 +112,7 @@ def publish(model_folder: Path, content: bytes, golden: Golden, manifest: dict[s
         ) from error
 
 
-def keep_evidence(
+def save_rejected(
     repository: Path, name: str, content: bytes, images: NDArray[np.uint8], reason: str
 ) -> Path:
     """Keep a file that failed its check, with images to repeat it, where no server looks; return the folder.

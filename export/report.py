@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from foldserve.export.verification.parity import has_referee
+from foldserve.export.verification.parity import has_float64_reference
 from foldserve.runtime.session import CPU_PROVIDER
 from foldserve.terminal import Terminal
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from foldserve.artifact.format import Golden
     from foldserve.export.graph.build import BuiltModel
     from foldserve.export.precision.choose import Trial
-    from foldserve.export.sources.load import ProofImages, Source
+    from foldserve.export.sources.load import Source, VerificationImages
     from foldserve.export.verification.parity import Agreement, Comparison
 
 _WIDTH = 10
@@ -53,7 +53,7 @@ class Report:
             f"{counts['folded']} folded, {counts['rewritten']} rewritten, no batch norm left",
         )
 
-    def compared(self, comparisons: Sequence[Comparison], proof: ProofImages) -> None:
+    def compared(self, comparisons: Sequence[Comparison], proof: VerificationImages) -> None:
         """Say how far file and network are apart."""
         worst = max(comparisons, key=lambda comparison: comparison.max_abs_err / comparison.tolerance)
         batches = ", ".join(
@@ -64,10 +64,10 @@ class Report:
             f"largest logit difference {worst.max_abs_err:.2g} (allowed {worst.tolerance:.2g}), "
             f"batches {batches}, random and {proof.kind} images, {_providers(comparisons)}",
         )
-        if not has_referee(comparisons):
+        if not has_float64_reference(comparisons):
             self._line("", "no float64 referee: the network cannot be computed in float64")
 
-    def agreed(self, agreements: Sequence[Agreement], proof: ProofImages) -> None:
+    def agreed(self, agreements: Sequence[Agreement], proof: VerificationImages) -> None:
         """Say what both answer on the proof images."""
         for agreement in agreements:
             before, after = agreement.accuracy_before, agreement.accuracy_after

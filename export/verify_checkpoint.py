@@ -19,7 +19,7 @@ from foldserve.export.report import Report
 from foldserve.export.sources.load import load_source
 from foldserve.export.verification.divergence import first_divergence
 from foldserve.export.verification.parity import check_agreement, check_parity
-from foldserve.export.verification.reduced_precision import check_lower_precision
+from foldserve.export.verification.reduced_precision import check_reduced_precision
 from foldserve.export.verification.reference import in_batches
 from foldserve.export.verification.references import make_reference
 from foldserve.export.verification.tolerances import reference_tolerance
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _DIVERGENCE_COUNT = 32
 
 
-def verify_against(config: VerifyConfig) -> int:
+def verify_checkpoint(config: VerifyConfig) -> int:
     """Compare a published version with the checkpoint; print each step, return 1 where it is not of it.
 
     Raises:
@@ -123,7 +123,7 @@ def _check_answers(artifact: Artifact, source: Source, device: Device, report: R
     with report.counting("accuracy", len(proof.images)) as on_progress:
         expected = in_batches(reference.logits, proof.images, on_progress)
     if precision != "fp32":
-        lower = check_lower_precision(
+        lower = check_reduced_precision(
             artifact.model,
             proof.images,
             proof.labels,

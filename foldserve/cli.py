@@ -62,7 +62,7 @@ COMMANDS = {
 }
 # Serving never imports export: what compares a version with its checkpoint is another function.
 _VERIFY_AGAINST = Command(
-    VerifyConfig, "foldserve.export.verify_checkpoint:verify_against", ("export", "serve", "runtime")
+    VerifyConfig, "foldserve.export.verify_checkpoint:verify_checkpoint", ("export", "serve", "runtime")
 )
 
 _HELP = ("--help", "-h")

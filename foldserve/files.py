@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def read_inside(path: Path, within: Path | None, most_bytes: int) -> bytes:
+def read_regular_file(path: Path, within: Path | None, most_bytes: int) -> bytes:
     """Return the content of a file; with ``within``, only if the file really lies in that folder.
 
     Raises:
@@ -34,7 +34,7 @@ def read_inside(path: Path, within: Path | None, most_bytes: int) -> bytes:
 
 
 def size_inside(path: Path, within: Path | None) -> int:
-    """Return the size in bytes of a file that may be read; raises ArtifactError as `read_inside`."""
+    """Return the size in bytes of a file that may be read; raises ArtifactError as `read_regular_file`."""
     with _opened(path, within) as descriptor:
         return os.fstat(descriptor).st_size
 

@@ -19,7 +19,7 @@ _LEGIBLE_CHARACTERS = 1500
 _ILLEGIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def shown(text: str) -> str:
+def quote(text: str) -> str:
     """Return ``text`` quoted, escaped and shortened."""
     return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")
 
@@ -50,10 +50,10 @@ def legible(text: str) -> str:
     return _ILLEGIBLE.sub(_escape, text)
 
 
-def listed(names: Iterable[str]) -> str:
+def join_names(names: Iterable[str]) -> str:
     """Return ``names`` as a readable list, the first few of them."""
     every = list(names)
-    text = ", ".join(shown(name) for name in every[:_SHOWN_ITEMS])
+    text = ", ".join(quote(name) for name in every[:_SHOWN_ITEMS])
     return f"{text} and {len(every) - _SHOWN_ITEMS} more" if len(every) > _SHOWN_ITEMS else text
 
 
@@ -61,7 +61,7 @@ def shown_parameter(parameter: pb.InferParameter) -> str:
     """Return a parameter's kind and value; "empty" where it has none."""
     kind = parameter.WhichOneof("parameter_choice")
     # Not str(parameter): protobuf's text of a long value takes seconds.
-    return f"{kind} {shown(str(getattr(parameter, kind)))}" if kind else "empty"
+    return f"{kind} {quote(str(getattr(parameter, kind)))}" if kind else "empty"
 
 
 def shape_text(shape: Sequence[int]) -> str:

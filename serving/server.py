@@ -10,7 +10,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from foldserve.runtime.cpus import find_processors
+from foldserve.runtime.cpus import find_cpus
 from foldserve.runtime.memory import usable_memory_bytes
 from foldserve.runtime.session import require_device, share_arena
 from foldserve.runtime.time_limit import TimeLimit, end_process
@@ -26,10 +26,10 @@ from foldserve.serving.observability.model_metrics import ModelMetrics
 from foldserve.serving.observability.pages import Pages, Pulse
 from foldserve.serving.observability.server_metrics import ServerMetrics
 from foldserve.serving.repository.folder_hints import explain_emptiness
-from foldserve.serving.repository.repository import Repository
+from foldserve.serving.repository.repository import ModelRepository
 from foldserve.serving.repository.watcher import Watcher
-from foldserve.serving.services.inference import Servicer
-from foldserve.serving.services.management import Control
+from foldserve.serving.services.inference import InferenceService
+from foldserve.serving.services.management import ManagementService
 from foldserve.serving.transport.base import open_transport
 from foldserve.serving.transport.descriptors import ConnectionGuard, share_descriptors
 from foldserve.serving.transport.grpcio.library_logs import hush_libraries
@@ -64,7 +64,7 @@ def serve(config: ServeConfig) -> int:
 
 async def _serve(config: ServeConfig) -> int:
     loads, changes, loading = LoadCounts(), Changes(), TimeLimit(config.load_timeout_s)
-    repository = Repository(
+    repository = ModelRepository(
         config.repository,
         _to_settings(config),
         on_load=loads.count,
@@ -72,13 +72,13 @@ async def _serve(config: ServeConfig) -> int:
         time_limit=loading,
     )
     repository.subscribe(changes.notify)
-    _log.info("processors: %s", find_processors())  # after what a wrong path ends with one readable line
-    servicer = Servicer(
+    _log.info("processors: %s", find_cpus())  # after what a wrong path ends with one readable line
+    servicer = InferenceService(
         repository,
         max_decoding_bytes=config.max_queue_mib * _MIB,
         max_image_pixels=config.max_image_pixels,
     )
-    control = Control(repository, servicer, model_control=config.allows_model_control)
+    control = ManagementService(repository, servicer, model_control=config.allows_model_control)
     descriptors = share_descriptors()
     wire = wire_settings(config, repository, max_connections=descriptors.max_connections)
     transport = open_transport(
@@ -132,7 +132,7 @@ async def _open_endpoint(config: ServeConfig, endpoint: HttpEndpoint, pages: Pag
         _log.info("/metrics, /healthz and /readyz on http://%s:%d", config.host, port)
 
 
-async def _load(config: ServeConfig, repository: Repository, stop: asyncio.Event) -> bool:
+async def _load(config: ServeConfig, repository: ModelRepository, stop: asyncio.Event) -> bool:
     """Load while the server answers; return False where a signal came first."""
     only = config.load_model if config.control == "explicit" else None
     loaded = run_in_thread(lambda: repository.load_all(only), "load")
@@ -146,7 +146,7 @@ async def _load(config: ServeConfig, repository: Repository, stop: asyncio.Event
     return True
 
 
-async def _leave(config: ServeConfig, transport: Transport, servicer: Servicer) -> None:
+async def _leave(config: ServeConfig, transport: Transport, servicer: InferenceService) -> None:
     """Say NOT_SERVING, and answer everything for as long as balancers need to notice."""
     servicer.announce_drain()
     await transport.enter_shutdown()
@@ -154,7 +154,7 @@ async def _leave(config: ServeConfig, transport: Transport, servicer: Servicer) 
 
 
 async def _drain(
-    config: ServeConfig, transport: Transport, servicer: Servicer, repository: Repository
+    config: ServeConfig, transport: Transport, servicer: InferenceService, repository: ModelRepository
 ) -> None:
     """Refuse new calls, and finish what was accepted."""
     servicer.begin_drain()
@@ -213,7 +213,7 @@ def _to_settings(config: ServeConfig) -> ModelSettings:
     )
 
 
-def _ready_line(config: ServeConfig, port: int, repository: Repository) -> str:
+def _ready_line(config: ServeConfig, port: int, repository: ModelRepository) -> str:
     models = repository.ready_models()
     others = [entry for entry in repository.index() if entry.state == "UNAVAILABLE"]
     others_text = "".join(f"; not served: {entry.name}/{entry.version}: {entry.reason}" for entry in others)

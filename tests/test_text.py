@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foldserve.text import is_legible, legible, listed, shown
+from foldserve.text import is_legible, join_names, legible, quote
 
 # Halves of surrogate pairs too: what Python makes of bytes in a file's name that are no UTF-8.
 TEXTS = st.text(st.characters(codec=None), max_size=50)
@@ -11,7 +11,7 @@ TEXTS = st.text(st.characters(codec=None), max_size=50)
 
 @given(text=TEXTS)
 def test_what_is_shown_can_be_sent_and_printed(text: str) -> None:
-    for result in (legible(text), legible(text * 200), shown(text), listed([text, text])):
+    for result in (legible(text), legible(text * 200), quote(text), join_names([text, text])):
         assert is_legible(result)
         assert len(result.encode()) < 8000, "it fits into a status's message"
 

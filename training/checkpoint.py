@@ -17,7 +17,7 @@ from foldserve.imaging import ImageSpec
 from foldserve.training.checkpoint_form import CheckpointForm, read_form
 from foldserve.training.datasets.picture_files import shown_name
 from foldserve.training.errors import CheckpointError
-from foldserve.training.models import Normalized, create_model, is_own
+from foldserve.training.models import Normalized, create_model, is_import_path
 from foldserve.training.torch_file import TorchFileError, read_torch_file
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Checkpoint:
         """
         weights = self.weights if self.ema_weights is None else self.ema_weights
         try:
-            if not is_own(self.arch):
+            if not is_import_path(self.arch):
                 # Without memory first: a number that is wrong may ask for more than there is.
                 with torch.device("meta"):
                     check_weights(create_model(self.arch, **self.arch_args), weights)

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.gpu import in_process, served
 from benchmarks.gpu.networks import NAMES, Network, build, publish
-from foldserve.runtime.cpus import usable_processors
+from foldserve.runtime.cpus import usable_cpus
 from foldserve.runtime.session import RUNTIME_VERSION, cuda_is_present
 
 _LOADS = (served.Load(1, 1, 1), served.Load(8, 8, 1), served.Load(8, 2, 32))
@@ -36,7 +36,7 @@ def main() -> int:
 
     device = "cuda" if torch.cuda.is_available() and cuda_is_present() else "cpu"
     print(
-        f"{_card(device)}, {usable_processors()} CPUs, torch {torch.__version__}, onnxruntime "
+        f"{_card(device)}, {usable_cpus()} CPUs, torch {torch.__version__}, onnxruntime "
         f"{RUNTIME_VERSION}, Python {platform.python_version()}\n",
         flush=True,
     )

@@ -11,7 +11,7 @@ from benchmarks.export_figures import SUBJECTS, Forms
 from foldserve.artifact.format import IMAGE, LOGITS, Golden
 from foldserve.artifact.golden_bounds import most_tolerance
 from foldserve.artifact.writer import publish_artifact
-from foldserve.export.precision.fp16 import to_half
+from foldserve.export.precision.fp16 import to_fp16
 from foldserve.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def build(name: str) -> Network:
     forms = Forms(subject, is_compiled=False)
     folded = forms.files["folded"]
     shape = (subject.channels, subject.side, subject.side)
-    return Network(name, shape, forms.module, {"fp32": folded, "fp16": to_half(folded)})
+    return Network(name, shape, forms.module, {"fp32": folded, "fp16": to_fp16(folded)})
 
 
 def publish(network: Network, precision: str, repository: Path) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from benchmarks.serving.errors import ContestantMissingError
 from benchmarks.serving.mosec_environment import mosec_python
-from foldserve.runtime.cpus import usable_processors
+from foldserve.runtime.cpus import usable_cpus
 from foldserve.serving.config import ServeConfig
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def launch(contestant: Contestant, network: Network, *, port_file: Path, free_po
         ContestantMissingError: a package or a transport that it needs is not there.
     """
     # A small network is done before a second thread has woken up; a large one uses all processors.
-    threads = str(usable_processors()) if network.name == "alexnet" else "1"
+    threads = str(usable_cpus()) if network.name == "alexnet" else "1"
     if contestant.kind == "foldserve":
         return Launch(_foldserve(contestant, network, port_file), {})
     if contestant.kind == "bare_mosec":

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.serving.load import Measurement
 from foldserve.artifact.format import IMAGE, LOGITS, PROBABILITIES
-from foldserve.runtime.cpus import usable_processors
+from foldserve.runtime.cpus import usable_cpus
 from foldserve.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ class RawRuntime:
     def __init__(self, network: Network) -> None:
         self._network = network
         model = network.model_file.read_bytes()
-        sessions = [
-            Session(model, device="cpu", intra_op_threads=threads) for threads in {1, usable_processors()}
-        ]
+        sessions = [Session(model, device="cpu", intra_op_threads=threads) for threads in {1, usable_cpus()}]
         self._session, self._batch = max(
             ((session, batch) for session in sessions for batch in _BATCHES),
             key=lambda pair: _measure(pair[0], pair[1], network, _PROBE_S).images_per_s,

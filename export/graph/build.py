@@ -16,8 +16,8 @@ from foldserve.export.graph.normalise import add_normalisation, take_pixels
 from foldserve.export.graph.serialize import add_outputs, to_bytes, to_model_proto
 from foldserve.export.graph.simplify import simplify
 from foldserve.export.graph.trace import trace
-from foldserve.export.graph.weights import ExactWeights
-from foldserve.export.sources.onnx.network import ForeignNetwork
+from foldserve.export.graph.weights import Float64Initializers
+from foldserve.export.sources.onnx.network import OnnxNetwork
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +34,7 @@ class BuiltModel:
     no_logits: str = ""
 
 
-def build_model(network: nn.Module | ForeignNetwork, metadata: ModelMetadata) -> BuiltModel:
+def build_model(network: nn.Module | OnnxNetwork, metadata: ModelMetadata) -> BuiltModel:
     """Export ``network``, which takes normalised floats (a file may take pixels); it is not changed.
 
     Raises:
@@ -42,7 +42,7 @@ def build_model(network: nn.Module | ForeignNetwork, metadata: ModelMetadata) ->
         FoldError: a batch norm depends on the batch.
         SourceError: there is not one label a class.
     """
-    if isinstance(network, ForeignNetwork):
+    if isinstance(network, OnnxNetwork):
         model = network.to_graph()
     else:
         model = trace(network, metadata.image.shape).model
@@ -56,7 +56,7 @@ def finish_model(model: ir.Model, metadata: ModelMetadata) -> BuiltModel:
     One that takes UINT8 does its own normalisation already.
     """
     simplify(model)
-    weights = ExactWeights(model.graph)
+    weights = Float64Initializers(model.graph)
     folder = FoldPass(model.graph, weights)
     folds = folder.fold_batch_norms()
     if model.graph.inputs[0].dtype == ir.DataType.UINT8:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foldserve.export.graph.fold_bn import ChannelAffine, Layout
-    from foldserve.export.graph.weights import ExactWeights
+    from foldserve.export.graph.weights import Float64Initializers
 
 
 class DeclinedError(Exception):
@@ -35,7 +35,7 @@ class Layer:
     bias: NDArray[np.float64]
 
 
-def read_layer(node: ir.Node, weights: ExactWeights, where: str) -> Layer:
+def read_layer(node: ir.Node, weights: Float64Initializers, where: str) -> Layer:
     """Return ``node`` as a layer that this one batch norm may change; ``where`` is for the message.
 
     Raises:
@@ -81,7 +81,7 @@ def is_padded(node: ir.Node) -> bool:
     return pads is not None and any(pads.as_ints())
 
 
-def border_before(node: ir.Node, affine: ChannelAffine, weights: ExactWeights) -> float | None:
+def border_before(node: ir.Node, affine: ChannelAffine, weights: Float64Initializers) -> float | None:
     """Return what ``node``, a Pad behind ``affine``, must write once ``affine`` comes behind it.
 
     None where it writes none: reflected, repeated and wrapped borders are made of what they border.

@@ -30,12 +30,12 @@ from foldserve.export.graph.fold_layers import (
     node_name,
     read_layer,
 )
-from foldserve.export.graph.simplify import take_over, unused_name
+from foldserve.export.graph.simplify import replace_node, unused_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from foldserve.export.graph.weights import ExactWeights
+    from foldserve.export.graph.weights import Float64Initializers
 
 BATCH_NORM = "BatchNormalization"
 
@@ -55,7 +55,7 @@ class Fold:
 class FoldPass:
     """The pass over one graph; the caller stores ``weights``, the unrounded constants, at the end."""
 
-    def __init__(self, graph: ir.Graph, weights: ExactWeights) -> None:
+    def __init__(self, graph: ir.Graph, weights: Float64Initializers) -> None:
         self._graph = graph
         self._weights = weights
         # Output of a multiply and add that this pass made -> (multiply, add, batch norm's name); into it the
@@ -119,7 +119,7 @@ class FoldPass:
             self._drop(node, keep_name=False)
             return Fold(name, "folded", f"into {into}, which follows it")
         multiply, add = self.multiply_and_add(value, affine, name)
-        take_over(node, [multiply, add])
+        replace_node(node, [multiply, add])
         self._rewritten[add.outputs[0]] = (multiply, add, name)
         return Fold(name, "rewritten", f"{not_before}; {not_behind}")
 

@@ -21,7 +21,7 @@ from foldserve.export.graph.simplify import free_name, unused_name
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from foldserve.export.graph.weights import ExactWeights
+    from foldserve.export.graph.weights import Float64Initializers
 
 PIXEL_MAX = 255.0
 
@@ -29,7 +29,12 @@ _NAME = "input scaling"
 
 
 def add_normalisation(
-    graph: ir.Graph, folder: FoldPass, weights: ExactWeights, *, mean: Sequence[float], std: Sequence[float]
+    graph: ir.Graph,
+    folder: FoldPass,
+    weights: Float64Initializers,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> Fold:
     """Put a UINT8 input and the normalisation before ``graph``'s float input; ``mean``, ``std`` are [C]."""
     (floats,) = graph.inputs

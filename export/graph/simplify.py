@@ -85,7 +85,7 @@ def _remove_dropouts(graph: ir.Graph) -> None:
         mask_is_used = len(node.outputs) > 1 and (node.outputs[1].uses() or node.outputs[1].is_graph_output())
         if is_off and not mask_is_used:
             identity = ir.node("Identity", [node.inputs[0]], name=node.name)
-            take_over(node, identity)
+            replace_node(node, identity)
 
 
 def _remove_identities(graph: ir.Graph) -> None:
@@ -114,7 +114,7 @@ def _fix_reshapes(graph: ir.Graph) -> None:
             continue
         shape = add_initializer(graph, f"{node.outputs[0].name}.shape", np.array(sides, dtype=np.int64))
         reshape = ir.node("Reshape", [node.inputs[0], shape], name=node.name)
-        take_over(node, reshape)
+        replace_node(node, reshape)
 
 
 def add_initializer(
@@ -157,7 +157,7 @@ def free_name(graph: ir.Graph, name: str) -> None:
             value.name = unused_name(graph, name)
 
 
-def take_over(old: ir.Node, nodes: ir.Node | Sequence[ir.Node]) -> None:
+def replace_node(old: ir.Node, nodes: ir.Node | Sequence[ir.Node]) -> None:
     """Put ``nodes`` in ``old``'s place; the last one's output takes its output's name, shape and uses."""
     replacements = [nodes] if isinstance(nodes, ir.Node) else list(nodes)
     graph = old.graph

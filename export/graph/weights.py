@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class ExactWeights:
+class Float64Initializers:
     """Float64 copies of the initializers that are being changed.
 
     A weight may take part in several folds (a chain of batch norms, 1/std); until `store` it is not rounded.

@@ -17,13 +17,13 @@ import numpy as np
 from foldserve.errors import ArtifactError
 from foldserve.export.errors import ParityError, PrecisionError
 from foldserve.export.precision.calibration import load_calibration
-from foldserve.export.precision.fp16 import to_half
+from foldserve.export.precision.fp16 import to_fp16
 from foldserve.export.precision.quantize import layer_names
 from foldserve.export.precision.sensitivity import quantize_within
 from foldserve.export.precision.speed import WORTHWHILE, measure_speed, thread_counts
 from foldserve.export.verification.parity import run_logits
-from foldserve.export.verification.reduced_precision import check_lower_precision
-from foldserve.export.verification.tolerances import HALF_UNIT, half_tolerance, int8_tolerance
+from foldserve.export.verification.reduced_precision import check_reduced_precision
+from foldserve.export.verification.tolerances import HALF_UNIT, fp16_tolerance, int8_tolerance
 from foldserve.runtime.session import Session, cuda_is_present
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from foldserve.export.precision.speed import Speed
     from foldserve.export.report import Report
     from foldserve.export.sources.load import Source
-    from foldserve.export.verification.reduced_precision import LowerParity
+    from foldserve.export.verification.reduced_precision import ReducedParity
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Trial:
     in_float: tuple[str, ...] = ()
     noise: tuple[tuple[str, float], ...] = ()
     speeds: tuple[Speed, ...] = ()
-    parity: LowerParity | None = None
+    parity: ReducedParity | None = None
 
     @property
     def drop(self) -> float:
@@ -165,19 +165,19 @@ def _measure(
     images: CalibrationImages,
     report: Report,
 ) -> Trial:
-    judge = _Judge(exact.content, images)
+    judge = AccuracyProbe(exact.content, images)
     in_int8: tuple[str, ...] = ()
     in_float: tuple[str, ...] = ()
     noise: tuple[tuple[str, float], ...] = ()
     if precision == "fp16":
-        content = to_half(exact.content)
+        content = to_fp16(exact.content)
     else:
         with report.counting("measuring layers", len(layer_names(exact.content))) as on_layer:
             quantized = quantize_within(exact.content, images, judge.drop, config.max_accuracy_drop, on_layer)
         content, in_int8, in_float = quantized.content, quantized.in_int8, quantized.in_float
         noise = tuple(quantized.noise.items())
     after, error = judge.judge(content)
-    tolerance, unit = half_tolerance(exact.expected), HALF_UNIT
+    tolerance, unit = fp16_tolerance(exact.expected), HALF_UNIT
     if precision == "int8":
         tolerance, unit = int8_tolerance(exact.expected, error), 0.0
     with report.counting("measuring speed", len(config.batch_sizes) * len(thread_counts())) as on_speed:
@@ -186,7 +186,7 @@ def _measure(
     reasons = _reasons(100 * (judge.accuracy - after), speeds, config, precision, in_int8)
     parity = None
     try:
-        parity = check_lower_precision(
+        parity = check_reduced_precision(
             content,
             source.proof.images,
             source.proof.labels,
@@ -214,7 +214,7 @@ def _measure(
     )
 
 
-class _Judge:
+class AccuracyProbe:
     """Accuracy on the validation images, and how far logits are off, beside the fp32 file's."""
 
     def __init__(self, exact: bytes, images: CalibrationImages) -> None:

@@ -19,7 +19,7 @@ from foldserve.export.graph.serialize import to_bytes, to_model_proto
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
-def to_half(content: bytes) -> bytes:
+def to_fp16(content: bytes) -> bytes:
     """Return ``content``, a ``model.onnx`` of ours in float32, with the network between in float16.
 
     Raises:

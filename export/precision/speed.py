@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foldserve.artifact.format import IMAGE, LOGITS
-from foldserve.runtime.cpus import usable_processors
+from foldserve.runtime.cpus import usable_cpus
 from foldserve.runtime.session import CPU_PROVIDER, Session
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def measure_speed(
 
 def thread_counts() -> list[int]:
     """Return the numbers of threads that the server may run a model on: one, and all there are."""
-    return sorted({1, usable_processors()})
+    return sorted({1, usable_cpus()})
 
 
 def take_turns(programs: Sequence[Callable[[], object]], total_s: float = _TOTAL_S) -> list[float]:

@@ -18,7 +18,7 @@ _SEED = 1
 _BATCH_SIZE = 2
 
 
-def check_answers(module: Normalized, image_shape: tuple[int, int, int]) -> int:
+def check_output(module: Normalized, image_shape: tuple[int, int, int]) -> int:
     """Run ``module`` (in eval mode) on two images of noise, twice, and return its class count K.
 
     Raises:

@@ -54,7 +54,7 @@ def leave_out_softmax(module: Normalized, image_shape: tuple[int, int, int]) -> 
     try:
         with torch.inference_mode(), calls:
             given = module(pixels)
-    except Exception:  # the network's own; `check_answers` says it well
+    except Exception:  # the network's own; `check_output` says it well
         return ()
     if not isinstance(given, torch.Tensor) or not calls.end_in_softmax():
         return ()

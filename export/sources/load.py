@@ -8,12 +8,12 @@ from foldserve.export.sources.flags import onnx_file, source_kind
 from foldserve.export.sources.onnx.onnx_file import load_onnx_file
 from foldserve.export.sources.own_network import load_own_network
 from foldserve.export.sources.run import load_run
-from foldserve.export.sources.source import ProofImages, Source, tool_version
+from foldserve.export.sources.source import Source, VerificationImages, tool_version
 
 if TYPE_CHECKING:
     from foldserve.export.config import ExportConfig
 
-__all__ = ["ProofImages", "Source", "load_source", "tool_version"]
+__all__ = ["Source", "VerificationImages", "load_source", "tool_version"]
 
 
 def load_source(config: ExportConfig) -> Source:

@@ -9,7 +9,7 @@ import torch
 
 from foldserve.artifact.format import ModelMetadata
 from foldserve.export.errors import SourceError, first_line
-from foldserve.export.sources.answers import check_answers
+from foldserve.export.sources.answers import check_output
 from foldserve.export.sources.final_softmax import leave_out_softmax
 from foldserve.export.sources.label_file import check_label_count, read_labels
 from foldserve.export.sources.preprocessing import image_spec, mean_and_std
@@ -46,7 +46,7 @@ def load_own_network(config: ExportConfig) -> Source:
     network, more = _for_inference(network)
     module = Normalized(network, mean, std).eval()
     more += (TAKEN_AS_LOGITS,) if config.as_logits else leave_out_softmax(module, image.shape)
-    class_count = check_answers(module, image.shape)
+    class_count = check_output(module, image.shape)
     if not config.as_logits:
         check_class_count(class_count)
     if labels is None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from foldserve.errors import ImageError
 from foldserve.export.errors import SourceError
-from foldserve.export.sources.source import ProofImages
+from foldserve.export.sources.source import VerificationImages
 from foldserve.imaging import prepare_image
 from foldserve.training.datasets.picture_files import (
     IMAGE_SUFFIXES,
@@ -66,7 +66,7 @@ def spread(available: int, count: int) -> NDArray[np.int64]:
 
 def proof_images(
     folder: Path | None, image: ImageSpec, labels: Sequence[str], asked: int | None
-) -> tuple[ProofImages, tuple[str, ...]]:
+) -> tuple[VerificationImages, tuple[str, ...]]:
     """Return the images of ``folder``, or synthetic ones without it, and remarks for the person exporting.
 
     Raises:
@@ -79,7 +79,7 @@ def proof_images(
     paths, classes, remarks = _find_images(folder, labels)
     chosen = spread(len(paths), proof_count(len(paths), image, asked))
     images = _decode([paths[index] for index in chosen], folder, image)
-    proof = ProofImages(
+    proof = VerificationImages(
         images=images,
         labels=None if classes is None else np.array(classes, dtype=np.int64)[chosen],
         synthetic=False,
@@ -93,7 +93,7 @@ def proof_images(
     return proof, remarks
 
 
-def synthetic_images(image: ImageSpec, asked: int | None) -> ProofImages:
+def synthetic_images(image: ImageSpec, asked: int | None) -> VerificationImages:
     """Return seeded images of squares in all sizes, from one flat colour to noise of single pixels.
 
     Noise alone looks the same to a deep network image by image, and leaves most of its weights unproven.
@@ -109,7 +109,7 @@ def synthetic_images(image: ImageSpec, asked: int | None) -> ProofImages:
         colours = random.integers(0, 256, (image.channels, cells, cells), dtype=np.uint8)
         rows, columns = (np.arange(side) * cells // longest for side in (image.height, image.width))
         images[index] = colours[:, rows[:, np.newaxis], columns]
-    return ProofImages(images, labels=None, synthetic=True, origin="seeded synthetic images")
+    return VerificationImages(images, labels=None, synthetic=True, origin="seeded synthetic images")
 
 
 def _find_images(folder: Path, labels: Sequence[str]) -> tuple[list[Path], list[int] | None, tuple[str, ...]]:
@@ -172,9 +172,9 @@ def _decode(paths: Sequence[Path], folder: Path, image: ImageSpec) -> NDArray[np
 
 
 def _with_near_misses(names: Sequence[str], labels: Sequence[str]) -> str:
-    shown = []
+    quote = []
     for name in names[:_NAMES_SHOWN]:
         near = difflib.get_close_matches(name, labels, n=1)
-        shown.append(shown_name(name) + (f" (did you mean {near[0]}?)" if near else ""))
-    rest = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
+        quote.append(shown_name(name) + (f" (did you mean {near[0]}?)" if near else ""))
+    rest = len(names) - len(quote)
+    return ", ".join(quote) + (f" and {rest} more" if rest > 0 else "")

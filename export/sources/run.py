@@ -11,7 +11,7 @@ from foldserve.artifact.format import ModelMetadata
 from foldserve.export.errors import SourceError
 from foldserve.export.sources.final_softmax import leave_out_softmax
 from foldserve.export.sources.proof_images import proof_count, spread
-from foldserve.export.sources.source import ProofImages, Source, tool_version
+from foldserve.export.sources.source import Source, VerificationImages, tool_version
 from foldserve.export.sources.trained_images import load_trained_images
 from foldserve.export.verification.probabilities import TAKEN_AS_LOGITS
 from foldserve.training.checkpoint import Checkpoint, load_checkpoint
@@ -69,12 +69,12 @@ def _metadata(checkpoint: Checkpoint) -> ModelMetadata:
     return ModelMetadata(checkpoint.labels, checkpoint.mean, checkpoint.std, checkpoint.image, provenance)
 
 
-def _proof_images(checkpoint: Checkpoint, config: ExportConfig) -> tuple[ProofImages, tuple[str, ...]]:
+def _proof_images(checkpoint: Checkpoint, config: ExportConfig) -> tuple[VerificationImages, tuple[str, ...]]:
     dataset, remarks = load_trained_images(checkpoint, config.data_dir)
     count = proof_count(len(dataset.test_images), checkpoint.image, config.verify_images)
     # Spread evenly: a folder's images stand class by class, and the first thousand may be of one class alone.
     chosen = spread(len(dataset.test_images), count)
-    proof = ProofImages(
+    proof = VerificationImages(
         images=dataset.test_images.numpy()[chosen],
         labels=dataset.test_labels.numpy()[chosen],
         synthetic=False,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ProofImages:
+class VerificationImages:
     """Images uint8 [N, C, H, W] that both networks answer; class indices int64 [N] where known."""
 
     images: NDArray[np.uint8]
@@ -40,7 +40,7 @@ class Source:
 
     module: Normalized | NormalizedFile
     metadata: ModelMetadata
-    proof: ProofImages
+    proof: VerificationImages
     suggested_name: str
     facts: dict[str, Any]
     summary: str

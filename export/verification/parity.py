@@ -226,7 +226,7 @@ def largest_rounding(comparisons: Sequence[Comparison]) -> float:
     )
 
 
-def has_referee(comparisons: Sequence[Comparison]) -> bool:
+def has_float64_reference(comparisons: Sequence[Comparison]) -> bool:
     """Tell whether every comparison was made with float64 too."""
     return all(entry.max_abs_err_float64 is not None for entry in comparisons)
 
@@ -238,7 +238,7 @@ def to_manifest(comparisons: list[Comparison], agreements: list[Agreement]) -> d
             [entry.max_abs_err for entry in comparisons] + [entry.max_abs_err for entry in agreements]
         ),
         "referee": "float64"
-        if has_referee(comparisons)
+        if has_float64_reference(comparisons)
         else "none: the network cannot be computed in float64",
         "comparisons": [asdict(comparison) for comparison in comparisons],
         "agreement": [asdict(agreement) for agreement in agreements],

@@ -24,9 +24,9 @@ from foldserve.export.verification.parity import (
     open_sessions,
     run_logits,
 )
-from foldserve.export.verification.tolerances import lower_runtime_tolerance
+from foldserve.export.verification.tolerances import reduced_runtime_tolerance
 from foldserve.runtime.session import Session
-from foldserve.serving.model.runner import Runner
+from foldserve.serving.model.runner import ModelRunner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,7 @@ _SEED = 2013  # of the random images; any fixed number
 
 
 @dataclass(frozen=True)
-class LowerParity:
+class ReducedParity:
     """What was compared, and the golden pairs that follow from it."""
 
     deviations: tuple[Deviation, ...]
@@ -58,7 +58,7 @@ class LowerParity:
         }
 
 
-def check_lower_precision(
+def check_reduced_precision(
     content: bytes,
     images: NDArray[np.uint8],
     labels: NDArray[np.int64] | None,
@@ -67,7 +67,7 @@ def check_lower_precision(
     golden: Golden,
     tolerance: float,
     unit: float = 0.0,
-) -> LowerParity:
+) -> ReducedParity:
     """Compare ``content``, a lower precision's file, on every device present.
 
     Args:
@@ -77,7 +77,7 @@ def check_lower_precision(
         expected: the unfolded PyTorch network's logits of ``images``.
         golden: golden pairs of the fp32 file; the images and the network's logits are taken over.
         tolerance: how far the logits may be off.
-        unit: see `lower_runtime_tolerance`.
+        unit: see `reduced_runtime_tolerance`.
 
     Raises:
         ParityError: they are off by more.
@@ -107,10 +107,10 @@ def check_lower_precision(
         golden,
         runtime_logits=own,
         reference_tolerance=tolerance,
-        runtime_tolerance=min(lower_runtime_tolerance(own, rounding, unit), tolerance),
+        runtime_tolerance=min(reduced_runtime_tolerance(own, rounding, unit), tolerance),
     )
     _replay(sessions, lower)
-    return LowerParity(tuple(deviations), tuple(agreements), lower)
+    return ReducedParity(tuple(deviations), tuple(agreements), lower)
 
 
 def _replay(sessions: Sequence[Session], golden: Golden) -> None:
@@ -118,7 +118,10 @@ def _replay(sessions: Sequence[Session], golden: Golden) -> None:
     for session in sessions:
         try:
             replay(
-                Runner(session).run_unchecked, golden, batch_size=_REPLAY_BATCH_SIZE, where=session.provider
+                ModelRunner(session).run_unchecked,
+                golden,
+                batch_size=_REPLAY_BATCH_SIZE,
+                where=session.provider,
             )
         except ArtifactError as error:
             raise ParityError(str(error)) from error

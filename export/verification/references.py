@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from foldserve.export.sources.onnx.network import NormalizedFile
-from foldserve.export.sources.onnx.onnx_reference import ForeignReference
+from foldserve.export.sources.onnx.onnx_reference import OnnxReference
 from foldserve.export.verification.reference import TorchReference
 
 if TYPE_CHECKING:
@@ -15,4 +15,4 @@ if TYPE_CHECKING:
 
 def make_reference(module: Normalized | NormalizedFile) -> Reference:
     """Return what an export of ``module`` is compared with: the module, or the file as it was given."""
-    return ForeignReference(module) if isinstance(module, NormalizedFile) else TorchReference(module)
+    return OnnxReference(module) if isinstance(module, NormalizedFile) else TorchReference(module)

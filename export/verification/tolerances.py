@@ -85,7 +85,7 @@ def referee_tolerance(exact: NDArray[np.float64], pytorch_error: float) -> float
     return REFEREE_FACTOR * pytorch_error + REFEREE_FRACTION * max(1.0, _largest(exact))
 
 
-def half_tolerance(logits: NDArray[Any]) -> float:
+def fp16_tolerance(logits: NDArray[Any]) -> float:
     """Return the tolerance between an fp16 file's logits and ``logits`` of the unfolded PyTorch network."""
     return max(HALF_FLOOR, HALF_FRACTION * _largest(logits))
 
@@ -98,7 +98,7 @@ def int8_tolerance(logits: NDArray[Any], measured: float) -> float:
     return min(INT8_MARGIN * measured, INT8_MOST * _largest(logits))
 
 
-def lower_runtime_tolerance(logits: NDArray[Any], rounding: float, unit: float) -> float:
+def reduced_runtime_tolerance(logits: NDArray[Any], rounding: float, unit: float) -> float:
     """Return the tolerance between a lower precision's logits on two devices or runtimes.
 
     Args:

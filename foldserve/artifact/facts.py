@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, Json, Valida
 from pydantic_core import from_json
 
 from foldserve.errors import ArtifactError
-from foldserve.text import is_legible, shown
+from foldserve.text import is_legible, quote
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -108,7 +108,7 @@ def read_metadata_facts(entries: Mapping[str, str], where: str) -> MetadataFacts
             )
     schema = entries["schema"]
     if not (schema.isascii() and schema.isdigit() and len(schema) <= 9):
-        raise ArtifactError(f"{where} has malformed metadata: schema is {shown(schema)}, no whole number")
+        raise ArtifactError(f"{where} has malformed metadata: schema is {quote(schema)}, no whole number")
     _check_schema(int(schema), f"{where} metadata")
     try:
         return MetadataFacts.model_validate(dict(entries))
@@ -140,7 +140,7 @@ def _given(value: object) -> str:
     """Return a value as JSON's reader gave it, shown: of what holds others only the kind."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
-    return shown(value) if isinstance(value, str) else _cut(str(value))
+    return quote(value) if isinstance(value, str) else _cut(str(value))
 
 
 def _cut(text: str) -> str:

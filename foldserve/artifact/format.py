@@ -23,9 +23,9 @@ from foldserve.artifact.bounded_archive import read_arrays
 from foldserve.artifact.facts import SCHEMA_VERSION, read_manifest_facts, read_metadata_facts
 from foldserve.artifact.golden_bounds import member, most_tolerance
 from foldserve.errors import ArtifactError
-from foldserve.files import read_inside
+from foldserve.files import read_regular_file
 from foldserve.imaging import ImageSpec
-from foldserve.text import is_legible, legible, listed, shown
+from foldserve.text import is_legible, join_names, legible, quote
 
 if TYPE_CHECKING:
     import os
@@ -262,7 +262,7 @@ def read_artifact(folder: Path, within: Path | None = None) -> Artifact:
     manifest, facts = read_manifest(folder, within)
     contents = {}
     for name, most_bytes in ((MODEL_FILE, MOST_MODEL_BYTES), (GOLDEN_FILE, MOST_GOLDEN_BYTES)):
-        contents[name] = read_inside(folder / name, within, most_bytes)
+        contents[name] = read_regular_file(folder / name, within, most_bytes)
         _check_hash(name, contents[name], facts.files[name].sha256)
     golden = Golden.from_bytes(contents[GOLDEN_FILE])
     golden.check_tolerances(facts.precision)
@@ -275,12 +275,12 @@ def read_manifest(folder: Path, within: Path | None = None) -> tuple[dict[str, A
     Raises:
         ArtifactError: missing, unreadable, malformed, of a future schema, or of other files than a version's.
     """
-    content = read_inside(folder / MANIFEST_FILE, within, MOST_MANIFEST_BYTES)
+    content = read_regular_file(folder / MANIFEST_FILE, within, MOST_MANIFEST_BYTES)
     manifest, facts = read_manifest_facts(content, MANIFEST_FILE)
     # No path is made of a name in it: what a version consists of is known.
     if unknown := facts.files.keys() - {MODEL_FILE, GOLDEN_FILE}:
         raise ArtifactError(
-            f"{MANIFEST_FILE} is malformed: it names {listed(sorted(unknown))}; a version has {MODEL_FILE} "
+            f"{MANIFEST_FILE} is malformed: it names {join_names(sorted(unknown))}; a version has {MODEL_FILE} "
             f"and {GOLDEN_FILE} alone"
         )
     if missing := [name for name in (MODEL_FILE, GOLDEN_FILE) if name not in facts.files]:
@@ -325,4 +325,4 @@ def check_labels(labels: Sequence[str], class_count: int) -> None:
             f"{len(labels)} labels for {class_count} classes; there must be one label a class"
         )
     if illegible := [label for label in labels if not is_legible(label)]:
-        raise ArtifactError(f"the label {shown(illegible[0])} has control characters, or is not UTF-8")
+        raise ArtifactError(f"the label {quote(illegible[0])} has control characters, or is not UTF-8")

@@ -19,7 +19,7 @@ from foldserve.runtime.session import Session
 from foldserve.serving.client.sync_client import Client
 from foldserve.serving.commands.classify import classify
 from foldserve.serving.config import ClassifyConfig
-from foldserve.serving.model.runner import Runner
+from foldserve.serving.model.runner import ModelRunner
 from foldserve.training.checkpoint import load_checkpoint
 from foldserve.training.config import TrainConfig
 from foldserve.training.datasets import load_dataset
@@ -77,7 +77,7 @@ def prove(run_dir: Path, version: Path, address: str, dataset: Dataset, session:
     return compare_all(
         TorchReference(load_checkpoint(run_dir).build()).logits(images),
         [
-            ("ONNX Runtime (in process)", *answer_all(Runner(session), images)),
+            ("ONNX Runtime (in process)", *answer_all(ModelRunner(session), images)),
             ("served (over gRPC)", *served),
         ],
         labels,

@@ -19,7 +19,7 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
-class Processors(NamedTuple):
+class Cpus(NamedTuple):
     """What bounds this process: processors by affinity, and by quota where there is one."""
 
     affinity: int
@@ -35,19 +35,19 @@ class Processors(NamedTuple):
         return f"{self.usable} usable ({self.affinity} by affinity, {quota})"
 
 
-def usable_processors(cgroup_root: Path = CGROUP_ROOT, own_cgroups: Path = OWN_CGROUPS) -> int:
+def usable_cpus(cgroup_root: Path = CGROUP_ROOT, own_cgroups: Path = OWN_CGROUPS) -> int:
     """Return the number of processors that affinity and the cgroup quota (v2 and v1) leave, at least 1."""
-    return find_processors(cgroup_root, own_cgroups).usable
+    return find_cpus(cgroup_root, own_cgroups).usable
 
 
-def find_processors(cgroup_root: Path = CGROUP_ROOT, own_cgroups: Path = OWN_CGROUPS) -> Processors:
+def find_cpus(cgroup_root: Path = CGROUP_ROOT, own_cgroups: Path = OWN_CGROUPS) -> Cpus:
     """Return what bounds this process."""
     if hasattr(os, "sched_getaffinity"):  # noqa: SIM108  # each branch on a line of its own
         affinity = len(os.sched_getaffinity(0))
     else:  # pragma: no cover  # not Linux
         affinity = os.cpu_count() or 1
     quotas = [quota for folder in own_folders(cgroup_root, own_cgroups) for quota in _quotas(folder)]
-    return Processors(affinity, min(quotas, default=None))
+    return Cpus(affinity, min(quotas, default=None))
 
 
 def own_folders(root: Path, own_cgroups: Path, controller: str = "cpu") -> Iterator[Path]:

@@ -20,7 +20,7 @@ import onnxruntime as ort
 
 from foldserve.artifact.format import TensorSpec
 from foldserve.errors import ArtifactError, DeviceError, DeviceLostError
-from foldserve.runtime.cpus import usable_processors
+from foldserve.runtime.cpus import usable_cpus
 from foldserve.runtime.options import RuntimeOptions, heavy_operators, is_device_loss
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Session:
             DeviceError: the device cannot run the model.
             ArtifactError: ONNX Runtime cannot load the file.
         """
-        threads = intra_op_threads or usable_processors()
+        threads = intra_op_threads or usable_cpus()
         options = options or RuntimeOptions()
         if not optimised:
             options = replace(options, graph_optimization="none")

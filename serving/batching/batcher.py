@@ -31,12 +31,12 @@ from foldserve.serving.batching.request import (
     Execution,
     OnDone,
     Outcome,
-    Piece,
     Request,
+    RequestSlice,
+    concatenate_slices,
     drop_reason,
-    rejoined,
 )
-from foldserve.serving.errors import ResourceExhaustedError, RetiredError, UnavailableError
+from foldserve.serving.errors import ModelUnloadedError, ResourceExhaustedError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,27 +90,27 @@ class Batcher(Generic[R]):
         self._crew = Crew(lock, idle_s)
         # Spare instances sleep apart: woken for each request, they would only find that others have taken it.
         self._spare_crew = Crew(lock, idle_s)
-        self._queue: deque[Piece[R]] = deque()
+        self._queue: deque[RequestSlice[R]] = deque()
         self._queued_rows = 0
         self._queued_bytes = 0
         self._closed = False
         self._instance_count = 0
-        self._spare_count = 0
+        self._overflow_count = 0
         self._running_count = 0  # executions at this moment, on threads of ours or lent ones
 
-    def start(self, instance_count: int, spare_count: int = 0, name: str = "batcher") -> None:
-        """Let ``instance_count`` instances work, and ``spare_count`` spare ones, as requests need them."""
+    def start(self, instance_count: int, overflow_count: int = 0, name: str = "batcher") -> None:
+        """Let ``instance_count`` instances work, and ``overflow_count`` spare ones, as requests need them."""
         with self._changed:
             self._instance_count = self._crew.most = instance_count
-            self._spare_count = self._spare_crew.most = spare_count
+            self._overflow_count = self._spare_crew.most = overflow_count
             self._crew.name, self._spare_crew.name = name, f"{name} spare"
             self._wake_next()
 
-    def submit(self, requests: Sequence[R], on_done: OnDone[R], *, lend_thread: bool = False) -> None:
+    def submit(self, requests: Sequence[R], on_done: OnDone[R], *, run_inline: bool = False) -> None:
         """Queue ``requests`` in order; ``on_done(request, outcome)`` is called exactly once for each.
 
         Refusals (queue full, closed) are delivered before this returns, everything else from an instance's
-        thread. With ``lend_thread`` the calling thread is itself the instance for one execution, where one is
+        thread. With ``run_inline`` the calling thread is itself the instance for one execution, where one is
         free: right for models that are done sooner than another thread is awake.
         """
         refused: list[tuple[R, Exception]] = []
@@ -123,7 +123,7 @@ class Batcher(Generic[R]):
                     self._enqueue(request, on_done)
                 else:
                     refused.append((request, refusal))
-            lent = (lend_thread and self._due_in_s() == 0) or not self._wake_next()
+            lent = (run_inline and self._due_in_s() == 0) or not self._wake_next()
             if lent:
                 self._running_count += 1
         for request, refusal in refused:
@@ -141,7 +141,7 @@ class Batcher(Generic[R]):
         with self._changed:  # pieces of one request may finish on several instances at once
             complete = [(piece, outcome) for piece, outcome in settled if self._settle(piece, outcome)]
         for piece, outcome in complete:
-            _deliver(piece.request, piece.on_done, rejoined(piece.request, outcome))
+            _deliver(piece.request, piece.on_done, concatenate_slices(piece.request, outcome))
         return bool(settled)
 
     def waiting(self) -> tuple[int, int]:
@@ -225,7 +225,7 @@ class Batcher(Generic[R]):
         if not self._queue:
             return None
         if self._running_count >= self._instance_count:
-            has_spare = self._running_count < self._instance_count + self._spare_count
+            has_spare = self._running_count < self._instance_count + self._overflow_count
             return 0 if has_spare and self._queued_rows >= self._max_batch_size else None
         is_alone = len(self._queue) == 1 and not self._running_count
         if (
@@ -239,7 +239,7 @@ class Batcher(Generic[R]):
 
     def _refusal(self, request: R) -> Exception | None:
         if self._closed:
-            return RetiredError("the model is draining; try again, or elsewhere")
+            return ModelUnloadedError("the model is draining; try again, or elsewhere")
         if not self._queue:
             return None
         row_count, byte_count = len(request.rows), request.rows.nbytes
@@ -259,22 +259,22 @@ class Batcher(Generic[R]):
         assert row_count >= 1
         if row_count <= self._max_batch_size:
             request.unfinished_pieces = 1
-            self._queue.append(Piece(request, on_done, 0, request.rows))
+            self._queue.append(RequestSlice(request, on_done, 0, request.rows))
         else:
             starts = range(0, row_count, self._max_batch_size)
             request.unfinished_pieces = len(starts)
             request.parts = {}
             self._queue.extend(
-                Piece(request, on_done, start, request.rows[start : start + self._max_batch_size])
+                RequestSlice(request, on_done, start, request.rows[start : start + self._max_batch_size])
                 for start in starts
             )
         self._queued_rows += row_count
         self._queued_bytes += request.rows.nbytes
 
-    def _form_batch(self) -> tuple[list[Piece[R]], list[tuple[Piece[R], Outcome]]]:
+    def _form_batch(self) -> tuple[list[RequestSlice[R]], list[tuple[RequestSlice[R], Outcome]]]:
         """Take pieces from the queue's head while they fit, dropping what nobody waits for any more."""
-        batch: list[Piece[R]] = []
-        dropped: list[tuple[Piece[R], Outcome]] = []
+        batch: list[RequestSlice[R]] = []
+        dropped: list[tuple[RequestSlice[R], Outcome]] = []
         room = self._max_batch_size
         now_s = self._clock()
         while self._queue and room:
@@ -292,7 +292,7 @@ class Batcher(Generic[R]):
                 room -= len(piece.rows)
         return batch, dropped
 
-    def _run(self, batch: list[Piece[R]]) -> list[Outcome]:
+    def _run(self, batch: list[RequestSlice[R]]) -> list[Outcome]:
         """Return one outcome a piece; a failing batch is run again piece by piece."""
         started_s = self._clock()
         try:
@@ -321,7 +321,7 @@ class Batcher(Generic[R]):
                 raise RuntimeError(f"the model gave {[len(each) for each in outputs]} rows for {len(rows)}")
         return outputs
 
-    def _record(self, batch: list[Piece[R]], started_s: float, finished_s: float) -> None:
+    def _record(self, batch: list[RequestSlice[R]], started_s: float, finished_s: float) -> None:
         row_count = 0
         waits_s = []
         for piece in batch:
@@ -333,7 +333,7 @@ class Batcher(Generic[R]):
                 waits_s.append(started_s - request.queued_s)
         self._on_execution(Execution(waits_s, row_count, finished_s - started_s))
 
-    def _settle(self, piece: Piece[R], outcome: Outcome) -> bool:
+    def _settle(self, piece: RequestSlice[R], outcome: Outcome) -> bool:
         """Note a piece's outcome; return whether the request's is now known, which happens once."""
         request = piece.request
         if not request.unfinished_pieces:

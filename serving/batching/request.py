@@ -61,7 +61,7 @@ class Execution:
 
 
 @dataclass(slots=True, eq=False)
-class Piece(Generic[R]):
+class RequestSlice(Generic[R]):
     """At most ``max_batch_size`` consecutive rows of one request, starting at ``start``."""
 
     request: R
@@ -70,7 +70,7 @@ class Piece(Generic[R]):
     rows: NDArray[Any]
 
 
-def rejoined(request: Request, outcome: Outcome) -> Outcome:
+def concatenate_slices(request: Request, outcome: Outcome) -> Outcome:
     """Return the outcome of a whole request, of whose pieces the last one had ``outcome``."""
     if request.parts is None or isinstance(outcome, Exception):
         return outcome

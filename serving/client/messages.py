@@ -25,7 +25,7 @@ from foldserve.serving.errors import (
 )
 from foldserve.serving.pb import classifier_pb2
 from foldserve.serving.pb import open_inference_pb2 as pb
-from foldserve.text import shown
+from foldserve.text import quote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -154,7 +154,7 @@ def typed_errors() -> Iterator[None]:
         yield
     except UnicodeEncodeError as error:
         raise InvalidArgumentError(
-            f"{shown(error.object)} is not UTF-8, which names of models and versions are"
+            f"{quote(error.object)} is not UTF-8, which names of models and versions are"
         ) from error
     except grpc.RpcError as error:
         status = error.code().name

@@ -62,7 +62,7 @@ def _batches() -> Histogram:
 
 
 @dataclass(slots=True)
-class Tally:
+class Counters:
     """What is known of the requests of one model version.
 
     ``requests`` by method and status, as in ("ModelInfer", "OK"). ``queue_s`` and ``total_s`` are of requests
@@ -75,7 +75,7 @@ class Tally:
     compute_s: Histogram = field(default_factory=_durations)
     total_s: Histogram = field(default_factory=_durations)
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: Counters) -> None:
         """Count all that ``other`` has counted."""
         self.requests.update(other.requests)
         self.batch_rows.add(other.batch_rows)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from foldserve.errors import DeviceError, FoldserveError, LoadsHangError
-from foldserve.runtime.cpus import usable_processors
+from foldserve.runtime.cpus import usable_cpus
 from foldserve.runtime.session import cuda_is_present
 from foldserve.serving.model.served_model import ServedModel, open_artifact
 from foldserve.serving.repository.unloader import return_memory
@@ -47,7 +47,7 @@ class LoadOutcome:
 
 def loads_at_a_time(device: Device) -> int:
     """Return how many loads may run side by side; on a GPU they would take its memory from each other."""
-    return 1 if device != "cpu" and cuda_is_present() else min(usable_processors(), _MOST_AT_A_TIME)
+    return 1 if device != "cpu" and cuda_is_present() else min(usable_cpus(), _MOST_AT_A_TIME)
 
 
 def start_model(
@@ -83,7 +83,7 @@ def start_model(
         verified.golden_count,
         verified.largest_difference,
         model.instance_count,
-        model.spare_count,
+        model.overflow_count,
         verified.threads,
         "yes" if verified.batch_invariant else "no",
         verified.sha256,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _TIMED_RUNS = 5
 
 
-class Runner:
+class ModelRunner:
     """Runs batches on one session; may be called from any thread.
 
     Args:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from foldserve.artifact.format import IMAGE, OUTPUTS, ModelMetadata, TensorSpec, read_artifact
 from foldserve.artifact.golden import replay
 from foldserve.errors import ArtifactError, DeviceLostError
-from foldserve.runtime.cpus import usable_processors
+from foldserve.runtime.cpus import usable_cpus
 from foldserve.runtime.options import RuntimeOptions
 from foldserve.runtime.session import CPU_PROVIDER, Device, Session
 from foldserve.runtime.time_limit import StopSignal
 from foldserve.serving.batching.batcher import Batcher
-from foldserve.serving.model.runner import Runner
+from foldserve.serving.model.runner import ModelRunner
 from foldserve.serving.model.statistics import Statistics
 from foldserve.serving.protocol.infer_response import ResponseHeads
 
@@ -39,7 +39,7 @@ OnLost: TypeAlias = "Callable[[str, DeviceLostError], None]"
 _QUICK_BATCH_S = 0.005
 # Most instances beside the first that full batches of a quick model may take: a bound on idle threads, not a
 # measurement, which there is of two processors only.
-_MOST_SPARE = 7
+_MAX_OVERFLOW = 7
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ModelSettings:
     @property
     def most_threads(self) -> int:
         """Threads a run may use: what was asked for, else an instance's share of the usable processors."""
-        return self.intra_op_threads or max(1, usable_processors() // (self.instance_count or 1))
+        return self.intra_op_threads or max(1, usable_cpus() // (self.instance_count or 1))
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class VerifiedModel:
     """
 
     session: Session
-    runner: Runner
+    runner: ModelRunner
     metadata: ModelMetadata
     sha256: str
     precision: str
@@ -116,10 +116,10 @@ def open_artifact(
     prove = partial(
         replay, golden=artifact.golden, batch_size=settings.max_batch_size, where=session.provider
     )
-    runner = Runner(session)
+    runner = ModelRunner(session)
     replayed = prove(runner.run_unchecked)
     if settings.batch_invariant and not replayed.batch_invariant:
-        runner = Runner(session, padded_size=settings.max_batch_size)
+        runner = ModelRunner(session, padded_size=settings.max_batch_size)
         replayed = prove(runner.run_unchecked)
         if not replayed.batch_invariant:
             raise ArtifactError(
@@ -155,7 +155,7 @@ class ServedModel:
         outputs: what can be asked for, FP32 [-1, K] each.
         settings: how it is run.
         instance_count: executions that may run at the same time.
-        spare_count: how many more where full batches wait.
+        overflow_count: how many more where full batches wait.
         statistics: what was counted.
         response_heads: first halves of its responses.
     """
@@ -180,9 +180,9 @@ class ServedModel:
         self.statistics = Statistics()
         self.response_heads = ResponseHeads(name, self.version_text, self.metadata.labels, verified.sha256)
         self.instance_count = settings.instance_count or 1
-        self.spare_count = _spare_count(verified) if settings.instance_count is None else 0
+        self.overflow_count = _overflow_count(verified) if settings.instance_count is None else 0
         # With several instances the work is meant to spread over threads: none is lent.
-        self._takes_lent_thread = verified.is_quick and self.instance_count == 1
+        self._runs_inline = verified.is_quick and self.instance_count == 1
         # Any: callers get back the kind of request that they handed in.
         self._batcher: Batcher[Any] = Batcher(
             _reporting_loss(verified, on_lost),
@@ -192,11 +192,11 @@ class ServedModel:
             max_queue_delay_s=settings.max_queue_delay_s,
             on_execution=self.statistics.count_execution,
         )
-        self._batcher.start(self.instance_count, self.spare_count, f"{name}/{version}")
+        self._batcher.start(self.instance_count, self.overflow_count, f"{name}/{version}")
 
-    def submit(self, calls: Sequence[R], on_done: OnDone[R], *, lend_thread: bool = False) -> None:
+    def submit(self, calls: Sequence[R], on_done: OnDone[R], *, run_inline: bool = False) -> None:
         """Queue calls whose rows are read; see `Batcher.submit`."""
-        self._batcher.submit(calls, on_done, lend_thread=lend_thread and self._takes_lent_thread)
+        self._batcher.submit(calls, on_done, run_inline=run_inline and self._runs_inline)
 
     def waiting(self) -> tuple[int, int]:
         """Return how many requests and rows wait; see `Batcher.waiting`."""
@@ -212,11 +212,11 @@ class ServedModel:
         self.verified.session.stop()  # an execution that hangs
 
 
-def _spare_count(verified: VerifiedModel) -> int:
+def _overflow_count(verified: VerifiedModel) -> int:
     """Return how many full batches may run beside another: a slow model has all processors already."""
     if not verified.is_quick or verified.session.provider != CPU_PROVIDER:
         return 0
-    return max(0, min(usable_processors() // verified.threads - 1, _MOST_SPARE))
+    return max(0, min(usable_cpus() // verified.threads - 1, _MAX_OVERFLOW))
 
 
 def _reporting_loss(
@@ -253,7 +253,7 @@ def _full_batch_s(session: Session, artifact: Artifact, threads: int, max_batch_
 
     A GPU takes many images in the time of one (LeNet on an H100: 0.31 ms for 1 and 0.25 ms for 32).
     """
-    runner, image = Runner(session), artifact.golden.images[:1]
+    runner, image = ModelRunner(session), artifact.golden.images[:1]
     if session.provider != CPU_PROVIDER:
         return runner.seconds_a_batch(image, max_batch_size)
     # Other models may be loading beside: what one thread computes is its own time, whatever they take.

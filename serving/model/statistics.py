@@ -9,7 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from foldserve.serving.model.counters import DURATION_BOUNDS_S, Tally
+from foldserve.serving.model.counters import DURATION_BOUNDS_S, Counters
 from foldserve.serving.pb import open_inference_pb2 as pb
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Statistics:
 
     def __init__(self) -> None:
         self._changed = threading.Lock()
-        self._tally = Tally()
+        self._tally = Counters()
         self._ok_by_method: defaultdict[str, int] = defaultdict(int)
         self._last_ms = 0
         self._compute = _Duration()  # of each request: an execution counts once for each of its requests
@@ -72,9 +72,9 @@ class Statistics:
         with self._changed:
             self._tally.requests[method, status] += 1
 
-    def tally(self) -> Tally:
+    def tally(self) -> Counters:
         """Return a copy of what has been counted so far."""
-        copy = Tally()
+        copy = Counters()
         with self._changed:
             copy.add(self._tally)
             for method, count in self._ok_by_method.items():

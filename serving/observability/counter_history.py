@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from foldserve.serving.model.counters import LOAD_BOUNDS_S, Histogram, Tally
+from foldserve.serving.model.counters import LOAD_BOUNDS_S, Counters, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,7 @@ _KEPT_RETIRED = 64
 _KEPT_LOADS = 2
 
 
-class RequestCounts:
+class CounterHistory:
     """The tally of every version, by model and version; may be used from any thread."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class RequestCounts:
             for names in retired[: max(0, len(retired) - _KEPT_RETIRED)]:
                 del self._kept[names]
 
-    def tallies(self) -> dict[tuple[str, str], Tally]:
+    def tallies(self) -> dict[tuple[str, str], Counters]:
         """Return what was counted."""
         with self._changed:
             return {names: version.tally() for names, version in sorted(self._kept.items())}
@@ -53,7 +53,7 @@ class _Version:
     """The counts of one version: of its last loads, and of those before together."""
 
     loads: list[Statistics]
-    before: Tally = field(default_factory=Tally)
+    before: Counters = field(default_factory=Counters)
 
     def note(self, statistics: Statistics) -> None:
         if statistics not in self.loads:
@@ -61,8 +61,8 @@ class _Version:
             if len(self.loads) > _KEPT_LOADS:
                 self.before.add(self.loads.pop(0).tally())
 
-    def tally(self) -> Tally:
-        total = Tally()
+    def tally(self) -> Counters:
+        total = Counters()
         total.add(self.before)
         for statistics in self.loads:
             total.add(statistics.tally())

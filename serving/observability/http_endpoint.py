@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from foldserve.serving.addresses import listening_sockets
 from foldserve.serving.errors import ListenError
-from foldserve.text import shown
+from foldserve.text import quote
 
 if TYPE_CHECKING:
     import socket
@@ -183,7 +183,7 @@ class HttpEndpoint:
         if make is None:
             known = ", ".join(self._pages)
             return _refusal(
-                HTTPStatus.NOT_FOUND, f"there is no {shown(target)}; there is {known}"
+                HTTPStatus.NOT_FOUND, f"there is no {quote(target)}; there is {known}"
             ), method == "GET"
         return await make(_accept_header(rest)), method == "GET"
 

@@ -14,17 +14,17 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from foldserve.serving.observability.counter_history import LoadCounts, RequestCounts
+from foldserve.serving.observability.counter_history import CounterHistory, LoadCounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from prometheus_client import Metric
 
-    from foldserve.serving.model.counters import Histogram, Tally
+    from foldserve.serving.model.counters import Counters, Histogram
     from foldserve.serving.model.served_model import ServedModel
-    from foldserve.serving.repository.repository import Repository
-    from foldserve.serving.services.inference import Servicer
+    from foldserve.serving.repository.repository import ModelRepository
+    from foldserve.serving.services.inference import InferenceService
 
 _MODEL = ("model", "version")
 # What is asked first of requests that got no answer, by the status that says so.
@@ -40,11 +40,11 @@ class ModelMetrics(Collector):
         loads: what counts the load attempts.
     """
 
-    def __init__(self, repository: Repository, servicer: Servicer, loads: LoadCounts) -> None:
+    def __init__(self, repository: ModelRepository, servicer: InferenceService, loads: LoadCounts) -> None:
         self._repository = repository
         self._servicer = servicer
         self._loads = loads
-        self._requests = RequestCounts()
+        self._requests = CounterHistory()
 
     def note_changes(self) -> None:
         """Keep the counts of what serves now; call it, from any thread, after each change of that."""
@@ -92,7 +92,7 @@ class ModelMetrics(Collector):
         yield from (loads, seconds)
 
 
-def _requests(tallies: dict[tuple[str, str], Tally]) -> Iterator[Metric]:
+def _requests(tallies: dict[tuple[str, str], Counters]) -> Iterator[Metric]:
     requests = CounterMetricFamily(
         "foldserve_requests",
         "Requests by the gRPC status of their answer; those that reached no version have none.",
@@ -114,7 +114,7 @@ def _requests(tallies: dict[tuple[str, str], Tally]) -> Iterator[Metric]:
     yield from (requests, dropped)
 
 
-def _executions(tallies: dict[tuple[str, str], Tally]) -> Iterator[Metric]:
+def _executions(tallies: dict[tuple[str, str], Counters]) -> Iterator[Metric]:
     rows = CounterMetricFamily("foldserve_rows", "Rows (images) that the model has run.", labels=_MODEL)
     executions = CounterMetricFamily("foldserve_executions", "Executions that succeeded.", labels=_MODEL)
     sizes = HistogramMetricFamily("foldserve_execution_rows", "Rows of an execution.", labels=_MODEL)
@@ -125,7 +125,7 @@ def _executions(tallies: dict[tuple[str, str], Tally]) -> Iterator[Metric]:
     yield from (rows, executions, sizes)
 
 
-def _durations(tallies: dict[tuple[str, str], Tally]) -> Iterator[Metric]:
+def _durations(tallies: dict[tuple[str, str], Counters]) -> Iterator[Metric]:
     queue = HistogramMetricFamily(
         "foldserve_queue_duration_seconds", "Time that a request waited for its execution.", labels=_MODEL
     )
@@ -164,7 +164,7 @@ def _serving(models: Sequence[ServedModel]) -> Iterator[Metric]:
         requests.add_metric(names, waiting_requests)
         rows.add_metric(names, waiting_rows)
         threads.add_metric(names, model.verified.threads)
-        instances.add_metric(names, model.instance_count + model.spare_count)
+        instances.add_metric(names, model.instance_count + model.overflow_count)
         verified = model.verified
         facts = (verified.sha256, verified.session.provider, verified.precision)
         info.add_metric((*names, *facts, "true" if verified.batch_invariant else "false"), 1)

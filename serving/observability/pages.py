@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from foldserve.serving.observability.http_endpoint import PageMaker
     from foldserve.serving.observability.metrics import Metrics
-    from foldserve.serving.services.management import Control
+    from foldserve.serving.services.management import ManagementService
 
 
 # Longer than anything holds up an event loop on a machine that is merely busy.
@@ -45,7 +45,7 @@ class Pulse:
 class Pages:
     """Makes them. Every method runs on the HTTP endpoint's event loop."""
 
-    def __init__(self, control: Control, metrics: Metrics, pulse: Pulse) -> None:
+    def __init__(self, control: ManagementService, metrics: Metrics, pulse: Pulse) -> None:
         self._control = control
         self._metrics = metrics
         self._pulse = pulse

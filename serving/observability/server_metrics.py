@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from foldserve.runtime.cpus import usable_processors
+from foldserve.runtime.cpus import usable_cpus
 from foldserve.runtime.session import RUNTIME_VERSION
 from foldserve.serving.observability.process_figures import connection_count, thread_count
 from foldserve.serving.services.management import own_version
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
-    from foldserve.serving.services.inference import Servicer
-    from foldserve.serving.services.management import Control
+    from foldserve.serving.services.inference import InferenceService
+    from foldserve.serving.services.management import ManagementService
 
 
 class ServerMetrics(Collector):
@@ -32,7 +32,9 @@ class ServerMetrics(Collector):
         transport: its name.
     """
 
-    def __init__(self, control: Control, servicer: Servicer, *, port: int, transport: str) -> None:
+    def __init__(
+        self, control: ManagementService, servicer: InferenceService, *, port: int, transport: str
+    ) -> None:
         self._control = control
         self._servicer = servicer
         self._port = port
@@ -52,7 +54,7 @@ class ServerMetrics(Collector):
             "foldserve_draining": ("1 from SIGTERM on.", int(self._servicer.leaving)),
             "foldserve_usable_processors": (
                 "Processors that affinity and quota leave to this process.",
-                usable_processors(),
+                usable_cpus(),
             ),
             "foldserve_threads": ("Threads of this process, all libraries' together.", thread_count()),
             "foldserve_connections": ("Connections to the gRPC port.", connection_count(self._port)),

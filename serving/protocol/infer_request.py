@@ -16,7 +16,7 @@ from foldserve.serving.protocol.encoded_images import check_raw_alone, read_enco
 from foldserve.serving.protocol.field_count import read_varint
 from foldserve.serving.protocol.infer_response import TRITON_PREFIX, Output
 from foldserve.serving.services.message_limit import MAX_IMAGES, check_image_count
-from foldserve.text import listed, shape_text, shown, shown_parameter
+from foldserve.text import join_names, quote, shape_text, shown_parameter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,7 +86,7 @@ def read_outputs(request: pb.ModelInferRequest, known: Sequence[str]) -> tuple[O
     outputs = tuple(_read_output(output, known) for output in request.outputs[: len(known) + 1])
     if len({output.name for output in outputs}) < len(outputs):
         names = [output.name for output in outputs]
-        raise InvalidArgumentError(f"outputs {listed(names)} name one twice; ask for each once")
+        raise InvalidArgumentError(f"outputs {join_names(names)} name one twice; ask for each once")
     return outputs
 
 
@@ -112,7 +112,7 @@ def check_triton_parameters(parameters: Mapping[str, pb.InferParameter]) -> None
             continue
         if key != _EMPTY_FINAL_RESPONSE:
             raise InvalidArgumentError(
-                f"parameter {shown(key)} is not known: of the names that begin with '{TRITON_PREFIX}' only "
+                f"parameter {quote(key)} is not known: of the names that begin with '{TRITON_PREFIX}' only "
                 f"'{_EMPTY_FINAL_RESPONSE}' is; choose another name"
             )
         if parameters[key].WhichOneof("parameter_choice") != "bool_param":
@@ -122,7 +122,7 @@ def check_triton_parameters(parameters: Mapping[str, pb.InferParameter]) -> None
 def _read_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, known: Sequence[str]) -> Output:
     if output.name not in known:
         raise InvalidArgumentError(
-            f"output {shown(output.name)} is not one of the model's, which are {listed(known)}"
+            f"output {quote(output.name)} is not one of the model's, which are {join_names(known)}"
         )
     if not output.parameters:
         return Output(output.name)
@@ -154,7 +154,7 @@ def _find_input(request: pb.ModelInferRequest, spec: TensorSpec) -> pb.ModelInfe
     unknown = [tensor.name for tensor in request.inputs if tensor.name != spec.name]
     if unknown:
         raise InvalidArgumentError(
-            f"input {listed(unknown)} is not the model's; send exactly {_described(spec)}"
+            f"input {join_names(unknown)} is not the model's; send exactly {_described(spec)}"
         )
     raise InvalidArgumentError(f"input '{spec.name}' is sent {len(request.inputs)} times; send it once")
 
@@ -166,7 +166,7 @@ def _datatype_message(tensor: pb.ModelInferRequest.InferInputTensor, spec: Tenso
         else f"convert the pixels to {spec.datatype}"
     )
     return (
-        f"input '{spec.name}' has datatype {shown(tensor.datatype)}; the model takes {spec.datatype}: "
+        f"input '{spec.name}' has datatype {quote(tensor.datatype)}; the model takes {spec.datatype}: "
         f"{advice}"
     )
 

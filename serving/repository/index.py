@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from foldserve.serving.errors import NotFoundError, UnavailableError
-from foldserve.text import listed, shown
+from foldserve.text import join_names, quote
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,7 @@ class Version:
     model: ServedModel | None = None
 
 
-class VersionTable:
+class ModelIndex:
     """The versions by name and number.
 
     Reading is safe from any thread and takes no lock: each change replaces the whole table.
@@ -60,7 +60,7 @@ class VersionTable:
         entry = self._entry(name, version)
         if entry.model is None:
             raise UnavailableError(
-                f"model {shown(name)} version {entry.version} does not serve: {entry.reason}"
+                f"model {quote(name)} version {entry.version} does not serve: {entry.reason}"
             )
         return entry.model
 
@@ -135,8 +135,8 @@ class VersionTable:
     def _versions(self, name: str) -> dict[int, Version]:
         versions = self._table.get(name)
         if versions is None:
-            known = f"it has {listed(self._table)}" if self._table else "it has none"
-            raise NotFoundError(f"model {shown(name)} is not in the repository; {known}")
+            known = f"it has {join_names(self._table)}" if self._table else "it has none"
+            raise NotFoundError(f"model {quote(name)} is not in the repository; {known}")
         return versions
 
     def _entry(self, name: str, version: str) -> Version:
@@ -147,5 +147,5 @@ class VersionTable:
             if str(entry.version) == version:
                 return entry
         raise NotFoundError(
-            f"model {shown(name)} has no version {shown(version)}; it has {', '.join(map(str, versions))}"
+            f"model {quote(name)} has no version {quote(version)}; it has {', '.join(map(str, versions))}"
         )

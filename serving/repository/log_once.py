@@ -7,7 +7,7 @@ import logging
 _log = logging.getLogger(__name__)
 
 
-class Notices:
+class LogOnce:
     """The last notice about each thing; each thing for one thread at a time."""
 
     def __init__(self) -> None:

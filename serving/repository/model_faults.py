@@ -5,27 +5,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from foldserve.serving.errors import SettingsError
-from foldserve.text import legible, listed
+from foldserve.text import join_names, legible
 
 if TYPE_CHECKING:
-    from foldserve.serving.repository.log_once import Notices
+    from foldserve.serving.repository.log_once import LogOnce
     from foldserve.serving.repository.model_file_cache import Settings, SettingsReader
     from foldserve.serving.repository.scanner import FoundModel
 
 
 def settings_or_fault(
-    name: str, found: FoundModel, reader: SettingsReader, notices: Notices, *, is_patient: bool
+    name: str, found: FoundModel, reader: SettingsReader, notices: LogOnce, *, wait_for_writes: bool
 ) -> Settings | str | None:
     """Return how a model is run, or why none of what is in its folder is served.
 
-    None: its settings are wrong, but with ``is_patient`` that is not said before they have settled.
+    None: its settings are wrong, but with ``wait_for_writes`` that is not said before they have settled.
     """
     if found.fault:
         notices.set(name, found.fault)
         return found.fault
-    ignored = f"ignored, since no positive integers and so no versions: {listed(found.ignored)}"
+    ignored = f"ignored, since no positive integers and so no versions: {join_names(found.ignored)}"
     notices.set(name + "/", ignored if found.ignored else "")
-    settings = reader.read(name, found, is_patient=is_patient)
+    settings = reader.read(name, found, wait_for_writes=wait_for_writes)
     if isinstance(settings, SettingsError):
         reason = legible(str(settings))
         notices.set(name, f"{reason}; what is served goes on as before")

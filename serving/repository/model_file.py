@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from foldserve.errors import ArtifactError
-from foldserve.files import read_inside
+from foldserve.files import read_regular_file
 from foldserve.runtime.options import ConvSearch, GraphOptimization  # noqa: TC001  # pydantic reads the annotations
 from foldserve.serving.errors import SettingsError
 from foldserve.serving.repository.version_policy import ALL_VERSIONS, VersionPolicy
-from foldserve.text import shown
+from foldserve.text import quote
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,7 +97,7 @@ def read_model_settings(
     if not os.path.lexists(path):
         return defaults, ALL_VERSIONS
     try:
-        text = read_inside(path, within, _MOST_BYTES).decode()
+        text = read_regular_file(path, within, _MOST_BYTES).decode()
         file = ModelFile.model_validate(tomllib.loads(text))
     except ArtifactError as error:
         raise SettingsError(str(error)) from None
@@ -162,7 +162,7 @@ def _given_text(value: object) -> str:
         return "a table" if isinstance(value, dict) else "an array"
     if isinstance(value, int) and value.bit_length() > _SHOWN_BITS:  # Python may refuse to write its digits
         return f"a number of {value.bit_length()} bits"
-    return shown(str(value))
+    return quote(str(value))
 
 
 def _keys_beside(location: list[str]) -> list[str]:

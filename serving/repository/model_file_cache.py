@@ -47,10 +47,10 @@ class SettingsReader:
         self._clock = clock
         self._looks: dict[str, _Look] = {}
 
-    def read(self, name: str, found: FoundModel, *, is_patient: bool) -> Settings | SettingsError | None:
+    def read(self, name: str, found: FoundModel, *, wait_for_writes: bool) -> Settings | SettingsError | None:
         """Return a model's settings, or what is wrong with them.
 
-        None: they are wrong, but with ``is_patient`` that is not said before they have settled.
+        None: they are wrong, but with ``wait_for_writes`` that is not said before they have settled.
         """
         look = self._looks.get(name)
         if look is None or look.signature != found.settings:
@@ -58,7 +58,7 @@ class SettingsReader:
             self._looks[name] = look
         if (
             isinstance(look.outcome, SettingsError)
-            and is_patient
+            and wait_for_writes
             and self._clock() - look.since_s < self._settle_s
         ):
             return None

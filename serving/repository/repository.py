@@ -14,15 +14,15 @@ from foldserve.runtime.session import CUDA_PROVIDER
 from foldserve.runtime.time_limit import TimeLimit
 from foldserve.serving.errors import NotFoundError, UnavailableError
 from foldserve.serving.model.loader import LoadOutcome, Refusal, explain_refusal, loads_at_a_time, start_model
-from foldserve.serving.repository.index import Version, VersionTable
-from foldserve.serving.repository.log_once import Notices
+from foldserve.serving.repository.index import ModelIndex, Version
+from foldserve.serving.repository.log_once import LogOnce
 from foldserve.serving.repository.model_faults import settings_or_fault
 from foldserve.serving.repository.model_file_cache import SettingsReader
 from foldserve.serving.repository.scanner import scan
 from foldserve.serving.repository.side_by_side import SideBySide
-from foldserve.serving.repository.unloader import Retirement
-from foldserve.serving.repository.version_files import Fault, VersionFiles
-from foldserve.text import legible, listed, shown
+from foldserve.serving.repository.unloader import ModelUnloader
+from foldserve.serving.repository.version_files import LoadFailure, VersionFiles
+from foldserve.text import join_names, legible, quote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class Repository(VersionTable):
+class ModelRepository(ModelIndex):
     """Every version under ``folder``, loaded, replaced and unloaded as the folder changes.
 
     Models are followed side by side, each by one thread at a time. What is replaced goes on answering until
@@ -68,11 +68,11 @@ class Repository(VersionTable):
         self._models = SideBySide(loads_at_a_time(settings.device), fatal=(DeviceError, DeviceLostError))
         self._files = VersionFiles(folder, settle_s, time_limit=self._time_limit)
         self._settings = SettingsReader(folder, settings, settle_s)
-        self._left_alone: set[str] = set()  # models that serve only once they are asked for by name
-        self._missed: set[tuple[str, int]] = set()  # versions that were gone at the last look
+        self._unloaded: set[str] = set()  # models that serve only once they are asked for by name
+        self._missing_once: set[tuple[str, int]] = set()  # versions that were gone at the last look
         self._settled: dict[str, FoundModel] = {}  # models as last found where nothing is waited for
-        self._retirement = Retirement()
-        self._notices = Notices()
+        self._retirement = ModelUnloader()
+        self._notices = LogOnce()
         for name, found in scan(folder).items():
             for version in found.versions:
                 self._explain(name, version, "LOADING", "loading")
@@ -88,14 +88,14 @@ class Repository(VersionTable):
         models = scan(self._folder)
         if only is not None and (unknown := sorted(set(only) - models.keys())):
             raise ArtifactError(
-                f"cannot load {listed(unknown)}: the repository has {listed(models) or 'none'}"
+                f"cannot load {join_names(unknown)}: the repository has {join_names(models) or 'none'}"
             )
         for name in models:
             if only is not None and name not in only:
                 with self._models.alone(name):
                     self._leave_alone(name, "it waits to be loaded by RepositoryModelLoad")
         self._models.run(
-            {name: partial(self._follow, name, found, is_start=True) for name, found in models.items()}
+            {name: partial(self._reconcile, name, found, at_startup=True) for name, found in models.items()}
         )
 
     def refresh(self) -> None:
@@ -111,7 +111,7 @@ class Repository(VersionTable):
         self._notices.set("repository", "")
         self._models.run(
             {
-                name: partial(self._follow, name, models.get(name), is_patient=True)
+                name: partial(self._reconcile, name, models.get(name), wait_for_writes=True)
                 for name in sorted({*models, *self._table})
                 if self._is_news(name, models.get(name)) and not self._models.is_busy(name)
             },
@@ -128,18 +128,18 @@ class Repository(VersionTable):
         self._find_folder(name)
         with self._models.alone(name):
             found = self._find_folder(name)  # again: a load of it may just have ended
-            self._left_alone.discard(name)
+            self._unloaded.discard(name)
             self._settings.forget(name)
             for entry in self._table.get(name, {}).values():
                 if entry.model is None or entry.reason:
                     self._files.forget(name, entry.version)
-            refused = self._follow(name, found)
+            refused = self._reconcile(name, found)
         reasons = "; ".join(f"{version}: {reason}" for version, reason in refused.items())
         if not self.is_ready(name, ""):
-            raise UnavailableError(f"no version of model {shown(name)} serves: {reasons}")
+            raise UnavailableError(f"no version of model {quote(name)} serves: {reasons}")
         serving = self.find(name, "").version
         if any(version >= serving for version in refused):
-            raise UnavailableError(f"model {shown(name)} serves as before, version {serving}: {reasons}")
+            raise UnavailableError(f"model {quote(name)} serves as before, version {serving}: {reasons}")
 
     def unload(self, name: str) -> None:
         """Stop serving a model, having finished what it accepted; raises NotFoundError as `find`."""
@@ -164,23 +164,23 @@ class Repository(VersionTable):
         found = scan(self._folder).get(name)
         if found is None or found.fault:
             detail = found.fault if found else "it is not in the repository's folder, or has no versions"
-            raise NotFoundError(f"model {shown(name)} cannot be loaded: {detail}")
+            raise NotFoundError(f"model {quote(name)} cannot be loaded: {detail}")
         return found
 
     def _is_news(self, name: str, found: FoundModel | None) -> bool:
         """Tell whether a model is to be followed: it has changed, is waited for, or is gone."""
-        return found is None or (name not in self._left_alone and self._settled.get(name) != found)
+        return found is None or (name not in self._unloaded and self._settled.get(name) != found)
 
-    def _follow(
-        self, name: str, found: FoundModel | None, *, is_patient: bool = False, is_start: bool = False
+    def _reconcile(
+        self, name: str, found: FoundModel | None, *, wait_for_writes: bool = False, at_startup: bool = False
     ) -> dict[int, str]:
         """Bring one model in line with its folder, and return which of its versions are refused, and why.
 
-        Whatever fails in it, the other models are followed all the same. With ``is_patient``, what is not
+        Whatever fails in it, the other models are followed all the same. With ``wait_for_writes``, what is not
         whole or has vanished is given time.
         """
         try:
-            refused = self._bring_in_line(name, found, is_patient=is_patient, is_start=is_start)
+            refused = self._bring_in_line(name, found, wait_for_writes=wait_for_writes, at_startup=at_startup)
         except (DeviceError, DeviceLostError):  # of the device asked for by name, at the start
             raise
         except Exception as error:
@@ -191,20 +191,22 @@ class Repository(VersionTable):
         return refused
 
     def _bring_in_line(
-        self, name: str, found: FoundModel | None, *, is_patient: bool, is_start: bool
+        self, name: str, found: FoundModel | None, *, wait_for_writes: bool, at_startup: bool
     ) -> dict[int, str]:
-        """Bring up what is new first, and take down after it what it replaces; return as `_follow`."""
+        """Bring up what is new first, and take down after it what it replaces; return as `_reconcile`."""
         refused: dict[int, str] = {}
-        if self._stopping.is_set() or (found and name in self._left_alone):  # since this was looked for
+        if self._stopping.is_set() or (found and name in self._unloaded):  # since this was looked for
             return refused
         self._settled.pop(name, None)
         versions = found.versions if found else {}
         brought: list[int] = []
         known = self._table.get(name, {}).keys()
-        self._missed -= {(name, version) for version in versions}
-        gone = {version for version in known - versions.keys() if self._is_gone(name, version, is_patient)}
+        self._missing_once -= {(name, version) for version in versions}
+        gone = {
+            version for version in known - versions.keys() if self._is_gone(name, version, wait_for_writes)
+        }
         settings = (
-            settings_or_fault(name, found, self._settings, self._notices, is_patient=is_patient)
+            settings_or_fault(name, found, self._settings, self._notices, wait_for_writes=wait_for_writes)
             if found
             else None
         )
@@ -222,8 +224,13 @@ class Repository(VersionTable):
                 if version in versions:
                     brought.append(version)
                     try:
-                        reason = self._bring_up(
-                            name, version, versions[version], run_as, is_patient=is_patient, is_start=is_start
+                        reason = self._load_version(
+                            name,
+                            version,
+                            versions[version],
+                            run_as,
+                            wait_for_writes=wait_for_writes,
+                            at_startup=at_startup,
                         )
                     except LoadsHangError as error:  # at a later look
                         reason = str(error)
@@ -233,7 +240,7 @@ class Repository(VersionTable):
                 serving_count += self._serves(name, version)
                 present = present - {version}
             for version in present:
-                self._take_down(name, version, f"not served: version_policy is {policy}")
+                self._unload_version(name, version, f"not served: version_policy is {policy}")
         for version in gone:
             self._forget(name, version)
         is_missed = known - versions.keys() - gone
@@ -243,29 +250,29 @@ class Repository(VersionTable):
             self._settled[name] = found
         return refused
 
-    def _bring_up(
+    def _load_version(
         self,
         name: str,
         version: int,
         signature: Signature,
         settings: ModelSettings,
         *,
-        is_patient: bool,
-        is_start: bool,
+        wait_for_writes: bool,
+        at_startup: bool,
     ) -> str:
         """Load and prove a version if there is something new in it; return why it is refused, "" if not."""
         started_s = time.monotonic()
-        read = self._files.read(name, version, signature, settings, is_patient=is_patient)
+        read = self._files.read(name, version, signature, settings, wait_for_writes=wait_for_writes)
         if read is None:
-            reason = self._files.conclusion(name, version)
+            reason = self._files.last_outcome(name, version)
             if reason is not None:
                 self._explain(name, version, "UNAVAILABLE", reason)
             return reason or ""
-        if isinstance(read, Fault) and not read.is_final:
+        if isinstance(read, LoadFailure) and not read.is_permanent:
             self._explain(name, version, "LOADING", legible(f"incomplete: {read.error}"))
             return ""
         before = self._get(name, version)
-        if isinstance(read, Fault):
+        if isinstance(read, LoadFailure):
             loaded: ServedModel | Refusal = explain_refusal(f"{name}/{version}", read.error)
         elif before and before.model and before.model.is_made_of(read, settings):
             self._conclude(name, version, "")
@@ -276,10 +283,10 @@ class Repository(VersionTable):
         reason = loaded.reason if isinstance(loaded, Refusal) else ""
         self._on_load(LoadOutcome(name, version, time.monotonic() - started_s, reason or None))
         if not isinstance(loaded, Refusal):
-            self._files.conclude(name, version, "")
+            self._files.record_outcome(name, version, "")
             self._retirement.retire(self._put(Version(name, version, "READY", "", loaded)))
             return ""
-        if is_start and self._device == "cuda" and isinstance(loaded.error, DeviceError | DeviceLostError):
+        if at_startup and self._device == "cuda" and isinstance(loaded.error, DeviceError | DeviceLostError):
             raise loaded.error
         if isinstance(loaded.error, DeviceLostError):
             self._on_lost(CUDA_PROVIDER, loaded.error)
@@ -294,23 +301,23 @@ class Repository(VersionTable):
         return dict.fromkeys(versions, reason)
 
     def _conclude(self, name: str, version: int, reason: str) -> None:
-        self._files.conclude(name, version, reason)
+        self._files.record_outcome(name, version, reason)
         self._explain(name, version, "UNAVAILABLE", reason)
 
-    def _is_gone(self, name: str, version: int, is_patient: bool) -> bool:
+    def _is_gone(self, name: str, version: int, wait_for_writes: bool) -> bool:
         """Tell whether a version not in the folder is to go; one that is being moved gets a second look."""
-        if not is_patient or (name, version) in self._missed:
+        if not wait_for_writes or (name, version) in self._missing_once:
             return True
-        self._missed.add((name, version))
+        self._missing_once.add((name, version))
         return False
 
     def _leave_alone(self, name: str, reason: str) -> list[threading.Thread]:
         """Serve nothing of a model until it is asked for; return the threads that drain what served."""
-        self._left_alone.add(name)
-        drains = [self._take_down(name, version, reason) for version in self._table.get(name, {})]
+        self._unloaded.add(name)
+        drains = [self._unload_version(name, version, reason) for version in self._table.get(name, {})]
         return [drain for drain in drains if drain]
 
-    def _take_down(self, name: str, version: int, reason: str) -> threading.Thread | None:
+    def _unload_version(self, name: str, version: int, reason: str) -> threading.Thread | None:
         """Stop serving a version that stays in the index; return the thread that drains it."""
         self._files.forget(name, version)
         if not self._serves(name, version):
@@ -320,12 +327,12 @@ class Repository(VersionTable):
 
     def _forget(self, name: str, version: int) -> None:
         """Drop a version that is no longer in the folder, and the model with its last one."""
-        self._missed.discard((name, version))
+        self._missing_once.discard((name, version))
         self._files.forget(name, version)
         self._retirement.retire(self._remove(name, version))
         if name not in self._table:
             self._settings.forget(name)
-            self._left_alone.discard(name)
+            self._unloaded.discard(name)
         _log.info("%s/%d is gone from the repository", name, version)
 
     def _on_lost(self, provider: str, error: DeviceLostError) -> None:
@@ -334,7 +341,7 @@ class Repository(VersionTable):
         for model in lost:
             reason = f"the device was lost: {error}"
             self._settled.pop(model.name, None)  # an older version may serve in its place
-            self._files.conclude(model.name, model.version, reason)
+            self._files.record_outcome(model.name, model.version, reason)
             entry = self._get(model.name, model.version)
             if entry is not None and entry.model is model:
                 self._retirement.retire(self._put(Version(model.name, model.version, "UNAVAILABLE", reason)))

@@ -8,7 +8,7 @@ import time
 from collections import defaultdict, deque
 from typing import TYPE_CHECKING
 
-from foldserve.text import shown
+from foldserve.text import quote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -77,7 +77,7 @@ class SideBySide:
             except self._fatal as error:
                 fatal.append(error)
             except Exception:
-                _log.exception("%s: failed", shown(name))
+                _log.exception("%s: failed", quote(name))
             finally:
                 with self._changed:
                     del self._began_s[name]

@@ -21,7 +21,7 @@ _DRAIN_S = 600.0
 _log = logging.getLogger(__name__)
 
 
-class Retirement:
+class ModelUnloader:
     """Drains models beside what replaced them, each in a thread of its own; for any thread."""
 
     def __init__(self) -> None:

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Fault:
-    """Why a version's files cannot be served; one that is not ``is_final`` may still be on their way."""
+class LoadFailure:
+    """Why a version's files cannot be served; one that is not ``is_permanent`` may still be on their way."""
 
     error: Exception
-    is_final: bool
+    is_permanent: bool
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _Look:
     signature: Signature
     settings: ModelSettings
     since_s: float
-    is_final: bool
+    is_permanent: bool
     reason: str = ""
 
 
@@ -49,7 +49,7 @@ class VersionFiles:
 
     What is not whole and has not changed for ``settle_s`` seconds is refused. If it changes after all it is
     read again, so that this only decides what is said of it meanwhile. For one thread a model at a time, and
-    `conclude` for any. Reading ends within ``time_limit``, where there is one. ``clock`` is in monotonic
+    `record_outcome` for any. Reading ends within ``time_limit``, where there is one. ``clock`` is in monotonic
     seconds.
     """
 
@@ -68,12 +68,12 @@ class VersionFiles:
         self._looks: dict[tuple[str, int], _Look] = {}
 
     def read(
-        self, name: str, version: int, signature: Signature, settings: ModelSettings, *, is_patient: bool
-    ) -> Artifact | Fault | None:
+        self, name: str, version: int, signature: Signature, settings: ModelSettings, *, wait_for_writes: bool
+    ) -> Artifact | LoadFailure | None:
         """Return the whole artifact, or why there is none; None where nothing is new since the last time.
 
         ``signature`` is that of the files, taken before this. Other ``settings``, how it would be run, are
-        something new too. Only with ``is_patient`` are files that are not whole waited for.
+        something new too. Only with ``wait_for_writes`` are files that are not whole waited for.
 
         Raises:
             LoadsHangError: too many other loads do not end; nothing was read.
@@ -82,13 +82,15 @@ class VersionFiles:
         before = self._looks.get((name, version))
         is_same = before is not None and (before.signature, before.settings) == (signature, settings)
         if before is not None and is_same:
-            if before.is_final or (is_patient and now_s - before.since_s < self._settle_s):
+            if before.is_permanent or (wait_for_writes and now_s - before.since_s < self._settle_s):
                 return None
-            is_patient = False  # long enough; files that changed within one tick of the clock are read again
+            wait_for_writes = (
+                False  # long enough; files that changed within one tick of the clock are read again
+            )
         folder = self._folder / name / str(version)
 
         def read() -> Artifact:
-            if is_patient:
+            if wait_for_writes:
                 _check_sizes(folder, self._folder)
             return read_artifact(folder, self._folder)
 
@@ -98,9 +100,9 @@ class VersionFiles:
             raise
         except Exception as error:  # whatever strangers' files are like, it is this version's fault alone
             since_s = before.since_s if before is not None and is_same else now_s
-            self._looks[name, version] = _Look(signature, settings, since_s, is_final=not is_patient)
-            return Fault(error, is_final=not is_patient)
-        self._looks[name, version] = _Look(signature, settings, now_s, is_final=True)
+            self._looks[name, version] = _Look(signature, settings, since_s, is_permanent=not wait_for_writes)
+            return LoadFailure(error, is_permanent=not wait_for_writes)
+        self._looks[name, version] = _Look(signature, settings, now_s, is_permanent=True)
         return artifact
 
     def _read_in_time(self, what: str, read: Callable[[], Artifact]) -> Artifact:
@@ -112,18 +114,18 @@ class VersionFiles:
     def is_settled(self, name: str, version: int) -> bool:
         """Tell whether the files were read as they are, and nothing of them is waited for."""
         look = self._looks.get((name, version))
-        return look is not None and look.is_final
+        return look is not None and look.is_permanent
 
-    def conclude(self, name: str, version: int, reason: str) -> None:
+    def record_outcome(self, name: str, version: int, reason: str) -> None:
         """Note what became of the files that were read; "" is that they are served."""
         look = self._looks.get((name, version))
         if look is not None:
             self._looks[name, version] = replace(look, reason=reason)
 
-    def conclusion(self, name: str, version: int) -> str | None:
+    def last_outcome(self, name: str, version: int) -> str | None:
         """Return what was noted; None where the files are waited for or were never read."""
         look = self._looks.get((name, version))
-        return look.reason if look is not None and look.is_final else None
+        return look.reason if look is not None and look.is_permanent else None
 
     def forget(self, name: str, version: int) -> None:
         """Read the files the next time whatever they are like."""

@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from foldserve.serving.repository.repository import Repository
+    from foldserve.serving.repository.repository import ModelRepository
 
 _log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ class Watcher:
     repository are few.
     """
 
-    def __init__(self, repository: Repository, poll_s: float) -> None:
+    def __init__(self, repository: ModelRepository, poll_s: float) -> None:
         self._repository = repository
         self._poll_s = poll_s
         self._stopping = threading.Event()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from foldserve.serving.errors import CredentialsError
-from foldserve.text import shown
+from foldserve.text import quote
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,7 +121,7 @@ def check_name(name: str) -> str:
     """Return ``name`` where it can stand in a line; raises ValueError where it cannot."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", name):
         raise ValueError(
-            f"the name is {shown(name)}; use up to 64 letters, digits, '.', '_', '@' or '-', a letter or "
+            f"the name is {quote(name)}; use up to 64 letters, digits, '.', '_', '@' or '-', a letter or "
             "digit first"
         )
     return name

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foldserve.imaging import ImageSpec
-    from foldserve.serving.services.requests import Call
+    from foldserve.serving.services.requests import InferenceRequest
 
 # Called with the call and, where its images could not be decoded, why.
-OnDecoded: TypeAlias = "Callable[[Call, Exception | None], None]"
+OnDecoded: TypeAlias = "Callable[[InferenceRequest, Exception | None], None]"
 
 # After as long a call gives way to others: an image of some megapixels, or hundreds of small ones.
 _TURN_S = 0.05
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 class _Job:
     """A call whose first ``done_count`` images are in ``rows`` [N, C, H, W]."""
 
-    call: Call
+    call: InferenceRequest
     spec: ImageSpec
     on_decoded: OnDecoded
     byte_count: int
@@ -77,7 +77,7 @@ class ImageDecoder:
         """Bytes that waiting calls hold."""
         return self._held_bytes
 
-    def submit(self, call: Call, spec: ImageSpec, on_decoded: OnDecoded) -> None:
+    def submit(self, call: InferenceRequest, spec: ImageSpec, on_decoded: OnDecoded) -> None:
         """Turn ``call.encoded`` into ``call.rows``, then call ``on_decoded`` from a thread of the pool.
 
         Raises:

@@ -11,35 +11,35 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from foldserve.errors import FoldserveError
-from foldserve.runtime.cpus import usable_processors
+from foldserve.runtime.cpus import usable_cpus
 from foldserve.serving.errors import (
     INTERNAL_ERROR_TEXT,
     InternalError,
+    ModelUnloadedError,
     NotFoundError,
-    RetiredError,
     UnavailableError,
 )
 from foldserve.serving.model.statistics import Statistics
 from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVICE
 from foldserve.serving.services.image_decoder import ImageDecoder
 from foldserve.serving.services.request_log import log_fault, log_request, requests_are_logged
-from foldserve.serving.services.requests import Call, ClassifyCall, InferCall, Reply
+from foldserve.serving.services.requests import ImageRequest, InferenceRequest, Reply, TensorRequest
 
 if TYPE_CHECKING:
     from foldserve.serving.batching.request import Outcome
     from foldserve.serving.model.served_model import ServedModel
-    from foldserve.serving.repository.repository import Repository
+    from foldserve.serving.repository.repository import ModelRepository
 
-OnReply: TypeAlias = Callable[[Call, Reply], None]
+OnReply: TypeAlias = Callable[[InferenceRequest, Reply], None]
 
 # The unary inference methods, by path, with the kind of call that each makes.
-UNARY_CALLS: dict[str, type[Call]] = {
-    f"/{INFERENCE_SERVICE}/ModelInfer": InferCall,
-    f"/{CLASSIFIER_SERVICE}/Classify": ClassifyCall,
+UNARY_CALLS: dict[str, type[InferenceRequest]] = {
+    f"/{INFERENCE_SERVICE}/ModelInfer": TensorRequest,
+    f"/{CLASSIFIER_SERVICE}/Classify": ImageRequest,
 }
 
 
-class Servicer:
+class InferenceService:
     """Inference over one repository.
 
     Attributes:
@@ -51,10 +51,12 @@ class Servicer:
         max_image_pixels: most pixels, width times height, of an encoded image.
     """
 
-    def __init__(self, repository: Repository, *, max_decoding_bytes: int, max_image_pixels: int) -> None:
+    def __init__(
+        self, repository: ModelRepository, *, max_decoding_bytes: int, max_image_pixels: int
+    ) -> None:
         self._repository = repository
         self._decoder = ImageDecoder(
-            thread_count=usable_processors(), max_bytes=max_decoding_bytes, max_pixels=max_image_pixels
+            thread_count=usable_cpus(), max_bytes=max_decoding_bytes, max_pixels=max_image_pixels
         )
         self._leaving = False
         self._draining = False
@@ -88,16 +90,18 @@ class Servicer:
         """Stop the decoding threads."""
         self._decoder.close()
 
-    def submit(self, calls: Sequence[Call], on_reply: OnReply, *, lend_thread: bool = False) -> None:
+    def submit(
+        self, calls: Sequence[InferenceRequest], on_reply: OnReply, *, run_inline: bool = False
+    ) -> None:
         """Run ``calls``; ``on_reply(call, reply)`` is called exactly once for each.
 
         Refusals are delivered before this returns, everything else from an instance's thread. With
-        ``lend_thread`` this thread may be that instance, for a model that is quick; see `Batcher.submit`.
+        ``run_inline`` this thread may be that instance, for a model that is quick; see `Batcher.submit`.
         """
 
-        def on_done(call: Call, outcome: Outcome) -> None:
+        def on_done(call: InferenceRequest, outcome: Outcome) -> None:
             # Its model was replaced between finding it and its queue: nobody need know.
-            if isinstance(outcome, RetiredError):
+            if isinstance(outcome, ModelUnloadedError):
                 try:
                     if successor := self._successor(call):
                         call.model = successor
@@ -107,14 +111,14 @@ class Servicer:
                     outcome = error
             on_reply(call, self._to_reply(call, outcome))
 
-        def on_decoded(call: Call, error: Exception | None) -> None:
+        def on_decoded(call: InferenceRequest, error: Exception | None) -> None:
             assert call.model is not None
             if error is None:
                 call.model.submit([call], on_done)
             else:
                 on_done(call, error)
 
-        by_model: dict[ServedModel, list[Call]] = {}
+        by_model: dict[ServedModel, list[InferenceRequest]] = {}
         received_s = time.monotonic()
         for call in calls:
             call.received_s = received_s
@@ -127,13 +131,13 @@ class Servicer:
             except Exception as error:  # becomes the call's answer
                 on_done(call, error)
         for model, admitted in by_model.items():
-            model.submit(admitted, on_done, lend_thread=lend_thread)
+            model.submit(admitted, on_done, run_inline=run_inline)
 
     def count_unread(self, method: str, error: Exception) -> None:
         """Count a call that never became one: its message could not be read, or its caller was gone."""
         self._refused_of("").count_failure(method, _status_of(error))
 
-    def _successor(self, call: Call) -> ServedModel | None:
+    def _successor(self, call: InferenceRequest) -> ServedModel | None:
         """Return what is served in the place of a call's model, where it takes the same images.
 
         Raises:
@@ -145,7 +149,7 @@ class Servicer:
         is_other = model is not before and model.metadata.image == before.metadata.image
         return model if is_other else None
 
-    def _admit(self, call: Call) -> ServedModel:
+    def _admit(self, call: InferenceRequest) -> ServedModel:
         """Check everything that can be wrong with a call before it is queued."""
         if self._draining:
             raise UnavailableError("the server is draining; try again, or elsewhere")
@@ -158,7 +162,7 @@ class Servicer:
         call.message = None
         return model
 
-    def _to_reply(self, call: Call, outcome: Outcome) -> Reply:
+    def _to_reply(self, call: InferenceRequest, outcome: Outcome) -> Reply:
         """Return the answer to a call, and count it."""
         if not isinstance(outcome, Exception):
             try:
@@ -173,7 +177,7 @@ class Servicer:
                 return reply
         return self._to_failure(call, outcome)
 
-    def _to_failure(self, call: Call, error: Exception) -> Exception:
+    def _to_failure(self, call: InferenceRequest, error: Exception) -> Exception:
         self._statistics_of(call).count_failure(call.method, _status_of(error))
         if not isinstance(error, FoldserveError):
             log_fault(call, error)
@@ -182,7 +186,7 @@ class Servicer:
             log_request(call, _status_of(error), str(error))
         return error
 
-    def _statistics_of(self, call: Call) -> Statistics:
+    def _statistics_of(self, call: InferenceRequest) -> Statistics:
         if call.model is not None:
             return call.model.statistics
         name = call.message.model_name

@@ -11,7 +11,7 @@ from foldserve.runtime.session import CPU_PROVIDER
 from foldserve.serving.errors import NotFoundError, PermissionDeniedError, UnimplementedError
 from foldserve.serving.pb import open_inference_pb2 as pb
 from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVICE
-from foldserve.text import listed, shown
+from foldserve.text import join_names, quote
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from foldserve.artifact.format import TensorSpec
     from foldserve.serving.model.served_model import ServedModel
-    from foldserve.serving.repository.repository import Repository
-    from foldserve.serving.services.inference import Servicer
+    from foldserve.serving.repository.repository import ModelRepository
+    from foldserve.serving.services.inference import InferenceService
 
 _PLATFORM = "onnxruntime_onnx"
 _DATA_TYPES = {"UINT8": pb.TYPE_UINT8, "FP32": pb.TYPE_FP32}
@@ -36,14 +36,16 @@ class ControlMethod(NamedTuple):
     is_slow: bool = False
 
 
-class Control:
+class ManagementService:
     """What the server says of itself and its models, and what it can be told.
 
     Attributes:
         methods: the RPCs of INFERENCE_SERVICE, by name.
     """
 
-    def __init__(self, repository: Repository, servicer: Servicer, *, model_control: bool) -> None:
+    def __init__(
+        self, repository: ModelRepository, servicer: InferenceService, *, model_control: bool
+    ) -> None:
         self._repository = repository
         self._servicer = servicer
         self._model_control = model_control
@@ -119,7 +121,7 @@ class Control:
         return pb.ServerMetadataResponse(name="foldserve", version=own_version(), extensions=extensions)
 
     def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
-        """Describe a model; raises NotFoundError or UnavailableError as `Repository.find` does."""
+        """Describe a model; raises NotFoundError or UnavailableError as `ModelRepository.find` does."""
         model = self._repository.find(request.name, request.version)
         return pb.ModelMetadataResponse(
             name=model.name,
@@ -167,7 +169,7 @@ class Control:
         )
 
     def model_statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
-        """Answer what was counted; raises NotFoundError or UnavailableError as `Repository.find` does."""
+        """Answer what was counted; raises NotFoundError or UnavailableError as `ModelRepository.find` does."""
         if request.version:
             models = [self._repository.find(request.name, request.version)]
         else:
@@ -193,11 +195,11 @@ class Control:
         )
 
     def load(self, request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
-        """Look at a model's folder again; raises as `Repository.load`, or PermissionDeniedError."""
+        """Look at a model's folder again; raises as `ModelRepository.load`, or PermissionDeniedError."""
         self._check_control(request.repository_name)
         if request.parameters:
             raise UnimplementedError(
-                f"loading with parameters ({listed(request.parameters)}) is not supported: a model is "
+                f"loading with parameters ({join_names(request.parameters)}) is not supported: a model is "
                 "served as it was exported, and run as the server's flags say"
             )
         self._repository.load(request.model_name)
@@ -220,7 +222,7 @@ class Control:
 
 def _check_repository_name(name: str) -> None:
     if name:
-        raise NotFoundError(f"there is no repository {shown(name)}; the server has one, leave the name empty")
+        raise NotFoundError(f"there is no repository {quote(name)}; the server has one, leave the name empty")
 
 
 def _facts(model: ServedModel) -> dict[str, str]:

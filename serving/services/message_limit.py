@@ -9,7 +9,7 @@ from foldserve.serving.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from foldserve.serving.model.served_model import ServedModel
-    from foldserve.serving.repository.repository import Repository
+    from foldserve.serving.repository.repository import ModelRepository
 
 # Most images of one request, except for a model whose batches are larger: as a message of 32 MiB would
 # otherwise hold half a million small ones, and take everybody's turn for as long as they take.
@@ -39,7 +39,7 @@ class MessageLimit:
         wire_bytes: what a transport must be able to take. Above it, it may refuse in words of its own.
     """
 
-    def __init__(self, repository: Repository, max_bytes: int | None) -> None:
+    def __init__(self, repository: ModelRepository, max_bytes: int | None) -> None:
         self._repository = repository
         self._max_bytes = max_bytes
         # Messages just above the limit are still read, so that they are refused in our words.

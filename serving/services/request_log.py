@@ -6,10 +6,10 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from foldserve.text import shown
+from foldserve.text import quote
 
 if TYPE_CHECKING:
-    from foldserve.serving.services.requests import Call
+    from foldserve.serving.services.requests import InferenceRequest
 
 # Of names and ids, which callers choose, in one line.
 _MAX_CHARACTERS = 200
@@ -22,7 +22,7 @@ def requests_are_logged() -> bool:
     return _log.isEnabledFor(logging.DEBUG)
 
 
-def log_request(call: Call, code: str, reason: str = "") -> None:
+def log_request(call: InferenceRequest, code: str, reason: str = "") -> None:
     """Log at debug how a request ended."""
     facts = _facts(call) | {"code": code, "total_s": round(time.monotonic() - call.received_s, 6)}
     if call.finished_s:
@@ -40,13 +40,13 @@ def log_request(call: Call, code: str, reason: str = "") -> None:
     )
 
 
-def log_fault(call: Call, error: Exception) -> None:
+def log_fault(call: InferenceRequest, error: Exception) -> None:
     """Log, with its traceback, that a request failed for a reason that nobody meant."""
     facts = _facts(call)
     _log.error("%s failed%s", _subject(facts), _origin(facts), exc_info=error, extra=facts)
 
 
-def _facts(call: Call) -> dict[str, Any]:
+def _facts(call: InferenceRequest) -> dict[str, Any]:
     facts: dict[str, Any] = {"method": call.method}
     if call.model is not None:
         facts |= {"model": call.model.name, "version": call.model.version_text}
@@ -66,9 +66,9 @@ def _facts(call: Call) -> dict[str, Any]:
 def _subject(facts: dict[str, Any]) -> str:
     """Return what a line begins with; what callers chose is escaped, so that no line can be forged."""
     model = "/".join(part for part in (facts["model"], facts["version"]) if part)
-    return f"{facts['method']} {shown(model)}"
+    return f"{facts['method']} {quote(model)}"
 
 
 def _origin(facts: dict[str, Any]) -> str:
-    request_id = f" id {shown(facts['request_id'])}" if "request_id" in facts else ""
+    request_id = f" id {quote(facts['request_id'])}" if "request_id" in facts else ""
     return request_id + (f" from {facts['peer']}" if "peer" in facts else "")

@@ -40,17 +40,17 @@ _NO_ROWS = np.empty((0,), np.uint8)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Call(Request):
-    """One inference call. Transports put what they answer through into ``ticket``.
+class InferenceRequest(Request):
+    """One inference call. Transports put what they answer through into ``completion``.
 
     Set ``cancelled`` when the caller goes away; ``deadline_s`` is on time.monotonic's clock.
-    `Servicer.submit` sets ``received_s``, ``model``, the version that was asked for (none: "") and either
+    `InferenceService.submit` sets ``received_s``, ``model``, the version that was asked for (none: "") and either
     ``rows`` or ``encoded``, and lets go of the message, whose memory they outlive.
     """
 
     # Any: each class has its own type of message; None once it has been read.
     message: Any
-    ticket: Any = None
+    completion: Any = None
     rows: NDArray[np.uint8] = field(default_factory=lambda: _NO_ROWS)
     encoded: Sequence[bytes] = ()  # images that must be decoded to become rows
     model: ServedModel | None = None
@@ -58,7 +58,7 @@ class Call(Request):
     request_id: str = ""
     method: str = ""  # the RPC it came by
     peer: str = ""  # who called, where that is logged
-    received_s: float = 0.0  # when `Servicer.submit` got it, on time.monotonic's clock
+    received_s: float = 0.0  # when `InferenceService.submit` got it, on time.monotonic's clock
 
     request_type: ClassVar[type[Message]]
     unary_method: ClassVar[str]
@@ -73,7 +73,7 @@ class Call(Request):
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class InferCall(Call):
+class TensorRequest(InferenceRequest):
     """One ModelInfer, or one request of ModelStreamInfer."""
 
     request_type: ClassVar[type[Message]] = open_inference_pb2.ModelInferRequest
@@ -122,7 +122,7 @@ class InferCall(Call):
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class ClassifyCall(Call):
+class ImageRequest(InferenceRequest):
     """One Classify, or one request of ClassifyStream."""
 
     request_type: ClassVar[type[Message]] = classifier_pb2.ClassifyRequest

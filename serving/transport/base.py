@@ -9,8 +9,8 @@ from foldserve.serving.errors import TransportMissingError
 from foldserve.serving.transport.grpcio.server import GrpcioTransport
 
 if TYPE_CHECKING:
-    from foldserve.serving.services.inference import Servicer
-    from foldserve.serving.services.management import Control
+    from foldserve.serving.services.inference import InferenceService
+    from foldserve.serving.services.management import ManagementService
     from foldserve.serving.transport.settings import WireSettings
 
 _log = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ class Transport(Protocol):
 
 def open_transport(
     name: Literal["auto", "grpcio", "native"],
-    servicer: Servicer,
-    control: Control,
+    servicer: InferenceService,
+    control: ManagementService,
     settings: WireSettings,
     *,
     why_not_native: str | None = None,
@@ -66,7 +66,7 @@ def open_transport(
     return GrpcioTransport(servicer, control, settings)
 
 
-def _open_native(servicer: Servicer, control: Control, settings: WireSettings) -> Transport:
+def _open_native(servicer: InferenceService, control: ManagementService, settings: WireSettings) -> Transport:
     try:
         from foldserve.serving.transport.native import NativeTransport  # noqa: PLC0415  # an extra that may be missing
     except ImportError as error:

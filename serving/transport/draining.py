@@ -15,7 +15,7 @@ _QUIET_S = 0.2
 _PATIENCE_S = 1.0
 
 
-async def until_quiet(
+async def wait_until_idle(
     has_accepted: Callable[[], bool], last_call_s: Callable[[], float], give_up_s: float
 ) -> None:
     """Return once nothing accepted is unanswered and no call has come for a moment, or at ``give_up_s``.

@@ -26,16 +26,16 @@ from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 from foldserve.serving.addresses import common_port, listen_addresses, to_target
 from foldserve.serving.errors import CancelledError, ListenError, TransportMissingError
 from foldserve.serving.services.inference import UNARY_CALLS
-from foldserve.serving.transport.draining import until_quiet
+from foldserve.serving.transport.draining import wait_until_idle
 from foldserve.serving.transport.grpcio.server import GrpcioTransport, cannot_listen
 from foldserve.serving.transport.status import LARGE_BYTES, parse, to_status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from foldserve.serving.services.inference import Servicer
-    from foldserve.serving.services.management import Control
-    from foldserve.serving.services.requests import Call, Reply
+    from foldserve.serving.services.inference import InferenceService
+    from foldserve.serving.services.management import ManagementService
+    from foldserve.serving.services.requests import InferenceRequest, Reply
     from foldserve.serving.transport.settings import WireSettings
 
 # A second I/O thread made a call half as dear again on two processors (36 us, not 24, null handler).
@@ -86,7 +86,9 @@ class NativeTransport:
 
     name = "native"
 
-    def __init__(self, servicer: Servicer, control: Control, settings: WireSettings) -> None:
+    def __init__(
+        self, servicer: InferenceService, control: ManagementService, settings: WireSettings
+    ) -> None:
         self._servicer = servicer
         self._settings = settings
         self._inner_name = _free_socket_name()
@@ -129,7 +131,7 @@ class NativeTransport:
         give_up_s = time.monotonic() + grace_s
         await asyncio.gather(
             self._fallback.stop(grace_s),
-            until_quiet(
+            wait_until_idle(
                 lambda: any(listener.has_accepted() for listener in self._listeners),
                 lambda: max((listener.last_call_s for listener in self._listeners), default=0.0),
                 give_up_s,
@@ -155,13 +157,13 @@ class _Listener:
         ListenError: the address is taken or not this machine's.
     """
 
-    def __init__(self, target: str, servicer: Servicer, settings: WireSettings) -> None:
+    def __init__(self, target: str, servicer: InferenceService, settings: WireSettings) -> None:
         self.last_call_s = 0.0
         self._servicer = servicer
         self._limit = settings.message_limit
         self._permissions = settings.permissions
         self._methods = list(UNARY_CALLS.items())  # by method id, which counts from 0 in the order given
-        self._pending: dict[int, Call] = {}
+        self._pending: dict[int, InferenceRequest] = {}
         self._answers: list[tuple[int, bytes]] = []  # made by the receiver, and not handed over yet
         self._large_reader = ThreadPoolExecutor(_LARGE_READERS, thread_name_prefix="read")
         self._receiver = threading.Thread(target=self._receive, name="receive", daemon=True)
@@ -218,7 +220,7 @@ class _Listener:
 
     def _take(self, events: Sequence[tuple[Any, ...]], now_s: float) -> None:
         """Serve ``events``, which came at ``now_s`` on time.monotonic's clock."""
-        calls: dict[int, Call] = {}
+        calls: dict[int, InferenceRequest] = {}
         for kind, call_id, method_id, payload, _, details in events:
             if kind == EVENT_CANCEL:  # always after its call, often in the same batch
                 self._cancel(call_id, calls)
@@ -231,7 +233,7 @@ class _Listener:
                 call = call_type(
                     message=None,
                     deadline_s=math.inf if remaining_s is None else now_s + remaining_s,
-                    ticket=call_id,
+                    completion=call_id,
                 )
                 if self._servicer.logs_requests:
                     call.peer = details[1]
@@ -248,38 +250,38 @@ class _Listener:
         if not calls:
             return
         try:
-            self._servicer.submit(list(calls.values()), self._on_reply, lend_thread=True)
+            self._servicer.submit(list(calls.values()), self._on_reply, run_inline=True)
         finally:
             self._hand_over()
 
-    def _take_large(self, call: Call, payload: bytes) -> None:
+    def _take_large(self, call: InferenceRequest, payload: bytes) -> None:
         """Serve a call of a large message, in a thread of its own: reading it would hold up everybody."""
         try:
             call.message = parse(call.request_type, payload, self._limit)
         except Exception as error:  # becomes a status, and is logged where unknown
             self._servicer.count_unread(call.unary_method, error)
-            if self._pending.pop(call.ticket, None) is not None:
-                self._fail(call.ticket, error)
+            if self._pending.pop(call.completion, None) is not None:
+                self._fail(call.completion, error)
             return
         self._servicer.submit([call], self._on_reply)
 
-    def _cancel(self, call_id: int, calls: dict[int, Call]) -> None:
+    def _cancel(self, call_id: int, calls: dict[int, InferenceRequest]) -> None:
         if (unread := calls.pop(call_id, None)) is not None:
             self._servicer.count_unread(unread.method, CancelledError("the caller was gone at once"))
         call = self._pending.pop(call_id, None)
         if call is not None:
             call.cancelled = True
 
-    def _on_reply(self, call: Call, reply: Reply) -> None:
+    def _on_reply(self, call: InferenceRequest, reply: Reply) -> None:
         """Answer, from any thread: it is only handed over."""
-        if self._pending.pop(call.ticket, None) is None:  # cancelled: nobody waits
+        if self._pending.pop(call.completion, None) is None:  # cancelled: nobody waits
             return
         if not isinstance(reply, bytes):
-            self._fail(call.ticket, reply)
+            self._fail(call.completion, reply)
         elif threading.current_thread() is self._receiver:
-            self._answers.append((call.ticket, reply))
+            self._answers.append((call.completion, reply))
         else:
-            self._front.respond(call.ticket, reply)
+            self._front.respond(call.completion, reply)
 
     def _hand_over(self) -> None:
         """Answer what was run on the receiver's own thread, all at once.

@@ -13,7 +13,7 @@ from foldserve.serving.services.message_limit import MessageLimit
 
 if TYPE_CHECKING:
     from foldserve.serving.config import ServeConfig
-    from foldserve.serving.repository.repository import Repository
+    from foldserve.serving.repository.repository import ModelRepository
 
 _MIB = 1024 * 1024
 
@@ -47,7 +47,7 @@ class WireSettings:
     reflection: bool
 
 
-def wire_settings(config: ServeConfig, repository: Repository, *, max_connections: int) -> WireSettings:
+def wire_settings(config: ServeConfig, repository: ModelRepository, *, max_connections: int) -> WireSettings:
     """Return what ``config`` says of the wire, its files read, and at most ``max_connections`` connections.
 
     Raises:

@@ -46,7 +46,7 @@ def test_a_repository_that_the_demo_left_brings_it(tmp_path: Path) -> None:
 
 
 def test_small_networks_run_on_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.serving.contestants.usable_processors", lambda: 4)
+    monkeypatch.setattr("benchmarks.serving.contestants.usable_cpus", lambda: 4)
     small = lenet(tmp_path)
     started = launch(Contestant("bare_aio"), small, port_file=tmp_path / "port", free_port=0)
     assert started.command[-1] == "1"

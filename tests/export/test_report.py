@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from foldserve.export.report import Report
-from foldserve.export.sources.load import ProofImages
+from foldserve.export.sources.load import VerificationImages
 from foldserve.export.verification.parity import Agreement
 
 
@@ -18,7 +18,7 @@ from foldserve.export.verification.parity import Agreement
     ],
 )
 def test_predictions_that_were_not_compared_are_not_claimed(compared, said, capsys):
-    images = ProofImages(np.zeros((50, 1, 8, 8), np.uint8), None, synthetic=False, origin="images")
+    images = VerificationImages(np.zeros((50, 1, 8, 8), np.uint8), None, synthetic=False, origin="images")
     agreement = Agreement("CPU", 50, None, None, compared, 1.0, 0.0, 1e-4)
     Report(Console(width=200)).agreed([agreement], images)
     printed = capsys.readouterr().out

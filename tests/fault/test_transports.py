@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from foldserve.serving.services.inference import Servicer
+    from foldserve.serving.services.inference import InferenceService
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +111,6 @@ def test_transport_that_is_not_installed_is_explained(monkeypatch: pytest.Monkey
     from foldserve.serving.transport.base import open_transport
 
     monkeypatch.setitem(sys.modules, "pygrpc_native", None)
-    servicer: Servicer = None  # type: ignore[assignment]  # not reached
+    servicer: InferenceService = None  # type: ignore[assignment]  # not reached
     with pytest.raises(TransportMissingError, match="foldserve\\[native\\]"):
         open_transport("native", servicer, None, None)  # type: ignore[arg-type]

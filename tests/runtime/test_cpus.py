@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from foldserve.runtime import cpus as processors
-from foldserve.runtime.cpus import find_processors, usable_processors
+from foldserve.runtime.cpus import find_cpus, usable_cpus
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def v1(root: Path, quota_us: str, period_us: str = "100000\n") -> Path:
     ],
 )
 def test_quota_of_cgroup_v2(tmp_path, text, expected):
-    assert usable_processors(v2(tmp_path, text)) == expected
+    assert usable_cpus(v2(tmp_path, text)) == expected
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_quota_of_cgroup_v2(tmp_path, text, expected):
     ],
 )
 def test_quota_of_cgroup_v1(tmp_path, quota_us, expected):
-    assert usable_processors(v1(tmp_path, quota_us)) == expected
+    assert usable_cpus(v1(tmp_path, quota_us)) == expected
 
 
 def nested(tmp_path: Path, lines: str, files: dict[str, str]) -> tuple[Path, Path]:
@@ -106,22 +106,22 @@ def nested(tmp_path: Path, lines: str, files: dict[str, str]) -> tuple[Path, Pat
     ],
 )
 def test_quota_of_a_nested_group(tmp_path, lines, files, expected):
-    assert usable_processors(*nested(tmp_path, lines, files)) == expected
+    assert usable_cpus(*nested(tmp_path, lines, files)) == expected
 
 
 def test_what_bounds_is_told(tmp_path):
-    found = find_processors(*nested(tmp_path, "0::/a\n", {"a/cpu.max": "150000 100000"}))
+    found = find_cpus(*nested(tmp_path, "0::/a\n", {"a/cpu.max": "150000 100000"}))
     assert str(found) == "2 usable (8 by affinity, 1.5 by cgroup quota)"
 
 
 def test_without_cgroup_affinity_counts(tmp_path):
-    assert usable_processors(tmp_path, tmp_path / "none") == 8
+    assert usable_cpus(tmp_path, tmp_path / "none") == 8
 
 
 def test_affinity_counts_where_it_is_smaller(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
-    assert usable_processors(v2(tmp_path, "400000 100000\n")) == 1
+    assert usable_cpus(v2(tmp_path, "400000 100000\n")) == 1
 
 
 def test_this_process_has_a_sane_count():
-    assert 1 <= usable_processors(processors.CGROUP_ROOT) <= max(8, math.ceil(os.cpu_count() or 1))
+    assert 1 <= usable_cpus(processors.CGROUP_ROOT) <= max(8, math.ceil(os.cpu_count() or 1))

@@ -7,17 +7,17 @@ import numpy as np
 from foldserve.serving.__main__ import main
 from numpy.typing import NDArray
 
-from foldserve.serving.model.runner import Runner
+from foldserve.serving.model.runner import ModelRunner
 
-_run = Runner.__call__
+_run = ModelRunner.__call__
 
 
-def _fail(runner: Runner, images: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
+def _fail(runner: ModelRunner, images: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
     if (images[:, 0, 0, 0] == 255).any():
         raise RuntimeError("the injected fault")
     return _run(runner, images)
 
 
 if __name__ == "__main__":
-    Runner.__call__ = _fail  # type: ignore[method-assign]
+    ModelRunner.__call__ = _fail  # type: ignore[method-assign]
     sys.exit(main())

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from foldserve.export.graph.fold_pass import Fold, FoldPass
-from foldserve.export.graph.weights import ExactWeights
+from foldserve.export.graph.weights import Float64Initializers
 from foldserve.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Folded:
 def fold(model_proto: onnx.ModelProto, *, feeds: Arrays | None = None) -> Folded:
     """Fold ``model_proto`` and compare its answers on random input before and after."""
     model = ir.from_proto(model_proto)
-    constants = ExactWeights(model.graph)
+    constants = Float64Initializers(model.graph)
     folds = FoldPass(model.graph, constants).fold_batch_norms()
     constants.store()
     folded = ir.to_proto(model)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foldserve.serving.model.runner import Runner
+from foldserve.serving.model.runner import ModelRunner
 from foldserve.serving.model.served_model import ServedModel
 from tests.support.repository_changes import eventually
 from tests.support.server_process import ServerProcess
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foldserve.serving.batching.request import OnDone
-    from foldserve.serving.services.requests import Call
+    from foldserve.serving.services.requests import InferenceRequest
 
 # In the server's working folder.
 HOLD, HELD = Path("hold"), Path("held")
 
-_run, _submit = Runner.__call__, ServedModel.submit
+_run, _submit = ModelRunner.__call__, ServedModel.submit
 
 
 class HeldServer(ServerProcess):
@@ -51,7 +51,7 @@ class HeldServer(ServerProcess):
         (self._folder / HOLD).unlink()
 
 
-def _wait_and_run(runner: Runner, images: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
+def _wait_and_run(runner: ModelRunner, images: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
     while HOLD.exists():
         HELD.touch()
         time.sleep(0.01)
@@ -59,7 +59,11 @@ def _wait_and_run(runner: Runner, images: NDArray[np.uint8]) -> Sequence[NDArray
 
 
 def _submit_without_lending(
-    model: ServedModel, calls: list[Call], on_done: OnDone[Call], *, lend_thread: bool = False
+    model: ServedModel,
+    calls: list[InferenceRequest],
+    on_done: OnDone[InferenceRequest],
+    *,
+    run_inline: bool = False,
 ) -> None:
     # The transport's own thread, lent to a quick model, would be held too, and take nothing more.
     _submit(model, calls, on_done)
@@ -68,6 +72,6 @@ def _submit_without_lending(
 if __name__ == "__main__":
     from foldserve.serving.__main__ import main
 
-    Runner.__call__ = _wait_and_run  # type: ignore[method-assign]
+    ModelRunner.__call__ = _wait_and_run  # type: ignore[method-assign]
     ServedModel.submit = _submit_without_lending  # type: ignore[method-assign]
     sys.exit(main())

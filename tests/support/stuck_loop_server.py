@@ -7,12 +7,14 @@ from pathlib import Path
 from foldserve.serving.__main__ import main
 
 from foldserve.serving.pb import open_inference_pb2 as pb
-from foldserve.serving.services.management import Control
+from foldserve.serving.services.management import ManagementService
 
-_answer = Control.server_metadata
+_answer = ManagementService.server_metadata
 
 
-def _wait_and_answer(control: Control, request: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
+def _wait_and_answer(
+    control: ManagementService, request: pb.ServerMetadataRequest
+) -> pb.ServerMetadataResponse:
     Path("waiting").touch()
     while not Path("go").exists():
         time.sleep(0.01)
@@ -20,5 +22,5 @@ def _wait_and_answer(control: Control, request: pb.ServerMetadataRequest) -> pb.
 
 
 if __name__ == "__main__":
-    Control.server_metadata = _wait_and_answer  # type: ignore[method-assign]
+    ManagementService.server_metadata = _wait_and_answer  # type: ignore[method-assign]
     sys.exit(main())

@@ -24,23 +24,23 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Replicas:
+class ProcessGroup:
     """Process ``rank`` of ``count``; one alone exchanges nothing."""
 
     rank: int = 0
     count: int = 1
 
     @property
-    def is_first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the process that writes files and speaks."""
         return self.rank == 0
 
-    def share_of(self, rows: Tensor) -> Tensor:
+    def shard(self, rows: Tensor) -> Tensor:
         """Return every ``count``-th row, another one in each process: no row twice, none left out."""
         return rows[self.rank :: self.count]
 
     def gather(self, rows: Tensor, total: int) -> Tensor:
-        """Undo `share_of`: return the ``total`` rows of all processes [total, K] in their first order."""
+        """Undo `shard`: return the ``total`` rows of all processes [total, K] in their first order."""
         if self.count == 1:
             return rows
         longest = -(-total // self.count)
@@ -57,7 +57,7 @@ class Replicas:
             distributed.all_reduce(value)
         return value
 
-    def from_first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Return the first process's ``value`` in all of them."""
         if self.count == 1:
             return value
@@ -66,17 +66,17 @@ class Replicas:
         return values[0]
 
 
-SOLO = Replicas()
+SINGLE_PROCESS = ProcessGroup()
 
 
 @contextmanager
-def joined_replicas(device: torch.device) -> Iterator[Replicas]:
+def join_process_group(device: torch.device) -> Iterator[ProcessGroup]:
     """Join the processes that ``torchrun`` started beside this one, where it did; part when done."""
     if not distributed.is_torchelastic_launched():
-        yield SOLO
+        yield SINGLE_PROCESS
         return
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    yield Replicas(distributed.get_rank(), distributed.get_world_size())
+    yield ProcessGroup(distributed.get_rank(), distributed.get_world_size())
     # Whatever still holds the group must go first. DistributedDataParallel's destructor would else end it
     # while holding Python's global lock, and wait for ever for gloo's thread, which waits for that lock.
     gc.collect()

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from foldserve.training.engine.distributed import SOLO
+from foldserve.training.engine.distributed import SINGLE_PROCESS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from foldserve.training.datasets import Examples
-    from foldserve.training.engine.distributed import Replicas
+    from foldserve.training.engine.distributed import ProcessGroup
 
 # Values of uint8 pixels a batch: large enough for full speed, small enough for any memory.
 _BATCH_VALUES = 500 * 28 * 28
@@ -32,7 +32,7 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, examples: Examples, replicas: Replicas = SOLO) -> Evaluation:
+def evaluate(model: nn.Module, examples: Examples, replicas: ProcessGroup = SINGLE_PROCESS) -> Evaluation:
     """Judge ``model`` (pixels to logits) in eval mode on all of ``examples``; its mode is put back.
 
     Each of the ``replicas`` answers its share of the images, each image once; all return the same result.
@@ -40,7 +40,7 @@ def evaluate(model: nn.Module, examples: Examples, replicas: Replicas = SOLO) ->
     was_training = model.training
     model.eval()
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    share = replicas.share_of(examples.images)
+    share = replicas.shard(examples.images)
     # An empty share still needs logits of the right width to exchange, so it answers one image and drops it.
     batches = torch.split(share if len(share) else examples.images[:1], _batch_size(examples.images))
     logits = torch.cat([model(images.to(device)) for images in batches]).float()[: len(share)]

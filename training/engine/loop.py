@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from foldserve.training.engine.distributed import SOLO, Replicas
+from foldserve.training.engine.distributed import SINGLE_PROCESS, ProcessGroup
 from foldserve.training.engine.optimizer import pace_at, set_pace
 from foldserve.training.errors import DivergedError
 
@@ -66,7 +66,7 @@ class Trainer:
     precision: Precision
     config: TrainConfig
     steps_per_epoch: int
-    replicas: Replicas = SOLO
+    replicas: ProcessGroup = SINGLE_PROCESS
     step: int = 0
     totals: EpochTotals | None = None
 
@@ -117,9 +117,7 @@ def train_one_epoch(
     trainer.model.train()
     started = time.perf_counter() - totals.elapsed_s
     for step in range(steps_done, trainer.steps_per_epoch):
-        batch = trainer.replicas.share_of(
-            permutation[step * config.batch_size : (step + 1) * config.batch_size]
-        )
+        batch = trainer.replicas.shard(permutation[step * config.batch_size : (step + 1) * config.batch_size])
         loss, correct = _train_step(trainer, examples, batch, generator)
         totals.losses[step] = loss
         totals.correct += correct
@@ -239,7 +237,7 @@ def _progress(trainer: Trainer, steps: int, *, over_all: bool = False) -> Progre
     """Return the means of ``steps`` steps, of this process or ``over_all`` (then all must call it)."""
     totals = trainer.totals
     assert totals is not None
-    replicas = trainer.replicas if over_all else SOLO
+    replicas = trainer.replicas if over_all else SINGLE_PROCESS
     loss = replicas.sum(totals.losses[:steps].mean()) / replicas.count
     counts = replicas.sum(
         torch.stack([totals.correct, torch.full_like(totals.correct, totals.seen)])

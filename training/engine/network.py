@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from foldserve.training.checkpoint import Checkpoint
     from foldserve.training.config import TrainConfig
     from foldserve.training.datasets import Dataset
-    from foldserve.training.engine.distributed import Replicas
+    from foldserve.training.engine.distributed import ProcessGroup
 
 
 def network_arguments(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def network_arguments(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
         "height": dataset.image.height,
         "width": dataset.image.width,
     }
-    is_own = ":" in config.arch
+    is_import_path = ":" in config.arch
     choices = {
         "batch_norm": (config.batch_norm, True),
         "activation": (config.activation, "relu"),
@@ -46,14 +46,14 @@ def network_arguments(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
     }
     for name, (value, usual) in choices.items():
         # Networks of the registry record what they are made with; one's own need not know these names.
-        if value != usual or (not is_own and name != "width_factor"):
+        if value != usual or (not is_import_path and name != "width_factor"):
             arguments[name] = value
     _check_known(config.arch, arguments)
     return arguments
 
 
 def build_model(
-    facts: Checkpoint, config: TrainConfig, device: torch.device, replicas: Replicas
+    facts: Checkpoint, config: TrainConfig, device: torch.device, replicas: ProcessGroup
 ) -> Normalized:
     """Return the model of ``facts`` with fresh weights on ``device``.
 
@@ -71,7 +71,7 @@ def build_model(
 
 
 def training_forward(
-    model: Normalized, config: TrainConfig, replicas: Replicas
+    model: Normalized, config: TrainConfig, replicas: ProcessGroup
 ) -> Callable[[Tensor], Tensor]:
     """Return ``model`` as training calls it: averaging gradients over ``replicas``, compiled if asked for."""
     forward: nn.Module = model

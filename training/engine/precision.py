@@ -16,7 +16,7 @@ import torch
 from torch.amp import GradScaler, autocast
 
 from foldserve.errors import DeviceError
-from foldserve.training.models.own import is_own
+from foldserve.training.models.own import is_import_path
 
 if TYPE_CHECKING:
     from foldserve.training.config import TrainConfig
@@ -55,7 +55,7 @@ def choose_precision(config: TrainConfig, device: torch.device) -> Precision:
     return Precision(name, device.type, dtype, GradScaler(device.type, enabled=name == "fp16"))
 
 
-def multiplies_in_bf16(processor_facts: Path = _PROCESSOR_FACTS) -> bool:
+def has_native_bf16(processor_facts: Path = _PROCESSOR_FACTS) -> bool:
     """Tell whether the processor multiplies bf16 by itself; others only imitate it, slower than float32."""
     try:
         lines = processor_facts.read_text().splitlines()
@@ -68,4 +68,4 @@ def _bf16_pays(arch: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     # Nobody has measured networks of one's own; what float32 does to them is known at least.
-    return not is_own(arch) and multiplies_in_bf16()
+    return not is_import_path(arch) and has_native_bf16()

@@ -30,12 +30,12 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         mean = _sum_over_all(values.sum(dim=(0, 2, 3))) / count
         centred = values - mean[:, None, None]
         variance = _sum_over_all(centred.square().sum(dim=(0, 2, 3))) / count
-        self._follow(mean.detach(), (variance * count / (count - 1)).detach())
+        self._reconcile(mean.detach(), (variance * count / (count - 1)).detach())
         scale = self.weight / torch.sqrt(variance + self.eps)
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(images.dtype)
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+    def _reconcile(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None

@@ -4,7 +4,7 @@ from foldserve.training.models.alexnet import AlexNet
 from foldserve.training.models.blocks import ConvBlock
 from foldserve.training.models.lenet import LeNet
 from foldserve.training.models.normalized import Normalized
-from foldserve.training.models.own import is_own
+from foldserve.training.models.own import is_import_path
 from foldserve.training.models.registry import MODELS, create_model, register_own
 from foldserve.training.models.resnet import ResNet
 
@@ -16,6 +16,6 @@ __all__ = [
     "Normalized",
     "ResNet",
     "create_model",
-    "is_own",
+    "is_import_path",
     "register_own",
 ]

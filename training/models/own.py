@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 _SHAPE_ARGUMENTS = ("in_channels", "class_count", "height", "width")
 
 
-def is_own(arch: str) -> bool:
+def is_import_path(arch: str) -> bool:
     """Tell whether ``arch`` is written as ``package.module:factory``."""
     return ":" in arch
 
 
-def load_own(arch: str) -> Callable[..., nn.Module]:
+def load_factory(arch: str) -> Callable[..., nn.Module]:
     """Import the factory ``arch`` names, with the current folder importable as for ``python -m``.
 
     Returns:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from foldserve.training.errors import ModelError
 from foldserve.training.models.alexnet import AlexNet
 from foldserve.training.models.lenet import LeNet
-from foldserve.training.models.own import is_own, load_own
+from foldserve.training.models.own import is_import_path, load_factory
 from foldserve.training.models.resnet import ResNet
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def create_model(arch: str, **arch_args: Any) -> nn.Module:
     except TypeError as error:  # an argument the factory does not have
         raise ModelError(f"architecture {arch!r} cannot be built with {arch_args}: {error}") from error
     except Exception as error:
-        if not is_own(arch):
+        if not is_import_path(arch):
             raise
         raise ModelError(f"architecture {arch!r} failed: {type(error).__name__}: {error}") from error
 
@@ -48,12 +48,12 @@ def register_own(arch: str) -> None:
     Raises:
         ModelError: there is no such module, or no such function in it.
     """
-    if is_own(arch) and arch not in MODELS:
-        MODELS[arch] = load_own(arch)
+    if is_import_path(arch) and arch not in MODELS:
+        MODELS[arch] = load_factory(arch)
 
 
 def _unknown(arch: str) -> str:
-    if is_own(arch):
+    if is_import_path(arch):
         return (
             f"architecture {arch!r} is not part of foldserve; if you trust its code, name it: --arch {arch}"
         )

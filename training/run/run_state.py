@@ -13,14 +13,14 @@ from foldserve.training.checkpoint import Checkpoint, check_weights, load_checkp
 from foldserve.training.checkpoint_form import TrainerForm, read_form
 from foldserve.training.datasets import channel_statistics
 from foldserve.training.datasets.picture_files import shown_name
-from foldserve.training.engine.distributed import SOLO, Replicas
+from foldserve.training.engine.distributed import SINGLE_PROCESS, ProcessGroup
 from foldserve.training.engine.ema import WeightAverage
 from foldserve.training.engine.loop import Trainer, derived_seed, empty_totals
 from foldserve.training.engine.network import build_model, network_arguments, training_forward
 from foldserve.training.engine.optimizer import create_optimizer
 from foldserve.training.engine.precision import choose_precision
 from foldserve.training.errors import CheckpointError, RunError
-from foldserve.training.models import Normalized, create_model, is_own
+from foldserve.training.models import Normalized, create_model, is_import_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +92,7 @@ def start_run(
     dataset: Dataset,
     training: Examples,
     device: torch.device,
-    replicas: Replicas = SOLO,
+    replicas: ProcessGroup = SINGLE_PROCESS,
 ) -> RunState:
     """Return a run at step 0, its weights drawn from ``config.seed``.
 
@@ -152,8 +152,8 @@ def resume_run(state: RunState, folder: RunFolder) -> bool:
     """
     replicas = state.trainer.replicas
     try:
-        found = load_checkpoint(folder.last) if replicas.is_first and folder.last.exists() else None
-        checkpoint = replicas.from_first(found)
+        found = load_checkpoint(folder.last) if replicas.is_main_process and folder.last.exists() else None
+        checkpoint = replicas.broadcast(found)
         if checkpoint is None:
             return False
         check_same_data(checkpoint, state.facts)
@@ -212,7 +212,7 @@ def _load_moments(trainer: Trainer, saved: Any) -> None:
     optimizer.load_state_dict({"state": saved, "param_groups": optimizer.state_dict()["param_groups"]})
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     # A network of one's own may have weights that no loss reaches, of which nothing is remembered.
-    if not is_own(trainer.config.arch) and len(optimizer.state) not in (0, len(parameters)):
+    if not is_import_path(trainer.config.arch) and len(optimizer.state) not in (0, len(parameters)):
         raise CheckpointError(f"its optimizer remembers {len(optimizer.state)} of {len(parameters)} weights")
     expected = _MOMENTS[trainer.config.optimizer]
     for parameter, moments in optimizer.state.items():
@@ -226,7 +226,7 @@ def _load_moments(trainer: Trainer, saved: Any) -> None:
                 )
 
 
-def _check_batch(config: TrainConfig, image_count: int, replicas: Replicas) -> None:
+def _check_batch(config: TrainConfig, image_count: int, replicas: ProcessGroup) -> None:
     if config.batch_size > image_count:
         raise RunError(
             f"batch-size is {config.batch_size}, more than the {image_count} training images; "

@@ -15,7 +15,7 @@ from foldserve.training.datasets import Examples, load_dataset, split_train
 from foldserve.training.datasets.image_folder import fingerprint_of
 from foldserve.training.datasets.picture_files import first, shown_name
 from foldserve.training.engine.device import prepare_device
-from foldserve.training.engine.distributed import joined_replicas
+from foldserve.training.engine.distributed import join_process_group
 from foldserve.training.engine.evaluation import evaluate
 from foldserve.training.engine.loop import check_finite, train_one_epoch
 from foldserve.training.engine.threads import set_fastest_thread_count
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from foldserve.training.checkpoint import Checkpoint
     from foldserve.training.config import TrainConfig
     from foldserve.training.datasets import Dataset
-    from foldserve.training.engine.distributed import Replicas
+    from foldserve.training.engine.distributed import ProcessGroup
     from foldserve.training.engine.evaluation import Evaluation
     from foldserve.training.engine.loop import Progress
     from foldserve.training.run.run_folder import RunFolder
@@ -54,27 +54,27 @@ def train(config: TrainConfig, terminal: Terminal | None = None) -> int:
     if config.preview is not None:
         return _preview(config, terminal)
     with (
-        joined_replicas(device) as replicas,
-        open_run_folder(config, is_writer=replicas.is_first) as folder,
+        join_process_group(device) as replicas,
+        open_run_folder(config, is_writer=replicas.is_main_process) as folder,
     ):
-        _run(config, folder, device, replicas, terminal if replicas.is_first else Terminal.silent())
+        _run(config, folder, device, replicas, terminal if replicas.is_main_process else Terminal.silent())
     return 0
 
 
 def _run(
-    config: TrainConfig, folder: RunFolder, device: torch.device, replicas: Replicas, terminal: Terminal
+    config: TrainConfig, folder: RunFolder, device: torch.device, replicas: ProcessGroup, terminal: Terminal
 ) -> None:
-    if (finished := replicas.from_first(_finished_summary(folder, config))) is not None:
+    if (finished := replicas.broadcast(_finished_summary(folder, config))) is not None:
         terminal.say(f"{folder.path} is finished: {finished}; nothing to do")
         return
     dataset = _load(config, terminal)
     training, validation = split_train(dataset, config.validation_count)
     _tell_split(dataset, training, validation, terminal)
     state = start_run(config, dataset, training, device, replicas)
-    _take_up(state, folder, terminal)
+    _resume(state, folder, terminal)
     _choose_threads(state, training, terminal)
     _train_epochs(state, training.near(device), validation.near(device), folder, terminal)
-    _judge_and_report(state, dataset, folder, terminal)
+    _evaluate_and_report(state, dataset, folder, terminal)
 
 
 def _load(config: TrainConfig, terminal: Terminal) -> Dataset:
@@ -92,12 +92,12 @@ def _tell_split(dataset: Dataset, training: Examples, validation: Examples, term
     counts = torch.bincount(training.labels, minlength=len(dataset.labels)).tolist()
     by_label = dict(zip(dataset.labels, counts, strict=True))
     if len(by_label) <= _CLASSES_SHOWN:
-        shown = ", ".join(f"{label} {count:,}" for label, count in by_label.items())
+        quote = ", ".join(f"{label} {count:,}" for label, count in by_label.items())
     else:
         fewest, most = min(by_label, key=by_label.__getitem__), max(by_label, key=by_label.__getitem__)
-        shown = f"{len(by_label):,} classes, {fewest} {by_label[fewest]:,} to {most} {by_label[most]:,}"
+        quote = f"{len(by_label):,} classes, {fewest} {by_label[fewest]:,} to {most} {by_label[most]:,}"
     terminal.say(
-        f"{len(training):,} images for training ({shown}), {len(validation):,} for validation, "
+        f"{len(training):,} images for training ({quote}), {len(validation):,} for validation, "
         f"{len(dataset.test_labels):,} for the test"
     )
     judged = torch.bincount(dataset.test_labels, minlength=len(dataset.labels)).tolist()
@@ -115,9 +115,9 @@ def _preview(config: TrainConfig, terminal: Terminal) -> int:
     return 0
 
 
-def _take_up(state: RunState, folder: RunFolder, terminal: Terminal) -> None:
+def _resume(state: RunState, folder: RunFolder, terminal: Terminal) -> None:
     trainer = state.trainer
-    is_writer = trainer.replicas.is_first
+    is_writer = trainer.replicas.is_main_process
     if resume_run(state, folder):
         done, epochs = len(state.history), trainer.config.epochs
         where = f"in epoch {done + 1} of {epochs}" if done < epochs else "after its last epoch"
@@ -164,7 +164,7 @@ def _train_epochs(
     saver = _Saver(state, training, folder)
     with (
         terminal.training(trainer.total_steps, trainer.step) as show,
-        tensorboard_log(folder.tensorboard, trainer.step, is_on=trainer.replicas.is_first) as log,
+        tensorboard_log(folder.tensorboard, trainer.step, is_on=trainer.replicas.is_main_process) as log,
     ):
 
         def report(progress: Progress) -> None:
@@ -185,7 +185,7 @@ class _Saver:
 
     def __init__(self, state: RunState, training: Examples, folder: RunFolder) -> None:
         self._state, self._training, self._folder = state, training, folder
-        self._is_writer = state.trainer.replicas.is_first
+        self._is_writer = state.trainer.replicas.is_main_process
         self._saved_at = time.monotonic()
 
     def after_step(self) -> None:
@@ -212,12 +212,12 @@ class _Saver:
         self._saved_at = time.monotonic()
 
 
-def _judge_and_report(state: RunState, dataset: Dataset, folder: RunFolder, terminal: Terminal) -> None:
+def _evaluate_and_report(state: RunState, dataset: Dataset, folder: RunFolder, terminal: Terminal) -> None:
     """Judge the weights to serve on the test images, read here alone; draw; mark the run as finished."""
     replicas, device = state.trainer.replicas, state.trainer.model.mean.device
-    best = replicas.from_first(_load_best(state, folder) if replicas.is_first else state.facts)
+    best = replicas.broadcast(_load_best(state, folder) if replicas.is_main_process else state.facts)
     test = evaluate(best.build().to(device), Examples(dataset.test_images, dataset.test_labels), replicas)
-    if not replicas.is_first:
+    if not replicas.is_main_process:
         return
     best = replace(best, metrics=best.metrics | {"test_loss": test.loss, "test_accuracy": test.accuracy})
     write_report(

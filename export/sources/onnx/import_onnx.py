@@ -10,8 +10,8 @@ from onnx import TensorProto
 
 from foldserve.export.errors import SourceError, first_line
 from foldserve.export.sources.onnx.logits import LogitsChoice, with_output
-from foldserve.export.sources.onnx.network import ForeignNetwork, NormalizedFile
-from foldserve.export.sources.onnx.onnx_reference import ForeignReference
+from foldserve.export.sources.onnx.network import NormalizedFile, OnnxNetwork
+from foldserve.export.sources.onnx.onnx_reference import OnnxReference
 from foldserve.export.sources.onnx.prepare import prepare
 from foldserve.export.verification.parity import BATCH_SIZES
 from foldserve.export.verification.probabilities import answers_softmax
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SEED = 2
 
 
-def adopt(
+def import_onnx(
     file: OnnxFile,
     image: onnx.ValueInfoProto,
     choice: LogitsChoice,
@@ -64,13 +64,13 @@ def adopt(
     return adopted
 
 
-def _as_given(file: OnnxFile, image: onnx.ValueInfoProto, logits: str) -> ForeignNetwork:
+def _as_given(file: OnnxFile, image: onnx.ValueInfoProto, logits: str) -> OnnxNetwork:
     """Return ``file`` as it is, not yet prepared."""
     tensor = image.type.tensor_type
     batch = tensor.shape.dim[0]
     outputs = {value.name for value in file.model_proto.graph.output}
     is_whole = bool(file.content) and not file.external_sha256 and logits in outputs
-    return ForeignNetwork(
+    return OnnxNetwork(
         given=file.content if is_whole else with_output(file.model_proto, logits),
         prepared=b"",
         image=image.name,
@@ -84,7 +84,7 @@ def _as_given(file: OnnxFile, image: onnx.ValueInfoProto, logits: str) -> Foreig
 def _given_logits(module: NormalizedFile, noise: NDArray[np.uint8]) -> NDArray[np.float32]:
     name, count = module.network.logits, len(noise)
     try:
-        reference = ForeignReference(module)
+        reference = OnnxReference(module)
         logits: NDArray[Any] = reference.logits(noise)
         again = reference.logits(noise)
     except Exception as error:  # ONNX Runtime's own kinds, and ArtifactError where it cannot load the file

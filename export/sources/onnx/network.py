@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ForeignNetwork:
+class OnnxNetwork:
     """``given`` answers for the file's maker, ``prepared`` is what becomes `model.onnx`.
 
     Attributes:
@@ -47,7 +47,7 @@ class NormalizedFile:
     ``mean`` and ``std`` are not applied where the network takes pixels.
     """
 
-    network: ForeignNetwork
+    network: OnnxNetwork
     mean: tuple[float, ...]
     std: tuple[float, ...]
 

@@ -12,7 +12,7 @@ from foldserve.errors import ArtifactError
 from foldserve.export.errors import SourceError
 from foldserve.export.inspection.target import file_shape
 from foldserve.export.sources.label_file import check_label_count, read_labels
-from foldserve.export.sources.onnx.import_onnx import adopt
+from foldserve.export.sources.onnx.import_onnx import import_onnx
 from foldserve.export.sources.onnx.logits import choose_logits
 from foldserve.export.sources.onnx.read import find_image, read_onnx
 from foldserve.export.sources.preprocessing import image_spec, mean_and_std
@@ -50,7 +50,7 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
     choice = choose_logits(
         file.model_proto, config.output, is_ours=own is not None, as_logits=config.as_logits
     )
-    module = adopt(file, image, choice, image_shape=shape, mean=mean, std=std)
+    module = import_onnx(file, image, choice, image_shape=shape, mean=mean, std=std)
     if not config.as_logits:
         check_class_count(module.network.class_count)
     labels = _labels(config, own, module.network.class_count)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from foldserve.export.sources.onnx.network import NormalizedFile
 
 
-class ForeignReference:
+class OnnxReference:
     """Logits that a given ONNX file answers for uint8 pixels."""
 
     def __init__(self, module: NormalizedFile) -> None:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import grpc
 
-from foldserve.runtime.cpus import usable_processors
+from foldserve.runtime.cpus import usable_cpus
 from foldserve.serving.addresses import common_port, listen_addresses, to_target
 from foldserve.serving.background import run_in_thread
 from foldserve.serving.errors import ListenError, ResourceExhaustedError
 from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVICE
 from foldserve.serving.services.inference import UNARY_CALLS
-from foldserve.serving.transport.draining import until_quiet
+from foldserve.serving.transport.draining import wait_until_idle
 from foldserve.serving.transport.grpcio.builtin_services import built_in_handlers, refuse
 from foldserve.serving.transport.grpcio.compression import is_packed, unpack
 from foldserve.serving.transport.grpcio.health import Health
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from foldserve.serving.security.tokens import Caller
-    from foldserve.serving.services.inference import Servicer
-    from foldserve.serving.services.management import Control, ControlMethod
-    from foldserve.serving.services.requests import Call, Reply
+    from foldserve.serving.services.inference import InferenceService
+    from foldserve.serving.services.management import ControlMethod, ManagementService
+    from foldserve.serving.services.requests import InferenceRequest, Reply
     from foldserve.serving.transport.grpcio.streams import StreamMethod
     from foldserve.serving.transport.settings import WireSettings
 
@@ -69,7 +69,12 @@ class GrpcioTransport:
     name = "grpcio"
 
     def __init__(
-        self, servicer: Servicer, control: Control, settings: WireSettings, *, is_fallback: bool = False
+        self,
+        servicer: InferenceService,
+        control: ManagementService,
+        settings: WireSettings,
+        *,
+        is_fallback: bool = False,
     ) -> None:
         self._servicer = servicer
         self._control = control
@@ -77,11 +82,11 @@ class GrpcioTransport:
         self._limit = settings.message_limit
         self._permissions = settings.permissions
         self._loop = asyncio.get_running_loop()
-        self._finished: deque[tuple[Call, Reply]] = deque()
+        self._finished: deque[tuple[InferenceRequest, Reply]] = deque()
         self._wake_up_pending = False
         self._running_count = 0  # calls that came before the drain
         self._last_call_s = 0.0
-        self._reader = ThreadPoolExecutor(min(_MAX_READERS, usable_processors()), thread_name_prefix="read")
+        self._reader = ThreadPoolExecutor(min(_MAX_READERS, usable_cpus()), thread_name_prefix="read")
         self._draining = asyncio.Event()
         self._closing = False
         self._closed = asyncio.Event()
@@ -139,7 +144,7 @@ class GrpcioTransport:
         while self._running_count and time.monotonic() < give_up_s:
             await asyncio.sleep(_POLL_S)
         self._closing = True
-        await until_quiet(lambda: self._running_count > 0, lambda: self._last_call_s, give_up_s)
+        await wait_until_idle(lambda: self._running_count > 0, lambda: self._last_call_s, give_up_s)
         self._health.close()
         stopping = asyncio.ensure_future(self._server.stop(_LEAVING_S))
         await asyncio.sleep(0)  # it has begun: connections are told to send no more
@@ -193,7 +198,7 @@ class GrpcioTransport:
 
         return answer
 
-    def _unary_method(self, path: str, kind: type[Call]) -> _Method:
+    def _unary_method(self, path: str, kind: type[InferenceRequest]) -> _Method:
         async def answer(content: bytes, context: _Context) -> bytes:
             try:
                 self._check(path, context)
@@ -245,7 +250,9 @@ class GrpcioTransport:
         """Return what `parse` makes of ``content``, unpacked where it is compressed; raises as it does."""
         return parse(message_type, self._unpacked(content), self._limit)
 
-    async def _infer(self, kind: type[Call], content: bytes, context: _Context, stream: str = "") -> Reply:
+    async def _infer(
+        self, kind: type[InferenceRequest], content: bytes, context: _Context, stream: str = ""
+    ) -> Reply:
         """Answer one call, or one request of the RPC ``stream``."""
         running = await self._enter()
         remaining_s = context.time_remaining()
@@ -258,7 +265,7 @@ class GrpcioTransport:
             call = kind(
                 message=message,
                 deadline_s=math.inf if remaining_s is None else time.monotonic() + remaining_s,
-                ticket=self._loop.create_future(),
+                completion=self._loop.create_future(),
             )
             if stream:
                 call.method = stream
@@ -266,7 +273,7 @@ class GrpcioTransport:
                 call.peer = context.peer()
             try:
                 await self._run(content, self._servicer.submit, (call,), self._on_reply)
-                reply: Reply = await call.ticket
+                reply: Reply = await call.completion
             except asyncio.CancelledError:  # the caller hung up, or its deadline passed
                 call.cancelled = True
                 raise
@@ -286,7 +293,7 @@ class GrpcioTransport:
         self._running_count += running
         return running
 
-    def _on_reply(self, call: Call, reply: Reply) -> None:
+    def _on_reply(self, call: InferenceRequest, reply: Reply) -> None:
         """Hand a reply to the event loop, from any thread; one wake-up for all that come before it runs."""
         self._finished.append((call, reply))
         if not self._wake_up_pending:
@@ -298,8 +305,8 @@ class GrpcioTransport:
         self._wake_up_pending = False
         while self._finished:
             call, reply = self._finished.popleft()
-            if not call.ticket.done():
-                call.ticket.set_result(reply)
+            if not call.completion.done():
+                call.completion.set_result(reply)
 
 
 def cannot_listen(address: str) -> str:

@@ -11,7 +11,7 @@ from foldserve.serving.errors import InvalidArgumentError, UnavailableError
 from foldserve.serving.pb import classifier_pb2
 from foldserve.serving.pb import open_inference_pb2 as pb
 from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVICE
-from foldserve.serving.services.requests import Call, ClassifyCall, InferCall, Reply
+from foldserve.serving.services.requests import ImageRequest, InferenceRequest, Reply, TensorRequest
 from foldserve.serving.transport.status import parse_bounded, to_status
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class StreamMethod(NamedTuple):
     """A streaming RPC: its name, the kind of its calls, how a request's bytes and reply become a response."""
 
     method: str
-    kind: type[Call]
+    kind: type[InferenceRequest]
     write: Callable[[bytes, Reply], bytes]
 
 
@@ -61,8 +61,8 @@ def _write_classify(content: bytes, reply: Reply) -> bytes:
 
 
 STREAMS = {
-    f"/{INFERENCE_SERVICE}/ModelStreamInfer": StreamMethod("ModelStreamInfer", InferCall, _write_infer),
-    f"/{CLASSIFIER_SERVICE}/ClassifyStream": StreamMethod("ClassifyStream", ClassifyCall, _write_classify),
+    f"/{INFERENCE_SERVICE}/ModelStreamInfer": StreamMethod("ModelStreamInfer", TensorRequest, _write_infer),
+    f"/{CLASSIFIER_SERVICE}/ClassifyStream": StreamMethod("ClassifyStream", ImageRequest, _write_classify),
 }
 
 

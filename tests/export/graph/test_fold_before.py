@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from foldserve.export.graph.fold_pass import FoldPass
-from foldserve.export.graph.weights import ExactWeights
+from foldserve.export.graph.weights import Float64Initializers
 from tests.support.foldable import batch_norm, check, model_of, node, statistics, weights
 
 
@@ -244,7 +244,7 @@ def test_padding_of_another_domain_stops_it():
     """Whatever it is, it is not known to write what it was given."""
     model = ir.from_proto(padded(mode="reflect"))
     next(entry for entry in model.graph if entry.op_type == "Pad").domain = "somebody.else"
-    (record,) = FoldPass(model.graph, ExactWeights(model.graph)).fold_batch_norms()
+    (record,) = FoldPass(model.graph, Float64Initializers(model.graph)).fold_batch_norms()
     assert record.action == "rewritten"
 
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from foldserve.export.graph.fold_pass import FoldPass
 from foldserve.export.graph.simplify import simplify
-from foldserve.export.graph.weights import ExactWeights
+from foldserve.export.graph.weights import Float64Initializers
 from tests.support.foldable import batch_norm, check, model_of, node, statistics, weights
 
 
@@ -139,11 +139,11 @@ def test_an_operation_of_another_domain_is_no_convolution():
     """It may compute anything; ONNX Runtime cannot run this one, so only the report is looked at."""
     model = ir.from_proto(conv_norm(constants=weights(conv_weight=(6, 3, 3, 3), conv_bias=(6,))))
     next(iter(model.graph)).domain = "somebody.else"
-    (record,) = FoldPass(model.graph, ExactWeights(model.graph)).fold_batch_norms()
+    (record,) = FoldPass(model.graph, Float64Initializers(model.graph)).fold_batch_norms()
     assert record.action == "rewritten"
     next(node for node in model.graph if node.op_type == "Mul").op_type = "BatchNormalization"
     next(node for node in model.graph if node.op_type == "BatchNormalization").domain = "somebody.else"
-    assert FoldPass(model.graph, ExactWeights(model.graph)).fold_batch_norms() == []
+    assert FoldPass(model.graph, Float64Initializers(model.graph)).fold_batch_norms() == []
 
 
 # What does nothing, between the two; `foldserve.export.graph.simplify` takes it out before the pass.
@@ -185,7 +185,7 @@ def test_an_identity_that_names_an_answer_stays_where_the_other_name_is_needed_t
 def test_a_dropout_that_is_on_is_never_taken_out():
     """Nor folded across; that nothing random is published is `foldserve.export.graph.serialize`'s to see."""
     model = ir.from_proto(simplified(node("Dropout", "a half on -> b")))
-    (record,) = FoldPass(model.graph, ExactWeights(model.graph)).fold_batch_norms()
+    (record,) = FoldPass(model.graph, Float64Initializers(model.graph)).fold_batch_norms()
     assert record.action == "rewritten"
     assert [entry.op_type for entry in model.graph] == ["Conv", "Dropout", "Mul", "Add"]
 

@@ -12,7 +12,7 @@ from foldserve.export.verification.parity import check_parity, largest_rounding
 from foldserve.export.verification.reference import TorchReference
 from foldserve.export.verification.tolerances import reference_tolerance, runtime_tolerance
 from foldserve.runtime.session import Session
-from foldserve.serving.model.runner import Runner
+from foldserve.serving.model.runner import ModelRunner
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def golden(built, checkpoint, dataset):
 
 def replay_on_cpu(content: bytes, golden) -> float:
     session = Session(content, device="cpu", intra_op_threads=1)
-    return replay(Runner(session).run_unchecked, golden, batch_size=32, where="CPU").largest_difference
+    return replay(ModelRunner(session).run_unchecked, golden, batch_size=32, where="CPU").largest_difference
 
 
 def test_every_class_is_among_the_chosen_however_rare():

@@ -16,14 +16,14 @@ from foldserve.artifact.golden import replay
 from foldserve.artifact.golden_bounds import most_tolerance
 from foldserve.errors import ArtifactError
 from foldserve.export.errors import ParityError
-from foldserve.export.precision.fp16 import to_half
+from foldserve.export.precision.fp16 import to_fp16
 from foldserve.export.precision.quantize import activation_ranges, layer_names, quantize
 from foldserve.export.verification.parity import run_logits
-from foldserve.export.verification.reduced_precision import check_lower_precision
+from foldserve.export.verification.reduced_precision import check_reduced_precision
 from foldserve.export.verification.reference import TorchReference
-from foldserve.export.verification.tolerances import HALF_UNIT, RUNTIME_FLOOR, half_tolerance, int8_tolerance
+from foldserve.export.verification.tolerances import HALF_UNIT, RUNTIME_FLOOR, fp16_tolerance, int8_tolerance
 from foldserve.runtime.session import Session
-from foldserve.serving.model.runner import Runner
+from foldserve.serving.model.runner import ModelRunner
 
 ROOT = Path(__file__).parents[3]
 
@@ -46,7 +46,7 @@ def int8(taught):
 
 @pytest.fixture(scope="module")
 def fp16(taught):
-    return to_half(taught.content)
+    return to_fp16(taught.content)
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +54,12 @@ def tolerances(taught, int8, expected):
     training = taught.dataset.train_images.numpy()
     exact, lower = Session(taught.content, device="cpu"), Session(int8, device="cpu")
     error = float(np.abs(run_logits(exact, training) - run_logits(lower, training)).max())
-    return {"int8": int8_tolerance(expected, error), "fp16": half_tolerance(expected)}
+    return {"int8": int8_tolerance(expected, error), "fp16": fp16_tolerance(expected)}
 
 
 def check(content, images, expected, tolerance, unit=0.0):
     golden = Golden(images[:64], expected[:64], expected[:64], tolerance, tolerance, synthetic=False)
-    return check_lower_precision(
+    return check_reduced_precision(
         content, images, None, expected=expected, golden=golden, tolerance=tolerance, unit=unit
     )
 
@@ -102,7 +102,7 @@ def test_a_tolerance_is_bounded_by_the_golden_pairs_own_logits(fp16, images, exp
     small = np.argsort(np.abs(expected).max(axis=1))[:64]
     golden = Golden(images[small], expected[small], expected[small], 1e-4, 1e-5, synthetic=False)
     wide = 2 * most_tolerance(golden.reference_logits)
-    lower = check_lower_precision(fp16, images, None, expected=expected, golden=golden, tolerance=wide)
+    lower = check_reduced_precision(fp16, images, None, expected=expected, golden=golden, tolerance=wide)
     assert lower.golden.reference_tolerance == most_tolerance(golden.reference_logits)
     lower.golden.check("fp16")
 
@@ -132,7 +132,7 @@ def test_the_golden_pairs_of_int8_see_what_its_wide_tolerance_does_not(int8, ima
     check(damaged, images, expected, tolerances["int8"])
     session = Session(damaged, device="cpu")
     with pytest.raises(ArtifactError, match="compared with this file at export"):
-        replay(Runner(session).run_unchecked, golden, batch_size=32, where="CPU")
+        replay(ModelRunner(session).run_unchecked, golden, batch_size=32, where="CPU")
 
 
 def test_layers_left_out_stay_in_float(taught):
@@ -156,12 +156,12 @@ QUANTIZE_ELSEWHERE = """
 import sys
 from pathlib import Path
 import numpy as np
-from foldserve.export.precision.fp16 import to_half
+from foldserve.export.precision.fp16 import to_fp16
 from foldserve.export.precision.quantize import activation_ranges, layer_names, quantize
 content = Path(sys.argv[1]).read_bytes()
 ranges = activation_ranges(content, np.load(sys.argv[2]))
 Path("int8.onnx").write_bytes(quantize(content, ranges, layer_names(content)))
-Path("fp16.onnx").write_bytes(to_half(content))
+Path("fp16.onnx").write_bytes(to_fp16(content))
 """
 
 

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from foldserve.artifact.format import Golden
 from foldserve.artifact.golden_bounds import most_tolerance
 from foldserve.errors import ArtifactError
-from foldserve.export.verification.tolerances import half_tolerance, int8_tolerance, reference_tolerance
+from foldserve.export.verification.tolerances import fp16_tolerance, int8_tolerance, reference_tolerance
 
 LOGITS = arrays(
     np.float32, (4, 3), elements=st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
@@ -21,7 +21,7 @@ LOGITS = arrays(
 @given(logits=LOGITS, measured=st.floats(0, 1e30))
 def test_what_an_export_writes_is_taken(logits, measured: float):
     assert reference_tolerance(logits) <= most_tolerance(logits, "fp32")
-    assert half_tolerance(logits) <= most_tolerance(logits, "fp16")
+    assert fp16_tolerance(logits) <= most_tolerance(logits, "fp16")
     assert int8_tolerance(logits, measured) <= most_tolerance(logits, "int8")
 
 

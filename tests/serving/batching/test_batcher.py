@@ -75,7 +75,7 @@ class Bench:
         )
 
     def submit(
-        self, *row_values: Sequence[int], deadline_s: float = math.inf, lend_thread: bool = False
+        self, *row_values: Sequence[int], deadline_s: float = math.inf, run_inline: bool = False
     ) -> list[Request]:
         requests = [
             Request(rows=np.array(values, np.uint8)[:, None], deadline_s=deadline_s) for values in row_values
@@ -83,7 +83,7 @@ class Bench:
         self.batcher.submit(
             requests,
             lambda request, outcome: self.outcomes.append((request, outcome)),
-            lend_thread=lend_thread,
+            run_inline=run_inline,
         )
         return requests
 
@@ -288,9 +288,7 @@ def test_closing_waits_for_a_lent_thread() -> None:
     outcomes: list[Outcome] = []
     request = Request(rows=np.zeros((1, 1), np.uint8))
     lender = threading.Thread(
-        target=lambda: batcher.submit(
-            [request], lambda _, outcome: outcomes.append(outcome), lend_thread=True
-        )
+        target=lambda: batcher.submit([request], lambda _, outcome: outcomes.append(outcome), run_inline=True)
     )
     lender.start()
     assert running.wait(30)
@@ -315,7 +313,7 @@ def test_a_lent_thread_runs_what_it_brings() -> None:
     bench.batcher.start(1)
     threads: list[str] = []
     request = Request(rows=np.array([[1]], np.uint8))
-    bench.batcher.submit([request], lambda *_: threads.append(current_thread().name), lend_thread=True)
+    bench.batcher.submit([request], lambda *_: threads.append(current_thread().name), run_inline=True)
     assert threads == [current_thread().name], "answered before submit returned, by this thread"
     assert bench.batcher._running_count == 0, "and the instance is given back, once"
     bench.batcher.close(grace_s=5)
@@ -340,7 +338,7 @@ def test_a_lent_thread_does_not_add_an_instance() -> None:
     rows = np.zeros((1, 1), np.uint8)
     batcher.submit([Request(rows=rows)], lambda *_: done.append("first"))
     running.wait(30)
-    batcher.submit([Request(rows=rows)], lambda *_: done.append("second"), lend_thread=True)
+    batcher.submit([Request(rows=rows)], lambda *_: done.append("second"), run_inline=True)
     assert done == []
     go_on.set()
     batcher.close(grace_s=5)
@@ -353,7 +351,7 @@ def test_what_a_lent_thread_leaves_is_run_by_an_instance() -> None:
     bench.batcher.start(1)
     requests = [Request(rows=np.array([[value]], np.uint8)) for value in range(9)]
     bench.batcher.submit(
-        requests, lambda request, outcome: bench.outcomes.append((request, outcome)), lend_thread=True
+        requests, lambda request, outcome: bench.outcomes.append((request, outcome)), run_inline=True
     )
     bench.batcher.close(grace_s=5)
     assert [request for request, _ in bench.outcomes] == requests
@@ -361,7 +359,10 @@ def test_what_a_lent_thread_leaves_is_run_by_an_instance() -> None:
 
 def test_a_spare_instance_takes_full_batches_only() -> None:
     bench = Bench(max_batch_size=4)
-    bench.batcher._instance_count, bench.batcher._spare_count = 1, 1  # as after start, without their threads
+    bench.batcher._instance_count, bench.batcher._overflow_count = (
+        1,
+        1,
+    )  # as after start, without their threads
     bench.batcher._running_count = 1
     bench.submit([1], [2, 3])
     assert bench.batcher._due_in_s() is None, "three rows may find company while the instance is busy"
@@ -381,14 +382,14 @@ def test_full_batches_run_at_the_same_time_where_an_instance_is_spare() -> None:
         both.wait(timeout=30)
         return [rows]
 
-    for lend_thread in (True, False):
+    for run_inline in (True, False):
         outcomes: list[Outcome] = []
         batcher: Batcher[Request] = Batcher(
             execute, max_batch_size=2, max_queue_rows=100, max_queue_bytes=10**6
         )
-        batcher.start(1, spare_count=1)
+        batcher.start(1, overflow_count=1)
         requests = [Request(rows=np.array([[value], [value]], np.uint8)) for value in range(4)]
-        batcher.submit(requests, lambda _, outcome, to=outcomes: to.append(outcome), lend_thread=lend_thread)
+        batcher.submit(requests, lambda _, outcome, to=outcomes: to.append(outcome), run_inline=run_inline)
         batcher.close(grace_s=20)
         assert [type(outcome) for outcome in outcomes] == [tuple] * 4
 
@@ -403,7 +404,7 @@ def test_a_spare_instance_ends_with_the_others() -> None:
         return [rows]
 
     batcher: Batcher[Request] = Batcher(execute, max_batch_size=9, max_queue_rows=100, max_queue_bytes=10**6)
-    batcher.start(1, spare_count=1)
+    batcher.start(1, overflow_count=1)
     outcomes: list[Outcome] = []
     batcher.submit([Request(rows=np.array([[1]], np.uint8))], lambda _, outcome: outcomes.append(outcome))
     assert entered.wait(30)
@@ -494,7 +495,7 @@ def test_executions_are_counted_with_their_requests_rows_and_times() -> None:
 def test_threads_finish_everything_before_close_returns() -> None:
     """The same promises with real threads: 200 requests on 3 instances, each answered once, none lost."""
     bench = Bench(max_queue_rows=10_000)
-    bench.batcher.start(3, spare_count=2)
+    bench.batcher.start(3, overflow_count=2)
     requests = [request for value in range(200) for request in bench.submit([value % 250] * (1 + value % 7))]
     bench.batcher.close(grace_s=20)
     for request in requests:
@@ -528,7 +529,7 @@ def test_any_schedule_gives_each_caller_one_outcome_of_its_own_rows(
     requests: list[Request] = []
     for action, argument in steps:
         if action in ("submit", "submit and lend"):
-            requests += bench.submit(*argument, lend_thread=action != "submit")  # type: ignore[misc]
+            requests += bench.submit(*argument, run_inline=action != "submit")  # type: ignore[misc]
         elif action == "submit until":
             requests += bench.submit([5], deadline_s=float(argument))  # type: ignore[arg-type]
         elif action == "run":
@@ -575,7 +576,7 @@ def test_any_schedule_gives_each_caller_one_outcome_of_its_own_rows(
     max_batch_size=st.integers(1, 6),
     max_queue_rows=st.integers(1, 40),
     instance_count=st.integers(1, 3),
-    spare_count=st.integers(0, 2),
+    overflow_count=st.integers(0, 2),
     max_queue_delay_s=st.sampled_from([0.0, 0.001]),
 )
 @settings(max_examples=60)
@@ -585,7 +586,7 @@ def test_any_schedule_on_threads_gives_each_caller_one_outcome_of_its_own_rows(
     max_batch_size: int,
     max_queue_rows: int,
     instance_count: int,
-    spare_count: int,
+    overflow_count: int,
     max_queue_delay_s: float,
 ) -> None:
     """Several callers at once, each with a plan, against real instances; closed as soon as all have asked."""
@@ -609,7 +610,7 @@ def test_any_schedule_on_threads_gives_each_caller_one_outcome_of_its_own_rows(
         max_queue_bytes=10**6,
         max_queue_delay_s=max_queue_delay_s,
     )
-    batcher.start(instance_count, spare_count)
+    batcher.start(instance_count, overflow_count)
     asked: list[list[Request]] = [[] for _ in plans]
 
     def ask(index: int) -> None:
@@ -618,7 +619,7 @@ def test_any_schedule_on_threads_gives_each_caller_one_outcome_of_its_own_rows(
             if how == "expire":
                 request.deadline_s = 0.0  # of the monotonic clock: long past
             asked[index].append(request)
-            batcher.submit([request], lambda *outcome: outcomes.append(outcome), lend_thread=how == "lend")
+            batcher.submit([request], lambda *outcome: outcomes.append(outcome), run_inline=how == "lend")
             if how == "cancel":
                 request.cancelled = True
 
@@ -631,7 +632,7 @@ def test_any_schedule_on_threads_gives_each_caller_one_outcome_of_its_own_rows(
     by_request = {id(request): outcome for request, outcome in outcomes}
     requests = [request for each in asked for request in each]
     assert len(outcomes) == len(by_request) == len(requests)
-    assert most[0] <= instance_count + spare_count
+    assert most[0] <= instance_count + overflow_count
     assert all(len(rows) <= max_batch_size for rows in model.executions)
     for request in requests:
         outcome = by_request[id(request)]

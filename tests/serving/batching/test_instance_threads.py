@@ -36,7 +36,7 @@ def test_threads_begin_with_the_requests_that_need_them_and_end_when_idle() -> N
     batcher: Batcher[Request] = Batcher(
         execute, max_batch_size=1, max_queue_rows=9, max_queue_bytes=99, idle_s=0.01
     )
-    batcher.start(1, spare_count=1, name="idle model")
+    batcher.start(1, overflow_count=1, name="idle model")
     assert thread_names("idle model") == []
     for wave in range(3):
         answered: list[Outcome] = []
@@ -56,7 +56,7 @@ def test_where_no_thread_can_be_had_the_callers_own_runs_its_request(monkeypatch
         lambda rows: [rows], max_batch_size=4, max_queue_rows=9, max_queue_bytes=99
     )
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    batcher.start(2, spare_count=1)
+    batcher.start(2, overflow_count=1)
     outcomes: list[Outcome] = []
     batcher.submit([request_of(1)], lambda _, outcome: outcomes.append(outcome))
     assert [type(outcome) for outcome in outcomes] == [tuple]

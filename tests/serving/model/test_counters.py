@@ -13,7 +13,7 @@ from foldserve.serving.batching.request import Execution
 from foldserve.serving.model.counters import DURATION_BOUNDS_S, Histogram
 from foldserve.serving.model.loader import LoadOutcome
 from foldserve.serving.model.statistics import Statistics
-from foldserve.serving.observability.counter_history import LoadCounts, RequestCounts
+from foldserve.serving.observability.counter_history import CounterHistory, LoadCounts
 
 NUMBERS = st.lists(st.floats(0, 100) | st.sampled_from(DURATION_BOUNDS_S))
 
@@ -35,7 +35,7 @@ def test_each_bound_counts_what_is_not_above_it(first: list[float], second: list
 
 
 def version(number: int, statistics: Statistics | None = None) -> Any:
-    """What `RequestCounts` looks at of a served model."""
+    """What `CounterHistory` looks at of a served model."""
     return SimpleNamespace(
         name="tiny", version_text=str(number), statistics=statistics or answered(request_count=1)
     )
@@ -50,7 +50,7 @@ def answered(request_count: int) -> Statistics:
 
 
 def test_counts_of_a_version_go_on_when_it_is_loaded_anew() -> None:
-    counts = RequestCounts()
+    counts = CounterHistory()
     loads = [answered(request_count) for request_count in (1, 2, 3, 4, 5)]
     for statistics in loads:
         counts.note([version(1, statistics)])
@@ -63,7 +63,7 @@ def test_counts_of_a_version_go_on_when_it_is_loaded_anew() -> None:
 
 
 def test_counts_of_versions_that_serve_no_more_are_kept_and_bounded() -> None:
-    counts = RequestCounts()
+    counts = CounterHistory()
     oldest = version(1)
     for number in range(2, 202):
         counts.note([oldest, version(number)])

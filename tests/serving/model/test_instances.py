@@ -35,12 +35,12 @@ def test_instances(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(served, "usable_processors", lambda: 4)
+    monkeypatch.setattr(served, "usable_cpus", lambda: 4)
     monkeypatch.setattr(served, "_QUICK_BATCH_S", quick_batch_s)
     network.publish(tmp_path / "tiny")
     asked = ModelSettings(device="cpu", **settings)
     model = ServedModel("tiny", 1, open_verified(tmp_path / "tiny" / "1", asked), asked)
     try:
-        assert (model.instance_count, model.spare_count) == expected
+        assert (model.instance_count, model.overflow_count) == expected
     finally:
         model.close(grace_s=5)

@@ -12,7 +12,7 @@ from foldserve.artifact.format import Golden, TensorSpec
 from foldserve.artifact.golden import Replay, replay
 from foldserve.errors import ArtifactError
 from foldserve.serving.errors import ModelOutputError
-from foldserve.serving.model.runner import Runner
+from foldserve.serving.model.runner import ModelRunner
 from foldserve.serving.model.served_model import ModelSettings, open_verified
 from tests.support.artifacts import TinyNetwork
 
@@ -42,8 +42,10 @@ class FakeSession:
         return [logits, softmax(logits).astype(np.float32)]
 
 
-def runner(disturb: Callable[[NDArray[np.float32]], NDArray[np.float32]], padded_size: int = 0) -> Runner:
-    return Runner(cast("Session", FakeSession(disturb)), padded_size)
+def runner(
+    disturb: Callable[[NDArray[np.float32]], NDArray[np.float32]], padded_size: int = 0
+) -> ModelRunner:
+    return ModelRunner(cast("Session", FakeSession(disturb)), padded_size)
 
 
 IMAGES = TinyNetwork().random_images(8)
@@ -63,7 +65,7 @@ def test_padding_makes_a_model_that_depends_on_the_size_invariant() -> None:
 
 def test_padding_runs_one_size_and_gives_back_what_was_asked() -> None:
     session = FakeSession(lambda logits: logits)
-    padded = Runner(cast("Session", session), padded_size=8)
+    padded = ModelRunner(cast("Session", session), padded_size=8)
     for count in (1, 3, 8):
         logits, _ = padded(IMAGES[:count])
         assert (logits == IMAGES[:count].reshape(count, -1)[:, :3]).all()
@@ -99,7 +101,7 @@ def test_probabilities_that_are_no_numbers_are_no_answer(value: float) -> None:
         return probabilities
 
     with pytest.raises(ModelOutputError, match="NaN or infinity for 1 of 3 images"):
-        Runner(cast("Session", EndsWrongly(change)))(IMAGES[:3])
+        ModelRunner(cast("Session", EndsWrongly(change)))(IMAGES[:3])
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_probabilities_of_another_shape_or_type_are_no_answer(
 ) -> None:
     """A response says beforehand how many numbers follow."""
     with pytest.raises(ModelOutputError, match=r"gives probabilities of .* expected float32 \[3, 3\]"):
-        Runner(cast("Session", EndsWrongly(change)))(IMAGES[:3])
+        ModelRunner(cast("Session", EndsWrongly(change)))(IMAGES[:3])
 
 
 def test_a_model_that_no_padding_helps_is_refused_where_invariance_is_asked_for(
@@ -133,8 +135,8 @@ def test_a_model_that_no_padding_helps_is_refused_where_invariance_is_asked_for(
 def test_a_quick_model_takes_one_thread_and_a_slow_one_all(
     *, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_s: float, is_quick: bool, threads: int
 ) -> None:
-    monkeypatch.setattr(Runner, "seconds_a_batch", lambda *_: batch_s)
-    monkeypatch.setattr("foldserve.serving.model.served_model.usable_processors", lambda: 4)
+    monkeypatch.setattr(ModelRunner, "seconds_a_batch", lambda *_: batch_s)
+    monkeypatch.setattr("foldserve.serving.model.served_model.usable_cpus", lambda: 4)
     verified = open_verified(TinyNetwork().publish(tmp_path / "tiny"), ModelSettings(device="cpu"))
     assert (verified.is_quick, verified.threads) == (is_quick, threads)
 

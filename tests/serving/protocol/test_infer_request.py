@@ -14,7 +14,7 @@ from foldserve.artifact.format import TensorSpec
 from foldserve.serving.errors import InvalidArgumentError
 from foldserve.serving.pb import open_inference_pb2 as pb
 from foldserve.serving.protocol.infer_request import read_images
-from foldserve.text import listed, shown
+from foldserve.text import join_names, quote
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,9 +82,9 @@ def test_raw_rows_are_a_view_of_the_message() -> None:
 
 
 def test_shown_text_is_short_and_on_one_line() -> None:
-    assert shown("a\nb") == "'a\\nb'"
-    assert len(shown("x" * 10_000)) < 100
+    assert quote("a\nb") == "'a\\nb'"
+    assert len(quote("x" * 10_000)) < 100
 
 
 def test_long_lists_are_cut() -> None:
-    assert listed(map(str, range(10))).endswith("'7' and 2 more")
+    assert join_names(map(str, range(10))).endswith("'7' and 2 more")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from foldserve.serving.changes import Changes
 from foldserve.serving.model.served_model import ModelSettings
-from foldserve.serving.repository.repository import Repository
+from foldserve.serving.repository.repository import ModelRepository
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +58,7 @@ def test_repository_tells_of_each_load_and_of_every_change_of_what_serves(
     (network.publish(tmp_path / "tiny") / "golden.npz").unlink()
     loads: list[LoadOutcome] = []
     serving: list[int] = []
-    repository = Repository(
+    repository = ModelRepository(
         tmp_path,
         ModelSettings(device="cpu"),
         on_load=loads.append,

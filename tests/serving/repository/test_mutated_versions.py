@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from foldserve.serving.model.served_model import ModelSettings
-from foldserve.serving.repository.repository import Repository
+from foldserve.serving.repository.repository import ModelRepository
 from foldserve.text import is_legible
 from tests.support.artifacts import TinyNetwork
 from tests.support.strange_versions import (
@@ -149,7 +149,7 @@ def test_mutated_version_never_disturbs_its_neighbours(
         models = Path(folder)
         for name in ("a", "m", "z"):
             shutil.copytree(sound.parent, models / name)
-        repository = Repository(models, RUN_AS, settle_s=0.0)
+        repository = ModelRepository(models, RUN_AS, settle_s=0.0)
         if is_serving:
             repository.load_all()
         for mutate in mutated:

@@ -13,9 +13,9 @@ import pytest
 from foldserve.serving.errors import NotFoundError, UnavailableError
 from foldserve.serving.model.served_model import ModelSettings, ServedModel
 from foldserve.serving.pb import open_inference_pb2 as pb
-from foldserve.serving.repository.repository import Repository
-from foldserve.serving.services.inference import Servicer
-from foldserve.serving.services.requests import InferCall, Reply
+from foldserve.serving.repository.repository import ModelRepository
+from foldserve.serving.services.inference import InferenceService
+from foldserve.serving.services.requests import Reply, TensorRequest
 from tests.support.artifacts import TinyNetwork
 from tests.support.repository_changes import eventually
 from tests.support.server_process import infer_request, outputs_of
@@ -31,7 +31,7 @@ IMAGES = OLD.random_images(2)
 class FoundTooEarly:
     """A repository as a call sees it that found a model just before it was replaced."""
 
-    def __init__(self, repository: Repository, found: ServedModel) -> None:
+    def __init__(self, repository: ModelRepository, found: ServedModel) -> None:
         self._repository = repository
         self._found = [found]
 
@@ -40,27 +40,27 @@ class FoundTooEarly:
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Repository:
+def repository(tmp_path: Path) -> ModelRepository:
     OLD.publish(tmp_path / "tiny")
     (tmp_path / "tiny" / "model.toml").write_text("version_policy = { latest = 1 }\n")
-    opened = Repository(tmp_path, SETTINGS)
+    opened = ModelRepository(tmp_path, SETTINGS)
     opened.load_all()
     return opened
 
 
-def ask(repository: Repository, found: ServedModel, version: str = "") -> Reply:
+def ask(repository: ModelRepository, found: ServedModel, version: str = "") -> Reply:
     """Return the reply to a call that found ``found``."""
-    stale = cast("Repository", FoundTooEarly(repository, found))
-    servicer = Servicer(stale, max_decoding_bytes=1000, max_image_pixels=1000)
+    stale = cast("ModelRepository", FoundTooEarly(repository, found))
+    servicer = InferenceService(stale, max_decoding_bytes=1000, max_image_pixels=1000)
     replies: list[Reply] = []
-    call = InferCall(message=infer_request(IMAGES, model_version=version))
+    call = TensorRequest(message=infer_request(IMAGES, model_version=version))
     servicer.submit([call], lambda _, reply: replies.append(reply))
     eventually(lambda: replies, "the call is answered")
     servicer.close()
     return replies[0]
 
 
-def replace_model(repository: Repository, folder: Path, network: TinyNetwork = NEW) -> ServedModel:
+def replace_model(repository: ModelRepository, folder: Path, network: TinyNetwork = NEW) -> ServedModel:
     """Publish and load another version; return the one before, once it is closed."""
     before = repository.find("tiny", "")
     network.publish(folder / "tiny")
@@ -69,7 +69,9 @@ def replace_model(repository: Repository, folder: Path, network: TinyNetwork = N
     return before
 
 
-def test_call_that_found_the_old_model_is_answered_by_the_new(repository: Repository, tmp_path: Path) -> None:
+def test_call_that_found_the_old_model_is_answered_by_the_new(
+    repository: ModelRepository, tmp_path: Path
+) -> None:
     reply = ask(repository, replace_model(repository, tmp_path))
     assert isinstance(reply, bytes)
     response = pb.ModelInferResponse.FromString(reply)
@@ -78,7 +80,7 @@ def test_call_that_found_the_old_model_is_answered_by_the_new(repository: Reposi
     repository.close(grace_s=5)
 
 
-def test_call_for_a_version_that_went_is_told_so(repository: Repository, tmp_path: Path) -> None:
+def test_call_for_a_version_that_went_is_told_so(repository: ModelRepository, tmp_path: Path) -> None:
     before = replace_model(repository, tmp_path)
     reply = ask(repository, before, "1")
     assert isinstance(reply, UnavailableError)
@@ -89,7 +91,7 @@ def test_call_for_a_version_that_went_is_told_so(repository: Repository, tmp_pat
     repository.close(grace_s=5)
 
 
-def test_call_whose_images_no_longer_fit_is_not_run(repository: Repository, tmp_path: Path) -> None:
+def test_call_whose_images_no_longer_fit_is_not_run(repository: ModelRepository, tmp_path: Path) -> None:
     """Its rows were read for another input; the caller may ask again and be told what fits."""
     from foldserve.imaging import ImageSpec
 
@@ -99,13 +101,13 @@ def test_call_whose_images_no_longer_fit_is_not_run(repository: Repository, tmp_
     repository.close(grace_s=5)
 
 
-def test_call_after_the_end_is_refused_and_not_passed_on_for_ever(repository: Repository) -> None:
+def test_call_after_the_end_is_refused_and_not_passed_on_for_ever(repository: ModelRepository) -> None:
     model = repository.find("tiny", "")
     repository.close(grace_s=5)
     assert isinstance(ask(repository, model), UnavailableError)
 
 
-def test_replaced_model_is_freed_at_once(repository: Repository, tmp_path: Path) -> None:
+def test_replaced_model_is_freed_at_once(repository: ModelRepository, tmp_path: Path) -> None:
     """Without the garbage collector, which may not run for long, and never sees what start-up froze."""
     session = weakref.ref(repository.find("tiny", "").verified.session)
     model = weakref.ref(repository.find("tiny", ""))
@@ -121,7 +123,7 @@ def test_replaced_model_is_freed_at_once(repository: Repository, tmp_path: Path)
     repository.close(grace_s=5)
 
 
-def test_version_that_is_only_moved_goes_on(repository: Repository, tmp_path: Path) -> None:
+def test_version_that_is_only_moved_goes_on(repository: ModelRepository, tmp_path: Path) -> None:
     """A folder that is missing at one look is not missed; at the second it is gone."""
     (tmp_path / "tiny" / "1").rename(tmp_path / ".1")
     repository.refresh()
@@ -138,7 +140,7 @@ def test_version_that_is_only_moved_goes_on(repository: Repository, tmp_path: Pa
 
 
 def test_newest_that_goes_is_followed_by_an_older_one_without_a_gap(
-    repository: Repository, tmp_path: Path
+    repository: ModelRepository, tmp_path: Path
 ) -> None:
     replace_model(repository, tmp_path)
     shutil.rmtree(tmp_path / "tiny" / "2")
@@ -151,7 +153,7 @@ def test_newest_that_goes_is_followed_by_an_older_one_without_a_gap(
     repository.close(grace_s=5)
 
 
-def test_touched_files_are_not_loaded_again(repository: Repository, tmp_path: Path) -> None:
+def test_touched_files_are_not_loaded_again(repository: ModelRepository, tmp_path: Path) -> None:
     model = repository.find("tiny", "")
     for path in (tmp_path / "tiny" / "1").iterdir():
         path.write_bytes(path.read_bytes())
@@ -160,7 +162,7 @@ def test_touched_files_are_not_loaded_again(repository: Repository, tmp_path: Pa
     repository.close(grace_s=5)
 
 
-def test_nothing_is_announced_while_nothing_changes(repository: Repository) -> None:
+def test_nothing_is_announced_while_nothing_changes(repository: ModelRepository) -> None:
     changes: list[None] = []
     repository.subscribe(lambda: changes.append(None))
     for _ in range(3):

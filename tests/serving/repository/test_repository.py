@@ -13,11 +13,11 @@ from foldserve.imaging import ImageSpec
 from foldserve.serving.errors import NotFoundError, UnavailableError
 from foldserve.serving.model.served_model import ModelSettings, open_verified
 from foldserve.serving.pb import open_inference_pb2 as pb
-from foldserve.serving.repository.repository import Repository
+from foldserve.serving.repository.repository import ModelRepository
 from foldserve.serving.repository.scanner import find_versions
-from foldserve.serving.services.inference import Servicer
-from foldserve.serving.services.management import Control
-from foldserve.serving.services.requests import InferCall, Reply
+from foldserve.serving.services.inference import InferenceService
+from foldserve.serving.services.management import ManagementService
+from foldserve.serving.services.requests import Reply, TensorRequest
 from tests.support.artifacts import TinyNetwork
 from tests.support.server_process import infer_request
 
@@ -50,7 +50,7 @@ def test_folder_that_is_none_is_explained(tmp_path: Path) -> None:
 
 
 def test_nothing_serves_before_loading_and_the_newest_after(folder: Path) -> None:
-    repository = Repository(folder, SETTINGS)
+    repository = ModelRepository(folder, SETTINGS)
     assert not repository.is_ready("tiny", "")
     with pytest.raises(UnavailableError, match="loading"):
         repository.find("tiny", "1")
@@ -65,7 +65,7 @@ def test_nothing_serves_before_loading_and_the_newest_after(folder: Path) -> Non
 def test_each_load_attempt_is_reported_once_with_its_end(folder: Path) -> None:
     (folder / "tiny" / "1" / "golden.npz").unlink()
     outcomes: list[LoadOutcome] = []
-    repository = Repository(folder, SETTINGS, outcomes.append)
+    repository = ModelRepository(folder, SETTINGS, outcomes.append)
     repository.load_all()
     assert [(outcome.name, outcome.version) for outcome in outcomes] == [("tiny", 2), ("tiny", 1)]
     assert outcomes[1].refusal == "golden.npz is missing from the version's folder"
@@ -76,7 +76,7 @@ def test_each_load_attempt_is_reported_once_with_its_end(folder: Path) -> None:
 
 def test_model_unloaded_before_its_turn_is_not_loaded_after_all(folder: Path) -> None:
     TinyNetwork().publish(folder / "other")
-    repository = Repository(folder, SETTINGS)
+    repository = ModelRepository(folder, SETTINGS)
     repository.unload("tiny")
     repository.load_all()
     assert [model.name for model in repository.ready_models()] == ["other"]
@@ -86,23 +86,23 @@ def test_model_unloaded_before_its_turn_is_not_loaded_after_all(folder: Path) ->
 
 
 def test_closed_repository_loads_nothing_more(folder: Path) -> None:
-    repository = Repository(folder, SETTINGS)
+    repository = ModelRepository(folder, SETTINGS)
     repository.close(grace_s=0)
     repository.load_all()
     assert repository.ready_models() == []
 
 
 def test_draining_servicer_refuses_new_calls_and_is_not_ready(folder: Path) -> None:
-    repository = Repository(folder, SETTINGS)
+    repository = ModelRepository(folder, SETTINGS)
     repository.load_all()
-    servicer = Servicer(repository, max_decoding_bytes=1000, max_image_pixels=1000)
-    control = Control(repository, servicer, model_control=True)
+    servicer = InferenceService(repository, max_decoding_bytes=1000, max_image_pixels=1000)
+    control = ManagementService(repository, servicer, model_control=True)
     assert not control.is_ready(), "start-up loading has not been declared over"
     control.end_loading()
     assert control.is_ready()
     servicer.begin_drain()
     replies: list[Reply] = []
-    call = InferCall(message=infer_request(TinyNetwork().random_images(1)))
+    call = TensorRequest(message=infer_request(TinyNetwork().random_images(1)))
     servicer.submit([call], lambda _, reply: replies.append(reply))
     assert [str(reply) for reply in replies] == ["the server is draining; try again, or elsewhere"]
     assert not control.is_ready()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from foldserve.errors import ArtifactError
-from foldserve.files import read_inside, size_inside
+from foldserve.files import read_regular_file, size_inside
 from foldserve.serving.errors import NotFoundError, UnavailableError
 from foldserve.serving.model import loader as loading
 from foldserve.serving.model.served_model import ModelSettings
@@ -21,9 +21,9 @@ from foldserve.serving.repository import model_file_cache as settings_reader
 from foldserve.serving.repository import repository as repository_module
 from foldserve.serving.repository import scanner as scanning
 from foldserve.serving.repository import version_files
-from foldserve.serving.repository.repository import Repository
-from foldserve.serving.services.inference import Servicer
-from foldserve.serving.services.management import Control
+from foldserve.serving.repository.repository import ModelRepository
+from foldserve.serving.services.inference import InferenceService
+from foldserve.serving.services.management import ManagementService
 from foldserve.text import is_legible, legible
 from tests.support.artifacts import TinyNetwork
 from tests.support.server_process import run_cli
@@ -49,18 +49,18 @@ def models(tmp_path: Path, sound: Path) -> Path:
 
 
 @pytest.fixture
-def repository(models: Path) -> Iterator[Repository]:
+def repository(models: Path) -> Iterator[ModelRepository]:
     """Not loaded yet."""
-    opened = Repository(models, SETTINGS, settle_s=0.0)
+    opened = ModelRepository(models, SETTINGS, settle_s=0.0)
     yield opened
     opened.close(grace_s=5)
 
 
-def serving(repository: Repository) -> set[str]:
+def serving(repository: ModelRepository) -> set[str]:
     return {f"{model.name}/{model.version}" for model in repository.ready_models()}
 
 
-def refused(repository: Repository, name: str = "m") -> str:
+def refused(repository: ModelRepository, name: str = "m") -> str:
     """Check that all but one model serve, and return the reason why that one does not."""
     assert serving(repository) == {"a/1", "z/1"}
     (entry,) = (entry for entry in repository.index() if entry.name == name)
@@ -72,7 +72,7 @@ def refused(repository: Repository, name: str = "m") -> str:
 
 
 @pytest.mark.parametrize("name", VERSIONS)
-def test_strange_version_is_refused_by_itself(repository: Repository, models: Path, name: str) -> None:
+def test_strange_version_is_refused_by_itself(repository: ModelRepository, models: Path, name: str) -> None:
     damage, reasons = VERSIONS[name]
     damage(models / "m" / "1")
     repository.load_all()
@@ -82,7 +82,7 @@ def test_strange_version_is_refused_by_itself(repository: Repository, models: Pa
 
 @pytest.mark.parametrize("name", VERSIONS)
 def test_strange_version_keeps_no_later_look_from_its_neighbours(
-    repository: Repository, models: Path, sound: Path, name: str
+    repository: ModelRepository, models: Path, sound: Path, name: str
 ) -> None:
     repository.load_all()
     assert serving(repository) == {"a/1", "m/1", "z/1"}
@@ -101,7 +101,9 @@ def test_strange_version_keeps_no_later_look_from_its_neighbours(
 
 
 @pytest.mark.parametrize("name", SETTINGS_DAMAGES)
-def test_strange_settings_are_refused_by_themselves(repository: Repository, models: Path, name: str) -> None:
+def test_strange_settings_are_refused_by_themselves(
+    repository: ModelRepository, models: Path, name: str
+) -> None:
     SETTINGS_DAMAGES[name](models / "m")
     repository.load_all()
     assert refused(repository).startswith("model.toml ")
@@ -114,7 +116,9 @@ def test_strange_settings_are_refused_by_themselves(repository: Repository, mode
 
 
 @pytest.mark.parametrize("name", SETTINGS_DAMAGES)
-def test_strange_settings_leave_what_serves_as_it_is(repository: Repository, models: Path, name: str) -> None:
+def test_strange_settings_leave_what_serves_as_it_is(
+    repository: ModelRepository, models: Path, name: str
+) -> None:
     repository.load_all()
     SETTINGS_DAMAGES[name](models / "m")
     shutil.rmtree(models / "z")
@@ -128,7 +132,7 @@ def test_strange_settings_leave_what_serves_as_it_is(repository: Repository, mod
 
 
 def test_version_that_is_gone_is_let_go_whatever_the_settings(
-    repository: Repository, models: Path, sound: Path
+    repository: ModelRepository, models: Path, sound: Path
 ) -> None:
     shutil.copytree(sound, models / "m" / "2")
     repository.load_all()
@@ -143,7 +147,7 @@ def test_version_that_is_gone_is_let_go_whatever_the_settings(
 def test_what_is_no_file_leaves_no_descriptor_open(tmp_path: Path, kind: str) -> None:
     put_in_place(tmp_path / "manifest.json", kind)
     before = set(Path("/proc/self/fd").iterdir())
-    for reader in (partial(read_inside, most_bytes=100), size_inside):
+    for reader in (partial(read_regular_file, most_bytes=100), size_inside):
         for _ in range(20):
             with pytest.raises(ArtifactError):
                 reader(tmp_path / "manifest.json", tmp_path)
@@ -157,7 +161,7 @@ def test_nothing_is_told_of_files_outside(tmp_path: Path) -> None:
         (tmp_path / "inside" / name).symlink_to(tmp_path / target)
     said = set()
     for name in ("one", "other"):
-        for reader in (partial(read_inside, most_bytes=100), size_inside):
+        for reader in (partial(read_regular_file, most_bytes=100), size_inside):
             with pytest.raises(ArtifactError) as caught:
                 reader(tmp_path / "inside" / name, tmp_path / "inside")
             said.add(str(caught.value).removeprefix(name))
@@ -185,7 +189,11 @@ PLACES = [
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize(("owner", "attribute"), PLACES)
 def test_whatever_is_raised_stays_with_its_model(
-    repository: Repository, monkeypatch: pytest.MonkeyPatch, owner: object, attribute: str, error: Exception
+    repository: ModelRepository,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: object,
+    attribute: str,
+    error: Exception,
 ) -> None:
     whole = getattr(owner, attribute)
 
@@ -210,7 +218,7 @@ def test_whatever_is_raised_stays_with_its_model(
 
 
 def test_folder_that_cannot_be_read_stays_with_its_model(
-    repository: Repository, models: Path, monkeypatch: pytest.MonkeyPatch
+    repository: ModelRepository, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tests that run as root are let into every folder, so the refusal is made up."""
     repository.load_all()
@@ -232,7 +240,7 @@ def test_folder_that_cannot_be_read_stays_with_its_model(
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "folder"])
 def test_what_is_no_folder_disturbs_nothing(
-    repository: Repository, models: Path, sound: Path, kind: str
+    repository: ModelRepository, models: Path, sound: Path, kind: str
 ) -> None:
     for place in (models, models / "m"):
         for name in ("2", "n", ".n"):
@@ -249,7 +257,7 @@ NAMES = [b"caf\xe9", b"\xff", b"a\x1b[2J", b"a\nb", "a\u2028b".encode(), "a\u202
 
 @pytest.mark.parametrize("name", NAMES, ids=repr)
 def test_illegible_name_is_refused_escaped(
-    repository: Repository, models: Path, sound: Path, name: bytes
+    repository: ModelRepository, models: Path, sound: Path, name: bytes
 ) -> None:
     folder = models / os.fsdecode(name)
     shutil.copytree(sound, folder / "1")
@@ -259,8 +267,8 @@ def test_illegible_name_is_refused_escaped(
     repository.refresh()
     repository.refresh()
     assert "rename the folder" in refused(repository, escaped)
-    control = Control(
-        repository, Servicer(repository, max_decoding_bytes=1, max_image_pixels=1), model_control=True
+    control = ManagementService(
+        repository, InferenceService(repository, max_decoding_bytes=1, max_image_pixels=1), model_control=True
     )
     answer = control.repository_index(pb.RepositoryIndexRequest())
     assert {model.name for model in answer.models} == {"a", escaped, "z"}

@@ -12,7 +12,7 @@ from foldserve.artifact.format import Artifact
 from foldserve.serving.model.served_model import ModelSettings
 from foldserve.serving.repository.model_file_cache import SettingsReader
 from foldserve.serving.repository.scanner import scan
-from foldserve.serving.repository.version_files import Fault, VersionFiles
+from foldserve.serving.repository.version_files import LoadFailure, VersionFiles
 from tests.support.artifacts import TinyNetwork
 
 if TYPE_CHECKING:
@@ -40,11 +40,11 @@ class Watched:
         self.files = VersionFiles(folder, settle_s=2.0, clock=self.clock)
 
     def look(
-        self, version: int = 1, *, is_patient: bool = True, **changed: object
-    ) -> Artifact | Fault | None:
+        self, version: int = 1, *, wait_for_writes: bool = True, **changed: object
+    ) -> Artifact | LoadFailure | None:
         signature = scan(self.folder)["tiny"].versions[version]
         settings = replace(SETTINGS, **changed)  # type: ignore[arg-type]
-        return self.files.read("tiny", version, signature, settings, is_patient=is_patient)
+        return self.files.read("tiny", version, signature, settings, wait_for_writes=wait_for_writes)
 
 
 @pytest.fixture
@@ -56,9 +56,9 @@ def watched(tmp_path: Path) -> Watched:
 def test_whole_files_are_read_once(watched: Watched) -> None:
     assert isinstance(watched.look(), Artifact)
     assert watched.look() is None
-    watched.files.conclude("tiny", 1, "refused")
+    watched.files.record_outcome("tiny", 1, "refused")
     assert watched.look() is None
-    assert watched.files.conclusion("tiny", 1) == "refused"
+    assert watched.files.last_outcome("tiny", 1) == "refused"
 
 
 def test_other_settings_or_other_files_are_something_new(watched: Watched) -> None:
@@ -76,10 +76,10 @@ def test_half_a_version_waits_as_long_as_it_changes(watched: Watched) -> None:
     for size in (10, 20, 30):
         (version / "model.onnx").write_bytes(whole[:size])
         found = watched.look()
-        assert isinstance(found, Fault)
-        assert not found.is_final
+        assert isinstance(found, LoadFailure)
+        assert not found.is_permanent
         watched.clock.now_s += 10
-        assert watched.files.conclusion("tiny", 1) is None
+        assert watched.files.last_outcome("tiny", 1) is None
     (version / "model.onnx").write_bytes(whole)
     assert isinstance(watched.look(), Artifact)
 
@@ -92,8 +92,8 @@ def test_what_stays_half_is_refused_and_still_read_when_it_changes(watched: Watc
     assert watched.look() is None
     watched.clock.now_s += 0.2
     refused = watched.look()
-    assert isinstance(refused, Fault)
-    assert refused.is_final
+    assert isinstance(refused, LoadFailure)
+    assert refused.is_permanent
     assert str(refused.error) == "golden.npz is missing from the version's folder"
     assert watched.look() is None
     shutil.move(watched.folder / ".golden", version / "golden.npz")
@@ -102,9 +102,9 @@ def test_what_stays_half_is_refused_and_still_read_when_it_changes(watched: Watc
 
 def test_who_asks_by_name_does_not_wait(watched: Watched) -> None:
     (watched.folder / "tiny" / "1" / "manifest.json").unlink()
-    refused = watched.look(is_patient=False)
-    assert isinstance(refused, Fault)
-    assert refused.is_final
+    refused = watched.look(wait_for_writes=False)
+    assert isinstance(refused, LoadFailure)
+    assert refused.is_permanent
 
 
 def test_a_large_file_on_its_way_is_not_hashed_at_each_look(watched: Watched) -> None:
@@ -113,7 +113,7 @@ def test_a_large_file_on_its_way_is_not_hashed_at_each_look(watched: Watched) ->
     size = model.stat().st_size
     model.write_bytes(b"short")
     found = watched.look()
-    assert isinstance(found, Fault)
+    assert isinstance(found, LoadFailure)
     assert str(found.error) == f"model.onnx has 5 bytes, manifest.json says {size}"
 
 
@@ -123,8 +123,8 @@ def test_settings_on_their_way_are_waited_for(tmp_path: Path) -> None:
     reader = SettingsReader(tmp_path, SETTINGS, settle_s=2.0, clock=clock)
     path = tmp_path / "tiny" / "model.toml"
 
-    def look(*, is_patient: bool = True) -> object:
-        return reader.read("tiny", scan(tmp_path)["tiny"], is_patient=is_patient)
+    def look(*, wait_for_writes: bool = True) -> object:
+        return reader.read("tiny", scan(tmp_path)["tiny"], wait_for_writes=wait_for_writes)
 
     assert look() is not None
     path.write_text("max_batch_si")
@@ -136,4 +136,4 @@ def test_settings_on_their_way_are_waited_for(tmp_path: Path) -> None:
     assert isinstance(settings, tuple)
     assert settings[0].max_batch_size == 7
     path.write_text("max_batch_si")
-    assert "not TOML" in str(look(is_patient=False))
+    assert "not TOML" in str(look(wait_for_writes=False))

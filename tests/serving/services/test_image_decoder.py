@@ -16,7 +16,7 @@ from foldserve.imaging import ImageSpec, prepare_picture
 from foldserve.serving.errors import InvalidArgumentError
 from foldserve.serving.services import image_decoder
 from foldserve.serving.services.image_decoder import ImageDecoder
-from foldserve.serving.services.requests import ClassifyCall
+from foldserve.serving.services.requests import ImageRequest
 from tests.support.crafted import encode, jpeg_of_scans
 from tests.support.server_process import SOURCE
 
@@ -48,8 +48,8 @@ class Decoding:
             return np.zeros(spec.shape, np.uint8)
         return prepare_picture(picture, spec, max_pixels=max_pixels)
 
-    def submit(self, name: str, images: list[bytes], deadline_s: float = float("inf")) -> ClassifyCall:
-        call = ClassifyCall(message=None, deadline_s=deadline_s)
+    def submit(self, name: str, images: list[bytes], deadline_s: float = float("inf")) -> ImageRequest:
+        call = ImageRequest(message=None, deadline_s=deadline_s)
         call.encoded = images
 
         def on_decoded(_: object, error: Exception | None) -> None:
@@ -131,7 +131,7 @@ def test_a_failure_behind_it_leaves_the_threads_decoding(
         raise RuntimeError("injected")
 
     for _ in range(6):
-        call = ClassifyCall(message=None)
+        call = ImageRequest(message=None)
         call.encoded = [SMALL]
         decoding.decoder.submit(call, SPEC, fail)
     decoding.submit("next", [SMALL])
@@ -144,14 +144,14 @@ def test_a_process_ends_while_an_image_is_decoded() -> None:
 import threading, time
 from foldserve.imaging import ImageSpec
 from foldserve.serving.services import image_decoder
-from foldserve.serving.services.requests import ClassifyCall
+from foldserve.serving.services.requests import ImageRequest
 started = threading.Event()
 def stuck(*_, **__):
     started.set()
     time.sleep(3600)
 image_decoder.prepare_picture = stuck
 decoder = image_decoder.ImageDecoder(thread_count=1, max_bytes=2**20, max_pixels=100)
-call = ClassifyCall(message=None)
+call = ImageRequest(message=None)
 call.encoded = [bytes.fromhex("%s")]
 decoder.submit(call, ImageSpec("L", 8, 8, 8), print)
 started.wait()

@@ -10,9 +10,9 @@ import pytest
 from foldserve.serving.errors import CancelledError, DeadlineExceededError
 from foldserve.serving.model.served_model import ModelSettings
 from foldserve.serving.pb import classifier_pb2
-from foldserve.serving.repository.repository import Repository
-from foldserve.serving.services.inference import Servicer
-from foldserve.serving.services.requests import ClassifyCall, InferCall
+from foldserve.serving.repository.repository import ModelRepository
+from foldserve.serving.services.inference import InferenceService
+from foldserve.serving.services.requests import ImageRequest, TensorRequest
 from tests.support.encoded_images import encode
 from tests.support.server_process import infer_request
 
@@ -20,37 +20,37 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from foldserve.serving.services.requests import Call, Reply
+    from foldserve.serving.services.requests import InferenceRequest, Reply
     from tests.support.artifacts import TinyNetwork
 
 
 @pytest.fixture
-def repository(tmp_path: Path, network: TinyNetwork) -> Iterator[Repository]:
+def repository(tmp_path: Path, network: TinyNetwork) -> Iterator[ModelRepository]:
     network.publish(tmp_path / "tiny")
-    repository = Repository(tmp_path, ModelSettings(device="cpu"))
+    repository = ModelRepository(tmp_path, ModelSettings(device="cpu"))
     repository.load_all()
     yield repository
     repository.close(grace_s=5)
 
 
 def test_expired_and_cancelled_calls_are_counted_and_never_run(
-    repository: Repository, network: TinyNetwork
+    repository: ModelRepository, network: TinyNetwork
 ) -> None:
     """Pixels and encoded images alike; the sound call behind them is answered and alone in the rows."""
     pixels = infer_request(network.random_images(3))
     file = encode(network.random_images(1)[0, 0])
     images = classifier_pb2.ClassifyRequest(model_name="tiny", images=[file])
-    expired = [InferCall(message=pixels, deadline_s=0.0), ClassifyCall(message=images, deadline_s=0.0)]
-    cancelled = [InferCall(message=pixels, cancelled=True), ClassifyCall(message=images, cancelled=True)]
-    sound = InferCall(message=pixels)
+    expired = [TensorRequest(message=pixels, deadline_s=0.0), ImageRequest(message=images, deadline_s=0.0)]
+    cancelled = [TensorRequest(message=pixels, cancelled=True), ImageRequest(message=images, cancelled=True)]
+    sound = TensorRequest(message=pixels)
     replies: dict[int, list[Reply]] = {}
     replied = threading.Semaphore(0)
 
-    def on_reply(call: Call, reply: Reply) -> None:
+    def on_reply(call: InferenceRequest, reply: Reply) -> None:
         replies.setdefault(id(call), []).append(reply)
         replied.release()
 
-    servicer = Servicer(repository, max_decoding_bytes=10**6, max_image_pixels=10**6)
+    servicer = InferenceService(repository, max_decoding_bytes=10**6, max_image_pixels=10**6)
     servicer.submit([*expired, *cancelled, sound], on_reply)
     assert all(replied.acquire(timeout=20) for _ in range(5))
     servicer.close()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from foldserve.training.checkpoint import load_checkpoint
-from foldserve.training.engine.distributed import Replicas
+from foldserve.training.engine.distributed import ProcessGroup
 from tests.support.image_folders import write_classes
 
 ROOT = Path(__file__).parents[3]
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.parametrize(("total", "count"), [(10, 1), (10, 2), (11, 2), (11, 3), (2, 3)])
 def test_shares_hold_each_row_once(total: int, count: int):
     rows = torch.arange(total)
-    shares = [Replicas(rank, count).share_of(rows) for rank in range(count)]
+    shares = [ProcessGroup(rank, count).shard(rows) for rank in range(count)]
     assert sorted(torch.cat(shares).tolist()) == list(range(total))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

@@ -9,7 +9,7 @@ import torch
 
 from foldserve.training.config import TrainConfig
 from foldserve.training.engine import precision as precision_module
-from foldserve.training.engine.precision import choose_precision, multiplies_in_bf16
+from foldserve.training.engine.precision import choose_precision, has_native_bf16
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,11 +27,11 @@ CPU = torch.device("cpu")
 )
 def test_the_processor_says_whether_it_multiplies_in_bf16(tmp_path: Path, facts: str, expected: bool):
     (tmp_path / "cpuinfo").write_text(facts)
-    assert multiplies_in_bf16(tmp_path / "cpuinfo") is expected
+    assert has_native_bf16(tmp_path / "cpuinfo") is expected
 
 
 def test_a_processor_that_says_nothing_is_not_trusted_with_bf16(tmp_path: Path):
-    assert not multiplies_in_bf16(tmp_path / "missing")
+    assert not has_native_bf16(tmp_path / "missing")
 
 
 @pytest.mark.parametrize(
@@ -49,5 +49,5 @@ def test_a_processor_that_says_nothing_is_not_trusted_with_bf16(tmp_path: Path):
 def test_the_format_is_what_is_asked_for_or_what_is_faster(
     monkeypatch: pytest.MonkeyPatch, arch: str, has_bf16: bool, asked: str, expected: str
 ):
-    monkeypatch.setattr(precision_module, "multiplies_in_bf16", lambda: has_bf16)
+    monkeypatch.setattr(precision_module, "has_native_bf16", lambda: has_bf16)
     assert choose_precision(TrainConfig(arch=arch, precision=asked), CPU).name == expected
