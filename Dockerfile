@@ -7,7 +7,7 @@ WORKDIR /app
 # volume takes over the owner of the folder it is mounted on.
 RUN useradd --uid 1000 --create-home foldserve \
     && mkdir /models /runs /cache && chown foldserve:foldserve /models /runs /cache
-COPY constraints.txt pyproject.toml README.md ./
+COPY constraints.txt pyproject.toml README.md LICENSE ./
 # An empty package stands in for the sources while the dependencies are installed, so that a change of the sources
 # does not install them anew.
 RUN pip install --quiet --constraint constraints.txt setuptools \

@@ -53,9 +53,10 @@ test: lint types ## lint, types and all tests but the slow ones
 test-all: lint types ## the slow tests too
 	$(PYTEST)
 
-lint: install ## ruff and buf: rules and formatting
+lint: install ## ruff, import-linter and buf: rules, formatting, who may import what
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo --no-cache
 	@$(BIN)/buf lint protos
 	@$(BIN)/buf format --diff --exit-code protos
 

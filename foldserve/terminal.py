@@ -53,8 +53,8 @@ class Terminal:
     def say(self, line: str) -> None:
         """Print one line as it is: no wrapping, no markup; escaped where the terminal cannot show it."""
         encoding = self.console.encoding
-        quote = line.encode(encoding, "backslashreplace").decode(encoding)
-        self.console.print(quote, soft_wrap=True, markup=False, highlight=False)
+        shown = line.encode(encoding, "backslashreplace").decode(encoding)
+        self.console.print(shown, soft_wrap=True, markup=False, highlight=False)
 
     @contextmanager
     def downloading(

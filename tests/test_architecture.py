@@ -97,21 +97,21 @@ def test_only_the_session_module_imports_onnxruntime() -> None:
 
 def test_every_package_is_installed() -> None:
     """The list in pyproject.toml is written by hand; a package missing there is missing from every wheel."""
-    join_names = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = {
         ".".join(path.parent.relative_to(ROOT).parts)
         for package in ALLOWED
         for path in (ROOT / package).rglob("__init__.py")
     }
-    assert sorted(found) == sorted(join_names)
+    assert sorted(found) == sorted(listed)
 
 
 def test_every_module_beside_the_packages_is_installed() -> None:
     """In wheels by pyproject.toml, in images by what .dockerignore lets through."""
-    join_names = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["py-modules"]
-    assert sorted(join_names) == sorted(path.stem for path in ROOT.glob("*.py"))
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["py-modules"]
+    assert sorted(listed) == sorted(path.stem for path in ROOT.glob("*.py"))
     let_through = (ROOT / ".dockerignore").read_text().splitlines()
-    for name in (*(f"{module}.py" for module in join_names), *ALLOWED):
+    for name in (*(f"{module}.py" for module in listed), *ALLOWED):
         assert any(fnmatch(name, line[1:]) for line in let_through if line.startswith("!")), name
 
 

@@ -152,9 +152,9 @@ def test_help_and_docs_say_how_the_environment_is_read(
 ) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main([*command.split(), "--help"])
-    quote = capsys.readouterr().out
-    assert variable(command, flag_fields(COMMANDS[command].config)[0]) in quote
-    assert ("FOLDSERVE_TOKEN." in quote) == ("token_file" in COMMANDS[command].config.model_fields)
+    shown = capsys.readouterr().out
+    assert variable(command, flag_fields(COMMANDS[command].config)[0]) in shown
+    assert ("FOLDSERVE_TOKEN." in shown) == ("token_file" in COMMANDS[command].config.model_fields)
     assert "FOLDSERVE_<COMMAND>_<FLAG>" in (ROOT / "docs" / "operations.md").read_text()
 
 

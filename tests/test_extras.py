@@ -135,4 +135,4 @@ def test_the_line_from_a_wheel_names_the_project(tmp_path: Path, monkeypatch: py
 def test_an_environment_of_uv_is_installed_into_by_uv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pip", None)
     line = extras.how_to_install({"serve": ["grpc"]})
-    assert f"uv pip install --python {shlex.quote(sys.executable)} -e " in line
+    assert f"uv pip install --python {shlex.shown(sys.executable)} -e " in line

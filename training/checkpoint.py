@@ -37,7 +37,7 @@ _FORMAT = "foldserve.checkpoint"
 class Checkpoint:
     """Weights with the facts that belong to them.
 
-    ``arch_args`` are all arguments of `foldserve.training.models.create_model` (input size and class count among them);
+    ``arch_args`` are all arguments of `create_model` (input size and class count among them);
     ``mean`` and ``std`` are per channel, on pixels scaled to 0..1; ``ema_weights`` is None where no average
     was kept; ``trainer`` is what a run needs to go on, and None in a checkpoint that is only to be used;
     ``fingerprint`` is that of the data set (`foldserve.training.datasets.Dataset`).

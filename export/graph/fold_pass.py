@@ -1,4 +1,4 @@
-"""Every batch norm of a graph folded, rewritten or refused; `foldserve.export.graph.fold_bn` has the arithmetic.
+"""Folds, rewrites or refuses every batch norm of a graph; `fold_bn` has the arithmetic.
 
 Works on the graph, not on modules or their order, so functional calls, residual connections and foreign ONNX
 files are all the same. For each BatchNormalization, those in branches included, in the order of computation:

@@ -2,7 +2,7 @@
 
     softmax(logits) = softmax(log_softmax(logits)) = probabilities
 
-Left out, and put back behind the logits by `foldserve.export.graph.serialize`, it changes no probability; left in, there would
+Left out, and put back behind the logits by `serialize`, it changes no probability; left in, there would
 be two, and callers would no longer see what the network answers. It is left out only where changes of shape
 alone come behind it, and the network's own answers are then the softmax of the logits.
 """

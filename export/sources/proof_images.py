@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 FULL_PROOF_SIDE = 64  # pixels; up to here all test images are compared
 LARGE_PROOF_COUNT = 1000
 
-# As many as golden pairs of small and of large images (`foldserve.export.verification.golden_pairs`): more noise proves nothing more.
+# As many as golden pairs of small and of large images (`golden_pairs`): more noise proves nothing more.
 SYNTHETIC_COUNT = 256
 SYNTHETIC_COUNT_LARGE = 64
 _SEED = 1998  # of the synthetic images; any fixed number
@@ -172,9 +172,9 @@ def _decode(paths: Sequence[Path], folder: Path, image: ImageSpec) -> NDArray[np
 
 
 def _with_near_misses(names: Sequence[str], labels: Sequence[str]) -> str:
-    quote = []
+    shown = []
     for name in names[:_NAMES_SHOWN]:
         near = difflib.get_close_matches(name, labels, n=1)
-        quote.append(shown_name(name) + (f" (did you mean {near[0]}?)" if near else ""))
-    rest = len(names) - len(quote)
-    return ", ".join(quote) + (f" and {rest} more" if rest > 0 else "")
+        shown.append(shown_name(name) + (f" (did you mean {near[0]}?)" if near else ""))
+    rest = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")

@@ -182,13 +182,13 @@ def _names_sharing_memory(own: Mapping[str, Tensor]) -> dict[str, set[str]]:
 
 
 def _with_near_misses(missing: list[str], extra: list[str]) -> str:
-    quote = []
+    shown = []
     for name in missing[:_SHOWN]:
         inside = [other for other in extra if other.endswith(f".{name}") or name.endswith(f".{other}")]
         near = inside or difflib.get_close_matches(name, extra, n=1, cutoff=0.8)
-        quote.append(f"{name} (the file has {near[0]})" if near else name)
-    rest = len(missing) - len(quote)
-    return ", ".join(quote) + (f" and {rest} more" if rest > 0 else "")
+        shown.append(f"{name} (the file has {near[0]})" if near else name)
+    rest = len(missing) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _first(names: list[str]) -> str:

@@ -1,6 +1,6 @@
 """Are these logits, or probabilities already? A softmax on top of probabilities would flatten them.
 
-`foldserve.export.graph.serialize` puts the softmax behind whatever a network answers. From a network that answers probabilities
+`serialize` puts the softmax behind whatever a network answers. From a network that answers probabilities
 callers would get others: with 10 classes, certainty would be shown as 0.23. So what can be told from the
 answers is told, before anything is published:
 

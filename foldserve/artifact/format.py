@@ -280,8 +280,8 @@ def read_manifest(folder: Path, within: Path | None = None) -> tuple[dict[str, A
     # No path is made of a name in it: what a version consists of is known.
     if unknown := facts.files.keys() - {MODEL_FILE, GOLDEN_FILE}:
         raise ArtifactError(
-            f"{MANIFEST_FILE} is malformed: it names {join_names(sorted(unknown))}; a version has {MODEL_FILE} "
-            f"and {GOLDEN_FILE} alone"
+            f"{MANIFEST_FILE} is malformed: it names {join_names(sorted(unknown))}; a version has "
+            f"{MODEL_FILE} and {GOLDEN_FILE} alone"
         )
     if missing := [name for name in (MODEL_FILE, GOLDEN_FILE) if name not in facts.files]:
         raise ArtifactError(f"{MANIFEST_FILE} has no SHA-256 for {missing[0]}")

@@ -117,10 +117,10 @@ def _check(
     _compare(logits, golden.runtime_logits[places], golden.runtime_tolerance, whose=whose, where=where)
     wrong, difference = not_softmax(logits, probabilities)
     if wrong.any():
-        quote = "not a number" if np.isnan(difference) else f"off by up to {difference:.3g}"
+        shown = "not a number" if np.isnan(difference) else f"off by up to {difference:.3g}"
         raise ArtifactError(
             f"the probabilities of {np.count_nonzero(wrong)} of {len(wrong)} golden images on {where}{how} "
-            f"are not the softmax of their logits over the classes ({quote}), so the model is not served: "
+            f"are not the softmax of their logits over the classes ({shown}), so the model is not served: "
             "export it again or restore it from a good copy"
         )
     return largest

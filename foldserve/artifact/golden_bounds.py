@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # The largest tolerance for the trained model's logits that an export writes, in fp32 and in any precision: a
-# floor, and a fraction of the largest logit (export/verification/tolerances.py has the reasons). A file that is off by a
+# floor, and a fraction of the largest logit (see export/verification/tolerances.py). A file that is off by a
 # tenth of its largest logit is not the network that was trained.
 _MOST_FP32 = (1e-4, 5e-6)
 _MOST_ANY = (1e-3, 0.1)

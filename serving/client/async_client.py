@@ -1,4 +1,4 @@
-"""The client for asyncio: `foldserve.serving.client.sync_client`, but awaited, so that many calls can be in flight."""
+"""Calls a server from asyncio: as `sync_client`, but awaited, so that many calls can be in flight."""
 
 from __future__ import annotations
 

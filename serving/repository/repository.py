@@ -176,8 +176,8 @@ class ModelRepository(ModelIndex):
     ) -> dict[int, str]:
         """Bring one model in line with its folder, and return which of its versions are refused, and why.
 
-        Whatever fails in it, the other models are followed all the same. With ``wait_for_writes``, what is not
-        whole or has vanished is given time.
+        Whatever fails in it, the other models are followed all the same. With
+        ``wait_for_writes``, what is not whole or has vanished is given time.
         """
         try:
             refused = self._bring_in_line(name, found, wait_for_writes=wait_for_writes, at_startup=at_startup)

@@ -49,7 +49,7 @@ class VersionFiles:
 
     What is not whole and has not changed for ``settle_s`` seconds is refused. If it changes after all it is
     read again, so that this only decides what is said of it meanwhile. For one thread a model at a time, and
-    `record_outcome` for any. Reading ends within ``time_limit``, where there is one. ``clock`` is in monotonic
+    `record_outcome` for any. Reading ends within ``time_limit``, if any. ``clock`` is in monotonic
     seconds.
     """
 

@@ -1,7 +1,7 @@
 """What inference calls do: admission, decoding where needed, the model's queue.
 
 Knows no gRPC; any transport can call it. `submit` takes as many calls as a transport has at hand and answers
-each once, with a serialised response or an error. The control RPCs are in `foldserve.serving.services.management`.
+each once, with a serialised response or an error. The control RPCs are in `management`.
 """
 
 from __future__ import annotations

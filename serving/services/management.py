@@ -121,7 +121,7 @@ class ManagementService:
         return pb.ServerMetadataResponse(name="foldserve", version=own_version(), extensions=extensions)
 
     def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
-        """Describe a model; raises NotFoundError or UnavailableError as `ModelRepository.find` does."""
+        """Describe a model; raises NotFoundError or UnavailableError as `find` does."""
         model = self._repository.find(request.name, request.version)
         return pb.ModelMetadataResponse(
             name=model.name,
@@ -169,7 +169,7 @@ class ManagementService:
         )
 
     def model_statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
-        """Answer what was counted; raises NotFoundError or UnavailableError as `ModelRepository.find` does."""
+        """Answer what was counted; raises NotFoundError or UnavailableError as `find` does."""
         if request.version:
             models = [self._repository.find(request.name, request.version)]
         else:

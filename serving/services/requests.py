@@ -44,7 +44,7 @@ class InferenceRequest(Request):
     """One inference call. Transports put what they answer through into ``completion``.
 
     Set ``cancelled`` when the caller goes away; ``deadline_s`` is on time.monotonic's clock.
-    `InferenceService.submit` sets ``received_s``, ``model``, the version that was asked for (none: "") and either
+    `InferenceService.submit` sets ``received_s``, ``model``, the version asked for (none: "") and either
     ``rows`` or ``encoded``, and lets go of the message, whose memory they outlive.
     """
 

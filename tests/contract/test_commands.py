@@ -123,11 +123,11 @@ def test_classify_shows_its_progress_on_a_terminal(
         env=os.environ | {"TERM": "xterm"},
     )
     os.close(terminals_end)
-    quote = os.read(terminal, 100_000).decode()
+    shown = os.read(terminal, 100_000).decode()
     os.close(terminal)
-    assert ended.returncode == 0, quote
-    assert "classifying" in quote, quote
-    assert "%" in quote, quote
+    assert ended.returncode == 0, shown
+    assert "classifying" in shown, shown
+    assert "%" in shown, shown
     assert len([json.loads(line) for line in ended.stdout.splitlines()]) == 20
 
 

@@ -227,8 +227,8 @@ def test_compressed_requests_are_answered(
         assert "'tiny  " in text
         reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
         asked = reflection_pb2.ServerReflectionRequest(host="h" * 1000, list_services="")
-        (join_names,) = reflection.ServerReflectionInfo(iter([asked]))
-        assert join_names.list_services_response.service
+        (listed,) = reflection.ServerReflectionInfo(iter([asked]))
+        assert listed.list_services_response.service
 
 
 def test_further_connections_are_closed(counting: ServerProcess, network: TinyNetwork) -> None:

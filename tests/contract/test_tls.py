@@ -94,9 +94,9 @@ def test_commands_speak_tls(setting: Setting, tmp_path: Path, command: Command) 
     classified = command("classify", "--model", "tiny", *flags, str(image))
     assert classified.returncode == 0, classified.stderr
     assert "label" in classified.stdout
-    join_names = command("models", "list", *flags)
-    assert join_names.returncode == 0, join_names.stderr
-    assert "READY" in join_names.stdout
+    listed = command("models", "list", *flags)
+    assert listed.returncode == 0, listed.stderr
+    assert "READY" in listed.stdout
 
 
 def why_not(server: ServerProcess | str, **connection: Path | bool) -> str:
@@ -122,10 +122,10 @@ def test_server_by_another_authority_is_not_trusted(setting: Setting) -> None:
 
 def test_client_without_tls_is_told_what_to_give(setting: Setting, command: Command) -> None:
     assert "it speaks TLS; give --tls-ca (or --tls)" in why_not(setting.server)
-    join_names = command("models", "list", "--server", setting.server.address)
-    assert join_names.returncode == 1
-    assert "it speaks TLS; give --tls-ca (or --tls)" in join_names.stderr
-    assert join_names.stderr.count("\n") == 1
+    listed = command("models", "list", "--server", setting.server.address)
+    assert listed.returncode == 1
+    assert "it speaks TLS; give --tls-ca (or --tls)" in listed.stderr
+    assert listed.stderr.count("\n") == 1
 
 
 def test_client_with_tls_is_told_that_a_server_has_none(server: ServerProcess, tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_only_clients_with_a_certificate_are_let_in(mutual: Setting, network: Ti
 
 
 def test_certificate_that_cannot_serve_ends_the_start(repository: Path, tmp_path: Path) -> None:
-    """Not the first handshake, for somebody else to see. tests/serving/security/test_certificate.py has more."""
+    """Not the first handshake, for somebody else to see. security/test_certificate.py has more."""
     authority = Authority(tmp_path, "own")
     key = authority.sign("x").key
     flags = (

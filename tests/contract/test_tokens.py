@@ -168,9 +168,9 @@ def test_commands_take_the_environments_token(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     monkeypatch.setenv("FOLDSERVE_TOKEN", setting.infer)
-    join_names = command("models", "list", "--server", setting.server.address)
-    assert join_names.returncode == 0, join_names.stderr
-    assert "READY" in join_names.stdout
+    listed = command("models", "list", "--server", setting.server.address)
+    assert listed.returncode == 0, listed.stderr
+    assert "READY" in listed.stdout
 
 
 def test_tokens_are_revoked_and_added_while_it_serves(setting: Setting) -> None:

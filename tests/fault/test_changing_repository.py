@@ -155,8 +155,8 @@ def test_update_that_fails_leaves_the_old_one_serving(
     assert states(server, model)["1"][0] == "READY"
     answer = server.infer(IMAGES, model)
     assert answer.parameters["model_sha256"].string_param == before
-    join_names = run_cli("models", "list", "--server", server.address).stdout
-    line = next(line for line in join_names.splitlines() if line.startswith(model))
+    listed = run_cli("models", "list", "--server", server.address).stdout
+    line = next(line for line in listed.splitlines() if line.startswith(model))
     assert "READY" in line
     assert "newer files are not served: " in line
 

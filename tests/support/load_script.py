@@ -1,6 +1,6 @@
 """A client process: many connections that ask without a pause until the server is gone; counts every answer.
 
-`python -m tests.support.load_script HOST:PORT CONNECTIONS PAUSE_MS`, the pause after a refusal. Prints the line
+`python -m tests.support.load_script HOST:PORT CONNECTIONS PAUSE_MS`, the pause after a refusal. Prints
 "loading" once every connection has had an answer, and at the end one JSON object: calls by their outcome.
 """
 

@@ -1,7 +1,7 @@
 """`python -m serving` on a GPU that breaks: ONNX Runtime's answers, with CUDA's name and CUDA's failure.
 
 No machine with a GPU is needed, and none would break on demand. Only onnxruntime itself is replaced, beneath
-`foldserve.runtime.session`: sessions compute on the processor, say that they are CUDA's, and fail as CUDA does after an
+`runtime.session`: sessions compute on the processor, say that they are CUDA's, and fail as CUDA does after an
 illegal access once the file named by LOST_GPU_FILE is there.
 """
 

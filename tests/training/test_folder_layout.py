@@ -277,7 +277,7 @@ def test_names_that_look_alike_are_one_class(tmp_path: Path, within_one_split: b
 )
 @pytest.mark.parametrize("split", ["", "train/", "val/"])
 def test_names_that_cannot_be_labels_are_refused_before_training(
-    tmp_path: Path, name: bytes, quote: str, split: str
+    tmp_path: Path, name: bytes, shown: str, split: str
 ):
     root = tmp_path / "p"
     if split:
@@ -285,7 +285,7 @@ def test_names_that_cannot_be_labels_are_refused_before_training(
     else:
         write_classes(root, per_class=3)
     (root / split / "north").rename(root / split / os.fsdecode(name))
-    with pytest.raises(DatasetError, match=rf"names cannot be labels: {quote}; expected UTF-8 .* rename"):
+    with pytest.raises(DatasetError, match=rf"names cannot be labels: {shown}; expected UTF-8 .* rename"):
         load(root)
 
 

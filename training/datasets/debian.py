@@ -53,13 +53,13 @@ def _options(lists: str) -> list[str]:
 
 
 def _run(command: list[str], folder: str, timeout_s: float) -> None:
-    quote = " ".join(command)
+    shown = " ".join(command)
     try:
         done = subprocess.run(  # noqa: S603  # fixed commands, no shell
             command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired:
-        raise DatasetError(f"`{quote}` did not end within {timeout_s:.0f} s") from None
+        raise DatasetError(f"`{shown}` did not end within {timeout_s:.0f} s") from None
     if done.returncode:
         lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines() or ["no message"]
-        raise DatasetError(f"`{quote}` failed: {lines[-1]}")
+        raise DatasetError(f"`{shown}` failed: {lines[-1]}")

@@ -1,4 +1,4 @@
-"""Decodes many image files at once, by `foldserve.imaging.prepare_image`, and keeps the pixels for the next time.
+"""Decodes many image files at once, by `prepare_image`, and keeps the pixels for the next time.
 
 The cache is ``KEY.npy``, uint8 [N, C, H, W] of the readable images, memory-mapped when it is used, beside
 ``KEY.json``, the unreadable ones and a hash of the pixels. The key is a hash of everything that the pixels
@@ -122,7 +122,7 @@ def _fill_cache(
     cache: Path, key: str, files: Sequence[PictureFile], spec: ImageSpec, terminal: Terminal
 ) -> Decoded:
     """Decode straight into the file, so that what is larger than the memory can be decoded too."""
-    sibling, compacted, join_names = (cache / f".{key}.{os.getpid()}.{letter}" for letter in "abc")
+    sibling, compacted, listed = (cache / f".{key}.{os.getpid()}.{letter}" for letter in "abc")
     shape = (len(files), *spec.shape)
     try:
         with sibling.open("wb") as stream:
@@ -140,11 +140,11 @@ def _fill_cache(
                 np.save(stream, decoded.images)
             compacted.replace(sibling)
         facts = {"unreadable": decoded.unreadable, "pixels": _digest_of_pixels(decoded.images)}
-        join_names.write_text(json.dumps(facts))
-        join_names.replace(cache / f"{key}.json")
+        listed.write_text(json.dumps(facts))
+        listed.replace(cache / f"{key}.json")
         sibling.replace(cache / f"{key}.npy")  # last: where it is, all is
     finally:
-        for path in (sibling, compacted, join_names):
+        for path in (sibling, compacted, listed):
             path.unlink(missing_ok=True)
     if not decoded.readable.any():
         return decoded  # nothing can be mapped

@@ -100,8 +100,8 @@ def _check_name(folder: Path) -> None:
 
 def _tell(folder: Path, layout: FolderLayout, terminal: Terminal) -> None:
     """Say what was found, before the first image is decoded."""
-    join_names = ", ".join(layout.labels[:_CLASSES_SHOWN])
-    join_names += (
+    listed = ", ".join(layout.labels[:_CLASSES_SHOWN])
+    listed += (
         f" and {len(layout.labels) - _CLASSES_SHOWN:,} more" if len(layout.labels) > _CLASSES_SHOWN else ""
     )
     if set(layout.splits) == {"training"}:
@@ -115,7 +115,7 @@ def _tell(folder: Path, layout: FolderLayout, terminal: Terminal) -> None:
         )
         if "test" not in layout.splits:
             found += "; those for validation are the test, and others are held out to choose the epoch by"
-    terminal.say(f"{folder}: {len(layout.labels):,} classes ({join_names}); {found}")
+    terminal.say(f"{folder}: {len(layout.labels):,} classes ({listed}); {found}")
     for line in layout.left_out:
         terminal.say(f"left out: {line}")
 
@@ -171,8 +171,8 @@ def _report_unreadable(
 ) -> None:
     if not decoded.unreadable:
         return
-    join_names = first([f"{shown_name(name)}: {reason}" for name, reason in decoded.unreadable], "; ")
-    line = f"{len(decoded.unreadable):,} of {total:,} images in {folder} cannot be read ({join_names})"
+    listed = first([f"{shown_name(name)}: {reason}" for name, reason in decoded.unreadable], "; ")
+    line = f"{len(decoded.unreadable):,} of {total:,} images in {folder} cannot be read ({listed})"
     if not skip_unreadable:
         raise DatasetError(f"{line}; mend or remove them, or leave them out with --skip-unreadable")
     terminal.say(f"{line}; left out")

@@ -43,14 +43,14 @@ class LeftOut:
             ranked = sorted(
                 self.suffixes.items(), key=lambda each: (-each[1], each[0] == _NO_SUFFIX, each[0])
             )
-            join_names = first([f"{count:,} {suffix}" for suffix, count in ranked])
-            lines.append(f"{join_names}; images are read from {', '.join(sorted(IMAGE_SUFFIXES))}")
+            listed = first([f"{count:,} {suffix}" for suffix, count in ranked])
+            lines.append(f"{listed}; images are read from {', '.join(sorted(IMAGE_SUFFIXES))}")
         if self.linked:
-            quote = [
+            shown = [
                 f"{self._named(path)} with {_count_pictures(path):,} images" for path in sorted(self.linked)
             ]
             lines.append(
-                f"linked folders ({len(quote):,}): {first(quote)}; links inside a class are not followed: "
+                f"linked folders ({len(shown):,}): {first(shown)}; links inside a class are not followed: "
                 "put the images there"
             )
         for what, paths in (

@@ -69,7 +69,7 @@ def draw_confusion_matrix(path: Path, counts: Tensor, labels: Sequence[str], tit
     axes.set_xlabel("predicted")
     axes.set_ylabel("true class, and how much of it is found")
     if len(labels) <= _MOST_NAMED_CLASSES:
-        names = [quote(label) for label in labels]
+        names = [shown(label) for label in labels]
         axes.set_xticks(range(len(labels)), names, rotation=45, ha="right", rotation_mode="anchor")
         per_class = [f"{name}  {shares[index, index]:.1%}" for index, name in enumerate(names)]
         axes.set_yticks(range(len(labels)), per_class)
@@ -90,7 +90,7 @@ def draw_class_accuracies(path: Path, counts: Tensor, labels: Sequence[str], tit
     axes = figure.subplots()
     bars = axes.barh(range(len(order)), shares[order].tolist(), color=_TRAINING_COLOUR, height=0.7)
     axes.bar_label(bars, [f"{shares[index]:.1f}" for index in order], padding=3, fontsize=9)
-    axes.set_yticks(range(len(order)), [quote(labels[index]) for index in order])
+    axes.set_yticks(range(len(order)), [shown(labels[index]) for index in order])
     axes.invert_yaxis()
     axes.set_xlim(0, 108)
     axes.set_xlabel("test images of the class that are found (%)")
@@ -99,7 +99,7 @@ def draw_class_accuracies(path: Path, counts: Tensor, labels: Sequence[str], tit
     figure.savefig(path, dpi=_DOTS_PER_INCH)
 
 
-def quote(label: str, most_characters: int = 24) -> str:
+def shown(label: str, most_characters: int = 24) -> str:
     """Return ``label`` as a picture can show it: cut short, and no mathematics where it has dollar signs."""
     cut = label if len(label) <= most_characters else f"{label[: most_characters - 1]}…"
     return cut.replace("$", r"\$")

@@ -14,7 +14,7 @@ from foldserve.training.run.pictures import (
     draw_confusion_matrix,
     draw_curves,
     draw_images,
-    quote,
+    shown,
 )
 from foldserve.training.run.samples import SAMPLES_FOLDER, write_samples
 
@@ -75,8 +75,8 @@ def draw_mistakes(path: Path, test: Evaluation, dataset: Dataset) -> None:
     """Draw the most confident mistakes, with what they are and what they were taken for, into ``path``."""
     worst = worst_mistakes(test, dataset.test_labels, _MISTAKE_COUNT)
     captions = [
-        f"{quote(dataset.labels[target], 14)}, taken\n"
-        f"for {quote(dataset.labels[prediction], 14)} {confidence:.0%}"
+        f"{shown(dataset.labels[target], 14)}, taken\n"
+        f"for {shown(dataset.labels[prediction], 14)} {confidence:.0%}"
         for target, prediction, confidence in zip(
             dataset.test_labels[worst].tolist(),
             test.predictions[worst].tolist(),

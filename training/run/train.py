@@ -92,12 +92,12 @@ def _tell_split(dataset: Dataset, training: Examples, validation: Examples, term
     counts = torch.bincount(training.labels, minlength=len(dataset.labels)).tolist()
     by_label = dict(zip(dataset.labels, counts, strict=True))
     if len(by_label) <= _CLASSES_SHOWN:
-        quote = ", ".join(f"{label} {count:,}" for label, count in by_label.items())
+        shown = ", ".join(f"{label} {count:,}" for label, count in by_label.items())
     else:
         fewest, most = min(by_label, key=by_label.__getitem__), max(by_label, key=by_label.__getitem__)
-        quote = f"{len(by_label):,} classes, {fewest} {by_label[fewest]:,} to {most} {by_label[most]:,}"
+        shown = f"{len(by_label):,} classes, {fewest} {by_label[fewest]:,} to {most} {by_label[most]:,}"
     terminal.say(
-        f"{len(training):,} images for training ({quote}), {len(validation):,} for validation, "
+        f"{len(training):,} images for training ({shown}), {len(validation):,} for validation, "
         f"{len(dataset.test_labels):,} for the test"
     )
     judged = torch.bincount(dataset.test_labels, minlength=len(dataset.labels)).tolist()

@@ -42,7 +42,7 @@ class OnnxNetwork:
 
 @dataclass(frozen=True)
 class NormalizedFile:
-    """``network((pixel / 255 - mean) / std)``: for a file what `foldserve.training.models.Normalized` is for a module.
+    """``network((pixel / 255 - mean) / std)`` of a file, as `training.models.Normalized` is of a module.
 
     ``mean`` and ``std`` are not applied where the network takes pixels.
     """

@@ -2,7 +2,7 @@
 
 One input [batch, C, H, W] that takes any number of images, one output of logits [batch, K], our opset where
 the file's is older, and none of the names that `model.onnx` needs itself. Folding comes later and is the same
-for all networks (`foldserve.export.graph.fold_pass`); that no answer has changed is seen in `foldserve.export.sources.onnx.import_onnx`.
+for all networks (`fold_pass`); that no answer has changed is seen in `import_onnx`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from foldserve.export.graph.trace import OPSET
 if TYPE_CHECKING:
     from foldserve.export.sources.onnx.read import OnnxFile
 
-# Values that `foldserve.export.graph.serialize` makes, and those that `foldserve.export.graph.normalise` makes where the input is FP32.
+# Values that `serialize` makes, and those that `normalise` makes where the input is FP32.
 _OURS = {IMAGE, LOGITS, PROBABILITIES}
 _OURS_OF_FLOATS = {"image.floats", "image.cast", "image.subtract_mean", "image.divide_by_std"}
 

@@ -156,12 +156,12 @@ def test_in_a_terminal_a_bar_shows_the_share_done_and_where_the_run_is():
 @pytest.mark.parametrize(
     ("encoding", "shown"), [("ascii", r"caf\xe9 and \udce9"), ("utf-8", r"café and \udce9")]
 )
-def test_text_that_a_terminal_cannot_show_is_escaped(encoding: str, quote: str):
+def test_text_that_a_terminal_cannot_show_is_escaped(encoding: str, shown: str):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
     Terminal(Console(file=stream)).say("café and \udce9")
     stream.flush()
     stream.seek(0)
-    assert stream.read() == f"{quote}\n"
+    assert stream.read() == f"{shown}\n"
 
 
 def test_a_run_folder_may_have_a_name_that_is_not_utf_8(tiny_config: TrainConfig):
