@@ -23,10 +23,10 @@ from rich.table import Table
 from benchmarks.flags import parse_flags
 from benchmarks.serving.networks import Network, alexnet, lenet
 from foldserve.runtime.cpus import find_cpus
+from foldserve.runtime.runner import ModelRunner
 from foldserve.runtime.session import Session
 from foldserve.serving.batching.batcher import Batcher
 from foldserve.serving.batching.request import Outcome, Request
-from foldserve.serving.model.runner import ModelRunner
 
 if TYPE_CHECKING:
     import numpy as np

@@ -27,7 +27,7 @@ from foldserve.export.verification.parity import (
 from foldserve.export.verification.probabilities import check_logits, no_logits_text
 from foldserve.export.verification.reference import in_batches
 from foldserve.export.verification.references import make_reference
-from foldserve.serving.model.runner import ModelRunner
+from foldserve.runtime.runner import ModelRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

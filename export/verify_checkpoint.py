@@ -23,8 +23,9 @@ from foldserve.export.verification.reduced_precision import check_reduced_precis
 from foldserve.export.verification.reference import in_batches
 from foldserve.export.verification.references import make_reference
 from foldserve.export.verification.tolerances import reference_tolerance
+from foldserve.runtime.model_settings import ModelSettings
 from foldserve.runtime.session import Session, cuda_is_present, require_device
-from foldserve.serving.model.served_model import ModelSettings, open_artifact
+from foldserve.runtime.verified_model import open_artifact
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
     from foldserve.artifact.format import Artifact
     from foldserve.export.sources.load import Source
-    from foldserve.runtime.session import Device
-    from foldserve.serving.config import VerifyConfig
+    from foldserve.runtime.options import Device
+    from foldserve.verify_config import VerifyConfig
 
 _DIVERGENCE_COUNT = 32
 

@@ -22,16 +22,12 @@ from foldserve.errors import FoldserveError
 from foldserve.export.config import ExportConfig
 from foldserve.export.inspection.config import InspectConfig
 from foldserve.extras import extras_with, how_to_install, missing_packages
-from foldserve.serving.config import (
-    ClassifyConfig,
-    ConnectionConfig,
-    ListConfig,
-    ServeConfig,
-    TokenConfig,
-    VerifyConfig,
-)
+from foldserve.serving.client.connection_config import ConnectionConfig
+from foldserve.serving.commands.command_configs import ClassifyConfig, ListConfig, TokenConfig
+from foldserve.serving.config import ServeConfig
 from foldserve.terminal_output import takes_any_output
 from foldserve.training.config import TrainConfig
+from foldserve.verify_config import VerifyConfig
 
 if TYPE_CHECKING:
     import argparse

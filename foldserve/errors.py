@@ -5,6 +5,7 @@ FoldserveError
 ├── ArtifactError            UNAVAILABLE       a version on disk that must not be served
 ├── DeviceError              UNAVAILABLE       the device asked for is not there, or cannot run the model
 ├── DeviceLostError          UNAVAILABLE       the device broke while it ran a model
+├── ModelOutputError         INTERNAL          the model gave what is no answer
 ├── LoadTimeoutError         UNAVAILABLE       a load took longer than it may
 ├── LoadsHangError           UNAVAILABLE       too many loads go on that cannot be stopped
 ├── TrainingError            ...               `foldserve.training.errors`
@@ -45,6 +46,12 @@ class DeviceLostError(FoldserveError):
     """The device broke while it ran a model: nothing on it will answer again in this process."""
 
     status = "UNAVAILABLE"
+
+
+class ModelOutputError(FoldserveError):
+    """The model gave NaN or infinity for somebody's image, or another shape, which is no answer."""
+
+    status = "INTERNAL"
 
 
 class LoadTimeoutError(FoldserveError):

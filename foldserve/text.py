@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from foldserve.serving.pb import open_inference_pb2 as pb
 
 _SHOWN_CHARACTERS = 80
 _SHOWN_ITEMS = 8
@@ -55,13 +54,6 @@ def join_names(names: Iterable[str]) -> str:
     every = list(names)
     text = ", ".join(quote(name) for name in every[:_SHOWN_ITEMS])
     return f"{text} and {len(every) - _SHOWN_ITEMS} more" if len(every) > _SHOWN_ITEMS else text
-
-
-def shown_parameter(parameter: pb.InferParameter) -> str:
-    """Return a parameter's kind and value; "empty" where it has none."""
-    kind = parameter.WhichOneof("parameter_choice")
-    # Not str(parameter): protobuf's text of a long value takes seconds.
-    return f"{kind} {quote(str(getattr(parameter, kind)))}" if kind else "empty"
 
 
 def shape_text(shape: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Settings of the serving commands: one frozen model a command, whose docstrings are the flags' help."""
+"""Settings of `foldserve serve`; the attributes' docstrings are the flags' help."""
 
 from __future__ import annotations
 
@@ -6,15 +6,10 @@ import ipaddress
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, Field, PrivateAttr, field_validator, model_validator
-from pydantic_settings import CliPositionalArg  # noqa: TC002  # pydantic reads the annotations
+from pydantic import BaseModel, Field, model_validator
 
 from foldserve.imaging import MAX_PIXELS
-from foldserve.serving.security.tokens import Role, check_name  # pydantic reads the annotations
-
-Device = Literal["auto", "cpu", "cuda"]
-
-DEFAULT_SERVER = "127.0.0.1:8001"
+from foldserve.runtime.options import Device  # noqa: TC001  # pydantic reads the annotations
 
 
 class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
@@ -193,119 +188,6 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
                 f"--tokens on {self.host} without TLS would send tokens in the clear: give --tls-cert and "
                 "--tls-key, or --allow-plaintext-tokens where a proxy in front ends TLS"
             )
-        return self
-
-
-class TokenConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
-    """Make a bearer token: print it, once, and write its hash where `serve --tokens` finds it."""
-
-    name: str
-    """Who it is for; stands in the server's log when models are loaded or unloaded with it."""
-    role: Role = "infer"
-    """What it allows: infer everything but loading and unloading models, admin that as well."""
-    tokens: Path | None = None
-    """The server's file of tokens, to which the hash is added; by default the line is only shown."""
-
-    _name_fits_a_line = field_validator("name")(check_name)
-
-
-class ConnectionConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
-    """How a command reaches a server that wants TLS or a token."""
-
-    tls: bool = False
-    """Speak TLS, trusting the well-known authorities; --tls-ca trusts those of a file instead."""
-    tls_ca: Path | None = None
-    """Speak TLS with a server whose certificate is by the authorities in this PEM file."""
-    tls_cert: Path | None = None
-    """PEM file of the client's own certificate, for a server that wants one."""
-    tls_key: Path | None = None
-    """PEM file of that certificate's private key."""
-    token_file: Path | None = None
-    """File with the bearer token for the server; FOLDSERVE_TOKEN in the environment serves as well."""
-    _token: str | None = PrivateAttr(default=None)  # never a flag: the process list shows flags
-
-    @property
-    def token(self) -> str | None:
-        """The token given other than by file."""
-        return self._token
-
-    def with_token(self, token: str) -> Self:
-        """Return a copy that carries ``token``, for where no file is given."""
-        copy = self.model_copy()
-        copy._token = token
-        return copy
-
-    @model_validator(mode="after")
-    def _certificate_is_whole(self) -> Self:
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("--tls-cert and --tls-key belong together: give both")
-        return self
-
-
-class ClassifyConfig(ConnectionConfig, frozen=True, extra="forbid", use_attribute_docstrings=True):
-    """Classify images with a running server."""
-
-    images: CliPositionalArg[list[Path]] = Field(min_length=1)
-    """Image files (JPEG, PNG, WebP, GIF or BMP), or folders of them."""
-    model: str = Field(min_length=1)
-    """Name of the model."""
-    model_version: str = ""
-    """Version of the model; the newest that serves by default."""
-    server: str = DEFAULT_SERVER
-    """Address of the server, as HOST:PORT."""
-    top_k: int = Field(default=3, ge=1)
-    """Labels to print for each image."""
-    jsonl: bool = False
-    """Print a JSON object a line, in UTF-8, instead of a table; without an answer it says why."""
-    timeout_s: float = Field(default=30.0, gt=0)
-    """Seconds to wait for each answer."""
-
-
-class ListConfig(ConnectionConfig, frozen=True, extra="forbid", use_attribute_docstrings=True):
-    """List the models in a repository, or those of a running server (exit status 1 where it serves none)."""
-
-    repository: Path | None = None
-    """Folder of models to read."""
-    server: str | None = None
-    """Address of a server to ask instead, as HOST:PORT; asks 127.0.0.1:8001 where neither is given."""
-
-    @field_validator("server")
-    @classmethod
-    def _not_both(cls, server: str | None, info: object) -> str | None:
-        given = getattr(info, "data", {})
-        if server is not None and given.get("repository") is not None:
-            raise ValueError("give --repository or --server, not both")
-        return server
-
-
-class VerifyConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
-    """Check that every version in a repository still proves itself: hashes, then golden pairs."""
-
-    repository: Path = Path("models")
-    """Folder of models to verify."""
-    device: Device = "auto"
-    """What runs the golden pairs: auto takes CUDA where it works, cuda takes it or fails, cpu never looks."""
-    load_timeout_s: float = Field(default=300.0, ge=1, le=86_400)
-    """Seconds that reading and proving a version may take, and a fifth of it, or 60, a step of it; what takes
-    longer is stopped and has failed."""
-    against: Path | None = None
-    """A training run's folder or checkpoint: compare a version with that network once more, as exporting
-    does (needs the export extra); exit status 1 where the version was not made from it."""
-    name: str | None = None
-    """With --against: the model; by default the run folder's name, or the only one there is."""
-    model_version: int | None = Field(default=None, ge=1)
-    """With --against: the version; the newest by default."""
-    data_dir: Path | None = None
-    """With --against: folder that holds the data set's files, as in export."""
-    verify_images: int | None = Field(default=None, ge=1)
-    """With --against: test images to compare on, as in export."""
-
-    @model_validator(mode="after")
-    def _only_against(self) -> VerifyConfig:
-        only = ("name", "model_version", "data_dir", "verify_images")
-        given = [name for name in only if getattr(self, name) is not None]
-        if given and self.against is None:
-            raise ValueError(f"--{given[0].replace('_', '-')} goes with --against CHECKPOINT")
         return self
 
 

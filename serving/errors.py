@@ -11,7 +11,6 @@ ServingError
 ├── UnimplementedError       UNIMPLEMENTED       the protocol has it, this server does not
 ├── PermissionDeniedError    PERMISSION_DENIED   this server was told not to do it
 ├── UnauthenticatedError     UNAUTHENTICATED     no token, or none that is known
-├── ModelOutputError         INTERNAL            the model gave what is no answer
 ├── InternalError            INTERNAL            ours; logged where it happened, the text says nothing
 ├── ListenError              UNAVAILABLE         the address cannot be listened on
 ├── TransportMissingError    UNAVAILABLE         the transport asked for is not installed
@@ -86,12 +85,6 @@ class UnauthenticatedError(ServingError):
     """The caller has no token, or one that this server does not know."""
 
     status = "UNAUTHENTICATED"
-
-
-class ModelOutputError(ServingError):
-    """The model gave NaN or infinity for somebody's image, which is no answer."""
-
-    status = "INTERNAL"
 
 
 class InternalError(ServingError):

@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foldserve.runtime.session import give_back_memory
 from foldserve.serving.background import run_in_thread
 
 if TYPE_CHECKING:
@@ -78,3 +79,12 @@ def trim_heap() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def return_memory() -> None:
+    """Have ONNX Runtime and the C library (glibc) give freed memory back to the system.
+
+    Otherwise what a large model held stays with the process, in pieces that the next one may not fit.
+    """
+    give_back_memory()
+    trim_heap()

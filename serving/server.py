@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from foldserve.runtime.cpus import find_cpus
 from foldserve.runtime.memory import usable_memory_bytes
+from foldserve.runtime.model_settings import ModelSettings
 from foldserve.runtime.session import require_device, share_arena
 from foldserve.runtime.time_limit import TimeLimit, end_process
 from foldserve.serving.background import run_in_thread
 from foldserve.serving.changes import Changes
 from foldserve.serving.freed_memory import give_back_freed_memory
-from foldserve.serving.model.served_model import ModelSettings
 from foldserve.serving.observability.counter_history import LoadCounts
 from foldserve.serving.observability.http_endpoint import HttpEndpoint
 from foldserve.serving.observability.logs import announce, log_to_stderr

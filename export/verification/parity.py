@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from foldserve.runtime.session import Device
+    from foldserve.runtime.options import Device
 
 BATCH_SIZES = (1, 2, 7, 32)
 _SEED = 2013  # of the random images; any fixed number

@@ -25,8 +25,8 @@ from foldserve.export.verification.parity import (
     run_logits,
 )
 from foldserve.export.verification.tolerances import reduced_runtime_tolerance
+from foldserve.runtime.runner import ModelRunner
 from foldserve.runtime.session import Session
-from foldserve.serving.model.runner import ModelRunner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

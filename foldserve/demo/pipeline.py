@@ -15,11 +15,11 @@ from foldserve.export.config import ExportConfig
 from foldserve.export.pipeline import export_model
 from foldserve.export.publish import check_writable
 from foldserve.export.verification.reference import TorchReference
+from foldserve.runtime.runner import ModelRunner
 from foldserve.runtime.session import Session
 from foldserve.serving.client.sync_client import Client
 from foldserve.serving.commands.classify import classify
-from foldserve.serving.config import ClassifyConfig
-from foldserve.serving.model.runner import ModelRunner
+from foldserve.serving.commands.command_configs import ClassifyConfig
 from foldserve.training.checkpoint import load_checkpoint
 from foldserve.training.config import TrainConfig
 from foldserve.training.datasets import load_dataset

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from foldserve.serving.config import Device
+    from foldserve.runtime.options import Device
 
 # Loading LeNet takes a second; a machine that is busy or a large repository may take a minute.
 _START_LIMIT_S = 120.0

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+Device = Literal["auto", "cpu", "cuda"]
 GraphOptimization = Literal["none", "basic", "extended", "all"]
 ConvSearch = Literal["DEFAULT", "HEURISTIC", "EXHAUSTIVE"]
 

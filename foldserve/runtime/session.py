@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 # ONNX Runtime's wheels report usage to their makers unless this is set when they are loaded. A server reports
 # to nobody that its operator did not name; a value that is there already is the operator's.
@@ -21,7 +21,7 @@ import onnxruntime as ort
 from foldserve.artifact.format import TensorSpec
 from foldserve.errors import ArtifactError, DeviceError, DeviceLostError
 from foldserve.runtime.cpus import usable_cpus
-from foldserve.runtime.options import RuntimeOptions, heavy_operators, is_device_loss
+from foldserve.runtime.options import Device, RuntimeOptions, heavy_operators, is_device_loss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foldserve.runtime.time_limit import StopSignal
-
-Device = Literal["auto", "cpu", "cuda"]
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from foldserve.serving.config import ConnectionConfig
+    from foldserve.serving.client.connection_config import ConnectionConfig
 
 Metadata: TypeAlias = "tuple[tuple[str, str], ...]"
 

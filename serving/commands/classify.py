@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from foldserve.serving.client.messages import Classification, Description, Label
-    from foldserve.serving.config import ClassifyConfig
+    from foldserve.serving.commands.command_configs import ClassifyConfig
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 # Several to a request spare the wire, and enough requests to keep batches full while files are read.

@@ -11,7 +11,7 @@ from foldserve.serving.security.tokens import Caller, create_token, to_line
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from foldserve.serving.config import TokenConfig
+    from foldserve.serving.commands.command_configs import TokenConfig
 
 
 def make_token(config: TokenConfig) -> int:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from foldserve.errors import ArtifactError, FoldserveError
 from foldserve.runtime.time_limit import TimeLimit, end_process
 from foldserve.serving.client.channel import connection_options
+from foldserve.serving.client.connection_config import DEFAULT_SERVER
 from foldserve.serving.client.sync_client import Client
-from foldserve.serving.config import DEFAULT_SERVER
 from foldserve.serving.errors import NotFoundError, UnavailableError
 from foldserve.serving.repository.folder_hints import explain_emptiness
 from foldserve.text import legible
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from foldserve.serving.client.messages import Description
-    from foldserve.serving.config import ListConfig, VerifyConfig
+    from foldserve.serving.commands.command_configs import ListConfig
+    from foldserve.verify_config import VerifyConfig
 
 Row: TypeAlias = tuple[str, str, str, str]
 
@@ -54,8 +55,10 @@ def verify_models(config: VerifyConfig) -> int:
     Raises:
         ServingError: the repository cannot be read, or the device asked for is not there.
     """
+    # A list from a server needs no ONNX Runtime.
+    from foldserve.runtime.model_settings import ModelSettings  # noqa: PLC0415
     from foldserve.runtime.session import require_device  # noqa: PLC0415
-    from foldserve.serving.model.served_model import ModelSettings, open_verified  # noqa: PLC0415  # a list from a server needs no ONNX Runtime
+    from foldserve.runtime.verified_model import open_verified  # noqa: PLC0415
 
     require_device(config.device)
     settings = ModelSettings(device=config.device)

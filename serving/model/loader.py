@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING
 from foldserve.errors import DeviceError, FoldserveError, LoadsHangError
 from foldserve.runtime.cpus import usable_cpus
 from foldserve.runtime.session import cuda_is_present
-from foldserve.serving.model.served_model import ServedModel, open_artifact
-from foldserve.serving.repository.unloader import return_memory
+from foldserve.runtime.verified_model import open_artifact
+from foldserve.serving.freed_memory import return_memory
+from foldserve.serving.model.served_model import ServedModel
 from foldserve.text import legible
 
 if TYPE_CHECKING:
     from foldserve.artifact.format import Artifact
-    from foldserve.runtime.session import Device
+    from foldserve.runtime.model_settings import ModelSettings
+    from foldserve.runtime.options import Device
     from foldserve.runtime.time_limit import StopSignal, TimeLimit
-    from foldserve.serving.model.served_model import ModelSettings, OnLost, VerifiedModel
+    from foldserve.runtime.verified_model import VerifiedModel
+    from foldserve.serving.model.served_model import OnLost
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from foldserve.serving.errors import InvalidArgumentError
-from foldserve.serving.services.message_limit import MAX_ENCODED_IMAGES, check_image_count
+from foldserve.serving.protocol.image_count import MAX_ENCODED_IMAGES, check_image_count
 from foldserve.text import shape_text
 
 if TYPE_CHECKING:

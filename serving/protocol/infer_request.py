@@ -14,9 +14,10 @@ import numpy as np
 from foldserve.serving.errors import InvalidArgumentError, UnimplementedError
 from foldserve.serving.protocol.encoded_images import check_raw_alone, read_encoded
 from foldserve.serving.protocol.field_count import read_varint
+from foldserve.serving.protocol.image_count import MAX_IMAGES, check_image_count
 from foldserve.serving.protocol.infer_response import TRITON_PREFIX, Output
-from foldserve.serving.services.message_limit import MAX_IMAGES, check_image_count
-from foldserve.text import join_names, quote, shape_text, shown_parameter
+from foldserve.serving.protocol.parameters import shown_parameter
+from foldserve.text import join_names, quote, shape_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-    from foldserve.serving.model.served_model import ModelSettings
+    from foldserve.runtime.model_settings import ModelSettings
 
 SETTINGS_FILE = "model.toml"
 

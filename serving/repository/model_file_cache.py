@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from foldserve.serving.model.served_model import ModelSettings
+    from foldserve.runtime.model_settings import ModelSettings
     from foldserve.serving.repository.scanner import FoundModel, Signature
     from foldserve.serving.repository.version_policy import VersionPolicy
 

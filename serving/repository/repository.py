@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from pathlib import Path
 
-    from foldserve.serving.model.served_model import ModelSettings, ServedModel
+    from foldserve.runtime.model_settings import ModelSettings
+    from foldserve.serving.model.served_model import ServedModel
     from foldserve.serving.repository.scanner import FoundModel, Signature
 
 _log = logging.getLogger(__name__)

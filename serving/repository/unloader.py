@@ -7,8 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from foldserve.runtime.session import give_back_memory
-from foldserve.serving.freed_memory import trim_heap
+from foldserve.serving.freed_memory import return_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,12 +51,3 @@ class ModelUnloader:
         )
         del model
         return_memory()
-
-
-def return_memory() -> None:
-    """Have ONNX Runtime and the C library (glibc) give freed memory back to the system.
-
-    Otherwise what a large model held stays with the process, in pieces that the next one may not fit.
-    """
-    give_back_memory()
-    trim_heap()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from foldserve.artifact.format import Artifact
-    from foldserve.serving.model.served_model import ModelSettings
+    from foldserve.runtime.model_settings import ModelSettings
     from foldserve.serving.repository.scanner import Signature
 
 

@@ -5,17 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from foldserve.serving.errors import InvalidArgumentError
-
 if TYPE_CHECKING:
     from foldserve.serving.model.served_model import ServedModel
     from foldserve.serving.repository.repository import ModelRepository
-
-# Most images of one request, except for a model whose batches are larger: as a message of 32 MiB would
-# otherwise hold half a million small ones, and take everybody's turn for as long as they take.
-MAX_IMAGES = 16_384
-# Most encoded images of one request: decoding the smallest takes 100 us and more.
-MAX_ENCODED_IMAGES = 4096
 
 _MIB = 1024 * 1024
 # Pixels as typed contents: what takes the parser 40 ms is taken whatever the models.
@@ -71,15 +63,6 @@ class MessageLimit:
 
     def _needed_bytes(self) -> int:
         return max(map(_full_batch_bytes, self._repository.ready_models()), default=0)
-
-
-def check_image_count(count: int, max_images: int) -> None:
-    """Raise InvalidArgumentError where one request has more images than are taken at once."""
-    if count > max_images:
-        raise InvalidArgumentError(
-            f"the request has more than {max_images} images, the most that are taken at once: send them in "
-            "several"
-        )
 
 
 def _full_batch_bytes(model: ServedModel) -> int:

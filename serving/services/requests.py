@@ -14,6 +14,7 @@ from foldserve.serving.batching.request import Arrays, Request
 from foldserve.serving.errors import InvalidArgumentError
 from foldserve.serving.pb import classifier_pb2, open_inference_pb2
 from foldserve.serving.protocol.classification import top_indices
+from foldserve.serving.protocol.image_count import MAX_ENCODED_IMAGES, MAX_IMAGES, check_image_count
 from foldserve.serving.protocol.infer_request import (
     check_parameter_count,
     check_triton_parameters,
@@ -21,8 +22,7 @@ from foldserve.serving.protocol.infer_request import (
     read_outputs,
 )
 from foldserve.serving.protocol.infer_response import ALL_OUTPUTS, Output, write_infer_response
-from foldserve.serving.services.message_limit import MAX_ENCODED_IMAGES, MAX_IMAGES, check_image_count
-from foldserve.text import shown_parameter
+from foldserve.serving.protocol.parameters import shown_parameter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,8 @@ import onnx
 from benchmarks.serving.contestants import Contestant, launch
 from benchmarks.serving.networks import lenet, trained_lenet
 from benchmarks.serving.rows import NETWORKS, ROWS
-from foldserve.serving.model.served_model import ModelSettings, open_verified
+from foldserve.runtime.model_settings import ModelSettings
+from foldserve.runtime.verified_model import open_verified
 from foldserve.training.config import TrainConfig
 from foldserve.training.models import create_model
 

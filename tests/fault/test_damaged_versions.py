@@ -179,7 +179,8 @@ def test_older_sound_version_answers_where_the_newest_is_damaged(server: ServerP
 @pytest.mark.parametrize("bit", range(23, 31))
 def test_any_exponent_bit_of_a_weight_is_noticed(tmp_path: Path, bit: int) -> None:
     from foldserve.errors import ArtifactError
-    from foldserve.serving.model.served_model import ModelSettings, open_verified
+    from foldserve.runtime.model_settings import ModelSettings
+    from foldserve.runtime.verified_model import open_verified
 
     version = TinyNetwork(seed=5).publish(tmp_path / "tiny")
     settings = ModelSettings(device="cpu", intra_op_threads=1)

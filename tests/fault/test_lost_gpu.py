@@ -85,8 +85,8 @@ def test_cuda_that_does_not_run_the_models_fails_the_start(
         pytest.skip("this onnxruntime has CUDA")
     NETWORK.publish(tmp_path / "models" / "tiny")
     lost_file.touch()
-    module = "tests.support.lost_gpu_server" if is_there else "serving"
-    command = [sys.executable, "-m", module, "--repository", str(tmp_path / "models")]
+    module = "tests.support.lost_gpu_server" if is_there else "foldserve"
+    command = [sys.executable, "-m", module, "serve", "--repository", str(tmp_path / "models")]
     command += ["--port", "0", "--device", "cuda"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=SOURCE)
     assert ended.returncode == 1

@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from foldserve.serving.config import ClassifyConfig, ServeConfig
+from foldserve.serving.commands.command_configs import ClassifyConfig
+from foldserve.serving.config import ServeConfig
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])

@@ -15,8 +15,9 @@ from foldserve.export.precision import sensitivity
 from foldserve.export.precision.choose import Trial
 from foldserve.export.precision.speed import Speed
 from foldserve.export.verification.reference import TorchReference
+from foldserve.runtime.model_settings import ModelSettings
 from foldserve.runtime.session import Session
-from foldserve.serving.model.served_model import ModelSettings, open_verified
+from foldserve.runtime.verified_model import open_verified
 from foldserve.training.checkpoint import Checkpoint
 from foldserve.training.models import create_model
 from tests.support.taught import Taught, export_taught, teach

@@ -21,9 +21,10 @@ from foldserve.export.pipeline import export_model
 from foldserve.export.sources.load import load_source
 from foldserve.imaging import prepare_image
 from foldserve.runtime.session import Session
+from foldserve.serving.commands.command_configs import ListConfig
 from foldserve.serving.commands.models import list_models, verify_models
-from foldserve.serving.config import ListConfig, VerifyConfig
 from foldserve.training.errors import ModelError
+from foldserve.verify_config import VerifyConfig
 from tests.support.own_project import LABELS, make_project, trained_weights
 
 if TYPE_CHECKING:

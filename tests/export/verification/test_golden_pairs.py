@@ -11,8 +11,8 @@ from foldserve.export.verification.golden_pairs import choose_golden, golden_cou
 from foldserve.export.verification.parity import check_parity, largest_rounding
 from foldserve.export.verification.reference import TorchReference
 from foldserve.export.verification.tolerances import reference_tolerance, runtime_tolerance
+from foldserve.runtime.runner import ModelRunner
 from foldserve.runtime.session import Session
-from foldserve.serving.model.runner import ModelRunner
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from foldserve.export.verification.parity import run_logits
 from foldserve.export.verification.reduced_precision import check_reduced_precision
 from foldserve.export.verification.reference import TorchReference
 from foldserve.export.verification.tolerances import HALF_UNIT, RUNTIME_FLOOR, fp16_tolerance, int8_tolerance
+from foldserve.runtime.runner import ModelRunner
 from foldserve.runtime.session import Session
-from foldserve.serving.model.runner import ModelRunner
 
 ROOT = Path(__file__).parents[3]
 

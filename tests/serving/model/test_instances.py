@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from foldserve.runtime.model_settings import ModelSettings
+from foldserve.runtime.verified_model import open_verified
 from foldserve.serving.model import served_model as served
-from foldserve.serving.model.served_model import ModelSettings, ServedModel, open_verified
+from foldserve.serving.model.served_model import ServedModel
 
 if TYPE_CHECKING:
     from pathlib import Path

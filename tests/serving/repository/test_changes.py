@@ -6,8 +6,8 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING
 
+from foldserve.runtime.model_settings import ModelSettings
 from foldserve.serving.changes import Changes
-from foldserve.serving.model.served_model import ModelSettings
 from foldserve.serving.repository.repository import ModelRepository
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from foldserve.runtime.model_settings import ModelSettings
 from foldserve.runtime.options import RuntimeOptions
 from foldserve.serving.errors import SettingsError
-from foldserve.serving.model.served_model import ModelSettings
 from foldserve.serving.repository.model_file import CudaSettings, ModelFile, read_model_settings
 from foldserve.serving.repository.version_policy import ALL_VERSIONS, VersionPolicy
 from tests.conftest import ROOT

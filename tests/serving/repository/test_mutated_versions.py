@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from foldserve.serving.model.served_model import ModelSettings
+from foldserve.runtime.model_settings import ModelSettings
 from foldserve.serving.repository.repository import ModelRepository
 from foldserve.text import is_legible
 from tests.support.artifacts import TinyNetwork

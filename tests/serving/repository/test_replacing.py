@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pytest
 
+from foldserve.runtime.model_settings import ModelSettings
 from foldserve.serving.errors import NotFoundError, UnavailableError
-from foldserve.serving.model.served_model import ModelSettings, ServedModel
 from foldserve.serving.pb import open_inference_pb2 as pb
 from foldserve.serving.repository.repository import ModelRepository
 from foldserve.serving.services.inference import InferenceService
@@ -22,6 +22,8 @@ from tests.support.server_process import infer_request, outputs_of
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from foldserve.serving.model.served_model import ServedModel
 
 SETTINGS = ModelSettings(device="cpu", intra_op_threads=1)
 OLD, NEW = TinyNetwork(seed=1), TinyNetwork(seed=2)

@@ -10,8 +10,9 @@ from foldserve.artifact.format import Golden
 from foldserve.artifact.writer import publish_artifact
 from foldserve.errors import ArtifactError
 from foldserve.imaging import ImageSpec
+from foldserve.runtime.model_settings import ModelSettings
+from foldserve.runtime.verified_model import open_verified
 from foldserve.serving.errors import NotFoundError, UnavailableError
-from foldserve.serving.model.served_model import ModelSettings, open_verified
 from foldserve.serving.pb import open_inference_pb2 as pb
 from foldserve.serving.repository.repository import ModelRepository
 from foldserve.serving.repository.scanner import find_versions

@@ -13,9 +13,9 @@ import pytest
 
 from foldserve.errors import ArtifactError
 from foldserve.files import read_regular_file, size_inside
+from foldserve.runtime.model_settings import ModelSettings
 from foldserve.serving.errors import NotFoundError, UnavailableError
 from foldserve.serving.model import loader as loading
-from foldserve.serving.model.served_model import ModelSettings
 from foldserve.serving.pb import open_inference_pb2 as pb
 from foldserve.serving.repository import model_file_cache as settings_reader
 from foldserve.serving.repository import repository as repository_module

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from foldserve.artifact.format import Artifact
-from foldserve.serving.model.served_model import ModelSettings
+from foldserve.runtime.model_settings import ModelSettings
 from foldserve.serving.repository.model_file_cache import SettingsReader
 from foldserve.serving.repository.scanner import scan
 from foldserve.serving.repository.version_files import LoadFailure, VersionFiles

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from foldserve.runtime.model_settings import ModelSettings
 from foldserve.serving.errors import CancelledError, DeadlineExceededError
-from foldserve.serving.model.served_model import ModelSettings
 from foldserve.serving.pb import classifier_pb2
 from foldserve.serving.repository.repository import ModelRepository
 from foldserve.serving.services.inference import InferenceService

@@ -9,7 +9,7 @@ import numpy as np
 
 from foldserve.artifact.answers import misshapen
 from foldserve.artifact.format import IMAGE, LOGITS, OUTPUTS
-from foldserve.serving.errors import ModelOutputError
+from foldserve.errors import ModelOutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -10,10 +10,10 @@ import pytest
 from foldserve.artifact.answers import softmax
 from foldserve.artifact.format import Golden, TensorSpec
 from foldserve.artifact.golden import Replay, replay
-from foldserve.errors import ArtifactError
-from foldserve.serving.errors import ModelOutputError
-from foldserve.serving.model.runner import ModelRunner
-from foldserve.serving.model.served_model import ModelSettings, open_verified
+from foldserve.errors import ArtifactError, ModelOutputError
+from foldserve.runtime.model_settings import ModelSettings
+from foldserve.runtime.runner import ModelRunner
+from foldserve.runtime.verified_model import open_verified
 from tests.support.artifacts import TinyNetwork
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def test_a_model_that_no_padding_helps_is_refused_where_invariance_is_asked_for(
     settings = ModelSettings(device="cpu", intra_op_threads=1, batch_invariant=True)
     assert open_verified(version, settings).batch_invariant
     monkeypatch.setattr(
-        "foldserve.serving.model.served_model.replay", lambda *_, **__: Replay(0.0, batch_invariant=False)
+        "foldserve.runtime.verified_model.replay", lambda *_, **__: Replay(0.0, batch_invariant=False)
     )
     with pytest.raises(ArtifactError, match="serve it without --batch-invariant"):
         open_verified(version, settings)
@@ -136,7 +136,7 @@ def test_a_quick_model_takes_one_thread_and_a_slow_one_all(
     *, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_s: float, is_quick: bool, threads: int
 ) -> None:
     monkeypatch.setattr(ModelRunner, "seconds_a_batch", lambda *_: batch_s)
-    monkeypatch.setattr("foldserve.serving.model.served_model.usable_cpus", lambda: 4)
+    monkeypatch.setattr("foldserve.runtime.model_settings.usable_cpus", lambda: 4)
     verified = open_verified(TinyNetwork().publish(tmp_path / "tiny"), ModelSettings(device="cpu"))
     assert (verified.is_quick, verified.threads) == (is_quick, threads)
 

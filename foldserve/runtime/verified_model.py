@@ -1,0 +1,163 @@
+"""Opens a version on a device and proves it, as a server does before it answers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from foldserve.artifact.format import IMAGE, OUTPUTS, ModelMetadata, TensorSpec, read_artifact
+from foldserve.artifact.golden import replay
+from foldserve.errors import ArtifactError
+from foldserve.runtime.runner import ModelRunner
+from foldserve.runtime.session import CPU_PROVIDER, Session
+from foldserve.runtime.time_limit import StopSignal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from foldserve.artifact.format import Artifact
+    from foldserve.runtime.model_settings import ModelSettings
+
+# A model whose full batch takes less is done sooner than other threads are awake, and the processors are
+# needed for the requests themselves: it runs on one thread, and on the transport's where that lends one.
+# LeNet takes 1 ms and serves 1.6 times as much with one thread as with two; AlexNet at 224 pixels takes 200
+# ms.
+_QUICK_BATCH_S = 0.005
+
+
+@dataclass(frozen=True)
+class VerifiedModel:
+    """A session that has reproduced its artifact's golden pairs, and what was measured on the way.
+
+    ``digests``: what its files were, as `Artifact.digests`.
+    ``batch_invariant``: each image's answers were the same bits alone and in any batch tried.
+    """
+
+    session: Session
+    runner: ModelRunner
+    metadata: ModelMetadata
+    sha256: str
+    precision: str
+    digests: tuple[str, str]
+    golden_count: int
+    golden_synthetic: bool
+    largest_difference: float
+    threads: int
+    is_quick: bool
+    batch_invariant: bool
+
+
+def open_verified(
+    folder: Path, settings: ModelSettings, within: Path | None = None, stop: StopSignal | None = None
+) -> VerifiedModel:
+    """Read a version folder, check its hashes (`read_artifact`), then open and prove it (`open_artifact`)."""
+    return open_artifact(read_artifact(folder, within), settings, stop)
+
+
+def open_artifact(
+    artifact: Artifact, settings: ModelSettings, stop: StopSignal | None = None
+) -> VerifiedModel:
+    """Open an artifact on the device, replay its golden pairs there, and warm it up, until told to ``stop``.
+
+    Raises:
+        ArtifactError: the version must not be served; the message says why.
+        DeviceError: the device cannot run the model.
+        DeviceLostError: the device broke.
+    """
+    stop = stop or StopSignal()
+    session, threads, is_quick = _open_session(artifact, settings, stop)
+    stop.note_step()
+    prove = partial(
+        replay, golden=artifact.golden, batch_size=settings.max_batch_size, where=session.provider
+    )
+    runner = ModelRunner(session)
+    replayed = prove(runner.run_unchecked)
+    if settings.batch_invariant and not replayed.batch_invariant:
+        runner = ModelRunner(session, padded_size=settings.max_batch_size)
+        replayed = prove(runner.run_unchecked)
+        if not replayed.batch_invariant:
+            raise ArtifactError(
+                f"its answers differ by batch on {session.provider}, even with every execution padded to "
+                f"{settings.max_batch_size} images; serve it without --batch-invariant"
+            )
+    stop.note_step()
+    runner.warm_up(artifact.golden.images[:1], settings.sizes_to_warm)
+    return VerifiedModel(
+        session=session,
+        runner=runner,
+        metadata=ModelMetadata.from_props(session.props),
+        sha256=artifact.model_sha256,
+        precision=str(artifact.manifest.get("precision", "")),
+        digests=artifact.digests,
+        golden_count=len(artifact.golden.images),
+        golden_synthetic=artifact.golden.synthetic,
+        largest_difference=replayed.largest_difference,
+        threads=threads,
+        is_quick=is_quick,
+        batch_invariant=replayed.batch_invariant,
+    )
+
+
+def _open_session(artifact: Artifact, settings: ModelSettings, stop: StopSignal) -> tuple[Session, int, bool]:
+    """Return the session, checked against the contract, its threads, and whether the model is quick."""
+    threads = settings.intra_op_threads or 1
+    session = _open_with(artifact, settings, threads, stop)
+    stop.note_step()
+    _check_contract(session, artifact)
+    is_quick = _full_batch_s(session, artifact, threads, settings.max_batch_size) <= _QUICK_BATCH_S
+    if not is_quick and settings.most_threads > threads and session.provider == CPU_PROVIDER:
+        threads = settings.most_threads
+        session = _open_with(artifact, settings, threads, stop)
+    return session, threads, is_quick
+
+
+def _full_batch_s(session: Session, artifact: Artifact, threads: int, max_batch_size: int) -> float:
+    """Return how long a full batch takes, on a CPU by that of one image: there it grows with the images.
+
+    A GPU takes many images in the time of one (LeNet on an H100: 0.31 ms for 1 and 0.25 ms for 32).
+    """
+    runner, image = ModelRunner(session), artifact.golden.images[:1]
+    if session.provider != CPU_PROVIDER:
+        return runner.seconds_a_batch(image, max_batch_size)
+    # Other models may be loading beside: what one thread computes is its own time, whatever they take.
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    return runner.seconds_a_batch(image, 1, clock) * max_batch_size
+
+
+def _open_with(artifact: Artifact, settings: ModelSettings, threads: int, stop: StopSignal) -> Session:
+    return Session(
+        artifact.model,
+        device=settings.device,
+        intra_op_threads=threads,
+        options=settings.runtime,
+        stop=stop,
+    )
+
+
+def _check_contract(session: Session, artifact: Artifact) -> None:
+    metadata = ModelMetadata.from_props(session.props)
+    expected_input = TensorSpec(IMAGE, "UINT8", (-1, *metadata.image.shape))
+    if session.inputs != (expected_input,):
+        raise ArtifactError(
+            f"the model takes {_listed(session.inputs)}; its metadata says {_listed((expected_input,))}"
+        )
+    outputs = {output.name: output for output in session.outputs}
+    class_count = len(metadata.labels)
+    for name in OUTPUTS:
+        expected = TensorSpec(name, "FP32", (-1, class_count))
+        if outputs.get(name) != expected:
+            raise ArtifactError(
+                f"the model gives {_listed(session.outputs)}; with {class_count} labels it must give "
+                f"{_listed((expected,))}"
+            )
+    if artifact.golden.images.shape[1:] != metadata.image.shape:
+        raise ArtifactError(
+            f"the golden images are {artifact.golden.images.shape[1:]}, the model takes "
+            f"{metadata.image.shape}: model and golden pairs do not belong together"
+        )
+
+
+def _listed(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in specs) or "nothing"
