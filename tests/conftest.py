@@ -1,16 +1,23 @@
 """What the tests of several parts share: one short run of the whole path, and what a GPU test lacks."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
-from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from foldserve.demo.children import ending_with_us
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from tests.support.artifacts import TinyNetwork
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,6 +84,14 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 def _escaped(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+@pytest.fixture(scope="session")
+def network() -> TinyNetwork:
+    """A network of a few weights that NumPy can answer for, in a form that a server takes."""
+    from tests.support.artifacts import TinyNetwork
+
+    return TinyNetwork()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -26,7 +26,7 @@ def test_committed_stubs_are_up_to_date(tmp_path: Path) -> None:
         ]
     )
     assert status == 0
-    generated = sorted((tmp_path / "serving" / "pb").iterdir())
+    generated = sorted((tmp_path / "foldserve" / "serving" / "pb").iterdir())
     assert len(generated) == 3 * len(PROTOS)
     for file in generated:
         assert (SOURCE / "serving" / "pb" / file.name).read_text() == file.read_text(), (

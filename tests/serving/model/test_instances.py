@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from foldserve.runtime import model_settings, verified_model
 from foldserve.runtime.model_settings import ModelSettings
 from foldserve.runtime.verified_model import open_verified
 from foldserve.serving.model import served_model as served
@@ -37,8 +38,9 @@ def test_instances(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(served, "usable_cpus", lambda: 4)
-    monkeypatch.setattr(served, "_QUICK_BATCH_S", quick_batch_s)
+    for module in (served, model_settings):
+        monkeypatch.setattr(module, "usable_cpus", lambda: 4)
+    monkeypatch.setattr(verified_model, "_QUICK_BATCH_S", quick_batch_s)
     network.publish(tmp_path / "tiny")
     asked = ModelSettings(device="cpu", **settings)
     model = ServedModel("tiny", 1, open_verified(tmp_path / "tiny" / "1", asked), asked)
