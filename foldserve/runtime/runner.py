@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,13 +26,14 @@ class ModelRunner:
     """Runs batches on one session; may be called from any thread.
 
     Args:
-        session: what computes.
-        padded_size: rows that every execution is filled up to; 0 for none.
+        session: computes batches of any size.
+        padded: sizes that batches are filled up to, each with the session that computes those. The smallest
+            that is large enough is taken; none: batches run as they come.
     """
 
-    def __init__(self, session: Session, padded_size: int = 0) -> None:
+    def __init__(self, session: Session, padded: Sequence[tuple[int, Session]] = ()) -> None:
         self._session = session
-        self._padded_size = padded_size
+        self._padded = sorted(padded, key=itemgetter(0))
         self._class_count = next(spec.shape[1] for spec in session.outputs if spec.name == LOGITS)
 
     def __call__(self, images: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
@@ -57,11 +59,14 @@ class ModelRunner:
     def run_unchecked(self, images: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
         """Return the same, whatever numbers and shapes: what golden pairs are compared with."""
         count = len(images)
-        if count >= self._padded_size:
-            return self._session.run(OUTPUTS, {IMAGE: images})
-        padded = np.zeros((self._padded_size, *images.shape[1:]), np.uint8)
-        padded[:count] = images
-        return [output[:count] for output in self._session.run(OUTPUTS, {IMAGE: padded})]
+        for size, session in self._padded:
+            if count == size:
+                return session.run(OUTPUTS, {IMAGE: images})
+            if count < size:
+                padded = np.zeros((size, *images.shape[1:]), np.uint8)
+                padded[:count] = images
+                return [output[:count] for output in session.run(OUTPUTS, {IMAGE: padded})]
+        return self._session.run(OUTPUTS, {IMAGE: images})
 
     def seconds_a_batch(
         self, image: NDArray[np.uint8], size: int, clock: Callable[[], float] = time.perf_counter
@@ -81,5 +86,5 @@ class ModelRunner:
 
     def warm_up(self, image: NDArray[np.uint8], sizes: Sequence[int]) -> None:
         """Run ``image`` uint8 [1, C, H, W] in a batch of each size: no caller waits for a first run."""
-        for size in {max(size, self._padded_size) for size in sizes}:
+        for size in {*sizes, *(size for size, _ in self._padded)}:
             self.run_unchecked(np.repeat(image, size, axis=0))

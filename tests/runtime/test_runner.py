@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from foldserve.artifact.answers import softmax
 from foldserve.artifact.format import Golden, TensorSpec
 from foldserve.artifact.golden import Replay, replay
 from foldserve.errors import ArtifactError, ModelOutputError
+from foldserve.runtime import verified_model
 from foldserve.runtime.model_settings import ModelSettings
+from foldserve.runtime.options import RuntimeOptions
 from foldserve.runtime.runner import ModelRunner
+from foldserve.runtime.session import CUDA_PROVIDER, Session
 from foldserve.runtime.verified_model import open_verified
 from tests.support.artifacts import TinyNetwork
 
@@ -21,8 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-
-    from foldserve.runtime.session import Session
 
 
 class FakeSession:
@@ -42,10 +45,9 @@ class FakeSession:
         return [logits, softmax(logits).astype(np.float32)]
 
 
-def runner(
-    disturb: Callable[[NDArray[np.float32]], NDArray[np.float32]], padded_size: int = 0
-) -> ModelRunner:
-    return ModelRunner(cast("Session", FakeSession(disturb)), padded_size)
+def runner(disturb: Callable[[NDArray[np.float32]], NDArray[np.float32]], *padded_sizes: int) -> ModelRunner:
+    session = cast("Session", FakeSession(disturb))
+    return ModelRunner(session, [(size, session) for size in padded_sizes])
 
 
 IMAGES = TinyNetwork().random_images(8)
@@ -55,7 +57,7 @@ def test_padding_makes_a_model_that_depends_on_the_size_invariant() -> None:
     def disturb(logits: NDArray[np.float32]) -> NDArray[np.float32]:
         return logits + np.float32(1e-4 / len(logits))
 
-    padded = runner(disturb, padded_size=8)
+    padded = runner(disturb, 8)
     logits = padded.run_unchecked(IMAGES)[0]
     golden = Golden(IMAGES, logits, logits, 1e-3, 1e-3, synthetic=True)
     for tried, is_invariant in ((runner(disturb), False), (padded, True)):
@@ -65,11 +67,66 @@ def test_padding_makes_a_model_that_depends_on_the_size_invariant() -> None:
 
 def test_padding_runs_one_size_and_gives_back_what_was_asked() -> None:
     session = FakeSession(lambda logits: logits)
-    padded = ModelRunner(cast("Session", session), padded_size=8)
+    padded = ModelRunner(cast("Session", session), [(8, cast("Session", session))])
     for count in (1, 3, 8):
         logits, _ = padded(IMAGES[:count])
         assert (logits == IMAGES[:count].reshape(count, -1)[:, :3]).all()
     assert session.sizes == [8, 8, 8]
+
+
+@given(counts=st.lists(st.integers(1, 8), min_size=1, max_size=20))
+def test_each_session_sees_batches_of_one_size(counts: list[int]) -> None:
+    """A GPU plans a session's convolutions anew at every change of the batch size."""
+    sessions = {size: FakeSession(lambda logits: logits) for size in (1, 4, 8)}
+    padded = ModelRunner(
+        cast("Session", sessions[8]), [(size, cast("Session", each)) for size, each in sessions.items()]
+    )
+    for count in counts:
+        logits, _ = padded(IMAGES[:count])
+        assert (logits == IMAGES[:count].reshape(count, -1)[:, :3]).all()
+    for size, session in sessions.items():
+        assert set(session.sizes) <= {size}
+    smallest = [min(size for size in sessions if size >= count) for count in counts]
+    assert sorted(size for each in sessions.values() for size in each.sizes) == sorted(smallest)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes"),
+    [
+        pytest.param({"max_batch_size": 32}, {1, 8, 32}, id="three sizes"),
+        pytest.param({"max_batch_size": 4}, {1, 4}, id="none above a full batch"),
+        pytest.param({"max_batch_size": 32, "batch_invariant": True}, {32}, id="batch invariant"),
+        pytest.param(
+            {"max_batch_size": 32, "runtime": RuntimeOptions(gpu_mem_limit_bytes=2**30)},
+            {32},
+            id="a limit on memory, which holds per session",
+        ),
+    ],
+)
+def test_a_model_on_a_gpu_runs_few_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], sizes: set[int]
+) -> None:
+    seen: list[tuple[Session, int]] = []
+
+    class OnGpu(Session):
+        """Computes on the CPU and says that it is a GPU."""
+
+        def __init__(self, model: bytes, **options: Any) -> None:
+            super().__init__(model, **options | {"device": "cpu"})
+            self.provider = CUDA_PROVIDER
+
+        def run(self, output_names: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> Any:
+            seen.append((self, len(feeds["image"])))
+            return super().run(output_names, feeds)
+
+    monkeypatch.setattr(verified_model, "Session", OnGpu)
+    verified = open_verified(TinyNetwork().publish(tmp_path / "tiny"), ModelSettings(**settings))
+    seen.clear()
+    for count in (1, 2, 5, 1, 9, 3):
+        if count <= max(sizes):
+            verified.runner(TinyNetwork().random_images(count))
+    assert {size for _, size in seen} <= sizes
+    assert len({id(session) for session, _ in seen}) == len({size for _, size in seen})
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
