@@ -259,7 +259,7 @@ def test_a_full_or_unwritable_repository_is_refused(run_dir, tmp_path):
     with pytest.raises(SourceError, match="foldserve cannot be written: No such file or directory"):
         export(run_dir, repository)
     golden = Golden(
-        np.zeros((1, 1, 2, 2), np.uint8), *np.zeros((2, 1, 3), np.float32), 1.0, 1.0, synthetic=True
+        np.zeros((1, 1, 2, 2), np.uint8), *np.zeros((2, 1, 3), np.float32), 1e-4, 1e-5, synthetic=True
     )
     with pytest.raises(SourceError, match=r"cannot be written: .*nothing was published"):  # since the check
         publish(repository / "a", b"", golden, {})

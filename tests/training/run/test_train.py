@@ -68,6 +68,7 @@ def test_a_run_learns_and_leaves_what_it_promises(tiny_config: TrainConfig, tiny
         "report/confusion_matrix.png",
         "report/class_accuracies.png",
         "report/mistakes.png",
+        *(f"report/samples/{label}.png" for label in tiny.labels),
     }
     records = [json.loads(line) for line in (tiny_config.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [(record["epoch"], record["step"]) for record in records] == [(1, 5), (2, 10), (3, 15)]
