@@ -28,10 +28,15 @@ _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 # Growth below this is left alone: trimming costs page faults when the memory is needed again.
 _LEAST_GROWTH_BYTES = 32 * _MIB
 _LOOK_EVERY_S = 1.0
+# Bounds the pause between trims that free nothing: its square, in looks.
+_MOST_FAILED = 8
 
 
 class FreedMemory:
-    """Trims the heap when the process has grown since it was last small.
+    """Trims the heap while the process is larger than it once was.
+
+    What was in use during one look may be free at the next without a change of the process's size, so it is
+    trimmed again. While that frees nothing, it is tried ever less often.
 
     Args:
         resident: returns the bytes of the process that are in memory.
@@ -41,16 +46,25 @@ class FreedMemory:
     def __init__(self, resident: Callable[[], int], trim: Callable[[], None]) -> None:
         self._resident = resident
         self._trim = trim
-        self._least_bytes = resident()
+        self._least_bytes = self._last_bytes = resident()
+        self._failed_count = 0  # trims in a row that freed next to nothing
+        self._skipped_count = 0
 
     def look(self) -> bool:
         """Trim if there is a reason to, and return whether it was done."""
         now_bytes = self._resident()
+        self._least_bytes = min(self._least_bytes, now_bytes)
         if now_bytes < self._least_bytes + _LEAST_GROWTH_BYTES:
-            self._least_bytes = min(self._least_bytes, now_bytes)
+            return False
+        has_grown = now_bytes >= self._last_bytes + _LEAST_GROWTH_BYTES
+        if not has_grown and self._skipped_count < self._failed_count**2 - 1:
+            self._skipped_count += 1
             return False
         self._trim()
-        self._least_bytes = self._resident()  # what is still there is in use
+        self._last_bytes = self._resident()
+        is_failed = now_bytes - self._last_bytes < _LEAST_GROWTH_BYTES / 4
+        self._failed_count = min(self._failed_count + 1, _MOST_FAILED) if is_failed else 0
+        self._skipped_count = 0
         return True
 
 

@@ -33,15 +33,26 @@ def test_no_more_than_the_least_growth_is_kept(freed_mib: list[int]) -> None:
         assert process.kept_mib < 32
 
 
-def test_what_is_in_use_is_not_trimmed_again_and_again() -> None:
+def test_what_is_in_use_is_trimmed_ever_less_often() -> None:
     process = Process()
     memory = FreedMemory(process.resident, process.trim)
     process.used_mib = 500
-    assert [memory.look() for _ in range(3)] == [True, False, False]
-    process.used_mib = 100
-    assert not memory.look()
-    process.kept_mib = 40
-    assert memory.look()
+    trimmed = [memory.look() for _ in range(200)]
+    assert trimmed[:2] == [True, True]
+    assert sum(trimmed[2:]) < 10
+    process.used_mib, process.kept_mib = 500, 40
+    assert memory.look(), "it has grown"
+
+
+def test_what_is_freed_later_is_given_back_too() -> None:
+    """Memory in use at the first look is free at the second, and the process is as large as before."""
+    process = Process()
+    memory = FreedMemory(process.resident, process.trim)
+    process.used_mib = 200
+    memory.look()
+    process.used_mib, process.kept_mib = 100, 100
+    memory.look()
+    assert process.kept_mib == 0
 
 
 def test_this_process_is_measured() -> None:
