@@ -16,10 +16,10 @@ from serving.errors import (
     SettingsError,
     UnavailableError,
 )
+from serving.layout import Layout
 from serving.loading import Refusal, explain_refusal, start_model
 from serving.notices import Notices
 from serving.retirement import Retirement
-from serving.scanning import scan
 from serving.session import CUDA_PROVIDER
 from serving.settings_reader import SettingsReader
 from serving.shown import listed, shown
@@ -61,28 +61,31 @@ class Repository(VersionTable):
         on_load: Callable[[LoadOutcome], None] = lambda _: None,
         *,
         settle_s: float = 2.0,
+        model_name: str | None = None,
     ) -> None:
         """Find the versions, none of them loaded yet.
 
         ``on_load`` is told of each load attempt that has ended, from the thread that loaded. What is wrong
         with files that are still changing is not said before they have not changed for ``settle_s`` seconds.
+        With ``model_name``, ``folder`` is that model's only version itself, as `Layout` says.
 
         Raises:
-            ArtifactError: ``folder`` is not a folder that can be read.
+            ArtifactError: ``folder`` is not a folder that can be read, or plainly laid out otherwise.
         """
         super().__init__()
-        self._folder = folder
+        self._layout = Layout(folder, model_name)
+        self._layout.check()
         self._device = settings.device
         self._on_load = on_load
         self._stopping = threading.Event()
         self._changing = threading.Lock()
-        self._files = VersionFiles(folder, settle_s)
+        self._files = VersionFiles(self._layout, settle_s)
         self._settings = SettingsReader(folder, settings, settle_s)
         self._left_alone: set[str] = set()  # models that serve only once they are asked for by name
         self._missed: set[tuple[str, int]] = set()  # versions that were gone at the last look
         self._retirement = Retirement()
         self._notices = Notices()
-        for name, found in scan(folder).items():
+        for name, found in self._layout.scan().items():
             for version in found.versions:
                 self._explain(name, version, "LOADING", "loading")
 
@@ -94,7 +97,7 @@ class Repository(VersionTable):
             DeviceError, DeviceLostError: the device asked for by name does not run the models; nothing can be
                 served honestly.
         """
-        models = scan(self._folder)
+        models = self._layout.scan()
         if only is not None and (unknown := sorted(set(only) - models.keys())):
             raise ArtifactError(
                 f"cannot load {listed(unknown)}: the repository has {listed(models) or 'none'}"
@@ -112,7 +115,7 @@ class Repository(VersionTable):
         """Look at the folder once and follow what has changed in it."""
         with self._changing:
             try:
-                models = scan(self._folder)
+                models = self._layout.scan()
             except ArtifactError as error:
                 self._notices.set("repository", f"{error}; what is served goes on being served")
                 return
@@ -131,7 +134,7 @@ class Repository(VersionTable):
             UnavailableError: none of its versions serves after it, or a newer one is refused; says why.
         """
         with self._changing:
-            found = scan(self._folder).get(name)
+            found = self._layout.scan().get(name)
             if found is None or found.fault:
                 detail = found.fault if found else "it is not in the repository's folder, or has no versions"
                 raise NotFoundError(f"model {shown(name)} cannot be loaded: {detail}")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _FileSignature: TypeAlias = "tuple[int, int, int, int, int] | None"
 Signature: TypeAlias = tuple[_FileSignature, ...]
 
+_VERSION_FILES = (MANIFEST_FILE, MODEL_FILE, GOLDEN_FILE)
+
 
 @dataclass(frozen=True)
 class FoundModel:
@@ -53,6 +55,23 @@ def scan(repository: Path) -> dict[str, FoundModel]:
     return {name: model for name, model in models.items() if model.versions or model.fault}
 
 
+def scan_flat(folder: Path, version: int) -> FoundModel:
+    """Return the model whose only version, of the number given, is the files in ``folder`` itself.
+
+    Raises:
+        ArtifactError: ``folder`` is not a folder that can be read.
+    """
+    try:
+        names = {entry.name for entry in folder.iterdir()}
+    except OSError as error:
+        raise ArtifactError(
+            f"the version's folder {folder} cannot be read ({error.strerror}); with --model-name, give "
+            f"--repository the folder that holds {MODEL_FILE}"
+        ) from error
+    versions = {version: _sign_version(folder)} if names.intersection(_VERSION_FILES) else {}
+    return FoundModel(folder, versions, (_sign(folder / SETTINGS_FILE),))
+
+
 def find_versions(repository: Path) -> dict[str, list[int]]:
     """Return the versions of each model under ``repository``, both in order; raises as `scan`."""
     return {name: list(model.versions) for name, model in scan(repository).items() if model.versions}
@@ -70,7 +89,7 @@ def _scan_model(folder: Path) -> FoundModel:
 
 
 def _sign_version(folder: Path) -> Signature:
-    return tuple(_sign(folder / name) for name in (MANIFEST_FILE, MODEL_FILE, GOLDEN_FILE))
+    return tuple(_sign(folder / name) for name in _VERSION_FILES)
 
 
 def _sign(path: Path) -> _FileSignature:

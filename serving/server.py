@@ -60,6 +60,7 @@ async def _serve(config: ServeConfig) -> int:
         _to_settings(config),
         on_load=loads.count,
         settle_s=2 * config.poll_s,  # two looks that see the same: what was being written is settled
+        model_name=config.model_name,
     )
     repository.subscribe(changes.notify)
     _log.info("processors: %s", find_processors())  # after what a wrong path ends with one readable line

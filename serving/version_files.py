@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from serving.artifact import Artifact
+    from serving.layout import Layout
     from serving.model import ModelSettings
     from serving.scanning import Signature
 
@@ -42,15 +43,15 @@ class _Look:
 
 
 class VersionFiles:
-    """Reads versions of the repository ``folder`` when there is something new in them.
+    """Reads versions in the folders of a ``layout`` when there is something new in them.
 
     What is not whole and has not changed for ``settle_s`` seconds is refused. If it changes after all it is
     read again, so that this only decides what is said of it meanwhile. Not for several threads at once, but
     for `conclude`. ``clock`` is in monotonic seconds.
     """
 
-    def __init__(self, folder: Path, settle_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._folder = folder
+    def __init__(self, layout: Layout, settle_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._layout = layout
         self._settle_s = settle_s
         self._clock = clock
         self._looks: dict[tuple[str, int], _Look] = {}
@@ -70,11 +71,11 @@ class VersionFiles:
             if before.is_final or (is_patient and now_s - before.since_s < self._settle_s):
                 return None
             is_patient = False  # long enough; files that changed within one tick of the clock are read again
-        folder = self._folder / name / str(version)
+        folder = self._layout.version_folder(name, version)
         try:
             if is_patient:
-                _check_sizes(folder, self._folder)
-            artifact = read_artifact(folder, self._folder)
+                _check_sizes(folder, self._layout.folder)
+            artifact = read_artifact(folder, self._layout.folder)
         except ArtifactError as error:
             since_s = before.since_s if before is not None and is_same else now_s
             self._looks[name, version] = _Look(signature, settings, since_s, is_final=not is_patient)

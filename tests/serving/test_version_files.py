@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from serving.artifact import Artifact
+from serving.layout import Layout
 from serving.model import ModelSettings
 from serving.scanning import scan
 from serving.settings_reader import SettingsReader
@@ -37,7 +38,7 @@ class Watched:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.clock = Clock()
-        self.files = VersionFiles(folder, settle_s=2.0, clock=self.clock)
+        self.files = VersionFiles(Layout(folder), settle_s=2.0, clock=self.clock)
 
     def look(
         self, version: int = 1, *, is_patient: bool = True, **changed: object
