@@ -15,6 +15,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+# Its own status says that the process answers, and nothing of models: a liveness probe asks for it, because a
+# restart mends nothing that the others complain of.
+HEALTH_SERVICE = "grpc.health.v1.Health"
+
 _Status = health_pb2.HealthCheckResponse
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -34,7 +38,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
         self._notify()
 
     def enter_shutdown(self) -> None:
-        """Say NOT_SERVING of everything, whatever is published from now on."""
+        """Say NOT_SERVING of everything but this service, whatever is published from now on."""
         self._shutting_down = True
         self.publish(self._serving)
 
@@ -65,6 +69,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
                 await changed.wait()
 
     def _status(self, service: str) -> Any:
+        if service == HEALTH_SERVICE:
+            return _Status.SERVING
         serves = self._serving.get(service)
         if serves is None:
             return _Status.SERVICE_UNKNOWN
