@@ -290,5 +290,5 @@ def cannot_listen(address: str) -> str:
     """Return the message of a ListenError."""
     return (
         f"cannot listen on {address}: the port is taken by another server, or the address is not this "
-        "machine's; choose others with --port and --host"
+        "machine's; choose others with --port and --host, or give --reuse-port to all servers of the port"
     )

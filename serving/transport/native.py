@@ -106,6 +106,7 @@ class NativeTransport:
                 keepalive_time_ms=_KEEPALIVE_MS,
                 max_concurrent_streams=self._settings.max_concurrent_streams,
                 max_metadata_size=self._settings.max_metadata_bytes,
+                reuse_port=self._settings.reuse_port,
             )
         except OSError as error:
             raise ListenError(cannot_listen(address)) from error

@@ -1,0 +1,143 @@
+"""Several servers on one port (--reuse-port): each has connections, and one that dies costs no answer."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from concurrent import futures
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from serving import channel
+from serving.client import Client
+from tests.contract.scrape import scrape
+from tests.serving.artifacts import TinyNetwork
+from tests.serving.server_process import ServerProcess, run_cli
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CALLS = 100  # each client's after one of the servers has ended
+WAIT_S = 30.0
+# The kernel throws a coin for each connection: that so many fall on one of two servers does not happen.
+MOST_CONNECTIONS = 100
+
+
+@pytest.fixture
+def network() -> TinyNetwork:
+    return TinyNetwork()
+
+
+@pytest.fixture
+def pair(
+    tmp_path: Path, network: TinyNetwork, transport: str
+) -> Iterator[tuple[ServerProcess, ServerProcess]]:
+    """Two servers of one repository on one port."""
+    network.publish(tmp_path / "models" / "tiny")
+    flags = ("--transport", transport, "--reuse-port", "--poll-s", "0.1")
+    with ServerProcess(tmp_path / "models", tmp_path / "first", *flags) as first:
+        port = first.address.rpartition(":")[2]
+        with ServerProcess(tmp_path / "models", tmp_path / "second", *flags, "--port", port) as second:
+            assert second.address == first.address
+            yield first, second
+
+
+@pytest.fixture
+def clients(
+    pair: tuple[ServerProcess, ServerProcess], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[Client]]:
+    """As many clients as it takes for both servers to have two of them at least."""
+    # gRPC would give all channels of this process to one address a single connection.
+    options = (*channel._CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
+    monkeypatch.setattr(channel, "_CHANNEL_OPTIONS", options)
+    with contextlib.ExitStack() as stack:
+        opened: list[Client] = []
+        while min(connections(server) for server in pair) < 2:
+            assert len(opened) < MOST_CONNECTIONS, "one server has all connections"
+            opened.append(stack.enter_context(Client(pair[0].address, connect_timeout_s=WAIT_S)))
+        yield opened
+
+
+def connections(server: ServerProcess) -> float:
+    return scrape(server).value("foldserve_connections")
+
+
+def executions(server: ServerProcess) -> float:
+    return scrape(server).total("foldserve_executions_total")
+
+
+def call_times(client: Client, network: TinyNetwork, count: int) -> None:
+    images = network.random_images(3)
+    for _ in range(count):
+        assert np.abs(client.infer("tiny", images)["logits"] - network.logits(images)).max() < 1e-5
+
+
+def test_both_answer_and_each_counts_its_own(
+    pair: tuple[ServerProcess, ServerProcess], clients: list[Client], network: TinyNetwork
+) -> None:
+    for client in clients:
+        call_times(client, network, 1)
+    counts = [executions(server) for server in pair]
+    assert min(counts) >= 2
+    assert sum(counts) == len(clients)
+    assert sum(map(connections, pair)) == len(clients)
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL], ids=["killed"])
+def test_a_server_that_ends_under_load_costs_no_caller_an_answer(
+    pair: tuple[ServerProcess, ServerProcess],
+    clients: list[Client],
+    network: TinyNetwork,
+    end: signal.Signals,
+) -> None:
+    with futures.ThreadPoolExecutor(len(clients)) as threads:
+        before = [executions(server) for server in pair]
+        running = [threads.submit(call_times, client, network, CALLS) for client in clients]
+        give_up_s = time.monotonic() + WAIT_S
+        while any(executions(server) == count for server, count in zip(pair, before, strict=True)):
+            assert time.monotonic() < give_up_s, "both servers run"
+        pair[0].process.send_signal(end)
+        for calls in running:
+            calls.result(timeout=2 * WAIT_S)
+    if end == signal.SIGTERM:
+        assert pair[0].process.wait(timeout=WAIT_S) == 0
+    assert connections(pair[1]) == len(clients), "all have gone over to the one that is left"
+
+
+def test_each_follows_the_repository(pair: tuple[ServerProcess, ServerProcess], tmp_path: Path) -> None:
+    TinyNetwork(seed=2).publish(tmp_path / "models" / "tiny")
+    give_up_s = time.monotonic() + WAIT_S
+    while not all(
+        scrape(server).value("foldserve_model_ready", model="tiny", version="2") for server in pair
+    ):
+        assert time.monotonic() < give_up_s, "both serve the new version"
+        time.sleep(0.05)
+
+
+def test_both_must_be_told(pair: tuple[ServerProcess, ServerProcess], tmp_path: Path) -> None:
+    """A second server without the flag, or beside one without it, would take half of another's traffic."""
+    port = pair[0].address.rpartition(":")[2]
+    serve = ("serve", "--repository", str(tmp_path / "models"), "--metrics-port", "0")
+    for transport in ("grpcio", "native"):
+        ended = run_cli(*serve, "--port", port, "--transport", transport)
+        assert ended.returncode == 1
+        assert f"cannot listen on 127.0.0.1:{port}" in ended.stderr
+        assert "give --reuse-port to all servers of the port" in ended.stderr
+
+
+def test_a_port_that_is_not_shared_stays_its_server_s(
+    tmp_path: Path, network: TinyNetwork, transport: str
+) -> None:
+    network.publish(tmp_path / "models" / "tiny")
+    with ServerProcess(tmp_path / "models", tmp_path / "alone", "--transport", transport) as server:
+        port = server.address.rpartition(":")[2]
+        serve = ("serve", "--repository", str(tmp_path / "models"), "--metrics-port", "0")
+        ended = run_cli(*serve, "--port", port, "--reuse-port", "--transport", transport)
+        assert ended.returncode == 1
+        assert f"cannot listen on 127.0.0.1:{port}" in ended.stderr
+        images = network.random_images(2)
+        assert server.infer(images).model_name == "tiny"
