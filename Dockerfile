@@ -26,11 +26,14 @@ WORKDIR /home/foldserve
 ENTRYPOINT ["foldserve"]
 
 FROM base AS server
-RUN pip install --quiet --constraint constraints.txt --no-build-isolation '.[cpu,native]' \
+# `--build-arg RUNTIME=gpu`: the server for CUDA, with CUDA and cuDNN but not the driver.
+ARG RUNTIME=cpu
+RUN pip install --quiet --constraint constraints.txt --no-build-isolation ".[${RUNTIME},native]" \
     && rm -rf build foldserve.egg-info
 COPY . .
 RUN pip install --quiet --no-deps --no-build-isolation --force-reinstall .
-USER foldserve
+# By number: Kubernetes' runAsNonRoot cannot tell who a name is. Any other works as well; nothing is written but /tmp.
+USER 1000
 WORKDIR /home/foldserve
 EXPOSE 8001 8002
 ENTRYPOINT ["foldserve"]
