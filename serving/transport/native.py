@@ -49,6 +49,7 @@ _LEAST_EVENTS = 8
 _KEEPALIVE_MS = 60_000
 # respond() only hands an answer over; a front closed at once loses it (81 of 200 answers, none after 10 ms).
 _FLUSH_S = 0.2
+_POLL_S = 0.02
 _STATUS_CODES = {
     "CANCELLED": 1,
     "UNKNOWN": 2,
@@ -87,6 +88,8 @@ class NativeTransport:
         self._pending: dict[int, Call] = {}
         self._answers: list[tuple[int, bytes]] = []  # made by the receiver, and not handed over yet
         self._last_call_s = 0.0
+        self._closing = False
+        self._refused: list[tuple[int, Exception]] = []  # while it closes, and not told yet
         self._receiver = threading.Thread(target=self._receive, name="receive", daemon=True)
         self._front: NativeGrpcFront | None = None
 
@@ -135,14 +138,21 @@ class NativeTransport:
     async def stop(self, grace_s: float) -> None:
         """Wait up to ``grace_s`` seconds for the running calls, then close; the rest are cancelled.
 
-        Call it once the servicer refuses new calls.
+        Call it once the servicer refuses new calls. Callers who are refused may try again at once, so the last
+        refusals are held back until just before the port closes: who tries again then comes to another server.
         """
         give_up_s = time.monotonic() + grace_s
+        while self._has_accepted() and time.monotonic() < give_up_s:
+            await asyncio.sleep(_POLL_S)
+        self._closing = True
         await asyncio.gather(
             self._fallback.stop(grace_s),
             until_quiet(self._has_accepted, lambda: self._last_call_s, give_up_s),
         )
         if self._front is not None:
+            refused, self._refused = self._refused, []
+            for call_id, error in refused:
+                self._fail(call_id, error)
             await asyncio.sleep(_FLUSH_S)
             self._front.close()
             self._receiver.join(timeout=1.0)
@@ -212,7 +222,10 @@ class NativeTransport:
         if self._pending.pop(call.ticket, None) is None:  # cancelled: nobody waits
             return
         if not isinstance(reply, bytes):
-            self._fail(call.ticket, reply)
+            if self._closing:
+                self._refused.append((call.ticket, reply))
+            else:
+                self._fail(call.ticket, reply)
         elif threading.current_thread() is self._receiver:
             self._answers.append((call.ticket, reply))
         else:

@@ -87,7 +87,7 @@ def test_both_answer_and_each_counts_its_own(
     assert sum(map(connections, pair)) == len(clients)
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL], ids=["killed"])
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "drained"])
 def test_a_server_that_ends_under_load_costs_no_caller_an_answer(
     pair: tuple[ServerProcess, ServerProcess],
     clients: list[Client],
