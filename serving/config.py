@@ -31,7 +31,7 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Port to listen on; 0 lets the operating system choose (see --port-file)."""
     reuse_port: bool = False
     """Share the port with other servers of this machine and user that are given this flag, too: the kernel
-    spreads connections over them. Each needs a --metrics-port of its own."""
+    spreads connections over them. Listens only once it has loaded. Each needs a --metrics-port of its own."""
     port_file: Path | None = None
     """File to write the port to once the server listens."""
     control: Literal["poll", "explicit"] = "poll"

@@ -81,6 +81,8 @@ async def _serve(config: ServeConfig) -> int:
     following = asyncio.ensure_future(changes.follow(publish))
     with _stop_signal() as stop, contextlib.ExitStack() as watching:
         await publish()
+        # Another server of the port answers what comes before this one can.
+        loaded = config.reuse_port and await _load(config, repository, stop)
         port = await transport.start(config.host, config.port)
         log_who_may_call(config, wire)
         try:
@@ -88,7 +90,7 @@ async def _serve(config: ServeConfig) -> int:
             server = ServerMetrics(control, servicer, port=port, transport=transport.name)
             await _open_endpoint(config, endpoint, Pages(control, Metrics(models, server)))
             announce(f"listening on {config.host}:{port}, loading {config.repository}", config.log_format)
-            if await _load(config, repository, stop):
+            if loaded or await _load(config, repository, stop):
                 control.end_loading()
                 _settle_garbage()
                 log_limits(wire)

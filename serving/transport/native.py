@@ -138,8 +138,8 @@ class NativeTransport:
     async def stop(self, grace_s: float) -> None:
         """Wait up to ``grace_s`` seconds for the running calls, then close; the rest are cancelled.
 
-        Call it once the servicer refuses new calls. Callers who are refused may try again at once, so the last
-        refusals are held back until just before the port closes: who tries again then comes to another server.
+        Call it once the servicer refuses new calls. Callers who are refused may try again at once, so the
+        last refusals are held back until just before the port closes: who tries again comes to another server.
         """
         give_up_s = time.monotonic() + grace_s
         while self._has_accepted() and time.monotonic() < give_up_s:

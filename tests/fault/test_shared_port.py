@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 import time
 from concurrent import futures
 from typing import TYPE_CHECKING
 
+import grpc
 import numpy as np
 import pytest
 
 from serving import channel
 from serving.client import Client
+from serving.pb import open_inference_pb2_grpc
 from tests.contract.scrape import scrape
 from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import ServerProcess, run_cli
+from tests.serving.server_process import ServerProcess, infer_request, run_cli
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,6 +119,40 @@ def test_each_follows_the_repository(pair: tuple[ServerProcess, ServerProcess], 
     ):
         assert time.monotonic() < give_up_s, "both serve the new version"
         time.sleep(0.05)
+
+
+def test_one_that_joins_takes_no_call_before_it_can_answer(
+    tmp_path: Path, network: TinyNetwork, transport: str
+) -> None:
+    """Callers that connect for each call, and never try again, while the second server starts."""
+    network.publish(tmp_path / "models" / "tiny")
+    request = infer_request(network.random_images(1))
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+    done = threading.Event()
+
+    def call_until_done(address: str) -> None:
+        while not done.is_set():
+            with grpc.insecure_channel(address, options=options) as channel:
+                open_inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=WAIT_S)
+
+    flags = ("--transport", transport, "--reuse-port")
+    with (
+        ServerProcess(tmp_path / "models", tmp_path / "first", *flags) as first,
+        futures.ThreadPoolExecutor(4) as threads,
+    ):
+        callers = [threads.submit(call_until_done, first.address) for _ in range(4)]
+        try:
+            port = first.address.rpartition(":")[2]
+            with ServerProcess(tmp_path / "models", tmp_path / "second", *flags, "--port", port) as second:
+                give_up_s = time.monotonic() + WAIT_S
+                while not executions(second):
+                    assert not any(caller.done() for caller in callers), "none failed"
+                    assert time.monotonic() < give_up_s, "the second one has its share"
+                done.set()
+                for caller in callers:
+                    caller.result(timeout=WAIT_S)
+        finally:
+            done.set()
 
 
 def test_both_must_be_told(pair: tuple[ServerProcess, ServerProcess], tmp_path: Path) -> None:
