@@ -46,6 +46,7 @@ INNER = {
     "serving/version_table.py": {"grpc", "onnxruntime", "google"},
     "serving/version_files.py": {"grpc", "onnxruntime", "google"},
     "serving/scanning.py": {"grpc", "onnxruntime", "google"},
+    "serving/layout.py": {"grpc", "onnxruntime", "google"},
     "serving/model_settings.py": {"grpc", "onnxruntime", "google"},
 }
 

@@ -139,7 +139,7 @@ class NativeTransport:
         """Wait up to ``grace_s`` seconds for the running calls, then close; the rest are cancelled.
 
         Call it once the servicer refuses new calls. Callers who are refused may try again at once, so the
-        last refusals are held back until just before the port closes: who tries again comes to another server.
+        last refusals are held back until just before the port closes: they then come to another server.
         """
         give_up_s = time.monotonic() + grace_s
         while self._has_accepted() and time.monotonic() < give_up_s:

@@ -12,6 +12,7 @@ from serving.errors import ArtifactError, NotFoundError
 from serving.model import ModelSettings
 from serving.repository import Repository
 from tests.serving.artifacts import TinyNetwork
+from tests.serving.server_process import run_cli
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,6 +126,17 @@ def test_the_other_layout_is_explained(models: Path) -> None:
         Repository(newest, SETTINGS)
     with pytest.raises(ArtifactError, match="nowhere cannot be read"):
         Repository(models / "nowhere", SETTINGS, model_name="tiny")
+
+
+def test_the_explanation_is_one_readable_line(models: Path) -> None:
+    for flags in (
+        ("--repository", str(models / "tiny" / "1")),
+        ("--repository", str(models), "--model-name", "x"),
+    ):
+        ended = run_cli("serve", *flags, "--port", "0", "--metrics-port", "0")
+        assert ended.returncode == 1
+        assert ended.stderr.count("\n") == 1
+        assert ended.stderr.startswith(f"foldserve serve: {flags[1]} ")
 
 
 def test_stray_files_beside_models_do_not_matter(models: Path) -> None:
