@@ -32,9 +32,10 @@ RUN pip install --quiet --constraint constraints.txt --no-build-isolation ".[${R
     && rm -rf build foldserve.egg-info
 COPY . .
 RUN pip install --quiet --no-deps --no-build-isolation --force-reinstall .
-# By number: Kubernetes' runAsNonRoot cannot tell who a name is. Any other works as well; nothing is written but /tmp.
+# By number: Kubernetes' runAsNonRoot cannot tell who a name is. Any other works as well: nothing is written but /tmp,
+# and the working directory is nobody's home, which only its owner may enter.
 USER 1000
-WORKDIR /home/foldserve
+WORKDIR /
 EXPOSE 8001 8002
 ENTRYPOINT ["foldserve"]
 CMD ["serve", "--repository", "/models", "--host", "0.0.0.0"]

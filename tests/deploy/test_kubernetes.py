@@ -124,12 +124,13 @@ def test_pods_are_restricted(rendered: dict[str, Manifest]) -> None:
     assert all(volume.keys() - {"name"} <= allowed for volume in pod["volumes"])
 
 
-def test_the_image_s_user_is_a_number() -> None:
-    """Of a name the kubelet cannot tell that it is not root, and starts no such pod."""
+def test_the_image_leaves_the_user_open() -> None:
+    """The kubelet cannot tell that a name is not root, and another user cannot enter somebody's home."""
     lines = (KUBERNETES.parents[1] / "Dockerfile").read_text().splitlines()
-    user = [line.split()[1] for line in lines if line.startswith("USER ")][-1]
-    assert user.isdigit()
-    assert user != "0"
+    last = dict(line.split(maxsplit=1) for line in lines if line.startswith(("USER ", "WORKDIR ")))
+    assert last["USER"].isdigit()
+    assert last["USER"] != "0"
+    assert last["WORKDIR"] == "/"
 
 
 def test_the_gpu_overlay_asks_for_one_and_takes_nothing_else() -> None:
