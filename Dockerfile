@@ -11,9 +11,10 @@ COPY constraints.txt pyproject.toml README.md ./
 # Empty packages stand in for the sources while the dependencies are installed, so that a change of the sources does
 # not install them anew.
 RUN pip install --quiet --constraint constraints.txt setuptools \
-    && touch foldserve.py \
-    && python -c "import pathlib, tomllib; setup = tomllib.loads(pathlib.Path('pyproject.toml').read_text()); \
-[pathlib.Path(name.replace('.', '/')).mkdir(parents=True, exist_ok=True) for name in setup['tool']['setuptools']['packages']]"
+    && python -c "import pathlib, tomllib; \
+sources = tomllib.loads(pathlib.Path('pyproject.toml').read_text())['tool']['setuptools']; \
+[pathlib.Path(name + '.py').touch() for name in sources['py-modules']]; \
+[pathlib.Path(name.replace('.', '/')).mkdir(parents=True, exist_ok=True) for name in sources['packages']]"
 
 FROM base AS jobs
 RUN pip install --quiet --constraint constraints.txt --no-build-isolation torch==2.13.0 '.[train,export,cpu]' \
@@ -32,10 +33,11 @@ RUN pip install --quiet --constraint constraints.txt --no-build-isolation ".[${R
     && rm -rf build foldserve.egg-info
 COPY . .
 RUN pip install --quiet --no-deps --no-build-isolation --force-reinstall .
-# By number: Kubernetes' runAsNonRoot cannot tell who a name is. Any other works as well: nothing is written but /tmp,
+# By number: Kubernetes' runAsNonRoot cannot tell who a name is. Any other works as well: nothing is written,
 # and the working directory is nobody's home, which only its owner may enter.
 USER 1000
 WORKDIR /
 EXPOSE 8001 8002
+# On 0.0.0.0 strangers may call, so this takes the grpcio transport; --trust-callers takes native (docs/serving.md).
 ENTRYPOINT ["foldserve"]
 CMD ["serve", "--repository", "/models", "--host", "0.0.0.0"]

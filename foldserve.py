@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
+from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, Field, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    CliApp,
-    CliSubCommand,
-    SettingsConfigDict,
-    SettingsError,
-    get_subcommand,
-)
+from pydantic_settings import CliSettingsSource, CliSubCommand, SettingsError
 
 from demo.config import DemoConfig
 from export.config import ExportConfig
 from export.errors import ExportError
 from export.inspection.config import InspectConfig
+from foldserve_environment import flag_fields, help_text, read_environment, variable
+from foldserve_parts import extras_with, how_to_install, missing_packages
 from imaging import ImageError
 from serving.config import (
     ClassifyConfig,
@@ -35,36 +32,44 @@ from serving.config import (
     VerifyConfig,
 )
 from serving.errors import ServingError
+from serving.terminal_output import takes_any_output
 from training.config import TrainConfig
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import argparse
+    from collections.abc import Callable, Iterable, Mapping
 
-_RUNS: dict[type[BaseModel], str] = {
-    TrainConfig: "training.run:train",
-    InspectConfig: "export.inspection.command:inspect",
-    ExportConfig: "export.pipeline:export_model",
-    ServeConfig: "serving.server:serve",
-    ClassifyConfig: "serving.classify_command:classify",
-    ListConfig: "serving.repository_commands:list_models",
-    VerifyConfig: "serving.repository_commands:verify_models",
-    TokenConfig: "serving.token_command:make_token",
-    DemoConfig: "demo.pipeline:run_demo",
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its settings, the function that carries them out, and the optional parts that this needs."""
+
+    config: type[BaseModel]
+    target: str
+    extras: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "train": Command(TrainConfig, "training.run:train", ("train",)),
+    "inspect": Command(InspectConfig, "export.inspection.command:inspect", ("export",)),
+    "export": Command(ExportConfig, "export.pipeline:export_model", ("export", "serve", "runtime")),
+    "serve": Command(ServeConfig, "serving.server:serve", ("serve", "runtime")),
+    "classify": Command(ClassifyConfig, "serving.classify_command:classify", ("serve",)),
+    "models list": Command(ListConfig, "serving.repository_commands:list_models", ("serve",)),
+    "models verify": Command(VerifyConfig, "serving.repository_commands:verify_models", ("serve", "runtime")),
+    "token": Command(TokenConfig, "serving.token_command:make_token"),
+    "demo": Command(DemoConfig, "demo.pipeline:run_demo", ("train", "export", "serve", "runtime")),
 }
+# Serving never imports export: what compares a version with its checkpoint is another function.
+_VERIFY_AGAINST = Command(
+    VerifyConfig, "export.verify_against:verify_against", ("export", "serve", "runtime")
+)
+
+_HELP = ("--help", "-h")
 
 # Errors whose message is for the person at the terminal. Anything else is a bug and keeps its traceback.
 _EXPECTED = (TrainingError, ExportError, ServingError, ImageError, OSError)
-
-# Which extra brings a package that a command turned out to lack.
-_EXTRAS = {
-    "torch": "train",
-    "matplotlib": "train",
-    "onnx": "export",
-    "onnxscript": "export",
-    "onnxruntime": "cpu",
-    "safetensors": "export",
-}
 
 
 class Models(BaseModel, frozen=True):
@@ -74,18 +79,8 @@ class Models(BaseModel, frozen=True):
     verify: CliSubCommand[VerifyConfig] = Field(description="check hashes, replay golden pairs")
 
 
-class Foldserve(BaseSettings):
+class Foldserve(BaseModel):
     """Train a convolutional network, export it with batch norm folded in, serve exactly what was trained."""
-
-    model_config = SettingsConfigDict(
-        cli_prog_name="foldserve",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        cli_exit_on_error=False,
-        cli_enforce_required=False,  # left to pydantic, so that all messages are of one style
-    )
 
     train: CliSubCommand[TrainConfig] = Field(description="train a network, with progress, curves and resume")
     inspect: CliSubCommand[InspectConfig] = Field(description="show a network's layers, with their figures")
@@ -98,6 +93,7 @@ class Foldserve(BaseSettings):
     debug: bool = Field(default=False, description="show the traceback of an error; may stand anywhere")
 
 
+@takes_any_output
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status: 0 worked, 1 failed, 2 misused."""
     # gRPC's core writes lines of its own to standard error; whatever matters in them reaches us as an error.
@@ -105,38 +101,175 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     words = [word for word in given if word != "--debug"] or ["--help"]
-    command = " ".join(["foldserve", *_command_names(words)])
+    program = " ".join(["foldserve", *_leading_names(words)])
     try:
-        config = _parse(words)
-    except (SettingsError, ValidationError) as error:
-        print(f"{command}: {_one_line(error)} (see `{command} --help`)", file=sys.stderr)
+        config = parse(words, os.environ)
+    except SettingsError as error:
+        print(f"{program}: {error} (see `{program} --help`)", file=sys.stderr)
         return 2
+    command = _command_of(config)
     try:
-        return _load(_target(config))(_with_token(config))
+        if missing := missing_packages(command.extras):
+            return _fail(program, how_to_install(missing))
+        return _load(command.target)(_with_token(config))
     except KeyboardInterrupt:
-        print(f"\n{command}: interrupted", file=sys.stderr)
+        print(f"\n{program}: interrupted", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if debug or missing not in _EXTRAS:
+        missing = extras_with((error.name or "").partition(".")[0])
+        if debug or not missing:
             raise
-        print(f"{command}: needs {missing}: pip install 'foldserve[{_EXTRAS[missing]}]'", file=sys.stderr)
-        return 1
+        return _fail(program, how_to_install(missing))
+    except BrokenPipeError:
+        raise
     except _EXPECTED as error:
         if debug:
             raise
-        print(f"{command}: {error}", file=sys.stderr)
-        return 1
+        return _fail(program, str(error))
 
 
-def _parse(words: list[str]) -> BaseModel:
-    root = CliApp.run(Foldserve, cli_args=words)
-    chosen = get_subcommand(root, cli_exit_on_error=False)
-    assert isinstance(chosen, BaseModel)
-    if isinstance(chosen, Models):
-        chosen = get_subcommand(chosen, cli_exit_on_error=False)
-        assert isinstance(chosen, BaseModel)
-    return chosen
+def parse(words: list[str], environ: Mapping[str, str]) -> BaseModel:
+    """Return the settings of the command that ``words`` name, by its flags and, below them, ``environ``.
+
+    Raises:
+        SettingsError: they cannot be used; the message is one line.
+    """
+    name = _command_name(words)
+    flags = _parse_flags(words, name)
+    config = COMMANDS[name].config
+    environment = read_environment(name, config, environ)
+    try:
+        return config.model_validate(environment | flags)
+    except ValidationError as error:
+        by_environment = {field: variable(name, field) for field in environment.keys() - flags.keys()}
+        raise SettingsError(_one_line(error, by_environment)) from error
+
+
+def _fail(program: str, reason: str) -> int:
+    print(f"{program}: {reason}", file=sys.stderr)
+    return 1
+
+
+def _command_name(words: list[str]) -> str:
+    """Return the command that the leading words name.
+
+    Raises:
+        SettingsError: they name none; the message has the commands, and the nearest.
+        SystemExit: its help was asked for, and printed.
+    """
+    names = _leading_names(words)
+    name = " ".join(names)
+    if name in COMMANDS:
+        return name
+    following = [known.split()[len(names)] for known in COMMANDS if known.split()[: len(names)] == names]
+    known = list(dict.fromkeys(following))
+    rest = words[len(names) :]
+    if not rest or (rest[0].startswith("-") and rest[0] not in _HELP):
+        found = (_near(rest[0], _HELP) or f"; {rest[0]} goes behind it") if rest else ""
+        raise SettingsError(f"expected a command ({', '.join(known)}){found}")
+    if rest[0] not in _HELP:
+        near = _near(rest[0], known)
+        raise SettingsError(f"unknown command '{rest[0]}'; the commands are {', '.join(known)}{near}")
+    _parse_flags(words, name)  # prints the help and ends the program
+    raise AssertionError(words)
+
+
+def _leading_names(words: list[str]) -> list[str]:
+    """Return the leading words that name a command or a group of them: ["models", "list"]."""
+    names: list[str] = []
+    for word in words:
+        if not any(known.split()[: len(names) + 1] == [*names, word] for known in COMMANDS):
+            break
+        names.append(word)
+    return names
+
+
+def _parse_flags(words: list[str], name: str) -> dict[str, Any]:
+    """Return what is given on the command line, not yet validated, by field of the command ``name``."""
+    try:
+        # Not a BaseSettings, which would read the environment by itself, without a prefix.
+        source: CliSettingsSource[Any] = CliSettingsSource(
+            Foldserve,  # type: ignore[arg-type]  # it takes any model
+            cli_prog_name="foldserve",
+            cli_kebab_case=True,
+            cli_implicit_flags=True,
+            cli_hide_none_type=True,
+            cli_avoid_json=True,
+            cli_exit_on_error=False,
+            cli_enforce_required=False,  # left to pydantic, so that all messages are of one style
+            add_parser_method=_add_parser,
+        )
+        source.root_parser.epilog = (
+            "Flags can be set in the environment as well, as FOLDSERVE_<COMMAND>_<FLAG>; no other variables\n"
+            "and no .env files are read. See `foldserve COMMAND --help`."
+        )
+        flags: dict[str, Any] = source(args=words)()
+    except SettingsError as error:
+        raise SettingsError(_describe_misuse(str(error), name)) from error
+    for part in name.split():
+        flags = flags[part]
+    return flags
+
+
+def _add_parser(commands: Any, name: str, **settings: Any) -> argparse.ArgumentParser:
+    """Add a command's parser, whose help says how the environment sets its flags."""
+    parser = cast("argparse.ArgumentParser", commands.add_parser(name, **settings))
+    command = parser.prog.partition(" ")[2]  # of "foldserve models list"
+    if command in COMMANDS:
+        parser.epilog = help_text(command, COMMANDS[command].config)
+    return parser
+
+
+def _describe_misuse(text: str, name: str) -> str:
+    """Return the parser's message in one line, with the nearest flag of the command ``name``."""
+    text = text.removeprefix("error parsing CLI: ")
+    _, unknown, rest = text.partition("unrecognized arguments: ")
+    if not unknown:
+        return " ".join(text.split())
+    argument = rest.split()[0].partition("=")[0]
+    if not argument.startswith("-"):
+        return f"unexpected argument '{argument}'"
+    return f"unknown argument {argument}{_near(argument, _flags(name))}"
+
+
+def _flags(name: str) -> list[str]:
+    """Return the flags of the command ``name``, as they are typed."""
+    config = COMMANDS[name].config
+    flags = ["--debug", "--help"]
+    for field in flag_fields(config):
+        flag = field.replace("_", "-")
+        flags.append(f"--{flag}")
+        if config.model_fields[field].annotation in (bool, bool | None):
+            flags.append(f"--no-{flag}")
+    return flags
+
+
+def _near(given: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(given, [one for one in known if one != given], n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _one_line(error: ValidationError, by_environment: Mapping[str, str]) -> str:
+    """Return what is wrong; ``by_environment`` names the variables of the settings that came from there."""
+    return "; ".join(_describe(cast("dict[str, Any]", fault), by_environment) for fault in error.errors())
+
+
+def _describe(fault: Mapping[str, Any], by_environment: Mapping[str, str]) -> str:
+    # ("lr",) -> "--lr"; the message of a validator of ours arrives with a prefix of pydantic's.
+    text = fault["msg"].removeprefix("Value error, ")
+    if not fault["loc"]:  # about several settings together
+        variables = ", ".join(sorted(by_environment.values()))
+        return f"{text} (set in the environment: {variables})" if variables else text
+    field = str(fault["loc"][0])
+    flag = by_environment.get(field, "--" + field.replace("_", "-"))
+    if text == "Field required":
+        return f"{flag} is required"
+    given = fault["input"]
+    if isinstance(given, str | int | float) and str(given) not in text:
+        text = f"{text} (given {given})"
+    if fault["type"] == "literal_error":
+        text += _near(str(given), re.findall(r"'([^']*)'", fault["ctx"]["expected"]))
+    return f"{flag}: {text}"
 
 
 def _with_token(config: BaseModel) -> BaseModel:
@@ -147,61 +280,16 @@ def _with_token(config: BaseModel) -> BaseModel:
     return config
 
 
-def _target(config: BaseModel) -> str:
-    # Serving never imports export: what compares a version with its checkpoint is another function.
+def _command_of(config: BaseModel) -> Command:
     if isinstance(config, VerifyConfig) and config.against is not None:
-        return "export.verify_against:verify_against"
-    return _RUNS[type(config)]
+        return _VERIFY_AGAINST
+    return next(command for command in COMMANDS.values() if type(config) is command.config)
 
 
 def _load(target: str) -> Callable[[BaseModel], int]:
     module, _, function = target.partition(":")
     loaded: Callable[[BaseModel], int] = getattr(import_module(module), function)
     return loaded
-
-
-def _command_names(words: list[str]) -> list[str]:
-    """Return the leading words that name a command, for messages: ["models", "list"]."""
-    names: list[str] = []
-    if words[0] in Foldserve.model_fields:
-        names.append(words[0])
-        if words[0] == "models" and len(words) > 1 and words[1] in Models.model_fields:
-            names.append(words[1])
-    return names
-
-
-def _one_line(error: SettingsError | ValidationError) -> str:
-    if isinstance(error, ValidationError):
-        return "; ".join(
-            _describe(detail["loc"], detail["msg"], detail["input"]) for detail in error.errors()
-        )
-    text = str(error).removeprefix("error parsing CLI: ")
-    start = "unrecognized arguments: "
-    if start in text:
-        flag = text.partition(start)[2].split()[0]
-        near = difflib.get_close_matches(flag, _all_flags(), n=1)
-        return f"unknown argument {flag}" + (f"; did you mean {near[0]}?" if near else "")
-    return " ".join(text.split())
-
-
-def _describe(location: tuple[int | str, ...], message: str, given: object) -> str:
-    # ("train", "lr") -> "--lr"; the message of a validator of ours arrives with a prefix of pydantic's.
-    names = [
-        str(part) for part in location if not isinstance(part, int) and part not in Foldserve.model_fields
-    ]
-    flag = "--" + names[-1].replace("_", "-") if names and names != ["list"] else ""
-    text = message.removeprefix("Value error, ")
-    if text == "Field required":
-        return f"{flag} is required"
-    shown = f" (given {given})" if isinstance(given, str | int | float) and str(given) not in text else ""
-    return f"{flag}: {text}{shown}" if flag else f"{text}{shown}"
-
-
-def _all_flags() -> list[str]:
-    return sorted(
-        {"--" + name.replace("_", "-") for config in _RUNS for name in config.model_fields}
-        | {"--debug", "--help"}
-    )
 
 
 if __name__ == "__main__":

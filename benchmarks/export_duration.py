@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.export_figures import with_random_statistics
 from benchmarks.training_images import write_folder
+from demo.children import ending_with_us
 from training.models import create_model
 
 _SIDE = 224
@@ -59,7 +60,9 @@ def write_weights(arch: str, file: Path) -> None:
 def run(command: list[str]) -> int:
     """Run the export and print its lines, each with its second, and the verdict."""
     started_s = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        ending_with_us(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(f"{time.perf_counter() - started_s:6.1f} s  {line}", end="", flush=True)

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field
-from pydantic_settings import CliApp
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.flags import parse_flags
 from benchmarks.serving.networks import Network, alexnet, lenet
 from serving.batch_requests import Outcome, Request
 from serving.batcher import Batcher
@@ -120,7 +120,7 @@ def run_bench(config: InstancesConfig) -> int:
     console = Console(width=110)
     console.print(f"processors: {processors}; {config.rounds} rounds of {config.seconds:g} s")
     with tempfile.TemporaryDirectory(prefix="bench-networks-") as folder, ExitStack() as closing:
-        for network in (lenet(Path(folder), None), alexnet(Path(folder), None)):
+        for network in (lenet(Path(folder)), alexnet(Path(folder), None)):
             opened = [Shape(network, *shape) for shape in shapes]
             for shape in opened:
                 closing.callback(shape.close)
@@ -148,4 +148,4 @@ def _measure(name: str, shapes: list[Shape], config: InstancesConfig) -> Table:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_bench(CliApp.run(InstancesConfig)))
+    raise SystemExit(run_bench(parse_flags(InstancesConfig, "benchmarks.instances")))

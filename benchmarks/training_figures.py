@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from demo.children import ending_with_us
 from training.checkpoint import load_checkpoint
 from training.run_folder import METRICS_FILE
 
@@ -155,7 +156,7 @@ def _run_measured(command: list[str]) -> Cost:
         subprocess.CalledProcessError: it failed.
     """
     started_s, busy_before_s, own_before_s = time.monotonic(), _busy_s(), _children_s()
-    subprocess.run(command, check=True)
+    subprocess.run(ending_with_us(command), check=True)
     taken_s, own_s = time.monotonic() - started_s, _children_s() - own_before_s
     return Cost(processor_s=own_s, others_busy=max(0.0, _busy_s() - busy_before_s - own_s) / taken_s)
 

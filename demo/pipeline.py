@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
 from rich.console import Console
 
-from demo.proof import compare_all, session_logits
+from demo.proof import answer_all, compare_all
 from demo.server_process import running_server
 from demo.terminal import print_proof, print_step, print_where
 from export.config import ExportConfig
 from export.pipeline import export_model
-from export.reference import TorchReference, in_batches
-from serving.artifact import LOGITS, list_versions, read_artifact
+from export.publish import check_writable
+from export.reference import TorchReference
+from serving.artifact import list_versions, read_artifact
 from serving.classify_command import classify
 from serving.client import Client
 from serving.config import ClassifyConfig
+from serving.responses import OUTPUTS
+from serving.runner import Runner
 from serving.session import Session
 from training.checkpoint import load_checkpoint
 from training.config import TrainConfig
 from training.datasets import load_dataset
 from training.run import train
+from training.run_folder import REPORT_FOLDER
+from training.samples import SAMPLES_FOLDER, write_samples
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,12 +46,15 @@ def run_demo(config: DemoConfig) -> int:
     """
     console = Console(highlight=False)
     log = config.run_dir / "server.log"
+    model_folder = config.repository / MODEL
+    if not (model_folder.is_dir() and list_versions(model_folder)):  # else there may be nothing to export
+        check_writable(model_folder)
     print_step(console, 1, "Train")
     train(_train_config(config))
     print_step(console, 2, "Export")
     version = _export(config)
     dataset = load_dataset("fashion-mnist", config.data_dir)
-    pictures = save_samples(dataset, config.run_dir / "report" / "samples")
+    pictures = write_samples(config.run_dir / REPORT_FOLDER / SAMPLES_FOLDER, dataset)
     print_step(console, 3, "Serve, and classify a test picture of each class")
     with running_server(config.repository, device=config.device, log=log) as address:
         classify(
@@ -65,30 +72,17 @@ def prove(run_dir: Path, version: Path, address: str, dataset: Dataset, session:
     """Answer all test images with PyTorch, ONNX Runtime here and the server, and compare."""
     images, labels = dataset.test_images.numpy(), dataset.test_labels.numpy()
     with Client(address) as client:
-        served = in_batches(
-            lambda batch: client.infer(version.parent.name, batch, version.name)[LOGITS], images
+        served = answer_all(
+            lambda batch: itemgetter(*OUTPUTS)(client.infer(version.parent.name, batch, version.name)), images
         )
     return compare_all(
         TorchReference(load_checkpoint(run_dir).build()).logits(images),
         [
-            ("ONNX Runtime (in process)", session_logits(session, images)),
-            ("served (over gRPC)", served),
+            ("ONNX Runtime (in process)", *answer_all(Runner(session), images)),
+            ("served (over gRPC)", *served),
         ],
         labels,
     )
-
-
-def save_samples(dataset: Dataset, folder: Path) -> list[Path]:
-    """Write the first test image of each class as ``folder/LABEL.png`` and return the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    targets = dataset.test_labels.numpy()
-    paths = []
-    for index, label in enumerate(dataset.labels):
-        path = folder / f"{label.replace('/', '-').replace(' ', '-')}.png"
-        image = dataset.test_images[int(np.argmax(targets == index))].numpy()  # [1, 28, 28]
-        Image.fromarray(image[0]).save(path)
-        paths.append(path)
-    return paths
 
 
 def _train_config(config: DemoConfig) -> TrainConfig:

@@ -3,7 +3,7 @@
 All three see the same uint8 images. The reference is the unfolded PyTorch network in eval mode on the CPU.
 The others must give its logits within `MAX_LOGIT_DIFFERENCE`, and its predictions wherever these are
 decided: where the two best logits of the reference are closer than twice the tolerance, either of them is a
-right answer.
+right answer. Their probabilities must be the softmax of their logits.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from export.reference import in_batches
-from serving.artifact import IMAGE, LOGITS
+from serving.answers import not_softmax
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from serving.session import Session
-
     Logits = NDArray[np.float32]
+    Probabilities = NDArray[np.float32]
 
 # Float32 sums in another order differ by some 1e-5 at logits of 20; a wrong fold or border by 1e-2 and more.
 MAX_LOGIT_DIFFERENCE = 1e-4
@@ -48,17 +47,26 @@ class Comparison:
 
 
 def compare_all(
-    reference: Logits, others: Sequence[tuple[str, Logits]], labels: NDArray[np.int64]
+    reference: Logits, others: Sequence[tuple[str, Logits, Probabilities]], labels: NDArray[np.int64]
 ) -> list[Comparison]:
-    """Hold ``others`` (name, logits [N, K]) against ``reference`` [N, K], which is also the first row."""
+    """Hold ``others``, both outputs [N, K], against ``reference`` [N, K], which is also the first row."""
     return [
-        compare(name, logits, reference, labels)
-        for name, logits in [("PyTorch (unfolded, eval)", reference), *others]
+        compare("PyTorch (unfolded, eval)", reference, None, reference, labels),
+        *(compare(name, logits, probabilities, reference, labels) for name, logits, probabilities in others),
     ]
 
 
-def compare(name: str, logits: Logits, reference: Logits, labels: NDArray[np.int64]) -> Comparison:
-    """Hold ``logits`` [N, K] against ``reference`` [N, K]; logits that are not finite never pass."""
+def compare(
+    name: str,
+    logits: Logits,
+    probabilities: Probabilities | None,
+    reference: Logits,
+    labels: NDArray[np.int64],
+) -> Comparison:
+    """Hold ``logits`` [N, K] against ``reference`` [N, K], and ``probabilities``, if any, against ``logits``.
+
+    What is not finite never passes.
+    """
     assert logits.shape == reference.shape
     second, first = np.sort(reference, axis=1)[:, -2:].T
     decided = first - second > 2 * MAX_LOGIT_DIFFERENCE
@@ -73,10 +81,15 @@ def compare(name: str, logits: Logits, reference: Logits, labels: NDArray[np.int
         undecided=int((~decided).sum()),
         max_difference=max_difference,
         # Written so that a NaN difference fails.
-        passed=max_difference <= MAX_LOGIT_DIFFERENCE and bool(identical[decided].all()),
+        passed=max_difference <= MAX_LOGIT_DIFFERENCE
+        and bool(identical[decided].all())
+        and (probabilities is None or not not_softmax(logits, probabilities)[0].any()),
     )
 
 
-def session_logits(session: Session, images: NDArray[np.uint8]) -> Logits:
-    """Return the logits of an ONNX Runtime session in this process."""
-    return in_batches(lambda batch: session.run([LOGITS], {IMAGE: batch})[0], images)
+def answer_all(
+    run: Callable[[NDArray[np.uint8]], Sequence[NDArray[np.float32]]], images: NDArray[np.uint8]
+) -> tuple[Logits, Probabilities]:
+    """Return both of ``run``'s outputs [N, K] for all ``images``."""
+    outputs = in_batches(lambda batch: np.stack(run(batch), axis=1), images)
+    return outputs[:, 0], outputs[:, 1]

@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from demo.children import ending_with_us, environment_without_settings
 from serving.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _POLL_S = 0.05
 def running_server(repository: Path, *, device: Device, log: Path) -> Iterator[str]:
     """Serve ``repository`` on a port of the operating system's choice; yield HOST:PORT once something serves.
 
-    Everything the server prints goes to ``log``.
+    Everything the server prints goes to ``log``. It ends with the block, and with this process.
 
     Raises:
         UnavailableError: it ended or nothing served within two minutes; the message quotes its last line.
@@ -36,7 +37,12 @@ def running_server(repository: Path, *, device: Device, log: Path) -> Iterator[s
     command += ["--port", "0", "--metrics-port", "0", "--device", device]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)  # noqa: S603  # our own command
+        process = subprocess.Popen(  # noqa: S603  # our own command
+            ending_with_us(command),
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment_without_settings(),
+        )
     try:
         yield _wait_until_ready(process, log)
     finally:

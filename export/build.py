@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from export.adoption.network import ForeignNetwork
+from export.endings import end_name, find_no_logits
 from export.errors import SourceError
 from export.finish import add_outputs, to_bytes, to_model_proto
 from export.fold_pass import Fold, FoldPass
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """The file's content and what became of each batch norm."""
+    """The file's content, what became of each batch norm, and what it ends in where that is no logits."""
 
     content: bytes
     folds: tuple[Fold, ...]
+    no_logits: str = ""
 
 
 def build_model(network: nn.Module | ForeignNetwork, metadata: ModelMetadata) -> BuiltModel:
@@ -62,9 +64,10 @@ def finish_model(model: ir.Model, metadata: ModelMetadata) -> BuiltModel:
     else:
         folds.append(add_normalisation(model.graph, folder, weights, mean=metadata.mean, std=metadata.std))
     weights.store()
+    end = find_no_logits(model.graph.outputs[0])
     add_outputs(model.graph)
     model_proto = to_model_proto(model, metadata.to_props())
-    return BuiltModel(to_bytes(model_proto), tuple(folds))
+    return BuiltModel(to_bytes(model_proto), tuple(folds), "" if end is None else end_name(end))
 
 
 def _check_label_count(model: ir.Model, metadata: ModelMetadata) -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from export.sources.trained_images import load_trained_images
 from training.checkpoint import load_checkpoint
-from training.datasets import load_dataset, split_train
+from training.datasets import split_train
 from training.run_folder import CONFIG_FILE
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def load_calibration(config: ExportConfig) -> CalibrationImages | None:
     if config.source is None or config.source.suffix == ".onnx":
         return None
     checkpoint = load_checkpoint(config.source)
-    dataset = load_dataset(checkpoint.dataset, config.data_dir, image=checkpoint.image, skip_unreadable=True)
+    dataset, _ = load_trained_images(checkpoint, config.data_dir)
     training, validation = split_train(dataset, _validation_count(config.source))
     is_large = max(checkpoint.image.shape[1:]) > LARGE_SIDE
     sample = _sample(training, TRAINING_COUNT_LARGE if is_large else TRAINING_COUNT)

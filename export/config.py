@@ -77,7 +77,11 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     By default seeded synthetic ones."""
 
     output: str | None = None
-    """The tensor of an .onnx file that holds the logits, where it has several outputs."""
+    """The tensor of an .onnx file that holds the logits, where it has several outputs or probabilities."""
+
+    as_logits: bool = False
+    """Take what the network answers for logits, whatever it looks like. By default a softmax at its end is
+    left out, and a network whose answers are probabilities all the same is refused."""
 
     @field_validator("batch_sizes", mode="before")
     @classmethod

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from export.parity import run_logits
 from export.tolerances import reference_tolerance, runtime_tolerance
-from serving.artifact import Golden
+from serving.artifact import MOST_GOLDEN_BYTES, Golden
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,9 +23,10 @@ LARGE_SIDE = 64  # pixels
 
 
 def golden_count(image_shape: tuple[int, ...], class_count: int) -> int:
-    """Return how many golden pairs a network deserves: every class at least once."""
+    """Return how many golden pairs a network deserves: every class at least once, where they fit the file."""
     count = COUNT if max(image_shape[1:]) <= LARGE_SIDE else COUNT_LARGE
-    return max(count, class_count)
+    pair_bytes = math.prod(image_shape) + 2 * 4 * class_count  # uint8 pixels, and float32 logits twice
+    return max(1, min(max(count, class_count), (MOST_GOLDEN_BYTES - 2**16) // pair_bytes))
 
 
 def choose_golden(labels: NDArray[np.int64] | None, image_count: int, count: int) -> NDArray[np.int64]:

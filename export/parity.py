@@ -8,6 +8,7 @@ is published.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from export.errors import ParityError
 from export.reference import in_batches
 from export.tolerances import referee_tolerance, reference_tolerance
+from serving.answers import misshapen, not_softmax
 from serving.artifact import IMAGE, LOGITS, PROBABILITIES
 from serving.errors import DeviceError
 from serving.session import Session, cuda_is_present
@@ -28,10 +30,6 @@ if TYPE_CHECKING:
 
 BATCH_SIZES = (1, 2, 7, 32)
 _SEED = 2013  # of the random images; any fixed number
-
-# Float32 softmax of at most some thousand classes: each exponential and the sum are good to a few units of
-# 6e-8.
-_PROBABILITY_TOLERANCE = 1e-5
 
 
 class Reference(Protocol):
@@ -147,9 +145,10 @@ def check_agreement(
     ``tolerance`` is that of fp32 where none is given.
 
     Raises:
-        ParityError: a logit is off by more than the tolerance, or a clear prediction differs.
+        ParityError: a logit is off by more than the tolerance, a clear prediction differs, or probabilities
+            are not the softmax of the logits.
     """
-    logits = run_logits(session, images, on_progress)
+    logits = in_batches(partial(_proven_logits, session), images, on_progress)
     tolerance = reference_tolerance(expected) if tolerance is None else tolerance
     max_abs_err = _max_abs_err(logits, expected)
     before, after = expected.argmax(axis=1), logits.argmax(axis=1)
@@ -203,8 +202,7 @@ def check_within(
             raise ParityError(
                 f"{where} the logits are off by up to {deviation.max_abs_err:.3g} (allowed: {tolerance:.3g})"
             )
-        if not _max_abs_err(probabilities, _softmax(logits)) <= _PROBABILITY_TOLERANCE:
-            raise ParityError(f"{where} the probabilities are not the softmax of the logits")
+        _check_probabilities(logits, probabilities, where)
         deviations.append(deviation)
     return deviations
 
@@ -280,11 +278,26 @@ def _compare(
             f"from the float64 answer, those of the network in float32 by {pytorch_error:.3g} "
             f"(allowed: {tolerance:.3g}); nothing was published"
         )
-    if not _max_abs_err(probabilities, _softmax(logits)) <= _PROBABILITY_TOLERANCE:
-        raise ParityError(
-            f"{_where(comparison)} the probabilities are not the softmax of the logits; nothing was published"
-        )
+    _check_probabilities(logits, probabilities, _where(comparison))
     return comparison
+
+
+def _proven_logits(session: Session, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the file's logits of ``images``, whose probabilities are seen to be their softmax."""
+    logits, probabilities = session.run([LOGITS, PROBABILITIES], {IMAGE: images})
+    _check_probabilities(logits, probabilities, f"on {len(images)} images under {session.provider}")
+    return logits
+
+
+def _check_probabilities(logits: NDArray[np.float32], probabilities: NDArray[np.float32], where: str) -> None:
+    if fault := misshapen((logits, probabilities), len(logits), logits.shape[1]):
+        raise ParityError(f"{where} {fault}; nothing was published")
+    wrong, difference = not_softmax(logits, probabilities)
+    if wrong.any():
+        raise ParityError(
+            f"{where} the probabilities of {np.count_nonzero(wrong)} of {len(wrong)} images are not the "
+            f"softmax of their logits over the classes (off by up to {difference:.3g}); nothing was published"
+        )
 
 
 def _where(comparison: Comparison) -> str:
@@ -311,9 +324,3 @@ def _margins(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     two_best = np.partition(logits, -2, axis=1)[:, -2:]
     margins: NDArray[np.float32] = two_best[:, 1] - two_best[:, 0]
     return margins
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    normalised: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-    return normalised

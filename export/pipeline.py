@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from functools import partial
 from typing import TYPE_CHECKING
 
 from export.build import BuiltModel, build_model
@@ -18,16 +17,17 @@ from export.parity import (
     check_parity,
     largest_rounding,
     open_sessions,
-    run_logits,
 )
 from export.precision import ExactFile, choose_precision
-from export.publish import check_repository, find_same, keep_evidence, make_manifest, publish
+from export.probabilities import check_logits, no_logits_text
+from export.publish import check_writable, find_same, keep_evidence, make_manifest, publish
 from export.reference import in_batches
 from export.references import make_reference
 from export.report import Report
 from export.source import load_source
 from serving.errors import ArtifactError
 from serving.golden_replay import replay
+from serving.runner import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -53,17 +53,22 @@ def export_model(config: ExportConfig) -> int:
         TrainingError: the checkpoint or its data set cannot be read.
     """
     report = Report()
+    if not config.skip_same:  # which may find nothing to write
+        check_writable(config.repository)
     source = load_source(config)
     name = _model_name(config, source)
-    model_folder = check_repository(config.repository, name)
+    model_folder = config.repository / name
     report.started(source, name)
     built = build_model(source.module.network, source.metadata)
+    if built.no_logits and not config.as_logits:
+        raise SourceError(no_logits_text(built.no_logits))
     report.folded(built)
     if config.skip_same and config.precision == "fp32" and _is_there(model_folder, built.content, report):
         return 0
+    check_writable(model_folder)
     sessions = open_sessions(built.content)
     with _evidence(config, name, built, source):
-        comparisons, agreements, expected = _verify(source, sessions, report)
+        comparisons, agreements, expected = _verify(source, sessions, report, as_logits=config.as_logits)
         golden = _make_golden(source, sessions, expected, largest_rounding(comparisons))
     choice = choose_precision(config, source, ExactFile(built.content, golden, expected), report)
     manifest = make_manifest(
@@ -97,7 +102,7 @@ def _model_name(config: ExportConfig, source: Source) -> str:
 
 
 def _verify(
-    source: Source, sessions: Sequence[Session], report: Report
+    source: Source, sessions: Sequence[Session], report: Report, *, as_logits: bool
 ) -> tuple[list[Comparison], list[Agreement], NDArray[np.float32]]:
     """Compare the file with the network on every device present; return the network's logits too."""
     reference = make_reference(source.module)
@@ -110,11 +115,14 @@ def _verify(
     report.compared(comparisons, proof)
     with report.counting("accuracy", len(proof.images) * (1 + len(sessions))) as on_progress:
         expected = in_batches(reference.logits, proof.images, on_progress)
+        warning = "" if as_logits else check_logits(expected)
         agreements = [
             check_agreement(session, expected, proof.images, proof.labels, on_progress=on_progress)
             for session in sessions
         ]
     report.agreed(agreements, proof)
+    if warning:
+        report.warned(warning)
     return comparisons, agreements, expected
 
 
@@ -131,7 +139,7 @@ def _make_golden(
     for session in sessions:
         try:
             replay(
-                partial(run_logits, session),
+                Runner(session).run_unchecked,
                 golden,
                 batch_size=_REPLAY_BATCH_SIZE,
                 where=session.provider,

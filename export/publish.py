@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -31,16 +32,22 @@ if TYPE_CHECKING:
 _TOOLS = ("foldserve", "torch", "onnx", "onnx-ir", "onnxscript", "numpy")
 
 
-def check_repository(repository: Path, name: str) -> Path:
-    """Return the model's folder, not yet made; a repository that cannot be one is refused before any work.
+def check_writable(folder: Path) -> None:
+    """Check that ``folder`` can be made and filled: not after minutes of proofs, but before them.
 
     Raises:
-        SourceError: the repository or the model's folder is a file.
+        SourceError: it cannot, or it is a file or lies below one.
     """
-    for path in (repository, repository / name):
-        if path.exists() and not path.is_dir():
-            raise SourceError(f"{path} is a file; expected a folder, or a path that does not exist yet")
-    return repository / name
+    try:
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        if not nearest.is_dir():
+            raise SourceError(f"{nearest} is a file; expected a folder, or a path that does not exist yet")
+        with tempfile.TemporaryFile(dir=nearest):  # without a name, and gone at once
+            pass
+    except OSError as error:
+        raise SourceError(
+            f"{folder} cannot be written: {error.strerror or error}; give another --repository"
+        ) from error
 
 
 def make_manifest(

@@ -79,6 +79,10 @@ class Report:
                 f"({agreement.provider})",
             )
 
+    def warned(self, text: str) -> None:
+        """Say what is odd about the line before, and is no reason to stop."""
+        self._line("", text)
+
     def tried(self, trial: Trial, most_drop: float) -> None:
         """Say what a lower precision is worth, and why it is not published where it is not."""
         title = "precision"

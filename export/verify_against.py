@@ -23,6 +23,7 @@ from export.source import load_source
 from export.tolerances import reference_tolerance
 from serving.artifact import ModelMetadata, list_versions, read_artifact
 from serving.errors import ArtifactError
+from serving.model import ModelSettings, open_artifact
 from serving.session import Session, cuda_is_present, require_device
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def verify_against(config: VerifyConfig) -> int:
         _check_facts(artifact, source)
         _check_golden(artifact, source)
         _check_answers(artifact, source, config.device, report)
+        for device in _devices(config.device):  # as a server would: both outputs, its own golden pairs
+            open_artifact(artifact, ModelSettings(device=device))
     except (ArtifactError, ParityError) as error:
         report.not_made_from(config.against, str(error).removesuffix("; nothing was published"))
         return 1

@@ -8,26 +8,39 @@ so an image cannot be prepared by two pieces of code.
 
 from __future__ import annotations
 
-import io
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+
+from imaging.containers import open_picture, read_picture
+from imaging.errors import ImageError
+from imaging.picture import MAX_PIXELS, check_cost
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-# 64 megapixels: above any camera in common use, and at most some 256 MiB while decoding.
-MAX_PIXELS = 64 * 1024 * 1024
+    from imaging.picture import Picture
+
+# Far above any network's input; without a bound the arithmetic of sides overflows.
+MAX_SIDE = 65536
 
 ChannelOrder = Literal["L", "RGB"]
 
 
-class ImageError(ValueError):
-    """The bytes are not an image that can be prepared; the message says why."""
+# What has to be done to the stored image to see it upright, by orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Rows go over white in bands of about as many pixels: Pillow lets no other thread run meanwhile.
+_BAND_PIXELS = 512 * 1024
 
 
 @dataclass(frozen=True)
@@ -46,9 +59,17 @@ class ImageSpec:
     def __post_init__(self) -> None:
         if self.channel_order not in ("L", "RGB"):
             raise ValueError(f"channel_order is {self.channel_order!r}; expected 'L' (grey) or 'RGB'")
+        sides = (self.height, self.width, self.resize_shorter_side)
+        if any(not isinstance(side, int) or isinstance(side, bool) for side in sides):
+            raise ValueError(f"height, width and resize_shorter_side are {sides}; expected whole numbers")
         if min(self.height, self.width) < 1:
             raise ValueError(
                 f"the input size is {self.height}x{self.width}; both sides must be at least 1 pixel"
+            )
+        if max(sides) > MAX_SIDE:
+            raise ValueError(
+                f"the input size is {self.height}x{self.width}, cut from a shorter side of "
+                f"{self.resize_shorter_side}; at most {MAX_SIDE} pixels are possible"
             )
         if self.resize_shorter_side < max(self.height, self.width):
             raise ValueError(
@@ -71,9 +92,19 @@ def prepare_image(encoded: bytes, spec: ImageSpec, *, max_pixels: int = MAX_PIXE
     """Decode ``encoded`` and return it as uint8 [C, H, W] with ``spec``'s colours and size.
 
     Raises:
-        ImageError: not an image, of an unsupported kind, damaged, or of more than ``max_pixels`` pixels.
+        ImageError: not an image, of an unsupported kind, damaged, of more than ``max_pixels`` pixels, or made
+            so that it would take too long.
     """
-    image = decode_image(encoded, spec.channel_order, max_pixels=max_pixels)
+    return prepare_picture(read_picture(encoded), spec, max_pixels=max_pixels)
+
+
+def prepare_picture(picture: Picture, spec: ImageSpec, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decode ``picture`` and return it as `prepare_image` does.
+
+    Raises:
+        ImageError: it is damaged, has more than ``max_pixels`` pixels, or would take too long.
+    """
+    image = decode_picture(picture, spec.channel_order, max_pixels=max_pixels)
     if image.size != (spec.width, spec.height):
         image = _scale_and_cut(image, spec)
     pixels = np.asarray(image, dtype=np.uint8)  # [H, W] for grey, [H, W, 3] for RGB
@@ -86,35 +117,29 @@ def decode_image(encoded: bytes, channel_order: ChannelOrder, *, max_pixels: int
     """Decode ``encoded``'s first frame, turned upright, in mode ``channel_order``, at its own size.
 
     Raises:
-        ImageError: not an image, of an unsupported kind, damaged, or of more than ``max_pixels`` pixels.
+        ImageError: not an image, of an unsupported kind, damaged, of more than ``max_pixels`` pixels, or made
+            so that it would take too long.
     """
-    if not encoded:
-        raise ImageError("the image is empty (0 bytes)")
+    return decode_picture(read_picture(encoded), channel_order, max_pixels=max_pixels)
+
+
+def decode_picture(
+    picture: Picture, channel_order: ChannelOrder, *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Decode ``picture`` as `decode_image` does.
+
+    Raises:
+        ImageError: it is damaged, has more than ``max_pixels`` pixels, or would take too long.
+    """
+    check_cost(picture, max_pixels)
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of large images; the limit below is ours, checked before a pixel is decoded.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-            _check_pixel_count(image, max_pixels)
-            image.load()
-        upright = ImageOps.exif_transpose(image)
-    except UnidentifiedImageError:
-        raise ImageError(f"not an image in a known format (expected one of {', '.join(FORMATS)})") from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(str(error)) from None
-    except ImageError:
-        raise
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise many kinds on damaged files: struct.error, SyntaxError, ...
+        image = open_picture(picture)
+        image.load()
+    except Exception as error:  # Pillow raises many kinds on damaged files: struct.error, SyntaxError, ...
         raise ImageError(f"damaged image: {error}") from error
-    return _to_colours(upright, channel_order)
-
-
-def _check_pixel_count(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(f"the image has {width}x{height} pixels; at most {max_pixels:,} pixels are decoded")
+    if picture.orientation in _TURNS:
+        return _to_colours(image, channel_order).transpose(_TURNS[picture.orientation])
+    return _to_colours(image, channel_order)
 
 
 def _to_colours(image: Image.Image, channel_order: ChannelOrder) -> Image.Image:
@@ -123,9 +148,18 @@ def _to_colours(image: Image.Image, channel_order: ChannelOrder) -> Image.Image:
     elif image.mode in ("I", "F"):
         raise ImageError(f"pixels are of type {image.mode!r} (32-bit); expected 8 or 16 bits a channel")
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        return _over_white(image, channel_order)
     return image.convert(channel_order)
+
+
+def _over_white(image: Image.Image, channel_order: ChannelOrder) -> Image.Image:
+    result = Image.new(channel_order, image.size)
+    band_height = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, band_height):
+        band = image.crop((0, top, image.width, min(image.height, top + band_height))).convert("RGBA")
+        white = Image.new("RGBA", band.size, "white")
+        result.paste(Image.alpha_composite(white, band).convert(channel_order), (0, top))
+    return result
 
 
 def _scale_and_cut(image: Image.Image, spec: ImageSpec) -> Image.Image:

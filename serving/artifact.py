@@ -5,7 +5,8 @@
     manifest.json   SHA-256 of the other files, and how they were made and checked
 
 The folders name model and version and nothing inside repeats them, so a version can be copied or renamed. The
-reader owns the format: this is its single definition, and it needs the standard library and numpy alone.
+reader owns the format: this is its single definition, with the types and ranges of its texts in
+`artifact_facts`.
 """
 
 from __future__ import annotations
@@ -13,26 +14,38 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from imaging import ImageSpec
+from serving.artifact_facts import SCHEMA_VERSION, read_manifest_facts, read_metadata_facts
+from serving.bounded_archive import read_arrays
 from serving.errors import ArtifactError
+from serving.golden_bounds import member, most_tolerance
 from serving.safe_files import read_inside
+from serving.shown import is_legible, legible, listed, shown
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-SCHEMA_VERSION = 1
+    from serving.artifact_facts import ManifestFacts
 
 MODEL_FILE = "model.onnx"
 GOLDEN_FILE = "golden.npz"
 MANIFEST_FILE = "manifest.json"
+
+# The most there may be of each file, and of golden pairs once they are unpacked. A protobuf message, and so
+# an ONNX file, ends at 2 GiB; 1,000 images of 224 by 224 pixels in colour are 144 MiB; the manifest of a
+# network of a thousand layers is some 300 KiB.
+MOST_MODEL_BYTES = 2**31
+MOST_GOLDEN_BYTES = 2**30
+MOST_MANIFEST_BYTES = 2**22
 
 IMAGE = "image"  # UINT8 [N, C, H, W]
 LOGITS = "logits"  # FP32 [N, K]
@@ -97,34 +110,27 @@ class ModelMetadata:
         """Read what `to_props` wrote.
 
         Raises:
-            ArtifactError: an entry is missing, malformed or of a schema this version does not know.
+            ArtifactError: an entry is missing, malformed, out of range or of a schema that this version does
+                not know.
         """
+        entries = {key.removeprefix(_PREFIX): text for key, text in props.items() if key.startswith(_PREFIX)}
+        facts = read_metadata_facts(entries, MODEL_FILE)
         try:
-            _check_schema(int(props[f"{_PREFIX}schema"]), "model.onnx metadata")
-            resize = json.loads(props[f"{_PREFIX}resize"])
-            height, width = resize["crop"]
-            image = ImageSpec(
-                channel_order=props[f"{_PREFIX}channel_order"],  # type: ignore[arg-type]  # checked by ImageSpec
-                height=height,
-                width=width,
-                resize_shorter_side=resize["shorter_side"],
-            )
-            start = f"{_PREFIX}provenance."
-            return cls(
-                labels=tuple(str(label) for label in json.loads(props[f"{_PREFIX}labels"])),
-                mean=tuple(float(value) for value in json.loads(props[f"{_PREFIX}mean"])),
-                std=tuple(float(value) for value in json.loads(props[f"{_PREFIX}std"])),
-                image=image,
-                provenance={
-                    key.removeprefix(start): text for key, text in props.items() if key.startswith(start)
-                },
-            )
-        except KeyError as error:
-            raise ArtifactError(
-                f"{MODEL_FILE} has no metadata entry {error}; it was not written by `foldserve export`"
-            ) from None
-        except (ValueError, TypeError) as error:
+            image = ImageSpec(facts.channel_order, *facts.resize.crop, facts.resize.shorter_side)
+        except ValueError as error:
             raise ArtifactError(f"{MODEL_FILE} has malformed metadata: {error}") from None
+        start = "provenance."
+        return cls(
+            labels=facts.labels,
+            mean=facts.mean,
+            std=facts.std,
+            image=image,
+            provenance={
+                legible(key.removeprefix(start)): legible(text)  # free text, for people
+                for key, text in entries.items()
+                if key.startswith(start)
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -167,21 +173,23 @@ class Golden:
             ArtifactError: not such a file, or its arrays do not fit together.
         """
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                golden = cls(
-                    images=arrays["images"],
-                    reference_logits=arrays["reference_logits"],
-                    runtime_logits=arrays["runtime_logits"],
-                    reference_tolerance=float(arrays["reference_tolerance"]),
-                    runtime_tolerance=float(arrays["runtime_tolerance"]),
-                    synthetic=bool(arrays["synthetic"]),
-                )
+            arrays = read_arrays(content, [each.name for each in fields(cls)], MOST_GOLDEN_BYTES)
+            golden = cls(
+                images=member(arrays, "images", np.uint8, 4),
+                reference_logits=member(arrays, "reference_logits", np.float32, 2),
+                runtime_logits=member(arrays, "runtime_logits", np.float32, 2),
+                reference_tolerance=float(member(arrays, "reference_tolerance", np.float64, 0)),
+                runtime_tolerance=float(member(arrays, "runtime_tolerance", np.float64, 0)),
+                synthetic=bool(member(arrays, "synthetic", np.bool_, 0)),
+            )
+        except ArtifactError:
+            raise
         except Exception as error:  # zipfile, zlib, numpy and KeyError all mean the same thing here
             raise ArtifactError(f"{GOLDEN_FILE} cannot be read: {error}") from error
         golden.check()
         return golden
 
-    def check(self) -> None:
+    def check(self, precision: str = "") -> None:
         """Raise ArtifactError unless the arrays fit together and could prove something."""
         count = len(self.images)
         arrays_fit = (
@@ -192,15 +200,29 @@ class Golden:
             and self.reference_logits.shape == self.runtime_logits.shape
             and count == len(self.reference_logits)
         )
-        if not arrays_fit or count == 0:
+        if not arrays_fit or self.images.size == 0 or self.reference_logits.size == 0:
             raise ArtifactError(f"{GOLDEN_FILE} holds no golden pairs, or arrays that do not fit together")
-        tolerances = (self.reference_tolerance, self.runtime_tolerance)
         # NaN or infinity anywhere would make every comparison pass or fail whatever the model answers.
         if not (np.isfinite(self.reference_logits).all() and np.isfinite(self.runtime_logits).all()):
             raise ArtifactError(f"{GOLDEN_FILE} holds logits that are not finite")
+        self.check_tolerances(precision)
+
+    def check_tolerances(self, precision: str) -> None:
+        """Raise ArtifactError unless the tolerances are such as an export in ``precision`` writes.
+
+        "" is any precision. A wide tolerance would let through what is not the network that was trained.
+        """
+        tolerances = (self.reference_tolerance, self.runtime_tolerance)
         if not all(np.isfinite(value) and value > 0 for value in tolerances):
             raise ArtifactError(
                 f"{GOLDEN_FILE} has tolerances {tolerances}; both must be positive and finite"
+            )
+        most = most_tolerance(self.reference_logits, precision)
+        if not self.runtime_tolerance <= self.reference_tolerance <= most:
+            raise ArtifactError(
+                f"{GOLDEN_FILE} has tolerances {tolerances} for the trained model's logits and the file's "
+                f"own; of these logits{f' in {precision}' if precision else ''} the first may be {most:.3g} "
+                "at most, and the second no larger than the first: export the model again"
             )
 
 
@@ -235,45 +257,48 @@ def read_artifact(folder: Path, within: Path | None = None) -> Artifact:
         ArtifactError: a file is missing, unreadable or elsewhere, the manifest is malformed or of a future
             schema, or a file's SHA-256 is not the manifest's.
     """
-    manifest = read_manifest(folder, within)
+    manifest, facts = read_manifest(folder, within)
     contents = {}
-    for name in (MODEL_FILE, GOLDEN_FILE):
-        contents[name] = read_inside(folder / name, within)
-        _check_hash(name, contents[name], manifest)
-    return Artifact(folder, contents[MODEL_FILE], Golden.from_bytes(contents[GOLDEN_FILE]), manifest)
+    for name, most_bytes in ((MODEL_FILE, MOST_MODEL_BYTES), (GOLDEN_FILE, MOST_GOLDEN_BYTES)):
+        contents[name] = read_inside(folder / name, within, most_bytes)
+        _check_hash(name, contents[name], facts.files[name].sha256)
+    golden = Golden.from_bytes(contents[GOLDEN_FILE])
+    golden.check_tolerances(facts.precision)
+    return Artifact(folder, contents[MODEL_FILE], golden, manifest)
 
 
-def read_manifest(folder: Path, within: Path | None = None) -> dict[str, Any]:
-    """Read ``manifest.json`` and check its schema; ``within`` as in `read_artifact`.
+def read_manifest(folder: Path, within: Path | None = None) -> tuple[dict[str, Any], ManifestFacts]:
+    """Read ``manifest.json``, whole and as far as it is used; ``within`` as in `read_artifact`.
 
     Raises:
-        ArtifactError: missing, unreadable, malformed, or of a future schema.
+        ArtifactError: missing, unreadable, malformed, of a future schema, or of other files than a version's.
     """
-    try:
-        manifest = json.loads(read_inside(folder / MANIFEST_FILE, within))
-        _check_schema(int(manifest["schema_version"]), MANIFEST_FILE)
-        if not isinstance(manifest["files"], dict):
-            raise TypeError("'files' is not an object")  # noqa: TRY301  # handled with the other ways to be malformed
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{MANIFEST_FILE} is malformed: {type(error).__name__}: {error}") from None
-    return dict(manifest)
+    content = read_inside(folder / MANIFEST_FILE, within, MOST_MANIFEST_BYTES)
+    manifest, facts = read_manifest_facts(content, MANIFEST_FILE)
+    # No path is made of a name in it: what a version consists of is known.
+    if unknown := facts.files.keys() - {MODEL_FILE, GOLDEN_FILE}:
+        raise ArtifactError(
+            f"{MANIFEST_FILE} is malformed: it names {listed(sorted(unknown))}; a version has {MODEL_FILE} "
+            f"and {GOLDEN_FILE} alone"
+        )
+    if missing := [name for name in (MODEL_FILE, GOLDEN_FILE) if name not in facts.files]:
+        raise ArtifactError(f"{MANIFEST_FILE} has no SHA-256 for {missing[0]}")
+    return manifest, facts
 
 
 def list_versions(model_folder: Path) -> list[int]:
     """Return the versions under ``model_folder``, ascending; other names (hidden ones too) are ignored."""
     return sorted(
-        int(entry.name)
-        for entry in model_folder.iterdir()
-        # "01" would collide with "1": only the plain spelling of a positive integer is a version.
-        if entry.name.isascii() and entry.name.isdigit() and entry.name[0] != "0" and entry.is_dir()
+        int(entry.name) for entry in model_folder.iterdir() if is_version(entry.name) and is_folder(entry)
     )
 
 
-def _check_hash(name: str, content: bytes, manifest: Mapping[str, Any]) -> None:
-    try:
-        expected = str(manifest["files"][name]["sha256"])
-    except (KeyError, TypeError):
-        raise ArtifactError(f"{MANIFEST_FILE} has no SHA-256 for {name}") from None
+def is_version(name: str) -> bool:
+    """Tell whether a name is a version's: a positive integer, plainly spelt ("01" would collide with "1")."""
+    return name.isascii() and name.isdigit() and name[0] != "0"
+
+
+def _check_hash(name: str, content: bytes, expected: str) -> None:
     actual = hashlib.sha256(content).hexdigest()
     if actual != expected:
         raise ArtifactError(
@@ -283,17 +308,19 @@ def _check_hash(name: str, content: bytes, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def _check_schema(schema: int, where: str) -> None:
-    if schema != SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{where} has schema {schema}; this foldserve reads schema {SCHEMA_VERSION}: "
-            f"{'upgrade foldserve' if schema > SCHEMA_VERSION else 'export the model again'}"
-        )
+def is_folder(path: Path | os.DirEntry[str]) -> bool:
+    """Tell whether there is a folder, or something of which that cannot be told."""
+    try:
+        return path.is_dir()
+    except OSError:  # no leave to look, a broken disk: whoever reads it is told what is wrong
+        return True
 
 
 def check_labels(labels: Sequence[str], class_count: int) -> None:
-    """Raise ArtifactError unless there is exactly one label a class."""
+    """Raise ArtifactError unless there is exactly one legible label a class."""
     if len(labels) != class_count:
         raise ArtifactError(
             f"{len(labels)} labels for {class_count} classes; there must be one label a class"
         )
+    if illegible := [label for label in labels if not is_legible(label)]:
+        raise ArtifactError(f"the label {shown(illegible[0])} has control characters, or is not UTF-8")

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from serving.batch_requests import Arrays, Execution, OnDone, Outcome, Piece, Request, drop_reason, rejoined
+from serving.crew import Crew
 from serving.errors import ResourceExhaustedError, RetiredError, UnavailableError
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 R = TypeVar("R", bound=Request)
+
+# An instance's thread without work for so long ends; the next request begins another, which takes 0.1 ms.
+_IDLE_S = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +53,7 @@ class Batcher(Generic[R]):
         max_queue_delay_s: how long a request may wait for company, where something else is in flight.
         on_execution: told of each execution that succeeded, from the thread that ran it.
         clock: monotonic seconds.
+        idle_s: how long a thread without work stays.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Batcher(Generic[R]):
         max_queue_delay_s: float = 0.0,
         on_execution: Callable[[Execution], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
+        idle_s: float = _IDLE_S,
     ) -> None:
         assert max_batch_size >= 1
         self._execute = execute
@@ -71,9 +77,10 @@ class Batcher(Generic[R]):
         self._on_execution = on_execution
         self._clock = clock
         lock = threading.Lock()
-        self._changed = threading.Condition(lock)
+        self._changed = threading.Condition(lock)  # of interest to `close` alone: something has ended
+        self._crew = Crew(lock, idle_s)
         # Spare instances sleep apart: woken for each request, they would only find that others have taken it.
-        self._overflowed = threading.Condition(lock)
+        self._spare_crew = Crew(lock, idle_s)
         self._queue: deque[Piece[R]] = deque()
         self._queued_rows = 0
         self._queued_bytes = 0
@@ -81,19 +88,14 @@ class Batcher(Generic[R]):
         self._instance_count = 0
         self._spare_count = 0
         self._running_count = 0  # executions at this moment, on threads of ours or lent ones
-        self._threads: list[threading.Thread] = []
 
     def start(self, instance_count: int, spare_count: int = 0, name: str = "batcher") -> None:
-        """Start the threads of ``instance_count`` instances and ``spare_count`` spare ones."""
-        self._instance_count = instance_count
-        self._spare_count = spare_count
-        for index in range(instance_count + spare_count):
-            woken_by = self._changed if index < instance_count else self._overflowed
-            thread = threading.Thread(
-                target=self._work, args=(woken_by,), name=f"{name}#{index}", daemon=True
-            )
-            thread.start()
-            self._threads.append(thread)
+        """Let ``instance_count`` instances work, and ``spare_count`` spare ones, as requests need them."""
+        with self._changed:
+            self._instance_count = self._crew.most = instance_count
+            self._spare_count = self._spare_crew.most = spare_count
+            self._crew.name, self._spare_crew.name = name, f"{name} spare"
+            self._wake_next()
 
     def submit(self, requests: Sequence[R], on_done: OnDone[R], *, lend_thread: bool = False) -> None:
         """Queue ``requests`` in order; ``on_done(request, outcome)`` is called exactly once for each.
@@ -112,11 +114,9 @@ class Batcher(Generic[R]):
                     self._enqueue(request, on_done)
                 else:
                     refused.append((request, refusal))
-            lent = lend_thread and self._due_in_s() == 0
+            lent = (lend_thread and self._due_in_s() == 0) or not self._wake_next()
             if lent:
                 self._running_count += 1
-            else:
-                self._wake_next()
         for request, refusal in refused:
             _deliver(request, on_done, refusal)
         if lent:
@@ -147,11 +147,12 @@ class Batcher(Generic[R]):
         with self._changed:
             self._closed = True
             self._wake_all()
-        for thread in self._threads:
+            threads = [*self._crew.threads, *self._spare_crew.threads]
+            while self._is_at_work() and time.monotonic() < give_up_s:
+                self._changed.wait(give_up_s - time.monotonic())
+        for thread in threads:
             thread.join(max(0.0, give_up_s - time.monotonic()))
         with self._changed:
-            while self._running_count and time.monotonic() < give_up_s:  # on a lent thread
-                self._changed.wait(give_up_s - time.monotonic())
             left = [piece for piece in self._queue if piece.request.unfinished_pieces]
             for piece in left:
                 piece.request.unfinished_pieces = 0
@@ -161,17 +162,20 @@ class Batcher(Generic[R]):
         for piece in {id(piece.request): piece for piece in left}.values():
             _deliver(piece.request, piece.on_done, stopped)
 
-    def _work(self, woken_by: threading.Condition) -> None:
-        while self._take_instance(woken_by):
+    def _work(self, crew: Crew) -> None:
+        while self._take_instance(crew):
             self._run_and_release()
 
-    def _take_instance(self, woken_by: threading.Condition) -> bool:
-        """Wait until a batch is due and an instance free; return False once closed with nothing left."""
+    def _take_instance(self, crew: Crew) -> bool:
+        """Wait until a batch is due and an instance free; return False once none has been, or will be."""
         with self._changed:
+            is_needed = True
             while (due_in_s := self._due_in_s()) != 0:
-                if self._closed and not self._queue:
+                if not is_needed or (self._closed and not self._queue):
+                    crew.leave()
+                    self._changed.notify_all()
                     return False
-                woken_by.wait(due_in_s)
+                is_needed = crew.wait(due_in_s)
             self._running_count += 1
             return True
 
@@ -186,15 +190,26 @@ class Batcher(Generic[R]):
                 else:  # what came while a lent thread ran is for an own one
                     self._wake_next()
 
-    def _wake_next(self) -> None:
-        """Wake a thread for the next batch where one may be formed; those at work look for themselves."""
-        if self._due_in_s() is not None:
-            is_free = self._running_count < self._instance_count
-            (self._changed if is_free else self._overflowed).notify()
+    def _wake_next(self) -> bool:
+        """Wake a thread for the next batch where one may be formed; those at work look for themselves.
+
+        Returns False where it may and no thread will: there is none, and the system gives none.
+        """
+        if self._due_in_s() is None:
+            return True
+        is_free = self._running_count < self._instance_count
+        first, second = (self._crew, self._spare_crew) if is_free else (self._spare_crew, self._crew)
+        # A spare thread may be at what is an instance's, and the other way round.
+        return first.wake(self._work) or second.wake(self._work) or self._is_at_work() or not self._crew.most
 
     def _wake_all(self) -> None:
+        self._wake_next()
+        self._crew.wake_all()
+        self._spare_crew.wake_all()
         self._changed.notify_all()
-        self._overflowed.notify_all()
+
+    def _is_at_work(self) -> bool:
+        return bool(self._running_count or self._crew.threads or self._spare_crew.threads)
 
     def _due_in_s(self) -> float | None:
         """Return in how many seconds a batch should be formed; None where nothing waits or none is free."""

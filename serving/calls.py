@@ -12,9 +12,11 @@ import numpy as np
 from serving.batch_requests import Arrays, Request
 from serving.classify import top_indices
 from serving.errors import InvalidArgumentError
+from serving.message_limit import MAX_ENCODED_IMAGES, MAX_IMAGES, check_image_count
 from serving.pb import classifier_pb2, open_inference_pb2
 from serving.responses import ALL_OUTPUTS, OUTPUTS, Output, write_infer_response
-from serving.tensors import check_parameter_count, read_images, read_outputs
+from serving.shown import shown_parameter
+from serving.tensors import check_parameter_count, check_triton_parameters, read_images, read_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +85,7 @@ class InferCall(Call):
             self._read_parameters()
         if message.outputs:
             self.outputs = read_outputs(message, OUTPUTS)
-        images = read_images(message, model.input)
+        images = read_images(message, model.input, max_images=max(MAX_IMAGES, model.settings.max_batch_size))
         if isinstance(images, np.ndarray):
             self.rows = images
         else:
@@ -103,11 +105,12 @@ class InferCall(Call):
             timeout_us = getattr(parameter, kind) if kind in ("int64_param", "uint64_param") else -1
             if timeout_us < 0:
                 raise InvalidArgumentError(
-                    f"parameter 'timeout' is {str(parameter).strip()[:80] or 'empty'}; send microseconds "
-                    "as an int64_param of at least 0, 0 for none"
+                    f"parameter 'timeout' is {shown_parameter(parameter)}; send microseconds as an "
+                    "int64_param of at least 0, 0 for none"
                 )
             if timeout_us:
                 self.deadline_s = min(self.deadline_s, time.monotonic() + timeout_us / 1e6)
+        check_triton_parameters(self.parameters)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -125,6 +128,7 @@ class ClassifyCall(Call):
         del model
         if not self.message.images:
             raise InvalidArgumentError("the request has no images; send at least one, encoded")
+        check_image_count(len(self.message.images), MAX_ENCODED_IMAGES)
         self.request_id = self.message.id
         self.top_k = self.message.top_k or 1
         self.encoded = list(self.message.images)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 import grpc
 
 from serving.errors import CredentialsError, UnavailableError
+from serving.reachability import explain_unreached
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,25 +56,8 @@ _CHANNEL_OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
 )
 
-# Once a server has not been reached, a call is tried for as long, to hear why not.
+# Once a connection has not come about in time, a call is tried for as long: it may have by then.
 ASK_WHY_S = 0.5
-# What gRPC's words for a failed connection mean, the first that fits: its words, ours, for TLS or without.
-_REASONS = (
-    ("certificate has expired", "its certificate has expired; it needs a new one"),
-    (
-        "CERTIFICATE_VERIFY_FAILED",
-        "its certificate is not by an authority that is trusted here; give --tls-ca",
-    ),
-    ("Hostname Verification", "its certificate is for another name; use the name that it was made for"),
-    ("WRONG_VERSION_NUMBER", "it does not speak TLS; leave out --tls and --tls-ca, or switch its TLS on"),
-    ("security handshaker", "the files given with --tls-ca, --tls-cert and --tls-key are no PEM, or no pair"),
-)
-_CLOSED = "Socket closed"
-_CLOSED_TLS = (
-    "it closed the connection; if it wants a client's certificate (mutual TLS), give --tls-cert and "
-    "--tls-key, by an authority that it trusts"
-)
-_CLOSED_PLAIN = "it closed the connection; if it speaks TLS, give --tls-ca (or --tls)"
 
 
 class ConnectionOptions(TypedDict, total=False):
@@ -136,14 +120,9 @@ class Connection:
             return grpc.aio.insecure_channel(server, options=_options(server))
         return grpc.aio.secure_channel(server, self._credentials(), options=_options(server))
 
-    def explain(self, server: str, error: grpc.RpcError) -> UnavailableError:
-        """Return why ``server`` could not be reached, going by what a call that was tried says."""
-        details = error.details() or ""
-        for words, reason in _REASONS:
-            if words in details:
-                return UnavailableError(f"cannot talk to the server at {server}: {reason}")
-        if _CLOSED in details:
-            reason = _CLOSED_TLS if self.is_encrypted else _CLOSED_PLAIN
+    def explain(self, server: str) -> UnavailableError:
+        """Return why ``server`` could not be reached, having tried it; takes some seconds at worst."""
+        if reason := explain_unreached(server, self):
             return UnavailableError(f"cannot talk to the server at {server}: {reason}")
         return UnavailableError(
             f"no server answers at {server}; start one with `foldserve serve`, or name another with --server"

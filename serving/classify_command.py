@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from imaging import ImageError
 from serving.async_client import AsyncClient
 from serving.channel import connection_options
 from serving.errors import InvalidArgumentError, ResourceExhaustedError
+from serving.terminal_output import legible, print_utf8, to_json_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -44,10 +44,10 @@ class _Answer:
 
 
 def classify(config: ClassifyConfig) -> int:
-    """Print each image's likeliest labels; return 0, or 1 where --jsonl reported a file that has none.
+    """Print each image's likeliest labels; return 0, or 1 where a file has none, of which it says why.
 
     Raises:
-        ImageError: a file is no image, or cannot be read (with --jsonl that stands in its line instead).
+        ImageError: a folder has no images.
         ServingError: no server answers, or it cannot answer this.
     """
     paths = find_images(config.images)
@@ -60,23 +60,22 @@ async def _classify(config: ClassifyConfig, paths: Sequence[Path]) -> int:
     async with AsyncClient(config.server, timeout_s=config.timeout_s, **connection_options(config)) as client:
         # The version described: an update halfway must not mix two models.
         model = await client.describe(config.model, config.model_version)
-        with _progress(len(paths)) as advance:
-            async for answer in _ask_for_all(client, config, model, paths):
-                advance()
-                if config.jsonl:
+        try:
+            with _progress(len(paths)) as advance:
+                async for answer in _ask_for_all(client, config, model, paths):
+                    advance()
                     failed |= bool(answer.error)
-                    print(_to_json(answer, model))
-                elif answer.error:
-                    raise ImageError(f"{answer.path}{answer.error}")
-                else:
-                    answers.append(answer)
-    if answers:
-        _print_table(answers)
+                    if config.jsonl:
+                        print_utf8(_to_json(answer, model))
+                    else:
+                        answers.append(answer)
+        finally:  # a server that is lost halfway takes nothing back that it has answered
+            _print_table(answers)
     return 1 if failed else 0
 
 
 def find_images(given: Sequence[Path]) -> list[Path]:
-    """Return the files given and, for folders, every image file below them, in order.
+    """Return the files given and, for folders, every image file below them that is not hidden, in order.
 
     Raises:
         ImageError: a folder has none.
@@ -87,12 +86,19 @@ def find_images(given: Sequence[Path]) -> list[Path]:
             paths.append(path)
             continue
         found = sorted(
-            file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file()
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in _SUFFIXES and not _is_hidden(file, path) and file.is_file()
         )
         if not found:
             raise ImageError(f"{path} has no image files (expected {', '.join(sorted(_SUFFIXES))})")
         paths += found
     return paths
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    """Tell whether ``file``, or a folder that it is in below ``folder``, begins with a dot."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 async def _ask_for_all(
@@ -181,11 +187,16 @@ def _to_json(answer: _Answer, model: Description) -> str:
         line["error"] = answer.error.lstrip(": ")
     else:
         line["labels"] = [{"label": label.name, "probability": label.probability} for label in answer.labels]
-    return json.dumps(line, ensure_ascii=False)
+    return to_json_line(line)
 
 
 def _print_table(answers: Sequence[_Answer]) -> None:
-    width = max(len(str(answer.path)) for answer in answers)
-    for answer in answers:
-        labels = "  ".join(f"{label.name} {label.probability:.1%}" for label in answer.labels)
-        print(f"{answer.path!s:<{width}}  {labels}")
+    names = [legible(str(answer.path)) for answer in answers]
+    width = max(map(len, names), default=0)
+    for name, answer in zip(names, answers, strict=True):
+        if not answer.error:
+            labels = "  ".join(f"{legible(label.name)} {label.probability:.1%}" for label in answer.labels)
+            print(f"{name:<{width}}  {labels}")
+    for name, answer in zip(names, answers, strict=True):
+        if answer.error:
+            print(f"foldserve classify: {name}{legible(answer.error)}", file=sys.stderr)

@@ -84,12 +84,12 @@ class Client:
         except grpc.RpcError as error:
             if is_unreached(error):
                 self._channel.close()
-                raise self._connection.explain(server, error) from None
+                raise self._connection.explain(server) from None
 
     def describe(self, model: str, version: str = "") -> Description:
         """Return what ``model`` is and takes; the newest version that serves where none is named."""
-        request = pb.ModelMetadataRequest(name=model, version=version)
         with typed_errors():
+            request = pb.ModelMetadataRequest(name=model, version=version)
             return read_description(
                 self._stub.ModelMetadata(request, timeout=self._timeout_s, metadata=self._metadata)
             )
@@ -98,8 +98,8 @@ class Client:
         self, model: str, images: NDArray[np.uint8], version: str = ""
     ) -> dict[str, NDArray[np.float32]]:
         """Return ``logits`` and ``probabilities``, float32 [N, K] each, of ``images`` uint8 [N, C, H, W]."""
-        request = infer_request(model, images, version)
         with typed_errors():
+            request = infer_request(model, images, version)
             return read_outputs(
                 self._stub.ModelInfer(request, timeout=self._timeout_s, metadata=self._metadata)
             )
@@ -112,8 +112,8 @@ class Client:
         Raises:
             OSError: a file cannot be read.
         """
-        request = classify_request(model, images, version, top_k)
         with typed_errors():
+            request = classify_request(model, images, version, top_k)
             return read_classification(
                 self._classifier.Classify(request, timeout=self._timeout_s, metadata=self._metadata)
             )

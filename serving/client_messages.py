@@ -25,6 +25,7 @@ from serving.errors import (
 )
 from serving.pb import classifier_pb2
 from serving.pb import open_inference_pb2 as pb
+from serving.shown import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -148,9 +149,13 @@ def read_index(answer: pb.RepositoryIndexResponse) -> list[IndexEntry]:
 
 @contextmanager
 def typed_errors() -> Iterator[None]:
-    """Turn a call's status into the ServingError that it stands for."""
+    """Turn a call's status, or a name that no message can carry, into the ServingError that it stands for."""
     try:
         yield
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(
+            f"{shown(error.object)} is not UTF-8, which names of models and versions are"
+        ) from error
     except grpc.RpcError as error:
         status = error.code().name
         raise _ERRORS.get(status, ServingError)(error.details() or status) from error

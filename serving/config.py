@@ -39,13 +39,19 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     is told to (RepositoryModelLoad, RepositoryModelUnload, --load-model)."""
     poll_s: float = Field(default=1.0, ge=0.1, le=3600)
     """Seconds between two looks at the repository."""
+    load_timeout_s: float = Field(default=300.0, ge=1, le=86_400)
+    """Seconds that reading a version, and proving it, may take each; a step of it (an endless loop is one)
+    may take a fifth, or 60. What takes longer is stopped and refused."""
     load_model: list[str] = Field(default_factory=list)
     """With --control explicit, a model to load at start-up; may be given several times."""
     device: Device = "auto"
     """What runs the models: auto takes CUDA where it works, cuda takes it or fails, cpu never looks."""
     transport: Literal["auto", "grpcio", "native"] = "auto"
     """What meets the wire: native (pygrpc-native, several times faster), grpcio, or auto for native where it
-    is installed."""
+    is installed and callers are trusted: on a loopback address, or with --trust-callers."""
+    trust_callers: bool = False
+    """Let auto take native on an address that others reach. Any of them can then end the server with a few
+    bytes: say so only where you trust everybody who reaches the port."""
     max_batch_size: int = Field(default=32, ge=1, le=65536)
     """Most images in one execution; larger requests are cut and rejoined."""
     max_queue_delay_ms: float = Field(default=0.0, ge=0, le=10_000)
@@ -60,6 +66,9 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     intra_op_threads: int | None = Field(default=None, ge=1)
     """Threads one execution may use. By default measured: one where a full batch takes under 5 ms, else an
     instance's share of the usable processors."""
+    max_model_memory_mib: int | None = Field(default=None, ge=64)
+    """Most MiB that all models together may take on the CPU; a model or request that would need more is
+    refused. By default four fifths of what this process may use."""
     max_queue_rows: int = Field(default=8192, ge=1)
     """Most images that may wait for one model; more are refused at once with RESOURCE_EXHAUSTED."""
     max_queue_mib: int = Field(default=256, ge=1)
@@ -76,7 +85,8 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     max_concurrent_streams: int = Field(default=1024, ge=1, le=2**31 - 1)
     """Most calls that one connection may have open; its client waits with further ones."""
     max_connections: int | None = Field(default=None, ge=1, le=2**31 - 1)
-    """Most connections at a time; further ones are closed at once. No limit by default. Needs grpcio."""
+    """Most connections at a time; further ones are closed at once. By default, and at most, what the limit on
+    file descriptors leaves room for; given, it needs grpcio."""
     max_connection_age_s: float | None = Field(default=None, gt=0, le=1e6)
     """Seconds, give or take a tenth, after which a connection is closed in favour of a new one, so that load
     spreads over replicas; its calls may take --grace-period-s to end. No limit by default. Needs grpcio."""
@@ -139,6 +149,23 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
             "--max-connection-idle-s": self.max_connection_idle_s,
         }
         return [flag for flag, value in only_grpcio.items() if value is not None]
+
+    @property
+    def trusts_callers(self) -> bool:
+        """Whether nobody reaches the port who would end the server on purpose: as told, or on loopback."""
+        return self.trust_callers or _is_loopback(self.host)
+
+    @property
+    def why_not_native(self) -> str | None:
+        """Why auto takes grpcio even where native is installed, if it does, and how to have native."""
+        if self.grpcio_flags:
+            return f"native, which is several times faster, cannot do {' and '.join(self.grpcio_flags)}"
+        if not self.trusts_callers:
+            return (
+                "native would take a quarter of the processor time for a request, but whoever reaches "
+                f"{self.host} could end it with a few bytes; if you trust them all, give --trust-callers"
+            )
+        return None
 
     @property
     def is_open_to_strangers(self) -> bool:
@@ -244,7 +271,7 @@ class ClassifyConfig(ConnectionConfig, frozen=True, extra="forbid", use_attribut
     top_k: int = Field(default=3, ge=1)
     """Labels to print for each image."""
     jsonl: bool = False
-    """Print a JSON object a line instead, and go on after a file that is no image."""
+    """Print a JSON object a line, in UTF-8, instead of a table; without an answer it says why."""
     timeout_s: float = Field(default=30.0, gt=0)
     """Seconds to wait for each answer."""
 
@@ -273,6 +300,9 @@ class VerifyConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     """Folder of models to verify."""
     device: Device = "auto"
     """What runs the golden pairs: auto takes CUDA where it works, cuda takes it or fails, cpu never looks."""
+    load_timeout_s: float = Field(default=300.0, ge=1, le=86_400)
+    """Seconds that reading and proving a version may take, and a fifth of it, or 60, a step of it; what takes
+    longer is stopped and has failed."""
     against: Path | None = None
     """A training run's folder or checkpoint: compare a version with that network once more, as exporting
     does (needs the export extra); exit status 1 where the version was not made from it."""

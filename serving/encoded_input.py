@@ -7,6 +7,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from serving.errors import InvalidArgumentError
+from serving.message_limit import MAX_ENCODED_IMAGES, check_image_count
 from serving.shown import shape_text
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ def read_encoded(request: pb.ModelInferRequest, tensor: pb.ModelInferRequest.Inf
     """Return the encoded images of ``tensor``, the request's one input, whose datatype is BYTES.
 
     Raises:
-        InvalidArgumentError: its shape is not [N] or [N, 1], or there are not exactly N elements.
+        InvalidArgumentError: its shape is not [N] or [N, 1], there are not exactly N elements, or more than
+            MAX_ENCODED_IMAGES.
     """
     shape = tuple(tensor.shape)
     if not 1 <= len(shape) <= 2 or shape[0] < 1 or shape[1:] not in ((), (1,)):
@@ -27,7 +29,8 @@ def read_encoded(request: pb.ModelInferRequest, tensor: pb.ModelInferRequest.Inf
             f"input '{tensor.name}' of datatype BYTES has shape {shape_text(shape)}; encoded images are "
             "[N] or [N, 1], N at least 1"
         )
-    elements = _read_elements(request, tensor)
+    elements = _read_elements(request, tensor, MAX_ENCODED_IMAGES + 1)
+    check_image_count(len(elements), MAX_ENCODED_IMAGES)
     expected = math.prod(shape)
     if len(elements) != expected:
         raise InvalidArgumentError(
@@ -38,8 +41,9 @@ def read_encoded(request: pb.ModelInferRequest, tensor: pb.ModelInferRequest.Inf
 
 
 def _read_elements(
-    request: pb.ModelInferRequest, tensor: pb.ModelInferRequest.InferInputTensor
+    request: pb.ModelInferRequest, tensor: pb.ModelInferRequest.InferInputTensor, most: int
 ) -> list[bytes]:
+    """Return the elements of ``tensor``, the first ``most`` of them."""
     if not request.raw_input_contents:
         filled = [descriptor.name for descriptor, _ in tensor.contents.ListFields()]
         if filled != ["bytes_contents"]:
@@ -48,9 +52,9 @@ def _read_elements(
                 f"input '{tensor.name}' has {given}; send BYTES elements in contents.bytes_contents or in "
                 "raw_input_contents, each behind its length"
             )
-        return list(tensor.contents.bytes_contents)
+        return tensor.contents.bytes_contents[:most]
     check_raw_alone(tensor, len(request.raw_input_contents))
-    return _split(request.raw_input_contents[0], tensor.name)
+    return _split(request.raw_input_contents[0], tensor.name, most)
 
 
 def check_raw_alone(tensor: pb.ModelInferRequest.InferInputTensor, buffer_count: int) -> None:
@@ -70,11 +74,11 @@ def check_raw_alone(tensor: pb.ModelInferRequest.InferInputTensor, buffer_count:
         )
 
 
-def _split(raw: bytes, name: str) -> list[bytes]:
-    """Return the elements of ``raw``, each of which stands behind its length in four bytes, little-endian."""
+def _split(raw: bytes, name: str, most: int) -> list[bytes]:
+    """Return the first ``most`` elements of ``raw``, each behind its length in four bytes, little-endian."""
     elements: list[bytes] = []
     position = 0
-    while position < len(raw):
+    while position < len(raw) and len(elements) < most:
         start = position + _LENGTH_BYTES
         length = struct.unpack_from("<I", raw, position)[0] if start <= len(raw) else 0
         if start + length > len(raw):

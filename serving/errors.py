@@ -17,6 +17,8 @@ ServingError
 ├── TransportMissingError    UNAVAILABLE         the transport asked for is not installed
 ├── CredentialsError         UNAVAILABLE         a certificate, key or token file that cannot be used
 ├── ArtifactError            UNAVAILABLE         a version on disk that must not be served
+├── LoadTimeoutError         UNAVAILABLE         a version whose loading did not end in time
+├── LoadsHangError           UNAVAILABLE         too many loads go on that cannot be stopped
 ├── SettingsError            UNAVAILABLE         a model's settings file that says what cannot be done
 ├── DeviceError              UNAVAILABLE         the device asked for cannot run the model
 └── DeviceLostError          UNAVAILABLE         the device broke while it served
@@ -125,6 +127,18 @@ class CredentialsError(ServingError):
 
 class ArtifactError(ServingError):
     """A version on disk that must not be served; the message is the reason shown to callers."""
+
+    status = "UNAVAILABLE"
+
+
+class LoadTimeoutError(ServingError):
+    """A version whose loading did not end in time, or was stopped with the server."""
+
+    status = "UNAVAILABLE"
+
+
+class LoadsHangError(ServingError):
+    """A version whose loading has not begun, since too many others go on that cannot be stopped."""
 
     status = "UNAVAILABLE"
 

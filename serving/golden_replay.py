@@ -1,68 +1,134 @@
 """Replay an artifact's golden pairs on the session that will serve, and refuse what does not reproduce them.
 
-Two comparisons, both with the largest absolute difference of logits:
-- against the unfolded PyTorch model's logits: what was trained is what is served;
-- against the file's own logits at export, with a tighter tolerance: the file is undamaged and this runtime
-  and device compute it as the exporter's did.
+Two comparisons of logits, both by the largest absolute difference:
+- against the unfolded PyTorch model's: what was trained is what is served;
+- against the file's own at export, with a tighter tolerance: the file is undamaged and this runtime and
+  device compute it as the exporter's did.
+
+The probabilities must be the softmax of the logits over the classes: so they are proven too, and no golden
+pair need hold them. All of this is asked of full batches, of images alone and of batches of other sizes: an
+image's answer must not depend on those that happen to be beside it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from serving.answers import misshapen, not_softmax
 from serving.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from serving.artifact import Golden
 
+# Sizes besides 1 and the full batch at which answers are compared: even, odd, and across a vector's width.
+_COMPARED_SIZES = (2, 3, 7)
+# Images that are run alone for it: enough to see a difference, quick for a large network.
+_COMPARED_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What was measured where all pairs were reproduced.
+
+    ``largest_difference`` is that from the reference logits; ``batch_invariant`` says that each image's
+    logits and probabilities were the same bits alone and in any batch tried.
+    """
+
+    largest_difference: float
+    batch_invariant: bool
+
 
 def replay(
-    infer: Callable[[NDArray[np.uint8]], NDArray[np.float32]], golden: Golden, *, batch_size: int, where: str
-) -> float:
-    """Run every golden image and return the largest difference from the reference logits.
+    run: Callable[[NDArray[np.uint8]], Sequence[NDArray[np.float32]]],
+    golden: Golden,
+    *,
+    batch_size: int,
+    where: str,
+) -> Replay:
+    """Run every golden image in batches, some alone too and in batches of other sizes and orders.
 
     Args:
-        infer: images uint8 [n, C, H, W] -> logits float32 [n, K], on the session that will serve.
+        run: images uint8 [n, C, H, W] -> logits and probabilities float32 [n, K], on the session that will
+            serve.
         golden: the pairs.
-        batch_size: images a run; the first image is also run alone, as a lone caller's would be.
+        batch_size: images of a full batch.
         where: what runs the model, for the message.
 
     Raises:
-        ArtifactError: some pair is not reproduced; the message says how many, by how much and what was
-            allowed.
+        ArtifactError: some pair is not reproduced, or its probabilities are not the softmax of its logits;
+            the message says how many, by how much and what was allowed.
     """
     count = len(golden.images)
-    logits = np.concatenate(
-        [infer(golden.images[start : start + batch_size]) for start in range(0, count, batch_size)]
-    )
+    every = np.arange(count)
+    full = _run(run, golden, np.split(every, every[batch_size::batch_size]))
+    largest = _check(full, golden, every, where, "")
+    tried = np.arange(min(count, _COMPARED_IMAGES))
+    alone = _run(run, golden, np.split(tried, len(tried)))
+    _check(alone, golden, tried, where, ", one image alone,")
+    is_invariant = True
+    for size in {*(size for size in _COMPARED_SIZES if size < batch_size), batch_size}:
+        order = tried[np.arange(size) % len(tried)]
+        for rows in (order, order[::-1]):
+            together = _run(run, golden, [rows])
+            _check(together, golden, rows, where, f", in a batch of {size},")
+            is_invariant &= all(
+                output.tobytes() == lone[rows].tobytes() for output, lone in zip(together, alone, strict=True)
+            )
+    return Replay(largest, is_invariant)
+
+
+def _run(
+    run: Callable[[NDArray[np.uint8]], Sequence[NDArray[np.float32]]],
+    golden: Golden,
+    batches: Sequence[NDArray[np.int64]],
+) -> list[NDArray[np.float32]]:
+    """Return logits and probabilities of the golden images at the places ``batches``, a run for each."""
+    runs = []
+    for places in batches:
+        outputs = run(golden.images[places])
+        fault = misshapen(outputs, len(places), golden.reference_logits.shape[1])
+        if fault:
+            raise ArtifactError(f"{fault}: model and golden pairs do not belong together")
+        runs.append(outputs)
+    return [np.concatenate(arrays) for arrays in zip(*runs, strict=True)]
+
+
+def _check(
+    answers: Sequence[NDArray[np.float32]],
+    golden: Golden,
+    places: NDArray[np.int64],
+    where: str,
+    how: str,
+) -> float:
+    """Compare the answers for the golden images at ``places``; return how far the logits are off at most."""
+    logits, probabilities = answers
+    whose = f"the trained PyTorch model{how}"
     largest = _compare(
-        logits, golden.reference_logits, golden.reference_tolerance, "the trained PyTorch model", where
+        logits, golden.reference_logits[places], golden.reference_tolerance, whose=whose, where=where
     )
-    _compare(logits, golden.runtime_logits, golden.runtime_tolerance, "this file at export", where)
-    _compare(
-        infer(golden.images[:1]),
-        golden.reference_logits[:1],
-        golden.reference_tolerance,
-        "the trained PyTorch model, one image alone,",
-        where,
-    )
+    whose = f"this file at export{how}"
+    _compare(logits, golden.runtime_logits[places], golden.runtime_tolerance, whose=whose, where=where)
+    wrong, difference = not_softmax(logits, probabilities)
+    if wrong.any():
+        shown = "not a number" if np.isnan(difference) else f"off by up to {difference:.3g}"
+        raise ArtifactError(
+            f"the probabilities of {np.count_nonzero(wrong)} of {len(wrong)} golden images on {where}{how} "
+            f"are not the softmax of their logits over the classes ({shown}), so the model is not served: "
+            "export it again or restore it from a good copy"
+        )
     return largest
 
 
 def _compare(
-    logits: NDArray[np.float32], expected: NDArray[np.float32], tolerance: float, whose: str, where: str
+    logits: NDArray[np.float32], expected: NDArray[np.float32], tolerance: float, *, whose: str, where: str
 ) -> float:
-    if logits.shape != expected.shape:
-        raise ArtifactError(
-            f"the golden pairs have logits of shape {expected.shape}, the model gives {logits.shape}: "
-            "model and golden pairs do not belong together"
-        )
     with np.errstate(over="ignore", invalid="ignore"):  # a damaged model may give anything
         differences = np.abs(logits.astype(np.float64) - expected).max(axis=1)  # NaN stays NaN
     wrong = ~(differences <= tolerance)  # written so that NaN is wrong

@@ -1,8 +1,8 @@
 """A few pages over HTTP/1.1, for probes and Prometheus: GET and HEAD, one request a connection.
 
-It runs on the event loop that answers the control RPCs, so a probe that is answered shows that this loop
-runs. Slow or hostile clients cost little: a connection has seconds to send its request and to take the
-answer, a request is small, and where there are too many connections the oldest gives way.
+It runs in a thread of its own, so that no caller's message, however large, keeps a probe waiting. Slow or
+hostile clients cost little: a connection has seconds to send its request and to take the answer, a request is
+small, and where there are too many connections the oldest gives way.
 """
 
 from __future__ import annotations
@@ -10,21 +10,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from http import HTTPStatus
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
+from serving.addresses import listening_sockets
 from serving.errors import ListenError
 from serving.shown import shown
 
-# More than any set of probes and scrapers has open at once.
-_MAX_CONNECTIONS = 64
+if TYPE_CHECKING:
+    import socket
+
 _MAX_REQUEST_BYTES = 8192
 _REQUEST_LIMIT_S = 5.0
 # A scrape of many models is some 100 kB.
 _RESPONSE_LIMIT_S = 10.0
 # An answer may be lost where a connection is closed on bytes that were never read.
 _LINGER_S = 0.5
+# Until the next try to accept, where there is no descriptor for it.
+_ACCEPT_AGAIN_S = 0.1
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
@@ -42,12 +49,19 @@ PageMaker: TypeAlias = Callable[[str], Awaitable[Page]]
 
 
 class HttpEndpoint:
-    """Every method runs on its event loop."""
+    """Pages on a port. The public methods may be awaited on any event loop; it has another one.
 
-    def __init__(self) -> None:
+    Args:
+        max_connections: most that are open at once; the oldest gives way to a new one.
+    """
+
+    def __init__(self, max_connections: int) -> None:
+        self._max_connections = max_connections
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="http", daemon=True)
         self._pages: Mapping[str, PageMaker] = {}
         self._connections: dict[asyncio.Task[None], None] = {}  # the oldest first
-        self._server: asyncio.Server | None = None
+        self._accepting: list[asyncio.Task[None]] = []
 
     async def start(self, host: str, port: int, pages: Mapping[str, PageMaker]) -> int:
         """Serve ``pages`` by path, and return the port: the operating system's choice where ``port`` is 0.
@@ -56,28 +70,56 @@ class HttpEndpoint:
             ListenError: the address is taken or not this machine's.
         """
         self._pages = pages
+        self._thread.start()
+        return await self._there(self._listen(host, port))
+
+    async def close(self) -> None:
+        """Stop listening and end the connections."""
+        if self._thread.is_alive():
+            await self._there(self._end())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        self._loop.close()
+
+    async def _there(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    async def _listen(self, host: str, port: int) -> int:
         try:
-            self._server = await asyncio.start_server(self._connect, host, port, limit=_MAX_REQUEST_BYTES)
+            listeners = listening_sockets(host, port)
         except OSError as error:
             raise ListenError(
                 f"cannot listen on {host}:{port} for metrics: the port is taken by another server, or the "
                 "address is not this machine's; choose another with --metrics-port, or do without "
                 "(--no-metrics)"
             ) from error
-        bound: int = self._server.sockets[0].getsockname()[1]
+        self._accepting = [asyncio.ensure_future(self._accept(listener)) for listener in listeners]
+        bound: int = listeners[0].getsockname()[1]
         return bound
 
-    async def close(self) -> None:
-        """Stop listening and end the connections."""
-        if self._server is not None:
-            self._server.close()
-        left = list(self._connections)
+    async def _end(self) -> None:
+        left = [*self._accepting, *self._connections]
         for connection in left:
             connection.cancel()
         await asyncio.gather(*left, return_exceptions=True)
 
+    async def _accept(self, listener: socket.socket) -> None:
+        # Not asyncio's own server: where no descriptor is left it logs a traceback for each try, and tries
+        # more and more often.
+        loop = asyncio.get_running_loop()
+        with listener:
+            listener.setblocking(False)
+            while True:
+                try:
+                    accepted, _ = await loop.sock_accept(listener)
+                    streams = await asyncio.open_connection(sock=accepted, limit=_MAX_REQUEST_BYTES)
+                except OSError:
+                    await asyncio.sleep(_ACCEPT_AGAIN_S)
+                else:
+                    self._connect(*streams)
+
     def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._connections) >= _MAX_CONNECTIONS:
+        if len(self._connections) >= self._max_connections:
             oldest = next(iter(self._connections))
             del self._connections[oldest]  # at once: many may come before it has ended
             oldest.cancel()

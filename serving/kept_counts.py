@@ -12,8 +12,8 @@ from serving.tally import LOAD_BOUNDS_S, Histogram, Tally
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from serving.loading import LoadOutcome
     from serving.model import ServedModel
-    from serving.repository import LoadOutcome
     from serving.statistics import Statistics
 
 # Versions that serve no more, whose counts are still shown: enough for any scraper to see their last state.

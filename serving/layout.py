@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from serving.artifact import MANIFEST_FILE, MODEL_FILE, list_versions
+from serving.artifact import MODEL_FILE, list_versions
 from serving.errors import ArtifactError
-from serving.scanning import FoundModel, scan, scan_flat
-from serving.shown import listed
+from serving.folder_hints import explain_emptiness
+from serving.scanning import FoundModel, find_models, scan, scan_flat
+from serving.shown import listed, shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +33,7 @@ class Layout:
         """Return every model, by name; those without versions are none.
 
         Raises:
-            ArtifactError: the folder is none that can be read.
+            ArtifactError: the folder is none that can be read, or is plainly not laid out as a repository.
         """
         if self.model_name is None:
             return scan(self.folder)
@@ -47,18 +48,12 @@ class Layout:
         """Look whether the folder is laid out as ``model_name`` says; an empty one is.
 
         Raises:
-            ArtifactError: it is plainly laid out the other way; the message says what to give instead.
+            ArtifactError: it cannot be read or is plainly laid out otherwise; the message says what to give
+                instead.
         """
-        if self.model_name is None:
-            if self._has(MODEL_FILE) and self._has(MANIFEST_FILE) and not self.scan():
-                raise ArtifactError(
-                    f"{self.folder} holds a version's files itself and no NAME/VERSION/: give --model-name "
-                    "NAME to serve them under that name"
-                )
+        if self.scan() or self.model_name is None:
             return
-        if self.scan():
-            return
-        if models := scan(self.folder):
+        if models := find_models(self.folder):
             name, model = next(iter(models.items()))
             newest = self.folder / name / str(max(model.versions, default=1))
             raise ArtifactError(
@@ -72,5 +67,10 @@ class Layout:
                 f"with --model-name give one of them, as in --repository {self.folder / str(versions[-1])}"
             )
 
-    def _has(self, name: str) -> bool:
-        return (self.folder / name).is_file()
+    def explain_emptiness(self) -> str:
+        """Say that there is nothing to serve, and what would be."""
+        if self.model_name is None:
+            return explain_emptiness(self.folder)
+        return (
+            f"{self.folder} holds no {MODEL_FILE}, which is served as {shown(self.model_name)} once it does"
+        )

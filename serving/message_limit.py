@@ -1,15 +1,25 @@
-"""How large a message may be: as the flag says, else what the models that serve now can need."""
+"""How much a message may hold: bytes, as the flag says, else what the models that serve need; and images."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
+from serving.errors import InvalidArgumentError
+
 if TYPE_CHECKING:
     from serving.model import ServedModel
     from serving.repository import Repository
 
+# Most images of one request, except for a model whose batches are larger: as a message of 32 MiB would
+# otherwise hold half a million small ones, and take everybody's turn for as long as they take.
+MAX_IMAGES = 16_384
+# Most encoded images of one request: decoding the smallest takes 100 us and more.
+MAX_ENCODED_IMAGES = 4096
+
 _MIB = 1024 * 1024
+# Pixels as typed contents: what takes the parser 40 ms is taken whatever the models.
+LEAST_TYPED_BYTES = 8 * _MIB
 # Eight encoded images of 4 MiB, which is what our own client sends at once.
 _LEAST_BYTES = 32 * _MIB
 # What the wire takes by default: it is set before any model is loaded, and must not depend on them.
@@ -44,8 +54,11 @@ class MessageLimit:
         """Return the limit as it is now."""
         if self._max_bytes is not None:
             return self._max_bytes
-        needed_bytes = max(map(_full_batch_bytes, self._repository.ready_models()), default=0)
-        return min(max(_LEAST_BYTES, needed_bytes), _MOST_BYTES)
+        return min(max(_LEAST_BYTES, self._needed_bytes()), _MOST_BYTES)
+
+    def max_typed_bytes(self) -> int:
+        """Return how many bytes of typed pixels are taken: a full batch of any model that serves now."""
+        return max(LEAST_TYPED_BYTES, self._needed_bytes())
 
     def too_small_for(self) -> dict[str, int]:
         """Return the models of which not even a full batch fits, with the MiB that one needs."""
@@ -55,6 +68,18 @@ class MessageLimit:
             for model in self._repository.ready_models()
         }
         return {name: math.ceil(size / _MIB) for name, size in needed.items() if size > limit_bytes}
+
+    def _needed_bytes(self) -> int:
+        return max(map(_full_batch_bytes, self._repository.ready_models()), default=0)
+
+
+def check_image_count(count: int, max_images: int) -> None:
+    """Raise InvalidArgumentError where one request has more images than are taken at once."""
+    if count > max_images:
+        raise InvalidArgumentError(
+            f"the request has more than {max_images} images, the most that are taken at once: send them in "
+            "several"
+        )
 
 
 def _full_batch_bytes(model: ServedModel) -> int:

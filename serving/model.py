@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from serving.artifact import IMAGE, ModelMetadata, TensorSpec, read_artifact
@@ -15,6 +17,7 @@ from serving.runner import Runner
 from serving.runtime_options import RuntimeOptions
 from serving.session import CPU_PROVIDER, Device, Session
 from serving.statistics import Statistics
+from serving.time_limit import StopSignal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,7 +77,7 @@ class VerifiedModel:
     """A session that has reproduced its artifact's golden pairs, and what was measured on the way.
 
     ``digests``: what its files were, as `Artifact.digests`.
-    ``batch_invariant``: each image's logits were the same bits alone and in any batch tried.
+    ``batch_invariant``: each image's answers were the same bits alone and in any batch tried.
     """
 
     session: Session
@@ -91,33 +94,40 @@ class VerifiedModel:
     batch_invariant: bool
 
 
-def open_verified(folder: Path, settings: ModelSettings, within: Path | None = None) -> VerifiedModel:
+def open_verified(
+    folder: Path, settings: ModelSettings, within: Path | None = None, stop: StopSignal | None = None
+) -> VerifiedModel:
     """Read a version folder, check its hashes (`read_artifact`), then open and prove it (`open_artifact`)."""
-    return open_artifact(read_artifact(folder, within), settings)
+    return open_artifact(read_artifact(folder, within), settings, stop)
 
 
-def open_artifact(artifact: Artifact, settings: ModelSettings) -> VerifiedModel:
-    """Open an artifact on the device, replay its golden pairs there, and warm it up.
+def open_artifact(
+    artifact: Artifact, settings: ModelSettings, stop: StopSignal | None = None
+) -> VerifiedModel:
+    """Open an artifact on the device, replay its golden pairs there, and warm it up, until told to ``stop``.
 
     Raises:
         ArtifactError: the version must not be served; the message says why.
         DeviceError: the device cannot run the model.
         DeviceLostError: the device broke.
     """
-    session, threads, is_quick = _open_session(artifact, settings)
+    stop = stop or StopSignal()
+    session, threads, is_quick = _open_session(artifact, settings, stop)
+    stop.note_step()
+    prove = partial(
+        replay, golden=artifact.golden, batch_size=settings.max_batch_size, where=session.provider
+    )
     runner = Runner(session)
-    batch_invariant = runner.is_batch_invariant(artifact.golden.images, settings.max_batch_size)
-    if settings.batch_invariant and not batch_invariant:
+    replayed = prove(runner.run_unchecked)
+    if settings.batch_invariant and not replayed.batch_invariant:
         runner = Runner(session, padded_size=settings.max_batch_size)
-        batch_invariant = runner.is_batch_invariant(artifact.golden.images, settings.max_batch_size)
-        if not batch_invariant:
+        replayed = prove(runner.run_unchecked)
+        if not replayed.batch_invariant:
             raise ArtifactError(
-                f"its logits differ by batch on {session.provider}, even with every execution padded to "
+                f"its answers differ by batch on {session.provider}, even with every execution padded to "
                 f"{settings.max_batch_size} images; serve it without --batch-invariant"
             )
-    largest_difference = replay(
-        runner.logits, artifact.golden, batch_size=settings.max_batch_size, where=session.provider
-    )
+    stop.note_step()
     runner.warm_up(artifact.golden.images[:1], settings.sizes_to_warm)
     return VerifiedModel(
         session=session,
@@ -128,10 +138,10 @@ def open_artifact(artifact: Artifact, settings: ModelSettings) -> VerifiedModel:
         digests=artifact.digests,
         golden_count=len(artifact.golden.images),
         golden_synthetic=artifact.golden.synthetic,
-        largest_difference=largest_difference,
+        largest_difference=replayed.largest_difference,
         threads=threads,
         is_quick=is_quick,
-        batch_invariant=batch_invariant,
+        batch_invariant=replayed.batch_invariant,
     )
 
 
@@ -201,6 +211,7 @@ class ServedModel:
     def close(self, grace_s: float) -> None:
         """Finish what waits, for up to ``grace_s`` seconds, and stop; see `Batcher.close`."""
         self._batcher.close(grace_s)
+        self.verified.session.stop()  # an execution that hangs
 
 
 def _spare_count(verified: VerifiedModel) -> int:
@@ -226,31 +237,40 @@ def _reporting_loss(
     return execute
 
 
-def _open_session(artifact: Artifact, settings: ModelSettings) -> tuple[Session, int, bool]:
+def _open_session(artifact: Artifact, settings: ModelSettings, stop: StopSignal) -> tuple[Session, int, bool]:
     """Return the session, checked against the contract, its threads, and whether the model is quick."""
     threads = settings.intra_op_threads or 1
-    session = _open_with(artifact, settings, threads)
+    session = _open_with(artifact, settings, threads, stop)
+    stop.note_step()
     _check_contract(session, artifact)
-    is_quick = _full_batch_s(session, artifact, settings.max_batch_size) <= _QUICK_BATCH_S
+    is_quick = _full_batch_s(session, artifact, threads, settings.max_batch_size) <= _QUICK_BATCH_S
     if not is_quick and settings.most_threads > threads and session.provider == CPU_PROVIDER:
         threads = settings.most_threads
-        session = _open_with(artifact, settings, threads)
+        session = _open_with(artifact, settings, threads, stop)
     return session, threads, is_quick
 
 
-def _full_batch_s(session: Session, artifact: Artifact, max_batch_size: int) -> float:
+def _full_batch_s(session: Session, artifact: Artifact, threads: int, max_batch_size: int) -> float:
     """Return how long a full batch takes, on a CPU by that of one image: there it grows with the images.
 
     A GPU takes many images in the time of one (LeNet on an H100: 0.31 ms for 1 and 0.25 ms for 32).
     """
     runner, image = Runner(session), artifact.golden.images[:1]
-    if session.provider == CPU_PROVIDER:
-        return runner.seconds_a_batch(image, 1) * max_batch_size
-    return runner.seconds_a_batch(image, max_batch_size)
+    if session.provider != CPU_PROVIDER:
+        return runner.seconds_a_batch(image, max_batch_size)
+    # Other models may be loading beside: what one thread computes is its own time, whatever they take.
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    return runner.seconds_a_batch(image, 1, clock) * max_batch_size
 
 
-def _open_with(artifact: Artifact, settings: ModelSettings, threads: int) -> Session:
-    return Session(artifact.model, device=settings.device, intra_op_threads=threads, options=settings.runtime)
+def _open_with(artifact: Artifact, settings: ModelSettings, threads: int, stop: StopSignal) -> Session:
+    return Session(
+        artifact.model,
+        device=settings.device,
+        intra_op_threads=threads,
+        options=settings.runtime,
+        stop=stop,
+    )
 
 
 def _check_contract(session: Session, artifact: Artifact) -> None:

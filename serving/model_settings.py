@@ -6,6 +6,7 @@ The file lies beside the versions, not in them: how a model is run is a choice o
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from dataclasses import replace
@@ -29,10 +30,14 @@ if TYPE_CHECKING:
 SETTINGS_FILE = "model.toml"
 
 _MIB = 1024 * 1024
+# A file with every key and a comment on each has 2 KiB. Python's reader takes a second for one dotted key of
+# this length, and four times as long for twice as much.
+_MOST_BYTES = 16 * 1024
+_NAMED_FAULTS = 3
+_SHOWN_BITS = 128
 _HEADER = re.compile(r"\s*\[([^\[\]]+)\]")
-_KEY = re.compile(r"\s*([\w\-.\"' ]+?)\s*=")
 
-_Rows = Annotated[int, Field(ge=1, le=65536)]
+_Rows = Annotated[int, Field(ge=1, le=65536, strict=True)]
 
 
 class CudaSettings(BaseModel, frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True):
@@ -88,17 +93,19 @@ def read_model_settings(
         SettingsError: the file cannot be read or followed; the message says line and key.
     """
     path = model_folder / SETTINGS_FILE
-    if not path.is_symlink() and not path.exists():
+    if not os.path.lexists(path):
         return defaults, ALL_VERSIONS
     try:
-        text = read_inside(path, within).decode()
+        text = read_inside(path, within, _MOST_BYTES).decode()
         file = ModelFile.model_validate(tomllib.loads(text))
     except ArtifactError as error:
         raise SettingsError(str(error)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{SETTINGS_FILE} is not TOML: {error}") from None
     except ValidationError as error:
-        raise SettingsError("; ".join(_describe(detail, text) for detail in error.errors())) from None
+        raise SettingsError(_describe_all(error, text)) from None
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, a number of thousands of digits
+        raise SettingsError(f"{SETTINGS_FILE} is not TOML: {error}") from None
+    except RecursionError:
+        raise SettingsError(f"{SETTINGS_FILE} is nested too deep to be read") from None
     return _merged(file, defaults), file.version_policy or ALL_VERSIONS
 
 
@@ -130,6 +137,13 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def _describe_all(error: ValidationError, text: str) -> str:
+    faults = error.errors(include_url=False)
+    more = len(faults) - _NAMED_FAULTS
+    described = "; ".join(_describe(fault, text) for fault in faults[:_NAMED_FAULTS])
+    return f"{described}; and {more} more" if more > 0 else described
+
+
 def _describe(detail: ErrorDetails, text: str) -> str:
     """Return one fault in words: "model.toml line 3: max_batch: there is no such key; did you mean ...?"."""
     location = [str(part) for part in detail["loc"] if not isinstance(part, int)]
@@ -137,8 +151,17 @@ def _describe(detail: ErrorDetails, text: str) -> str:
         near = difflib.get_close_matches(location[-1], _keys_beside(location), n=1)
         message = "there is no such key" + (f"; did you mean {near[0]}?" if near else "")
     else:
-        message = f"{detail['msg'].removeprefix('Value error, ')}, given {shown(str(detail['input']))}"
+        message = f"{detail['msg'].removeprefix('Value error, ')}, given {_given_text(detail['input'])}"
     return f"{SETTINGS_FILE} line {_line_of(location, text)}: {'.'.join(location)}: {message}"
+
+
+def _given_text(value: object) -> str:
+    """Return a value of the file, shown: of one that holds others, or is very large, only the kind."""
+    if isinstance(value, dict | list):
+        return "a table" if isinstance(value, dict) else "an array"
+    if isinstance(value, int) and value.bit_length() > _SHOWN_BITS:  # Python may refuse to write its digits
+        return f"a number of {value.bit_length()} bits"
+    return shown(str(value))
 
 
 def _keys_beside(location: list[str]) -> list[str]:
@@ -157,8 +180,8 @@ def _line_of(location: list[str], text: str) -> int:
     for number, line in enumerate(text.splitlines(), 1):
         if header := _HEADER.match(line):
             table = path = _parts(header[1])
-        elif key := _KEY.match(line):
-            path = [*table, *_parts(key[1])]
+        elif "=" in line:
+            path = [*table, *_parts(line.partition("=")[0])]
         else:
             continue
         if best_depth < len(path) <= len(location) and location[: len(path)] == path:

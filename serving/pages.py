@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -10,17 +11,44 @@ from serving.background import run_in_thread
 from serving.http_endpoint import Page
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from serving.control import Control
     from serving.http_endpoint import PageMaker
     from serving.metrics import Metrics
 
 
-class Pages:
-    """Makes them. Every method runs on the event loop."""
+# Longer than anything holds up an event loop on a machine that is merely busy.
+_SILENT_S = 30.0
 
-    def __init__(self, control: Control, metrics: Metrics) -> None:
+
+class Pulse:
+    """Tells from another thread whether an event loop runs. Made on that loop."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._clock = clock
+        self._asked_s: float | None = None
+
+    def silent_s(self) -> float:
+        """Return how long the loop has owed a sign; it is asked for one where it owes none."""
+        if self._asked_s is None:
+            self._asked_s = self._clock()
+            self._loop.call_soon_threadsafe(self._beat)
+            return 0.0
+        return self._clock() - self._asked_s
+
+    def _beat(self) -> None:
+        self._asked_s = None
+
+
+class Pages:
+    """Makes them. Every method runs on the HTTP endpoint's event loop."""
+
+    def __init__(self, control: Control, metrics: Metrics, pulse: Pulse) -> None:
         self._control = control
         self._metrics = metrics
+        self._pulse = pulse
         self._scraping = asyncio.Lock()
 
     def by_path(self) -> dict[str, PageMaker]:
@@ -28,7 +56,10 @@ class Pages:
         return {"/healthz": self.live, "/readyz": self.ready, "/metrics": self.metrics}
 
     async def live(self, _: str) -> Page:
-        """Say that the process answers; a restart would mend nothing that /readyz complains of."""
+        """Say whether the process answers; a restart would mend nothing that /readyz complains of."""
+        if (silent_s := self._pulse.silent_s()) > _SILENT_S:
+            text = f"the event loop has given no sign for {silent_s:.0f} s\n"
+            return Page(HTTPStatus.SERVICE_UNAVAILABLE, text.encode())
         return Page(HTTPStatus.OK, b"live\n")
 
     async def ready(self, _: str) -> Page:

@@ -26,7 +26,10 @@ def connection_count(port: int, proc: Path = _PROC) -> int | None:
     """
     count, found = 0, False
     local = f":{port:04X}"
-    own = _own_sockets(proc)
+    try:
+        own = _own_sockets(proc)
+    except OSError:  # no such folder, or no descriptor left to look with
+        return None
     for name in ("tcp", "tcp6"):
         try:
             lines = (proc / "self" / "net" / name).read_text().splitlines()[1:]
@@ -43,9 +46,8 @@ def connection_count(port: int, proc: Path = _PROC) -> int | None:
 
 def _own_sockets(proc: Path) -> set[str]:
     """Return the inodes of the sockets that this process has open."""
-    folder = proc / "self" / "fd"
     targets = []
-    for descriptor in folder.iterdir() if folder.is_dir() else ():
+    for descriptor in (proc / "self" / "fd").iterdir():
         with contextlib.suppress(OSError):  # closed since it was listed
             targets.append(str(descriptor.readlink()))
     return {target[len(_SOCKET) : -1] for target in targets if target.startswith(_SOCKET)}

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
-_OWN_CGROUPS = Path("/proc/self/cgroup")
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 class Processors(NamedTuple):
@@ -35,36 +35,36 @@ class Processors(NamedTuple):
         return f"{self.usable} usable ({self.affinity} by affinity, {quota})"
 
 
-def usable_processors(cgroup_root: Path = _CGROUP_ROOT, own_cgroups: Path = _OWN_CGROUPS) -> int:
+def usable_processors(cgroup_root: Path = CGROUP_ROOT, own_cgroups: Path = OWN_CGROUPS) -> int:
     """Return the number of processors that affinity and the cgroup quota (v2 and v1) leave, at least 1."""
     return find_processors(cgroup_root, own_cgroups).usable
 
 
-def find_processors(cgroup_root: Path = _CGROUP_ROOT, own_cgroups: Path = _OWN_CGROUPS) -> Processors:
+def find_processors(cgroup_root: Path = CGROUP_ROOT, own_cgroups: Path = OWN_CGROUPS) -> Processors:
     """Return what bounds this process."""
     if hasattr(os, "sched_getaffinity"):  # noqa: SIM108  # each branch on a line of its own
         affinity = len(os.sched_getaffinity(0))
     else:  # pragma: no cover  # not Linux
         affinity = os.cpu_count() or 1
-    quotas = [quota for folder in _own_folders(cgroup_root, own_cgroups) for quota in _quotas(folder)]
+    quotas = [quota for folder in own_folders(cgroup_root, own_cgroups) for quota in _quotas(folder)]
     return Processors(affinity, min(quotas, default=None))
 
 
-def _own_folders(root: Path, own_cgroups: Path) -> Iterator[Path]:
-    """Yield the folders of this process's groups and of all above them, in each hierarchy with quotas."""
+def own_folders(root: Path, own_cgroups: Path, controller: str = "cpu") -> Iterator[Path]:
+    """Yield the folders of this process's groups and of all above them, in each hierarchy of a controller."""
     try:
         lines = own_cgroups.read_text().splitlines()
     except OSError:
         lines = []
     # "0::/user.slice" is version 2's; "4:cpu,cpuacct:/docker/1f" one of version 1's.
-    mounts = {root: "/", root / "cpu": "/"}
+    mounts = {root: "/", root / controller: "/"}
     for line in lines:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if not controllers:
             mounts |= {root: path, root / "unified": path}
-        elif "cpu" in controllers.split(","):
-            mounts |= {root / "cpu": path, root / controllers: path}
+        elif controller in controllers.split(","):
+            mounts |= {root / controller: path, root / controllers: path}
     for mount, path in mounts.items():
         own = Path(path.lstrip("/"))
         if ".." in own.parts:  # outside this process's view: the kernel writes "/../other"

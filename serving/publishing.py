@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serving.artifact import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, SCHEMA_VERSION, list_versions
+from serving.artifact import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, list_versions
+from serving.artifact_facts import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,8 +29,9 @@ def publish_artifact(
 
     Raises:
         OSError: the folder cannot be written.
+        ArtifactError: the golden pairs could prove nothing.
     """
-    golden.check()
+    golden.check(str(manifest.get("precision", "")))
     model_folder.mkdir(parents=True, exist_ok=True)
     contents = {MODEL_FILE: model, GOLDEN_FILE: golden.to_bytes()}
     files = {

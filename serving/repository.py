@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from serving.errors import (
     ArtifactError,
     DeviceError,
     DeviceLostError,
+    LoadsHangError,
     NotFoundError,
-    SettingsError,
     UnavailableError,
 )
 from serving.layout import Layout
-from serving.loading import Refusal, explain_refusal, start_model
+from serving.loading import LoadOutcome, Refusal, explain_refusal, loads_at_a_time, start_model
+from serving.model_faults import settings_or_fault
 from serving.notices import Notices
 from serving.retirement import Retirement
 from serving.session import CUDA_PROVIDER
 from serving.settings_reader import SettingsReader
-from serving.shown import listed, shown
+from serving.shown import legible, listed, shown
+from serving.side_by_side import SideBySide
+from serving.time_limit import TimeLimit
 from serving.version_files import Fault, VersionFiles
 from serving.version_table import Version, VersionTable
 
@@ -32,26 +36,15 @@ if TYPE_CHECKING:
 
     from serving.model import ModelSettings, ServedModel
     from serving.scanning import FoundModel, Signature
-    from serving.version_policy import VersionPolicy
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LoadOutcome:
-    """A load attempt that has ended after ``seconds``; ``refusal`` says why it failed, None: it did not."""
-
-    name: str
-    version: int
-    seconds: float
-    refusal: str | None
 
 
 class Repository(VersionTable):
     """Every version under ``folder``, loaded, replaced and unloaded as the folder changes.
 
-    One look at the folder is under way at a time. What a look replaces goes on answering until its successor
-    has proven itself, and is then drained beside it.
+    Models are followed side by side, each by one thread at a time. What is replaced goes on answering until
+    its successor has proven itself, and is then drained beside it.
     """
 
     def __init__(
@@ -61,12 +54,14 @@ class Repository(VersionTable):
         on_load: Callable[[LoadOutcome], None] = lambda _: None,
         *,
         settle_s: float = 2.0,
+        time_limit: TimeLimit | None = None,
         model_name: str | None = None,
     ) -> None:
         """Find the versions, none of them loaded yet.
 
         ``on_load`` is told of each load attempt that has ended, from the thread that loaded. What is wrong
         with files that are still changing is not said before they have not changed for ``settle_s`` seconds.
+        Reading a version and proving it are done within ``time_limit`` each, where there is one.
         With ``model_name``, ``folder`` is that model's only version itself, as `Layout` says.
 
         Raises:
@@ -78,11 +73,13 @@ class Repository(VersionTable):
         self._device = settings.device
         self._on_load = on_load
         self._stopping = threading.Event()
-        self._changing = threading.Lock()
-        self._files = VersionFiles(self._layout, settle_s)
+        self._time_limit = time_limit or TimeLimit(math.inf)
+        self._models = SideBySide(loads_at_a_time(settings.device), fatal=(DeviceError, DeviceLostError))
+        self._files = VersionFiles(self._layout, settle_s, time_limit=self._time_limit)
         self._settings = SettingsReader(folder, settings, settle_s)
         self._left_alone: set[str] = set()  # models that serve only once they are asked for by name
         self._missed: set[tuple[str, int]] = set()  # versions that were gone at the last look
+        self._settled: dict[str, FoundModel] = {}  # models as last found where nothing is waited for
         self._retirement = Retirement()
         self._notices = Notices()
         for name, found in self._layout.scan().items():
@@ -102,29 +99,33 @@ class Repository(VersionTable):
             raise ArtifactError(
                 f"cannot load {listed(unknown)}: the repository has {listed(models) or 'none'}"
             )
-        for name, found in models.items():
-            with self._changing:
-                if self._stopping.is_set():
-                    return
-                if only is not None and name not in only:
+        for name in models:
+            if only is not None and name not in only:
+                with self._models.alone(name):
                     self._leave_alone(name, "it waits to be loaded by RepositoryModelLoad")
-                elif name not in self._left_alone:
-                    self._follow(name, found, is_start=True)
+        self._models.run(
+            {name: partial(self._follow, name, found, is_start=True) for name, found in models.items()}
+        )
 
     def refresh(self) -> None:
-        """Look at the folder once and follow what has changed in it."""
-        with self._changing:
-            try:
-                models = self._layout.scan()
-            except ArtifactError as error:
-                self._notices.set("repository", f"{error}; what is served goes on being served")
-                return
-            self._notices.set("repository", "")
-            for name in sorted({*models, *self._table}):
-                if self._stopping.is_set():
-                    return
-                if name not in self._left_alone or name not in models:
-                    self._follow(name, models.get(name), is_patient=True)
+        """Look at the folder once and follow what has changed in it.
+
+        Returns once all of it has been tried but what takes long, which goes on beside.
+        """
+        try:
+            models = self._layout.scan()
+        except ArtifactError as error:
+            self._notices.set("repository", f"{error}; what is served goes on being served")
+            return
+        self._notices.set("repository", "")
+        self._models.run(
+            {
+                name: partial(self._follow, name, models.get(name), is_patient=True)
+                for name in sorted({*models, *self._table})
+                if self._is_news(name, models.get(name)) and not self._models.is_busy(name)
+            },
+            leave_slow=True,
+        )
 
     def load(self, name: str) -> None:
         """Look at a model's folder again: load what is new, changed or was refused, unload what is gone.
@@ -133,11 +134,9 @@ class Repository(VersionTable):
             NotFoundError: there is no such model in the folder.
             UnavailableError: none of its versions serves after it, or a newer one is refused; says why.
         """
-        with self._changing:
-            found = self._layout.scan().get(name)
-            if found is None or found.fault:
-                detail = found.fault if found else "it is not in the repository's folder, or has no versions"
-                raise NotFoundError(f"model {shown(name)} cannot be loaded: {detail}")
+        self._find_folder(name)
+        with self._models.alone(name):
+            found = self._find_folder(name)  # again: a load of it may just have ended
             self._left_alone.discard(name)
             self._settings.forget(name)
             for entry in self._table.get(name, {}).values():
@@ -153,34 +152,76 @@ class Repository(VersionTable):
 
     def unload(self, name: str) -> None:
         """Stop serving a model, having finished what it accepted; raises NotFoundError as `find`."""
-        with self._changing:
+        self._versions(name)
+        with self._models.alone(name):
             self._versions(name)
             drains = self._leave_alone(name, "unloaded on request")
         for drain in drains:
             drain.join()
 
+    def stop_loading(self) -> None:
+        """Stop the loads under way, and begin none any more."""
+        self._stopping.set()
+        self._time_limit.close()
+
     def close(self, grace_s: float) -> None:
         """Stop loading, finish what waits in all queues within ``grace_s`` seconds, stop the instances."""
-        self._stopping.set()
+        self.stop_loading()
         self._retirement.close(self.ready_models(), grace_s)
+
+    def _find_folder(self, name: str) -> FoundModel:
+        found = self._layout.scan().get(name)
+        if found is None or found.fault:
+            detail = found.fault if found else "it is not in the repository's folder, or has no versions"
+            raise NotFoundError(f"model {shown(name)} cannot be loaded: {detail}")
+        return found
+
+    def _is_news(self, name: str, found: FoundModel | None) -> bool:
+        """Tell whether a model is to be followed: it has changed, is waited for, or is gone."""
+        return found is None or (name not in self._left_alone and self._settled.get(name) != found)
 
     def _follow(
         self, name: str, found: FoundModel | None, *, is_patient: bool = False, is_start: bool = False
     ) -> dict[int, str]:
         """Bring one model in line with its folder, and return which of its versions are refused, and why.
 
-        What is new is brought up first, and what it replaces taken down after it. With ``is_patient``, what
-        is not whole or has vanished is given time.
+        Whatever fails in it, the other models are followed all the same. With ``is_patient``, what is not
+        whole or has vanished is given time.
         """
+        try:
+            refused = self._bring_in_line(name, found, is_patient=is_patient, is_start=is_start)
+        except (DeviceError, DeviceLostError):  # of the device asked for by name, at the start
+            raise
+        except Exception as error:
+            reason = legible(f"following its folder failed: {type(error).__name__}: {error}")
+            self._notices.set(f"{name} (folder)", reason, error)
+            return self._refuse(name, found, reason)
+        self._notices.set(f"{name} (folder)", "")
+        return refused
+
+    def _bring_in_line(
+        self, name: str, found: FoundModel | None, *, is_patient: bool, is_start: bool
+    ) -> dict[int, str]:
+        """Bring up what is new first, and take down after it what it replaces; return as `_follow`."""
         refused: dict[int, str] = {}
+        if self._stopping.is_set() or (found and name in self._left_alone):  # since this was looked for
+            return refused
+        self._settled.pop(name, None)
         versions = found.versions if found else {}
+        brought: list[int] = []
         known = self._table.get(name, {}).keys()
         self._missed -= {(name, version) for version in versions}
         gone = {version for version in known - versions.keys() if self._is_gone(name, version, is_patient)}
-        if found is not None:
-            settings = self._read_settings(name, found, is_patient=is_patient)
-            if isinstance(settings, str):
-                return dict.fromkeys(versions, settings)
+        settings = (
+            settings_or_fault(name, found, self._settings, self._notices, is_patient=is_patient)
+            if found
+            else None
+        )
+        if isinstance(settings, str):
+            refused = self._refuse(name, found, settings)
+            if not versions:
+                gone.clear()  # a folder that cannot be read: what was in it may still be there
+        elif settings is not None:
             run_as, policy = settings
             present = (known | versions.keys()) - gone
             serving_count = 0
@@ -188,9 +229,15 @@ class Repository(VersionTable):
                 if policy.is_enough(serving_count):
                     break
                 if version in versions:
-                    reason = self._bring_up(
-                        name, version, versions[version], run_as, is_patient=is_patient, is_start=is_start
-                    )
+                    brought.append(version)
+                    try:
+                        reason = self._bring_up(
+                            name, version, versions[version], run_as, is_patient=is_patient, is_start=is_start
+                        )
+                    except LoadsHangError as error:  # at a later look
+                        reason = str(error)
+                        self._files.forget(name, version)
+                        self._explain(name, version, "LOADING", reason)
                     refused |= {version: reason} if reason else {}
                 serving_count += self._serves(name, version)
                 present = present - {version}
@@ -198,6 +245,11 @@ class Repository(VersionTable):
                 self._take_down(name, version, f"not served: version_policy is {policy}")
         for version in gone:
             self._forget(name, version)
+        is_missed = known - versions.keys() - gone
+        follows_settings = settings is not None and not isinstance(settings, str)
+        is_settled = all(self._files.is_settled(name, version) for version in brought)
+        if found is not None and follows_settings and is_settled and not is_missed:
+            self._settled[name] = found
         return refused
 
     def _bring_up(
@@ -219,7 +271,7 @@ class Repository(VersionTable):
                 self._explain(name, version, "UNAVAILABLE", reason)
             return reason or ""
         if isinstance(read, Fault) and not read.is_final:
-            self._explain(name, version, "LOADING", f"incomplete: {read.error}")
+            self._explain(name, version, "LOADING", legible(f"incomplete: {read.error}"))
             return ""
         before = self._get(name, version)
         if isinstance(read, Fault):
@@ -229,7 +281,7 @@ class Repository(VersionTable):
             return ""
         else:
             self._explain(name, version, "LOADING", "loading")
-            loaded = start_model(name, version, read, settings, self._on_lost)
+            loaded = start_model(name, version, read, settings, self._on_lost, time_limit=self._time_limit)
         reason = loaded.reason if isinstance(loaded, Refusal) else ""
         self._on_load(LoadOutcome(name, version, time.monotonic() - started_s, reason or None))
         if not isinstance(loaded, Refusal):
@@ -243,33 +295,16 @@ class Repository(VersionTable):
         self._conclude(name, version, reason)
         return reason
 
-    def _read_settings(
-        self, name: str, found: FoundModel, *, is_patient: bool
-    ) -> tuple[ModelSettings, VersionPolicy] | str:
-        """Return a model's settings, or why it is left as it is."""
-        if found.fault:
-            self._notices.set(name, found.fault)
-            return found.fault
-        ignored = f"ignored, since no positive integers and so no versions: {listed(found.ignored)}"
-        self._notices.set(name + "/", ignored if found.ignored else "")
-        settings = self._settings.read(name, found, is_patient=is_patient)
-        if settings is None:
-            return "its settings file is not whole"
-        if isinstance(settings, SettingsError):
-            self._notices.set(name, f"{settings}; what is served goes on as before")
-            for version in found.versions:
-                self._explain(name, version, "UNAVAILABLE", str(settings))
-            return str(settings)
-        self._notices.set(name, "")
-        return settings
+    def _refuse(self, name: str, found: FoundModel | None, reason: str) -> dict[int, str]:
+        """Say of every version of a model why what is in its folder is not served."""
+        versions = found.versions if found else {}
+        for version in versions:
+            self._explain(name, version, "UNAVAILABLE", reason)
+        return dict.fromkeys(versions, reason)
 
     def _conclude(self, name: str, version: int, reason: str) -> None:
         self._files.conclude(name, version, reason)
         self._explain(name, version, "UNAVAILABLE", reason)
-
-    def _serves(self, name: str, version: int) -> bool:
-        entry = self._get(name, version)
-        return entry is not None and entry.model is not None
 
     def _is_gone(self, name: str, version: int, is_patient: bool) -> bool:
         """Tell whether a version not in the folder is to go; one that is being moved gets a second look."""
@@ -307,6 +342,7 @@ class Repository(VersionTable):
         lost = [model for model in self.ready_models() if model.verified.session.provider == provider]
         for model in lost:
             reason = f"the device was lost: {error}"
+            self._settled.pop(model.name, None)  # an older version may serve in its place
             self._files.conclude(model.name, model.version, reason)
             entry = self._get(model.name, model.version)
             if entry is not None and entry.model is model:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from serving.channel import connection_options
 from serving.client import Client
 from serving.config import DEFAULT_SERVER
-from serving.errors import ArtifactError, ServingError
+from serving.errors import ArtifactError, NotFoundError, ServingError, UnavailableError
+from serving.folder_hints import explain_emptiness
+from serving.shown import legible
+from serving.time_limit import TimeLimit, end_process
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from serving.client_messages import Description
     from serving.config import ListConfig, VerifyConfig
 
 Row: TypeAlias = tuple[str, str, str, str]
@@ -26,13 +32,17 @@ def list_models(config: ListConfig) -> int:
         ServingError: the repository cannot be read, or no server answers.
     """
     if config.repository is not None:
-        rows = _rows_of_repository(config.repository)
+        folder = config.repository
+        rows = _rows_of_repository(
+            folder, lambda version: _look_at(version, folder), sound="whole", broken="BROKEN"
+        )
     else:
         rows = _rows_of_server(config.server or DEFAULT_SERVER, config)
     if rows:
         _print_table(rows)
     else:
-        print(f"no models in {config.repository or config.server or DEFAULT_SERVER}")
+        where = config.repository
+        print(explain_emptiness(where) if where else f"no models in {config.server or DEFAULT_SERVER}")
     asked_server = config.repository is None
     return 1 if asked_server and not any(state == "READY" for _, _, state, _ in rows) else 0
 
@@ -44,53 +54,63 @@ def verify_models(config: VerifyConfig) -> int:
         ServingError: the repository cannot be read, or the device asked for is not there.
     """
     from serving.model import ModelSettings, open_verified  # noqa: PLC0415  # a list from a server needs no ONNX Runtime
-    from serving.scanning import find_versions  # noqa: PLC0415
     from serving.session import require_device  # noqa: PLC0415
 
     require_device(config.device)
     settings = ModelSettings(device=config.device)
-    rows: list[Row] = []
-    for name, versions in find_versions(config.repository).items():
-        for version in versions:
-            try:
-                verified = open_verified(
-                    config.repository / name / str(version), settings, within=config.repository
-                )
-            except ServingError as error:
-                rows.append((name, str(version), "FAILED", str(error)))
-            else:
-                kind = "synthetic golden" if verified.golden_synthetic else "golden"
-                details = (
-                    f"{verified.golden_count} {kind} pairs reproduced on {verified.session.provider}, "
-                    f"largest difference {verified.largest_difference:.2g}, sha256 {verified.sha256[:12]}"
-                )
-                rows.append((name, str(version), "ok", details))
+    time_limit = TimeLimit(config.load_timeout_s)
+
+    def verify(folder: Path) -> str:
+        opened = partial(open_verified, folder, settings, config.repository)
+        verified = time_limit.run(f"{folder.parent.name}/{folder.name}", opened)
+        kind = "synthetic golden" if verified.golden_synthetic else "golden"
+        return (
+            f"{verified.golden_count} {kind} pairs reproduced on {verified.session.provider}, "
+            f"largest difference {verified.largest_difference:.2g}, sha256 {verified.sha256[:12]}"
+        )
+
+    rows = _rows_of_repository(config.repository, verify, sound="ok", broken="FAILED")
     if not rows:
-        raise ArtifactError(f"there are no models in {config.repository}; `foldserve export` writes them")
+        raise ArtifactError(explain_emptiness(config.repository))
     _print_table(rows)
-    return 1 if any(state == "FAILED" for _, _, state, _ in rows) else 0
+    status = 1 if any(state == "FAILED" for _, _, state, _ in rows) else 0
+    if time_limit.unfinished_count:
+        end_process(status)
+    return status
 
 
-def _rows_of_repository(repository: Path) -> list[Row]:
+def _look_at(folder: Path, repository: Path) -> str:
+    """Return a version's facts as far as its files alone tell them; raises ArtifactError."""
     from serving.artifact import read_artifact  # noqa: PLC0415  # as above
-    from serving.scanning import find_versions  # noqa: PLC0415
+
+    artifact = read_artifact(folder, within=repository)
+    precision = str(artifact.manifest.get("precision", ""))
+    return (
+        f"{len(artifact.golden.runtime_logits[0])} classes, "
+        f"{precision + ', ' if precision else ''}"
+        f"{len(artifact.model) / 1e6:.1f} MB, sha256 {artifact.model_sha256[:12]}"
+        f"{', proven on synthetic images alone' if artifact.golden.synthetic else ''}"
+    )
+
+
+def _rows_of_repository(
+    repository: Path, describe: Callable[[Path], str], *, sound: str, broken: str
+) -> list[Row]:
+    """Return a row for each version, and for each model that has none that could be looked at."""
+    from serving.scanning import scan  # noqa: PLC0415  # as above
 
     rows: list[Row] = []
-    for name, versions in find_versions(repository).items():
-        for version in versions:
+    for name, found in scan(repository).items():
+        if found.fault:
+            rows.append((name, "", broken, found.fault))
+            continue
+        for version in found.versions:
             try:
-                artifact = read_artifact(repository / name / str(version), within=repository)
-            except ArtifactError as error:
-                rows.append((name, str(version), "BROKEN", str(error)))
-            else:
-                precision = str(artifact.manifest.get("precision", ""))
-                details = (
-                    f"{len(artifact.golden.runtime_logits[0])} classes, "
-                    f"{precision + ', ' if precision else ''}"
-                    f"{len(artifact.model) / 1e6:.1f} MB, sha256 {artifact.model_sha256[:12]}"
-                    f"{', proven on synthetic images alone' if artifact.golden.synthetic else ''}"
-                )
-                rows.append((name, str(version), "whole", details))
+                rows.append((name, str(version), sound, describe(found.folder / str(version))))
+            except ServingError as error:
+                rows.append((name, str(version), broken, str(error)))
+            except Exception as error:  # the others are looked at all the same
+                rows.append((name, str(version), broken, f"{type(error).__name__}: {error}"))
     return rows
 
 
@@ -100,19 +120,26 @@ def _rows_of_server(server: str, config: ListConfig) -> list[Row]:
         for entry in client.index():
             details = entry.reason
             if entry.state == "READY":
-                model = client.describe(entry.name, entry.version)
-                details = (
-                    f"{len(model.metadata.labels)} classes, {model.provider}, sha256 {model.sha256[:12]}"
-                    + (f"; newer files are not served: {entry.reason}" if entry.reason else "")
-                )
-                if model.metadata.provenance.get("golden_images") == "synthetic":
-                    details += ", proven on synthetic images alone"
+                try:
+                    details = _describe(client.describe(entry.name, entry.version), entry.reason)
+                except (ArtifactError, NotFoundError, UnavailableError) as error:  # gone meanwhile, or odd
+                    details = f"cannot be described: {error}"
             rows.append((entry.name, entry.version, entry.state, details))
     return rows
 
 
+def _describe(model: Description, reason: str) -> str:
+    details = f"{len(model.metadata.labels)} classes, {model.provider}, sha256 {model.sha256[:12]}"
+    if reason:
+        details += f"; newer files are not served: {reason}"
+    if model.metadata.provenance.get("golden_images") == "synthetic":
+        details += ", proven on synthetic images alone"
+    return details
+
+
 def _print_table(rows: list[Row]) -> None:
-    widths = [max(len(row[column]) for row in (_HEADINGS, *rows)) for column in range(3)]
-    for row in (_HEADINGS, *rows):
+    table = [_HEADINGS, *(tuple(map(legible, row)) for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(3)]
+    for row in table:
         cells = [f"{cell:<{width}}" for cell, width in zip(row[:3], widths, strict=True)]
         print("  ".join([*cells, row[3]]).rstrip())

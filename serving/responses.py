@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 OUTPUTS = (LOGITS, PROBABILITIES)
 # The response parameter that says which file answered: a version's number alone may be used again.
 SHA256_PARAMETER = "model_sha256"
+# Parameters of this name mean something to Triton's servers, in requests and in responses.
+TRITON_PREFIX = "triton_"
 # Row counts and choices of outputs that a model keeps heads for: enough for all that recur.
 _KEPT_HEADS = 1024
 
@@ -88,7 +90,7 @@ def write_infer_response(
     tail = pb.ModelInferResponse(id=request_id, raw_output_contents=contents)
     if parameters:
         for key, parameter in parameters.items():
-            if key != SHA256_PARAMETER:  # ours to say
+            if key != SHA256_PARAMETER and not key.startswith(TRITON_PREFIX):  # ours to say
                 tail.parameters[key].CopyFrom(parameter)
     return model.response_heads.get(len(arrays[0]), outputs) + tail.SerializeToString()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import threading
 import time
 from typing import TYPE_CHECKING
+
+from serving.freed_memory import trim_heap
+from serving.session import give_back_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,14 +51,13 @@ class Retirement:
             "%s/%d (SHA-256 %.12s) drained and unloaded", model.name, model.version, model.verified.sha256
         )
         del model
-        _return_memory()
+        return_memory()
 
 
-def _return_memory() -> None:
-    """Have the C library give freed memory back to the system, where it can be told to (glibc).
+def return_memory() -> None:
+    """Have ONNX Runtime and the C library (glibc) give freed memory back to the system.
 
     Otherwise what a large model held stays with the process, in pieces that the next one may not fit.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    give_back_memory()
+    trim_heap()

@@ -6,12 +6,15 @@ compared with one another, never with a clock, so clocks may jump and files may 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from serving.artifact import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, list_versions
+from serving.artifact import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, is_folder, is_version
 from serving.errors import ArtifactError
+from serving.folder_hints import check_is_repository, suggest_folder
 from serving.model_settings import SETTINGS_FILE
+from serving.shown import is_legible, legible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +31,7 @@ _VERSION_FILES = (MANIFEST_FILE, MODEL_FILE, GOLDEN_FILE)
 class FoundModel:
     """A model's folder: its versions, ascending, by number with their signatures.
 
-    ``ignored`` are names beside them that are no versions; ``fault`` says why the folder could not be read.
+    ``ignored`` are names beside them that are no versions; ``fault`` says why none of them can be served.
     """
 
     folder: Path
@@ -41,18 +44,30 @@ class FoundModel:
 def scan(repository: Path) -> dict[str, FoundModel]:
     """Return every model in the folder, by name; hidden folders and those without versions are none.
 
+    A name that no message could carry is escaped, and its model has a fault.
+
     Raises:
-        ArtifactError: ``repository`` is not a folder that can be read.
+        ArtifactError: ``repository`` is not a folder that can be read, or is a model's own.
     """
+    models = find_models(repository)
+    if not models:
+        check_is_repository(repository)
+    return models
+
+
+def find_models(repository: Path) -> dict[str, FoundModel]:
+    """Return what `scan` does, but also none where the folder is a model's own or a version's."""
     try:
-        folders = sorted(entry for entry in repository.iterdir() if not entry.name.startswith("."))
-        models = {folder.name: _scan_model(folder) for folder in folders if folder.is_dir()}
+        with os.scandir(repository) as entries:
+            names = [entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry)]
     except OSError as error:
         raise ArtifactError(
             f"the repository {repository} cannot be read ({error.strerror}); give --repository the folder "
-            "that `foldserve export` wrote to"
+            f"that `foldserve export` wrote to{suggest_folder(repository)}"
         ) from error
-    return {name: model for name, model in models.items() if model.versions or model.fault}
+    # Legible names last: they stand where an escaped one reads the same.
+    found = {legible(name): _scan_model(repository / name) for name in sorted(names, key=is_legible)}
+    return {name: model for name, model in sorted(found.items()) if model.versions or model.fault}
 
 
 def scan_flat(folder: Path, version: int) -> FoundModel:
@@ -61,15 +76,16 @@ def scan_flat(folder: Path, version: int) -> FoundModel:
     Raises:
         ArtifactError: ``folder`` is not a folder that can be read.
     """
+    path = str(folder)
     try:
-        names = {entry.name for entry in folder.iterdir()}
+        names = os.listdir(path)  # noqa: PTH208  # names alone, and fast
     except OSError as error:
         raise ArtifactError(
             f"the version's folder {folder} cannot be read ({error.strerror}); with --model-name, give "
-            f"--repository the folder that holds {MODEL_FILE}"
+            f"--repository the folder that holds {MODEL_FILE}{suggest_folder(folder)}"
         ) from error
-    versions = {version: _sign_version(folder)} if names.intersection(_VERSION_FILES) else {}
-    return FoundModel(folder, versions, (_sign(folder / SETTINGS_FILE),))
+    versions = {} if set(_VERSION_FILES).isdisjoint(names) else {version: _sign_version(path)}
+    return FoundModel(folder, versions, (_sign(f"{path}/{SETTINGS_FILE}"),))
 
 
 def find_versions(repository: Path) -> dict[str, list[int]]:
@@ -78,23 +94,40 @@ def find_versions(repository: Path) -> dict[str, list[int]]:
 
 
 def _scan_model(folder: Path) -> FoundModel:
+    """Look at one model; whatever is wrong with its folder is its own fault, not the repository's."""
+    # Strings, not paths: a server of a thousand models comes by here a thousand times a second.
+    path = str(folder)
     try:
-        versions = {version: _sign_version(folder / str(version)) for version in list_versions(folder)}
-        others = {entry.name for entry in folder.iterdir() if entry.is_dir()} - set(map(str, versions))
-        settings = (_sign(folder / SETTINGS_FILE),)
-    except OSError as error:
-        return FoundModel(folder, {}, fault=f"its folder cannot be read: {error.strerror or error}")
-    ignored = tuple(sorted(name for name in others if not name.startswith(".")))
-    return FoundModel(folder, versions, settings, ignored)
+        with os.scandir(path) as entries:
+            names = [entry.name for entry in entries if is_folder(entry)]
+        versions = sorted(int(name) for name in names if is_version(name))
+        signed = {version: _sign_version(f"{path}/{version}") for version in versions}
+        settings = (_sign(f"{path}/{SETTINGS_FILE}"),)
+    except Exception as error:
+        why = (isinstance(error, OSError) and error.strerror) or error
+        return FoundModel(folder, {}, fault=f"its folder cannot be read: {why}")
+    ignored = tuple(sorted(name for name in names if not is_version(name) and not name.startswith(".")))
+    return FoundModel(folder, signed, settings, ignored, _fault_of_name(folder.name) if signed else "")
 
 
-def _sign_version(folder: Path) -> Signature:
-    return tuple(_sign(folder / name) for name in _VERSION_FILES)
+def _fault_of_name(name: str) -> str:
+    if is_legible(name):
+        return ""
+    return (
+        "its folder's name is not UTF-8 or has control characters (escaped here), so that no caller could "
+        "ask for it: rename the folder"
+    )
 
 
-def _sign(path: Path) -> _FileSignature:
-    try:
-        facts = path.stat()
-    except OSError:
-        return None
-    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+def _sign_version(path: str) -> Signature:
+    return tuple([_sign(f"{path}/{name}") for name in _VERSION_FILES])
+
+
+def _sign(path: str) -> _FileSignature:
+    for look in (os.stat, os.lstat):  # a link to nothing is something else than no file
+        try:
+            facts = look(path)
+        except OSError:
+            continue
+        return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+    return None

@@ -13,20 +13,26 @@ from typing import TYPE_CHECKING
 from serving.background import run_in_thread
 from serving.changes import Changes
 from serving.control import Control
+from serving.descriptors import ConnectionGuard, share_descriptors
+from serving.freed_memory import give_back_freed_memory
 from serving.http_endpoint import HttpEndpoint
 from serving.kept_counts import LoadCounts
+from serving.layout import Layout
 from serving.logs import announce, log_to_stderr
 from serving.metrics import Metrics
 from serving.model import ModelSettings
 from serving.model_metrics import ModelMetrics
-from serving.pages import Pages
+from serving.pages import Pages, Pulse
 from serving.processors import find_processors
 from serving.repository import Repository
 from serving.server_metrics import ServerMetrics
 from serving.servicer import Servicer
-from serving.session import require_device
+from serving.session import require_device, share_arena
+from serving.time_limit import TimeLimit, end_process
 from serving.transport.choose import open_transport
+from serving.transport.library_logs import hush_libraries
 from serving.transport.settings import log_limits, log_who_may_call, wire_settings
+from serving.usable_memory import usable_memory_bytes
 from serving.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
     from serving.transport.choose import Transport
 
 _MIB = 1024 * 1024
+_MODELS_SHARE = 0.8  # of the memory that this process may use
 
 _log = logging.getLogger(__name__)
 
@@ -49,17 +56,20 @@ def serve(config: ServeConfig) -> int:
             the models.
     """
     log_to_stderr(config.log_level, config.log_format)
+    hush_libraries()
     require_device(config.device)
+    share_arena(_most_memory_bytes(config))
     return asyncio.run(_serve(config))
 
 
 async def _serve(config: ServeConfig) -> int:
-    loads, changes = LoadCounts(), Changes()
+    loads, changes, loading = LoadCounts(), Changes(), TimeLimit(config.load_timeout_s)
     repository = Repository(
         config.repository,
         _to_settings(config),
         on_load=loads.count,
         settle_s=2 * config.poll_s,  # two looks that see the same: what was being written is settled
+        time_limit=loading,
         model_name=config.model_name,
     )
     repository.subscribe(changes.notify)
@@ -70,25 +80,34 @@ async def _serve(config: ServeConfig) -> int:
         max_image_pixels=config.max_image_pixels,
     )
     control = Control(repository, servicer, model_control=config.allows_model_control)
-    wire = wire_settings(config, repository)
-    transport = open_transport(config.transport, servicer, control, wire, grpcio_flags=config.grpcio_flags)
-    models, endpoint = ModelMetrics(repository, servicer, loads), HttpEndpoint()
+    descriptors = share_descriptors()
+    wire = wire_settings(config, repository, max_connections=descriptors.max_connections)
+    transport = open_transport(
+        config.transport, servicer, control, wire, why_not_native=config.why_not_native
+    )
+    models, endpoint = ModelMetrics(repository, servicer, loads), HttpEndpoint(descriptors.max_probes)
 
     async def publish() -> None:
         models.note_changes()
         await transport.publish_health()
 
     following = asyncio.ensure_future(changes.follow(publish))
+    trimming = asyncio.ensure_future(give_back_freed_memory())
     with _stop_signal() as stop, contextlib.ExitStack() as watching:
         await publish()
         # Another server of the port answers what comes before this one can.
         loaded = config.reuse_port and await _load(config, repository, stop)
+        if stop.is_set():
+            servicer.close()
+            repository.close(grace_s=1.0)
+            return _end(loading)
         port = await transport.start(config.host, config.port)
         log_who_may_call(config, wire)
+        watching.enter_context(ConnectionGuard(port, descriptors))
         try:
             _write_port(config.port_file, port)
             server = ServerMetrics(control, servicer, port=port, transport=transport.name)
-            await _open_endpoint(config, endpoint, Pages(control, Metrics(models, server)))
+            await _open_endpoint(config, endpoint, Pages(control, Metrics(models, server), Pulse()))
             announce(f"listening on {config.host}:{port}, loading {config.repository}", config.log_format)
             if loaded or await _load(config, repository, stop):
                 control.end_loading()
@@ -105,8 +124,9 @@ async def _serve(config: ServeConfig) -> int:
             await _drain(config, transport, servicer, repository)
             _log.info("drained: %d requests were answered OK since the start", models.answered_count())
             following.cancel()
+            trimming.cancel()
             await endpoint.close()
-    return 0
+    return _end(loading)
 
 
 async def _open_endpoint(config: ServeConfig, endpoint: HttpEndpoint, pages: Pages) -> None:
@@ -142,10 +162,26 @@ async def _drain(
 ) -> None:
     """Refuse new calls, and finish what was accepted."""
     servicer.begin_drain()
+    repository.stop_loading()
     await transport.enter_shutdown()
     await transport.stop(config.grace_period_s)
     servicer.close()
     repository.close(grace_s=1.0)  # nobody waits for an answer any more: only the running execution is left
+
+
+def _end(loading: TimeLimit) -> int:
+    """Return the exit status 0, or end the process with it where loads would keep it from ending."""
+    if loading.unfinished_count:
+        _log.warning("%d loads cannot be stopped; they end with the process", loading.unfinished_count)
+        end_process(0)
+    return 0
+
+
+def _most_memory_bytes(config: ServeConfig) -> int:
+    """Return how much the models may take; the rest is for requests, and for this process itself."""
+    if config.max_model_memory_mib is not None:
+        return config.max_model_memory_mib * _MIB
+    return int(usable_memory_bytes() * _MODELS_SHARE)
 
 
 def _settle_garbage() -> None:
@@ -194,7 +230,8 @@ def _ready_line(config: ServeConfig, port: int, repository: Repository) -> str:
     others = [entry for entry in repository.index() if entry.state == "UNAVAILABLE"]
     others_text = "".join(f"; not served: {entry.name}/{entry.version}: {entry.reason}" for entry in others)
     if not models:
-        nothing = others_text or "; the repository is empty"
+        layout = Layout(config.repository, config.model_name)
+        nothing = others_text or f"; {layout.explain_emptiness()}"
         return f"not ready on {config.host}:{port}, no model serves{nothing}"
     providers = "+".join(sorted({model.verified.session.provider for model in models}))
     names = ", ".join(f"{model.name}/{model.version}" for model in models)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 # to nobody that its operator did not name; a value that is there already is the operator's.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+import numpy as np
 import onnxruntime as ort
 
 from serving.artifact import TensorSpec
@@ -25,8 +26,9 @@ from serving.runtime_options import RuntimeOptions, heavy_operators, is_device_l
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
+
+    from serving.time_limit import StopSignal
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -36,12 +38,28 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 # For manifests: with a GPU the package has another name, so its metadata cannot be asked.
 RUNTIME_VERSION: str = ort.__version__
 
-# ONNX Runtime's number for the severity of its logger that lets fatal messages alone through.
+# ONNX Runtime's number for the severity that lets fatal messages alone through. What fails is raised, and its
+# lines would be no JSON in a JSON log. Some tell of no fault: cuDNN's search reports each algorithm that it
+# cannot take, a run that is told to end that it was ended.
 _FATAL = 4
+ort.set_default_logger_severity(_FATAL)
 
 # A model's file may name others for its weights, and ONNX Runtime looks for them from the process's current
 # folder. An artifact has none, so they are looked for where nothing can be.
 _NO_FOLDER = "/dev/null/none"
+
+# A constant that ONNX Runtime computes from others as it opens a file may have this many bytes, or four times
+# the file's: enough for weights that are transposed, or turned from int8 into float32. Larger ones are
+# computed in each run, which can be stopped.
+_FOLDED_BYTES = 16 * 1024 * 1024
+_FOLDED_OF_FILE = 4
+
+# A model that hands its only number on, as onnx.helper made it: Identity from "x" to "y". The arena gives
+# memory back at the end of a run that asks for it, and this is the least one.
+_LEAST_MODEL = (
+    b'\x08\x08:/\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0b\n\x01x\x12\x06\n\x04\x08\x01\x12\x00'
+    b"b\x0b\n\x01y\x12\x06\n\x04\x08\x01\x12\x00B\x04\n\x00\x10\r"
+)
 
 _ONNX_TO_PROTOCOL = {
     "tensor(bool)": "BOOL",
@@ -58,6 +76,45 @@ _ONNX_TO_PROTOCOL = {
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }
+
+
+class _SharedArena:
+    """The memory that all sessions on the CPU take together: one for the process, once it is opened."""
+
+    giver_back: ort.InferenceSession | None = None
+
+
+def share_arena(most_bytes: int) -> None:
+    """Have all sessions that are opened from now on take ``most_bytes`` at most, together.
+
+    Without it each keeps what it needed at most, for ever, and nothing bounds what a graph may ask for.
+    Shared, what runs at the same time is what is held. There is one for a process: the first call counts.
+    """
+    if _SharedArena.giver_back is not None:
+        return
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    settings = {"max_mem": most_bytes, "arena_extend_strategy": 0}
+    defaults = {"initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(settings | defaults))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    _use_shared_arena(options)
+    _SharedArena.giver_back = ort.InferenceSession(_LEAST_MODEL, options, providers=[CPU_PROVIDER])
+    give_back_memory()  # takes the arena's first piece, which stays
+
+
+def give_back_memory() -> None:
+    """Return to the system what the shared arena, if there is one, holds and nobody uses."""
+    if _SharedArena.giver_back is not None:
+        options = ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        _SharedArena.giver_back.run(["y"], {"x": np.array(0, np.float32)}, options)
+
+
+def _use_shared_arena(options: ort.SessionOptions) -> None:
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # Weights as pieces of their own: they are given back with the session, whatever else the arena holds.
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
 
 
 class Session:
@@ -78,6 +135,7 @@ class Session:
         intra_op_threads: int | None = None,
         options: RuntimeOptions | None = None,
         optimised: bool = True,
+        stop: StopSignal | None = None,
     ) -> None:
         """Load ``model``, the content of a ``model.onnx``.
 
@@ -87,6 +145,7 @@ class Session:
             intra_op_threads: threads one run may use; by default as many as there are usable processors.
             options: what else ONNX Runtime is told.
             optimised: False runs node by node what the file says, with nothing fused: a reference.
+            stop: when set, what is being opened is given up and `stop` called.
 
         Raises:
             DeviceError: the device cannot run the model.
@@ -96,11 +155,19 @@ class Session:
         options = options or RuntimeOptions()
         if not optimised:
             options = replace(options, graph_optimization="none")
-        self._session, self.choice = _open(model, device, threads, options)
+        self._run_options = ort.RunOptions()
+        if stop is not None:
+            stop.on_set(self.stop)
+        self._session, self.choice = _open(model, device, threads, options, stop)
         self.provider: str = self._session.get_providers()[0]
-        self.inputs = tuple(_to_spec(argument) for argument in self._session.get_inputs())
-        self.outputs = tuple(_to_spec(argument) for argument in self._session.get_outputs())
-        self.props: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        try:
+            self.inputs = tuple(_to_spec(argument) for argument in self._session.get_inputs())
+            self.outputs = tuple(_to_spec(argument) for argument in self._session.get_outputs())
+            self.props: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        except UnicodeDecodeError as error:
+            raise ArtifactError(
+                f"the model's metadata or the names of its inputs and outputs are not UTF-8: {error}"
+            ) from None
 
     def run(
         self, output_names: Sequence[str], feeds: Mapping[str, NDArray[Any]]
@@ -111,7 +178,7 @@ class Session:
             DeviceLostError: the GPU is gone, for this and every later run in this process.
         """
         try:
-            outputs: list[NDArray[np.float32]] = self._session.run(output_names, feeds)
+            outputs: list[NDArray[np.float32]] = self._session.run(output_names, feeds, self._run_options)
         except Exception as error:  # ONNX Runtime's kinds share no base class
             if self.provider == CPU_PROVIDER or not is_device_loss(str(error)):
                 raise
@@ -120,6 +187,10 @@ class Session:
                 "restart the server"
             ) from error
         return outputs
+
+    def stop(self) -> None:
+        """Let each run under way, and all that are still to come, fail before its next operator."""
+        self._run_options.terminate = True
 
 
 def cuda_is_present() -> bool:
@@ -139,20 +210,20 @@ def require_device(device: Device) -> None:
 
 
 def _open(
-    model: bytes, device: Device, threads: int, options: RuntimeOptions
+    model: bytes, device: Device, threads: int, options: RuntimeOptions, stop: StopSignal | None
 ) -> tuple[ort.InferenceSession, str]:
     """Return a session on the device, and why it is on that one."""
     require_device(device)
     if device == "cpu":
-        return _open_on(model, CPU_PROVIDER, threads, options), "the CPU was asked for"
+        return _open_on(model, CPU_PROVIDER, threads, options, stop), "the CPU was asked for"
     if not cuda_is_present():
         choice = "auto took the CPU: the installed onnxruntime has no CUDA provider"
-        return _open_on(model, CPU_PROVIDER, threads, options), choice
+        return _open_on(model, CPU_PROVIDER, threads, options, stop), choice
     try:
-        session = _open_on(model, CUDA_PROVIDER, threads, options)
+        session = _open_on(model, CUDA_PROVIDER, threads, options, stop)
     except DeviceError as error:
         # A file that the CPU cannot load either is a bad file (ArtifactError from here), not a bad device.
-        on_cpu = _open_on(model, CPU_PROVIDER, threads, options)
+        on_cpu = _open_on(model, CPU_PROVIDER, threads, options, stop)
         if device == "cuda":
             raise
         return on_cpu, f"auto took the CPU: {error}"
@@ -160,18 +231,27 @@ def _open(
 
 
 def _open_on(
-    model: bytes, provider: str, threads: int, options: RuntimeOptions, *, allow_cpu: bool = False
+    model: bytes,
+    provider: str,
+    threads: int,
+    options: RuntimeOptions,
+    stop: StopSignal | None,
+    *,
+    allow_cpu: bool = False,
 ) -> ort.InferenceSession:
     """Open on one provider; with ``allow_cpu`` shape arithmetic may stay on the processor."""
     on_cuda = provider == CUDA_PROVIDER
-    if on_cuda:
-        # cuDNN's search reports each algorithm that it cannot take as an error of the process's own logger,
-        # in lines that are no JSON; what really fails is raised.
-        ort.set_default_logger_severity(_FATAL)
+    to_ort = _to_session_options(threads, options, on_cuda=on_cuda, forbid_cpu=on_cuda and not allow_cpu)
+    most_folded = max(_FOLDED_BYTES, _FOLDED_OF_FILE * len(model))
+    to_ort.add_session_config_entry(
+        "optimization.constant_folding_max_output_size_in_bytes", str(most_folded)
+    )
+    if stop is not None:
+        stop.on_set(lambda: to_ort.set_load_cancellation_flag(True))
     try:
         session = ort.InferenceSession(
             model,
-            _to_session_options(threads, options, on_cuda=on_cuda, forbid_cpu=on_cuda and not allow_cpu),
+            to_ort,
             providers=[(provider, options.to_cuda_options() if on_cuda else {})],
             enable_fallback=0,
         )
@@ -180,7 +260,7 @@ def _open_on(
     ) as error:  # the kinds differ by release: Fail, InvalidGraph, InvalidProtobuf, RuntimeError, ...
         if on_cuda:
             if not allow_cpu and "assigned to the default CPU EP" in str(error):
-                return _open_on(model, provider, threads, options, allow_cpu=True)
+                return _open_on(model, provider, threads, options, stop, allow_cpu=True)
             raise DeviceError(f"CUDA cannot run the model: {_first_line(error)}") from error
         raise ArtifactError(
             f"ONNX Runtime {ort.__version__} cannot load the model: {_first_line(error)}"
@@ -212,11 +292,12 @@ def _to_session_options(
         "all": level.ORT_ENABLE_ALL,
     }[options.graph_optimization]
     to_ort.enable_cpu_mem_arena = options.arena
-    # Errors. A refusal that is tried again is none, and who runs a reference says himself what went wrong.
-    to_ort.log_severity_level = _FATAL if forbid_cpu or options.graph_optimization == "none" else 3
+    to_ort.log_severity_level = _FATAL  # errors are raised as exceptions; these lines are not our log's
     to_ort.add_session_config_entry("session.intra_op.allow_spinning", "0")
     to_ort.add_session_config_entry("session.inter_op.allow_spinning", "0")
     to_ort.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
+    if _SharedArena.giver_back is not None and options.arena and not on_cuda:
+        _use_shared_arena(to_ort)
     if on_cuda:
         to_ort.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if forbid_cpu:

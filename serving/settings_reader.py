@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from serving.errors import SettingsError
-from serving.model_settings import read_model_settings
+from serving.model_settings import SETTINGS_FILE, read_model_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,3 +73,5 @@ class SettingsReader:
             return read_model_settings(found.folder, self._defaults, self._folder)
         except SettingsError as error:
             return error
+        except Exception as error:  # whatever the file is like, it is this model's fault alone
+            return SettingsError(f"{SETTINGS_FILE} cannot be used: {type(error).__name__}: {error}")

@@ -13,8 +13,10 @@ import numpy as np
 
 from serving.encoded_input import check_raw_alone, read_encoded
 from serving.errors import InvalidArgumentError, UnimplementedError
-from serving.responses import Output
-from serving.shown import listed, shape_text, shown
+from serving.field_count import read_varint
+from serving.message_limit import MAX_IMAGES, check_image_count
+from serving.responses import TRITON_PREFIX, Output
+from serving.shown import listed, shape_text, shown, shown_parameter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,15 +43,19 @@ _TYPED_FIELDS = {
 }
 # More than this nobody sets by hand; each is read, and echoed in the response.
 _MAX_PARAMETERS = 64
+_EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
 
 
-def read_images(request: pb.ModelInferRequest, spec: TensorSpec) -> NDArray[np.uint8] | list[bytes]:
+def read_images(
+    request: pb.ModelInferRequest, spec: TensorSpec, *, max_images: int = MAX_IMAGES
+) -> NDArray[np.uint8] | list[bytes]:
     """Return the one input of ``request``: uint8 [N, C, H, W], or N encoded images where it is BYTES.
 
     A view of the message's bytes where it came raw. ``spec`` is the model's input: UINT8 [-1, C, H, W].
 
     Raises:
-        InvalidArgumentError: the request does not carry exactly that input with exactly its elements.
+        InvalidArgumentError: the request does not carry exactly that input with exactly its elements, or has
+            more images than ``max_images``, or than may be sent encoded.
         UnimplementedError: it refers to shared memory.
     """
     # Every access to a message makes an object, and this is the request path: each field is read once.
@@ -63,9 +69,10 @@ def read_images(request: pb.ModelInferRequest, spec: TensorSpec) -> NDArray[np.u
         raise InvalidArgumentError(_shape_message(shape, spec))
     buffers = request.raw_input_contents[:]
     if not buffers:
-        return _read_typed(tensor, shape)
+        return _read_typed(tensor, shape, max_images)
     check_raw_alone(tensor, len(buffers))
     _check_count(len(buffers[0]), "bytes in raw_input_contents", shape, spec)
+    check_image_count(shape[0], max_images)
     return np.ndarray(shape, np.uint8, buffers[0])
 
 
@@ -91,6 +98,27 @@ def check_parameter_count(parameters: Mapping[str, pb.InferParameter], owner: st
         )
 
 
+def check_triton_parameters(parameters: Mapping[str, pb.InferParameter]) -> None:
+    """Refuse what Triton refuses of the names that it keeps to itself.
+
+    The one that is allowed asks for something that is always done here: every request of a stream has exactly
+    one answer, which says that it is the last.
+
+    Raises:
+        InvalidArgumentError: another of these names, or the one with a value that is no bool.
+    """
+    for key in parameters:
+        if not key.startswith(TRITON_PREFIX):
+            continue
+        if key != _EMPTY_FINAL_RESPONSE:
+            raise InvalidArgumentError(
+                f"parameter {shown(key)} is not known: of the names that begin with '{TRITON_PREFIX}' only "
+                f"'{_EMPTY_FINAL_RESPONSE}' is; choose another name"
+            )
+        if parameters[key].WhichOneof("parameter_choice") != "bool_param":
+            raise InvalidArgumentError(f"parameter '{key}' is no bool; send it as a bool_param")
+
+
 def _read_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, known: Sequence[str]) -> Output:
     if output.name not in known:
         raise InvalidArgumentError(
@@ -107,7 +135,7 @@ def _read_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, known:
     top_k = getattr(parameter, kind) if kind in ("int64_param", "uint64_param") else 0
     if top_k < 1:
         raise InvalidArgumentError(
-            f"{owner} has classification {shown(str(parameter).strip())}; send the number of classes "
+            f"{owner} has classification {shown_parameter(parameter)}; send the number of classes "
             "wanted as an int64_param of at least 1"
         )
     return Output(output.name, top_k)
@@ -167,7 +195,9 @@ def _shape_message(shape: tuple[int, ...], spec: TensorSpec) -> str:
     return f"input '{spec.name}' has shape {shape_text(shape)}; the model takes {_spec_text(spec)}: {advice}"
 
 
-def _read_typed(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _read_typed(
+    tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...], max_images: int
+) -> NDArray[np.uint8]:
     filled = [descriptor.name for descriptor, _ in tensor.contents.ListFields()]
     expected = _TYPED_FIELDS[tensor.datatype]
     if filled != [expected]:
@@ -178,13 +208,22 @@ def _read_typed(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int,
         )
     elements = tensor.contents.uint_contents
     _check_count(len(elements), f"elements in contents.{expected}", shape, tensor)
-    values = np.fromiter(elements, np.uint32, count=len(elements))
-    if values.max() > 255:
-        index = int(np.argmax(values > 255))
+    check_image_count(shape[0], max_images)
+    # Through protobuf's own bytes, in a tenth of the time that going through the elements takes: 0..127 is
+    # written as one byte, 128..255 as the same byte with a 1 behind it, and whatever is more differently.
+    tensor.contents.DiscardUnknownFields()  # leaves one field: a tag, its length, the elements
+    written = tensor.contents.SerializeToString()
+    values = np.frombuffer(written, np.uint8, offset=read_varint(written, 1)[1])
+    is_behind = np.zeros(len(values), bool)
+    np.greater(values[:-1], 127, out=is_behind[1:])
+    is_wrong = values[is_behind] != 1
+    if is_wrong.any():
+        position = np.flatnonzero(is_behind)[np.argmax(is_wrong)]
+        index = np.count_nonzero(~is_behind[:position]) - 1
         raise InvalidArgumentError(
-            f"input '{tensor.name}' has {values[index]} at element {index}; UINT8 pixels are 0..255"
+            f"input '{tensor.name}' has {elements[index]} at element {index}; UINT8 pixels are 0..255"
         )
-    return values.astype(np.uint8).reshape(shape)
+    return values[~is_behind].reshape(shape)
 
 
 def _check_count(

@@ -6,12 +6,15 @@ system says of the files, and by the monotonic clock: a version waits as long as
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from serving.artifact import MANIFEST_FILE, read_artifact, read_manifest
-from serving.errors import ArtifactError
+from serving.artifact import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, read_artifact, read_manifest
+from serving.errors import ArtifactError, LoadsHangError, LoadTimeoutError
+from serving.safe_files import size_inside
+from serving.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 class Fault:
     """Why a version's files cannot be served; one that is not ``is_final`` may still be on their way."""
 
-    error: ArtifactError
+    error: Exception
     is_final: bool
 
 
@@ -46,13 +49,22 @@ class VersionFiles:
     """Reads versions in the folders of a ``layout`` when there is something new in them.
 
     What is not whole and has not changed for ``settle_s`` seconds is refused. If it changes after all it is
-    read again, so that this only decides what is said of it meanwhile. Not for several threads at once, but
-    for `conclude`. ``clock`` is in monotonic seconds.
+    read again, so that this only decides what is said of it meanwhile. For one thread a model at a time, and
+    `conclude` for any. Reading ends within ``time_limit``, where there is one. ``clock`` is in monotonic
+    seconds.
     """
 
-    def __init__(self, layout: Layout, settle_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        settle_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        time_limit: TimeLimit | None = None,
+    ) -> None:
         self._layout = layout
         self._settle_s = settle_s
+        self._time_limit = time_limit or TimeLimit(math.inf)
         self._clock = clock
         self._looks: dict[tuple[str, int], _Look] = {}
 
@@ -63,6 +75,9 @@ class VersionFiles:
 
         ``signature`` is that of the files, taken before this. Other ``settings``, how it would be run, are
         something new too. Only with ``is_patient`` are files that are not whole waited for.
+
+        Raises:
+            LoadsHangError: too many other loads do not end; nothing was read.
         """
         now_s = self._clock()
         before = self._looks.get((name, version))
@@ -72,16 +87,33 @@ class VersionFiles:
                 return None
             is_patient = False  # long enough; files that changed within one tick of the clock are read again
         folder = self._layout.version_folder(name, version)
-        try:
+
+        def read() -> Artifact:
             if is_patient:
                 _check_sizes(folder, self._layout.folder)
-            artifact = read_artifact(folder, self._layout.folder)
-        except ArtifactError as error:
+            return read_artifact(folder, self._layout.folder)
+
+        try:
+            artifact = self._read_in_time(f"{name}/{version}", read)
+        except LoadsHangError:
+            raise
+        except Exception as error:  # whatever strangers' files are like, it is this version's fault alone
             since_s = before.since_s if before is not None and is_same else now_s
             self._looks[name, version] = _Look(signature, settings, since_s, is_final=not is_patient)
             return Fault(error, is_final=not is_patient)
         self._looks[name, version] = _Look(signature, settings, now_s, is_final=True)
         return artifact
+
+    def _read_in_time(self, what: str, read: Callable[[], Artifact]) -> Artifact:
+        try:
+            return self._time_limit.run(what, lambda _: read())
+        except LoadTimeoutError as error:
+            raise ArtifactError(str(error)) from None
+
+    def is_settled(self, name: str, version: int) -> bool:
+        """Tell whether the files were read as they are, and nothing of them is waited for."""
+        look = self._looks.get((name, version))
+        return look is not None and look.is_final
 
     def conclude(self, name: str, version: int, reason: str) -> None:
         """Note what became of the files that were read; "" is that they are served."""
@@ -101,8 +133,8 @@ class VersionFiles:
 
 def _check_sizes(folder: Path, within: Path) -> None:
     """Raise ArtifactError where sizes alone show that files are not whole: a large one is then not read."""
-    for name, facts in read_manifest(folder, within)["files"].items():
-        path = folder / str(name)
-        expected = facts.get("bytes") if isinstance(facts, dict) else None
-        if isinstance(expected, int) and path.is_file() and path.stat().st_size != expected:
-            raise ArtifactError(f"{name} has {path.stat().st_size} bytes, {MANIFEST_FILE} says {expected}")
+    _, manifest = read_manifest(folder, within)
+    for name in (MODEL_FILE, GOLDEN_FILE):
+        expected, actual = manifest.files[name].bytes, size_inside(folder / name, within)
+        if expected not in {None, actual}:
+            raise ArtifactError(f"{name} has {actual} bytes, {MANIFEST_FILE} says {expected}")

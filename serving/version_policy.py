@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-_Positive = Annotated[int, Field(ge=1, strict=True)]
+_Positive = Annotated[int, Field(ge=1, le=2**63 - 1, strict=True)]
 
 
 class VersionPolicy(BaseModel, frozen=True, extra="forbid"):

@@ -117,6 +117,10 @@ class VersionTable:
     def _get(self, name: str, version: int) -> Version | None:
         return self._table.get(name, {}).get(version)
 
+    def _serves(self, name: str, version: int) -> bool:
+        entry = self._get(name, version)
+        return entry is not None and entry.model is not None
+
     def _replace(self, entry: Version) -> Version | None:
         before = self._get(entry.name, entry.version)
         versions = self._table.get(entry.name, {}) | {entry.version: entry}

@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from demo.children import ending_with_us
 
 ROOT = Path(__file__).parent.parent
 
@@ -15,6 +18,10 @@ ROOT = Path(__file__).parent.parent
 # each other on the same processors take many times as long as they would one after the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# What a developer set for foldserve's own commands is not for those that tests run.
+for name in [name for name in os.environ if name.startswith("FOLDSERVE_")]:
+    if name not in ("FOLDSERVE_TEST_DEVICE", "FOLDSERVE_INTEROP"):
+        del os.environ[name]
 
 # A busy machine takes a second now and then for what takes a millisecond: time is no reason to fail.
 settings.register_profile("foldserve", deadline=None)
@@ -44,7 +51,9 @@ class DemoRun:
 def run_demo(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "foldserve", "demo", "--epochs", "1"]
     command += ["--run-dir", str(folder / "runs" / "lenet"), "--repository", str(folder / "models")]
-    return subprocess.run([*command, *flags], capture_output=True, text=True, check=False, cwd=ROOT)
+    return subprocess.run(
+        ending_with_us([*command, *flags]), capture_output=True, text=True, check=False, cwd=ROOT
+    )
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +63,20 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
     done = run_demo(folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return DemoRun(folder, done.stdout)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape what is not UTF-8 in a report: names of files in captured logs, which xdist cannot send."""
+    report = yield
+    report.sections = [(title, _escaped(text)) for title, text in report.sections]
+    if report.longrepr is not None and _escaped(str(report.longrepr)) != str(report.longrepr):
+        report.longrepr = _escaped(str(report.longrepr))
+    return report
+
+
+def _escaped(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

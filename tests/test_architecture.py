@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,15 @@ def test_every_package_is_installed() -> None:
         for path in (ROOT / package).rglob("__init__.py")
     }
     assert sorted(found) == sorted(listed)
+
+
+def test_every_module_beside_the_packages_is_installed() -> None:
+    """In wheels by pyproject.toml, in images by what .dockerignore lets through."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["py-modules"]
+    assert sorted(listed) == sorted(path.stem for path in ROOT.glob("*.py"))
+    let_through = (ROOT / ".dockerignore").read_text().splitlines()
+    for name in (*(f"{module}.py" for module in listed), *ALLOWED):
+        assert any(fnmatch(name, line[1:]) for line in let_through if line.startswith("!")), name
 
 
 def test_import_checker_sees_imports_inside_functions(tmp_path: Path) -> None:

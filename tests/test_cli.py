@@ -10,19 +10,10 @@ import pytest
 from pydantic import BaseModel
 
 import foldserve
+from foldserve import COMMANDS
+from foldserve_environment import flag_fields
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = {
-    "train": "train",
-    "inspect": "inspect",
-    "export": "export",
-    "serve": "serve",
-    "classify": "classify",
-    "models list": "list",
-    "models verify": "verify",
-    "token": "token",
-    "demo": "demo",
-}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -37,9 +28,10 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.startswith(f"usage: foldserve {command}")
 
 
-@pytest.mark.parametrize("config", foldserve._RUNS, ids=lambda config: config.__name__)
-def test_every_flag_has_a_help_text(config: type[BaseModel]) -> None:
-    silent = [name for name, field in config.model_fields.items() if not field.description]
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_has_a_help_text(command: str) -> None:
+    fields = COMMANDS[command].config.model_fields
+    silent = [name for name, field in fields.items() if not field.description]
     assert not silent
 
 
@@ -54,13 +46,71 @@ def test_an_unknown_flag_is_named_and_the_near_miss_suggested(
     assert error.count("\n") == 1
 
 
-def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    assert foldserve.main(["trian"]) == 2
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [
+        pytest.param("clasify", "classify", id="command"),
+        pytest.param("trian --epochs 1", "train", id="command with flags"),
+        pytest.param("models lst", "list", id="command of a group"),
+        pytest.param("--hepl", "--help", id="flag of no command"),
+        pytest.param("serve --prot 8001", "--port", id="flag"),
+        pytest.param("serve --prot=8001", "--port", id="flag with its value"),
+        pytest.param("serve --max_batch_size 8", "--max-batch-size", id="underscores"),
+        pytest.param("serve --no-metrcs", "--no-metrics", id="flag that switches off"),
+        pytest.param("serve --device cdua", "cuda", id="choice"),
+        pytest.param("export runs/a --precision int4", "int8", id="choice of another command"),
+        pytest.param("train --schedule cosin", "cosine", id="choice of training"),
+    ],
+)
+def test_the_nearest_is_suggested(given: str, nearest: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert foldserve.main(given.split()) == 2
     error = capsys.readouterr().err
-    assert error.startswith("foldserve: ")
-    assert "'trian'" in error
-    assert "train" in error
+    assert f"; did you mean {nearest}?" in error
     assert error.count("\n") == 1
+
+
+def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert foldserve.main(["nothing-like-it"]) == 2
+    error = capsys.readouterr().err
+    assert "unknown command 'nothing-like-it'" in error
+    assert all(command.partition(" ")[0] in error for command in COMMANDS)
+    assert "did you mean" not in error
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_flag_of_another_command_is_suggested(command: str) -> None:
+    """Nor the one that was given: `serve --weights` was answered with "did you mean --weights?"."""
+    everywhere = {name for known in COMMANDS.values() for name in flag_fields(known.config)}
+    fields = COMMANDS[command].config.model_fields
+    own = {"--help", "--debug"} | {f"--{no}{name.replace('_', '-')}" for name in fields for no in ("", "no-")}
+    for name in sorted(everywhere - fields.keys()):
+        flag = "--" + name.replace("_", "-")
+        error = foldserve._describe_misuse(
+            f"error parsing CLI: unrecognized arguments: {flag} value", command
+        )
+        assert error.startswith(f"unknown argument {flag}")
+        suggested = re.search(r"did you mean (\S+)\?", error)
+        assert suggested is None or suggested.group(1) in own
+
+
+def test_a_flag_of_another_command_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert foldserve.main(["serve", "--weights", "a.pt"]) == 2
+    assert capsys.readouterr().err == (
+        "foldserve serve: unknown argument --weights (see `foldserve serve --help`)\n"
+    )
+
+
+@pytest.mark.parametrize("words", ["models", "--port 1 serve", "models --verify"])
+def test_a_missing_command_is_asked_for(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert foldserve.main(words.split()) == 2
+    error = capsys.readouterr().err
+    assert "expected a command (" in error
+    assert error.count("\n") == 1
+
+
+def test_a_word_that_is_not_expected_is_no_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert foldserve.main(["serve", "models"]) == 2
+    assert "unexpected argument 'models'" in capsys.readouterr().err
 
 
 def test_no_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,6 +157,6 @@ def test_commands_in_the_documents_parse(document: str) -> None:
     commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("foldserve ")]
     for words in commands:
         if "--help" not in words:
-            assert isinstance(foldserve._parse([word for word in words if word != "--debug"]), BaseModel)
+            assert isinstance(foldserve.parse([word for word in words if word != "--debug"], {}), BaseModel)
     if document == "README.md":
         assert len(commands) >= 5

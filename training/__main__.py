@@ -3,7 +3,7 @@
 import sys
 
 from pydantic import ValidationError
-from pydantic_settings import CliApp, CliSettingsSource
+from pydantic_settings import CliSettingsSource
 
 from training.config import TrainConfig
 from training.errors import TrainingError
@@ -11,8 +11,10 @@ from training.errors import TrainingError
 
 def main() -> int:
     """Train with the flags given and return the exit status: 0 worked, 1 failed, 2 misused."""
+    # Not CliApp, which would read the environment too, without a prefix.
     source: CliSettingsSource[TrainConfig] = CliSettingsSource(
         TrainConfig,  # type: ignore[arg-type]  # it takes any model
+        cli_parse_args=sys.argv[1:],
         cli_prog_name="python -m training",
         cli_kebab_case=True,
         cli_implicit_flags=True,
@@ -20,7 +22,7 @@ def main() -> int:
         cli_avoid_json=True,
     )
     try:
-        config = CliApp.run(TrainConfig, cli_args=sys.argv[1:], cli_settings_source=source)
+        config = TrainConfig.model_validate(source())
     except ValidationError as error:
         flags = ("--" + "-".join(map(str, detail["loc"])).replace("_", "-") for detail in error.errors())
         reasons = (f"{flag}: {detail['msg']}" for flag, detail in zip(flags, error.errors(), strict=True))

@@ -8,21 +8,22 @@ half of one.
 from __future__ import annotations
 
 import os
-import pickle
-import warnings
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from imaging import ImageSpec
-from training.errors import CheckpointError, ModelError
-from training.models import Normalized, create_model
+from training.checkpoint_form import CheckpointForm, read_form
+from training.datasets.picture_files import shown_name
+from training.errors import CheckpointError
+from training.models import Normalized, create_model, is_own
+from training.torch_file import TorchFileError, read_torch_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
 SCHEMA_VERSION = 1
 
@@ -38,7 +39,8 @@ class Checkpoint:
 
     ``arch_args`` are all arguments of `training.models.create_model` (input size and class count among them);
     ``mean`` and ``std`` are per channel, on pixels scaled to 0..1; ``ema_weights`` is None where no average
-    was kept; ``trainer`` is what a run needs to go on, and None in a checkpoint that is only to be used.
+    was kept; ``trainer`` is what a run needs to go on, and None in a checkpoint that is only to be used;
+    ``fingerprint`` is that of the data set (`training.datasets.Dataset`).
     """
 
     arch: str
@@ -52,6 +54,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     ema_weights: dict[str, Tensor] | None = None
     trainer: dict[str, Any] | None = None
+    fingerprint: str = ""
 
     @property
     def weights_kind(self) -> Literal["ema", "raw"]:
@@ -66,12 +69,41 @@ class Checkpoint:
         """
         weights = self.weights if self.ema_weights is None else self.ema_weights
         try:
+            if not is_own(self.arch):
+                # Without memory first: a number that is wrong may ask for more than there is.
+                with torch.device("meta"):
+                    check_weights(create_model(self.arch, **self.arch_args), weights)
             network = create_model(self.arch, **self.arch_args)
+            check_weights(network, weights)
             network.load_state_dict(weights)
             return Normalized(network, self.mean, self.std).eval()
-        except (ModelError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"the checkpoint's weights do not make a {self.arch}: {reason}") from error
+        except Exception as error:  # arguments from a file lead a network to any kind of error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            message = f"the checkpoint's weights do not make a {self.arch}: {reason}"
+            raise CheckpointError(shown_name(message)) from error
+
+
+def check_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Check that ``weights`` are those of ``network``: names, shapes and types of number.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    own = network.state_dict()
+    if missing := [name for name in own if name not in weights]:
+        raise CheckpointError(f"{len(missing)} weights are missing, as {missing[0]}")
+    if more := [name for name in weights if name not in own]:
+        raise CheckpointError(f"{len(more)} weights are not in the network, as {more[0]!r}")
+    for name, expected in own.items():
+        there = weights[name]
+        if there.shape != expected.shape:
+            raise CheckpointError(
+                f"size mismatch: {name} is {list(there.shape)} there, {list(expected.shape)} in the network"
+            )
+        if there.dtype != expected.dtype or there.layout != torch.strided or there.is_meta:
+            raise CheckpointError(
+                f"{name} is of {there.dtype}, {there.layout}, {there.device} there; expected {expected.dtype}"
+            )
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -106,32 +138,30 @@ def load_checkpoint(path: Path) -> Checkpoint:
     payload = _read_payload(file)
     if not isinstance(payload, dict) or payload.get("format") != _FORMAT:
         raise CheckpointError(f"{file} is a torch file, but not a checkpoint written by `foldserve train`")
-    if payload.get("schema") != SCHEMA_VERSION:
+    schema = payload.get("schema")
+    if not isinstance(schema, int):
+        raise CheckpointError(f"{file} is malformed: its schema is a {type(schema).__name__}, no number")
+    if schema != SCHEMA_VERSION:
         raise CheckpointError(
-            f"{file} has schema {payload.get('schema')}; this foldserve reads {SCHEMA_VERSION}: upgrade it"
+            f"{file} has schema {schema}; this foldserve reads {SCHEMA_VERSION}: upgrade it"
         )
     try:
-        image = ImageSpec(**payload["image"])
-        fields = {name: payload[name] for name in Checkpoint.__dataclass_fields__}
-        return Checkpoint(**fields | {"image": image})
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file} is malformed: {type(error).__name__}: {error}") from error
+        fields = read_form(CheckpointForm, payload)
+        return Checkpoint(**fields | {"image": ImageSpec(**fields["image"].model_dump())})
+    except ValueError as error:
+        raise CheckpointError(f"{file} is malformed: {shown_name(str(error))}") from error
 
 
 def _read_payload(file: Path) -> Any:
     try:
-        with warnings.catch_warnings():
-            # torch warns of other kinds of pickle before it refuses them; the error below says it all.
-            warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
+        return read_torch_file(file)
     except FileNotFoundError:
         raise CheckpointError(
             f"{file} does not exist; expected a checkpoint or the --run-dir of `foldserve train`"
         ) from None
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, IndexError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except TorchFileError as error:
         raise CheckpointError(
-            f"{file} is not a checkpoint, or it is damaged or cut short: {reason}"
+            f"{file} is not a checkpoint, or it is damaged or cut short: {error}"
         ) from error

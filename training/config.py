@@ -27,7 +27,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
 
     dataset: str = "fashion-mnist"
     """fashion-mnist, mnist or cifar10, found or fetched by itself; or a folder of images, FOLDER/CLASS/* or
-    FOLDER/{train,val}/CLASS/*."""
+    FOLDER/{train,val,test}/CLASS/*."""
 
     data_dir: Path | None = None
     """Folder with the named data set's files, or where a folder of images is now; no other is searched."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from matplotlib.figure import Figure
 
 from training.datasets import split_train
 from training.errors import RunError
@@ -24,6 +25,27 @@ if TYPE_CHECKING:
 _IMAGES, _DRAWS = 8, 7
 
 
+def check_preview(path: Path) -> None:
+    """Check that ``path`` can be written, before the images that it shows are read.
+
+    Raises:
+        RunError: it cannot.
+    """
+    known = Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in known:
+        raise RunError(
+            f"the preview {path} cannot be written: expected a name that ends in .{', .'.join(sorted(known))}"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        path.open("ab").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise _cannot_be_written(path, error) from error
+
+
 def write_preview(path: Path, config: TrainConfig, dataset: Dataset) -> None:
     """Draw training images of ``dataset`` with ``config``'s augmentation into the PNG ``path``.
 
@@ -39,10 +61,12 @@ def write_preview(path: Path, config: TrainConfig, dataset: Dataset) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draw_images(path, rows.flatten(0, 1), captions, f"{dataset.name} as {config.arch} is trained on it")
-    except (OSError, ValueError) as error:  # ValueError: matplotlib does not know the file's ending
-        raise RunError(
-            f"the preview {path} cannot be written: {error}; give a .png in another folder"
-        ) from error
+    except OSError as error:
+        raise _cannot_be_written(path, error) from error
+
+
+def _cannot_be_written(path: Path, error: OSError) -> RunError:
+    return RunError(f"the preview {path} cannot be written: {error}; give a .png in another folder")
 
 
 def augmented_draws(originals: Tensor, config: TrainConfig, dataset: Dataset) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The report of a finished run: pictures, and a page that shows them together with figures and settings."""
+"""The report of a finished run: pictures, a page that shows them with figures and settings, and samples."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from training.pictures import (
     draw_images,
     shown,
 )
+from training.samples import SAMPLES_FOLDER, write_samples
 from training.terminal import duration_text
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def write_report(
 ) -> None:
     """Draw what ``test`` says of ``best`` and how the run got there, and write a page of it, into ``folder``.
 
+    Beside them go pictures to classify once the network is served.
+
     Raises:
         OSError: the folder cannot be written.
     """
@@ -56,8 +59,10 @@ def write_report(
     draw_confusion_matrix(folder / CONFUSION_FILE, counts, dataset.labels, title)
     draw_class_accuracies(folder / CLASSES_FILE, counts, dataset.labels, title)
     draw_mistakes(folder / MISTAKES_FILE, test, dataset)
+    write_samples(folder / SAMPLES_FOLDER, dataset)
     page = _page(best, history, config)
-    (folder / PAGE_FILE).write_text(page, encoding="utf-8")
+    # A run folder may have any name, also one that is not UTF-8.
+    (folder / PAGE_FILE).write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def worst_mistakes(test: Evaluation, targets: torch.Tensor, count: int) -> torch.Tensor:

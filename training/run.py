@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.datasets import Examples, load_dataset, split_train
+from training.datasets.image_folder import fingerprint_of
+from training.datasets.picture_files import first, shown_name
 from training.device import prepare_device
+from training.errors import CheckpointError, RunError
 from training.evaluation import evaluate
 from training.loop import check_finite, train_one_epoch
-from training.preview import write_preview
+from training.preview import check_preview, write_preview
 from training.replicas import joined_replicas
 from training.report import write_report
 from training.run_folder import open_run_folder
-from training.run_state import resume_run, start_run
+from training.run_state import HISTORY_FIELDS, check_same_data, resume_run, start_run
 from training.tensorboard import tensorboard_log
 from training.terminal import Terminal
 from training.threads import set_fastest_thread_count
 
 if TYPE_CHECKING:
-    import torch
-
     from training.checkpoint import Checkpoint
     from training.config import TrainConfig
     from training.datasets import Dataset
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
 # Of a checkpoint beyond its tensors: names, settings, history.
 _CHECKPOINT_FACTS_BYTES = 1024 * 1024
+_CLASSES_SHOWN = 20
 
 
 def train(config: TrainConfig, terminal: Terminal | None = None) -> int:
@@ -59,11 +64,12 @@ def train(config: TrainConfig, terminal: Terminal | None = None) -> int:
 def _run(
     config: TrainConfig, folder: RunFolder, device: torch.device, replicas: Replicas, terminal: Terminal
 ) -> None:
-    if (finished := replicas.from_first(_finished_summary(folder))) is not None:
+    if (finished := replicas.from_first(_finished_summary(folder, config))) is not None:
         terminal.say(f"{folder.path} is finished: {finished}; nothing to do")
         return
     dataset = _load(config, terminal)
     training, validation = split_train(dataset, config.validation_count)
+    _tell_split(dataset, training, validation, terminal)
     state = start_run(config, dataset, training, device, replicas)
     _take_up(state, folder, terminal)
     _choose_threads(state, training, terminal)
@@ -81,8 +87,29 @@ def _load(config: TrainConfig, terminal: Terminal) -> Dataset:
     )
 
 
+def _tell_split(dataset: Dataset, training: Examples, validation: Examples, terminal: Terminal) -> None:
+    """Say how many images there are for what, and of which classes, before anything is learnt from them."""
+    counts = torch.bincount(training.labels, minlength=len(dataset.labels)).tolist()
+    by_label = dict(zip(dataset.labels, counts, strict=True))
+    if len(by_label) <= _CLASSES_SHOWN:
+        shown = ", ".join(f"{label} {count:,}" for label, count in by_label.items())
+    else:
+        fewest, most = min(by_label, key=by_label.__getitem__), max(by_label, key=by_label.__getitem__)
+        shown = f"{len(by_label):,} classes, {fewest} {by_label[fewest]:,} to {most} {by_label[most]:,}"
+    terminal.say(
+        f"{len(training):,} images for training ({shown}), {len(validation):,} for validation, "
+        f"{len(dataset.test_labels):,} for the test"
+    )
+    judged = torch.bincount(dataset.test_labels, minlength=len(dataset.labels)).tolist()
+    if unjudged := [label for label, count in zip(dataset.labels, judged, strict=True) if count == 0]:
+        terminal.say(
+            f"no images for the test of {first(unjudged)}: nothing will be known of how they are told"
+        )
+
+
 def _preview(config: TrainConfig, terminal: Terminal) -> int:
     assert config.preview is not None
+    check_preview(config.preview)
     write_preview(config.preview, config, _load(config, terminal))
     terminal.say(f"augmented training images: {config.preview}")
     return 0
@@ -188,7 +215,7 @@ class _Saver:
 def _judge_and_report(state: RunState, dataset: Dataset, folder: RunFolder, terminal: Terminal) -> None:
     """Judge the weights to serve on the test images, read here alone; draw; mark the run as finished."""
     replicas, device = state.trainer.replicas, state.trainer.model.mean.device
-    best = replicas.from_first(load_checkpoint(folder.best) if replicas.is_first else state.facts)
+    best = replicas.from_first(_load_best(state, folder) if replicas.is_first else state.facts)
     test = evaluate(best.build().to(device), Examples(dataset.test_images, dataset.test_labels), replicas)
     if not replicas.is_first:
         return
@@ -205,12 +232,41 @@ def _judge_and_report(state: RunState, dataset: Dataset, folder: RunFolder, term
     terminal.say(f"{_summary(best)}; checkpoint {folder.best}, report {folder.report}")
 
 
-def _finished_summary(folder: RunFolder) -> str | None:
-    """Return what came out of a finished run: one whose best checkpoint was judged on the test images."""
+def _load_best(state: RunState, folder: RunFolder) -> Checkpoint:
+    best = load_checkpoint(folder.best)
+    try:
+        check_same_data(best, state.facts)
+    except CheckpointError as error:
+        reason = shown_name(str(error))
+        raise CheckpointError(f"{folder.best} is not of this run: {reason}; delete the folder") from error
+    if missing := [name for name in HISTORY_FIELDS if name not in best.metrics]:
+        raise CheckpointError(f"{folder.best} is malformed: its metrics have no {missing[0]}")
+    return best
+
+
+def _finished_summary(folder: RunFolder, config: TrainConfig) -> str | None:
+    """Return what came out of a finished run: one whose best checkpoint was judged on the test images.
+
+    Raises:
+        RunError: the images have changed since.
+    """
     if not folder.best.exists():
         return None
     best = load_checkpoint(folder.best)
-    return _summary(best) if "test_accuracy" in best.metrics else None
+    if not best.metrics.keys() >= {"test_accuracy", *HISTORY_FIELDS}:
+        return None
+    if best.fingerprint and _has_changed(best, config):
+        raise RunError(
+            f"{folder.path} holds a finished run on other images than {config.dataset} has now; use another "
+            "--run-dir, or delete the folder"
+        )
+    return _summary(best)
+
+
+def _has_changed(best: Checkpoint, config: TrainConfig) -> bool:
+    """Tell whether a folder of images is not as it was for ``best``; one that is gone has not changed."""
+    place = config.data_dir or Path(config.dataset)
+    return place.exists() and fingerprint_of(place) != best.fingerprint
 
 
 def _record(state: RunState, progress: Progress, evaluation: Evaluation) -> dict[str, Any]:

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from training.augment import NO_AUGMENTATION, Augmentation
-from training.checkpoint import Checkpoint, load_checkpoint
+from training.checkpoint import Checkpoint, check_weights, load_checkpoint
+from training.checkpoint_form import TrainerForm, read_form
 from training.datasets import channel_statistics
+from training.datasets.picture_files import shown_name
 from training.ema import WeightAverage
 from training.errors import CheckpointError, RunError
 from training.loop import Trainer, derived_seed, empty_totals
 from training.mixing import NO_MIXING, Mixing
-from training.models import Normalized, create_model
+from training.models import Normalized, create_model, is_own
 from training.network import build_model, network_arguments, training_forward
 from training.optimizer import create_optimizer
 from training.precision import choose_precision
@@ -26,6 +28,23 @@ if TYPE_CHECKING:
     from training.config import TrainConfig
     from training.datasets import Dataset, Examples
     from training.run_folder import RunFolder
+
+
+# What each finished epoch leaves, and what curves, report and the choice of the best one are made of.
+HISTORY_FIELDS = (
+    "epoch",
+    "step",
+    "lr",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "images_per_s",
+    "train_s",
+)
+
+# What each optimizer remembers of a weight.
+_MOMENTS = {"sgd": frozenset({"momentum_buffer"}), "adamw": frozenset({"step", "exp_avg", "exp_avg_sq"})}
 
 
 @dataclass
@@ -94,6 +113,7 @@ def start_run(
         dataset=dataset.name,
         metrics={},
         weights={},
+        fingerprint=dataset.fingerprint,
     )
     torch.manual_seed(derived_seed(config.seed, "weights", 0))
     model = build_model(facts, config, device, replicas)
@@ -136,10 +156,10 @@ def resume_run(state: RunState, folder: RunFolder) -> bool:
         checkpoint = replicas.from_first(found)
         if checkpoint is None:
             return False
-        _check_same_data(checkpoint, state.facts)
+        check_same_data(checkpoint, state.facts)
         _restore(state, checkpoint)
-    except (CheckpointError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # optimizer and scaler take what they are given, and fail on it in any way
+        reason = shown_name(" ".join(str(error).split())) or type(error).__name__
         raise RunError(
             f"the run cannot go on: {reason}; use another --run-dir, or delete the folder"
         ) from error
@@ -149,20 +169,61 @@ def resume_run(state: RunState, folder: RunFolder) -> bool:
 def _restore(state: RunState, checkpoint: Checkpoint) -> None:
     if checkpoint.trainer is None:
         raise CheckpointError("its last checkpoint has no state to go on from")
-    trainer, saved = state.trainer, checkpoint.trainer
+    trainer, saved = state.trainer, read_form(TrainerForm, checkpoint.trainer)
+    _check_progress(trainer, saved["step"], saved["history"])
+    check_weights(trainer.model.network, checkpoint.weights)
     trainer.model.network.load_state_dict(checkpoint.weights)
-    trainer.optimizer.load_state_dict(saved["optimizer"])
+    _load_moments(trainer, saved["optimizer"]["state"])
     if trainer.average is not None and checkpoint.ema_weights is not None:
+        check_weights(trainer.model.network, checkpoint.ema_weights)
         trainer.average.load(checkpoint.ema_weights)
     if saved["scaler"]:
         trainer.precision.scaler.load_state_dict(saved["scaler"])
-    if saved["totals"] is not None:
+    if (there := saved["totals"]) is not None:
         totals = trainer.totals = empty_totals(trainer)
-        totals.losses.copy_(saved["totals"]["losses"])
-        totals.correct.copy_(saved["totals"]["correct"])
-        totals.seen, totals.elapsed_s = saved["totals"]["seen"], saved["totals"]["elapsed_s"]
+        if there.losses.shape != totals.losses.shape or there.correct.shape != totals.correct.shape:
+            raise CheckpointError(f"its checkpoint has the losses of {there.losses.numel()} steps an epoch")
+        totals.losses.copy_(there.losses)
+        totals.correct.copy_(there.correct)
+        totals.seen, totals.elapsed_s = there.seen, there.elapsed_s
     trainer.step = saved["step"]
     state.history = saved["history"]
+
+
+def _check_progress(trainer: Trainer, step: int, history: list[dict[str, Any]]) -> None:
+    """Check that the step is one of this run, and that each epoch before it left its figures."""
+    if step > trainer.total_steps or len(history) != step // trainer.steps_per_epoch:
+        raise CheckpointError(
+            f"its checkpoint is at step {step} of {trainer.total_steps} with the figures of {len(history)} "
+            f"epochs of {trainer.steps_per_epoch} steps"
+        )
+    for record in history:
+        if missing := [name for name in HISTORY_FIELDS if name not in record]:
+            raise CheckpointError(f"its checkpoint has an epoch without {missing[0]}")
+
+
+def _load_moments(trainer: Trainer, saved: Any) -> None:
+    """Give the optimizer what it remembered of each weight; its settings are those of this run's config.
+
+    Raises:
+        CheckpointError: it is not what this optimizer remembers, or not of these weights.
+    """
+    optimizer = trainer.optimizer
+    optimizer.load_state_dict({"state": saved, "param_groups": optimizer.state_dict()["param_groups"]})
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    # A network of one's own may have weights that no loss reaches, of which nothing is remembered.
+    if not is_own(trainer.config.arch) and len(optimizer.state) not in (0, len(parameters)):
+        raise CheckpointError(f"its optimizer remembers {len(optimizer.state)} of {len(parameters)} weights")
+    expected = _MOMENTS[trainer.config.optimizer]
+    for parameter, moments in optimizer.state.items():
+        for name in expected ^ moments.keys():
+            raise CheckpointError(f"its optimizer is not {trainer.config.optimizer}'s: see {name!r}")
+        for name, value in moments.items():
+            shape = () if name == "step" else parameter.shape
+            if not isinstance(value, torch.Tensor) or value.shape != shape or value.dtype != torch.float32:
+                raise CheckpointError(
+                    f"its optimizer's {name} is not that of a weight of {list(parameter.shape)}"
+                )
 
 
 def _check_batch(config: TrainConfig, image_count: int, replicas: Replicas) -> None:
@@ -185,13 +246,20 @@ def _check_batch(config: TrainConfig, image_count: int, replicas: Replicas) -> N
         )
 
 
-def _check_same_data(checkpoint: Checkpoint, facts: Checkpoint) -> None:
+def check_same_data(checkpoint: Checkpoint, facts: Checkpoint) -> None:
+    """Check that ``checkpoint`` is of the same data and network as ``facts``.
+
+    Raises:
+        CheckpointError: it is not.
+    """
     for name in ("dataset", "labels", "image", "arch_args", "mean", "std"):
         there, here = getattr(checkpoint, name), getattr(facts, name)
         if there != here:
             raise CheckpointError(
                 f"its checkpoint has {name} {_shown(there)}, the data set now gives {_shown(here)}"
             )
+    if checkpoint.fingerprint not in ("", facts.fingerprint):
+        raise CheckpointError("the images, or the folders they are in, have changed since it began")
 
 
 def _shown(fact: Any) -> str:

@@ -51,8 +51,10 @@ class Terminal:
         return self.console.is_terminal
 
     def say(self, line: str) -> None:
-        """Print one line as it is: no wrapping, no markup."""
-        self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+        """Print one line as it is: no wrapping, no markup; escaped where the terminal cannot show it."""
+        encoding = self.console.encoding
+        shown = line.encode(encoding, "backslashreplace").decode(encoding)
+        self.console.print(shown, soft_wrap=True, markup=False, highlight=False)
 
     @contextmanager
     def downloading(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from demo.children import ending_with_us, environment_without_settings
 from serving.artifact import LOGITS
 from serving.client import Client
 
@@ -53,7 +54,12 @@ def running_server(repository: Path, device: str, *flags: str) -> Iterator[str]:
         command = [sys.executable, "-m", "foldserve", "serve", "--repository", str(repository)]
         command += ["--device", device, "--port", "0", "--metrics-port", "0", "--port-file", str(port_file)]
         with log.open("wb") as output:
-            server = subprocess.Popen([*command, *flags], stdout=output, stderr=output)
+            server = subprocess.Popen(
+                ending_with_us([*command, *flags]),
+                stdout=output,
+                stderr=output,
+                env=environment_without_settings(),
+            )
         try:
             deadline_s = time.monotonic() + _START_S
             while not (port_file.exists() and port_file.read_text().strip()):

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
-from pydantic_settings import CliApp
 from rich.console import Console
 
+from benchmarks.flags import parse_flags
 from benchmarks.serving.config import BenchServingConfig, Group
 from benchmarks.serving.errors import BenchError
 from benchmarks.serving.load import require_h2load
-from benchmarks.serving.networks import Network, alexnet, lenet
+from benchmarks.serving.networks import Network, alexnet, lenet, trained_lenet
 from benchmarks.serving.report import measurements_table, ratios_table, to_json
 from benchmarks.serving.rounds import GroupResult, measure_group
 from benchmarks.serving.rows import NETWORKS
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _REPORT_WIDTH = 150
-_BUILDERS = {"lenet": lenet, "alexnet": alexnet}
+_BUILDERS: dict[str, Callable[[Path, Path | None], Network]] = {
+    "lenet": lenet,
+    "trained-lenet": trained_lenet,
+    "alexnet": alexnet,
+}
 
 
 def run_bench(config: BenchServingConfig) -> int:
@@ -34,6 +43,8 @@ def run_bench(config: BenchServingConfig) -> int:
     # Redirected output has no width of its own, and rich would squeeze the tables into 80 columns.
     console = Console(width=None if sys.stdout.isatty() else _REPORT_WIDTH)
     require_h2load()
+    if config.json_file is not None:
+        config.json_file.open("a").close()  # what cannot be written is found before anything is measured
     _share_processors(config.processors)
     console.print(_setting(config))
     results: dict[Group, GroupResult] = {}
@@ -76,8 +87,10 @@ def _processor_name() -> str:
 
 def main() -> int:
     """Read the command line and return the exit status."""
+    # So that SIGTERM leaves no temporary folder behind either; the servers end with this process anyway.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        return run_bench(CliApp.run(BenchServingConfig))
+        return run_bench(parse_flags(BenchServingConfig, "benchmarks.serving"))
     except ValidationError as error:
         details = "; ".join(f"--{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         print(f"benchmarks.serving: {details.replace('_', '-')}", file=sys.stderr)

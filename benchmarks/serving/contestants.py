@@ -58,7 +58,7 @@ def launch(contestant: Contestant, network: Network, *, port_file: Path, free_po
         ContestantMissingError: a package or a transport that it needs is not there.
     """
     # A small network is done before a second thread has woken up; a large one uses all processors.
-    threads = "1" if network.name == "lenet" else str(usable_processors())
+    threads = str(usable_processors()) if network.name == "alexnet" else "1"
     if contestant.kind == "foldserve":
         return Launch(_foldserve(contestant, network, port_file), {})
     if contestant.kind == "bare_mosec":

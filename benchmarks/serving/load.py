@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.serving.bare_model import METHOD
 from benchmarks.serving.errors import BenchError
+from demo.children import ending_with_us
 
 if TYPE_CHECKING:
     from benchmarks.serving.server_process import ServerProcess
@@ -92,7 +93,7 @@ def _run_h2load(server: ServerProcess, flags: list[str], requests: int, message_
     """Send ``requests`` and return how many a second were answered, each with ``message_bytes`` of data."""
     url = f"http://127.0.0.1:{server.port}{METHOD if server.contestant.speaks_grpc else '/inference'}"
     finished = subprocess.run(
-        ["h2load", f"--requests={requests}", *flags, url],
+        ending_with_us(["h2load", f"--requests={requests}", *flags, url]),
         capture_output=True,
         text=True,
         timeout=_RUN_LIMIT_S,

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.serving.errors import ContestantMissingError
+from demo.children import ending_with_us
 
 _MOSEC_VERSION = "0.9.8"
 _INSTALL_LIMIT_S = 600
@@ -19,15 +20,15 @@ def mosec_python(folder: Path = Path("build")) -> Path:
     Raises:
         ContestantMissingError: the environment could not be made.
     """
-    runtime = version("onnxruntime")
-    home = folder.absolute() / f"bench-mosec-{_MOSEC_VERSION}-ort-{runtime}"
+    runtime, numpy = version("onnxruntime"), version("numpy")
+    home = folder.absolute() / f"bench-mosec-{_MOSEC_VERSION}-ort-{runtime}-numpy-{numpy}"
     python = home / "bin" / "python"
     finished = home / "finished"
     if not finished.exists():
         venv.create(home, with_pip=True, clear=True)
-        packages = [f"mosec=={_MOSEC_VERSION}", f"onnxruntime=={runtime}", f"numpy=={version('numpy')}"]
+        packages = [f"mosec=={_MOSEC_VERSION}", f"onnxruntime=={runtime}", f"numpy=={numpy}"]
         installed = subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", *packages],
+            ending_with_us([python, "-m", "pip", "install", "--quiet", *packages]),
             capture_output=True,
             text=True,
             timeout=_INSTALL_LIMIT_S,

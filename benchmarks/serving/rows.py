@@ -51,8 +51,9 @@ class Row:
 
 
 # Which network each group loads.
-NETWORKS: dict[Group, Literal["lenet", "alexnet"]] = {
+NETWORKS: dict[Group, Literal["lenet", "trained-lenet", "alexnet"]] = {
     "lenet": "lenet",
+    "trained": "trained-lenet",
     "lone": "lenet",
     "rows": "lenet",
     "alexnet": "alexnet",
@@ -92,6 +93,19 @@ ROWS = (
         "LeNet, native: server CPU a request over 32 connections / over 1",
         "lenet", "server_us", Trial(_NATIVE, _BUSY), Trial(_NATIVE, _ONE_CONNECTION), 1.2, 1.05,
     ),
+    Row(
+        "LeNet of the demo at 32, native: server CPU a request / bare native loop",
+        "trained", "server_us", Trial(_NATIVE, _BUSY), Trial(Contestant("bare_native"), _BUSY), 1.35, 1.1,
+    ),
+    Row(
+        # More of a request is the model here, which is the same for both.
+        "LeNet of the demo at 32, native: requests/s / mosec's",
+        "trained", "requests_per_s", Trial(_NATIVE, _BUSY), Trial(Contestant("bare_mosec"), _BUSY), 1.1, 1.3,
+    ),
+    Row(
+        "LeNet of the demo at 32, grpcio: server CPU a request / bare grpc.aio batcher",
+        "trained", "server_us", Trial(_GRPCIO, _BUSY), Trial(Contestant("bare_aio"), _BUSY), 1.35, 1.1,
+    ),
     _batching_on_to_off("native"),
     _batching_on_to_off("grpcio"),
     Row(
@@ -110,6 +124,7 @@ EXTRA_TRIALS: dict[Group, tuple[Trial, ...]] = {
         Trial(Contestant("bare_native"), _ONE_CONNECTION),
         Trial(Contestant("bare_aio"), _ONE_CONNECTION),
     ),
+    "trained": (),
     "lone": (Trial(Contestant("bare_native"), _LONE), Trial(Contestant("bare_aio"), _LONE)),
     "rows": (Trial(Contestant("bare_native"), _THIRTY_TWO_IMAGES),),
     "alexnet": (Trial(Contestant("bare_native"), _ALEXNET),),

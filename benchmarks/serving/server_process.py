@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.serving.contestants import launch
 from benchmarks.serving.errors import BenchError
+from demo.children import ending_with_us, environment_without_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +31,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class ServerProcess:
-    """A started server; it and its children form a session of their own."""
+    """A started server; it and its children form a session of their own, which ends with this process."""
 
     contestant: Contestant
     process: subprocess.Popen[bytes]
@@ -65,10 +66,10 @@ def running(contestant: Contestant, network: Network) -> Iterator[ServerProcess]
         start = launch(contestant, network, port_file=port_file, free_port=_free_port())
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                start.command,
+                ending_with_us(start.command),
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env=os.environ | start.environment,
+                env=environment_without_settings() | start.environment,
                 start_new_session=True,  # what `processor_s` adds up and `_stop` ends
             )
         try:

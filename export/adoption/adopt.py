@@ -14,6 +14,7 @@ from export.adoption.prepare import prepare
 from export.adoption.reference import ForeignReference
 from export.errors import SourceError, first_line
 from export.parity import BATCH_SIZES
+from export.probabilities import answers_softmax
 from export.tolerances import reference_tolerance
 from serving.session import Session
 
@@ -41,22 +42,19 @@ def adopt(
         SourceError: it does not run, answers no logits, is random, or answers for a fixed number of images.
         FoldError: a batch norm that depends on the batch.
     """
-    tensor = image.type.tensor_type
-    batch = tensor.shape.dim[0]
-    is_whole = not file.external_sha256 and choice.name in {
-        value.name for value in file.model_proto.graph.output
-    }
-    network = ForeignNetwork(
-        given=file.content if is_whole else with_output(file.model_proto, choice.name),
-        prepared=b"",
-        image=image.name,
-        logits=choice.name,
-        takes_pixels=tensor.elem_type == TensorProto.UINT8,
-        fixed_batch=int(batch.dim_value) if batch.HasField("dim_value") else None,
-        class_count=0,
-    )
+    network = _as_given(file, image, choice.name)
     noise = np.random.default_rng(_SEED).integers(0, 256, (max(BATCH_SIZES), *image_shape), dtype=np.uint8)
-    logits = _given_logits(NormalizedFile(network, mean, std), noise)
+    answers = _given_logits(NormalizedFile(network, mean, std), noise)
+    logits = answers
+    if choice.without_softmax is not None:
+        file = replace(file, model_proto=choice.without_softmax, content=b"")
+        network = _as_given(file, image, choice.name)
+        logits = _given_logits(NormalizedFile(network, mean, std), noise)
+        if not answers_softmax(answers, logits):
+            raise SourceError(
+                f"the file's {choice.name} ends in a softmax that is not one over the classes of each image; "
+                "name the tensor that holds logits with --output"
+            )
     class_count = logits.shape[1]
     prepared = prepare(
         file, image=image.name, logits=choice.name, image_shape=image_shape, class_count=class_count
@@ -64,6 +62,23 @@ def adopt(
     adopted = NormalizedFile(replace(network, prepared=prepared, class_count=class_count), mean, std)
     _check_any_batch(adopted, noise, logits)
     return adopted
+
+
+def _as_given(file: OnnxFile, image: onnx.ValueInfoProto, logits: str) -> ForeignNetwork:
+    """Return ``file`` as it is, not yet prepared."""
+    tensor = image.type.tensor_type
+    batch = tensor.shape.dim[0]
+    outputs = {value.name for value in file.model_proto.graph.output}
+    is_whole = bool(file.content) and not file.external_sha256 and logits in outputs
+    return ForeignNetwork(
+        given=file.content if is_whole else with_output(file.model_proto, logits),
+        prepared=b"",
+        image=image.name,
+        logits=logits,
+        takes_pixels=tensor.elem_type == TensorProto.UINT8,
+        fixed_batch=int(batch.dim_value) if batch.HasField("dim_value") else None,
+        class_count=0,
+    )
 
 
 def _given_logits(module: NormalizedFile, noise: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from export.adoption.logits import choose_logits
 from export.adoption.read import find_image, read_onnx
 from export.errors import SourceError
 from export.inspection.target import file_shape
+from export.probabilities import check_class_count
 from export.sources.label_file import check_label_count, read_labels
 from export.sources.preprocessing import image_spec, mean_and_std
 from export.sources.proof_images import proof_images
@@ -46,8 +47,12 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
     takes_pixels = image.type.tensor_type.elem_type == TensorProto.UINT8
     spec = own.image if own is not None and config.resize is None else image_spec(shape, config.resize)
     mean, std, remarks = _normalisation(config, own, spec.channels, takes_pixels=takes_pixels)
-    choice = choose_logits(file.model_proto, config.output, is_ours=own is not None)
+    choice = choose_logits(
+        file.model_proto, config.output, is_ours=own is not None, as_logits=config.as_logits
+    )
     module = adopt(file, image, choice, image_shape=shape, mean=mean, std=std)
+    if not config.as_logits:
+        check_class_count(module.network.class_count)
     labels = _labels(config, own, module.network.class_count)
     proof, said = proof_images(config.images, spec, labels, config.verify_images)
     remarks = (*([choice.note] if choice.note else []), *_opset_remarks(file), *remarks, *said)

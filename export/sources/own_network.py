@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from export.errors import SourceError, first_line
+from export.probabilities import TAKEN_AS_LOGITS, check_class_count
 from export.sources.answers import check_answers
+from export.sources.final_softmax import leave_out_softmax
 from export.sources.label_file import check_label_count, read_labels
 from export.sources.preprocessing import image_spec, mean_and_std
 from export.sources.proof_images import proof_images
@@ -43,7 +45,10 @@ def load_own_network(config: ExportConfig) -> Source:
     load_into(network, weights, weights_path, arch=arch, class_count=arguments.get("class_count"))
     network, more = _for_inference(network)
     module = Normalized(network, mean, std).eval()
+    more += (TAKEN_AS_LOGITS,) if config.as_logits else leave_out_softmax(module, image.shape)
     class_count = check_answers(module, image.shape)
+    if not config.as_logits:
+        check_class_count(class_count)
     if labels is None:
         raise SourceError(
             f"--labels FILE is needed (UTF-8, a name a line): {arch} answers {class_count} classes, and "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,15 @@ import numpy as np
 from export.errors import SourceError
 from export.sources.source import ProofImages
 from imaging import ImageError, prepare_image
-from training.datasets.image_folder import IMAGE_SUFFIXES
+from training.datasets.picture_files import (
+    IMAGE_SUFFIXES,
+    LeftOut,
+    find_pictures,
+    first,
+    is_picture,
+    shown_name,
+    visible_folders,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,37 +118,35 @@ def _find_images(folder: Path, labels: Sequence[str]) -> tuple[list[Path], list[
             f"--images {folder} {'is not a folder' if folder.exists() else 'does not exist'}; expected a "
             "folder of images, or of a folder of images for each label"
         )
-    flat = _images_in(folder, deep=False)
+    left_out = LeftOut(folder)
+    flat = sorted(path for path in folder.iterdir() if is_picture(path))
+    # Names that look alike are of one label, as in training.
+    found: dict[str, list[Path]] = {}
+    for path in visible_folders(folder):
+        if paths := find_pictures(path, left_out):
+            found.setdefault(unicodedata.normalize("NFC", path.name), []).extend(paths)
     if flat:
-        return flat, None, ()
-    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = {path.name: _images_in(path, deep=True) for path in folders}
-    found = {name: paths for name, paths in found.items() if paths}
+        below = sum(map(len, found.values()))
+        return flat, None, (f"left out: {below:,} images in folders beside {len(flat):,}",) if below else ()
     if not found:
         raise SourceError(f"--images {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    remarks = tuple(f"left out: {line}" for line in left_out.lines())
     paths = [path for name in found for path in found[name]]
-    unknown = [name for name in found if name not in labels]
+    place = {unicodedata.normalize("NFC", label): index for index, label in enumerate(labels)}
+    unknown = [name for name in found if name not in place]
     if len(unknown) == len(found):
         remark = f"the folders in {folder} are not named as the labels: no accuracy is measured"
-        return paths, None, (remark,)
+        return paths, None, (remark, *remarks)
     if unknown:
         raise SourceError(
             f"--images {folder}: {len(unknown)} of {len(found)} folders are not named as a label: "
             f"{_with_near_misses(unknown, labels)}; rename them or take them out"
         )
-    place = {label: index for index, label in enumerate(labels)}
     classes = [place[name] for name in found for _ in found[name]]
-    missing = [label for label in labels if label not in found]
-    remarks = (f"no images of {_first(missing)} in {folder}",) if missing else ()
+    missing = [labels[index] for name, index in place.items() if name not in found]
+    if missing:
+        remarks = (f"no images of {first(missing)} in {folder}", *remarks)
     return paths, classes, remarks
-
-
-def _images_in(folder: Path, *, deep: bool) -> list[Path]:
-    return sorted(
-        path
-        for path in (folder.rglob("*") if deep else folder.iterdir())
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
 
 
 def _decode(paths: Sequence[Path], folder: Path, image: ImageSpec) -> NDArray[np.uint8]:
@@ -149,14 +156,15 @@ def _decode(paths: Sequence[Path], folder: Path, image: ImageSpec) -> NDArray[np
         try:
             images[index] = prepare_image(paths[index].read_bytes(), image)
         except (ImageError, OSError) as error:
-            return f"{paths[index].relative_to(folder)}: {getattr(error, 'strerror', None) or error}"
+            name = shown_name(str(paths[index].relative_to(folder)))
+            return f"{name}: {getattr(error, 'strerror', None) or error}"
         return None
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow decodes outside the global lock
         reasons = [reason for reason in pool.map(decode_one, range(len(paths))) if reason is not None]
     if reasons:
         raise SourceError(
-            f"{len(reasons)} of {len(paths)} images in {folder} cannot be read ({_first(reasons, '; ')}); "
+            f"{len(reasons)} of {len(paths)} images in {folder} cannot be read ({first(reasons, '; ')}); "
             "mend or remove them"
         )
     return images
@@ -166,11 +174,6 @@ def _with_near_misses(names: Sequence[str], labels: Sequence[str]) -> str:
     shown = []
     for name in names[:_NAMES_SHOWN]:
         near = difflib.get_close_matches(name, labels, n=1)
-        shown.append(f"{name} (did you mean {near[0]}?)" if near else name)
+        shown.append(shown_name(name) + (f" (did you mean {near[0]}?)" if near else ""))
     rest = len(names) - len(shown)
     return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _first(names: Sequence[str], separator: str = ", ") -> str:
-    rest = len(names) - _NAMES_SHOWN
-    return separator.join(names[:_NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

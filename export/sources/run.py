@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from export.errors import SourceError
+from export.probabilities import TAKEN_AS_LOGITS
+from export.sources.final_softmax import leave_out_softmax
 from export.sources.proof_images import proof_count, spread
 from export.sources.source import ProofImages, Source, tool_version
+from export.sources.trained_images import load_trained_images
 from serving.artifact import ModelMetadata
 from training.checkpoint import Checkpoint, load_checkpoint
-from training.datasets import load_dataset
 from training.models import register_own
 
 if TYPE_CHECKING:
@@ -35,15 +37,13 @@ def load_run(config: ExportConfig, path: Path) -> Source:
         raise SourceError(f"--arch {config.arch}: {path} is of architecture {checkpoint.arch}")
     module = checkpoint.build()
     _check_finite(module, path)
-    if len(checkpoint.mean) != checkpoint.image.channels:
-        raise SourceError(
-            f"{path} has {len(checkpoint.mean)} means for {checkpoint.image.channels} channels; "
-            "expected one each"
-        )
+    ending = (TAKEN_AS_LOGITS,) if config.as_logits else leave_out_softmax(module, checkpoint.image.shape)
+    proof, left_out = _proof_images(checkpoint, config)
+    remarks = (*ending, *left_out)
     return Source(
         module=module,
         metadata=_metadata(checkpoint),
-        proof=_proof_images(checkpoint, config),
+        proof=proof,
         suggested_name=_suggested_name(path, checkpoint),
         facts={
             "architecture": checkpoint.arch,
@@ -51,9 +51,11 @@ def load_run(config: ExportConfig, path: Path) -> Source:
             "weights": checkpoint.weights_kind,
             "dataset": _shown_dataset(checkpoint),
             "training_metrics": _plain(checkpoint.metrics),
+            "remarks": list(remarks),
         },
         summary=f"{checkpoint.arch} trained on {_shown_dataset(checkpoint)}, "
         f"{checkpoint.weights_kind} weights",
+        remarks=remarks,
     )
 
 
@@ -67,24 +69,18 @@ def _metadata(checkpoint: Checkpoint) -> ModelMetadata:
     return ModelMetadata(checkpoint.labels, checkpoint.mean, checkpoint.std, checkpoint.image, provenance)
 
 
-def _proof_images(checkpoint: Checkpoint, config: ExportConfig) -> ProofImages:
-    # What could not be read was left out of the training, or there would be no checkpoint.
-    dataset = load_dataset(checkpoint.dataset, config.data_dir, image=checkpoint.image, skip_unreadable=True)
-    shape = tuple(dataset.test_images.shape[1:])
-    if shape != checkpoint.image.shape:
-        raise SourceError(
-            f"{checkpoint.dataset}'s images are {list(shape)}, the checkpoint takes "
-            f"{list(checkpoint.image.shape)}"
-        )
+def _proof_images(checkpoint: Checkpoint, config: ExportConfig) -> tuple[ProofImages, tuple[str, ...]]:
+    dataset, remarks = load_trained_images(checkpoint, config.data_dir)
     count = proof_count(len(dataset.test_images), checkpoint.image, config.verify_images)
     # Spread evenly: a folder's images stand class by class, and the first thousand may be of one class alone.
     chosen = spread(len(dataset.test_images), count)
-    return ProofImages(
+    proof = ProofImages(
         images=dataset.test_images.numpy()[chosen],
         labels=dataset.test_labels.numpy()[chosen],
         synthetic=False,
         origin=f"{_shown_dataset(checkpoint)} test images",
     )
+    return proof, remarks
 
 
 def _shown_dataset(checkpoint: Checkpoint) -> str:

@@ -8,8 +8,6 @@ DataParallel and torch.compile put before each name is taken off. Whatever is do
 from __future__ import annotations
 
 import difflib
-import pickle
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from export.errors import SourceError
 from export.sources.source import sha256_of
+from training.torch_file import TorchFileError, UnplainFileError, read_torch_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -119,17 +118,16 @@ def _read_safetensors(path: Path, content: bytes) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of kinds of pickle that are refused anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        return read_torch_file(path)
+    except UnplainFileError as error:
         raise SourceError(
             f"{path} is not a state dict: it holds more than tensors, which would run code when loaded, or "
             "it is damaged; save the state dict alone, with torch.save(network.state_dict(), FILE)"
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, IndexError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SourceError(f"{path} is not a torch file, or it is damaged or cut short: {reason}") from error
+    except TorchFileError as error:
+        raise SourceError(f"{path} is not a torch file, or it is damaged or cut short: {error}") from error
+    except OSError as error:
+        raise SourceError(f"--weights {path} cannot be read: {error.strerror or error}") from error
 
 
 def _unwrap(payload: Any, path: Path, remarks: list[str]) -> dict[str, Tensor]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from serving.errors import TransportMissingError
+from serving.transport.grpcio import GrpcioTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from serving.control import Control
     from serving.servicer import Servicer
     from serving.transport.settings import WireSettings
@@ -42,38 +40,38 @@ def open_transport(
     control: Control,
     settings: WireSettings,
     *,
-    grpcio_flags: Sequence[str] = (),
+    why_not_native: str | None = None,
 ) -> Transport:
-    """Return the transport asked for; "auto" is native where it is installed and nothing needs grpcio.
+    """Return the transport asked for; "auto" is native where that works here and nothing speaks against it.
 
     Args:
         name: which one.
         servicer: what answers inference.
         control: what answers the rest.
         settings: limits and permissions at the wire.
-        grpcio_flags: the flags given that native cannot honour; it must not be asked for with any.
+        why_not_native: what makes "auto" take grpcio, as logged; `ServeConfig.why_not_native`.
 
     Raises:
-        TransportMissingError: native was asked for and is not installed.
+        TransportMissingError: native was asked for and does not work here.
     """
-    is_installed = importlib.util.find_spec("pygrpc_native") is not None
-    if name == "native" and not is_installed:
-        raise TransportMissingError(
-            "transport native needs pygrpc-native: pip install 'foldserve[native]', or use --transport grpcio"
-        )
-    if name == "native" or (name == "auto" and is_installed and not grpcio_flags):
-        assert not grpcio_flags, "the settings refuse native with flags that it cannot honour"
-        from serving.transport.native import NativeTransport  # noqa: PLC0415  # an extra that may be missing
-
-        return NativeTransport(servicer, control, settings)
-    from serving.transport.grpcio import GrpcioTransport  # noqa: PLC0415  # symmetry
-
-    if name == "auto":
-        _log.info("transport grpcio: %s", _why_not_native(grpcio_flags))
+    if name == "auto" and why_not_native is not None:
+        _log.info("transport grpcio: %s", why_not_native)
+    elif name != "grpcio":
+        try:
+            return _open_native(servicer, control, settings)
+        except TransportMissingError as error:
+            if name == "native":
+                raise
+            _log.info("transport grpcio: %s", error)
     return GrpcioTransport(servicer, control, settings)
 
 
-def _why_not_native(grpcio_flags: Sequence[str]) -> str:
-    if grpcio_flags:
-        return f"native, which is several times faster, cannot do {' and '.join(grpcio_flags)}"
-    return "pygrpc-native, several times faster, is not installed (foldserve[native])"
+def _open_native(servicer: Servicer, control: Control, settings: WireSettings) -> Transport:
+    try:
+        from serving.transport.native import NativeTransport  # noqa: PLC0415  # an extra that may be missing
+    except ImportError as error:
+        raise TransportMissingError(
+            f"native, several times faster, needs pygrpc-native, which cannot be imported here ({error}): "
+            "pip install 'foldserve[native]', or use --transport grpcio"
+        ) from error
+    return NativeTransport(servicer, control, settings)

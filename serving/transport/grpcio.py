@@ -8,24 +8,25 @@ import math
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import grpc
 
+from serving.addresses import common_port, listen_addresses, to_target
 from serving.background import run_in_thread
 from serving.errors import ListenError, ResourceExhaustedError
 from serving.processors import usable_processors
 from serving.servicer import CLASSIFIER_SERVICE, INFERENCE_SERVICE, UNARY_CALLS
 from serving.transport.grpcio_options import server_options, to_grpc
-from serving.transport.grpcio_services import abort, built_in_handlers
+from serving.transport.grpcio_services import built_in_handlers, refuse
 from serving.transport.health import Health
 from serving.transport.quiet import until_quiet
 from serving.transport.streams import STREAMS, answer_in_order
 from serving.transport.unpack import is_packed, unpack
-from serving.transport.wire import parse
+from serving.transport.wire import LARGE_BYTES, parse
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from google.protobuf.message import Message
 
@@ -37,11 +38,17 @@ if TYPE_CHECKING:
     from serving.transport.streams import StreamMethod
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+_T = TypeVar("_T")
+_M = TypeVar("_M", bound="Message")
 _Method: TypeAlias = "Callable[[bytes, _Context], Awaitable[bytes]]"
 
 # For what is left once everything accepted is answered: streams that end by themselves, and refusals.
 _LEAVING_S = 1.0
 _POLL_S = 0.02
+
+# Threads that unpack and read large messages. Each holds up to the largest message, and parsing holds the
+# interpreter's lock: more would only take turns.
+_MAX_READERS = 4
 
 _log = logging.getLogger(__name__)
 
@@ -73,8 +80,7 @@ class GrpcioTransport:
         self._wake_up_pending = False
         self._running_count = 0  # calls that came before the drain
         self._last_call_s = 0.0
-        # Each thread holds up to the largest message: no more of them than there are processors for.
-        self._unpacker = ThreadPoolExecutor(usable_processors(), thread_name_prefix="unpack")
+        self._reader = ThreadPoolExecutor(min(_MAX_READERS, usable_processors()), thread_name_prefix="read")
         self._draining = asyncio.Event()
         self._closing = False
         self._closed = asyncio.Event()
@@ -91,20 +97,23 @@ class GrpcioTransport:
         Raises:
             ListenError: the address is taken or not this machine's.
         """
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        return await self.listen(address)
+        addresses = listen_addresses(host)
+        port = common_port(addresses, port)
+        return await self.listen([to_target(address, port) for address in addresses])
 
-    async def listen(self, address: str) -> int:
-        """Listen on an address as gRPC writes it, such as "unix:/path"; raises as `start`."""
+    async def listen(self, targets: Sequence[str]) -> int:
+        """Listen on targets, such as "unix-abstract:name" or ADDRESS:PORT; returns and raises as `start`."""
         credentials = self._settings.credentials
-        try:
-            bound: int = (
-                self._server.add_insecure_port(address)
-                if credentials is None
-                else self._server.add_secure_port(address, to_grpc(credentials))
-            )
-        except RuntimeError as error:
-            raise ListenError(cannot_listen(address)) from error
+        bound = 0
+        for target in targets:
+            try:
+                bound = (
+                    self._server.add_insecure_port(target)
+                    if credentials is None
+                    else self._server.add_secure_port(target, to_grpc(credentials))
+                )
+            except RuntimeError as error:
+                raise ListenError(cannot_listen(target)) from error
         await self._server.start()
         return bound
 
@@ -135,7 +144,7 @@ class GrpcioTransport:
         await asyncio.sleep(0)  # it has begun: connections are told to send no more
         self._closed.set()
         await stopping
-        self._unpacker.shutdown(wait=False, cancel_futures=True)
+        self._reader.shutdown(wait=False, cancel_futures=True)
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:
         # Messages are parsed here and not by gRPC, which would answer UNKNOWN without a word to bytes that
@@ -166,7 +175,7 @@ class GrpcioTransport:
             running = await self._enter()
             try:
                 caller = self._check(path, context)
-                request = parse(method.request_type, await self._unpacked(content), self._limit)
+                request = await self._run(content, self._read, method.request_type, content)
                 if not method.is_slow:
                     return method.answer(request).SerializeToString()
                 if caller is not None:
@@ -177,7 +186,7 @@ class GrpcioTransport:
                     await self.publish_health()
                 return response.SerializeToString()
             except Exception as error:  # becomes a status, and is logged where unknown
-                await abort(context, error)
+                return await refuse(context, error)
             finally:
                 self._running_count -= running
 
@@ -189,11 +198,9 @@ class GrpcioTransport:
                 self._check(path, context)
             except Exception as error:  # becomes a status
                 self._servicer.count_unread(kind.unary_method, error)
-                await abort(context, error)
+                return await refuse(context, error)
             reply = await self._infer(kind, content, context)
-            if isinstance(reply, Exception):
-                await abort(context, reply)
-            return reply
+            return await refuse(context, reply) if isinstance(reply, Exception) else reply
 
         return answer
 
@@ -201,19 +208,19 @@ class GrpcioTransport:
         async def answer(contents: AsyncIterator[bytes], context: _Context) -> AsyncIterator[bytes]:
             async def ask(content: bytes) -> bytes:
                 try:
-                    content = await self._unpacked(content)
+                    content = await self._run(content, self._unpacked, content)
                 except ResourceExhaustedError as error:  # is the answer
                     self._servicer.count_unread(stream.method, error)
                     return stream.write(b"", error)
                 reply = await self._infer(stream.kind, content, context, stream.method)
-                return stream.write(content, reply)
+                return await self._run(content, stream.write, content, reply)
 
             try:
                 self._check(path, context)
                 async for response in answer_in_order(contents, ask, self._draining):
                     yield response
             except Exception as error:  # ends the stream with a status
-                await abort(context, error)
+                await refuse(context, error)
 
         return answer
 
@@ -223,11 +230,19 @@ class GrpcioTransport:
             return None
         return self._permissions.check(path, context.invocation_metadata() or ())
 
-    async def _unpacked(self, content: bytes) -> bytes:
+    async def _run(self, content: bytes, work: Callable[..., _T], *arguments: Any) -> _T:
+        """Return ``work(*arguments)``, run in another thread where ``content`` is large or compressed."""
+        if len(content) < LARGE_BYTES and not is_packed(content):
+            return work(*arguments)
+        return await self._loop.run_in_executor(self._reader, work, *arguments)
+
+    def _unpacked(self, content: bytes) -> bytes:
         """Return the message that ``content`` is or unpacks to; raises ResourceExhaustedError."""
-        if not is_packed(content):
-            return content
-        return await self._loop.run_in_executor(self._unpacker, unpack, content, self._limit.max_bytes())
+        return unpack(content, self._limit.max_bytes()) if is_packed(content) else content
+
+    def _read(self, message_type: type[_M], content: bytes) -> _M:
+        """Return what `parse` makes of ``content``, unpacked where it is compressed; raises as it does."""
+        return parse(message_type, self._unpacked(content), self._limit)
 
     async def _infer(self, kind: type[Call], content: bytes, context: _Context, stream: str = "") -> Reply:
         """Answer one call, or one request of the RPC ``stream``."""
@@ -235,7 +250,7 @@ class GrpcioTransport:
         remaining_s = context.time_remaining()
         try:
             try:
-                message = parse(kind.request_type, await self._unpacked(content), self._limit)
+                message = await self._run(content, self._read, kind.request_type, content)
             except Exception as error:
                 self._servicer.count_unread(stream or kind.unary_method, error)
                 raise
@@ -248,8 +263,8 @@ class GrpcioTransport:
                 call.method = stream
             if self._servicer.logs_requests:
                 call.peer = context.peer()
-            self._servicer.submit((call,), self._on_reply)
             try:
+                await self._run(content, self._servicer.submit, (call,), self._on_reply)
                 reply: Reply = await call.ticket
             except asyncio.CancelledError:  # the caller hung up, or its deadline passed
                 call.cancelled = True

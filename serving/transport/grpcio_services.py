@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from serving.errors import ResourceExhaustedError
 from serving.servicer import CLASSIFIER_SERVICE, INFERENCE_SERVICE
 from serving.transport.unpack import is_packed, unpack
-from serving.transport.wire import to_status
+from serving.transport.wire import parse_bounded, to_status
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from google.protobuf.message import Message
 
@@ -23,30 +24,43 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _M = TypeVar("_M", bound="Message")
 
 # No question to these services is longer than a name.
-_MAX_UNPACKED_BYTES = 64 * 1024
+_MAX_BYTES = 64 * 1024
 
 
 def built_in_handlers(
     health_servicer: Any, permissions: Permissions, *, with_reflection: bool
 ) -> tuple[grpc.GenericRpcHandler, ...]:
     """Return the handlers of grpc.health.v1, which needs no token, and of server reflection."""
-    # By hand, not by the generated functions: those would give compressed requests to the parser as they are.
-    health_methods = {
-        "Check": grpc.unary_unary_rpc_method_handler(
-            health_servicer.Check,
-            request_deserializer=_reader(health_pb2.HealthCheckRequest),
-            response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
-        ),
-        "Watch": grpc.unary_stream_rpc_method_handler(
-            health_servicer.Watch,
-            request_deserializer=_reader(health_pb2.HealthCheckRequest),
-            response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
-        ),
-    }
-    handlers = [grpc.method_handlers_generic_handler(health.SERVICE_NAME, health_methods)]
+    handlers = [_health_handler(health_servicer)]
     if with_reflection:
         handlers.append(_reflection_handler(permissions))
     return tuple(handlers)
+
+
+# By hand, not by the generated functions: those would give compressed and damaged requests to the parser as
+# they are, and large ones.
+
+
+def _health_handler(servicer: Any) -> grpc.GenericRpcHandler:
+    async def check(content: bytes, context: Context) -> bytes:
+        try:
+            answer = await servicer.Check(_read(health_pb2.HealthCheckRequest, content), context)
+            return bytes(answer.SerializeToString())
+        except Exception as error:  # becomes a status
+            return await refuse(context, error)
+
+    async def watch(content: bytes, context: Context) -> AsyncIterator[bytes]:
+        try:
+            async for answer in servicer.Watch(_read(health_pb2.HealthCheckRequest, content), context):
+                yield answer.SerializeToString()
+        except Exception as error:  # becomes a status
+            await refuse(context, error)
+
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "Check": grpc.unary_unary_rpc_method_handler(check),
+        "Watch": grpc.unary_stream_rpc_method_handler(watch),
+    }
+    return grpc.method_handlers_generic_handler(health.SERVICE_NAME, methods)
 
 
 def _reflection_handler(permissions: Permissions) -> grpc.GenericRpcHandler:
@@ -54,34 +68,44 @@ def _reflection_handler(permissions: Permissions) -> grpc.GenericRpcHandler:
     servicer = reflection.aio.ReflectionServicer(services)
     path = f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"
 
-    async def answer(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-        if permissions.are_checked:
-            try:
-                permissions.check(path, context.invocation_metadata() or ())
-            except Exception as error:  # becomes a status
-                await abort(context, error)
-        async for response in servicer.ServerReflectionInfo(requests, context):
-            yield response
+    async def read(contents: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for content in contents:
+            yield _read(reflection_pb2.ServerReflectionRequest, content)
 
-    method = grpc.stream_stream_rpc_method_handler(
-        answer,
-        request_deserializer=_reader(reflection_pb2.ServerReflectionRequest),
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
+    async def answer(contents: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        try:
+            if permissions.are_checked:
+                permissions.check(path, context.invocation_metadata() or ())
+            async for response in servicer.ServerReflectionInfo(read(contents), context):
+                yield response.SerializeToString()
+        except Exception as error:  # becomes a status
+            await refuse(context, error)
+
+    method: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(answer)
     return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, {"ServerReflectionInfo": method})
 
 
-def _reader(message_type: type[_M]) -> Callable[[bytes], _M]:
-    def read(content: bytes) -> _M:
-        return message_type.FromString(
-            unpack(content, _MAX_UNPACKED_BYTES) if is_packed(content) else content
+def _read(message_type: type[_M], content: bytes) -> _M:
+    if len(content) > _MAX_BYTES:
+        raise ResourceExhaustedError(
+            f"the question has {len(content)} bytes, at most {_MAX_BYTES} are taken: it is a name or a symbol"
         )
+    return parse_bounded(message_type, unpack(content, _MAX_BYTES) if is_packed(content) else content)
 
-    return read
 
+async def refuse(context: Context, error: Exception) -> bytes:
+    """End the call with the status that ``error`` stands for, and return what it gives for an answer.
 
-async def abort(context: Context, error: Exception) -> NoReturn:
-    """End the call with the status that ``error`` stands for."""
+    By context.abort, which sends a status and nothing else: clients try a call again only then. The call
+    refers to the error that abort raises, and that would, by its traceback and its context, refer to the call
+    and to the message, which would all stay in memory until the garbage collector comes by. Where ``error``
+    is gRPC's own, the caller has gone and nobody waits for a status: it is raised as it is.
+    """
+    if isinstance(error, grpc.aio.BaseError):
+        raise error
     status, text = to_status(error)
-    await context.abort(grpc.StatusCode[status], text)
-    raise AssertionError("abort always raises")
+    try:
+        await context.abort(grpc.StatusCode[status], text)
+    except grpc.aio.AbortError as aborted:
+        aborted.__traceback__ = aborted.__context__ = None
+    return b""

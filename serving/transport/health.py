@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving.errors import NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+
+    import grpc
 
 # Its own status says that the process answers, and nothing of models: a liveness probe asks for it, because a
 # restart mends nothing that the others complain of.
@@ -48,14 +51,20 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
         self._notify()
 
     async def Check(self, request: Any, context: _Context) -> Any:  # noqa: N802  # the protocol's name
-        """Answer the status; NOT_FOUND where there is no such service."""
+        """Answer the status; raises NotFoundError where there is no such service."""
+        del context
         status = self._status(request.service)
         if status == _Status.SERVICE_UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no service or model of this name")
+            raise NotFoundError("there is no service or model of this name")
         return _Status(status=status)
 
     async def Watch(self, request: Any, context: _Context) -> AsyncIterator[Any]:  # noqa: N802
-        """Answer the status at once and whenever it is another; SERVICE_UNKNOWN is one, too."""
+        """Answer the status at once and whenever it is another; SERVICE_UNKNOWN is one, too.
+
+        Raises:
+            UnavailableError: the server has ended.
+        """
+        del context
         told = None
         while True:
             changed = self._changed
@@ -64,7 +73,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
                 yield _Status(status=status)
                 told = status
             if self._closed:
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is draining; watch another")
+                raise UnavailableError("the server is draining; watch another")
             if changed is self._changed:  # nothing happened while the caller took the last status
                 await changed.wait()
 

@@ -5,7 +5,8 @@ front, frame by frame, to the grpcio transport on a Unix socket, so all of it an
 
 What it cannot do, and grpcio can: TLS; refuse a large message, or one without a token, before it is held in
 memory (here it is refused before it is parsed); unpack compressed messages in bounded memory; limits on
-connections, their age and idle time. Where clients are not trusted, put a proxy in front or use grpcio.
+connections, their age and idle time. It also reserves whatever a message's header claims, and the process
+aborts where that is not to be had. So it is for callers who are trusted: see `ServeConfig.trusts_callers`.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import tempfile
+import secrets
+import socket
 import threading
 import time
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
-from serving.errors import CancelledError, ListenError
+from serving.addresses import common_port, listen_addresses, to_target
+from serving.errors import CancelledError, ListenError, TransportMissingError
 from serving.servicer import UNARY_CALLS
 from serving.transport.grpcio import GrpcioTransport, cannot_listen
 from serving.transport.quiet import until_quiet
-from serving.transport.wire import parse, to_status
+from serving.transport.wire import LARGE_BYTES, parse, to_status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +42,9 @@ if TYPE_CHECKING:
 _IO_THREADS = 1
 # Events taken at once: two full batches of single images, by default.
 _MAX_EVENTS = 64
+# Threads that read large messages. Parsing holds the interpreter's lock, so more only take turns: sixteen of
+# them, on as many CPUs, left a GPU idle nine tenths of the time.
+_LARGE_READERS = 2
 # What was taken is served in halves of at least so many: the first half's callers, and the thread that
 # talks to them, go on while the second half runs. Served whole, all callers wait for the model and then the
 # model for all callers: with 32 of them on two processors a quarter of the time was idle, and is now a tenth,
@@ -74,6 +80,9 @@ class NativeTransport:
         servicer: what answers inference.
         control: what answers the rest.
         settings: limits and permissions at the wire, none of those that only grpcio can do.
+
+    Raises:
+        TransportMissingError: there is no socket over which it could reach grpcio.
     """
 
     name = "native"
@@ -81,17 +90,9 @@ class NativeTransport:
     def __init__(self, servicer: Servicer, control: Control, settings: WireSettings) -> None:
         self._servicer = servicer
         self._settings = settings
-        self._limit = settings.message_limit
-        self._permissions = settings.permissions
+        self._inner_name = _free_socket_name()
         self._fallback = GrpcioTransport(servicer, control, settings, is_fallback=True)
-        self._methods = list(UNARY_CALLS.items())  # by method id, which counts from 0 in the order given
-        self._pending: dict[int, Call] = {}
-        self._answers: list[tuple[int, bytes]] = []  # made by the receiver, and not handed over yet
-        self._last_call_s = 0.0
-        self._closing = False
-        self._refused: list[tuple[int, Exception]] = []  # while it closes, and not told yet
-        self._receiver = threading.Thread(target=self._receive, name="receive", daemon=True)
-        self._front: NativeGrpcFront | None = None
+        self._listeners: list[_Listener] = []
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the port: the operating system's choice where ``port`` is 0.
@@ -99,33 +100,19 @@ class NativeTransport:
         Raises:
             ListenError: the address is taken or not this machine's.
         """
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        try:
-            front = NativeGrpcFront(
-                address,
-                [(path, False) for path in UNARY_CALLS],
-                io_threads=_IO_THREADS,
-                call_details=True,  # deadlines, and word of callers that hang up
-                keepalive_time_ms=_KEEPALIVE_MS,
-                max_concurrent_streams=self._settings.max_concurrent_streams,
-                max_metadata_size=self._settings.max_metadata_bytes,
-                reuse_port=self._settings.reuse_port,
-            )
-        except OSError as error:
-            raise ListenError(cannot_listen(address)) from error
-        # Readable by this user only: the socket is a way around nothing, but it is nobody else's business.
-        self._socket_folder = tempfile.TemporaryDirectory(prefix="foldserve-")
-        socket = Path(self._socket_folder.name) / "grpcio.sock"
-        await self._fallback.listen(f"unix:{socket}")
-        front.set_fallback(str(socket))
-        front.start()
-        self._front = front
-        self._receiver.start()
+        addresses = listen_addresses(host)
+        port = common_port(addresses, port)
+        # A front listens on one address only; localhost has two.
+        for address in addresses:
+            self._listeners.append(_Listener(to_target(address, port), self._servicer, self._settings))
+        await self._fallback.listen([f"unix-abstract:{self._inner_name}"])
+        for listener in self._listeners:
+            listener.start(fallback=f"\0{self._inner_name}")
         _log.info(
             "transport native: no TLS, no limits on connections; a message is refused, by size or for want "
             "of a token, only once it is received and unpacked"
         )
-        return front.bound_port
+        return self._listeners[0].port
 
     async def publish_health(self) -> None:
         """Tell Check and Watch what is true now of the server and each model."""
@@ -144,32 +131,106 @@ class NativeTransport:
         give_up_s = time.monotonic() + grace_s
         while self._has_accepted() and time.monotonic() < give_up_s:
             await asyncio.sleep(_POLL_S)
-        self._closing = True
+        for listener in self._listeners:
+            listener.hold_refusals()
         await asyncio.gather(
             self._fallback.stop(grace_s),
-            until_quiet(self._has_accepted, lambda: self._last_call_s, give_up_s),
+            until_quiet(
+                self._has_accepted,
+                lambda: max((listener.last_call_s for listener in self._listeners), default=0.0),
+                give_up_s,
+            ),
         )
-        if self._front is not None:
-            refused, self._refused = self._refused, []
-            for call_id, error in refused:
-                self._fail(call_id, error)
-            await asyncio.sleep(_FLUSH_S)
-            self._front.close()
-            self._receiver.join(timeout=1.0)
-            self._socket_folder.cleanup()
+        for listener in self._listeners:
+            listener.tell_refusals()
+        await asyncio.sleep(_FLUSH_S)
+        for listener in self._listeners:
+            listener.close()
 
     def _has_accepted(self) -> bool:
-        """Tell whether a call is unanswered that was not refused: it has found its model."""
-        return any(call.model is not None for call in list(self._pending.values()))
+        return any(listener.has_accepted() for listener in self._listeners)
+
+
+class _Listener:
+    """Takes unary inference at one address.
+
+    Attributes:
+        last_call_s: when calls last came, on time.monotonic's clock.
+
+    Args:
+        target: ADDRESS:PORT; port 0 leaves it to the operating system.
+        servicer: what answers inference.
+        settings: limits and permissions at the wire.
+
+    Raises:
+        ListenError: the address is taken or not this machine's.
+    """
+
+    def __init__(self, target: str, servicer: Servicer, settings: WireSettings) -> None:
+        self.last_call_s = 0.0
+        self._servicer = servicer
+        self._limit = settings.message_limit
+        self._permissions = settings.permissions
+        self._methods = list(UNARY_CALLS.items())  # by method id, which counts from 0 in the order given
+        self._pending: dict[int, Call] = {}
+        self._answers: list[tuple[int, bytes]] = []  # made by the receiver, and not handed over yet
+        self._holds_refusals = False
+        self._refused: list[tuple[int, Exception]] = []  # held back, and not told yet
+        self._large_reader = ThreadPoolExecutor(_LARGE_READERS, thread_name_prefix="read")
+        self._receiver = threading.Thread(target=self._receive, name="receive", daemon=True)
+        try:
+            self._front = NativeGrpcFront(
+                target,
+                [(path, False) for path in UNARY_CALLS],
+                io_threads=_IO_THREADS,
+                call_details=True,  # deadlines, and word of callers that hang up
+                keepalive_time_ms=_KEEPALIVE_MS,
+                max_concurrent_streams=settings.max_concurrent_streams,
+                max_metadata_size=settings.max_metadata_bytes,
+                reuse_port=settings.reuse_port,
+            )
+        except OSError as error:
+            raise ListenError(cannot_listen(target)) from error
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self._front.bound_port
+
+    def start(self, fallback: str) -> None:
+        """Serve; what is not taken here goes to the Unix socket ``fallback``."""
+        self._front.set_fallback(fallback)
+        self._front.start()
+        self._receiver.start()
+
+    def hold_refusals(self) -> None:
+        """Refuse no call before `tell_refusals`; whoever is refused may try again at once, and here."""
+        self._holds_refusals = True
+
+    def tell_refusals(self) -> None:
+        """Refuse what was held back."""
+        refused, self._refused = self._refused, []
+        for call_id, error in refused:
+            self._fail(call_id, error)
+
+    def close(self) -> None:
+        """Close what is open."""
+        self._front.close()
+        if self._receiver.is_alive():
+            self._receiver.join(timeout=1.0)
+        self._large_reader.shutdown(wait=False, cancel_futures=True)
+
+    def has_accepted(self) -> bool:
+        """Tell whether a call is unanswered that was not refused: it is being read, or was accepted."""
+        return any(call.message is None for call in list(self._pending.values()))
 
     def _receive(self) -> None:
         """Take events until the front is closed, as its only reader.
 
         Its queue is unbounded, so nothing here may wait.
         """
-        assert self._front is not None
         while (events := self._front.recv_batch_details(_MAX_EVENTS)) is not None:
-            self._last_call_s = now_s = time.monotonic()
+            self.last_call_s = now_s = time.monotonic()
             count = max(_LEAST_EVENTS, -(-len(events) // 2))
             for start in range(0, len(events), count):
                 try:
@@ -177,6 +238,7 @@ class NativeTransport:
                 except Exception:
                     # A receiver that ended would leave every later caller waiting.
                     _log.exception("taking calls failed")
+            del events  # the next may be long in coming, and these may be large
 
     def _take(self, events: Sequence[tuple[Any, ...]], now_s: float) -> None:
         """Serve ``events``, which came at ``now_s`` on time.monotonic's clock."""
@@ -191,16 +253,21 @@ class NativeTransport:
                 if self._permissions.are_checked:
                     self._permissions.check(path, metadata)
                 call = call_type(
-                    message=parse(call_type.request_type, payload, self._limit),
+                    message=None,
                     deadline_s=math.inf if remaining_s is None else now_s + remaining_s,
                     ticket=call_id,
                 )
+                if self._servicer.logs_requests:
+                    call.peer = details[1]
+                if len(payload) >= LARGE_BYTES:
+                    self._pending[call_id] = call
+                    self._large_reader.submit(self._take_large, call, payload)
+                    continue
+                call.message = parse(call_type.request_type, payload, self._limit)
             except Exception as error:  # becomes a status, and is logged where unknown
                 self._servicer.count_unread(call_type.unary_method, error)
                 self._fail(call_id, error)
                 continue
-            if self._servicer.logs_requests:
-                call.peer = details[1]
             self._pending[call_id] = calls[call_id] = call
         if not calls:
             return
@@ -208,6 +275,17 @@ class NativeTransport:
             self._servicer.submit(list(calls.values()), self._on_reply, lend_thread=True)
         finally:
             self._hand_over()
+
+    def _take_large(self, call: Call, payload: bytes) -> None:
+        """Serve a call of a large message, in a thread of its own: reading it would hold up everybody."""
+        try:
+            call.message = parse(call.request_type, payload, self._limit)
+        except Exception as error:  # becomes a status, and is logged where unknown
+            self._servicer.count_unread(call.unary_method, error)
+            if self._pending.pop(call.ticket, None) is not None:
+                self._fail(call.ticket, error)
+            return
+        self._servicer.submit([call], self._on_reply)
 
     def _cancel(self, call_id: int, calls: dict[int, Call]) -> None:
         if (unread := calls.pop(call_id, None)) is not None:
@@ -218,11 +296,10 @@ class NativeTransport:
 
     def _on_reply(self, call: Call, reply: Reply) -> None:
         """Answer, from any thread: it is only handed over."""
-        assert self._front is not None
         if self._pending.pop(call.ticket, None) is None:  # cancelled: nobody waits
             return
         if not isinstance(reply, bytes):
-            if self._closing:
+            if self._holds_refusals:
                 self._refused.append((call.ticket, reply))
             else:
                 self._fail(call.ticket, reply)
@@ -237,12 +314,28 @@ class NativeTransport:
         The first answer wakes the I/O thread. One by one, with others still to be written between them, they
         would wake it again and again: that is a twentieth of what a small request costs.
         """
-        assert self._front is not None
         answers, self._answers = self._answers, []
         for call_id, answer in answers:
             self._front.respond(call_id, answer)
 
     def _fail(self, call_id: int, error: Exception) -> None:
-        assert self._front is not None
         status, text = to_status(error)
         self._front.fail(call_id, _STATUS_CODES[status], text)
+
+
+def _free_socket_name() -> str:
+    """Return a name in the kernel's own name space for Unix sockets ("abstract", unix(7)).
+
+    It needs no folder that may be missing, read-only or too long a path, and ends with the process however
+    that ends. Whoever is on this machine may connect, as to the port itself: permissions are checked behind
+    it.
+    """
+    name = f"foldserve-{secrets.token_hex(16)}"
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.bind(f"\0{name}")
+    except OSError as error:
+        raise TransportMissingError(
+            f"native, several times faster, needs an abstract Unix socket, which cannot be had here ({error})"
+        ) from error
+    return name

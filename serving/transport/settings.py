@@ -41,7 +41,7 @@ class WireSettings:
     credentials: ServerCredentials | None
     max_metadata_bytes: int
     max_concurrent_streams: int
-    max_connections: int | None
+    max_connections: int
     max_connection_age_s: float | None
     max_connection_idle_s: float | None
     grace_s: float
@@ -49,8 +49,8 @@ class WireSettings:
     reuse_port: bool = False
 
 
-def wire_settings(config: ServeConfig, repository: Repository) -> WireSettings:
-    """Return what ``config`` says of the wire, its files read.
+def wire_settings(config: ServeConfig, repository: Repository, *, max_connections: int) -> WireSettings:
+    """Return what ``config`` says of the wire, its files read, and at most ``max_connections`` connections.
 
     Raises:
         CredentialsError: a certificate, key or token file cannot be used.
@@ -65,7 +65,7 @@ def wire_settings(config: ServeConfig, repository: Repository) -> WireSettings:
         credentials=credentials,
         max_metadata_bytes=config.max_metadata_kib * 1024,
         max_concurrent_streams=config.max_concurrent_streams,
-        max_connections=config.max_connections,
+        max_connections=min(config.max_connections or max_connections, max_connections),
         max_connection_age_s=config.max_connection_age_s,
         max_connection_idle_s=config.max_connection_idle_s,
         grace_s=config.grace_period_s,
@@ -80,6 +80,12 @@ def log_who_may_call(config: ServeConfig, settings: WireSettings) -> None:
         mutual = "mutual TLS" if settings.credentials.wants_client_certificate else "TLS"
         expires = settings.credentials.current().expires
         _log.info("%s with the certificate in %s, which expires %s", mutual, config.tls_cert, expires)
+    if config.transport == "native" and not config.trusts_callers:
+        _log.warning(
+            "whoever reaches %s can end this server with a few bytes, for native reserves what a message's "
+            "header claims: use --transport grpcio, or say --trust-callers",
+            config.host,
+        )
     if config.is_open_to_strangers:
         _log.warning(
             "whoever reaches %s may call: give --tokens or --tls-client-ca to say who, or --host 127.0.0.1",

@@ -7,14 +7,12 @@ import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from google.protobuf.message import DecodeError
-
 from serving.calls import Call, ClassifyCall, InferCall, Reply
-from serving.errors import UnavailableError
+from serving.errors import InvalidArgumentError, UnavailableError
 from serving.pb import classifier_pb2
 from serving.pb import open_inference_pb2 as pb
 from serving.servicer import CLASSIFIER_SERVICE, INFERENCE_SERVICE
-from serving.transport.wire import to_status
+from serving.transport.wire import parse_bounded, to_status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,6 +22,8 @@ if TYPE_CHECKING:
 # is not read from any more, and gRPC's flow control then holds it.
 _WINDOW = 64
 _WINDOW_BYTES = 16 * 1024 * 1024
+# Stands in every answer of Triton's streams: whether it is the last one to its request. Here each is.
+_FINAL_PARAMETER = "triton_final_response"
 
 
 class StreamMethod(NamedTuple):
@@ -37,12 +37,14 @@ class StreamMethod(NamedTuple):
 def _write_infer(content: bytes, reply: Reply) -> bytes:
     if not isinstance(reply, Exception):
         answer = pb.ModelInferResponse.FromString(reply)
+        answer.parameters[_FINAL_PARAMETER].bool_param = True
         return pb.ModelStreamInferResponse(infer_response=answer).SerializeToString()
     _, text = to_status(reply)
     request = pb.ModelInferRequest()
-    with contextlib.suppress(DecodeError):
-        request.ParseFromString(content)
+    with contextlib.suppress(InvalidArgumentError):
+        request = parse_bounded(pb.ModelInferRequest, content)
     answer = pb.ModelInferResponse(id=request.id, model_name=request.model_name)
+    answer.parameters[_FINAL_PARAMETER].bool_param = True
     return pb.ModelStreamInferResponse(error_message=text, infer_response=answer).SerializeToString()
 
 
@@ -52,8 +54,8 @@ def _write_classify(content: bytes, reply: Reply) -> bytes:
         return classifier_pb2.ClassifyStreamResponse(response=answer).SerializeToString()
     status, text = to_status(reply)
     request = classifier_pb2.ClassifyRequest()
-    with contextlib.suppress(DecodeError):
-        request.ParseFromString(content)
+    with contextlib.suppress(InvalidArgumentError):
+        request = parse_bounded(classifier_pb2.ClassifyRequest, content)
     error = classifier_pb2.ClassifyStreamResponse.Error(status=status, message=text, id=request.id)
     return classifier_pb2.ClassifyStreamResponse(error=error).SerializeToString()
 

@@ -13,13 +13,13 @@ from imaging import prepare_image
 from serving.pb import classifier_pb2, classifier_pb2_grpc
 from serving.pb import open_inference_pb2 as pb
 from tests.contract.images import as_elements, encode, png_that_claims
-from tests.serving.server_process import infer_request, outputs_of, status_of
+from tests.serving.server_process import ServerProcess, infer_request, outputs_of, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from tests.serving.artifacts import TinyNetwork
-    from tests.serving.server_process import ServerProcess
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
@@ -64,7 +64,7 @@ BAD = {
     "no image": ([encode(photo()), b"not an image"], ["image 1: not an image in a known format"]),
     "empty": ([b""], ["image 0: the image is empty"]),
     "cut off": ([encode(photo(), "JPEG")[:200]], ["image 0: damaged image"]),
-    "100,000 x 100,000 pixels": ([png_that_claims(100_000, 100_000)], ["image 0", "10000000000 pixels"]),
+    "100,000 x 100,000 pixels": ([png_that_claims(100_000, 100_000)], ["image 0", "100000x100000 pixels"]),
 }
 
 
@@ -113,11 +113,24 @@ def test_malformed_elements_are_explained(
     assert all(fragment in text for fragment in fragments), text
 
 
-def test_more_images_than_may_be_held_decoded_are_refused_at_once(server: ServerProcess) -> None:
-    """Two bytes an image on the wire, 180 decoded: what counts is what decoding them would take."""
-    code, text = status_of(lambda: server.stub.ModelInfer(request([b"x"] * 2_000_000)))
+def test_more_images_than_may_be_held_decoded_are_refused_at_once(repository: Path, tmp_path: Path) -> None:
+    """Less on the wire than may be held: what counts is what they take with their pixels."""
+    with ServerProcess(repository, tmp_path, "--max-queue-mib", "1") as server:
+        code, text = status_of(lambda: server.stub.ModelInfer(request([b"x" * 200] * 4000)))
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "--max-queue-mib" in text
+
+
+def test_more_images_than_are_taken_at_once_are_refused(server: ServerProcess) -> None:
+    stub = classifier_pb2_grpc.ClassifierStub(server.channel)
+    images = [b"x"] * 4097
+    for ask in (
+        lambda: server.stub.ModelInfer(request(images)),
+        lambda: stub.Classify(classifier_pb2.ClassifyRequest(model_name="colour", images=images)),
+    ):
+        code, text = status_of(ask)
+        assert code == INVALID
+        assert "more than 4096 images" in text
 
 
 def test_classify_answers_labels_probabilities_and_what_answered(

@@ -44,6 +44,53 @@ def test_stream_outlives_a_bad_request(server: ServerProcess, network: TinyNetwo
     assert first.infer_response.raw_output_contents == third.infer_response.raw_output_contents
 
 
+@pytest.mark.parametrize("parameters", [{}, {"triton_enable_empty_final_response": {"bool_param": True}}])
+def test_every_answer_of_a_stream_is_its_requests_last(
+    server: ServerProcess, network: TinyNetwork, parameters: dict[str, dict[str, bool]]
+) -> None:
+    """Triton says so in each, asked or not; clients that count answers wait for it, after errors too."""
+    images = network.random_images(1)
+    requests = [
+        infer_request(images, parameters=parameters | {"mine": {"int64_param": 7}}),
+        infer_request(images, "nets", parameters=parameters),
+        infer_request(images[:, :, 1:], parameters=parameters),
+        infer_request(images, parameters=parameters),
+    ]
+    answers = list(server.stub.ModelStreamInfer(iter(requests)))
+    assert [bool(answer.error_message) for answer in answers] == [False, True, True, False]
+    for answer in answers:
+        given = dict(answer.infer_response.parameters)
+        assert given["triton_final_response"].bool_param
+        assert "triton_enable_empty_final_response" not in given
+    assert answers[0].infer_response.parameters["mine"].int64_param == 7
+
+
+def test_unary_answers_are_not_called_final(server: ServerProcess, network: TinyNetwork) -> None:
+    parameters = {"triton_enable_empty_final_response": {"bool_param": True}}
+    answer = server.infer(network.random_images(1), parameters=parameters)
+    assert set(answer.parameters) == {"model_sha256"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "triton_enable_empty_final_response",
+            {"string_param": "yes"},
+            "is no bool; send it as a bool_param",
+        ),
+        ("triton_final_response", {"bool_param": False}, "only 'triton_enable_empty_final_response' is"),
+    ],
+)
+def test_parameters_that_triton_keeps_to_itself_are_refused(
+    server: ServerProcess, network: TinyNetwork, name: str, value: dict[str, object], message: str
+) -> None:
+    request = infer_request(network.random_images(1), parameters={name: value})
+    code, text = status_of(lambda: server.stub.ModelInfer(request))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert message in text
+
+
 def test_stream_whose_client_does_not_read_is_held_and_harms_nobody(
     server: ServerProcess, network: TinyNetwork
 ) -> None:
@@ -65,8 +112,8 @@ def test_stream_whose_client_does_not_read_is_held_and_harms_nobody(
             response_deserializer=pb.ModelStreamInferResponse.FromString,
         )(requests())
         taken = -1
-        give_up_s = time.monotonic() + 20
-        while sent != taken and time.monotonic() < give_up_s:
+        give_up_s = time.monotonic() + 60
+        while not sent == taken > 0 and time.monotonic() < give_up_s:
             taken = sent
             time.sleep(0.3)
             images = network.random_images(1)
@@ -90,7 +137,7 @@ def test_config_says_how_a_model_is_run(server: ServerProcess) -> None:
     assert config.instance_group[0].kind == (group.KIND_CPU if DEVICE == "cpu" else group.KIND_GPU)
     if DEVICE == "cpu":  # cuDNN takes other algorithms for other batch sizes
         assert config.parameters["batch_invariant"].string_value == "true"
-    assert config.parameters["intra_op_threads"].string_value == "1", "a tiny model is quick"
+    assert int(config.parameters["intra_op_threads"].string_value) >= 1  # measured
     assert status_of(lambda: server.stub.ModelConfig(pb.ModelConfigRequest(name="x")))[0].name == "NOT_FOUND"
 
 
@@ -183,13 +230,13 @@ def test_each_answer_names_version_and_file(server: ServerProcess, network: Tiny
     assert len(metadata.properties["model_sha256"]) == 64
 
 
-def test_a_million_parameters_are_refused(server: ServerProcess, network: TinyNetwork) -> None:
+def test_too_many_parameters_are_refused(server: ServerProcess, network: TinyNetwork) -> None:
     message = infer_request(network.random_images(1))
-    for index in range(1_000_000):
+    for index in range(1000):
         message.parameters[str(index)].bool_param = True
     code, text = status_of(lambda: server.stub.ModelInfer(message))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
-    assert "1000000 parameters; send at most 64" in text
+    assert "1000 parameters; send at most 64" in text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -9,12 +10,11 @@ import numpy as np
 import pytest
 
 from serving.pb import open_inference_pb2 as pb
+from tests.serving.artifacts import TinyNetwork
 from tests.serving.server_process import ServerProcess, outputs_of
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from tests.serving.artifacts import TinyNetwork
 
 
 @pytest.mark.parametrize(
@@ -44,4 +44,28 @@ def test_right_answers_whatever_the_settings(
     assert config.instance_group[0].count == (3 if "--instances" in flags else 1)
     expected_threads = "2" if "--intra-op-threads" in flags else "1"
     assert config.parameters["intra_op_threads"].string_value == expected_threads
-    assert "transport native" in server.log, "auto takes native where it is installed"
+    assert "transport native" in server.log, "auto takes native where it is installed and callers are trusted"
+
+
+@pytest.mark.parametrize(
+    ("flags", "transport", "logged"),
+    [
+        pytest.param((), "grpcio", "transport grpcio: native would take a quarter", id="auto"),
+        pytest.param(("--trust-callers",), "native", "transport native: no TLS", id="trusted"),
+        pytest.param(
+            ("--transport", "native"), "native", "whoever reaches 0.0.0.0 can end this server", id="native"
+        ),
+        pytest.param(("--transport", "grpcio"), "grpcio", "whoever reaches 0.0.0.0 may call", id="grpcio"),
+    ],
+)
+def test_native_meets_strangers_only_if_told(
+    repository: Path, tmp_path: Path, flags: tuple[str, ...], transport: str, logged: str
+) -> None:
+    network = TinyNetwork(seed=2)
+    images = network.random_images(2)
+    with ServerProcess(repository, tmp_path / "server", "--host", "0.0.0.0", *flags) as server:
+        assert np.abs(outputs_of(server.infer(images))["logits"] - network.logits(images)).max() < 1e-5
+        assert logged in server.log
+        assert ("can end this server" in server.log) == (flags == ("--transport", "native"))
+        with urllib.request.urlopen(f"http://{server.http_address}/metrics", timeout=20) as page:
+            assert f'transport="{transport}"' in page.read().decode()

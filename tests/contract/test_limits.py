@@ -17,6 +17,7 @@ from PIL import Image
 from serving.client import Client
 from serving.errors import InvalidArgumentError
 from serving.pb import open_inference_pb2 as pb
+from tests.serving.repository_changes import eventually
 from tests.serving.server_process import ServerProcess, infer_request, outputs_of, status_of
 
 if TYPE_CHECKING:
@@ -61,9 +62,11 @@ def connect(server: ServerProcess, content: bytes = PREFACE) -> socket.socket:
     return connection
 
 
-def seconds_until_closed(connection: socket.socket) -> float:
-    """Return how long the server keeps a connection; TimeoutError after 30 seconds."""
+def seconds_until_closed(server: ServerProcess, content: bytes = PREFACE, most_s: float = 30) -> float:
+    """Return how long a connection lasts, from before it is made; TimeoutError after ``most_s``."""
     started_s = time.monotonic()
+    connection = connect(server, content)
+    connection.settimeout(most_s)
     while True:
         try:
             if not connection.recv(4096):
@@ -231,10 +234,11 @@ def test_compressed_requests_are_answered(
 def test_further_connections_are_closed(counting: ServerProcess, network: TinyNetwork) -> None:
     assert "cannot do --max-connections" in counting.log
     held = [connect(counting) for _ in range(8)]
-    closed = [is_closed(connection) for connection in held]
+    # Four are taken, one of them perhaps by the caller that is there.
+    eventually(lambda: sum(map(is_closed, held)) >= 4, "what is beyond the limit is closed")
+    assert sum(map(is_closed, held)) < 8
     for connection in held:
         connection.close()
-    assert 4 <= closed.count(True) < 8, "four are taken, one of them perhaps by the caller that is there"
     # The limit counts connections that are just being closed: until then it refuses.
     with Client(counting.address, connect_timeout_s=20.0) as client:
         images = network.random_images(2)
@@ -242,8 +246,8 @@ def test_further_connections_are_closed(counting: ServerProcess, network: TinyNe
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Tell whether the server has closed a connection, or does so in a moment."""
-    connection.settimeout(0.3)
+    """Tell whether the server has closed a connection."""
+    connection.settimeout(0.05)
     try:
         while connection.recv(4096):
             pass
@@ -264,7 +268,7 @@ def test_idle_connections_are_closed_and_calls_go_on(
         assert "cannot do --max-connection-idle-s" in server.log
         for _ in range(2):
             assert client.index()
-            assert 0.2 < seconds_until_closed(connect(server)) < 15
+            assert seconds_until_closed(server) > 0.2
 
 
 def test_old_connections_are_closed_without_a_failed_call(
@@ -285,7 +289,5 @@ def test_old_connections_are_closed_without_a_failed_call(
 @pytest.mark.slow
 def test_connection_that_says_nothing_is_closed(counting: ServerProcess, network: TinyNetwork) -> None:
     """After twenty seconds, not gRPC's two minutes."""
-    connection = connect(counting, content=b"")
-    connection.settimeout(90)
-    assert 10 < seconds_until_closed(connection) < 80
+    assert seconds_until_closed(counting, content=b"", most_s=90) > 10
     assert_serves(counting, network)

@@ -3,17 +3,67 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import socket
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 
+from demo.children import ending_with_us
+from serving.client import Client
+from serving.logs import LineFormatter
+from serving.pb import classifier_pb2, classifier_pb2_grpc
+from serving.pb import open_inference_pb2 as pb
+from tests.fault.fragile_network import BREAKS, FragileNetwork
+from tests.imaging.test_metadata import EXIF, HOLDERS
 from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import PROVIDER, ServerProcess, status_of
+from tests.serving.repository_changes import eventually
+from tests.serving.server_process import DEVICE, PROVIDER, SOURCE, ServerProcess, infer_request, status_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from google.protobuf.message import Message
+
+# Control characters, marks that turn the direction of writing, line separators, invisible and private ones.
+UNPRINTABLE = (
+    "\x00\x07\x1b\x7f\x85\x9b\xad\u061c\u200b\u200e\u2028\u2029\u202e\u2066\u2069\ufeff\ue000\U000e0041"
+)
 FORGED = "seven\n2026-01-01 00:00:00 INFO serving.server: drained"
+
+
+def _wrong_requests(text: str) -> list[pb.ModelInferRequest]:
+    """Return requests that are wrong, each with ``text`` at another place where it may be shown."""
+    image = TinyNetwork(seed=2).random_images(1)
+    shared = {text: {"string_param": text}, "shared_memory_region": {}}
+    top_k = {"classification": {"string_param": text}}
+    requests = [
+        infer_request(image, text, id=text),
+        infer_request(image, model_version=text),
+        infer_request(image, outputs=[{"name": text}]),
+        infer_request(image, outputs=[{"name": "logits", "parameters": top_k}]),
+        infer_request(image, parameters={"timeout": {"string_param": text}}),
+        infer_request(image, parameters={f"triton_{text}": {"bool_param": True}}),
+    ]
+    for changed in ({"name": text}, {"datatype": text}, {"parameters": shared}):
+        request = infer_request(image)
+        request.inputs[0].MergeFrom(pb.ModelInferRequest.InferInputTensor(**changed))
+        requests.append(request)
+    return requests
+
+
+def failure_of(method: Callable[[Message], object], request: Message) -> str:
+    """Return the message that a call fails with, if it does."""
+    try:
+        method(request)
+    except grpc.RpcError as error:
+        return error.details() or ""
+    return ""
 
 
 def lines_of(server: ServerProcess) -> list[dict[str, Any]]:
@@ -27,10 +77,14 @@ def test_each_request_is_one_json_line_at_debug(tmp_path: Path, transport: str, 
     with ServerProcess(repository, tmp_path / "server", *flags) as server:
         server.infer(image, id=FORGED)
         status_of(lambda: server.infer(image, "nobody", id="eight"))
+        classifier_pb2_grpc.ClassifierStub(server.channel).Classify(
+            classifier_pb2.ClassifyRequest(model_name="tiny", images=[HOLDERS[1](b"")]), timeout=30
+        )
         server.process.terminate()
         assert server.process.wait(timeout=20) == 0
         lines = lines_of(server)
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    assert not [line for line in lines if line["logger"].startswith("PIL")]
     messages = [line["message"] for line in lines if line["logger"] == "foldserve"]
     assert messages[0].startswith(f"listening on {server.address}")
     assert messages[1].startswith(f"serving on {server.address} ({PROVIDER}")
@@ -50,9 +104,155 @@ def test_nothing_is_logged_of_requests_at_info(server: ServerProcess, network: T
 def test_a_line_for_people_cannot_be_forged(tmp_path: Path, repository: Path) -> None:
     with ServerProcess(repository, tmp_path / "server", "--log-level", "debug") as server:
         server.infer(TinyNetwork(seed=2).random_images(1), id=FORGED)
-        assert f"foldserve: serving on {server.address} ({PROVIDER}, 1 thread" in server.log
+        assert f"foldserve: serving on {server.address} ({PROVIDER}, " in server.log
         server.process.terminate()
         assert server.process.wait(timeout=20) == 0
         lines = server.log.splitlines()
     assert [line for line in lines if "seven" in line and "ModelInfer 'tiny/2' OK id 'seven" in line]
     assert not [line for line in lines if line.startswith("2026-01-01 00:00:00 INFO")]
+
+
+STRAY = """
+import gc, logging, sys, threading, warnings
+from serving.logs import announce, log_to_stderr
+
+log_to_stderr("info", "json")
+warnings.warn("a library's warning\\nof two lines", UserWarning)
+warnings.warn("another", RuntimeWarning)
+logging.getLogger("library").error("a library's error")
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+
+
+class Unraisable:
+    def __del__(self) -> None:
+        raise RuntimeError("in a destructor")
+
+
+Unraisable()
+gc.collect()
+announce("something is loading", "json")
+raise KeyError("nobody catches this")
+"""
+
+
+def test_whatever_is_written_is_json() -> None:
+    """Warnings and exceptions that nobody catches, of libraries as well; no warning tells a path."""
+    ended = subprocess.run(
+        [sys.executable, "-W", "always", "-c", STRAY], capture_output=True, check=False, cwd=SOURCE
+    )
+    lines = [json.loads(line) for line in (ended.stderr + ended.stdout).decode().splitlines()]
+    messages = [line["message"] for line in lines]
+    assert messages[:3] == [
+        "UserWarning: a library's warning\nof two lines",
+        "RuntimeWarning: another",
+        "a library's error",
+    ]
+    assert "ended by an exception" in messages[3]
+    assert "ZeroDivisionError" in lines[3]["traceback"]
+    assert "in a destructor" in lines[4]["traceback"]
+    assert "nobody catches this" in lines[5]["traceback"]
+    assert lines[6]["message"].endswith("is loading")
+    assert len(lines) == 7
+    assert ended.returncode == 1
+
+
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+def test_no_library_writes_past_the_json_log(tmp_path: Path, transport: str) -> None:
+    """A run that fails, pictures with odd metadata, bytes that are no HTTP/2: each has made one write."""
+    network = FragileNetwork(seed=5)
+    network.publish(tmp_path / "models" / "tiny")
+    flags = ("--transport", transport, "--log-format", "json")
+    with ServerProcess(tmp_path / "models", tmp_path / "server", *flags) as server:
+        status_of(lambda: server.infer(network.image_that(BREAKS)))
+        images = [holder(exif) for holder in HOLDERS for exif, _ in EXIF.values()]
+        classifier_pb2_grpc.ClassifierStub(server.channel).Classify(
+            classifier_pb2.ClassifyRequest(model_name="tiny", images=images), timeout=60
+        )
+        host, _, port = server.address.partition(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(b"garbage" * 100)
+        server.process.terminate()
+        assert server.process.wait(timeout=20) == 0
+        assert all("message" in line for line in lines_of(server))
+
+
+@pytest.mark.parametrize("log_format", ["human", "json"])
+def test_repository_whose_path_is_no_utf8_is_served(tmp_path: Path, log_format: str) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    TinyNetwork(seed=2).publish(folder / "tiny")
+    with ServerProcess(folder, tmp_path / "server", "--log-format", log_format) as server:
+        server.infer(TinyNetwork(seed=2).random_images(1))
+        assert "xe9" in server.log or "udce9" in server.log, "and all of it is UTF-8"
+        if log_format == "json":
+            assert lines_of(server)
+
+
+def test_server_goes_on_where_nobody_reads_what_it_says(tmp_path: Path, repository: Path) -> None:
+    """`foldserve serve | head -1`: the rest has no reader, which is no reason to stop serving."""
+    port_file = tmp_path / "port"
+    command = [sys.executable, "-m", "foldserve", "serve", "--repository", str(repository), "--no-metrics"]
+    command += ["--port", "0", "--port-file", str(port_file), "--device", DEVICE]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(ending_with_us(command), stdout=pipe, stderr=pipe, cwd=SOURCE) as process:
+        assert process.stdout is not None
+        assert b"listening" in process.stdout.readline()
+        process.stdout.close()
+        with Client(f"127.0.0.1:{port_file.read_text().strip()}", connect_timeout_s=30) as client:
+            eventually(lambda: any(entry.state == "READY" for entry in client.index()), "serve")
+        assert process.poll() is None
+        process.terminate()
+        _, log = process.communicate(timeout=30)
+    assert process.returncode == 0, log.decode()
+    assert b"Traceback" not in log
+
+
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+@pytest.mark.parametrize("log_format", ["human", "json"])
+def test_what_callers_send_is_escaped_in_logs_and_messages(
+    tmp_path: Path, transport: str, log_format: str, repository: Path
+) -> None:
+    """Wherever it stands in a request: no character reaches a terminal that would move what stands after."""
+    text = f"before{UNPRINTABLE}after"
+    image = TinyNetwork(seed=2).random_images(1)
+    flags = ("--transport", transport, "--log-format", log_format, "--log-level", "debug")
+    with ServerProcess(repository, tmp_path / "server", *flags) as server:
+        server.infer(image, id=text)
+        calls = [(server.stub.ModelInfer, request) for request in _wrong_requests(text)]
+        calls += [
+            (server.stub.ModelMetadata, pb.ModelMetadataRequest(name=text)),
+            (server.stub.ModelReady, pb.ModelReadyRequest(name=text)),
+            (server.stub.ModelConfig, pb.ModelConfigRequest(name=text)),
+            (server.stub.ModelStatistics, pb.ModelStatisticsRequest(name=text)),
+            (server.stub.RepositoryModelLoad, pb.RepositoryModelLoadRequest(model_name=text)),
+            (server.stub.RepositoryModelUnload, pb.RepositoryModelUnloadRequest(model_name=text)),
+        ]
+        answers = [failure_of(method, request) for method, request in calls]
+        requests = iter([infer_request(image, text, id=text)])
+        (streamed,) = server.stub.ModelStreamInfer(requests)
+        answers.append(streamed.error_message)
+        request = classifier_pb2.ClassifyRequest(model_name="tiny", id=text, images=[text.encode()])
+        stub = classifier_pb2_grpc.ClassifierStub(server.channel)
+        answers.append(failure_of(stub.Classify, request))
+        server.process.terminate()
+        assert server.process.wait(timeout=20) == 0
+        log = server.log
+    for written in (*answers, *log.split("\n")):
+        assert written.isprintable(), ascii(written)
+    assert all("before" in answer for answer in answers[:8]), answers
+    if log_format == "json":
+        assert text in {json.loads(line).get("request_id") for line in log.splitlines()}
+
+
+def test_a_traceback_forges_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("tests.forged")
+    log.propagate = False
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter())
+    log.addHandler(handler)
+    log.error("failed: %s", FORGED, exc_info=ValueError(FORGED + UNPRINTABLE))
+    first, *others = capsys.readouterr().err.removesuffix("\n").split("\n")
+    assert first.endswith("drained")
+    assert others
+    assert all(line.startswith("  ") and line.isprintable() for line in others)

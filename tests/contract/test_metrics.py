@@ -91,7 +91,7 @@ def test_model_and_server_are_described(server: ServerProcess) -> None:
     info |= {"precision": "fp32", "batch_invariant": metadata["batch_invariant"]}
     assert samples.value("foldserve_model_info", **info) == 1
     assert samples.value("foldserve_model_ready", **TINY) == 1
-    assert samples.value("foldserve_model_threads", **TINY) == 1
+    assert samples.value("foldserve_model_threads", **TINY) >= 1  # measured
     assert samples.value("foldserve_model_loads_total", model="tiny", outcome="ready") == 2
     assert samples.value("foldserve_model_load_duration_seconds_count", model="tiny") == 2
     assert samples.value("foldserve_ready") == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -11,25 +10,27 @@ import time
 import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from demo.children import ending_with_us
 from tests.contract.scrape import get
 from tests.serving.server_process import PROVIDER, ServerProcess, status_of
+from training.datasets.sources import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tests.serving.artifacts import TinyNetwork
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "foldserve" / "prometheus"
+CACHE = cache_folder("prometheus")  # where `make prometheus` puts it
 START_S = 60.0  # generous: the test machine may be busy
 
 
 def binary(name: str) -> str:
-    found = shutil.which(name) or shutil.which(name, path=str(CACHE))
+    found = shutil.which(name) or (CACHE and shutil.which(name, path=str(CACHE)))
     if found is None:
         pytest.skip(f"needs {name}: neither on the path nor in {CACHE}; `make prometheus` fetches it")
     return found
@@ -52,7 +53,10 @@ class Prometheus:
         command = [binary("prometheus"), f"--config.file={config}", f"--web.listen-address={self.address}"]
         with (folder / "prometheus.log").open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, f"--storage.tsdb.path={folder / 'data'}"], stdout=log, stderr=log, cwd=folder
+                ending_with_us([*command, f"--storage.tsdb.path={folder / 'data'}"]),
+                stdout=log,
+                stderr=log,
+                cwd=folder,
             )
 
     def close(self) -> None:

@@ -99,14 +99,15 @@ def test_commands_speak_tls(setting: Setting, tmp_path: Path, command: Command) 
     assert "READY" in listed.stdout
 
 
-def why_not(server: ServerProcess, **connection: Path | bool) -> str:
+def why_not(server: ServerProcess | str, **connection: Path | bool) -> str:
     """Return why our client cannot reach ``server``, having seen both clients say the same."""
+    address = server if isinstance(server, str) else server.address
     with pytest.raises(UnavailableError) as caught:
-        Client(server.address, connect_timeout_s=0.5, **connection)  # type: ignore[arg-type]
+        Client(address, connect_timeout_s=0.5, **connection)  # type: ignore[arg-type]
     text = str(caught.value)
 
     async def ask() -> None:
-        async with AsyncClient(server.address, connect_timeout_s=0.5, **connection):  # type: ignore[arg-type]
+        async with AsyncClient(address, connect_timeout_s=0.5, **connection):  # type: ignore[arg-type]
             raise AssertionError("the server was reached")
 
     with pytest.raises(UnavailableError, match=re.escape(text)):
@@ -120,17 +121,42 @@ def test_server_by_another_authority_is_not_trusted(setting: Setting) -> None:
 
 
 def test_client_without_tls_is_told_what_to_give(setting: Setting, command: Command) -> None:
-    assert "if it speaks TLS, give --tls-ca" in why_not(setting.server)
+    assert "it speaks TLS; give --tls-ca (or --tls)" in why_not(setting.server)
     listed = command("models", "list", "--server", setting.server.address)
     assert listed.returncode == 1
-    assert "if it speaks TLS, give --tls-ca" in listed.stderr
+    assert "it speaks TLS; give --tls-ca (or --tls)" in listed.stderr
     assert listed.stderr.count("\n") == 1
 
 
 def test_client_with_tls_is_told_that_a_server_has_none(server: ServerProcess, tmp_path: Path) -> None:
     authority = Authority(tmp_path, "own")
-    text = why_not(server, tls_ca=authority.ca)
-    assert "does not speak TLS" in text or "closed the connection" in text
+    assert "it does not speak TLS; leave out --tls and --tls-ca" in why_not(server, tls_ca=authority.ca)
+
+
+@pytest.mark.parametrize("host", ["localhost", "dns:///localhost", "ipv4:127.0.0.1"])
+def test_what_failed_is_named_however_the_server_is(setting: Setting, host: str) -> None:
+    """gRPC's own words are about another address, or there are none, where it looks a name up."""
+    address = f"{host}:{setting.server.address.rpartition(':')[2]}"
+    untrusted = "its certificate is not by an authority that is trusted here"
+    assert untrusted in why_not(address, tls_ca=setting.stranger.ca)
+    assert untrusted in why_not(address, tls=True)
+    assert "it speaks TLS; give --tls-ca (or --tls)" in why_not(address)
+
+
+def test_each_command_names_what_failed(setting: Setting, tmp_path: Path, command: Command) -> None:
+    image = str(write_png(tmp_path / "image.png", np.zeros((8, 8), np.uint8)))
+    address = f"localhost:{setting.server.address.rpartition(':')[2]}"
+    for words in (("models", "list"), ("classify", "--model", "tiny", image)):
+        ended = command(*words, "--server", address, "--tls-ca", str(setting.stranger.ca))
+        assert ended.returncode == 1
+        expected = f"cannot talk to the server at {address}: its certificate is not by an authority"
+        assert expected in ended.stderr
+        assert ended.stderr.count("\n") == 1
+
+
+def test_port_of_the_metrics_is_no_grpc(server: ServerProcess) -> None:
+    with pytest.raises(UnavailableError, match="does not speak gRPC"):
+        Client(server.http_address, connect_timeout_s=0.5)
 
 
 def test_files_that_are_no_certificates_are_explained(

@@ -53,7 +53,7 @@ def container_of(manifest: Manifest) -> Manifest:
 
 def settings_of(args: list[str]) -> ServeConfig:
     """What the command line makes of a container's arguments."""
-    config = foldserve._parse(args)
+    config = foldserve.parse(args, {})
     assert isinstance(config, ServeConfig)
     return config
 

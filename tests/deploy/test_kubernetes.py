@@ -106,7 +106,6 @@ def test_ports_names_and_times_are_the_server_s(rendered: dict[str, Manifest]) -
     volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
     claim = volumes[mounts[str(config.repository)]]["persistentVolumeClaim"]["claimName"]
     assert claim == rendered["PersistentVolumeClaim"]["metadata"]["name"]
-    assert "emptyDir" in volumes[mounts["/tmp"]], "for the socket between the two transports"
 
 
 def test_pods_are_restricted(rendered: dict[str, Manifest]) -> None:
@@ -120,8 +119,7 @@ def test_pods_are_restricted(rendered: dict[str, Manifest]) -> None:
     }
     assert pod["automountServiceAccountToken"] is False
     assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
-    allowed = {"persistentVolumeClaim", "emptyDir"}
-    assert all(volume.keys() - {"name"} <= allowed for volume in pod["volumes"])
+    assert all(volume.keys() == {"name", "persistentVolumeClaim"} for volume in pod["volumes"])
 
 
 def test_the_image_leaves_the_user_open() -> None:

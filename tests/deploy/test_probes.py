@@ -55,9 +55,9 @@ def status_of(server: ServerProcess, service: str) -> str:
 def container(tmp_path: Path) -> tuple[str, ...]:
     """What stands before a command that is to run as in a container that may write to ``tmp_path`` only."""
     writable = tmp_path / "writable"
-    (writable / "tmp").mkdir(parents=True)
+    writable.mkdir()
     unshare = ("unshare", "--user", f"--map-user={USER_ID}", "--mount", "--keep-caps")
-    prefix = (*unshare, "sh", "-c", READ_ONLY, str(writable), "env", f"TMPDIR={writable}/tmp", "HOME=/")
+    prefix = (*unshare, "sh", "-c", READ_ONLY, str(writable), "env", "HOME=/")
     for tool in ("unshare", "setpriv"):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool} on the path")

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from export.calibration import load_calibration
 from export.config import ExportConfig
+from export.errors import SourceError
 from export.source import load_source
 from imaging import prepare_image
 from tests.training.conftest import LineTerminal
@@ -53,6 +55,8 @@ def test_its_proof_is_made_of_the_folders_test_images(tmp_path: Path, monkeypatc
     assert source.metadata.provenance["dataset"] == source.facts["dataset"] == "pictures"
     assert str(tmp_path) not in source.proof.origin
 
+    assert not any("changed" in remark for remark in source.remarks)
+
     moved = shutil.move(pictures, tmp_path / "elsewhere")
     with pytest.raises(
         DatasetError, match="does not exist; if it has moved, give its new place with --data-dir"
@@ -61,3 +65,32 @@ def test_its_proof_is_made_of_the_folders_test_images(tmp_path: Path, monkeypatc
     assert np.array_equal(
         load_source(ExportConfig(source=config.run_dir, data_dir=moved)).proof.images, expected
     )
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExportConfig:
+    """A run on a folder without splits, as the export takes it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pictures = write_classes(tmp_path / "pictures", per_class=8)
+    run = TrainConfig(dataset=str(pictures), run_dir=tmp_path / "run", epochs=1, batch_size=8)
+    assert train(run, LineTerminal()) == 0
+    return ExportConfig(source=run.run_dir)
+
+
+def test_images_that_have_changed_since_the_training_are_told(tmp_path: Path, trained: ExportConfig):
+    """Names, sizes and times are as they were; a moved folder is no change."""
+    assert not load_source(trained).remarks
+    north, south = (tmp_path / "pictures" / label / "000.png" for label in ("north", "south"))
+    north.rename(tmp_path / "aside")
+    south.rename(north)
+    (tmp_path / "aside").rename(south)
+    (remark,) = load_source(trained).remarks
+    assert remark.startswith("warning: the images of pictures have changed since the training")
+
+
+@pytest.mark.parametrize("load", [load_source, load_calibration])
+def test_other_classes_than_those_of_the_training_are_refused(tmp_path: Path, trained: ExportConfig, load):
+    """A class that came since would give each later one the label before it."""
+    write_classes(tmp_path / "pictures", per_class=8, labels=("middle",))
+    with pytest.raises(SourceError, match=r"pictures has other classes .* 1 new \(middle\), 0 gone .* train"):
+        load(trained)

@@ -20,7 +20,9 @@ from export.reference import TorchReference
 from export.tolerances import HALF_UNIT, RUNTIME_FLOOR, half_tolerance, int8_tolerance
 from serving.artifact import Golden
 from serving.errors import ArtifactError
+from serving.golden_bounds import most_tolerance
 from serving.golden_replay import replay
+from serving.runner import Runner
 from serving.session import Session
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +97,16 @@ def test_golden_pairs_of_fp16_hold_in_another_order_of_adding(fp16, taught, imag
     assert RUNTIME_FLOOR < np.abs(elsewhere - golden.runtime_logits).max() <= golden.runtime_tolerance
 
 
+def test_a_tolerance_is_bounded_by_the_golden_pairs_own_logits(fp16, images, expected):
+    """Other images may have larger logits, but a server sees those of the golden pairs alone."""
+    small = np.argsort(np.abs(expected).max(axis=1))[:64]
+    golden = Golden(images[small], expected[small], expected[small], 1e-4, 1e-5, synthetic=False)
+    wide = 2 * most_tolerance(golden.reference_logits)
+    lower = check_lower_precision(fp16, images, None, expected=expected, golden=golden, tolerance=wide)
+    assert lower.golden.reference_tolerance == most_tolerance(golden.reference_logits)
+    lower.golden.check("fp16")
+
+
 DAMAGE = {
     "int8 scale of a weight": ("int8", "features.4.conv.weight_scale", lambda scale: scale * 2),
     "int8 scale of an activation": ("int8", "relu_1_scale", lambda scale: scale * 0.05),
@@ -120,7 +132,7 @@ def test_the_golden_pairs_of_int8_see_what_its_wide_tolerance_does_not(int8, ima
     check(damaged, images, expected, tolerances["int8"])
     session = Session(damaged, device="cpu")
     with pytest.raises(ArtifactError, match="compared with this file at export"):
-        replay(lambda batch: run_logits(session, batch), golden, batch_size=32, where="CPU")
+        replay(Runner(session).run_unchecked, golden, batch_size=32, where="CPU")
 
 
 def test_layers_left_out_stay_in_float(taught):

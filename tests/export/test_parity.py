@@ -11,7 +11,7 @@ from torch import nn
 from export.build import build_model
 from export.divergence import first_divergence
 from export.errors import ParityError
-from export.parity import BATCH_SIZES, check_agreement, check_parity, run_logits
+from export.parity import BATCH_SIZES, check_agreement, check_parity, check_within, run_logits
 from export.reference import TorchReference
 from export.tolerances import referee_tolerance
 from serving.artifact import ModelMetadata
@@ -103,6 +103,29 @@ def test_agreement_fails_when_one_image_of_many_is_off(session, module, images):
     expected[123, 4] += 1e-3
     with pytest.raises(ParityError, match="on 300 images"):
         check_agreement(session, expected, images, None)
+
+
+@pytest.mark.parametrize("change", ["over the images", "negated", "warmer by a thousandth"])
+def test_wrong_probabilities_fail_every_comparison(built, module, images, change):
+    """Each logit is right; each of the comparisons that look at real images sees the rest."""
+    model_proto = onnx.load_from_string(built.content)
+    softmax = model_proto.graph.node.pop()
+    assert softmax.op_type == "Softmax"
+    factor = {"over the images": 1.0, "negated": -1.0, "warmer by a thousandth": 0.999}[change]
+    model_proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(factor), "factor"))
+    model_proto.graph.node.append(onnx.helper.make_node("Mul", [softmax.input[0], "factor"], ["scaled"]))
+    axis = 0 if change == "over the images" else 1
+    model_proto.graph.node.append(onnx.helper.make_node("Softmax", ["scaled"], ["probabilities"], axis=axis))
+    wrong = Session(model_proto.SerializeToString(), device="cpu", intra_op_threads=1)
+    reference = TorchReference(module)
+    expected = reference.logits(images)
+    for check in (
+        lambda: check_parity(wrong, reference, images),
+        lambda: check_agreement(wrong, expected, images, None),
+        lambda: check_within(wrong, "real", images, expected, 1.0),
+    ):
+        with pytest.raises(ParityError, match="not the softmax of their logits over the classes"):
+            check()
 
 
 def test_a_prediction_too_close_to_call_is_not_held_against_the_file(session, module, images):

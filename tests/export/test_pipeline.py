@@ -17,7 +17,8 @@ from export import pipeline
 from export.config import ExportConfig
 from export.errors import ExportError, ParityError, SourceError
 from export.pipeline import export_model
-from serving.artifact import ModelMetadata, read_artifact
+from export.publish import publish
+from serving.artifact import Golden, ModelMetadata, read_artifact
 from serving.session import Session
 from tests.export.conftest import LABELS, MEAN, SPEC, STD
 from training.checkpoint import save_checkpoint
@@ -217,8 +218,8 @@ def damaged_checkpoints(checkpoint):
         "unknown architecture": (dataclasses.replace(checkpoint, arch="lenot"), CheckpointError, "lenot"),
         "labels": (
             dataclasses.replace(checkpoint, labels=LABELS[:9]),
-            SourceError,
-            "9 labels for 10 classes",
+            CheckpointError,
+            "class_count is 10, but image and labels say 9",
         ),
         "unknown data set": (dataclasses.replace(checkpoint, dataset="nowhere"), DatasetError, "nowhere"),
     }
@@ -255,8 +256,25 @@ def test_a_repository_that_is_a_file_is_refused(run_dir, tmp_path):
 
 def test_a_full_or_unwritable_repository_is_refused(run_dir, tmp_path):
     repository = Path("/proc/foldserve")  # nothing can be made there, by root neither
-    with pytest.raises(SourceError, match=r"cannot be written: .*nothing was published"):
+    with pytest.raises(SourceError, match="foldserve cannot be written: No such file or directory"):
         export(run_dir, repository)
+    golden = Golden(
+        np.zeros((1, 1, 2, 2), np.uint8), *np.zeros((2, 1, 3), np.float32), 1.0, 1.0, synthetic=True
+    )
+    with pytest.raises(SourceError, match=r"cannot be written: .*nothing was published"):  # since the check
+        publish(repository / "a", b"", golden, {})
+
+
+@pytest.mark.parametrize("skip_same", [False, True])
+def test_a_model_folder_that_cannot_be_written_is_found_before_the_proofs(
+    run_dir, tmp_path, monkeypatch, skip_same
+):
+    """Its name is known once the run is read; here a file stands in its place."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "my-run").write_text("")
+    monkeypatch.setattr("export.pipeline.open_sessions", lambda _: pytest.fail("a proof was begun"))
+    with pytest.raises(SourceError, match="my-run is a file"):
+        export(run_dir, tmp_path / "models", skip_same=skip_same)
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "-x", "a b"])

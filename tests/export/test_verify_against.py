@@ -14,6 +14,7 @@ from onnx import numpy_helper
 import foldserve
 from export import precision
 from export.speed import Speed
+from serving.artifact import read_artifact
 from tests.export.taught import export_taught
 from training.checkpoint import save_checkpoint
 from training.datasets.registry import DATASETS
@@ -86,7 +87,8 @@ def replace_model(version, change) -> None:
     content = model_proto.SerializeToString()
     path.write_bytes(content)
     manifest = json.loads((version / "manifest.json").read_text())
-    manifest["files"]["model.onnx"]["sha256"] = hashlib.sha256(content).hexdigest()
+    for name, facts in manifest["files"].items():
+        facts["sha256"] = hashlib.sha256((version / name).read_bytes()).hexdigest()
     (version / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -112,11 +114,43 @@ def test_a_changed_int8_file_whose_hash_was_changed_too_is_found(folder, capsys)
     assert "off by up to" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("version", [1, 2], ids=["fp32", "int8"])
+@pytest.mark.parametrize("change", ["axis", "input"])
+def test_probabilities_that_are_not_of_the_logits_are_found(folder, version, change, capsys):
+    """Every logit is right: the softmax is over the images, or of the logits' negatives."""
+
+    def break_softmax(model_proto):
+        (softmax,) = (node for node in model_proto.graph.node if "probabilities" in node.output)
+        if change == "axis":
+            softmax.attribute[0].i = 0
+            return
+        model_proto.graph.node.insert(
+            len(model_proto.graph.node) - 1, onnx.helper.make_node("Neg", [softmax.input[0]], ["minus"])
+        )
+        (softmax,) = (node for node in model_proto.graph.node if "probabilities" in node.output)
+        softmax.input[0] = "minus"
+
+    replace_model(folder / f"models/taught/{version}", break_softmax)
+    assert verify(folder, version) == 1
+    assert "softmax of their logits over the classes" in capsys.readouterr().out
+
+
+def test_golden_pairs_that_the_file_does_not_reproduce_are_found(folder, capsys):
+    """The network's logits in them are right; those of the file are another file's."""
+    version = folder / "models/taught/1"
+    golden = read_artifact(version).golden
+    shifted = dataclasses.replace(golden, runtime_logits=golden.runtime_logits + np.float32(0.01))
+    (version / "golden.npz").write_bytes(shifted.to_bytes())
+    replace_model(version, lambda _: None)
+    assert verify(folder, 1) == 1
+    assert "compared with this file at export" in capsys.readouterr().out
+
+
 def test_other_labels_are_found(folder, taught, capsys):
     names = ("renamed", *taught.checkpoint.labels[1:])
     save_checkpoint(folder / "run/best.pt", dataclasses.replace(taught.checkpoint, labels=names))
     assert verify(folder, 1) == 1
-    assert "the version's labels are ('class 0', " in capsys.readouterr().out
+    assert "taught has other classes than the checkpoint was trained on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

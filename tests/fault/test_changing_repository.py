@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.pb import open_inference_pb2 as pb
 from tests.serving.artifacts import TinyNetwork
+from tests.serving.endings import end_with
 from tests.serving.repository_changes import eventually, overwrite, serves, sha256_of, states
 from tests.serving.server_process import ServerProcess, infer_request, outputs_of, run_cli, status_of
 
@@ -78,6 +79,25 @@ def test_removed_version_and_model_are_noticed(server: ServerProcess, repository
     eventually(lambda: not states(server, model), "the model is gone")
     assert status_of(lambda: server.infer(IMAGES, model))[0] == grpc.StatusCode.NOT_FOUND
     eventually(lambda: not is_healthy(server, model), "health knows that it is gone")
+
+
+@pytest.mark.parametrize("ending", ["negated", "over the images", "NaN", "wrong for three images"])
+def test_a_version_with_wrong_probabilities_takes_nothing_over(
+    server: ServerProcess, repository: Path, tmp_path: Path, ending: str
+) -> None:
+    """Its logits are right, and its golden pairs are reproduced: beside what serves, and in its place."""
+    name = f"wrong {ending}".replace(" ", "_")
+    OLD.publish(repository / name)
+    eventually(lambda: serves(server, name, "1"), "a new model is served")
+    made = NEW.publish(tmp_path / "made")
+    end_with(made, ending)
+    made.rename(repository / name / "2")
+    eventually(lambda: states(server, name).get("2", ("", ""))[0] == "UNAVAILABLE", "it is refused")
+    assert "not the softmax of their logits" in states(server, name)["2"][1]
+    for file in ("golden.npz", "model.onnx", "manifest.json"):
+        shutil.copy(repository / name / "2" / file, repository / name / "1" / file)
+    eventually(lambda: "not the softmax" in states(server, name)["1"][1], "what was put in its place is too")
+    assert error_of(server, name, OLD) < 1e-5
 
 
 def test_half_copied_version_waits_until_it_is_whole(

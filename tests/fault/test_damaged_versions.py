@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
@@ -15,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.pb import open_inference_pb2 as pb
 from tests.serving.artifacts import TinyNetwork
+from tests.serving.endings import ENDINGS, end_with
 from tests.serving.server_process import ServerProcess, infer_request, outputs_of, run_cli, status_of
 
 if TYPE_CHECKING:
@@ -66,6 +68,18 @@ def set_schema(version: Path, schema: int) -> None:
     (version / "manifest.json").write_text(json.dumps(manifest | {"schema_version": schema}))
 
 
+def cast_probabilities(version: Path) -> None:
+    model = onnx.load(version / "model.onnx")
+    (softmax,) = [node for node in model.graph.node if "probabilities" in node.output]
+    softmax.output[0] = "floats"
+    model.graph.node.append(
+        onnx.helper.make_node("Cast", ["floats"], ["probabilities"], to=onnx.TensorProto.DOUBLE)
+    )
+    model.graph.output[1].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    (version / "model.onnx").write_bytes(model.SerializeToString())
+    mend_hashes(version)
+
+
 def truncate_and_mend(version: Path) -> None:
     truncate(version)
     mend_hashes(version)
@@ -95,7 +109,20 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "future-schema": (lambda version: set_schema(version, 2), ["schema 2", "upgrade foldserve"]),
     "half-copied": (lambda version: (version / "model.onnx").unlink(), ["model.onnx is missing"]),
+    "probabilities-in-doubles": (cast_probabilities, ["it must give probabilities FP32"]),
 }
+# Logits that are right, whatever callers see beside them.
+DAMAGES |= {
+    f"probabilities-{ending.replace(' ', '-')}": (
+        partial(end_with, ending=ending),
+        ["are not the softmax of their logits over the classes"],
+    )
+    for ending in ENDINGS
+}
+DAMAGES["probabilities-a-class-less"] = (
+    partial(end_with, ending="a class less"),
+    ["the model gives probabilities of float32 [32, 2] for 32 images, expected float32 [32, 3]"],
+)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ One process does all the work, with a thread an instance: there is no worker to 
 from __future__ import annotations
 
 import signal
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +26,6 @@ def test_a_killed_server_leaves_no_call_waiting_and_hinders_no_successor(
     network.publish(tmp_path / "models" / "tiny")
     with ServerProcess(tmp_path / "models", tmp_path / "first", "--transport", transport) as server:
         client = start_load(server, connections=20, pause_ms=50)
-        time.sleep(0.3)
         server.process.kill()
         assert server.process.wait(timeout=20) == -signal.SIGKILL
         outcomes = outcomes_of(client)

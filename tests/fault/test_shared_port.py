@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent import futures
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -17,12 +20,13 @@ from serving import channel
 from serving.client import Client
 from serving.pb import open_inference_pb2_grpc
 from tests.contract.scrape import scrape
+from tests.fault.test_surroundings import has_ipv6
 from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import ServerProcess, infer_request, run_cli
+from tests.serving.endless import EndlessNetwork, publish_unproven
+from tests.serving.server_process import SOURCE, ServerProcess, infer_request, run_cli
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 CALLS = 100  # each client's after one of the servers has ended
 WAIT_S = 30.0
@@ -50,18 +54,28 @@ def pair(
 
 
 @pytest.fixture
-def clients(
-    pair: tuple[ServerProcess, ServerProcess], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[list[Client]]:
-    """As many clients as it takes for both servers to have two of them at least."""
-    # gRPC would give all channels of this process to one address a single connection.
+def own_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each client one: gRPC would give all channels of this process to one address a single one."""
     options = (*channel._CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
     monkeypatch.setattr(channel, "_CHANNEL_OPTIONS", options)
+
+
+@pytest.fixture
+def clients(pair: tuple[ServerProcess, ServerProcess], own_connections: None) -> Iterator[list[Client]]:
+    """As many clients as it takes for both servers to have two of them at least."""
+    with connect_until_both_have_two(pair, pair[0].address) as opened:
+        yield opened
+
+
+@contextlib.contextmanager
+def connect_until_both_have_two(
+    pair: tuple[ServerProcess, ServerProcess], address: str
+) -> Iterator[list[Client]]:
     with contextlib.ExitStack() as stack:
         opened: list[Client] = []
         while min(connections(server) for server in pair) < 2:
             assert len(opened) < MOST_CONNECTIONS, "one server has all connections"
-            opened.append(stack.enter_context(Client(pair[0].address, connect_timeout_s=WAIT_S)))
+            opened.append(stack.enter_context(Client(address, connect_timeout_s=WAIT_S)))
         yield opened
 
 
@@ -88,6 +102,24 @@ def test_both_answer_and_each_counts_its_own(
     assert min(counts) >= 2
     assert sum(counts) == len(clients)
     assert sum(map(connections, pair)) == len(clients)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "[::1]"])
+def test_both_addresses_of_localhost_are_shared(
+    tmp_path: Path, network: TinyNetwork, transport: str, address: str, own_connections: None
+) -> None:
+    if not has_ipv6():
+        pytest.skip("needs IPv6 on loopback")
+    network.publish(tmp_path / "models" / "tiny")
+    flags = ("--transport", transport, "--reuse-port", "--host", "localhost")
+    with ServerProcess(tmp_path / "models", tmp_path / "first", *flags) as first:
+        port = first.address.rpartition(":")[2]
+        with (
+            ServerProcess(tmp_path / "models", tmp_path / "second", *flags, "--port", port) as second,
+            connect_until_both_have_two((first, second), f"{address}:{port}") as opened,
+        ):
+            for client in opened:
+                call_times(client, network, 1)
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "drained"])
@@ -153,6 +185,35 @@ def test_one_that_joins_takes_no_call_before_it_can_answer(
                     caller.result(timeout=WAIT_S)
         finally:
             done.set()
+
+
+def test_one_that_is_stopped_while_it_loads_has_never_listened(
+    tmp_path: Path, network: TinyNetwork, transport: str
+) -> None:
+    """It would answer for want of a model what another server of the port could serve."""
+    network.publish(tmp_path / "models" / "tiny")
+    publish_unproven(EndlessNetwork(of_input=True), tmp_path / "models" / "endless")
+    command = [sys.executable, "-m", "serving", "--repository", str(tmp_path / "models"), "--device", "cpu"]
+    command += ["--port", "0", "--metrics-port", "0", "--reuse-port", "--transport", transport]
+    command += ["--load-timeout-s", "86400"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=SOURCE) as server:
+        try:
+            give_up_s = time.monotonic() + WAIT_S
+            while not catches_sigterm(server.pid):
+                assert time.monotonic() < give_up_s, "it has come to loading"
+                time.sleep(0.02)
+            server.terminate()
+            _, log = server.communicate(timeout=WAIT_S)
+        finally:
+            server.kill()
+    assert server.returncode == 0, log
+    assert "listening" not in log
+
+
+def catches_sigterm(pid: int) -> bool:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
 def test_both_must_be_told(pair: tuple[ServerProcess, ServerProcess], tmp_path: Path) -> None:

@@ -223,6 +223,10 @@ def test_any_bytes_are_prepared_or_refused(encoded: bytes):
         (("BGR", 8, 8, 8), "channel_order is 'BGR'"),
         (("L", 0, 8, 8), "at least 1 pixel"),
         (("L", 8, 9, 8), "shorter than the 8x9"),
+        (("L", 8.0, 8, 8), "expected whole numbers"),
+        (("L", 8, True, 8), "expected whole numbers"),
+        (("L", 8, 8, "8"), "expected whole numbers"),
+        (("L", 8, 8, 10**400), "at most 65536 pixels"),
     ],
 )
 def test_an_impossible_spec_is_refused(arguments, message: str):

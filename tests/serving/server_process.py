@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 import numpy as np
 
+from demo.children import ending_with_us
 from serving.pb import open_inference_pb2 as pb
 from serving.pb import open_inference_pb2_grpc
 
@@ -24,7 +25,7 @@ SOURCE = Path(__file__).parents[2]
 # What the servers of the tests run on: the GPU where `tests/contract/test_on_cuda.py` runs tests again.
 DEVICE = os.environ.get("FOLDSERVE_TEST_DEVICE", "cpu")
 PROVIDER = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[DEVICE]
-START_S = 30.0  # generous: the test machine may be busy
+START_S = 120.0  # generous: the test machine may be busy
 
 
 class ServerProcess:
@@ -50,7 +51,9 @@ class ServerProcess:
         command += ["--metrics-port", "0", "--metrics-port-file", str(self._metrics_port_file), *flags]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
         with self._log_path.open("wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
+            self.process = subprocess.Popen(
+                ending_with_us(command), stdout=log, stderr=log, env=environment, cwd=folder
+            )
         try:
             self._wait_for(port_file.exists, "listen")
             self.address = f"127.0.0.1:{port_file.read_text().strip()}"
@@ -124,9 +127,9 @@ def status_of(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
     raise AssertionError("the call succeeded; it should have failed")
 
 
-def run_cli(*arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+def run_cli(*arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
     """Run the `foldserve` command line."""
-    command: Sequence[str] = [sys.executable, "-m", "foldserve", *arguments]
+    command = ending_with_us([sys.executable, "-m", "foldserve", *arguments])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
     return subprocess.run(
         command, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False

@@ -275,7 +275,7 @@ def test_closing_waits_for_a_lent_thread() -> None:
 
     def execute(rows: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
         running.set()
-        go_on.wait(5)
+        go_on.wait(30)
         return [rows]
 
     batcher: Batcher[Request] = Batcher(execute, max_batch_size=4, max_queue_rows=9, max_queue_bytes=99)
@@ -288,7 +288,7 @@ def test_closing_waits_for_a_lent_thread() -> None:
         )
     )
     lender.start()
-    assert running.wait(5)
+    assert running.wait(30)
     threading.Timer(0.2, go_on.set).start()
     batcher.close(grace_s=20)
     assert len(outcomes) == 1, "answered when close returned"
@@ -325,7 +325,7 @@ def test_a_lent_thread_does_not_add_an_instance() -> None:
         at_once[0] += 1
         at_once[1] = max(at_once)
         running.set()
-        go_on.wait(5)
+        go_on.wait(30)
         at_once[0] -= 1
         return [rows]
 
@@ -334,7 +334,7 @@ def test_a_lent_thread_does_not_add_an_instance() -> None:
     done: list[str] = []
     rows = np.zeros((1, 1), np.uint8)
     batcher.submit([Request(rows=rows)], lambda *_: done.append("first"))
-    running.wait(5)
+    running.wait(30)
     batcher.submit([Request(rows=rows)], lambda *_: done.append("second"), lend_thread=True)
     assert done == []
     go_on.set()
@@ -373,7 +373,7 @@ def test_full_batches_run_at_the_same_time_where_an_instance_is_spare() -> None:
     both = threading.Barrier(2)
 
     def execute(rows: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-        both.wait(timeout=10)
+        both.wait(timeout=30)
         return [rows]
 
     for lend_thread in (True, False):
@@ -394,14 +394,14 @@ def test_a_spare_instance_ends_with_the_others() -> None:
 
     def execute(rows: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
         entered.set()
-        assert go_on.wait(10)
+        assert go_on.wait(30)
         return [rows]
 
     batcher: Batcher[Request] = Batcher(execute, max_batch_size=9, max_queue_rows=100, max_queue_bytes=10**6)
     batcher.start(1, spare_count=1)
     outcomes: list[Outcome] = []
     batcher.submit([Request(rows=np.array([[1]], np.uint8))], lambda _, outcome: outcomes.append(outcome))
-    assert entered.wait(10)
+    assert entered.wait(30)
     batcher.submit([Request(rows=np.array([[2]], np.uint8))], lambda _, outcome: outcomes.append(outcome))
     closing = threading.Thread(target=batcher.close, args=(60,))
     closing.start()
@@ -464,7 +464,7 @@ def test_a_lone_caller_is_not_delayed_though_a_delay_is_set() -> None:
     bench.batcher.start(1)
     answered = threading.Event()
     bench.batcher.submit([Request(rows=np.array([[1]], np.uint8))], lambda *_: answered.set())
-    assert answered.wait(5)
+    assert answered.wait(30)
     bench.batcher.close(grace_s=5)
 
 

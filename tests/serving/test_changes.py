@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from serving.changes import Changes
 from serving.model import ModelSettings
-from serving.repository import LoadOutcome, Repository
+from serving.repository import Repository
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
 
+    from serving.loading import LoadOutcome
     from tests.serving.artifacts import TinyNetwork
 
 

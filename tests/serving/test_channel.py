@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import socket
 from concurrent import futures
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 
+from serving import reachability
 from serving.channel import Connection
 from serving.client import Client
 from serving.errors import CredentialsError, UnavailableError
@@ -56,3 +58,23 @@ def test_certificate_needs_its_key(tmp_path: Path) -> None:
 
 def test_token_is_not_in_the_repr() -> None:
     assert "secret" not in repr(Connection(token="secret"))
+
+
+def test_server_that_says_nothing_is_told_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a stopped process is: the operating system takes the connections."""
+    monkeypatch.setattr(reachability, "_STEP_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        for connection in (Connection(), Connection(tls=True)):
+            assert "it takes connections, but answers no calls" in str(
+                connection.explain(f"127.0.0.1:{port}")
+            )
+    assert "no server answers" in str(Connection().explain(f"127.0.0.1:{port}"))
+
+
+@pytest.mark.parametrize(
+    "server",
+    ["unix:/tmp/nothing", "nonsense", "host:port", "127.0.0.1:99999", "é.invalid:1", ":1", "[::1]:1"],
+)
+def test_odd_addresses_have_no_server(server: str) -> None:
+    assert "no server answers" in str(Connection(tls=True).explain(server))

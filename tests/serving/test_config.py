@@ -20,6 +20,27 @@ def test_strangers_may_not_control_models_unless_told(host: str) -> None:
     assert ServeConfig(host=host, model_control=True).allows_model_control
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_callers_on_this_machine_are_trusted(host: str) -> None:
+    assert ServeConfig(host=host).why_not_native is None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "2001:db8::1", "gpu-server"])
+@pytest.mark.parametrize("more", [{}, {"tokens": "a", "allow_plaintext_tokens": True}])
+def test_others_are_not_trusted_unless_told(host: str, more: dict[str, object]) -> None:
+    """Not for a token either: whoever reaches the port can end a native server without one."""
+    reason = ServeConfig(host=host, **more).why_not_native
+    assert reason is not None
+    assert f"whoever reaches {host} could end it" in reason
+    assert "--trust-callers" in reason
+    assert ServeConfig(host=host, trust_callers=True, **more).why_not_native is None
+
+
+def test_trust_gives_native_nothing_that_it_cannot_do() -> None:
+    reason = ServeConfig(trust_callers=True, max_connections=5).why_not_native
+    assert reason == "native, which is several times faster, cannot do --max-connections"
+
+
 def test_tokens_decide_who_controls_models_but_the_flag_wins() -> None:
     tls = {"tls_cert": "server.pem", "tls_key": "server.key"}
     assert ServeConfig(host="0.0.0.0", tokens="tokens", **tls).allows_model_control

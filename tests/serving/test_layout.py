@@ -122,7 +122,9 @@ def test_the_other_layout_is_explained(models: Path) -> None:
         Repository(models, SETTINGS, model_name="tiny")
     with pytest.raises(ArtifactError, match=rf"holds versions \(1, 2\) .* --repository {newest}$"):
         Repository(models / "tiny", SETTINGS, model_name="tiny")
-    with pytest.raises(ArtifactError, match=r"holds a version's files itself .* give --model-name NAME"):
+    with pytest.raises(
+        ArtifactError, match=rf"is one version of a model, .*--model-name NAME.* --repository {models}$"
+    ):
         Repository(newest, SETTINGS)
     with pytest.raises(ArtifactError, match="nowhere cannot be read"):
         Repository(models / "nowhere", SETTINGS, model_name="tiny")

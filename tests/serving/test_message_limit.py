@@ -65,3 +65,12 @@ def test_flag_wins() -> None:
     assert not limit.allows(2 * MIB + 1)
     assert limit.wire_bytes == 4 * MIB, "what is just over is refused in our words"
     assert limit.too_small_for() == {"large/1": 74}
+
+
+def test_typed_pixels_are_taken_for_a_full_batch_of_what_serves() -> None:
+    serving = Serving()
+    for limit in (limit_of(serving), limit_of(serving, 2000 * MIB)):
+        serving.shapes.clear()
+        assert limit.max_typed_bytes() == 8 * MIB
+        serving.shapes["large"] = ((3, 224, 224), 256)
+        assert 2 * 256 * 3 * 224 * 224 < limit.max_typed_bytes() < 74 * MIB

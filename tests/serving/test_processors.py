@@ -124,4 +124,4 @@ def test_affinity_counts_where_it_is_smaller(tmp_path, monkeypatch):
 
 
 def test_this_process_has_a_sane_count():
-    assert 1 <= usable_processors(processors._CGROUP_ROOT) <= max(8, math.ceil(os.cpu_count() or 1))
+    assert 1 <= usable_processors(processors.CGROUP_ROOT) <= max(8, math.ceil(os.cpu_count() or 1))

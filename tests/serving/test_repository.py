@@ -14,7 +14,7 @@ from serving.errors import ArtifactError, NotFoundError, UnavailableError
 from serving.model import ModelSettings, open_verified
 from serving.pb import open_inference_pb2 as pb
 from serving.publishing import publish_artifact
-from serving.repository import LoadOutcome, Repository
+from serving.repository import Repository
 from serving.scanning import find_versions
 from serving.servicer import Servicer
 from tests.serving.artifacts import TinyNetwork
@@ -22,6 +22,8 @@ from tests.serving.server_process import infer_request
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from serving.loading import LoadOutcome
 
 SETTINGS = ModelSettings(device="cpu", intra_op_threads=1)
 
@@ -68,6 +70,17 @@ def test_each_load_attempt_is_reported_once_with_its_end(folder: Path) -> None:
     assert outcomes[1].refusal == "golden.npz is missing from the version's folder"
     assert outcomes[0].refusal is None
     assert outcomes[0].seconds > 0
+    repository.close(grace_s=5)
+
+
+def test_model_unloaded_before_its_turn_is_not_loaded_after_all(folder: Path) -> None:
+    TinyNetwork().publish(folder / "other")
+    repository = Repository(folder, SETTINGS)
+    repository.unload("tiny")
+    repository.load_all()
+    assert [model.name for model in repository.ready_models()] == ["other"]
+    repository.load("tiny")
+    assert repository.is_ready("tiny", "")
     repository.close(grace_s=5)
 
 

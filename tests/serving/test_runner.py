@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pytest
 
+from serving.answers import softmax
+from serving.artifact import Golden, TensorSpec
 from serving.errors import ArtifactError, ModelOutputError
+from serving.golden_replay import Replay, replay
 from serving.model import ModelSettings, open_verified
 from serving.runner import Runner
 from tests.serving.artifacts import TinyNetwork
@@ -25,6 +28,7 @@ class FakeSession:
     """Computes each image's mean, changed by ``disturb(logits)`` of the whole execution."""
 
     provider = "FakeProvider"
+    outputs = (TensorSpec("logits", "FP32", (-1, 3)), TensorSpec("probabilities", "FP32", (-1, 3)))
 
     def __init__(self, disturb: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> None:
         self._disturb = disturb
@@ -34,7 +38,7 @@ class FakeSession:
         images = feeds["image"]
         self.sizes.append(len(images))
         logits = self._disturb(images.reshape(len(images), -1)[:, :3].astype(np.float32))
-        return [logits, logits]
+        return [logits, softmax(logits).astype(np.float32)]
 
 
 def runner(disturb: Callable[[NDArray[np.float32]], NDArray[np.float32]], padded_size: int = 0) -> Runner:
@@ -44,28 +48,16 @@ def runner(disturb: Callable[[NDArray[np.float32]], NDArray[np.float32]], padded
 IMAGES = TinyNetwork().random_images(8)
 
 
-def test_an_undisturbed_model_is_batch_invariant() -> None:
-    assert runner(lambda logits: logits).is_batch_invariant(IMAGES, 32)
-
-
-@pytest.mark.parametrize("size", [2, 3, 7, 32])
-def test_a_difference_at_one_size_only_is_seen(size: int) -> None:
-    """One bit in one row of one batch size is enough."""
-
-    def disturb(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        if len(logits) == size:
-            logits[-1, 0] = np.nextafter(logits[-1, 0], np.float32(np.inf))
-        return logits
-
-    assert not runner(disturb).is_batch_invariant(IMAGES, 32)
-
-
 def test_padding_makes_a_model_that_depends_on_the_size_invariant() -> None:
     def disturb(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        return logits + np.float32(1 / len(logits))
+        return logits + np.float32(1e-4 / len(logits))
 
-    assert not runner(disturb).is_batch_invariant(IMAGES, 8)
-    assert runner(disturb, padded_size=8).is_batch_invariant(IMAGES, 8)
+    padded = runner(disturb, padded_size=8)
+    logits = padded.run_unchecked(IMAGES)[0]
+    golden = Golden(IMAGES, logits, logits, 1e-3, 1e-3, synthetic=True)
+    for tried, is_invariant in ((runner(disturb), False), (padded, True)):
+        replayed = replay(tried.run_unchecked, golden, batch_size=8, where="here")
+        assert replayed.batch_invariant == is_invariant
 
 
 def test_padding_runs_one_size_and_gives_back_what_was_asked() -> None:
@@ -87,21 +79,61 @@ def test_what_is_no_number_is_no_answer(value: float) -> None:
         runner(disturb)(IMAGES[:3])
 
 
+class EndsWrongly(FakeSession):
+    """Answers as its base does, with its probabilities changed by ``change``."""
+
+    def __init__(self, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> None:
+        super().__init__(lambda logits: logits)
+        self._change = change
+
+    def run(self, names: Sequence[str], feeds: Mapping[str, NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+        logits, probabilities = super().run(names, feeds)
+        return [logits, self._change(probabilities)]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_probabilities_that_are_no_numbers_are_no_answer(value: float) -> None:
+    def change(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+        probabilities[1, 2] = value
+        return probabilities
+
+    with pytest.raises(ModelOutputError, match="NaN or infinity for 1 of 3 images"):
+        Runner(cast("Session", EndsWrongly(change)))(IMAGES[:3])
+
+
+@pytest.mark.parametrize(
+    "change", [lambda rows: rows[:-1], lambda rows: rows[:, :2], lambda rows: rows.astype(np.float16)]
+)
+def test_probabilities_of_another_shape_or_type_are_no_answer(
+    change: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+) -> None:
+    """A response says beforehand how many numbers follow."""
+    with pytest.raises(ModelOutputError, match=r"gives probabilities of .* expected float32 \[3, 3\]"):
+        Runner(cast("Session", EndsWrongly(change)))(IMAGES[:3])
+
+
 def test_a_model_that_no_padding_helps_is_refused_where_invariance_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = TinyNetwork().publish(tmp_path / "tiny")
     settings = ModelSettings(device="cpu", intra_op_threads=1, batch_invariant=True)
     assert open_verified(version, settings).batch_invariant
-    monkeypatch.setattr(Runner, "is_batch_invariant", lambda *_: False)
+    monkeypatch.setattr("serving.model.replay", lambda *_, **__: Replay(0.0, batch_invariant=False))
     with pytest.raises(ArtifactError, match="serve it without --batch-invariant"):
         open_verified(version, settings)
 
 
-def test_a_tiny_model_is_quick_and_takes_one_thread(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("batch_s", "is_quick", "threads"),
+    [pytest.param(1e-5, True, 1, id="quick"), pytest.param(1.0, False, 4, id="slow")],
+)
+def test_a_quick_model_takes_one_thread_and_a_slow_one_all(
+    *, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_s: float, is_quick: bool, threads: int
+) -> None:
+    monkeypatch.setattr(Runner, "seconds_a_batch", lambda *_: batch_s)
+    monkeypatch.setattr("serving.model.usable_processors", lambda: 4)
     verified = open_verified(TinyNetwork().publish(tmp_path / "tiny"), ModelSettings(device="cpu"))
-    assert verified.is_quick
-    assert verified.threads == 1
+    assert (verified.is_quick, verified.threads) == (is_quick, threads)
 
 
 def test_threads_asked_for_are_taken(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from serving.batch_requests import Execution
 from serving.kept_counts import LoadCounts, RequestCounts
-from serving.repository import LoadOutcome
+from serving.loading import LoadOutcome
 from serving.statistics import Statistics
 from serving.tally import DURATION_BOUNDS_S, Histogram
 

@@ -54,6 +54,24 @@ def test_only_the_true_shape_is_taken(pixels: NDArray[np.uint8], shape: list[int
             read_images(message, spec)
 
 
+@given(values=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40), unknown=st.booleans())
+def test_typed_values_are_pixels_or_the_first_that_is_none_is_named(values: list[int], unknown: bool) -> None:
+    message = pb.ModelInferRequest(inputs=[{"name": "image", "datatype": "UINT8"}])
+    message.inputs[0].shape.extend([len(values), 1, 1, 1])
+    message.inputs[0].contents.uint_contents.extend(values)
+    if unknown:  # field 15, which no definition has
+        message.inputs[0].contents.MergeFromString(b"\x7a\x03abc")
+    spec = TensorSpec("image", "UINT8", (-1, 1, 1, 1))
+    wrong = [index for index, value in enumerate(values) if value > 255]
+    if wrong:
+        with pytest.raises(InvalidArgumentError, match=f"has {values[wrong[0]]} at element {wrong[0]};"):
+            read_images(message, spec)
+    else:
+        rows = read_images(message, spec)
+        assert isinstance(rows, np.ndarray)
+        assert rows.ravel().tolist() == values
+
+
 def test_raw_rows_are_a_view_of_the_message() -> None:
     """No copy on the request path: the array's memory belongs to the message's bytes."""
     pixels = np.arange(64, dtype=np.uint8).reshape(1, 1, 8, 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pwd
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,6 +31,17 @@ class LineTerminal(Terminal):
         self.lines.append(line)
         if self._stop_at is not None and self._stop_at in line:
             raise KeyboardInterrupt
+
+
+def take_home_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that is given a user id: without HOME, and without an entry for the user."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def no_entry(_user: int) -> None:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
 
 
 def make_examples(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

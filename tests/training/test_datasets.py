@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from training.datasets import Dataset, channel_statistics, split_train
+from training.datasets import Dataset, Examples, channel_statistics, split_train
 from training.errors import DatasetError
 
 
@@ -30,8 +32,47 @@ def test_images_keep_their_labels(tiny: Dataset):
 
 @pytest.mark.parametrize("count", [-1, 0, 200, 201])
 def test_a_split_that_leaves_nothing_is_refused(tiny: Dataset, count: int):
-    with pytest.raises(DatasetError, match="expected 1 to 199"):
+    with pytest.raises(DatasetError, match="expected --validation-count 1 to 196"):
         split_train(tiny, count)
+
+
+def test_each_class_keeps_an_image_for_training(tiny: Dataset):
+    """Whatever is drawn: of the rarest class, and of all when nearly everything is held out."""
+    labels = torch.zeros(200, dtype=torch.int64)
+    labels[:3] = torch.tensor([1, 2, 3])
+    rare = replace(tiny, train_labels=labels)
+    for seed in range(40):
+        training, validation = split_train(rare, 196, seed)
+        assert sorted(training.labels.tolist()) == [0, 1, 2, 3]
+        assert len(validation) == 196
+
+
+def test_images_for_validation_that_the_data_set_brings_are_taken(tiny: Dataset):
+    own = Examples(tiny.test_images[:8], tiny.test_labels[:8])
+    training, validation = split_train(replace(tiny, validation=own))
+    assert len(training) == 200
+    assert validation is own
+    with pytest.raises(DatasetError, match="brings its own validation images; leave it out"):
+        split_train(replace(tiny, validation=own), 20)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        pytest.param([0, 0, 1, 1], "expected 10 or more: add images, or give --validation-count 1", id="few"),
+        pytest.param([0, 1, 2, 3], "too few .* expected 10 or more: add images$", id="one each"),
+    ],
+)
+def test_too_few_images_to_hold_some_out_say_what_to_do(tiny: Dataset, labels: list[int], message: str):
+    few = replace(tiny, train_images=tiny.train_images[:4], train_labels=torch.tensor(labels))
+    with pytest.raises(DatasetError, match=message):
+        split_train(few)
+
+
+def test_one_image_a_class_leaves_none_for_validation(tiny: Dataset):
+    few = replace(tiny, train_images=tiny.train_images[:4], train_labels=torch.arange(4))
+    with pytest.raises(DatasetError, match="a single training image a class"):
+        split_train(few, 1)
 
 
 def test_statistics_are_those_of_the_scaled_pixels():

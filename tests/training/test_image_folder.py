@@ -1,9 +1,7 @@
-"""Folders of images: classes, splits, sizes, the cache, and what is wrong with them."""
+"""Folders of images: classes, sizes, images that cannot be read, and what is wrong with them."""
 
 from __future__ import annotations
 
-import os
-import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,9 +10,9 @@ import torch
 from PIL import Image
 
 from imaging import ImageSpec, prepare_image
-from tests.training.conftest import LineTerminal
+from tests.training.conftest import LineTerminal, take_home_away
 from tests.training.image_folders import LABELS, write_classes
-from training.datasets import Dataset, decoding, load_dataset
+from training.datasets import Dataset, load_dataset
 from training.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -56,11 +54,6 @@ def test_train_and_val_keep_their_images_apart(tmp_path: Path, test_name: str):
         assert np.array_equal(image.numpy(), prepare_image(file.read_bytes(), dataset.image))
 
 
-def test_classes_called_train_and_val_are_classes_where_they_hold_images(tmp_path: Path):
-    dataset, _ = load(write_classes(tmp_path / "p", per_class=4, labels=("train", "val")))
-    assert dataset.labels == ("train", "val")
-
-
 @pytest.mark.parametrize(
     ("sizes", "mode", "image_size", "shape"),
     [
@@ -81,7 +74,7 @@ def test_size_and_colours_are_found(
     dataset, lines = load(tmp_path / "p", image_size=image_size)
     assert dataset.image.shape == shape
     assert tuple(dataset.train_images.shape[1:]) == shape
-    assert f"{shape[1]}x{shape[2]} pixels" in lines[0]
+    assert any(f"{shape[1]}x{shape[2]} pixels" in line for line in lines)
 
 
 def test_a_known_preparation_is_kept(tmp_path: Path):
@@ -92,44 +85,19 @@ def test_a_known_preparation_is_kept(tmp_path: Path):
     assert dataset.test_images.shape[1:] == (3, 12, 14)
 
 
-def test_pixels_come_from_the_cache_until_a_file_changes(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("has_home", [True, False])
+def test_without_a_cache_it_works_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_home: bool
 ):
-    folder = write_classes(tmp_path / "p", per_class=5)
-    decoded = []
-
-    def watch(encoded: bytes, spec: ImageSpec) -> np.ndarray:
-        decoded.append(threading.get_ident())
-        return prepare_image(encoded, spec)
-
-    monkeypatch.setattr(decoding, "prepare_image", watch)
-    first, _ = load(folder)
-    assert len(decoded) == 20
-    assert first.train_images.numpy().flags.writeable
-    second, _ = load(folder)
-    assert len(decoded) == 20
-    assert torch.equal(first.train_images, second.train_images)
-    assert [path.suffix for path in sorted(cache.iterdir())] == [".json", ".lock", ".npy"]
-    os.utime(folder / "north" / "000.png", ns=(1, 1))
-    load(folder)
-    assert len(decoded) == 40
-
-
-def test_a_damaged_cache_is_made_anew(tmp_path: Path, cache: Path):
-    folder = write_classes(tmp_path / "p", per_class=5)
-    first, _ = load(folder)
-    images = first.train_images.clone()
-    file = next(cache.glob("*.npy"))
-    file.write_bytes(file.read_bytes()[:-100])
-    assert torch.equal(load(folder)[0].train_images, images)
-
-
-def test_without_a_cache_it_works_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    if has_home:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    else:
+        take_home_away(monkeypatch)
     dataset, lines = load(write_classes(tmp_path / "p", per_class=5))
     assert len(dataset.train_images) == 16
-    assert any("decoded images are not kept" in line and "Not a directory" in line for line in lines)
+    reason = "Not a directory" if has_home else "there is no home folder; set XDG_CACHE_HOME"
+    assert any("decoded images are not kept" in line and reason in line for line in lines)
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -194,9 +162,6 @@ def test_splits_with_other_classes_are_refused(tmp_path: Path):
     with pytest.raises(
         DatasetError, match=r"val does not have the classes of .*train: missing east; unknown up"
     ):
-        load(tmp_path / "p")
-    (tmp_path / "p" / "test").mkdir()
-    with pytest.raises(DatasetError, match="val and test beside train; expected one of them"):
         load(tmp_path / "p")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import time
 from dataclasses import replace
@@ -24,6 +25,7 @@ from training.pictures import confusion_matrix, draw_confusion_matrix, draw_curv
 from training.preview import augmented_draws
 from training.report import worst_mistakes
 from training.run import train
+from training.samples import write_samples
 from training.terminal import Terminal, duration_text
 
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ def test_the_preview_draws_what_training_does(tiny_config: TrainConfig, tiny: Da
 
 
 def test_a_preview_that_cannot_be_written_is_refused(tiny_config: TrainConfig, tmp_path: Path):
-    with pytest.raises(RunError, match=r"preview .*augmented\.docx cannot be written: Format 'docx' is not"):
+    with pytest.raises(RunError, match=r"preview .*augmented\.docx cannot be written: .* ends in .*\.png"):
         train(tiny_config.model_copy(update={"preview": tmp_path / "augmented.docx"}), LineTerminal())
 
 
@@ -151,6 +153,23 @@ def test_in_a_terminal_a_bar_shows_the_share_done_and_where_the_run_is():
     assert "left" in text
 
 
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", r"caf\xe9 and \udce9"), ("utf-8", r"café and \udce9")]
+)
+def test_text_that_a_terminal_cannot_show_is_escaped(encoding: str, shown: str):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+    Terminal(Console(file=stream)).say("café and \udce9")
+    stream.flush()
+    stream.seek(0)
+    assert stream.read() == f"{shown}\n"
+
+
+def test_a_run_folder_may_have_a_name_that_is_not_utf_8(tiny_config: TrainConfig):
+    run_dir = tiny_config.run_dir.with_name(os.fsdecode(b"caf\xe9"))
+    train(tiny_config.model_copy(update={"run_dir": run_dir, "epochs": 1}), LineTerminal())
+    assert r"caf\udce9" in (run_dir / "report" / "report.html").read_text(encoding="utf-8")
+
+
 def test_without_a_terminal_a_long_epoch_says_what_is_left(monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
@@ -160,3 +179,20 @@ def test_without_a_terminal_a_long_epoch_says_what_is_left(monkeypatch: pytest.M
             now[0] = seconds
             show(steps, f"step {steps}")
     assert terminal.lines == ["step 40, 1 min 33 s left", "step 60, 1 min 20 s left"]
+
+
+def test_a_report_has_a_picture_of_each_class_to_classify(tiny: Dataset, tmp_path: Path):
+    """Its own pixels, under the class's name; names that no file can have, or two of one, are told apart."""
+    count = len(tiny.labels)
+    labels = ("a/b", "a b", "..", *tiny.labels[3:])
+    named = replace(tiny, labels=labels)
+    paths = write_samples(tmp_path / "samples", named)
+    present = [index for index in range(count) if index in tiny.test_labels.tolist()]
+    assert len(set(paths)) == len(paths) == len(present)
+    assert {path.parent for path in paths} == {tmp_path / "samples"}
+    assert (tmp_path / "samples" / "a-b.png").exists() == (0 in present)
+    for index, path in zip(present, paths, strict=True):
+        with Image.open(path) as picture:
+            pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+        first = tiny.test_images[tiny.test_labels.tolist().index(index)]
+        assert torch.equal(pixels, first.permute(1, 2, 0).flatten())

@@ -304,9 +304,9 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(tiny_config: TrainConfig
     with pytest.raises(KeyboardInterrupt):
         train(tiny_config, LineTerminal("epoch 2/3"))
     last = load_checkpoint(tiny_config.run_dir / "last.pt")
-    object.__setattr__(last, "labels", ("a", "b", "c"))
+    object.__setattr__(last, "labels", ("a", "b", "c", "d"))
     save_checkpoint(tiny_config.run_dir / "last.pt", last)
-    with pytest.raises(RunError, match=r"its checkpoint has labels \('a', 'b', 'c'\)"):
+    with pytest.raises(RunError, match=r"its checkpoint has labels \('a', 'b', 'c', 'd'\)"):
         train(tiny_config, LineTerminal())
 
 

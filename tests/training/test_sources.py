@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.training.conftest import LineTerminal
+from tests.training.conftest import LineTerminal, take_home_away
 from tests.training.idx_files import Mirror, make_contents, make_source, write_folder
 from training.datasets import download as download_module
 from training.datasets import load_dataset
@@ -38,7 +38,7 @@ def mirror(tmp_path: Path) -> Iterator[Mirror]:
     server.close()
 
 
-def read(cache: Path, *mirrors: str, folder: Path | None = None, package_folder: Path = ABSENT):
+def read(cache: Path | None, *mirrors: str, folder: Path | None = None, package_folder: Path = ABSENT):
     terminal = LineTerminal()
     source = make_source(package_folder, mirrors)
     arrays = read_source(source, folder=folder, cache=cache, terminal=terminal)
@@ -198,10 +198,14 @@ def test_a_silent_mirror_is_given_up_after_the_timeout(cache: Path, monkeypatch:
         read(cache, f"http://127.0.0.1:{silent.getsockname()[1]}")
 
 
-def test_a_cache_that_cannot_be_written_is_explained(tmp_path: Path, mirror: Mirror):
+@pytest.mark.parametrize("has_home", [True, False])
+def test_without_a_cache_that_can_be_written_it_works_and_says_so(
+    tmp_path: Path, mirror: Mirror, has_home: bool
+):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DatasetError, match=r"mirror .* Not a directory"):
-        read(tmp_path / "file" / "cache", mirror.url)
+    lines = read(tmp_path / "file" / "cache" if has_home else None, mirror.url)
+    reason = "Not a directory" if has_home else "set XDG_CACHE_HOME"
+    assert any("what is fetched is not kept" in line and reason in line for line in lines)
 
 
 @pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb is missing: not a Debian system")
@@ -246,7 +250,13 @@ def test_the_cache_is_under_xdg_cache_home_where_that_is_absolute(monkeypatch: p
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert cache_folder("small") == Path("/somewhere/foldserve/small")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache_folder("small") == Path.home() / ".cache/foldserve/small"
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert cache_folder("small") == Path("/home/somebody/.cache/foldserve/small")
+
+
+def test_there_is_no_cache_where_there_is_no_home(monkeypatch: pytest.MonkeyPatch):
+    take_home_away(monkeypatch)
+    assert cache_folder("small") is None
 
 
 def test_an_unknown_data_set_is_refused_with_the_known_ones():

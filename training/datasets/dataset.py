@@ -21,23 +21,6 @@ MOST_VALIDATION_IMAGES = 5000
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """Images uint8 [N, C, H, W] in the size of ``image``, labels int64 [N] as indices into ``labels``.
-
-    ``flip_keeps_class`` says whether a mirrored image still shows its class: clothes do, digits do not.
-    """
-
-    name: str
-    labels: tuple[str, ...]
-    image: ImageSpec
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-    flip_keeps_class: bool = True
-
-
-@dataclass(frozen=True)
 class Examples:
     """Images uint8 [N, C, H, W] with their class indices int64 [N]."""
 
@@ -59,30 +42,76 @@ class Examples:
         return self.to(device) if self.images.nbytes < free_bytes // 2 else self
 
 
+@dataclass(frozen=True)
+class Dataset:
+    """Images uint8 [N, C, H, W] in the size of ``image``, labels int64 [N] as indices into ``labels``.
+
+    ``validation`` is there where the data set brings its own; ``flip_keeps_class`` says whether a mirrored
+    image still shows its class: clothes do, digits do not; ``fingerprint`` is a hash of the images and their
+    classes, empty for a data set that is always the same.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    image: ImageSpec
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    validation: Examples | None = None
+    flip_keeps_class: bool = True
+    fingerprint: str = ""
+
+
 def split_train(
     dataset: Dataset, validation_count: int | None = None, seed: int = SPLIT_SEED
 ) -> tuple[Examples, Examples]:
     """Return the training images as (training, validation), ``validation_count`` of them drawn by ``seed``.
 
-    Without a count a tenth is held out, at most `MOST_VALIDATION_IMAGES`.
+    Without a count a tenth is held out, at most `MOST_VALIDATION_IMAGES`. Each class keeps one for training.
+    A data set that brings validation images of its own is split already.
 
     Raises:
-        DatasetError: fewer than one image would be left to either.
+        DatasetError: fewer than one image would be left to either, or to a class, or it is split already.
     """
+    if dataset.validation is not None:
+        if validation_count is not None:
+            raise DatasetError(
+                f"--validation-count is {validation_count}, but {dataset.name} brings its own validation "
+                "images; leave it out"
+            )
+        return Examples(dataset.train_images, dataset.train_labels), dataset.validation
     count = len(dataset.train_images)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    movable = order[~_last_of_each_class(dataset.train_labels[order])]
     if validation_count is None:
         validation_count = min(count // 10, MOST_VALIDATION_IMAGES)
-    if not 1 <= validation_count < count:
+        if validation_count == 0:
+            raise DatasetError(
+                f"{dataset.name} has {count} training images, too few to hold out a tenth for validation; "
+                f"expected 10 or more: add images{', or give --validation-count 1' if len(movable) else ''}"
+            )
+    if not 1 <= validation_count <= len(movable):
         raise DatasetError(
             f"{validation_count} validation images cannot be split from the {count} training images of "
-            f"{dataset.name}; expected 1 to {count - 1}"
+            f"{dataset.name} so that each class keeps one; expected --validation-count 1 to {len(movable)}"
+            if len(movable)
+            else f"{dataset.name} has a single training image a class, which leaves none for validation; "
+            "add images"
         )
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    validation, training = order[:validation_count].sort().values, order[validation_count:].sort().values
+    is_validation = torch.zeros(count, dtype=torch.bool)
+    is_validation[movable[:validation_count]] = True
     return (
-        Examples(dataset.train_images[training], dataset.train_labels[training]),
-        Examples(dataset.train_images[validation], dataset.train_labels[validation]),
+        Examples(dataset.train_images[~is_validation], dataset.train_labels[~is_validation]),
+        Examples(dataset.train_images[is_validation], dataset.train_labels[is_validation]),
     )
+
+
+def _last_of_each_class(labels: Tensor) -> Tensor:
+    """Return bool [N]: whether no later one of ``labels`` is the same."""
+    last = torch.full((int(labels.max()) + 1,), -1)
+    last.scatter_reduce_(0, labels, torch.arange(len(labels)), "amax")
+    return last[labels] == torch.arange(len(labels))
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

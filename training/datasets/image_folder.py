@@ -1,43 +1,37 @@
-"""A folder of images as a data set: which files it holds, what their classes are, and how it is split.
+"""A folder of images as a data set: what it holds is told, decoded, and split where it is not.
 
-FOLDER/CLASS/*               the test images are a seeded fifth of each class
-FOLDER/{train,val}/CLASS/*   val (or test) is the final judge, read once; validation images come from train
-
-Classes are the names of the folders, sorted. Names that begin with a dot are left alone.
+The final judge, read once, is the folder's test images, or else its val images, or else a seeded fifth of
+each class. Validation images, to choose the epoch by, are its val images where it has test images too; else
+they come from the training images.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from imaging import ImageSpec
-from training.datasets.dataset import SPLIT_SEED, Dataset
-from training.datasets.decoding import Decoded, decode_all, inspect_images
+from training.datasets.dataset import SPLIT_SEED, Dataset, Examples
+from training.datasets.decoding import Decoded, decode_all, inspect_images, read_digests
+from training.datasets.folder_layout import FolderLayout, Role, find_layout
+from training.datasets.picture_files import first, shown_name
 from training.errors import DatasetError
+from training.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from training.terminal import Terminal
+    from training.datasets.decoding import PictureFile
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
-_TEST_NAMES = ("val", "valid", "validation", "test")
 _TEST_SHARE = 0.2
 _USUAL_SIDE = 224
-_NAMES_SHOWN = 3
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """The image files of a split, in order, with the class index of each."""
-
-    paths: tuple[Path, ...]
-    labels: tuple[int, ...]
+_TRAINING, _VALIDATION, _TEST = range(3)
+_CLASSES_SHOWN = 10
 
 
 def load_image_folder(
@@ -54,108 +48,108 @@ def load_image_folder(
     decide between grey and RGB, and ``image_size``, or their common size, or else 224 is the size.
 
     Raises:
-        DatasetError: there are no classes or only one, a class without images, or unreadable files.
+        DatasetError: there are no classes or only one, a class without images, unreadable files, or it
+            cannot be told what is meant.
     """
     folder = folder.resolve()
-    train_folder, test_folder = _find_splits(folder)
-    labels = _find_labels(train_folder)
-    train = _find_images(train_folder, labels)
-    test = None
-    if test_folder is not None:
-        _check_same_labels(test_folder, labels)
-        test = _find_images(test_folder, labels)
-    every = train.paths + (test.paths if test else ())
-    spec = image or _choose_spec(every, image_size, terminal)
-    decoded = decode_all(folder, every, spec, terminal)
-    _report_unreadable(folder, decoded, len(every), skip_unreadable=skip_unreadable, terminal=terminal)
-    classes = torch.tensor(train.labels + (test.labels if test else ()))
+    _check_name(folder)
+    layout = find_layout(folder)
+    _tell(folder, layout, terminal)
+    paths = [path for split in layout.splits.values() for path in split.paths]
+    files = read_digests(folder, paths, terminal)
+    spec = image or _choose_spec(paths, image_size, terminal)
+    decoded = decode_all(files, spec, terminal)
+    _report_unreadable(folder, decoded, len(paths), skip_unreadable=skip_unreadable, terminal=terminal)
+    classes = torch.tensor([label for split in layout.splits.values() for label in split.labels])
     readable = torch.from_numpy(decoded.readable)
-    is_test = torch.arange(len(every)) >= len(train.paths) if test else _seeded_test_share(classes, readable)
-    _check_classes_are_there(classes[readable & ~is_test], labels, train_folder)
-    images, classes, is_test = torch.from_numpy(decoded.images), classes[readable], is_test[readable]
+    places = _places(layout, classes, readable)
+    _check_each_has_its_images(classes[readable], places[readable], layout, folder)
+    images, classes, places = torch.from_numpy(decoded.images), classes[readable], places[readable]
     return Dataset(
         name=str(folder),
-        labels=labels,
+        labels=layout.labels,
         image=spec,
-        train_images=_rows(images, ~is_test),
-        train_labels=classes[~is_test],
-        test_images=_rows(images, is_test),
-        test_labels=classes[is_test],
+        train_images=_rows(images, places == _TRAINING),
+        train_labels=classes[places == _TRAINING],
+        validation=_examples(images, classes, places == _VALIDATION),
+        test_images=_rows(images, places == _TEST),
+        test_labels=classes[places == _TEST],
+        fingerprint=_fingerprint(files, layout),
+    )
+
+
+def fingerprint_of(folder: Path) -> str:
+    """Return the fingerprint that `load_image_folder` gives the data set in ``folder``, without decoding.
+
+    Raises:
+        DatasetError: as there, but for what only decoding shows.
+    """
+    folder = folder.resolve()
+    layout = find_layout(folder)
+    paths = [path for split in layout.splits.values() for path in split.paths]
+    return _fingerprint(read_digests(folder, paths, Terminal.silent()), layout)
+
+
+def _check_name(folder: Path) -> None:
+    if shown_name(str(folder)) != str(folder):
+        raise DatasetError(
+            f"the path {shown_name(str(folder))} is not UTF-8, or holds control characters, and stands in "
+            "checkpoints and reports; rename the folder"
+        )
+
+
+def _tell(folder: Path, layout: FolderLayout, terminal: Terminal) -> None:
+    """Say what was found, before the first image is decoded."""
+    listed = ", ".join(layout.labels[:_CLASSES_SHOWN])
+    listed += (
+        f" and {len(layout.labels) - _CLASSES_SHOWN:,} more" if len(layout.labels) > _CLASSES_SHOWN else ""
+    )
+    if set(layout.splits) == {"training"}:
+        split = layout.splits["training"]
+        within = f" in {split.folder.relative_to(folder)}" if split.folder != folder else ""
+        found = f"{len(split.paths):,} images{within}, a fifth of each class held out for the test"
+    else:
+        found = ", ".join(
+            f"{len(split.paths):,} images for {role} in {split.folder.relative_to(folder)}"
+            for role, split in layout.splits.items()
+        )
+        if "test" not in layout.splits:
+            found += "; those for validation are the test, and others are held out to choose the epoch by"
+    terminal.say(f"{folder}: {len(layout.labels):,} classes ({listed}); {found}")
+    for line in layout.left_out:
+        terminal.say(f"left out: {line}")
+
+
+def _places(layout: FolderLayout, classes: torch.Tensor, readable: torch.Tensor) -> torch.Tensor:
+    """Return int [N], what each image is for: as the folder splits them, or test images drawn."""
+    if set(layout.splits) == {"training"}:
+        return _seeded_test_share(classes, readable).int() * _TEST
+    use: dict[Role, int] = {"training": _TRAINING, "validation": _VALIDATION, "test": _TEST}
+    if "test" not in layout.splits:
+        use["validation"] = _TEST
+    return torch.cat(
+        [torch.full((len(split.paths),), use[role], dtype=torch.int) for role, split in layout.splits.items()]
     )
 
 
 def _rows(images: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """Return the chosen rows: as a view, so without reading them, where they stand together."""
     places = torch.nonzero(chosen).flatten()
-    first, last = int(places[0]), int(places[-1])
-    return images[first : last + 1] if last - first + 1 == len(places) else images[places]
+    first_row, last_row = int(places[0]), int(places[-1])
+    is_together = last_row - first_row + 1 == len(places)
+    return images[first_row : last_row + 1] if is_together else images[places]
 
 
-def _find_splits(folder: Path) -> tuple[Path, Path | None]:
-    """Return the folders of the training and the test images; None where one folder holds all."""
-    if not folder.is_dir():
-        raise DatasetError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
-    train = folder / "train"
-    tests = [folder / name for name in _TEST_NAMES if (folder / name).is_dir()]
-    if not train.is_dir() or not _folders(train):
-        return folder, None
-    if len(tests) > 1:
-        raise DatasetError(
-            f"{folder} has {' and '.join(path.name for path in tests)} beside train; expected one of them"
-        )
-    if not tests:
-        raise DatasetError(
-            f"{folder} has train but no val beside it; expected train and val, or the classes alone"
-        )
-    return train, tests[0]
+def _examples(images: torch.Tensor, classes: torch.Tensor, chosen: torch.Tensor) -> Examples | None:
+    return Examples(_rows(images, chosen), classes[chosen]) if bool(chosen.any()) else None
 
 
-def _find_labels(folder: Path) -> tuple[str, ...]:
-    labels = tuple(path.name for path in _folders(folder))
-    if len(labels) < 2:
-        there = f"only one class, {labels[0]!r}" if labels else "no folders of classes"
-        raise DatasetError(
-            f"{folder} has {there}; expected a folder of images for each of two classes or more"
-        )
-    return labels
-
-
-def _check_same_labels(folder: Path, labels: tuple[str, ...]) -> None:
-    there = {path.name for path in _folders(folder)}
-    missing, more = sorted(set(labels) - there), sorted(there - set(labels))
-    if missing or more:
-        raise DatasetError(
-            f"{folder} does not have the classes of {folder.with_name('train')}: "
-            + "; ".join(
-                f"{word} {_named(names)}"
-                for word, names in (("missing", missing), ("unknown", more))
-                if names
-            )
-        )
-
-
-def _find_images(folder: Path, labels: tuple[str, ...]) -> ImageFiles:
-    """List the image files of each class, also in folders below it, in the order of their names."""
-    paths: list[Path] = []
-    classes: list[int] = []
-    empty = []
-    for index, label in enumerate(labels):
-        found = sorted(
-            path
-            for path in (folder / label).rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-        )
-        if not found:
-            empty.append(label)
-        paths += found
-        classes += [index] * len(found)
-    if empty:
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DatasetError(
-            f"{folder} has classes without images: {_named(empty)}; put images ({suffixes}) there or remove "
-            "the folders"
-        )
-    return ImageFiles(tuple(paths), tuple(classes))
+def _fingerprint(files: Sequence[PictureFile], layout: FolderLayout) -> str:
+    """Return a hash of the images with their names, so with their classes and splits."""
+    digest = hashlib.sha256(json.dumps(layout.labels).encode())
+    for file in files:
+        digest.update(json.dumps([file.name, file.digest.hex()]).encode())
+    return digest.hexdigest()
 
 
 def _choose_spec(paths: Sequence[Path], image_size: int | None, terminal: Terminal) -> ImageSpec:
@@ -177,9 +171,7 @@ def _report_unreadable(
 ) -> None:
     if not decoded.unreadable:
         return
-    listed = "; ".join(f"{name}: {reason}" for name, reason in decoded.unreadable[:_NAMES_SHOWN])
-    rest = len(decoded.unreadable) - _NAMES_SHOWN
-    listed += f"; and {rest:,} more" if rest > 0 else ""
+    listed = first([f"{shown_name(name)}: {reason}" for name, reason in decoded.unreadable], "; ")
     line = f"{len(decoded.unreadable):,} of {total:,} images in {folder} cannot be read ({listed})"
     if not skip_unreadable:
         raise DatasetError(f"{line}; mend or remove them, or leave them out with --skip-unreadable")
@@ -198,16 +190,23 @@ def _seeded_test_share(classes: torch.Tensor, readable: torch.Tensor) -> torch.T
     return is_test
 
 
-def _check_classes_are_there(classes: torch.Tensor, labels: tuple[str, ...], folder: Path) -> None:
-    counts = np.bincount(classes.numpy(), minlength=len(labels))
-    if missing := [label for label, count in zip(labels, counts, strict=True) if count == 0]:
-        raise DatasetError(f"{folder} has no readable training images of {_named(missing)}")
+def _check_each_has_its_images(
+    classes: torch.Tensor, places: torch.Tensor, layout: FolderLayout, folder: Path
+) -> None:
+    """Check that there is something to learn each class from, and something to judge by.
 
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _named(names: Sequence[str]) -> str:
-    rest = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    Raises:
+        DatasetError: there is not.
+    """
+    counts = np.bincount(classes[places == _TRAINING].numpy(), minlength=len(layout.labels))
+    if missing := [label for label, count in zip(layout.labels, counts, strict=True) if count == 0]:
+        raise DatasetError(
+            f"{layout.splits['training'].folder} has no readable training images of {first(missing)}"
+        )
+    if not bool((places == _TEST).any()):
+        raise DatasetError(
+            f"{folder} has a single image a class, which leaves none to judge by; expected at least 2 a "
+            "class, and 10 for training in all: add images"
+            if set(layout.splits) == {"training"}
+            else f"{folder} has no readable images to judge by; mend them, or remove their folder"
+        )

@@ -1,7 +1,8 @@
 """Finds or fetches the files of a data set, trying one source after another.
 
 In this order: a given folder (then nothing else is tried: what was asked for is what is used), the cache, an
-installed Debian package, mirrors, Debian's package unpacked without root. What is fetched goes to the cache.
+installed Debian package, mirrors, Debian's package unpacked without root. What is fetched goes to the cache,
+or is read from a temporary folder where there is none.
 A source counts only when all its files are read and checked; nothing is mixed or half used.
 """
 
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import contextmanager
+import tempfile
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from training.terminal import Terminal
 
     Arrays = dict[str, NDArray[np.uint8]]
+
+NO_HOME = "there is no home folder; set XDG_CACHE_HOME to have one"
 
 
 class SourceFile(Protocol):
@@ -58,15 +62,21 @@ class Source:
     mirrors: tuple[str, ...] = field(default=())
 
 
-def cache_folder(name: str) -> Path:
-    """Return where a data set is cached: ``$XDG_CACHE_HOME/foldserve/NAME``, or under ``~/.cache``."""
+def cache_folder(name: str) -> Path | None:
+    """Return where a data set is cached: ``$XDG_CACHE_HOME/foldserve/NAME``, or under ``~/.cache``.
+
+    None where there is no home: no ``HOME``, and a user without an entry that names one.
+    """
     configured = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification: a relative path is to be ignored.
-    base = Path(configured) if Path(configured).is_absolute() else Path.home() / ".cache"
-    return base / "foldserve" / name
+    if Path(configured).is_absolute():  # the XDG specification: a relative path is to be ignored
+        return Path(configured) / "foldserve" / name
+    try:
+        return Path.home() / ".cache" / "foldserve" / name
+    except RuntimeError:
+        return None
 
 
-def read_source(source: Source, *, folder: Path | None, cache: Path, terminal: Terminal) -> Arrays:
+def read_source(source: Source, *, folder: Path | None, cache: Path | None, terminal: Terminal) -> Arrays:
     """Return the arrays of ``source`` by part, from the first place that has all of them sound.
 
     Raises:
@@ -75,14 +85,18 @@ def read_source(source: Source, *, folder: Path | None, cache: Path, terminal: T
     if folder is not None:
         return _read_folder(source, folder)
     places: list[tuple[str, Callable[[], Arrays]]] = [
-        (f"cache {cache}", lambda: _read_folder(source, cache)),
+        *((f"cache {c}", lambda c=c: _read_folder(source, c)) for c in [cache] if c),
         *(
             (f"installed package {p}", lambda p=p: _read_folder(source, p))
             for p in [source.package_folder]
             if p
         ),
         *((f"mirror {url}", lambda url=url: _fetch(source, url, cache, terminal)) for url in source.mirrors),
-        *((f"Debian package {p}", lambda p=p: _unpack(source, p, cache)) for p in [source.package] if p),
+        *(
+            (f"Debian package {p}", lambda p=p: _unpack(source, p, cache, terminal))
+            for p in [source.package]
+            if p
+        ),
     ]
     reasons = []
     for place, read in places:
@@ -91,7 +105,7 @@ def read_source(source: Source, *, folder: Path | None, cache: Path, terminal: T
         except DatasetError as error:
             reasons.append(f"{place}: {error}")
             terminal.say(f"{source.name} not from {reasons[-1]}")
-        except OSError as error:  # a cache that cannot be written
+        except OSError as error:  # a full disk, most likely
             reasons.append(f"{place}: {error.filename or cache}: {error.strerror or error}")
             terminal.say(f"{source.name} not from {reasons[-1]}")
         else:
@@ -110,11 +124,10 @@ def _read_folder(source: Source, folder: Path) -> Arrays:
     return {part: file.read(folder) for part, file in source.files.items()}
 
 
-def _fetch(source: Source, mirror: str, cache: Path, terminal: Terminal) -> Arrays:
+def _fetch(source: Source, mirror: str, cache: Path | None, terminal: Terminal) -> Arrays:
     """Bring what the cache lacks or holds damaged from ``mirror``; check each file, then put it in place."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with _locked(cache):
-        return {part: _fetch_file(file, mirror, cache, terminal) for part, file in source.files.items()}
+    with _folder_to_fill(cache, terminal) as folder:
+        return {part: _fetch_file(file, mirror, folder, terminal) for part, file in source.files.items()}
 
 
 def _fetch_file(file: SourceFile, mirror: str, cache: Path, terminal: Terminal) -> NDArray[np.uint8]:
@@ -139,22 +152,36 @@ def _fetch_file(file: SourceFile, mirror: str, cache: Path, terminal: Terminal) 
     return array
 
 
-def _unpack(source: Source, package: str, cache: Path) -> Arrays:
-    cache.mkdir(parents=True, exist_ok=True)
-    with _locked(cache), unpacked_package(package) as root:
+def _unpack(source: Source, package: str, cache: Path | None, terminal: Terminal) -> Arrays:
+    with _folder_to_fill(cache, terminal) as filled, unpacked_package(package) as root:
         assert source.package_folder is not None
         folder = root / source.package_folder.relative_to("/")
         arrays = _read_folder(source, folder)
         for file in source.files.values():
-            part = cache / f"{file.packed_name}.part"
+            part = filled / f"{file.packed_name}.part"
             part.write_bytes((folder / file.packed_name).read_bytes())
-            part.replace(cache / file.packed_name)
+            part.replace(filled / file.packed_name)
         return arrays
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time fill ``folder``; the others wait and then find it filled."""
-    with (folder / ".lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield  # closing the file gives the lock back
+def _folder_to_fill(cache: Path | None, terminal: Terminal) -> Iterator[Path]:
+    """Yield the cache, for this process alone, or a temporary folder where there is none to be had.
+
+    Other processes wait, and then find the cache filled.
+    """
+    with ExitStack() as stack:
+        try:
+            if cache is None:
+                raise FileNotFoundError(NO_HOME)  # taken as any folder that is not to be had
+            cache.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((cache / ".lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)  # closing the file gives it back
+            folder = cache
+        except OSError as error:
+            place = error.filename or cache
+            terminal.say(
+                f"what is fetched is not kept: {f'{place}: ' if place else ''}{error.strerror or error}"
+            )
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="foldserve-")))
+        yield folder

@@ -4,6 +4,7 @@ from training.models.alexnet import AlexNet
 from training.models.blocks import ConvBlock
 from training.models.lenet import LeNet
 from training.models.normalized import Normalized
+from training.models.own import is_own
 from training.models.registry import MODELS, create_model, register_own
 from training.models.resnet import ResNet
 
@@ -15,5 +16,6 @@ __all__ = [
     "Normalized",
     "ResNet",
     "create_model",
+    "is_own",
     "register_own",
 ]

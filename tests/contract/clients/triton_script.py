@@ -73,15 +73,23 @@ def classes_of(client: triton.InferenceServerClient, tensor: triton.InferInput) 
 
 
 def ask_over_a_stream(client: triton.InferenceServerClient, images: np.ndarray) -> list:
-    """A request an image, and one among them that is wrong: an id with its logits, or the error."""
+    """A request an image, and one among them that is wrong: an id with its logits, or the error.
+
+    Each says whether it is the last answer to its request, which is all that such clients wait for.
+    """
     answers: queue.Queue = queue.Queue()
     client.start_stream(lambda result, error: answers.put(error or result))
     for index, image in enumerate(images):
-        client.async_stream_infer(MODEL, [pixels(image[None])], request_id=str(index))
+        client.async_stream_infer(
+            MODEL, [pixels(image[None])], request_id=str(index), enable_empty_final_response=True
+        )
         if index == 1:
             client.async_stream_infer(MODEL, [pixels(image[None, :, 1:])], request_id="wrong")
     streamed = [answers.get(timeout=20) for _ in range(len(images) + 1)]
     client.stop_stream()
+    for answer in streamed:
+        if not isinstance(answer, InferenceServerException):
+            assert answer.get_response().parameters["triton_final_response"].bool_param
     return [
         answer.message()
         if isinstance(answer, InferenceServerException)

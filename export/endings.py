@@ -1,0 +1,126 @@
+"""How a graph ends: in logits, or in something that was computed of them.
+
+    softmax   Softmax, LogSoftmax, or written out: exp(x) / sum(exp(x)), exp(x) * (1 / sum(exp(x)))
+    sigmoid   Sigmoid, HardSigmoid, or written out: 1 / (1 + exp(-x)), also 1 - that
+    choice    ArgMax, TopK: which classes, and no longer how much of each
+
+A softmax with nothing but changes of shape and type behind it can be taken off. Behind what cannot there may
+be clipping and arithmetic with constants too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_RESHAPING = {
+    "Identity",
+    "Reshape",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+    "Cast",
+    "CastLike",
+    "Dropout",
+}
+_WITH_CONSTANTS = {"Clip", "Max", "Min", "Mul", "Div", "Add", "Sub", "QuantizeLinear", "DequantizeLinear"}
+_SOFTMAX = {"Softmax", "LogSoftmax"}
+_NO_LOGITS = {"Softmax", "Sigmoid", "HardSigmoid", "ArgMax", "ArgMin", "TopK", "Hardmax", "OneHot"}
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """The last softmax of a graph: ``logits`` go into it, ``probabilities`` come out."""
+
+    logits: ir.Value
+    probabilities: ir.Value
+
+
+def find_softmax(value: ir.Value) -> Softmax | None:
+    """Return the softmax that computes ``value``, but for its shape and type; None where none does."""
+    node = _behind_shapes(value)
+    if node is None or node.domain:
+        return None
+    logits = node.inputs[0] if node.op_type in _SOFTMAX else _written_out_softmax(node)
+    return None if logits is None else Softmax(logits, node.outputs[0])
+
+
+def find_no_logits(value: ir.Value) -> ir.Node | None:
+    """Return what computes ``value``, but for arithmetic with constants, if that gives no logits."""
+    node = _behind_shapes(value)
+    while node is not None and not node.domain:
+        if end_name(node):
+            return node
+        computed = [given for given in node.inputs if given is not None and not _is_constant(given)]
+        if node.op_type not in _WITH_CONSTANTS or len(computed) != 1:
+            return None
+        node = _behind_shapes(computed[0])
+    return None
+
+
+def end_name(node: ir.Node) -> str:
+    """Say what a node computes that is no logits; "" for any other, also for logarithms of probabilities."""
+    if node.op_type in _NO_LOGITS:
+        return node.op_type
+    if _written_out_softmax(node) is not None:
+        return "softmax"
+    return "sigmoid" if _is_written_out_sigmoid(node) else ""
+
+
+def _behind_shapes(value: ir.Value) -> ir.Node | None:
+    node = value.producer()
+    while node is not None and node.op_type in _RESHAPING and not node.domain and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node
+
+
+def _written_out_softmax(node: ir.Node) -> ir.Value | None:
+    """Return x of exp(x) / sum(exp(x)); subtracting each row's largest x before changes nothing."""
+    powers, total = _quotient(node)
+    if powers is None or total is None or total.op_type != "ReduceSum" or powers.op_type != "Exp":
+        return None
+    summed = None if total.inputs[0] is None else total.inputs[0].producer()
+    is_of_the_same = summed is not None and (summed.op_type, summed.inputs[0]) == ("Exp", powers.inputs[0])
+    return powers.inputs[0] if is_of_the_same else None
+
+
+def _quotient(node: ir.Node) -> tuple[ir.Node | None, ir.Node | None]:
+    """Return what is divided by what, as a quotient or as the product with a reciprocal."""
+    if node.op_type not in ("Div", "Mul") or None in node.inputs:
+        return None, None
+    above, below = (given.producer() for given in node.inputs if given is not None)
+    if node.op_type == "Div":
+        return above, below
+    if above is not None and above.op_type == "Reciprocal":
+        above, below = below, above
+    if below is None or below.op_type != "Reciprocal" or below.inputs[0] is None:
+        return None, None
+    return above, below.inputs[0].producer()
+
+
+def _is_written_out_sigmoid(node: ir.Node) -> bool:
+    """Tell whether ``node`` divides a constant by a constant and an exponential."""
+    if node.op_type == "Div" and node.inputs[0] is not None and _is_constant(node.inputs[0]):
+        below = node.inputs[1]
+    elif node.op_type == "Reciprocal":
+        below = node.inputs[0]
+    else:
+        return False
+    total = None if below is None else below.producer()
+    if total is None or total.op_type != "Add":
+        return False
+    parts = [given for given in total.inputs if given is not None and not _is_constant(given)]
+    power = parts[0].producer() if len(parts) == 1 else None
+    return power is not None and power.op_type == "Exp"
+
+
+def _is_constant(value: ir.Value) -> bool:
+    producer = value.producer()
+    if producer is None:
+        return value.is_initializer()
+    given = producer.inputs[0] if producer.op_type in _RESHAPING else None
+    return producer.op_type == "Constant" or (given is not None and _is_constant(given))

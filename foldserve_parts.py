@@ -1,0 +1,66 @@
+"""Names the packages that each extra brings, and the line that installs the missing ones."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# Import names, by the extra of pyproject.toml that brings them. `runtime` stands for the extra cpu or gpu.
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "train": ("torch", "matplotlib"),
+    "export": ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"),
+    "serve": ("google.protobuf", "grpc", "grpc_health", "grpc_reflection", "prometheus_client"),
+    "runtime": ("onnxruntime",),
+}
+
+
+def missing_packages(extras: Iterable[str]) -> dict[str, list[str]]:
+    """Return the packages of ``extras`` that are not installed, by extra; nothing is imported."""
+    missing = {extra: [name for name in EXTRAS[extra] if not _is_installed(name)] for extra in extras}
+    return {extra: names for extra, names in missing.items() if names}
+
+
+def extras_with(module: str) -> dict[str, list[str]]:
+    """Return the first extra that brings the top-level ``module``; empty where none of them does."""
+    for extra, names in EXTRAS.items():
+        if module in {name.partition(".")[0] for name in names}:
+            return {extra: [module]}
+    return {}
+
+
+def how_to_install(missing: dict[str, list[str]]) -> str:
+    """Return the message about packages that are missing, ending with the one line that installs them.
+
+    The line is right wherever it is typed: it names this interpreter, and the checkout where foldserve runs
+    from one. Elsewhere the name alone is enough, for pip takes the foldserve that is installed.
+    """
+    packages = list(dict.fromkeys(name for names in missing.values() for name in names))
+    extras = ",".join(_runtime_extra() if extra == "runtime" else extra for extra in missing)
+    folder = Path(__file__).parent
+    if (folder / "Makefile").exists():  # a checkout: wheels do not bring it
+        source = f"-e {shlex.quote(f'{folder}[{extras}]')}"
+    else:
+        source = f"'foldserve[{extras}]'"
+    python = shlex.quote(sys.executable)
+    # Environments that uv makes hold no pip.
+    installer = f"{python} -m pip install" if find_spec("pip") else f"uv pip install --python {python}"
+    return f"needs what is not installed: {', '.join(packages)}; install it with: {installer} {source}"
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ModuleNotFoundError, ValueError):  # its parent is missing; something else stands in its place
+        return False
+
+
+def _runtime_extra() -> str:
+    has_driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+    return "gpu" if has_driver else "cpu"

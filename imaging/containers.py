@@ -1,0 +1,66 @@
+"""Which format an encoded image has, and Pillow's plugin for it."""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import TYPE_CHECKING
+
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from imaging import jpeg_segments, png_chunks
+from imaging.errors import ImageError
+from imaging.other_containers import read_bmp, read_gif, read_webp
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
+
+    from imaging.picture import Picture
+
+# Used by themselves, not by Image.open, they do not warn of large images, nor look for more than one.
+_PLUGINS: dict[str, type[ImageFile]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "WEBP": WebPImageFile,
+    "GIF": GifImageFile,
+    "BMP": BmpImageFile,
+}
+_READERS = (
+    (jpeg_segments.SIGNATURE, jpeg_segments.read_jpeg),
+    (png_chunks.SIGNATURE, png_chunks.read_png),
+    (b"GIF87a", read_gif),
+    (b"GIF89a", read_gif),
+    (b"BM", read_bmp),
+)
+# What some web servers write before a picture.
+_WHITE_SPACE = b" \t\r\n"
+
+
+def read_picture(encoded: bytes) -> Picture:
+    """Return what the pixels of ``encoded`` depend on, and what decoding them will cost.
+
+    Raises:
+        ImageError: not an image, of an unsupported kind, or damaged so that this can be told already.
+    """
+    if not encoded:
+        raise ImageError("the image is empty (0 bytes)")
+    if encoded[0] in _WHITE_SPACE:
+        encoded = encoded.lstrip(_WHITE_SPACE)
+    try:
+        for signature, read in _READERS:
+            if encoded.startswith(signature):
+                return read(encoded)
+        if encoded.startswith(b"RIFF") and encoded[8:12] == b"WEBP":
+            return read_webp(encoded)
+    except (struct.error, IndexError):
+        raise ImageError(f"damaged image: its {len(encoded)} bytes end in the header") from None
+    raise ImageError(f"not an image in a known format (expected one of {', '.join(_PLUGINS)})")
+
+
+def open_picture(picture: Picture) -> ImageFile:
+    """Return ``picture`` as Pillow opens it, not yet decoded; raises whatever Pillow does."""
+    return _PLUGINS[picture.kind](io.BytesIO(picture.content))

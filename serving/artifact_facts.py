@@ -1,0 +1,147 @@
+"""Every fact that an artifact's texts hold, by type and range: of ``manifest.json``, and of the metadata.
+
+What is read was written by whoever can write to the repository, and what is passed on must suit every reader:
+numbers are finite and of their very type, texts are UTF-8 without control characters. JSON is read by
+pydantic's reader, which refuses deep nesting and endless numbers with an error of one kind.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, Json, ValidationError, model_validator
+from pydantic_core import from_json
+
+from serving.errors import ArtifactError
+from serving.shown import is_legible, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
+
+SCHEMA_VERSION = 1
+
+# Faults that a message names; one is enough to be refused.
+_NAMED_FAULTS = 3
+_SHOWN_CHARACTERS = 80
+
+
+def _check_legible(text: str) -> str:
+    if not is_legible(text):
+        raise ValueError("text may hold no control characters")
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_check_legible)]
+_PerChannel = Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=3)]
+
+
+class FileFacts(BaseModel, frozen=True, strict=True):
+    """What the manifest says of a file."""
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Field(ge=0)] | None = None
+
+
+class ManifestFacts(BaseModel, frozen=True, strict=True):
+    """What is used of a manifest; the rest of it is for people."""
+
+    files: dict[str, FileFacts]
+    precision: Annotated[_Text, Field(max_length=32)] = ""
+
+
+class _Resize(BaseModel, frozen=True, strict=True):
+    shorter_side: int
+    crop: tuple[int, int]
+    interpolation: Literal["bilinear"] = "bilinear"
+
+
+class MetadataFacts(BaseModel, frozen=True, strict=True):
+    """The entries of a model's metadata, each a text of JSON but for ``channel_order``."""
+
+    labels: Json[Annotated[tuple[_Text, ...], Field(min_length=1)]]
+    mean: Json[_PerChannel]
+    std: Json[Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(min_length=1, max_length=3)]]
+    resize: Json[_Resize]
+    channel_order: Literal["L", "RGB"]
+
+    @model_validator(mode="after")
+    def _a_number_a_channel(self) -> Self:
+        count = len(self.channel_order)
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            if len(numbers) != count:
+                raise ValueError(f"{name} has {len(numbers)} numbers for {count} channels")
+        return self
+
+
+def read_manifest_facts(content: bytes, where: str) -> tuple[dict[str, Any], ManifestFacts]:
+    """Return a manifest, whole and as far as it is used; ``where`` names it in messages.
+
+    Raises:
+        ArtifactError: malformed, or of a schema that this version does not know.
+    """
+    try:
+        manifest = from_json(content)
+        if not isinstance(manifest, dict):
+            raise ArtifactError(f"{where} is malformed: it holds no JSON object")
+        schema = manifest.get("schema_version")
+        if type(schema) is not int:  # True would be one
+            raise ArtifactError(f"{where} is malformed: schema_version is {_given(schema)}, no whole number")
+        _check_schema(schema, where)
+        return manifest, ManifestFacts.model_validate(manifest)
+    except ValidationError as error:
+        raise ArtifactError(f"{where} is malformed: {_describe(error)}") from None
+    except ValueError as error:
+        raise ArtifactError(f"{where} is malformed: {error}") from None
+
+
+def read_metadata_facts(entries: Mapping[str, str], where: str) -> MetadataFacts:
+    """Return what the entries of a model's metadata say, by their short names; ``where`` names its file.
+
+    Raises:
+        ArtifactError: an entry is missing, malformed or out of range, or of an unknown schema.
+    """
+    for name in ("schema", *MetadataFacts.model_fields):
+        if name not in entries:
+            raise ArtifactError(
+                f"{where} has no metadata entry 'foldserve.{name}'; it was not written by `foldserve export`"
+            )
+    schema = entries["schema"]
+    if not (schema.isascii() and schema.isdigit() and len(schema) <= 9):
+        raise ArtifactError(f"{where} has malformed metadata: schema is {shown(schema)}, no whole number")
+    _check_schema(int(schema), f"{where} metadata")
+    try:
+        return MetadataFacts.model_validate(dict(entries))
+    except ValidationError as error:
+        raise ArtifactError(f"{where} has malformed metadata: {_describe(error)}") from None
+
+
+def _check_schema(schema: int, where: str) -> None:
+    if schema != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{where} has schema {schema}; this foldserve reads schema {SCHEMA_VERSION}: "
+            f"{'upgrade foldserve' if schema > SCHEMA_VERSION else 'export the model again'}"
+        )
+
+
+def _describe(error: ValidationError) -> str:
+    faults = error.errors(include_url=False, include_context=False)
+    texts = []
+    for fault in faults[:_NAMED_FAULTS]:
+        place = _cut(".".join(str(part) for part in fault["loc"]))
+        message = fault["msg"].removeprefix("Value error, ")
+        # The value of the whole is no help.
+        texts.append(f"{place}: {message}, given {_given(fault['input'])}" if place else message)
+    more = len(faults) - len(texts)
+    return "; ".join(texts) + (f"; and {more} more" if more else "")
+
+
+def _given(value: object) -> str:
+    """Return a value as JSON's reader gave it, shown: of what holds others only the kind."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    return shown(value) if isinstance(value, str) else _cut(str(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"

@@ -1,0 +1,66 @@
+"""Reading arrays of an npz archive, of which nothing is unpacked before its size is known and small enough.
+
+What an archive says of itself may be wrong. Python's zipfile gives no more of a member than the size that is
+declared; numpy takes as much memory as an array's header asks for, so the two are compared before it does.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+_READ_HEADER = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+# An archive of arrays has a few; going through a directory of a million takes seconds.
+_MOST_MEMBERS = 64
+_DIRECTORY_ENTRY = b"PK\x01\x02"
+
+
+def read_arrays(content: bytes, names: Sequence[str], most_bytes: int) -> dict[str, NDArray[Any]]:
+    """Return the arrays called ``names``, of ``most_bytes`` bytes together at most; others are left packed.
+
+    Raises:
+        ValueError: too large, or not such an archive.
+        KeyError, zipfile.BadZipFile, OSError, zlib.error: not such an archive either.
+    """
+    if content.count(_DIRECTORY_ENTRY) > _MOST_MEMBERS:
+        raise ValueError(f"it has more than {_MOST_MEMBERS} members")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name: archive.getinfo(f"{name}.npy") for name in names}
+        total_bytes = sum(member.file_size for member in members.values())
+        if total_bytes > most_bytes:
+            raise ValueError(
+                f"its arrays would have {total_bytes} bytes unpacked; they may have {most_bytes} at most"
+            )
+        for name, member in members.items():
+            with archive.open(member) as stream:
+                _check_header(name, stream, member.file_size)
+        arrays = {}
+        for name, member in members.items():
+            with archive.open(member) as stream:
+                arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+    return arrays
+
+
+def _check_header(name: str, stream: IO[bytes], size: int) -> None:
+    """Raise ValueError unless a member's header asks for just the bytes that follow it."""
+    version = np.lib.format.read_magic(stream)
+    if version not in _READ_HEADER:
+        raise ValueError(f"{name} has format {version}; expected one of {sorted(_READ_HEADER)}")
+    shape, _, dtype = _READ_HEADER[version](stream)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects")
+    asked_bytes = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or asked_bytes != size - stream.tell():
+        raise ValueError(f"{name} says that it has {asked_bytes} bytes, {size - stream.tell()} are there")

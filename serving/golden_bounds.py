@@ -1,0 +1,42 @@
+"""What golden pairs may be like: the kind of each array, and how loosely they may be reproduced."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from serving.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+# The largest tolerance for the trained model's logits that an export writes, in fp32 and in any precision: a
+# floor, and a fraction of the largest logit (export/tolerances.py has the reasons). A file that is off by a
+# tenth of its largest logit is not the network that was trained.
+_MOST_FP32 = (1e-4, 5e-6)
+_MOST_ANY = (1e-3, 0.1)
+
+
+def most_tolerance(logits: NDArray[np.float32], precision: str = "") -> float:
+    """Return the largest reference tolerance that golden pairs with these reference logits may have."""
+    floor, fraction = _MOST_FP32 if precision == "fp32" else _MOST_ANY
+    return max(floor, fraction * float(np.abs(logits).max(initial=0.0)))
+
+
+def member(arrays: Mapping[str, Any], name: str, dtype: type[np.generic], dimensions: int) -> NDArray[Any]:
+    """Return one of the arrays in ``golden.npz``.
+
+    Raises:
+        ArtifactError: it is of another type or has other dimensions, or is no array.
+        KeyError: there is none of this name.
+    """
+    array = arrays[name]
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != dimensions:
+        kind = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "no array"
+        raise ArtifactError(
+            f"golden.npz: {name} is {kind}; expected {np.dtype(dtype).name} of {dimensions} dimensions"
+        )
+    return array

@@ -1,0 +1,131 @@
+"""Standard output and error: they take any text, and nothing breaks when whoever reads them has gone."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+import re
+import select
+import sys
+from typing import TYPE_CHECKING, ParamSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import TextIO
+
+    Parameters = ParamSpec("Parameters")
+
+# As a shell sees a process that SIGPIPE ended, which is how `head` ends most programs.
+READER_GONE = 128 + 13
+
+# What terminals act upon instead of showing it: control characters, separators of lines, marks that turn the
+# direction of writing. And halves of surrogate pairs, as which Python reads bytes that are no UTF-8.
+_ILLEGIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_NO_UTF8 = re.compile("[\ud800-\udfff]")
+
+
+def takes_any_output(main: Callable[Parameters, int]) -> Callable[Parameters, int]:
+    """Let ``main`` print any text, escaped where the terminal's encoding lacks it.
+
+    Where whoever read its output has gone, it ends without a word and returns READER_GONE.
+    """
+
+    @functools.wraps(main)
+    def run(*arguments: Parameters.args, **options: Parameters.kwargs) -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            status = main(*arguments, **options)
+        except SystemExit:  # `--help` ends by it
+            _end_output()
+            raise
+        except BrokenPipeError:
+            if not drop_unread_output():
+                raise
+            status = READER_GONE
+        return _end_output() or status
+
+    return run
+
+
+def ignores_lost_reader(say: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """Let ``say`` print to nowhere once whoever read standard output has gone."""
+
+    @functools.wraps(say)
+    def run(*arguments: Parameters.args, **options: Parameters.kwargs) -> None:
+        try:
+            say(*arguments, **options)
+        except BrokenPipeError:
+            if not drop_unread_output():
+                raise
+
+    return run
+
+
+def drop_unread_output() -> bool:
+    """Send what nobody reads any more to nowhere, and tell whether that was so of any output."""
+    unread = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
+    for stream in unread:
+        _send_nowhere(stream)
+    return bool(unread)
+
+
+def legible(text: str) -> str:
+    """Return ``text``, which came from outside, as it may stand in a line on a terminal."""
+    return _ILLEGIBLE.sub(_escape, text)
+
+
+def to_json_line(content: Mapping[str, object]) -> str:
+    r"""Return ``content`` as a line of JSON, where bytes that are no UTF-8 stand as "\xe9", say."""
+    line = json.dumps(content, ensure_ascii=False)
+    return _NO_UTF8.sub(lambda found: "\\" + _escape(found), line)
+
+
+def print_utf8(line: str) -> None:
+    """Print ``line`` in UTF-8, whatever the terminal's encoding: other programs read it."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() not in ("utf-8", "utf8"):
+        sys.stdout.reconfigure(encoding="utf-8")
+    print(line)
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    is_byte = code <= 0xFF or 0xDC80 <= code <= 0xDCFF
+    return f"\\x{code & 0xFF:02x}" if is_byte else f"\\u{code:04x}"
+
+
+def _end_output() -> int:
+    """Write what is still to be written, about which Python would complain too late; return 0 if it works."""
+    if sys.stdout is None or sys.stdout.closed:
+        return 0
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _send_nowhere(sys.stdout)
+        return READER_GONE
+    except OSError as error:
+        _send_nowhere(sys.stdout)
+        print(f"standard output cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _is_unread(stream: TextIO | None) -> bool:
+    if stream is None:
+        return False
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):  # it is a test's, or closed
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _send_nowhere(stream: TextIO) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -1,0 +1,42 @@
+"""A server takes whatever tolerance an export writes: the bound it has is that of the widest precision."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from export.tolerances import half_tolerance, int8_tolerance, reference_tolerance
+from serving.artifact import Golden
+from serving.errors import ArtifactError
+from serving.golden_bounds import most_tolerance
+
+LOGITS = arrays(
+    np.float32, (4, 3), elements=st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
+)
+
+
+@given(logits=LOGITS, measured=st.floats(0, 1e30))
+def test_what_an_export_writes_is_taken(logits, measured: float):
+    assert reference_tolerance(logits) <= most_tolerance(logits, "fp32")
+    assert half_tolerance(logits) <= most_tolerance(logits, "fp16")
+    assert int8_tolerance(logits, measured) <= most_tolerance(logits, "int8")
+
+
+@given(logits=LOGITS)
+def test_fp32_may_be_off_by_no_more_than_an_export_in_fp32_writes(logits):
+    golden = Golden(
+        images=np.zeros((4, 1, 2, 2), np.uint8),
+        reference_logits=logits,
+        runtime_logits=logits,
+        reference_tolerance=reference_tolerance(logits),
+        runtime_tolerance=1e-5,
+        synthetic=True,
+    )
+    golden.check("fp32")
+    wider = dataclasses.replace(golden, reference_tolerance=golden.reference_tolerance * 1.01)
+    with pytest.raises(ArtifactError, match="in fp32 the first may be"):
+        wider.check("fp32")
+    wider.check("int8")

@@ -1,0 +1,10 @@
+"""`python -m serving` with 64 file descriptors, as after `ulimit -n 64`."""
+
+import resource
+import sys
+
+from serving.__main__ import main
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""`python -m serving` whose model can be held: an execution waits for as long as the file `hold` is there.
+
+A test that needs a busy model holds it, and need not guess how long the machine takes for how many rows.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serving.model import ServedModel
+from serving.runner import Runner
+from tests.serving.repository_changes import eventually
+from tests.serving.server_process import ServerProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from serving.batch_requests import OnDone
+    from serving.calls import Call
+
+# In the server's working folder.
+HOLD, HELD = Path("hold"), Path("held")
+
+_run, _submit = Runner.__call__, ServedModel.submit
+
+
+class HeldServer(ServerProcess):
+    """A server process whose model waits between `hold` and `release`."""
+
+    def __init__(self, repository: Path, folder: Path, *flags: str) -> None:
+        self._folder = folder
+        super().__init__(repository, folder, *flags, module="tests.fault.held_server")
+
+    def hold(self) -> None:
+        """Let the executions that begin from now on wait."""
+        (self._folder / HELD).unlink(missing_ok=True)
+        (self._folder / HOLD).touch()
+
+    def wait_until_held(self) -> None:
+        """Wait until an execution has begun, and waits."""
+        eventually((self._folder / HELD).exists, "the model is asked")
+
+    def release(self) -> None:
+        """Let everything run."""
+        (self._folder / HOLD).unlink()
+
+
+def _wait_and_run(runner: Runner, images: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
+    while HOLD.exists():
+        HELD.touch()
+        time.sleep(0.01)
+    return _run(runner, images)
+
+
+def _submit_without_lending(
+    model: ServedModel, calls: list[Call], on_done: OnDone[Call], *, lend_thread: bool = False
+) -> None:
+    # The transport's own thread, lent to a quick model, would be held too, and take nothing more.
+    _submit(model, calls, on_done)
+
+
+if __name__ == "__main__":
+    from serving.__main__ import main
+
+    Runner.__call__ = _wait_and_run  # type: ignore[method-assign]
+    ServedModel.submit = _submit_without_lending  # type: ignore[method-assign]
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""A process with few file descriptors answers good callers whatever others hold open."""
+
+from __future__ import annotations
+
+import socket
+import time
+import urllib.request
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import grpc
+import numpy as np
+import pytest
+
+from serving.client import Client
+from tests.serving.artifacts import TinyNetwork
+from tests.serving.server_process import ServerProcess, outputs_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+NETWORK = TinyNetwork()
+# A client's first bytes: the preface and an empty SETTINGS frame.
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+@pytest.fixture
+def server(tmp_path: Path, transport: str) -> Iterator[ServerProcess]:
+    NETWORK.publish(tmp_path / "models" / "tiny")
+    module = "tests.fault.few_descriptors_server"
+    with ServerProcess(
+        tmp_path / "models", tmp_path / "server", "--transport", transport, module=module
+    ) as process:
+        yield process
+
+
+def connect(address: str, content: bytes) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    connection = socket.create_connection((host, int(port)), timeout=10)
+    connection.sendall(content)
+    return connection
+
+
+def assert_answers(server: ServerProcess) -> None:
+    """Over a connection of its own, as a caller who comes now, and to a probe."""
+    images = NETWORK.random_images(2)
+    with Client(server.address, connect_timeout_s=20.0) as client:
+        assert np.abs(client.infer("tiny", images)["logits"] - NETWORK.logits(images)).max() < 1e-5
+    with urllib.request.urlopen(f"http://{server.http_address}/healthz", timeout=20) as page:
+        assert page.status == 200
+
+
+@pytest.mark.parametrize("content", [pytest.param(PREFACE, id="HTTP/2"), pytest.param(b"", id="silent")])
+def test_idle_connections_give_way_to_callers(server: ServerProcess, content: bytes) -> None:
+    images = NETWORK.random_images(2)
+    server.infer(images)
+    lines_before = server.log.count("\n")
+    with ExitStack() as held:
+        for _ in range(150):
+            held.enter_context(connect(server.address, content))
+        for _ in range(5):
+            assert_answers(server)
+        # Whoever has asked something is kept, however long ago it was.
+        assert np.abs(outputs_of(server.infer(images))["logits"] - NETWORK.logits(images)).max() < 1e-5
+    assert_answers(server)
+    assert server.log.count("\n") - lines_before < 20, server.log
+    assert server.log.count("file descriptors are free") == 1
+    assert "ulimit -n" in server.log
+    assert "Traceback" not in server.log
+
+
+def test_a_call_that_waits_keeps_its_connection(server: ServerProcess) -> None:
+    """A watcher of health hears nothing for long, and is not the one who gives way."""
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(server.address) as channel, ExitStack() as held:
+        statuses = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        assert next(statuses).status == health_pb2.HealthCheckResponse.SERVING
+        for _ in range(100):
+            held.enter_context(connect(server.address, PREFACE))
+        assert_answers(server)
+        server.process.terminate()
+        assert next(statuses).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def test_idle_connections_to_the_port_of_probes_give_way(server: ServerProcess) -> None:
+    lines_before = server.log.count("\n")
+    with ExitStack() as held:
+        for _ in range(150):
+            held.enter_context(connect(server.http_address, b"GET"))
+        assert_answers(server)
+    assert_answers(server)
+    assert server.log.count("\n") - lines_before < 20, server.log
+
+
+def test_the_repository_is_still_followed(server: ServerProcess, tmp_path: Path) -> None:
+    """The reserve is for loading what appears, too."""
+    other = TinyNetwork(seed=7)
+    with ExitStack() as held:
+        for _ in range(100):
+            held.enter_context(connect(server.address, PREFACE))
+        other.publish(tmp_path / "models" / "other")
+        give_up_s = time.monotonic() + 60
+        while "other/1 ready" not in server.log:
+            assert time.monotonic() < give_up_s, server.log
+            time.sleep(0.05)
+        images = other.random_images(1)
+        logits = outputs_of(server.infer(images, "other"))["logits"]
+        assert np.abs(logits - other.logits(images)).max() < 1e-5

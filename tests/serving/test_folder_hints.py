@@ -1,0 +1,71 @@
+"""Which folder was meant: one level too deep, too high, misspelt or empty."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from serving.errors import ArtifactError
+from serving.folder_hints import explain_emptiness
+from serving.scanning import scan
+from tests.serving.artifacts import TinyNetwork
+from tests.serving.server_process import ServerProcess, run_cli
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    TinyNetwork().publish(tmp_path / "models" / "tiny")
+    return tmp_path / "models"
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"), [("tiny", "a model's own folder"), ("tiny/1", "one version of a model")]
+)
+def test_folder_inside_the_repository_is_named_for_what_it_is(models: Path, given: str, kind: str) -> None:
+    message = f"{models / given} is {kind}, not a repository, .*: give --repository {models}$"
+    with pytest.raises(ArtifactError, match=message):
+        scan(models / given)
+
+
+def test_the_folder_to_give_is_named_from_inside_too(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(models / "tiny")
+    for command in ("list", "verify"):
+        ended = run_cli("models", command, "--repository", ".")
+        assert ended.returncode == 1
+        assert f"give --repository {models}\n" in ended.stderr
+
+
+@pytest.mark.parametrize("given", ["tiny", "tiny/1"])
+def test_serve_ends_with_the_folder_to_give(models: Path, given: str) -> None:
+    ended = run_cli("serve", "--repository", str(models / given), "--port", "0", "--device", "cpu")
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+    assert ended.stderr.endswith(f"give --repository {models}\n")
+
+
+def test_misspelt_repository_is_guessed(models: Path) -> None:
+    with pytest.raises(ArtifactError, match=f"did you mean {models}\\?"):
+        scan(models.with_name("model"))
+
+
+def test_repository_one_level_down_is_found(models: Path) -> None:
+    said = explain_emptiness(models.parent)
+    assert said == f"there are no models in {models.parent}, but in {models}: give --repository {models}"
+
+
+def test_what_holds_no_models_is_not_called_empty(tmp_path: Path) -> None:
+    assert explain_emptiness(tmp_path).startswith("the repository is empty: `foldserve export --repository ")
+    (tmp_path / os.fsdecode(b"\xff")).mkdir()
+    (tmp_path / "notes.txt").write_text("")
+    assert explain_emptiness(tmp_path).startswith("the repository has no NAME/VERSION/ that can be read: ")
+
+
+def test_empty_repository_is_said_and_served_once_it_has_models(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    with ServerProcess(tmp_path / "models", tmp_path / "server") as server:
+        assert "no model serves; the repository is empty: `foldserve export" in server.log

@@ -1,0 +1,163 @@
+"""Who waits for whom while images are decoded; what is decoded is in tests/imaging."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imaging import ImageSpec, prepare_picture
+from serving import image_decoder
+from serving.calls import ClassifyCall
+from serving.errors import InvalidArgumentError
+from serving.image_decoder import ImageDecoder
+from tests.imaging.crafted import encode, jpeg_of_scans
+from tests.serving.server_process import SOURCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from imaging import Picture
+
+SPEC = ImageSpec(channel_order="L", height=8, width=8, resize_shorter_side=8)
+SMALL = encode(Image.new("L", (8, 8), 7))
+LONG = jpeg_of_scans(6000, 10)  # as 8,000 would be, if so many were decoded at all
+
+
+class Decoding:
+    """A decoder whose images wait for ``open`` where they are of one of ``sides``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, sides: set[int], thread_count: int) -> None:
+        self.open = threading.Event()
+        self.ended: list[str] = []
+        self.errors: dict[str, Exception | None] = {}
+        self._sides = sides
+        self._one_more = threading.Semaphore(0)
+        monkeypatch.setattr(image_decoder, "prepare_picture", self._prepare)
+        self.decoder = ImageDecoder(thread_count=thread_count, max_bytes=2**30, max_pixels=2**26)
+
+    def _prepare(self, picture: Picture, spec: ImageSpec, *, max_pixels: int) -> np.ndarray:
+        if picture.width in self._sides:
+            assert self.open.wait(60)
+            return np.zeros(spec.shape, np.uint8)
+        return prepare_picture(picture, spec, max_pixels=max_pixels)
+
+    def submit(self, name: str, images: list[bytes], deadline_s: float = float("inf")) -> ClassifyCall:
+        call = ClassifyCall(message=None, deadline_s=deadline_s)
+        call.encoded = images
+
+        def on_decoded(_: object, error: Exception | None) -> None:
+            self.errors[name] = error
+            self.ended.append(name)
+            self._one_more.release()
+
+        self.decoder.submit(call, SPEC, on_decoded)
+        return call
+
+    def wait_for(self, count: int) -> None:
+        for _ in range(count):
+            assert self._one_more.acquire(timeout=60)
+
+
+@pytest.fixture
+def decoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoding]:
+    of_two_threads = Decoding(monkeypatch, {6000}, thread_count=2)
+    yield of_two_threads
+    of_two_threads.open.set()
+    of_two_threads.decoder.close()
+
+
+def test_images_that_take_long_hold_up_no_others(decoding: Decoding) -> None:
+    long = [decoding.submit(f"long {index}", [LONG]) for index in range(5)]
+    calls = [decoding.submit(f"small {index}", [SMALL] * 3) for index in range(50)]
+    decoding.wait_for(50)
+    assert all(name.startswith("small") for name in decoding.ended)
+    assert all(np.all(call.rows == 7) for call in calls)
+    decoding.open.set()
+    decoding.wait_for(5)
+    assert [call.rows.shape for call in long] == [(1, *SPEC.shape)] * 5
+    assert decoding.decoder.held_bytes == 0
+
+
+def test_a_call_with_one_image_that_takes_long_gets_its_others_too(decoding: Decoding) -> None:
+    decoding.open.set()
+    call = decoding.submit("mixed", [SMALL, LONG, SMALL, LONG, SMALL])
+    decoding.wait_for(1)
+    assert [int(row.max()) for row in call.rows] == [7, 0, 7, 0, 7]
+
+
+def test_a_call_of_many_images_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its images takes a whole turn; what comes after it is not behind all of them."""
+    monkeypatch.setattr(image_decoder, "_TURN_S", 0.0)
+    decoding = Decoding(monkeypatch, {9}, thread_count=1)
+    first = [encode(Image.new("L", (9, 9)))]
+    decoding.submit("many", first + [SMALL] * 200)
+    decoding.submit("few", [SMALL] * 3)
+    decoding.open.set()
+    decoding.wait_for(2)
+    assert decoding.ended == ["few", "many"]
+    decoding.decoder.close()
+
+
+def test_an_image_that_is_refused_is_named_and_frees_what_its_call_held(decoding: Decoding) -> None:
+    decoding.submit("bad", [SMALL, b"nothing"])
+    decoding.submit("excessive", [SMALL, SMALL, jpeg_of_scans(8000, 500)])
+    decoding.wait_for(2)
+    assert str(decoding.errors["bad"]).startswith("image 1: not an image")
+    assert str(decoding.errors["excessive"]).startswith("image 2: the image's 8000x8000 pixels come in")
+    assert all(isinstance(error, InvalidArgumentError) for error in decoding.errors.values())
+    assert decoding.decoder.held_bytes == 0
+
+
+def test_calls_that_nobody_waits_for_are_not_decoded(decoding: Decoding) -> None:
+    late = decoding.submit("late", [LONG], deadline_s=time.monotonic() - 1)
+    gone = decoding.submit("gone", [SMALL])
+    gone.cancelled = True
+    decoding.wait_for(2)
+    assert decoding.errors == {"late": None, "gone": None}, "the batcher answers, which sees the same"
+    assert not late.encoded
+
+
+def test_a_failure_behind_it_leaves_the_threads_decoding(
+    decoding: Decoding, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("injected")
+
+    for _ in range(6):
+        call = ClassifyCall(message=None)
+        call.encoded = [SMALL]
+        decoding.decoder.submit(call, SPEC, fail)
+    decoding.submit("next", [SMALL])
+    decoding.wait_for(1)
+    assert "injected" in caplog.text
+
+
+def test_a_process_ends_while_an_image_is_decoded() -> None:
+    script = """
+import threading, time
+from imaging import ImageSpec
+from serving import image_decoder
+from serving.calls import ClassifyCall
+started = threading.Event()
+def stuck(*_, **__):
+    started.set()
+    time.sleep(3600)
+image_decoder.prepare_picture = stuck
+decoder = image_decoder.ImageDecoder(thread_count=1, max_bytes=2**20, max_pixels=100)
+call = ClassifyCall(message=None)
+call.encoded = [bytes.fromhex("%s")]
+decoder.submit(call, ImageSpec("L", 8, 8, 8), print)
+started.wait()
+decoder.close()
+print("done")
+"""
+    command = [sys.executable, "-c", script % SMALL.hex()]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=SOURCE)
+    assert ended.stdout == "done\n"

@@ -1,0 +1,64 @@
+"""Threads of a batcher's instances: as many as there is work for, none for a model that nobody asks."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from serving.batch_requests import Outcome, Request
+from serving.batcher import Batcher
+from tests.serving.repository_changes import eventually
+
+if TYPE_CHECKING:
+    import pytest
+    from numpy.typing import NDArray
+
+
+def request_of(value: int) -> Request:
+    return Request(rows=np.array([[value]], np.uint8))
+
+
+def thread_names(start: str) -> list[str]:
+    return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith(start))
+
+
+def test_threads_begin_with_the_requests_that_need_them_and_end_when_idle() -> None:
+    """Two requests of each wave are inside the model at once, or neither comes out again."""
+    inside = threading.Barrier(2)
+
+    def execute(rows: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        if rows[0, 0]:
+            inside.wait(60)
+        return [rows]
+
+    batcher: Batcher[Request] = Batcher(
+        execute, max_batch_size=1, max_queue_rows=9, max_queue_bytes=99, idle_s=0.01
+    )
+    batcher.start(1, spare_count=1, name="idle model")
+    assert thread_names("idle model") == []
+    for wave in range(3):
+        answered: list[Outcome] = []
+        for value in (0, 1, 1):
+            batcher.submit([request_of(value)], lambda _, outcome, to=answered: to.append(outcome))
+        eventually(lambda to=answered: len(to) == 3, f"wave {wave} is answered")
+        assert all(isinstance(outcome, tuple) for outcome in answered)
+        eventually(lambda: not thread_names("idle model"), "the threads end")
+    batcher.close(grace_s=60)
+
+
+def test_where_no_thread_can_be_had_the_callers_own_runs_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    batcher: Batcher[Request] = Batcher(
+        lambda rows: [rows], max_batch_size=4, max_queue_rows=9, max_queue_bytes=99
+    )
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    batcher.start(2, spare_count=1)
+    outcomes: list[Outcome] = []
+    batcher.submit([request_of(1)], lambda _, outcome: outcomes.append(outcome))
+    assert [type(outcome) for outcome in outcomes] == [tuple]
+    batcher.close(grace_s=5)
+    assert batcher.waiting() == (0, 0)

@@ -1,0 +1,31 @@
+"""Texts from outside: whatever they hold, what is shown of them can be sent, logged and printed."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.shown import is_legible, legible, listed, shown
+
+# Halves of surrogate pairs too: what Python makes of bytes in a file's name that are no UTF-8.
+TEXTS = st.text(st.characters(codec=None), max_size=50)
+
+
+@given(text=TEXTS)
+def test_what_is_shown_can_be_sent_and_printed(text: str) -> None:
+    for result in (legible(text), legible(text * 200), shown(text), listed([text, text])):
+        assert is_legible(result)
+        assert len(result.encode()) < 8000, "it fits into a status's message"
+
+
+@given(text=TEXTS.filter(is_legible))
+def test_what_is_legible_stays_as_it_is(text: str) -> None:
+    assert legible(text) == text
+
+
+def test_words_of_any_language_are_legible() -> None:
+    for text in ("café", "猫", "\u0646\u200c\u0645", "\u3000", "\u00a0", "👩\u200d🔬", 'a "quoted" \\ name'):
+        assert is_legible(text)
+
+
+def test_bytes_that_are_no_utf_8_are_shown_as_such() -> None:
+    assert legible(b"caf\xe9\n\xff".decode(errors="surrogateescape")) == "caf\\xe9\\x0a\\xff"
+    assert legible("\u2028\u202e\ud800") == "\\u2028\\u202e\\ud800"

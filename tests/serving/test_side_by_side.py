@@ -1,0 +1,99 @@
+"""Jobs side by side: all are done, a slow or failing one holds up no other."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from serving.side_by_side import SideBySide
+from tests.serving.repository_changes import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture
+def release() -> Iterator[threading.Event]:
+    """Lets whatever hangs on it end with the test."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_all_jobs_are_done_and_only_so_many_at_a_time() -> None:
+    lock, running, most, done = threading.Lock(), 0, 0, []
+
+    def job(number: int) -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        threading.Event().wait(0.001)
+        with lock:
+            running -= 1
+            done.append(number)
+
+    SideBySide(3, slow_s=1000).run({str(number): lambda number=number: job(number) for number in range(40)})
+    assert sorted(done) == list(range(40))
+    assert most <= 3
+
+
+@pytest.mark.parametrize("job_count", [1, 2])
+def test_jobs_that_hang_hold_up_no_other(job_count: int, release: threading.Event) -> None:
+    done: list[str] = []
+    jobs: dict[str, Callable[[], object]] = {f"a{number}": release.wait for number in range(5)}
+    jobs |= {f"z{number}": lambda number=number: done.append(f"z{number}") for number in range(5)}
+    models = SideBySide(job_count, slow_s=0.01)
+    models.run(jobs, leave_slow=True)
+    eventually(lambda: len(done) == 5, "the others are done, if slowly")
+    assert [name for name in jobs if models.is_busy(name)] == [f"a{number}" for number in range(5)]
+    release.set()
+    eventually(lambda: not any(models.is_busy(name) for name in jobs), "what was slow ends")
+
+
+def test_one_of_a_name_runs_at_a_time(release: threading.Event) -> None:
+    models = SideBySide(2, slow_s=0.01)
+    entered = threading.Event()
+    with models.alone("model"):
+        models.run({"model": entered.set}, leave_slow=True)
+        assert not entered.is_set()
+    assert entered.wait(60)
+
+
+def test_what_one_raises_stays_with_it_but_for_fatal_errors(caplog: pytest.LogCaptureFixture) -> None:
+    done: list[str] = []
+    models = SideBySide(1, fatal=(KeyError,))
+    models.run({"bad": lambda: 1 // 0, "good": lambda: done.append("good")})
+    assert done == ["good"]
+    assert "'bad': failed" in caplog.text
+
+    def fail() -> None:
+        raise KeyError("fatal")
+
+    with pytest.raises(KeyError, match="fatal"):
+        models.run({"bad": fail, "good": lambda: done.append("again")})
+
+
+def test_what_was_left_by_earlier_runs_counts_as_well(release: threading.Event) -> None:
+    """However often the repository is looked at, no more than eight slow loads are under way."""
+    models = SideBySide(1, slow_s=0.01)
+    begun: list[str] = []
+
+    def hang(name: str) -> None:
+        begun.append(name)
+        release.wait()
+
+    for look in range(2):
+        jobs = {f"{look} {number}": lambda name=f"{look} {number}": hang(name) for number in range(4)}
+        models.run(jobs, leave_slow=True)
+    jobs = {f"last {number}": lambda name=f"last {number}": hang(name) for number in range(4)}
+    third = threading.Thread(target=models.run, args=(jobs,))
+    third.start()
+    eventually(lambda: len(begun) >= 9, "one more is begun")
+    threading.Event().wait(0.1)
+    assert len(begun) == 9
+    release.set()
+    third.join(60)
+    assert len(begun) == 12

@@ -1,0 +1,309 @@
+"""One version or model may be anything: it is refused by itself, with its reason; its neighbours serve."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from serving import loading, scanning, settings_reader, version_files
+from serving import repository as repository_module
+from serving.control import Control
+from serving.errors import ArtifactError, NotFoundError, UnavailableError
+from serving.model import ModelSettings
+from serving.pb import open_inference_pb2 as pb
+from serving.repository import Repository
+from serving.safe_files import read_inside, size_inside
+from serving.servicer import Servicer
+from serving.shown import is_legible, legible
+from tests.serving.artifacts import TinyNetwork
+from tests.serving.server_process import run_cli
+from tests.serving.strange_versions import KINDS, SETTINGS_DAMAGES, VERSIONS, put_in_place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SETTINGS = ModelSettings(device="cpu", intra_op_threads=1, max_batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return TinyNetwork().publish(tmp_path_factory.mktemp("sound") / "tiny")
+
+
+@pytest.fixture
+def models(tmp_path: Path, sound: Path) -> Path:
+    """Three models, the middle one to be damaged by the test."""
+    for name in ("a", "m", "z"):
+        shutil.copytree(sound, tmp_path / "models" / name / "1")
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def repository(models: Path) -> Iterator[Repository]:
+    """Not loaded yet."""
+    opened = Repository(models, SETTINGS, settle_s=0.0)
+    yield opened
+    opened.close(grace_s=5)
+
+
+def serving(repository: Repository) -> set[str]:
+    return {f"{model.name}/{model.version}" for model in repository.ready_models()}
+
+
+def refused(repository: Repository, name: str = "m") -> str:
+    """Check that all but one model serve, and return the reason why that one does not."""
+    assert serving(repository) == {"a/1", "z/1"}
+    (entry,) = (entry for entry in repository.index() if entry.name == name)
+    assert entry.state == "UNAVAILABLE"
+    assert entry.reason
+    assert is_legible(entry.reason)
+    assert len(entry.reason.encode()) < 8000, "it fits into a status's message"
+    return entry.reason
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_strange_version_is_refused_by_itself(repository: Repository, models: Path, name: str) -> None:
+    damage, reasons = VERSIONS[name]
+    damage(models / "m" / "1")
+    repository.load_all()
+    reason = refused(repository)
+    assert any(words in reason for words in reasons), reason
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_strange_version_keeps_no_later_look_from_its_neighbours(
+    repository: Repository, models: Path, sound: Path, name: str
+) -> None:
+    repository.load_all()
+    assert serving(repository) == {"a/1", "m/1", "z/1"}
+    shutil.copytree(sound, models / "m" / "2")
+    VERSIONS[name][0](models / "m" / "2")
+    shutil.copytree(sound, models / "n" / "1")
+    shutil.rmtree(models / "z")
+    for _ in range(3):  # as many as what is not whole, or is missing, is given
+        repository.refresh()
+    assert serving(repository) == {"a/1", "m/1", "n/1"}
+    (entry,) = (entry for entry in repository.index() if (entry.name, entry.version) == ("m", 2))
+    assert entry.state == "UNAVAILABLE"
+    assert any(words in entry.reason for words in VERSIONS[name][1]), entry.reason
+    with pytest.raises(UnavailableError):
+        repository.load("m")
+
+
+@pytest.mark.parametrize("name", SETTINGS_DAMAGES)
+def test_strange_settings_are_refused_by_themselves(repository: Repository, models: Path, name: str) -> None:
+    SETTINGS_DAMAGES[name](models / "m")
+    repository.load_all()
+    assert refused(repository).startswith("model.toml ")
+    with pytest.raises(UnavailableError, match=r"model\.toml"):
+        repository.load("m")
+    path = models / "m" / "model.toml"
+    path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    repository.refresh()
+    assert serving(repository) == {"a/1", "m/1", "z/1"}
+
+
+@pytest.mark.parametrize("name", SETTINGS_DAMAGES)
+def test_strange_settings_leave_what_serves_as_it_is(repository: Repository, models: Path, name: str) -> None:
+    repository.load_all()
+    SETTINGS_DAMAGES[name](models / "m")
+    shutil.rmtree(models / "z")
+    for _ in range(3):
+        repository.refresh()
+    assert serving(repository) == {"a/1", "m/1"}
+    shutil.rmtree(models / "m")
+    for _ in range(3):
+        repository.refresh()
+    assert serving(repository) == {"a/1"}
+
+
+def test_version_that_is_gone_is_let_go_whatever_the_settings(
+    repository: Repository, models: Path, sound: Path
+) -> None:
+    shutil.copytree(sound, models / "m" / "2")
+    repository.load_all()
+    (models / "m" / "model.toml").write_text("nonsense")
+    shutil.rmtree(models / "m" / "2")
+    for _ in range(3):
+        repository.refresh()
+    assert serving(repository) == {"a/1", "m/1", "z/1"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_file_leaves_no_descriptor_open(tmp_path: Path, kind: str) -> None:
+    put_in_place(tmp_path / "manifest.json", kind)
+    before = set(Path("/proc/self/fd").iterdir())
+    for reader in (partial(read_inside, most_bytes=100), size_inside):
+        for _ in range(20):
+            with pytest.raises(ArtifactError):
+                reader(tmp_path / "manifest.json", tmp_path)
+    assert len(set(Path("/proc/self/fd").iterdir()) - before) < 5
+
+
+def test_nothing_is_told_of_files_outside(tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    for target, name in (("secret", "one"), ("no-secret", "other")):
+        (tmp_path / "inside" / name).symlink_to(tmp_path / target)
+    said = set()
+    for name in ("one", "other"):
+        for reader in (partial(read_inside, most_bytes=100), size_inside):
+            with pytest.raises(ArtifactError) as caught:
+                reader(tmp_path / "inside" / name, tmp_path / "inside")
+            said.add(str(caught.value).removeprefix(name))
+    assert len(said) == 1, "whether there is such a file, and of what size, is not told"
+
+
+ERRORS = [
+    RecursionError("too deep"),
+    MemoryError(),
+    ValueError("Exceeds the limit (4300 digits) for integer string conversion"),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    OSError(5, "Input/output error"),
+    OverflowError("cannot convert float infinity to integer"),
+    RuntimeError("can't start new thread\x1b[2J \udcff" + "x" * 10_000),
+]
+PLACES = [
+    pytest.param(version_files, "read_artifact", id="reading"),
+    pytest.param(settings_reader, "read_model_settings", id="settings"),
+    pytest.param(loading, "open_artifact", id="opening"),
+    pytest.param(loading, "ServedModel", id="starting"),
+    pytest.param(repository_module, "settings_or_fault", id="following"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(("owner", "attribute"), PLACES)
+def test_whatever_is_raised_stays_with_its_model(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, owner: object, attribute: str, error: Exception
+) -> None:
+    whole = getattr(owner, attribute)
+
+    def fail_for_one(*given: object, **named: object) -> object:
+        if any("m" in (given_one, getattr(given_one, "name", "")) for given_one in given) or any(
+            isinstance(getattr(one, "folder", one), Path) and "m" in getattr(one, "folder", one).parts  # type: ignore[attr-defined]
+            for one in given
+        ):
+            raise error
+        return whole(*given, **named)
+
+    monkeypatch.setattr(owner, attribute, fail_for_one)
+    repository.load_all()
+    refused(repository)
+    repository.refresh()
+    refused(repository)
+    with pytest.raises(UnavailableError):
+        repository.load("m")
+    monkeypatch.setattr(owner, attribute, whole)
+    repository.load("m")
+    assert serving(repository) == {"a/1", "m/1", "z/1"}
+
+
+def test_folder_that_cannot_be_read_stays_with_its_model(
+    repository: Repository, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests that run as root are let into every folder, so the refusal is made up."""
+    repository.load_all()
+    (models / "forbidden").mkdir()
+
+    def scandir(path: str | Path) -> object:
+        if Path(path).name in {"m", "forbidden"}:
+            raise PermissionError(13, "Permission denied")
+        return os.scandir(path)
+
+    monkeypatch.setattr(scanning, "os", SimpleNamespace(scandir=scandir, stat=os.stat, lstat=os.lstat))
+    found = scanning.scan(models)
+    assert found["m"].fault == found["forbidden"].fault == "its folder cannot be read: Permission denied"
+    shutil.rmtree(models / "z")
+    for _ in range(3):
+        repository.refresh()
+    assert serving(repository) == {"a/1", "m/1"}, "nothing is known of what cannot be read, so it goes on"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "folder"])
+def test_what_is_no_folder_disturbs_nothing(
+    repository: Repository, models: Path, sound: Path, kind: str
+) -> None:
+    for place in (models, models / "m"):
+        for name in ("2", "n", ".n"):
+            put_in_place(place / name, kind)
+    repository.load_all()
+    shutil.copytree(sound, models / "y" / "1")
+    repository.refresh()
+    assert serving(repository) == {"a/1", "m/1", "y/1", "z/1"}
+    assert all(entry.state == "READY" or entry.reason for entry in repository.index())
+
+
+NAMES = [b"caf\xe9", b"\xff", b"a\x1b[2J", b"a\nb", "a\u2028b".encode(), "a\u202eb".encode(), b"a\x7f"]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=repr)
+def test_illegible_name_is_refused_escaped(
+    repository: Repository, models: Path, sound: Path, name: bytes
+) -> None:
+    folder = models / os.fsdecode(name)
+    shutil.copytree(sound, folder / "1")
+    shutil.rmtree(models / "m")
+    escaped = legible(folder.name)
+    repository.load_all()
+    repository.refresh()
+    repository.refresh()
+    assert "rename the folder" in refused(repository, escaped)
+    control = Control(
+        repository, Servicer(repository, max_decoding_bytes=1, max_image_pixels=1), model_control=True
+    )
+    answer = control.repository_index(pb.RepositoryIndexRequest())
+    assert {model.name for model in answer.models} == {"a", escaped, "z"}
+    assert escaped in control.health()
+    with pytest.raises(NotFoundError, match="rename the folder"):
+        repository.load(escaped)
+    folder.rename(models / "m")
+    repository.refresh()
+    repository.refresh()
+    assert serving(repository) == {"a/1", "m/1", "z/1"}
+    assert {entry.name for entry in repository.index()} == {"a", "m", "z"}
+
+
+def test_sound_name_stands_where_an_escaped_one_reads_the_same(models: Path, sound: Path) -> None:
+    for name in (b"caf\xe9", rb"caf\xe9", b"zoo\xe9", rb"zoo\xe9"):
+        shutil.copytree(sound, models / os.fsdecode(name) / "1")
+    found = scanning.scan(models)
+    assert [found[name].fault for name in (r"caf\xe9", r"zoo\xe9")] == ["", ""]
+
+
+@pytest.fixture(scope="module")
+def strange_repository(tmp_path_factory: pytest.TempPathFactory, sound: Path) -> Path:
+    """Every strange version as a model of its own, beside two sound ones."""
+    folder = tmp_path_factory.mktemp("strange") / "models"
+    for name in ("aa-sound", *VERSIONS, "zz-sound"):
+        shutil.copytree(sound, folder / name / "1")
+    for name, (damage, _) in VERSIONS.items():
+        damage(folder / name / "1")
+    shutil.copytree(sound, folder / os.fsdecode(b"caf\xe9") / "1")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "sound_state", "broken_state"), [("list", "whole", "BROKEN"), ("verify", "ok", "FAILED")]
+)
+def test_commands_go_on_past_strange_versions(
+    strange_repository: Path, command: str, sound_state: str, broken_state: str
+) -> None:
+    device = ["--device", "cpu"] if command == "verify" else []
+    ended = run_cli("models", command, "--repository", str(strange_repository), *device)
+    assert ended.stderr == ""
+    assert all(is_legible(line) for line in ended.stdout.split("\n"))
+    lines = {line.split()[0]: line for line in ended.stdout.splitlines()}
+    for name in ("aa-sound", "zz-sound"):
+        assert lines[name].split()[2] == sound_state
+    if command == "verify":
+        assert all(broken_state in lines[name] for name in VERSIONS)
+        assert ended.returncode == 1
+    assert broken_state in lines["caf\\xe9"]
+    assert "rename the folder" in lines["caf\\xe9"]

@@ -1,0 +1,118 @@
+"""Work in its time limit: what it gives is handed over, and what does not end is stopped or left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from serving.errors import LoadsHangError, LoadTimeoutError
+from serving.time_limit import StopSignal, TimeLimit
+from tests.serving.repository_changes import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+FOR_EVER_S = 1000.0
+
+
+@pytest.fixture
+def release() -> Iterator[threading.Event]:
+    """Lets whatever hangs on it end with the test."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def hanging_on(event: threading.Event) -> Callable[[StopSignal], None]:
+    """Work that hears no stop signal, and ends with ``event`` alone."""
+
+    def hang(_: StopSignal) -> None:
+        event.wait(FOR_EVER_S)
+
+    return hang
+
+
+def obedient(stop: StopSignal) -> str:
+    """Work that ends when it is told to, and only then."""
+    told = threading.Event()
+    stop.on_set(told.set)
+    assert told.wait(FOR_EVER_S)
+    return "too late"
+
+
+def test_what_ends_in_time_is_returned_or_raised() -> None:
+    limit = TimeLimit(FOR_EVER_S)
+    assert limit.run("model/1", lambda _: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        limit.run("model/1", lambda _: 1 // 0)
+    assert limit.unfinished_count == 0
+
+
+def test_what_takes_too_long_is_told_to_stop_and_its_result_thrown_away() -> None:
+    limit = TimeLimit(0.01, stop_s=FOR_EVER_S)
+    with pytest.raises(LoadTimeoutError, match=r"longer than the 0\.01 s that it may take.*--load-timeout-s"):
+        limit.run("model/1", obedient)
+    assert limit.unfinished_count == 0
+
+
+def test_only_so_much_is_left_behind_and_what_ends_after_all_makes_room(release: threading.Event) -> None:
+    limit = TimeLimit(0.01, stop_s=0.01)
+    for number in range(4):
+        with pytest.raises(LoadTimeoutError):
+            limit.run(f"model/{number}", hanging_on(release))
+    with pytest.raises(LoadsHangError, match=r"one of 4 loads to end.*model/0, model/1, model/2, model/3"):
+        limit.run("model/4", lambda _: 7)
+    release.set()
+    eventually(lambda: limit.unfinished_count == 0, "what was left behind ends")
+    with contextlib.suppress(LoadTimeoutError):  # a busy machine may take longer; it has begun
+        limit.run("model/4", lambda _: None)
+
+
+def test_end_of_the_server_stops_what_is_under_way_and_begins_nothing() -> None:
+    limit = TimeLimit(FOR_EVER_S)
+    failures: list[str] = []
+    begun = threading.Event()
+
+    def work(stop: StopSignal) -> str:
+        begun.set()
+        return obedient(stop)
+
+    def load() -> None:
+        with pytest.raises(LoadTimeoutError) as raised:
+            limit.run("model/1", work)
+        failures.append(str(raised.value))
+
+    loading = threading.Thread(target=load)
+    loading.start()
+    assert begun.wait(60)
+    limit.close()
+    loading.join(60)
+    assert failures == ["the server is stopping"]
+    with pytest.raises(LoadTimeoutError, match="the server is stopping"):
+        limit.run("model/2", lambda _: 7)
+
+
+def test_stop_is_told_at_once_where_the_signal_came_first() -> None:
+    stop, told = StopSignal(), []
+    stop.set()
+    stop.on_set(lambda: told.append("told"))
+    assert told == ["told"]
+
+
+def test_a_step_has_a_limit_of_its_own_that_begins_with_it() -> None:
+    """The whole takes many times what a step may, and ends; a step without end is told apart."""
+    limit = TimeLimit(FOR_EVER_S, step_s=2.0)
+    tick = threading.Event()
+
+    def many_steps(stop: StopSignal) -> int:
+        for _ in range(30):
+            tick.wait(0.1)
+            stop.note_step()
+        return 30
+
+    assert limit.run("model/1", many_steps) == 30
+    with pytest.raises(LoadTimeoutError, match=r"longer than the 0\.01 s that a step of it may take"):
+        TimeLimit(FOR_EVER_S, step_s=0.01, stop_s=FOR_EVER_S).run("model/1", obedient)

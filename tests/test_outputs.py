@@ -1,0 +1,102 @@
+"""Where a command is to write is checked at the door: no proof, training or download comes before."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+import foldserve
+from export.errors import SourceError
+from export.publish import check_writable
+from foldserve import COMMANDS
+
+# Every flag that names a file or folder: those that are written, and those that are only read.
+WRITTEN = {
+    "train": {"run_dir", "preview"},
+    "export": {"repository"},
+    "serve": {"port_file", "metrics_port_file"},
+    "token": {"tokens"},
+    "demo": {"run_dir", "repository"},
+}
+READ = {
+    "train": {"data_dir"},
+    "export": {"source", "data_dir", "weights", "labels", "images"},
+    "serve": {"repository", "tls_cert", "tls_key", "tls_client_ca", "tokens"},
+    "classify": {"images", "tls_ca", "tls_cert", "tls_key", "token_file"},
+    "models list": {"repository", "tls_ca", "tls_cert", "tls_key", "token_file"},
+    "models verify": {"repository", "against", "data_dir"},
+    "demo": {"data_dir"},
+}
+# What would take long, and must not be begun.
+LONG = {
+    "train": ["training.run._load"],
+    "export": ["export.pipeline.load_source", "export.pipeline.build_model"],
+    "serve": ["serving.server._load"],
+    "token": [],
+    "demo": ["training.run._load", "demo.pipeline._export"],
+}
+
+
+def holds_a_path(annotation: Any) -> bool:
+    return annotation is Path or any(map(holds_a_path, get_args(annotation)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_path_is_known_to_be_read_or_written(command: str) -> None:
+    """A new flag that is written to belongs among the tests below."""
+    fields = COMMANDS[command].config.model_fields
+    paths = {name for name, field in fields.items() if holds_a_path(field.annotation)}
+    assert paths == WRITTEN.get(command, set()) | READ.get(command, set())
+
+
+def refuses_at_the_door(words: list[str], command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LONG[command]:
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("it was begun"))
+    assert foldserve.main(words) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "field"),
+    [(command, field) for command, fields in WRITTEN.items() for field in sorted(fields)],
+)
+def test_what_cannot_be_written_is_refused_first(
+    command: str,
+    field: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Below a file nobody can write, root neither."""
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "models").mkdir()
+    needed = {"serve": {"repository": tmp_path / "models"}, "token": {"name": "a"}}.get(command, {})
+    needed = {"run_dir": tmp_path / "run", **needed} if command in ("train", "demo") else needed
+    settings = needed | {field: tmp_path / "file" / "below.png"}
+    words = [command] + (["runs/none"] if command == "export" else [])
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    words += ["--port=0", "--metrics-port=0"] if command == "serve" else []
+    refuses_at_the_door(words, command, monkeypatch)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"foldserve {command}: ")
+    assert str(tmp_path / "file") in error
+
+
+def test_a_read_only_file_system_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root no permission is missing, but the system says so when a file is made."""
+
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("export.publish.tempfile.TemporaryFile", refuse)
+    with pytest.raises(
+        SourceError, match="models/lenet cannot be written: Read-only file system; give anoth"
+    ):
+        check_writable(tmp_path / "models" / "lenet")
+
+
+def test_the_check_leaves_nothing_behind(tmp_path: Path) -> None:
+    check_writable(tmp_path / "models" / "lenet")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,139 @@
+"""An optional part that is missing: each command says so at once, with the line that installs it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+import foldserve
+import foldserve_parts
+from foldserve import COMMANDS
+from foldserve_parts import EXTRAS
+from tests.test_architecture import ALLOWED, imported_modules
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+WORDS = {
+    "train": ["--epochs", "1"],
+    "inspect": ["lenet"],
+    "export": ["runs/none"],
+    "classify": ["a.png", "--model", "m"],
+}
+# With --against a command of its own: it compares with PyTorch.
+NEEDS = {command: (known.extras, WORDS.get(command, [])) for command, known in COMMANDS.items()}
+NEEDS["models verify against"] = (foldserve._VERIFY_AGAINST.extras, ["--against", "runs/none"])
+# Asked for with find_spec before they are imported.
+OPTIONAL = {"pygrpc_native"}
+BLOCK = "import sys\nfor name in {names!r}: sys.modules[name] = None\n"
+
+
+def words_of(command: str) -> list[str]:
+    return [*command.removesuffix(" against").split(), *NEEDS[command][1]]
+
+
+def distributions(requirements: list[str]) -> set[str]:
+    names = {re.split(r"[\[<>=;~]", text)[0].strip() for text in requirements}
+    return {name.lower().replace("_", "-") for name in names}
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [(command, name) for command, (extras, _) in NEEDS.items() for extra in extras for name in EXTRAS[extra]],
+)
+def test_each_missing_package_is_named_with_the_line_that_installs_it(
+    command: str, module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # importing it fails as if it were not there
+    monkeypatch.setattr(foldserve, "_load", lambda target: pytest.fail(f"{target} was begun"))
+    assert foldserve.main(words_of(command)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(
+        f"foldserve {command.removesuffix(' against')}: needs what is not installed: {module}; "
+    )
+    assert error.count("\n") == 1
+    assert re.search(r"-m pip install -e '\S+\[\S+\]'$", error.strip())
+
+
+@pytest.mark.parametrize("command", NEEDS)
+def test_one_line_installs_all_that_a_command_needs(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the line names, by pyproject.toml, brings every package that was missing after a bare install."""
+    extras, _ = NEEDS[command]
+    needed = {name for extra in extras for name in EXTRAS[extra]}
+    for name in needed:
+        monkeypatch.setitem(sys.modules, name, None)
+    if not needed:
+        return
+    assert foldserve.main(words_of(command)) == 1
+    requirement = shlex.split(capsys.readouterr().err.partition("-m pip install ")[2])[-1]
+    named = requirement.partition("[")[2].rstrip("]").split(",")
+    brought = set().union(*(distributions(PROJECT["optional-dependencies"][extra]) for extra in named))
+    packages = packages_distributions()
+    for name in needed - {"onnxruntime", "google.protobuf"}:
+        assert distributions(packages[name]) & brought
+    assert ("onnxruntime" in needed) == bool({"onnxruntime", "onnxruntime-gpu"} & brought)
+    assert ("google.protobuf" in needed) == ("protobuf" in brought)
+
+
+def test_every_import_is_in_the_base_or_in_an_extra() -> None:
+    base = {"numpy", "PIL", "pydantic", "pydantic_core", "pydantic_settings", "rich"}
+    known = base | OPTIONAL | {name.partition(".")[0] for names in EXTRAS.values() for name in names}
+    ours = {*ALLOWED, "foldserve", *(path.stem for path in ROOT.glob("foldserve*.py"))}
+    for package in [*ALLOWED, "."]:
+        files = ROOT.glob("*.py") if package == "." else (ROOT / package).rglob("*.py")
+        for path in files:
+            unknown = imported_modules(path) - known - ours - sys.stdlib_module_names
+            assert not unknown, f"{path.relative_to(ROOT)} imports {sorted(unknown)}"
+
+
+def test_an_import_that_fails_later_is_explained_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> int:
+        raise ModuleNotFoundError("No module named 'onnx_ir.passes'", name="onnx_ir.passes")
+
+    monkeypatch.setattr(foldserve, "_load", lambda _target: fail)
+    assert foldserve.main(["token", "--name", "a"]) == 1
+    assert re.search(r"not installed: onnx_ir; .* install .*\[export\]'$", capsys.readouterr().err.strip())
+
+
+@pytest.mark.parametrize("command", NEEDS)
+def test_a_command_needs_no_more_than_it_says(command: str) -> None:
+    """In a process that has the command's own parts alone, everything that it imports is there."""
+    extras, _ = NEEDS[command]
+    own = {name for extra in extras for name in EXTRAS[extra]}
+    others = {name for names in EXTRAS.values() for name in names} - own
+    if "onnx" in own:
+        others.discard("google.protobuf")  # which comes with it
+    if not own or not others:
+        return
+    chosen = foldserve._VERIFY_AGAINST if command.endswith("against") else COMMANDS[command]
+    code = BLOCK.format(names=sorted(others)) + f"import foldserve\nfoldserve._load({chosen.target!r})\n"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_bare_install_can_make_tokens_and_show_help() -> None:
+    names = sorted({name for names in EXTRAS.values() for name in names})
+    for words in (["token", "--name", "a"], ["--help"], ["serve", "--help"]):
+        code = BLOCK.format(names=names) + f"import foldserve\nsys.exit(foldserve.main({words!r}))"
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_line_from_a_wheel_names_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installed from a wheel no checkout is beside; pip then takes the foldserve that is installed."""
+    monkeypatch.setattr(foldserve_parts, "__file__", str(tmp_path / "foldserve_parts.py"))
+    assert foldserve_parts.how_to_install({"serve": ["grpc"]}).endswith("-m pip install 'foldserve[serve]'")
+
+
+def test_an_environment_of_uv_is_installed_into_by_uv(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pip", None)
+    line = foldserve_parts.how_to_install({"serve": ["grpc"]})
+    assert f"uv pip install --python {shlex.quote(sys.executable)} -e " in line

@@ -1,0 +1,99 @@
+"""The form of a checkpoint's file: which fields it has, of which types, and that they fit together.
+
+Whoever wrote the file, and whatever happened to it since: what passes here can be used without surprises.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from imaging import ImageSpec
+
+_Number = Annotated[float, Field(allow_inf_nan=True)]
+_Weights = dict[str, torch.Tensor]
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(
+        strict=True, frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False, extra="ignore"
+    )
+
+
+class _ImageForm(_Form):
+    channel_order: Literal["L", "RGB"]
+    height: int
+    width: int
+    resize_shorter_side: int
+
+
+class _TotalsForm(_Form):
+    losses: torch.Tensor
+    correct: torch.Tensor
+    seen: int = Field(ge=0)
+    elapsed_s: _Number = Field(ge=0)
+
+
+class TrainerForm(_Form):
+    """What a run needs to go on."""
+
+    step: int = Field(ge=0)
+    optimizer: dict[str, Any]
+    scaler: dict[str, int | _Number]
+    totals: _TotalsForm | None
+    history: list[dict[str, int | _Number]]
+
+
+class CheckpointForm(_Form):
+    """The fields of `training.checkpoint.Checkpoint`, as plain types and tensors."""
+
+    arch: str
+    arch_args: dict[str, bool | int | float | str | None]
+    image: _ImageForm
+    mean: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+    labels: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
+    dataset: str
+    metrics: dict[str, int | _Number]
+    weights: _Weights
+    ema_weights: _Weights | None
+    trainer: dict[str, Any] | None
+    fingerprint: str = ""
+
+    @model_validator(mode="after")
+    def _check_fit(self) -> CheckpointForm:
+        spec = ImageSpec(**self.image.model_dump())
+        if not len(self.mean) == len(self.std) == spec.channels:
+            raise ValueError(
+                f"{len(self.mean)} means and {len(self.std)} deviations for {spec.channels} channels"
+            )
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("two labels are the same")
+        expected = {
+            "in_channels": spec.channels,
+            "height": spec.height,
+            "width": spec.width,
+            "class_count": len(self.labels),
+        }
+        for name, value in expected.items():
+            if self.arch_args.get(name, value) != value:
+                raise ValueError(f"{name} is {self.arch_args[name]}, but image and labels say {value}")
+        return self
+
+
+def read_form(form: type[BaseModel], payload: Any) -> dict[str, Any]:
+    """Return the fields of ``payload`` that ``form`` has.
+
+    Raises:
+        ValueError: one is missing, of another type, or does not fit the others; the first one is named.
+    """
+    try:
+        checked = form.model_validate(payload)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{where}: {reason}" if where else reason) from error
+    return {name: getattr(checked, name) for name in form.model_fields}

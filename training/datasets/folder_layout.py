@@ -1,0 +1,270 @@
+"""Tells what a folder of images means: which folders are its splits, and which its classes.
+
+FOLDER/CLASS/*              no split
+FOLDER/train/CLASS/*        beside it test, or val, or both: val to choose the epoch by, test as the judge
+
+Splits are told by their names whatever the case: train, training; val, valid, validation, dev; test, testing;
+also with words around them that all have alike (seg_train and seg_test). A folder that holds nothing but one
+folder of folders is that folder, as archives are often packed: data/train, seg_train/seg_train.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from training.datasets.picture_files import (
+    IMAGE_SUFFIXES,
+    LeftOut,
+    find_pictures,
+    first,
+    holds_pictures,
+    is_picture,
+    shown_name,
+    visible_folders,
+)
+from training.errors import DatasetError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Role = Literal["training", "validation", "test"]
+ROLES: tuple[Role, ...] = ("training", "validation", "test")
+
+_ROLE_WORDS: dict[str, Role] = {
+    "train": "training",
+    "training": "training",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+_ROLE_WORD = re.compile(rf"({'|'.join(_ROLE_WORDS)})(set|data|images)?")
+# Say nothing of what the images are of.
+_FILLERS = frozenset(
+    {"set", "data", "dataset", "image", "images", "img", "imgs", "pictures", "split", "folder"}
+)
+# Line breaks and the like, which no line of labels, of a log or of a metric could hold.
+_UNFIT_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+_Splits = dict[Role, "Path"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The image files of a split, class by class in order, with the class index of each."""
+
+    folder: Path
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FolderLayout:
+    """The classes of a folder, its splits (one, "training", where nothing is split), and what is left out."""
+
+    labels: tuple[str, ...]
+    splits: dict[Role, Split] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+
+def find_layout(folder: Path) -> FolderLayout:
+    """Return what is in ``folder``.
+
+    Raises:
+        DatasetError: it cannot be told what is meant, a class has no images, or a name cannot be a label.
+    """
+    if not folder.is_dir():
+        reason = "is not a folder" if folder.exists() else "does not exist"
+        raise DatasetError(f"{shown_name(str(folder))} {reason}")
+    left_out = LeftOut(folder)
+    root = _unwrapped(folder)
+    splits = _find_splits(root, left_out)
+    train_folder = splits["training"]
+    classes = {role: _classes_in(place) for role, place in splits.items()}
+    labels = tuple(sorted(classes["training"]))
+    _check_labels(train_folder, classes["training"])
+    for role, found in classes.items():
+        _check_same_labels(splits[role], found, train_folder, labels)
+    return FolderLayout(
+        labels,
+        {role: _find_images(splits[role], classes[role], labels, left_out) for role in splits},
+        tuple(left_out.lines()),
+    )
+
+
+def _unwrapped(folder: Path, labels: frozenset[str] = frozenset()) -> Path:
+    """Return ``folder``, or what it wraps: the one folder in it, unless that is one of ``labels``."""
+    while not holds_pictures(folder):
+        inside = visible_folders(folder)
+        if len(inside) != 1 or inside[0].name in labels or not visible_folders(inside[0]):
+            break
+        folder = inside[0]
+    return folder
+
+
+def _find_splits(root: Path, left_out: LeftOut) -> _Splits:
+    """Return the folders of the splits, to look for classes in; ``root`` for training where none are."""
+    folders = visible_folders(root)
+    families: dict[frozenset[str], dict[Role, list[Path]]] = {}
+    for path in folders:
+        if (told := _role_of(path.name)) is not None:
+            families.setdefault(told[1], {}).setdefault(told[0], []).append(path)
+    others = [path for path in folders if _role_of(path.name) is None]
+    trained = {words: family for words, family in families.items() if "training" in family}
+    split = [family for family in trained.values() if len(family) > 1]
+    if len(split) > 1:
+        names = [shown_name(path.name) for family in split for paths in family.values() for path in paths]
+        raise DatasetError(
+            f"{root} has several sets of splits ({first(names)}); give the folder of one of them"
+        )
+    chosen = split[0] if split else next(iter(trained.values()), None) if len(trained) == 1 else None
+    if chosen is None:
+        return _without_splits(root, folders)
+    train_folder = _only(root, chosen["training"], "training")
+    if not visible_folders(train_folder):
+        if len(chosen) > 1 and not others and holds_pictures(train_folder):
+            raise DatasetError(
+                f"{train_folder} has images and no folders of classes; expected {train_folder.name}/CLASS/*, "
+                "or other names if these folders are the classes"
+            )
+        return _without_splits(root, folders)
+    train_folder = _unwrapped(train_folder)
+    labels = frozenset(path.name for path in visible_folders(train_folder))
+    splits: _Splits = {"training": train_folder}
+    for role in ROLES[1:]:
+        if role in chosen:
+            place = _unwrapped(_only(root, chosen[role], role), labels)
+            if visible_folders(place):
+                splits[role] = place
+    taken = [paths[0] for role, paths in chosen.items() if role in splits]
+    if len(splits) == 1 and any(path for path in others if _count(path)):
+        return _without_splits(root, folders)  # a class that is called train
+    _say_left_out(root, [path for path in folders if path not in taken], left_out)
+    return splits
+
+
+def _without_splits(root: Path, folders: list[Path]) -> _Splits:
+    """Return ``root``, whose folders are the classes.
+
+    Raises:
+        DatasetError: a split stands beside the classes, or each class is split for itself: either would be
+            trained on as a whole.
+    """
+    names = {path.name for path in folders}
+    for path in folders:
+        below = {place.name for place in visible_folders(path)} if _role_of(path.name) else set()
+        if below and below <= names:
+            raise DatasetError(
+                f"{root} has {shown_name(path.name)} beside the classes that are in it too; expected the "
+                "others in a folder of their own, as train"
+            )
+    inside = [{_role_of(path.name) for path in visible_folders(folder)} for folder in folders]
+    if inside and all(None not in roles and len(roles) > 1 for roles in inside):
+        raise DatasetError(
+            f"each folder in {root} holds splits of its own, as {shown_name(folders[0].name)} does; expected "
+            "the splits outside and the classes inside: train/CLASS/* and test/CLASS/*"
+        )
+    return {"training": root}
+
+
+def _say_left_out(root: Path, folders: list[Path], left_out: LeftOut) -> None:
+    for path in folders:
+        if count := _count(path):
+            why = "no folders of classes in it" if _role_of(path.name) else "not the name of a split"
+            left_out.others.append(f"{shown_name(path.name)} with {count:,} images ({why})")
+    if count := sum(is_picture(path) for path in root.iterdir()):
+        left_out.others.append(f"{count:,} images beside the splits")
+
+
+def _only(root: Path, paths: list[Path], role: Role) -> Path:
+    if len(paths) > 1:
+        names = " and ".join(shown_name(path.name) for path in paths)
+        raise DatasetError(f"{root} has {names}, all for {role} by their names; leave one of them there")
+    return paths[0]
+
+
+def _role_of(name: str) -> tuple[Role, frozenset[str]] | None:
+    """Return what a folder is for by its name, and the words beside that; None where it says nothing."""
+    words = [word.casefold() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|[^\W\d_]+", name)]
+    found = [match for word in words if (match := _ROLE_WORD.fullmatch(word))]
+    if len(found) != 1:
+        return None
+    return _ROLE_WORDS[found[0][1]], frozenset(words) - {found[0][0]} - _FILLERS
+
+
+def _classes_in(folder: Path) -> dict[str, list[Path]]:
+    """Return the folders of each class in ``folder``; names that look alike are of one class.
+
+    Raises:
+        DatasetError: a name cannot be a label.
+    """
+    classes: dict[str, list[Path]] = {}
+    unfit = []
+    for path in visible_folders(folder):
+        if any(unicodedata.category(character) in _UNFIT_CATEGORIES for character in path.name):
+            unfit.append(path.name)
+        # macOS writes an accent as a character of its own; elsewhere it is part of its letter.
+        classes.setdefault(unicodedata.normalize("NFC", path.name), []).append(path)
+    if unfit:
+        raise DatasetError(
+            f"{folder} has folders whose names cannot be labels: "
+            f"{first([shown_name(name) for name in unfit])}; expected UTF-8 without line breaks or other "
+            "control characters: rename them (names in another encoding, as archives from Windows have them, "
+            "all at once with convmv)"
+        )
+    return classes
+
+
+def _check_labels(folder: Path, classes: dict[str, list[Path]]) -> None:
+    if len(classes) < 2:
+        there = f"only one class, {next(iter(classes))!r}" if classes else "no folders of classes"
+        raise DatasetError(
+            f"{folder} has {there}; expected a folder of images for each of two classes or more"
+        )
+
+
+def _check_same_labels(
+    folder: Path, classes: dict[str, list[Path]], train_folder: Path, labels: tuple[str, ...]
+) -> None:
+    missing, more = sorted(set(labels) - classes.keys()), sorted(classes.keys() - set(labels))
+    if missing or more:
+        differences = (("missing", missing), ("unknown", more))
+        raise DatasetError(
+            f"{folder} does not have the classes of {train_folder}: "
+            + "; ".join(f"{word} {first(names)}" for word, names in differences if names)
+            + "; rename, add or take out folders until both have the same"
+        )
+
+
+def _find_images(
+    folder: Path, classes: dict[str, list[Path]], labels: tuple[str, ...], left_out: LeftOut
+) -> Split:
+    paths: list[Path] = []
+    indices: list[int] = []
+    empty = []
+    for index, label in enumerate(labels):
+        before = left_out.suffixes.copy()
+        found = [path for place in classes[label] for path in find_pictures(place, left_out)]
+        if not found:
+            others = [f"{count:,} {suffix}" for suffix, count in (left_out.suffixes - before).most_common(3)]
+            empty.append(f"{label} (only {', '.join(others)})" if others else label)
+        paths += found
+        indices += [index] * len(found)
+    if empty:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DatasetError(
+            f"{folder} has classes without images: {first(empty)}; put images ({suffixes}) there or remove "
+            "the folders"
+        )
+    if count := sum(is_picture(path) for path in folder.iterdir()):
+        left_out.others.append(f"{count:,} images beside the classes, in no folder of a class")
+    return Split(folder, tuple(paths), tuple(indices))
+
+
+def _count(folder: Path) -> int:
+    return len(find_pictures(folder, LeftOut(folder)))

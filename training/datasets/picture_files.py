@@ -1,0 +1,150 @@
+"""Finds the picture files of a folder, and remembers what it leaves out and why.
+
+Names that begin with a dot are left alone, and so are the folders that systems put beside pictures. Folders
+below are looked into, but links to folders are not followed: they may lead in a circle, or bring a picture
+in twice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.errors import DatasetError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+# Of macOS in archives, of Synology with thumbnails, of Windows and of Linux on the root of a disk.
+_SYSTEM_NAMES = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+_NO_SUFFIX = "without a suffix"
+_NAMES_SHOWN = 3
+
+
+@dataclass
+class LeftOut:
+    """Counts what is not taken from ``folder``; `lines` tells it."""
+
+    folder: Path
+    suffixes: Counter[str] = field(default_factory=Counter)
+    hidden: list[Path] = field(default_factory=list)
+    linked: list[Path] = field(default_factory=list)
+    no_files: list[Path] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """Return a line for each reason, with the number and the first names; none where all is taken."""
+        lines = list(self.others)
+        if self.suffixes:
+            ranked = sorted(
+                self.suffixes.items(), key=lambda each: (-each[1], each[0] == _NO_SUFFIX, each[0])
+            )
+            listed = first([f"{count:,} {suffix}" for suffix, count in ranked])
+            lines.append(f"{listed}; images are read from {', '.join(sorted(IMAGE_SUFFIXES))}")
+        if self.linked:
+            shown = [
+                f"{self._named(path)} with {_count_pictures(path):,} images" for path in sorted(self.linked)
+            ]
+            lines.append(
+                f"linked folders ({len(shown):,}): {first(shown)}; links inside a class are not followed: "
+                "put the images there"
+            )
+        for what, paths in (
+            ("hidden names and folders of the system", self.hidden),
+            ("names that are no files, such as broken links", self.no_files),
+        ):
+            if paths:
+                lines.append(
+                    f"{what} ({len(paths):,}): {first([self._named(path) for path in sorted(paths)])}"
+                )
+        return lines
+
+    def _named(self, path: Path) -> str:
+        return shown_name(os.path.relpath(path, self.folder))
+
+
+def find_pictures(folder: Path, left_out: LeftOut) -> list[Path]:
+    """Return the picture files in ``folder`` and in folders below it, in the order of their names.
+
+    Raises:
+        DatasetError: a folder cannot be listed.
+    """
+    found = []
+    for place, folders, files in os.walk(folder, onerror=_refuse_unlisted):
+        here = Path(place)
+        left_out.hidden += [here / name for name in folders if is_hidden(name)]
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        left_out.linked += [here / name for name in folders if (here / name).is_symlink()]
+        for path in (here / name for name in files):
+            if is_hidden(path.name):
+                left_out.hidden.append(path)
+            elif path.suffix.lower() not in IMAGE_SUFFIXES:
+                left_out.suffixes[shown_name(path.suffix.lower()) or _NO_SUFFIX] += 1
+            elif not path.is_file():
+                left_out.no_files.append(path)
+            else:
+                found.append(path)
+    return sorted(found)
+
+
+def visible_folders(folder: Path) -> list[Path]:
+    """Return the folders in ``folder`` that are not hidden, in the order of their names.
+
+    Raises:
+        DatasetError: it cannot be listed.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if not is_hidden(path.name) and path.is_dir())
+    except OSError as error:
+        _refuse_unlisted(error)
+        raise
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Tell whether picture files stand in ``folder`` itself."""
+    return any(is_picture(path) for path in folder.iterdir())
+
+
+def is_picture(path: Path) -> bool:
+    """Tell whether ``path`` is a picture file by its name, and not hidden."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path.name) and path.is_file()
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether ``name`` is one that is left alone."""
+    return name.startswith(".") or name in _SYSTEM_NAMES
+
+
+def shown_name(name: str) -> str:
+    r"""Return ``name`` as a line of text can show it: "\xe9" for a byte that is not UTF-8, "\n" as that."""
+    return "".join(character if character.isprintable() else _escaped(character) for character in name)
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # how Python holds a byte that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def first(names: Sequence[str], separator: str = ", ") -> str:
+    """Return the first names, and how many more there are."""
+    rest = len(names) - _NAMES_SHOWN
+    return separator.join(names[:_NAMES_SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def _count_pictures(folder: Path) -> int:
+    try:
+        return sum(is_picture(path) for path in folder.iterdir())
+    except OSError:
+        return 0
+
+
+def _refuse_unlisted(error: OSError) -> None:
+    name = shown_name(os.fsdecode(error.filename or "a folder"))
+    raise DatasetError(
+        f"{name} cannot be listed: {error.strerror or error}; mend its permissions or take it out"
+    ) from error
