@@ -12,7 +12,7 @@ from serving.errors import ArtifactError, NotFoundError
 from serving.model import ModelSettings
 from serving.repository import Repository
 from tests.serving.artifacts import TinyNetwork
-from tests.serving.server_process import run_cli
+from tests.serving.server_process import ServerProcess, run_cli
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,6 +139,20 @@ def test_the_explanation_is_one_readable_line(models: Path) -> None:
         assert ended.returncode == 1
         assert ended.stderr.count("\n") == 1
         assert ended.stderr.startswith(f"foldserve serve: {flags[1]} ")
+
+
+def test_an_empty_folder_is_told_what_it_waits_for(tmp_path: Path) -> None:
+    (tmp_path / "mnt").mkdir()
+    with ServerProcess(tmp_path / "mnt", tmp_path / "server", "--model-name", "digits") as server:
+        assert (
+            f"no model serves; {tmp_path / 'mnt'} holds no model.onnx, which is served as 'digits'"
+            in server.log
+        )
+
+
+def test_a_misspelt_folder_is_guessed(flat: Path) -> None:
+    with pytest.raises(ArtifactError, match=rf"did you mean {flat.parent}\?"):
+        Repository(flat.parent.with_name("tinny"), SETTINGS, model_name="digits")
 
 
 def test_stray_files_beside_models_do_not_matter(models: Path) -> None:
