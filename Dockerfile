@@ -24,12 +24,16 @@ WORKDIR /home/foldserve
 ENTRYPOINT ["foldserve"]
 
 FROM base AS server
-RUN pip install --quiet --constraint constraints.txt --no-build-isolation '.[cpu,native]' \
+# `--build-arg RUNTIME=gpu`: the server for CUDA, with CUDA and cuDNN but not the driver.
+ARG RUNTIME=cpu
+RUN pip install --quiet --constraint constraints.txt --no-build-isolation ".[${RUNTIME},native]" \
     && rm -rf build foldserve.egg-info
 COPY . .
 RUN pip install --quiet --no-deps --no-build-isolation --force-reinstall .
-USER foldserve
-WORKDIR /home/foldserve
+# By number: Kubernetes' runAsNonRoot cannot tell who a name is. Any other works as well: nothing is written,
+# and the working directory is nobody's home, which only its owner may enter.
+USER 1000
+WORKDIR /
 EXPOSE 8001 8002
 # On 0.0.0.0 strangers may call, so this takes the grpcio transport; --trust-callers takes native (docs/serving.md).
 ENTRYPOINT ["foldserve"]

@@ -6,7 +6,7 @@ import ipaddress
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from foldserve.imaging import MAX_PIXELS
 from foldserve.runtime.options import Device  # noqa: TC001  # pydantic reads the annotations
@@ -17,10 +17,16 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
 
     repository: Path = Path("models")
     """Folder of models, laid out as REPOSITORY/NAME/VERSION/."""
+    model_name: str | None = None
+    """Serve the files in the repository's folder itself (model.onnx, golden.npz, manifest.json) as version 1
+    of a model of this name, the only one: so KServe lays them."""
     host: str = "127.0.0.1"
     """Address to listen on. The default is reachable from this machine only, 0.0.0.0 from anywhere."""
     port: int = Field(default=8001, ge=0, le=65535)
     """Port to listen on; 0 lets the operating system choose (see --port-file)."""
+    reuse_port: bool = False
+    """Share the port with other servers of this machine and user that are given this flag, too: the kernel
+    spreads connections over them. Listens only once it has loaded. Each needs a --metrics-port of its own."""
     port_file: Path | None = None
     """File to write the port to once the server listens."""
     control: Literal["poll", "explicit"] = "poll"
@@ -160,6 +166,15 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     def is_open_to_strangers(self) -> bool:
         """Whether others than this machine reach the server, and need neither certificate nor token."""
         return not _is_loopback(self.host) and self.tokens is None and self.tls_client_ca is None
+
+    @field_validator("model_name")
+    @classmethod
+    def _names_a_folder(cls, name: str | None) -> str | None:
+        if name is not None and (not name or "/" in name or name.startswith(".") or not name.isprintable()):
+            raise ValueError(
+                "a model's name could be a folder's: printable, no '/' in it, no '.' in front, not empty"
+            )
+        return name
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:

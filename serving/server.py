@@ -25,7 +25,7 @@ from foldserve.serving.observability.metrics import Metrics
 from foldserve.serving.observability.model_metrics import ModelMetrics
 from foldserve.serving.observability.pages import Pages, Pulse
 from foldserve.serving.observability.server_metrics import ServerMetrics
-from foldserve.serving.repository.folder_hints import explain_emptiness
+from foldserve.serving.repository.layout import Layout
 from foldserve.serving.repository.repository import ModelRepository
 from foldserve.serving.repository.watcher import Watcher
 from foldserve.serving.services.inference import InferenceService
@@ -70,6 +70,7 @@ async def _serve(config: ServeConfig) -> int:
         on_load=loads.count,
         settle_s=2 * config.poll_s,  # two looks that see the same: what was being written is settled
         time_limit=loading,
+        model_name=config.model_name,
     )
     repository.subscribe(changes.notify)
     _log.info("processors: %s", find_cpus())  # after what a wrong path ends with one readable line
@@ -94,6 +95,12 @@ async def _serve(config: ServeConfig) -> int:
     trimming = asyncio.ensure_future(give_back_freed_memory())
     with _stop_signal() as stop, contextlib.ExitStack() as watching:
         await publish()
+        # Another server of the port answers what comes before this one can.
+        loaded = config.reuse_port and await _load(config, repository, stop)
+        if stop.is_set():
+            servicer.close()
+            repository.close(grace_s=1.0)
+            return _end(loading)
         port = await transport.start(config.host, config.port)
         log_who_may_call(config, wire)
         watching.enter_context(ConnectionGuard(port, descriptors))
@@ -102,7 +109,7 @@ async def _serve(config: ServeConfig) -> int:
             server = ServerMetrics(control, servicer, port=port, transport=transport.name)
             await _open_endpoint(config, endpoint, Pages(control, Metrics(models, server), Pulse()))
             announce(f"listening on {config.host}:{port}, loading {config.repository}", config.log_format)
-            if await _load(config, repository, stop):
+            if loaded or await _load(config, repository, stop):
                 control.end_loading()
                 _settle_garbage()
                 log_limits(wire)
@@ -119,10 +126,7 @@ async def _serve(config: ServeConfig) -> int:
             following.cancel()
             trimming.cancel()
             await endpoint.close()
-    if loading.unfinished_count:
-        _log.warning("%d loads cannot be stopped; they end with the process", loading.unfinished_count)
-        end_process(0)
-    return 0
+    return _end(loading)
 
 
 async def _open_endpoint(config: ServeConfig, endpoint: HttpEndpoint, pages: Pages) -> None:
@@ -163,6 +167,14 @@ async def _drain(
     await transport.stop(config.grace_period_s)
     servicer.close()
     repository.close(grace_s=1.0)  # nobody waits for an answer any more: only the running execution is left
+
+
+def _end(loading: TimeLimit) -> int:
+    """Return the exit status 0, or end the process with it where loads would keep it from ending."""
+    if loading.unfinished_count:
+        _log.warning("%d loads cannot be stopped; they end with the process", loading.unfinished_count)
+        end_process(0)
+    return 0
 
 
 def _most_memory_bytes(config: ServeConfig) -> int:
@@ -218,7 +230,8 @@ def _ready_line(config: ServeConfig, port: int, repository: ModelRepository) -> 
     others = [entry for entry in repository.index() if entry.state == "UNAVAILABLE"]
     others_text = "".join(f"; not served: {entry.name}/{entry.version}: {entry.reason}" for entry in others)
     if not models:
-        nothing = others_text or f"; {explain_emptiness(config.repository)}"
+        layout = Layout(config.repository, config.model_name)
+        nothing = others_text or f"; {layout.explain_emptiness()}"
         return f"not ready on {config.host}:{port}, no model serves{nothing}"
     providers = "+".join(sorted({model.verified.session.provider for model in models}))
     names = ", ".join(f"{model.name}/{model.version}" for model in models)

@@ -50,6 +50,9 @@ _CHANNEL_OPTIONS: Sequence[tuple[str, Any]] = (
     # A connection that died without a word is noticed while a call waits for it.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # Within the time that a call is tried again. Where connecting fails, as to a server that is ending, gRPC
+    # would wait a second before the next try, and fail all calls until then.
+    ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
 )
 

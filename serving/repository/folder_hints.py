@@ -27,12 +27,13 @@ def check_is_repository(folder: Path) -> None:
     above = folder.parent if folder.name not in {"", ".."} else folder.resolve().parent
     if _is_version(folder):
         kind, repository = "one version of a model", above.parent if above.name else above.resolve().parent
+        alone = " (`foldserve serve --model-name NAME` serves one version alone)"
     elif any(_is_version(folder / str(version)) for version in _versions(folder)):
-        kind, repository = "a model's own folder", above
+        kind, repository, alone = "a model's own folder", above, ""
     else:
         return
     raise ArtifactError(
-        f"{folder} is {kind}, not a repository, which holds NAME/VERSION/{MODEL_FILE}: give "
+        f"{folder} is {kind}, not a repository, which holds NAME/VERSION/{MODEL_FILE}{alone}: give "
         f"--repository {repository}"
     )
 

@@ -15,10 +15,10 @@ from foldserve.runtime.time_limit import TimeLimit
 from foldserve.serving.errors import NotFoundError, UnavailableError
 from foldserve.serving.model.loader import LoadOutcome, Refusal, explain_refusal, loads_at_a_time, start_model
 from foldserve.serving.repository.index import ModelIndex, Version
+from foldserve.serving.repository.layout import Layout
 from foldserve.serving.repository.log_once import LogOnce
 from foldserve.serving.repository.model_faults import settings_or_fault
 from foldserve.serving.repository.model_file_cache import SettingsReader
-from foldserve.serving.repository.scanner import scan
 from foldserve.serving.repository.side_by_side import SideBySide
 from foldserve.serving.repository.unloader import ModelUnloader
 from foldserve.serving.repository.version_files import LoadFailure, VersionFiles
@@ -50,31 +50,34 @@ class ModelRepository(ModelIndex):
         *,
         settle_s: float = 2.0,
         time_limit: TimeLimit | None = None,
+        model_name: str | None = None,
     ) -> None:
         """Find the versions, none of them loaded yet.
 
         ``on_load`` is told of each load attempt that has ended, from the thread that loaded. What is wrong
         with files that are still changing is not said before they have not changed for ``settle_s`` seconds.
         Reading a version and proving it are done within ``time_limit`` each, where there is one.
+        With ``model_name``, ``folder`` is that model's only version itself, as `Layout` says.
 
         Raises:
-            ArtifactError: ``folder`` is not a folder that can be read.
+            ArtifactError: ``folder`` is not a folder that can be read, or plainly laid out otherwise.
         """
         super().__init__()
-        self._folder = folder
+        self._layout = Layout(folder, model_name)
+        self._layout.check()
         self._device = settings.device
         self._on_load = on_load
         self._stopping = threading.Event()
         self._time_limit = time_limit or TimeLimit(math.inf)
         self._models = SideBySide(loads_at_a_time(settings.device), fatal=(DeviceError, DeviceLostError))
-        self._files = VersionFiles(folder, settle_s, time_limit=self._time_limit)
+        self._files = VersionFiles(self._layout, settle_s, time_limit=self._time_limit)
         self._settings = SettingsReader(folder, settings, settle_s)
         self._unloaded: set[str] = set()  # models that serve only once they are asked for by name
         self._missing_once: set[tuple[str, int]] = set()  # versions that were gone at the last look
         self._settled: dict[str, FoundModel] = {}  # models as last found where nothing is waited for
         self._retirement = ModelUnloader()
         self._notices = LogOnce()
-        for name, found in scan(folder).items():
+        for name, found in self._layout.scan().items():
             for version in found.versions:
                 self._explain(name, version, "LOADING", "loading")
 
@@ -86,7 +89,7 @@ class ModelRepository(ModelIndex):
             DeviceError, DeviceLostError: the device asked for by name does not run the models; nothing can be
                 served honestly.
         """
-        models = scan(self._folder)
+        models = self._layout.scan()
         if only is not None and (unknown := sorted(set(only) - models.keys())):
             raise ArtifactError(
                 f"cannot load {join_names(unknown)}: the repository has {join_names(models) or 'none'}"
@@ -105,7 +108,7 @@ class ModelRepository(ModelIndex):
         Returns once all of it has been tried but what takes long, which goes on beside.
         """
         try:
-            models = scan(self._folder)
+            models = self._layout.scan()
         except ArtifactError as error:
             self._notices.set("repository", f"{error}; what is served goes on being served")
             return
@@ -162,7 +165,7 @@ class ModelRepository(ModelIndex):
         self._retirement.close(self.ready_models(), grace_s)
 
     def _find_folder(self, name: str) -> FoundModel:
-        found = scan(self._folder).get(name)
+        found = self._layout.scan().get(name)
         if found is None or found.fault:
             detail = found.fault if found else "it is not in the repository's folder, or has no versions"
             raise NotFoundError(f"model {quote(name)} cannot be loaded: {detail}")

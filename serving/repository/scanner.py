@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _FileSignature: TypeAlias = "tuple[int, int, int, int, int] | None"
 Signature: TypeAlias = tuple[_FileSignature, ...]
 
+_VERSION_FILES = (MANIFEST_FILE, MODEL_FILE, GOLDEN_FILE)
+
 
 @dataclass(frozen=True)
 class FoundModel:
@@ -47,6 +49,14 @@ def scan(repository: Path) -> dict[str, FoundModel]:
     Raises:
         ArtifactError: ``repository`` is not a folder that can be read, or is a model's own.
     """
+    models = find_models(repository)
+    if not models:
+        check_is_repository(repository)
+    return models
+
+
+def find_models(repository: Path) -> dict[str, FoundModel]:
+    """Return what `scan` does, but also none where the folder is a model's own or a version's."""
     try:
         with os.scandir(repository) as entries:
             names = [entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry)]
@@ -57,10 +67,25 @@ def scan(repository: Path) -> dict[str, FoundModel]:
         ) from error
     # Legible names last: they stand where an escaped one reads the same.
     found = {legible(name): _scan_model(repository / name) for name in sorted(names, key=is_legible)}
-    models = {name: model for name, model in sorted(found.items()) if model.versions or model.fault}
-    if not models:
-        check_is_repository(repository)
-    return models
+    return {name: model for name, model in sorted(found.items()) if model.versions or model.fault}
+
+
+def scan_flat(folder: Path, version: int) -> FoundModel:
+    """Return the model whose only version, of the number given, is the files in ``folder`` itself.
+
+    Raises:
+        ArtifactError: ``folder`` is not a folder that can be read.
+    """
+    path = str(folder)
+    try:
+        names = os.listdir(path)  # noqa: PTH208  # names alone, and fast
+    except OSError as error:
+        raise ArtifactError(
+            f"the version's folder {folder} cannot be read ({error.strerror}); with --model-name, give "
+            f"--repository the folder that holds {MODEL_FILE}{suggest_folder(folder)}"
+        ) from error
+    versions = {} if set(_VERSION_FILES).isdisjoint(names) else {version: _sign_version(path)}
+    return FoundModel(folder, versions, (_sign(f"{path}/{SETTINGS_FILE}"),))
 
 
 def find_versions(repository: Path) -> dict[str, list[int]]:
@@ -95,7 +120,7 @@ def _fault_of_name(name: str) -> str:
 
 
 def _sign_version(path: str) -> Signature:
-    return tuple([_sign(f"{path}/{name}") for name in (MANIFEST_FILE, MODEL_FILE, GOLDEN_FILE)])
+    return tuple([_sign(f"{path}/{name}") for name in _VERSION_FILES])
 
 
 def _sign(path: str) -> _FileSignature:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from foldserve.artifact.format import Artifact
     from foldserve.runtime.model_settings import ModelSettings
+    from foldserve.serving.repository.layout import Layout
     from foldserve.serving.repository.scanner import Signature
 
 
@@ -45,7 +46,7 @@ class _Look:
 
 
 class VersionFiles:
-    """Reads versions of the repository ``folder`` when there is something new in them.
+    """Reads versions in the folders of a ``layout`` when there is something new in them.
 
     What is not whole and has not changed for ``settle_s`` seconds is refused. If it changes after all it is
     read again, so that this only decides what is said of it meanwhile. For one thread a model at a time, and
@@ -55,13 +56,13 @@ class VersionFiles:
 
     def __init__(
         self,
-        folder: Path,
+        layout: Layout,
         settle_s: float,
         clock: Callable[[], float] = time.monotonic,
         *,
         time_limit: TimeLimit | None = None,
     ) -> None:
-        self._folder = folder
+        self._layout = layout
         self._settle_s = settle_s
         self._time_limit = time_limit or TimeLimit(math.inf)
         self._clock = clock
@@ -87,12 +88,12 @@ class VersionFiles:
             wait_for_writes = (
                 False  # long enough; files that changed within one tick of the clock are read again
             )
-        folder = self._folder / name / str(version)
+        folder = self._layout.version_folder(name, version)
 
         def read() -> Artifact:
             if wait_for_writes:
-                _check_sizes(folder, self._folder)
-            return read_artifact(folder, self._folder)
+                _check_sizes(folder, self._layout.folder)
+            return read_artifact(folder, self._layout.folder)
 
         try:
             artifact = self._read_in_time(f"{name}/{version}", read)

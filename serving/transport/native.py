@@ -55,6 +55,7 @@ _LEAST_EVENTS = 8
 _KEEPALIVE_MS = 60_000
 # respond() only hands an answer over; a front closed at once loses it (81 of 200 answers, none after 10 ms).
 _FLUSH_S = 0.2
+_POLL_S = 0.02
 _STATUS_CODES = {
     "CANCELLED": 1,
     "UNKNOWN": 2,
@@ -126,20 +127,30 @@ class NativeTransport:
     async def stop(self, grace_s: float) -> None:
         """Wait up to ``grace_s`` seconds for the running calls, then close; the rest are cancelled.
 
-        Call it once the servicer refuses new calls.
+        Call it once the servicer refuses new calls. Callers who are refused may try again at once, so the
+        last refusals are held back until just before the port closes: they then come to another server.
         """
         give_up_s = time.monotonic() + grace_s
+        while self._has_pending() and time.monotonic() < give_up_s:
+            await asyncio.sleep(_POLL_S)
+        for listener in self._listeners:
+            listener.hold_refusals()
         await asyncio.gather(
             self._fallback.stop(grace_s),
             wait_until_idle(
-                lambda: any(listener.has_accepted() for listener in self._listeners),
+                self._has_pending,
                 lambda: max((listener.last_call_s for listener in self._listeners), default=0.0),
                 give_up_s,
             ),
         )
+        for listener in self._listeners:
+            listener.tell_refusals()
         await asyncio.sleep(_FLUSH_S)
         for listener in self._listeners:
             listener.close()
+
+    def _has_pending(self) -> bool:
+        return any(listener.has_accepted() for listener in self._listeners)
 
 
 class _Listener:
@@ -165,6 +176,8 @@ class _Listener:
         self._methods = list(UNARY_CALLS.items())  # by method id, which counts from 0 in the order given
         self._pending: dict[int, InferenceRequest] = {}
         self._answers: list[tuple[int, bytes]] = []  # made by the receiver, and not handed over yet
+        self._holds_refusals = False
+        self._refused: list[tuple[int, Exception]] = []  # held back, and not told yet
         self._large_reader = ThreadPoolExecutor(_LARGE_READERS, thread_name_prefix="read")
         self._receiver = threading.Thread(target=self._receive, name="receive", daemon=True)
         try:
@@ -176,6 +189,7 @@ class _Listener:
                 keepalive_time_ms=_KEEPALIVE_MS,
                 max_concurrent_streams=settings.max_concurrent_streams,
                 max_metadata_size=settings.max_metadata_bytes,
+                reuse_port=settings.reuse_port,
             )
         except OSError as error:
             raise ListenError(cannot_listen(target)) from error
@@ -190,6 +204,16 @@ class _Listener:
         self._front.set_fallback(fallback)
         self._front.start()
         self._receiver.start()
+
+    def hold_refusals(self) -> None:
+        """Refuse no call before `tell_refusals`; whoever is refused may try again at once, and here."""
+        self._holds_refusals = True
+
+    def tell_refusals(self) -> None:
+        """Refuse what was held back."""
+        refused, self._refused = self._refused, []
+        for call_id, error in refused:
+            self._fail(call_id, error)
 
     def close(self) -> None:
         """Close what is open."""
@@ -277,7 +301,10 @@ class _Listener:
         if self._pending.pop(call.completion, None) is None:  # cancelled: nobody waits
             return
         if not isinstance(reply, bytes):
-            self._fail(call.completion, reply)
+            if self._holds_refusals:
+                self._refused.append((call.completion, reply))
+            else:
+                self._fail(call.completion, reply)
         elif threading.current_thread() is self._receiver:
             self._answers.append((call.completion, reply))
         else:

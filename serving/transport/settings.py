@@ -33,6 +33,7 @@ class WireSettings:
         max_connections, max_connection_age_s, max_connection_idle_s: limits on connections; grpcio only.
         grace_s: how long the calls of a connection that is too old may go on.
         reflection: whether callers may ask for the services' definitions.
+        reuse_port: whether other servers may listen on the same port.
     """
 
     message_limit: MessageLimit
@@ -45,6 +46,7 @@ class WireSettings:
     max_connection_idle_s: float | None
     grace_s: float
     reflection: bool
+    reuse_port: bool = False
 
 
 def wire_settings(config: ServeConfig, repository: ModelRepository, *, max_connections: int) -> WireSettings:
@@ -68,6 +70,7 @@ def wire_settings(config: ServeConfig, repository: ModelRepository, *, max_conne
         max_connection_idle_s=config.max_connection_idle_s,
         grace_s=config.grace_period_s,
         reflection=config.reflection,
+        reuse_port=config.reuse_port,
     )
 
 

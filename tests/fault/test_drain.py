@@ -111,6 +111,7 @@ def test_everything_is_answered_in_the_delay_while_nothing_is_ready(
         server.process.send_signal(signal.SIGTERM)
         eventually(lambda: not is_healthy(""), "health says that it leaves")
         assert not is_healthy("tiny")
+        assert is_healthy("grpc.health.v1.Health"), "it answers; nobody should kill it now"
         assert not server.stub.ServerReady(pb.ServerReadyRequest()).ready
         assert not server.stub.ModelReady(pb.ModelReadyRequest(name="tiny")).ready
         assert server.stub.ServerLive(pb.ServerLiveRequest()).live

@@ -17,7 +17,7 @@ from foldserve.serving.pb import open_inference_pb2 as pb
 from foldserve.serving.pb import open_inference_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -31,14 +31,22 @@ START_S = 120.0  # generous: the test machine may be busy
 class ServerProcess:
     """`foldserve serve` over ``repository``, its output kept in ``log``; a context manager.
 
-    ``module`` stands for `foldserve` if a test runs it with something broken beneath it.
+    ``module`` stands for `foldserve` if a test runs it with something broken beneath it, ``prefix`` before
+    the command, for what runs it elsewhere than here.
     """
 
-    def __init__(self, repository: Path, folder: Path, *flags: str, module: str = "foldserve") -> None:
+    def __init__(
+        self,
+        repository: Path,
+        folder: Path,
+        *flags: str,
+        module: str = "foldserve",
+        prefix: Sequence[str] = (),
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         port_file, self._log_path = folder / "port", folder / "server.log"
         self._metrics_port_file = folder / "metrics-port"
-        command = [sys.executable, "-m", module, "serve", "--repository", str(repository)]
+        command = [*prefix, sys.executable, "-m", module, "serve", "--repository", str(repository)]
         command += ["--port", "0", "--port-file", str(port_file), "--device", DEVICE]
         command += ["--metrics-port", "0", "--metrics-port-file", str(self._metrics_port_file), *flags]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}

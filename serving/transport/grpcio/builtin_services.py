@@ -47,14 +47,14 @@ def _health_handler(servicer: Any) -> grpc.GenericRpcHandler:
             answer = await servicer.Check(_read(health_pb2.HealthCheckRequest, content), context)
             return bytes(answer.SerializeToString())
         except Exception as error:  # becomes a status
-            return refuse(context, error)
+            return await refuse(context, error)
 
     async def watch(content: bytes, context: Context) -> AsyncIterator[bytes]:
         try:
             async for answer in servicer.Watch(_read(health_pb2.HealthCheckRequest, content), context):
                 yield answer.SerializeToString()
         except Exception as error:  # becomes a status
-            refuse(context, error)
+            await refuse(context, error)
 
     methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Check": grpc.unary_unary_rpc_method_handler(check),
@@ -79,7 +79,7 @@ def _reflection_handler(permissions: Permissions) -> grpc.GenericRpcHandler:
             async for response in servicer.ServerReflectionInfo(read(contents), context):
                 yield response.SerializeToString()
         except Exception as error:  # becomes a status
-            refuse(context, error)
+            await refuse(context, error)
 
     method: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(answer)
     return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, {"ServerReflectionInfo": method})
@@ -93,16 +93,19 @@ def _read(message_type: type[_M], content: bytes) -> _M:
     return parse_bounded(message_type, unpack(content, _MAX_BYTES) if is_packed(content) else content)
 
 
-def refuse(context: Context, error: Exception) -> bytes:
-    """Let the call end with the status that ``error`` stands for, and return what it gives for an answer.
+async def refuse(context: Context, error: Exception) -> bytes:
+    """End the call with the status that ``error`` stands for, and return what it gives for an answer.
 
-    Not by context.abort: the call would refer to the error that it raises, and that, by its traceback, to the
-    call and to the message, which would all stay in memory until the garbage collector comes by. Where
-    ``error`` is gRPC's own, the caller has gone and nobody waits for a status: it is raised as it is.
+    By context.abort, which sends a status and nothing else: clients try a call again only then. The call
+    refers to the error that abort raises, and that would, by its traceback and its context, refer to the call
+    and to the message, which would all stay in memory until the garbage collector comes by. Where ``error``
+    is gRPC's own, the caller has gone and nobody waits for a status: it is raised as it is.
     """
     if isinstance(error, grpc.aio.BaseError):
         raise error
     status, text = to_status(error)
-    context.set_code(grpc.StatusCode[status])
-    context.set_details(text)
+    try:
+        await context.abort(grpc.StatusCode[status], text)
+    except grpc.aio.AbortError as aborted:
+        aborted.__traceback__ = aborted.__context__ = None
     return b""

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
     import grpc
 
+# Its own status says that the process answers, and nothing of models: a liveness probe asks for it, because a
+# restart mends nothing that the others complain of.
+HEALTH_SERVICE = "grpc.health.v1.Health"
+
 _Status = health_pb2.HealthCheckResponse
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -37,7 +41,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
         self._notify()
 
     def enter_shutdown(self) -> None:
-        """Say NOT_SERVING of everything, whatever is published from now on."""
+        """Say NOT_SERVING of everything but this service, whatever is published from now on."""
         self._shutting_down = True
         self.publish(self._serving)
 
@@ -74,6 +78,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
                 await changed.wait()
 
     def _status(self, service: str) -> Any:
+        if service == HEALTH_SERVICE:
+            return _Status.SERVING
         serves = self._serving.get(service)
         if serves is None:
             return _Status.SERVICE_UNKNOWN

@@ -25,8 +25,8 @@ def server_options(settings: WireSettings, *, is_fallback: bool) -> _Options:
     """Return the options of a server that meets the wire, or of one behind another transport."""
     metadata_bytes = settings.max_metadata_bytes + (_FALLBACK_METADATA_BYTES if is_fallback else 0)
     options: _Options = (
-        # Two servers on one port must be an error, not a split of the traffic.
-        ("grpc.so_reuseport", 0),
+        # Unless it is asked for, two servers on one port must be an error, not a split of the traffic.
+        ("grpc.so_reuseport", int(settings.reuse_port)),
         ("grpc.max_receive_message_length", settings.message_limit.wire_bytes),
         # See serving.transport.unpack.
         ("grpc.per_message_decompression", 0),

@@ -192,7 +192,7 @@ class GrpcioTransport:
                     await self.publish_health()
                 return response.SerializeToString()
             except Exception as error:  # becomes a status, and is logged where unknown
-                return refuse(context, error)
+                return await refuse(context, error)
             finally:
                 self._running_count -= running
 
@@ -204,9 +204,9 @@ class GrpcioTransport:
                 self._check(path, context)
             except Exception as error:  # becomes a status
                 self._servicer.count_unread(kind.unary_method, error)
-                return refuse(context, error)
+                return await refuse(context, error)
             reply = await self._infer(kind, content, context)
-            return refuse(context, reply) if isinstance(reply, Exception) else reply
+            return await refuse(context, reply) if isinstance(reply, Exception) else reply
 
         return answer
 
@@ -226,7 +226,7 @@ class GrpcioTransport:
                 async for response in answer_in_order(contents, ask, self._draining):
                     yield response
             except Exception as error:  # ends the stream with a status
-                refuse(context, error)
+                await refuse(context, error)
 
         return answer
 
@@ -313,5 +313,5 @@ def cannot_listen(address: str) -> str:
     """Return the message of a ListenError."""
     return (
         f"cannot listen on {address}: the port is taken by another server, or the address is not this "
-        "machine's; choose others with --port and --host"
+        "machine's; choose others with --port and --host, or give --reuse-port to all servers of the port"
     )

@@ -25,9 +25,15 @@ def test_established_connections_to_the_port_alone_are_counted(tmp_path: Path) -
         + "   1: 0100007F:1F41 0100007F:C350 01 00000000:00000000 00:00000000 00000000 0 0 2\n"
         + "   2: 0100007F:C350 0100007F:1F41 01 00000000:00000000 00:00000000 00000000 0 0 3\n"
         + "   3: 0100007F:1F41 0100007F:C351 06 00000000:00000000 00:00000000 00000000 0 0 4\n"
-    )  # one listens, one is established, one is a client's end, one has ended
-    tail = "1F41 00000000000000000000000001000000:C352 01 00000000:00000000 00:00000000 00000000 0 0 5\n"
-    (net / "tcp6").write_text(f"{HEADER}   0: 00000000000000000000000001000000:{tail}")
+        + "   4: 0100007F:1F41 0100007F:C353 01 00000000:00000000 00:00000000 00000000 0 0 6\n"
+    )  # one listens, one is established, one is a client's end, one has ended, one is another process's
+    tail = "C352 01 00000000:00000000 00:00000000 00000000 0 0 5 1 0 20\n"
+    address = "00000000000000000000000001000000"
+    (net / "tcp6").write_text(f"{HEADER}   0: {address}:1F41 {address}:{tail}")
+    descriptors = tmp_path / "self" / "fd"
+    descriptors.mkdir()
+    for descriptor, target in enumerate(["/dev/null", *(f"socket:[{inode}]" for inode in range(1, 6))]):
+        (descriptors / str(descriptor)).symlink_to(target)
     assert connection_count(8001, tmp_path) == 2
     assert connection_count(8002, tmp_path) == 0
     assert connection_count(8001, tmp_path / "nowhere") is None
@@ -38,7 +44,9 @@ def test_this_process_is_seen() -> None:
         port = server.getsockname()[1]
         assert connection_count(port) == 0
         with socket.create_connection(("127.0.0.1", port)):
-            assert connection_count(port) == 1
+            accepted, _ = server.accept()
+            with accepted:
+                assert connection_count(port) == 1
 
 
 def test_threads_are_counted() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from foldserve.artifact.format import Artifact
 from foldserve.runtime.model_settings import ModelSettings
+from foldserve.serving.repository.layout import Layout
 from foldserve.serving.repository.model_file_cache import SettingsReader
 from foldserve.serving.repository.scanner import scan
 from foldserve.serving.repository.version_files import LoadFailure, VersionFiles
@@ -37,7 +38,7 @@ class Watched:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.clock = Clock()
-        self.files = VersionFiles(folder, settle_s=2.0, clock=self.clock)
+        self.files = VersionFiles(Layout(folder), settle_s=2.0, clock=self.clock)
 
     def look(
         self, version: int = 1, *, wait_for_writes: bool = True, **changed: object
