@@ -16,6 +16,7 @@ import grpc
 import numpy as np
 import pytest
 
+from foldserve.demo.children import ending_with_us
 from foldserve.serving.client import channel
 from foldserve.serving.client.sync_client import Client
 from foldserve.serving.pb import open_inference_pb2_grpc
@@ -205,7 +206,7 @@ def test_one_that_is_stopped_while_it_loads_has_never_listened(
     ]
     command += ["--port", "0", "--metrics-port", "0", "--reuse-port", "--transport", transport]
     command += ["--load-timeout-s", "86400", "--port-file", str(tmp_path / "port")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=SOURCE) as server:
+    with subprocess.Popen(ending_with_us(command), stderr=subprocess.PIPE, text=True, cwd=SOURCE) as server:
         try:
             give_up_s = time.monotonic() + WAIT_S
             while not catches_sigterm(server.pid):

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from foldserve.errors import ArtifactError, NotFoundError
+from foldserve.errors import ArtifactError
+from foldserve.runtime.model_settings import ModelSettings
 from foldserve.serving.config import ServeConfig
-from foldserve.serving.model.served_model import ModelSettings
+from foldserve.serving.errors import NotFoundError
 from foldserve.serving.repository.repository import ModelRepository
 from tests.support.artifacts import TinyNetwork
 from tests.support.server_process import ServerProcess, run_cli
