@@ -10,7 +10,7 @@ from foldserve.serving.errors import NotFoundError, UnavailableError
 from foldserve.text import join_names, quote
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from foldserve.serving.model.served_model import ServedModel
 
@@ -18,7 +18,7 @@ State = Literal["LOADING", "READY", "UNAVAILABLE"]
 
 
 @dataclass(frozen=True)
-class Version:
+class VersionEntry:
     """One version of a model: serving with ``model``, or not.
 
     ``reason`` says why it does not serve; where it does, why the files on disk are not what is served.
@@ -38,7 +38,7 @@ class ModelIndex:
     """
 
     def __init__(self) -> None:
-        self._table: dict[str, dict[int, Version]] = {}
+        self._table: dict[str, dict[int, VersionEntry]] = {}
         self._replacing = threading.Lock()
         self._subscribers: list[Callable[[], None]] = []
 
@@ -72,10 +72,18 @@ class ModelIndex:
             return False
         return True
 
-    def index(self) -> list[Version]:
+    def entries(self) -> list[VersionEntry]:
         """Return every version, by name and number."""
         table = self._table
         return [entry for name in sorted(table) for entry in table[name].values()]
+
+    def versions_of(self, name: str) -> Mapping[int, VersionEntry]:
+        """Return a model's versions by number, ascending; none if the model is not known."""
+        return self._table.get(name, {})
+
+    def names(self) -> list[str]:
+        """Return the names of all models, sorted."""
+        return sorted(self._table)
 
     def ready_versions(self, name: str) -> list[str]:
         """Return the versions of a known model that serve, ascending."""
@@ -83,26 +91,26 @@ class ModelIndex:
 
     def ready_models(self) -> list[ServedModel]:
         """Return every version that serves."""
-        return [entry.model for entry in self.index() if entry.model is not None]
+        return [entry.model for entry in self.entries() if entry.model is not None]
 
-    def _put(self, entry: Version) -> ServedModel | None:
+    def put(self, entry: VersionEntry) -> ServedModel | None:
         """Put a version in its place; return what served there before, if it was another."""
         with self._replacing:
             before = self._replace(entry)
         self._tell()
         return before.model if before is not None and before.model is not entry.model else None
 
-    def _explain(self, name: str, version: int, state: State, reason: str) -> None:
+    def explain(self, name: str, version: int, state: State, reason: str) -> None:
         """Say of a version in ``state`` why; one that serves stays READY whatever the state given."""
         with self._replacing:
-            before = self._get(name, version) or Version(name, version, "LOADING")
+            before = self.get(name, version) or VersionEntry(name, version, "LOADING")
             after = replace(before, state="READY" if before.model else state, reason=reason)
-            if after == self._get(name, version):
+            if after == self.get(name, version):
                 return
             self._replace(after)
         self._tell()
 
-    def _remove(self, name: str, version: int) -> ServedModel | None:
+    def remove(self, name: str, version: int) -> ServedModel | None:
         """Take a version out, and its model with the last one; return what served there."""
         with self._replacing:
             versions = dict(self._table.get(name, {}))
@@ -114,15 +122,17 @@ class ModelIndex:
         self._tell()
         return before.model if before else None
 
-    def _get(self, name: str, version: int) -> Version | None:
+    def get(self, name: str, version: int) -> VersionEntry | None:
+        """Return a version, or None if it is not known."""
         return self._table.get(name, {}).get(version)
 
-    def _serves(self, name: str, version: int) -> bool:
-        entry = self._get(name, version)
+    def is_serving(self, name: str, version: int) -> bool:
+        """Tell whether a version answers requests; one that is not known does not."""
+        entry = self.get(name, version)
         return entry is not None and entry.model is not None
 
-    def _replace(self, entry: Version) -> Version | None:
-        before = self._get(entry.name, entry.version)
+    def _replace(self, entry: VersionEntry) -> VersionEntry | None:
+        before = self.get(entry.name, entry.version)
         versions = self._table.get(entry.name, {}) | {entry.version: entry}
         # In order: the newest that serves is the last.
         self._table = self._table | {entry.name: dict(sorted(versions.items()))}
@@ -132,14 +142,18 @@ class ModelIndex:
         for on_change in self._subscribers:
             on_change()
 
-    def _versions(self, name: str) -> dict[int, Version]:
+    def check_known(self, name: str) -> None:
+        """Raise NotFoundError, which names the models that there are, if a model is not known."""
+        self._versions(name)
+
+    def _versions(self, name: str) -> dict[int, VersionEntry]:
         versions = self._table.get(name)
         if versions is None:
             known = f"it has {join_names(self._table)}" if self._table else "it has none"
             raise NotFoundError(f"model {quote(name)} is not in the repository; {known}")
         return versions
 
-    def _entry(self, name: str, version: str) -> Version:
+    def _entry(self, name: str, version: str) -> VersionEntry:
         versions = self._versions(name)
         if not version:
             return versions[max(versions)]

@@ -26,7 +26,7 @@ class ModelUnloader:
     def __init__(self) -> None:
         self._draining: set[ServedModel] = set()
 
-    def retire(self, model: ServedModel | None) -> threading.Thread | None:
+    def unload(self, model: ServedModel | None) -> threading.Thread | None:
         """Drain a model, if there is one, and return the thread that does it."""
         if model is None:
             return None

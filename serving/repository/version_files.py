@@ -43,6 +43,10 @@ class _Look:
     is_permanent: bool
     reason: str = ""
 
+    def is_of(self, signature: Signature, settings: ModelSettings) -> bool:
+        """Tell whether the files and the settings are those of this look."""
+        return (self.signature, self.settings) == (signature, settings)
+
 
 class VersionFiles:
     """Reads versions of the repository ``folder`` when there is something new in them.
@@ -67,6 +71,16 @@ class VersionFiles:
         self._clock = clock
         self._looks: dict[tuple[str, int], _Look] = {}
 
+    def is_due(
+        self, name: str, version: int, signature: Signature, settings: ModelSettings, *, wait_for_writes: bool
+    ) -> bool:
+        """Tell whether `read`, called with the same arguments, would read the files."""
+        before = self._looks.get((name, version))
+        if before is None or not before.is_of(signature, settings):
+            return True
+        is_waiting = wait_for_writes and self._clock() - before.since_s < self._settle_s
+        return not before.is_permanent and not is_waiting
+
     def read(
         self, name: str, version: int, signature: Signature, settings: ModelSettings, *, wait_for_writes: bool
     ) -> Artifact | LoadFailure | None:
@@ -78,15 +92,13 @@ class VersionFiles:
         Raises:
             LoadsHangError: too many other loads do not end; nothing was read.
         """
+        if not self.is_due(name, version, signature, settings, wait_for_writes=wait_for_writes):
+            return None
         now_s = self._clock()
         before = self._looks.get((name, version))
-        is_same = before is not None and (before.signature, before.settings) == (signature, settings)
-        if before is not None and is_same:
-            if before.is_permanent or (wait_for_writes and now_s - before.since_s < self._settle_s):
-                return None
-            wait_for_writes = (
-                False  # long enough; files that changed within one tick of the clock are read again
-            )
+        is_same = before is not None and before.is_of(signature, settings)
+        if is_same:  # long enough; files that changed within one tick of the clock are read again
+            wait_for_writes = False
         folder = self._folder / name / str(version)
 
         def read() -> Artifact:
