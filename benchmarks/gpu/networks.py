@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.export_figures import SUBJECTS, Forms
 from foldserve.artifact.format import IMAGE, LOGITS, Golden
-from foldserve.artifact.golden_bounds import most_tolerance
+from foldserve.artifact.golden_limits import most_tolerance
 from foldserve.artifact.writer import publish_artifact
 from foldserve.export.precision.fp16 import to_fp16
 from foldserve.runtime.session import Session

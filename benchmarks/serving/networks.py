@@ -22,7 +22,7 @@ from foldserve.artifact.format import (
     ModelMetadata,
     list_versions,
 )
-from foldserve.artifact.golden_bounds import most_tolerance
+from foldserve.artifact.golden_limits import most_tolerance
 from foldserve.artifact.writer import publish_artifact
 from foldserve.imaging import ImageSpec
 from foldserve.runtime.session import Session

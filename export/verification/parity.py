@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from foldserve.artifact.answers import misshapen, not_softmax
 from foldserve.artifact.format import IMAGE, LOGITS, PROBABILITIES
+from foldserve.artifact.model_outputs import misshapen, not_softmax
 from foldserve.errors import DeviceError
 from foldserve.export.errors import ParityError
 from foldserve.export.verification.reference import in_batches

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foldserve.artifact.golden import replay
-from foldserve.artifact.golden_bounds import most_tolerance
+from foldserve.artifact.golden_limits import most_tolerance
 from foldserve.errors import ArtifactError
 from foldserve.export.errors import ParityError
 from foldserve.export.verification.parity import (

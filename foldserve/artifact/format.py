@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foldserve.artifact.bounded_archive import read_arrays
-from foldserve.artifact.facts import SCHEMA_VERSION, read_manifest_facts, read_metadata_facts
-from foldserve.artifact.golden_bounds import member, most_tolerance
+from foldserve.artifact.golden_limits import member, most_tolerance
+from foldserve.artifact.npz import read_arrays
+from foldserve.artifact.schema import SCHEMA_VERSION, read_manifest_facts, read_metadata_facts
 from foldserve.errors import ArtifactError
 from foldserve.files import read_regular_file
 from foldserve.imaging import ImageSpec
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from foldserve.artifact.facts import ManifestFacts
+    from foldserve.artifact.schema import ManifestFacts
 
 MODEL_FILE = "model.onnx"
 GOLDEN_FILE = "golden.npz"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foldserve.artifact.answers import misshapen, not_softmax
+from foldserve.artifact.model_outputs import misshapen, not_softmax
 from foldserve.errors import ArtifactError
 
 if TYPE_CHECKING:

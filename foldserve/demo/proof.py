@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foldserve.artifact.answers import not_softmax
+from foldserve.artifact.model_outputs import not_softmax
 from foldserve.export.verification.reference import in_batches
 
 if TYPE_CHECKING:

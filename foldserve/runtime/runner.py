@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foldserve.artifact.answers import misshapen
 from foldserve.artifact.format import IMAGE, LOGITS, OUTPUTS
+from foldserve.artifact.model_outputs import misshapen
 from foldserve.errors import ModelOutputError
 
 if TYPE_CHECKING:

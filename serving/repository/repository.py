@@ -10,9 +10,9 @@ from foldserve.serving.errors import NotFoundError, UnavailableError
 from foldserve.serving.model.loader import LoadOutcome, loads_at_a_time
 from foldserve.serving.repository.index import ModelIndex
 from foldserve.serving.repository.log_once import LogOnce
+from foldserve.serving.repository.parallel_jobs import SideBySide
 from foldserve.serving.repository.reconciler import Reconciler
 from foldserve.serving.repository.scanner import scan
-from foldserve.serving.repository.side_by_side import SideBySide
 from foldserve.text import join_names, quote
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from foldserve.artifact.answers import not_softmax, softmax
 from foldserve.artifact.format import Golden
 from foldserve.artifact.golden import Replay, replay
+from foldserve.artifact.model_outputs import not_softmax, softmax
 from foldserve.errors import ArtifactError
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pytest
 
-from foldserve.artifact.answers import softmax
 from foldserve.artifact.format import Golden, TensorSpec
 from foldserve.artifact.golden import Replay, replay
+from foldserve.artifact.model_outputs import softmax
 from foldserve.errors import ArtifactError, ModelOutputError
 from foldserve.runtime.model_settings import ModelSettings
 from foldserve.runtime.runner import ModelRunner

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from foldserve.artifact.format import Golden
 from foldserve.artifact.golden import replay
-from foldserve.artifact.golden_bounds import most_tolerance
+from foldserve.artifact.golden_limits import most_tolerance
 from foldserve.errors import ArtifactError
 from foldserve.export.errors import ParityError
 from foldserve.export.precision.fp16 import to_fp16

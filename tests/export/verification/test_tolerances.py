@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from foldserve.artifact.format import Golden
-from foldserve.artifact.golden_bounds import most_tolerance
+from foldserve.artifact.golden_limits import most_tolerance
 from foldserve.errors import ArtifactError
 from foldserve.export.verification.tolerances import fp16_tolerance, int8_tolerance, reference_tolerance
 

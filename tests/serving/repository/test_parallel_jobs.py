@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from foldserve.serving.repository.side_by_side import SideBySide
+from foldserve.serving.repository.parallel_jobs import SideBySide
 from tests.support.repository_changes import eventually
 
 if TYPE_CHECKING:
