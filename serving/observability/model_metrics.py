@@ -61,7 +61,7 @@ class ModelMetrics(Collector):
         self.note_changes()
         tallies = self._requests.tallies()
         refused = {
-            (name, ""): statistics.tally() for name, statistics in list(self._servicer.refused.items())
+            (name, ""): statistics.counters() for name, statistics in list(self._servicer.refused.items())
         }
         yield from _requests(tallies | refused)
         yield from _executions(tallies)

@@ -1,4 +1,4 @@
-"""Every version of every model as it stands: which serve, which are asked for, and why the others do not."""
+"""Indexes all versions of all models: their states, the models that serve, and why the others do not."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ State = Literal["LOADING", "READY", "UNAVAILABLE"]
 
 @dataclass(frozen=True)
 class VersionEntry:
-    """One version of a model: serving with ``model``, or not.
+    """Describes one version of a model; ``model`` is None if it does not serve.
 
-    ``reason`` says why it does not serve; where it does, why the files on disk are not what is served.
+    ``reason`` says why it does not serve or, if it does, why newer files on disk are not served instead.
     """
 
     name: str
@@ -32,7 +32,7 @@ class VersionEntry:
 
 
 class ModelIndex:
-    """The versions by name and number.
+    """Finds versions by name and number.
 
     Reading is safe from any thread and takes no lock: each change replaces the whole table.
     """
@@ -43,15 +43,15 @@ class ModelIndex:
         self._subscribers: list[Callable[[], None]] = []
 
     def subscribe(self, on_change: Callable[[], None]) -> None:
-        """Have ``on_change`` called after each change, from whichever thread made it."""
+        """Call ``on_change`` after each change, from the thread that made it."""
         self._subscribers.append(on_change)
 
     def find(self, name: str, version: str) -> ServedModel:
-        """Return the version asked for, the newest that serves where ``version`` is empty.
+        """Return a model's ``version``, or its newest version that serves if ``version`` is empty.
 
         Raises:
-            NotFoundError: no such model or version.
-            UnavailableError: it is loading or was refused.
+            NotFoundError: there is no such model or version.
+            UnavailableError: it is loading, was refused or is unloaded.
         """
         if not version:
             for candidate in reversed(self._versions(name).values()):
@@ -65,7 +65,11 @@ class ModelIndex:
         return entry.model
 
     def is_ready(self, name: str, version: str) -> bool:
-        """Tell whether the version (any, where it is empty) serves; raises NotFoundError as `find`."""
+        """Tell whether a version serves, or any version if ``version`` is empty.
+
+        Raises:
+            NotFoundError: there is no such model or version.
+        """
         try:
             self.find(name, version)
         except UnavailableError:
@@ -73,7 +77,7 @@ class ModelIndex:
         return True
 
     def entries(self) -> list[VersionEntry]:
-        """Return every version, by name and number."""
+        """Return all versions, sorted by name and number."""
         table = self._table
         return [entry for name in sorted(table) for entry in table[name].values()]
 
@@ -86,22 +90,26 @@ class ModelIndex:
         return sorted(self._table)
 
     def ready_versions(self, name: str) -> list[str]:
-        """Return the versions of a known model that serve, ascending."""
+        """Return the versions of a model that serve, ascending.
+
+        Raises:
+            NotFoundError: there is no such model.
+        """
         return [str(entry.version) for entry in self._versions(name).values() if entry.model is not None]
 
     def ready_models(self) -> list[ServedModel]:
-        """Return every version that serves."""
+        """Return the models of all versions that serve."""
         return [entry.model for entry in self.entries() if entry.model is not None]
 
     def put(self, entry: VersionEntry) -> ServedModel | None:
-        """Put a version in its place; return what served there before, if it was another."""
+        """Set a version; return the model that served as this version before, if it was another."""
         with self._replacing:
             before = self._replace(entry)
         self._tell()
         return before.model if before is not None and before.model is not entry.model else None
 
     def explain(self, name: str, version: int, state: State, reason: str) -> None:
-        """Say of a version in ``state`` why; one that serves stays READY whatever the state given."""
+        """Set a version's state and reason. A version that is serving stays READY."""
         with self._replacing:
             before = self.get(name, version) or VersionEntry(name, version, "LOADING")
             after = replace(before, state="READY" if before.model else state, reason=reason)
@@ -111,7 +119,7 @@ class ModelIndex:
         self._tell()
 
     def remove(self, name: str, version: int) -> ServedModel | None:
-        """Take a version out, and its model with the last one; return what served there."""
+        """Remove a version, and its model with the last one; return the model that served."""
         with self._replacing:
             versions = dict(self._table.get(name, {}))
             before = versions.pop(version, None)
@@ -134,7 +142,7 @@ class ModelIndex:
     def _replace(self, entry: VersionEntry) -> VersionEntry | None:
         before = self.get(entry.name, entry.version)
         versions = self._table.get(entry.name, {}) | {entry.version: entry}
-        # In order: the newest that serves is the last.
+        # Sorted, so that `find` meets the newest version first from the end.
         self._table = self._table | {entry.name: dict(sorted(versions.items()))}
         return before
 
@@ -143,13 +151,13 @@ class ModelIndex:
             on_change()
 
     def check_known(self, name: str) -> None:
-        """Raise NotFoundError, which names the models that there are, if a model is not known."""
+        """Raise NotFoundError, which lists the known models, if a model is not known."""
         self._versions(name)
 
     def _versions(self, name: str) -> dict[int, VersionEntry]:
         versions = self._table.get(name)
         if versions is None:
-            known = f"it has {join_names(self._table)}" if self._table else "it has none"
+            known = f"it has {join_names(self._table)}" if self._table else "it is empty"
             raise NotFoundError(f"model {quote(name)} is not in the repository; {known}")
         return versions
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from foldserve.runtime.model_settings import ModelSettings
     from foldserve.serving.model.served_model import ServedModel
     from foldserve.serving.repository.plan import Action
-    from foldserve.serving.repository.scanner import FoundModel, Signature
+    from foldserve.serving.repository.scanner import Fingerprint, FoundModel
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class _Look:
     """One look at a model: ``sources`` are the versions that may be loaded, and how to run them."""
 
     name: str
-    sources: Mapping[int, tuple[Signature, ModelSettings]]
+    sources: Mapping[int, tuple[Fingerprint, ModelSettings]]
     wait_for_writes: bool
     at_startup: bool
 
@@ -108,12 +108,12 @@ class Reconciler:
             raise
         except Exception as error:
             reason = legible(f"following its folder failed: {type(error).__name__}: {error}")
-            self._log_once.set(f"{name} (folder)", reason, error)
+            self._log_once.update(f"{name} (folder)", reason, error)
             versions = found.versions if found else {}
             for version in versions:
                 self._index.explain(name, version, "UNAVAILABLE", reason)
             return dict.fromkeys(versions, reason)
-        self._log_once.set(f"{name} (folder)", "")
+        self._log_once.update(f"{name} (folder)", "")
         return refused
 
     def unload(self, name: str, reason: str) -> list[threading.Thread]:
@@ -167,7 +167,7 @@ class Reconciler:
 
     def _observe(
         self, name: str, found: FoundModel | None, *, wait_for_writes: bool
-    ) -> tuple[Observed, Mapping[int, tuple[Signature, ModelSettings]]]:
+    ) -> tuple[Observed, Mapping[int, tuple[Fingerprint, ModelSettings]]]:
         """Return what to plan for, and the sources of `_Look`: none if the model's settings are not valid."""
         if found is None:
             return Observed(), {}
@@ -180,7 +180,7 @@ class Reconciler:
         if settings is None:
             return Observed(versions), {}
         run_as, policy = settings
-        sources = {version: (signature, run_as) for version, signature in found.versions.items()}
+        sources = {version: (fingerprint, run_as) for version, fingerprint in found.versions.items()}
         return Observed(versions, policy), sources
 
     def _current(self, look: _Look, tried: set[int]) -> Current:
@@ -227,9 +227,9 @@ class Reconciler:
             return str(error)
 
     def _read_and_start(self, look: _Look, version: int) -> str:
-        name, (signature, settings) = look.name, look.sources[version]
+        name, (fingerprint, settings) = look.name, look.sources[version]
         started_s = time.monotonic()
-        read = self._files.read(name, version, signature, settings, wait_for_writes=look.wait_for_writes)
+        read = self._files.read(name, version, fingerprint, settings, wait_for_writes=look.wait_for_writes)
         if read is None:  # a load by name read it meanwhile
             return ""
         if isinstance(read, LoadFailure) and not read.is_permanent:

@@ -1,4 +1,4 @@
-"""The model repository: brings what is served in line with what is on disk, one proven version at a time."""
+"""Serves the models of a repository folder: loads, replaces and unloads versions as the folder changes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from foldserve.serving.errors import NotFoundError, UnavailableError
 from foldserve.serving.model.loader import LoadOutcome, loads_at_a_time
 from foldserve.serving.repository.index import ModelIndex
 from foldserve.serving.repository.log_once import LogOnce
-from foldserve.serving.repository.parallel_jobs import SideBySide
+from foldserve.serving.repository.parallel_jobs import ParallelJobs
 from foldserve.serving.repository.reconciler import Reconciler
 from foldserve.serving.repository.scanner import scan
 from foldserve.text import join_names, quote
@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 
 
 class ModelRepository:
-    """Every version under ``folder``, loaded, replaced and unloaded as the folder changes.
+    """Keeps the served models in line with ``folder``.
 
-    Models are followed side by side, each by one thread at a time. What is replaced goes on answering until
-    its successor has proven itself, and is then drained beside it.
+    Several models are loaded at the same time, each by one thread. A version that is replaced goes on serving
+    until its successor has reproduced its golden pairs; it is then drained in the background.
+
+    Attributes:
+        index: all versions with their states; hand it to whatever only looks models up.
     """
 
     def __init__(
@@ -40,18 +43,21 @@ class ModelRepository:
         settle_s: float = 2.0,
         time_limit: TimeLimit | None = None,
     ) -> None:
-        """Find the versions, none of them loaded yet.
+        """List the versions in the folder, without loading any.
 
-        ``on_load`` is told of each load attempt that has ended, from the thread that loaded. What is wrong
-        with files that are still changing is not said before they have not changed for ``settle_s`` seconds.
-        Reading a version and proving it are done within ``time_limit`` each, where there is one.
+        Args:
+            folder: the repository.
+            settings: how to run models, unless their ``model.toml`` says otherwise.
+            on_load: called after each load attempt, from the thread that made it.
+            settle_s: seconds that files must stay unchanged before a fault in them is reported.
+            time_limit: limit for reading a version, and again for verifying it; None for no limit.
 
         Raises:
             ArtifactError: ``folder`` is not a folder that can be read.
         """
         self.index = ModelIndex()
         self._folder = folder
-        self._models = SideBySide(loads_at_a_time(settings.device), fatal=(DeviceError, DeviceLostError))
+        self._models = ParallelJobs(loads_at_a_time(settings.device), fatal=(DeviceError, DeviceLostError))
         self._reconciler = Reconciler(
             self.index, folder, settings, on_load, settle_s=settle_s, time_limit=time_limit
         )
@@ -61,12 +67,11 @@ class ModelRepository:
                 self.index.explain(name, version, "LOADING", "loading")
 
     def load_all(self, only: Collection[str] | None = None) -> None:
-        """Open and verify every version, or those of the models in ``only``; refused ones say why.
+        """Load every model, or those named in ``only``; the index has the reasons for refused versions.
 
         Raises:
-            ArtifactError: there is no model of a name in ``only``, or the folder cannot be read any more.
-            DeviceError, DeviceLostError: the device asked for by name does not run the models; nothing can be
-                served honestly.
+            ArtifactError: a name in ``only`` is not in the repository, or the folder can no longer be read.
+            DeviceError, DeviceLostError: the device that was asked for by name cannot run a model.
         """
         models = scan(self._folder)
         if only is not None and (unknown := sorted(set(only) - models.keys())):
@@ -76,7 +81,7 @@ class ModelRepository:
         for name in models:
             if only is not None and name not in only:
                 with self._models.alone(name):
-                    self._reconciler.unload(name, "it waits to be loaded by RepositoryModelLoad")
+                    self._reconciler.unload(name, "it is loaded only on request, by RepositoryModelLoad")
         self._models.run(
             {
                 name: partial(self._reconciler.reconcile, name, found, at_startup=True)
@@ -85,16 +90,16 @@ class ModelRepository:
         )
 
     def refresh(self) -> None:
-        """Look at the folder once and follow what has changed in it.
+        """Scan the folder once, and load and unload what has changed in it.
 
-        Returns once all of it has been tried but what takes long, which goes on beside.
+        Returns when all changes have been applied, except slow loads: they go on in the background.
         """
         try:
             models = scan(self._folder)
         except ArtifactError as error:
-            self._log_once.set("repository", f"{error}; what is served goes on being served")
+            self._log_once.update("repository", f"{error}; loaded models go on being served")
             return
-        self._log_once.set("repository", "")
+        self._log_once.update("repository", "")
         self._models.run(
             {
                 name: partial(self._reconciler.reconcile, name, models.get(name), wait_for_writes=True)
@@ -105,15 +110,16 @@ class ModelRepository:
         )
 
     def load(self, name: str) -> None:
-        """Look at a model's folder again: load what is new, changed or was refused, unload what is gone.
+        """Load a model: its new, changed and refused versions. Unload those that are gone from its folder.
 
         Raises:
-            NotFoundError: there is no such model in the folder.
-            UnavailableError: none of its versions serves after it, or a newer one is refused; says why.
+            NotFoundError: the folder has no such model.
+            UnavailableError: no version of the model serves, or one as new as the newest that serves was
+                refused; the message has the reasons.
         """
         self._find_folder(name)
         with self._models.alone(name):
-            found = self._find_folder(name)  # again: a load of it may just have ended
+            found = self._find_folder(name)  # again: the lock may have been held for long
             self._reconciler.forget_failures(name)
             refused = self._reconciler.reconcile(name, found)
         reasons = "; ".join(f"{version}: {reason}" for version, reason in refused.items())
@@ -121,10 +127,14 @@ class ModelRepository:
             raise UnavailableError(f"no version of model {quote(name)} serves: {reasons}")
         serving = self.index.find(name, "").version
         if any(version >= serving for version in refused):
-            raise UnavailableError(f"model {quote(name)} serves as before, version {serving}: {reasons}")
+            raise UnavailableError(f"model {quote(name)} still serves version {serving}: {reasons}")
 
     def unload(self, name: str) -> None:
-        """Stop serving a model, having finished what it accepted; raises NotFoundError as `find`."""
+        """Unload a model, after finishing the requests that it accepted.
+
+        Raises:
+            NotFoundError: there is no such model.
+        """
         self.index.check_known(name)
         with self._models.alone(name):
             self.index.check_known(name)
@@ -133,17 +143,19 @@ class ModelRepository:
             drain.join()
 
     def stop_loading(self) -> None:
-        """Stop the loads under way, and begin none any more."""
+        """Interrupt the loads that are running, and start no others."""
         self._reconciler.stop()
 
     def close(self, grace_s: float) -> None:
-        """Stop loading, finish what waits in all queues within ``grace_s`` seconds, stop the instances."""
+        """Stop loading, finish all queued requests within ``grace_s`` seconds, and stop the models."""
         self.stop_loading()
         self._reconciler.close(grace_s)
 
     def _find_folder(self, name: str) -> FoundModel:
         found = scan(self._folder).get(name)
         if found is None or found.fault:
-            detail = found.fault if found else "it is not in the repository's folder, or has no versions"
+            detail = (
+                found.fault if found else "the repository's folder has no such model, or it has no versions"
+            )
             raise NotFoundError(f"model {quote(name)} cannot be loaded: {detail}")
         return found
