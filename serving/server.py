@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from foldserve.serving.config import ServeConfig
+    from foldserve.serving.repository.index import ModelIndex
     from foldserve.serving.transport.base import Transport
 
 _MIB = 1024 * 1024
@@ -72,20 +73,20 @@ async def _serve(config: ServeConfig) -> int:
         time_limit=loading,
         model_name=config.model_name,
     )
-    repository.subscribe(changes.notify)
+    repository.index.subscribe(changes.notify)
     _log.info("processors: %s", find_cpus())  # after what a wrong path ends with one readable line
     servicer = InferenceService(
-        repository,
+        repository.index,
         max_decoding_bytes=config.max_queue_mib * _MIB,
         max_image_pixels=config.max_image_pixels,
     )
     control = ManagementService(repository, servicer, model_control=config.allows_model_control)
     descriptors = share_descriptors()
-    wire = wire_settings(config, repository, max_connections=descriptors.max_connections)
+    wire = wire_settings(config, repository.index, max_connections=descriptors.max_connections)
     transport = open_transport(
         config.transport, servicer, control, wire, why_not_native=config.why_not_native
     )
-    models, endpoint = ModelMetrics(repository, servicer, loads), HttpEndpoint(descriptors.max_probes)
+    models, endpoint = ModelMetrics(repository.index, servicer, loads), HttpEndpoint(descriptors.max_probes)
 
     async def publish() -> None:
         models.note_changes()
@@ -114,7 +115,7 @@ async def _serve(config: ServeConfig) -> int:
                 _settle_garbage()
                 log_limits(wire)
                 await publish()
-                announce(_ready_line(config, port, repository), config.log_format)
+                announce(_ready_line(config, port, repository.index), config.log_format)
                 if config.control == "poll":
                     watching.enter_context(Watcher(repository, config.poll_s))
             await stop.wait()
@@ -225,9 +226,9 @@ def _to_settings(config: ServeConfig) -> ModelSettings:
     )
 
 
-def _ready_line(config: ServeConfig, port: int, repository: ModelRepository) -> str:
-    models = repository.ready_models()
-    others = [entry for entry in repository.index() if entry.state == "UNAVAILABLE"]
+def _ready_line(config: ServeConfig, port: int, index: ModelIndex) -> str:
+    models = index.ready_models()
+    others = [entry for entry in index.entries() if entry.state == "UNAVAILABLE"]
     others_text = "".join(f"; not served: {entry.name}/{entry.version}: {entry.reason}" for entry in others)
     if not models:
         layout = Layout(config.repository, config.model_name)

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.export_figures import SUBJECTS, Forms
 from foldserve.artifact.format import IMAGE, LOGITS, Golden
-from foldserve.artifact.golden_bounds import most_tolerance
+from foldserve.artifact.golden_limits import max_tolerance
 from foldserve.artifact.writer import publish_artifact
 from foldserve.export.precision.fp16 import to_fp16
 from foldserve.runtime.session import Session
@@ -54,7 +54,7 @@ def publish(network: Network, precision: str, repository: Path) -> str:
     (own,) = Session(content, device="cpu").run((LOGITS,), {IMAGE: images})
     # Only speed is measured here, so the file's own logits stand for the reference, and are held as loosely
     # as a server takes.
-    tolerance = most_tolerance(own, precision)
+    tolerance = max_tolerance(own, precision)
     golden = Golden(images, own, own, tolerance, tolerance, synthetic=True)
     name = f"{network.name}-{precision}"
     publish_artifact(repository / name, model=content, golden=golden, manifest={"precision": precision})

@@ -22,7 +22,7 @@ from foldserve.artifact.format import (
     ModelMetadata,
     list_versions,
 )
-from foldserve.artifact.golden_bounds import most_tolerance
+from foldserve.artifact.golden_limits import max_tolerance
 from foldserve.artifact.writer import publish_artifact
 from foldserve.imaging import ImageSpec
 from foldserve.runtime.session import Session
@@ -191,7 +191,7 @@ def _publish(name: str, model: bytes, image: ImageSpec, workspace: Path) -> Netw
     images = Network(name, repository, repository, image.shape).images(_GOLDEN_COUNT)
     (logits,) = Session(model, device="cpu").run((LOGITS,), {IMAGE: images})
     # Only the speed of this network matters: ONNX Runtime's own logits stand for the reference too.
-    tolerance = most_tolerance(logits, "fp32")
+    tolerance = max_tolerance(logits, "fp32")
     golden = Golden(images, logits, logits, tolerance, tolerance, synthetic=True)
     version = publish_artifact(repository / name, model=model, golden=golden, manifest={"precision": "fp32"})
     return Network(name, repository, version / MODEL_FILE, image.shape)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foldserve.artifact.format import MOST_GOLDEN_BYTES, Golden
+from foldserve.artifact.format import MAX_GOLDEN_BYTES, Golden
 from foldserve.export.verification.parity import run_logits
 from foldserve.export.verification.tolerances import reference_tolerance, runtime_tolerance
 
@@ -26,7 +26,7 @@ def golden_count(image_shape: tuple[int, ...], class_count: int) -> int:
     """Return how many golden pairs a network deserves: every class at least once, where they fit the file."""
     count = COUNT if max(image_shape[1:]) <= LARGE_SIDE else COUNT_LARGE
     pair_bytes = math.prod(image_shape) + 2 * 4 * class_count  # uint8 pixels, and float32 logits twice
-    return max(1, min(max(count, class_count), (MOST_GOLDEN_BYTES - 2**16) // pair_bytes))
+    return max(1, min(max(count, class_count), (MAX_GOLDEN_BYTES - 2**16) // pair_bytes))
 
 
 def choose_golden(labels: NDArray[np.int64] | None, image_count: int, count: int) -> NDArray[np.int64]:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from foldserve.artifact.answers import misshapen, not_softmax
 from foldserve.artifact.format import IMAGE, LOGITS, PROBABILITIES
+from foldserve.artifact.model_outputs import shape_fault, softmax_errors
 from foldserve.errors import DeviceError
 from foldserve.export.errors import ParityError
 from foldserve.export.verification.reference import in_batches
@@ -290,9 +290,9 @@ def _proven_logits(session: Session, images: NDArray[np.uint8]) -> NDArray[np.fl
 
 
 def _check_probabilities(logits: NDArray[np.float32], probabilities: NDArray[np.float32], where: str) -> None:
-    if fault := misshapen((logits, probabilities), len(logits), logits.shape[1]):
+    if fault := shape_fault((logits, probabilities), len(logits), logits.shape[1]):
         raise ParityError(f"{where} {fault}; nothing was published")
-    wrong, difference = not_softmax(logits, probabilities)
+    wrong, difference = softmax_errors(logits, probabilities)
     if wrong.any():
         raise ParityError(
             f"{where} the probabilities of {np.count_nonzero(wrong)} of {len(wrong)} images are not the "

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foldserve.artifact.answers import softmax
+from foldserve.artifact.model_outputs import softmax
 from foldserve.export.errors import SourceError
 
 if TYPE_CHECKING:

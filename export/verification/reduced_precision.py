@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foldserve.artifact.golden import replay
-from foldserve.artifact.golden_bounds import most_tolerance
+from foldserve.artifact.golden_limits import max_tolerance
 from foldserve.errors import ArtifactError
 from foldserve.export.errors import ParityError
 from foldserve.export.verification.parity import (
@@ -102,7 +102,7 @@ def check_reduced_precision(
         *(_largest_difference(run_logits(session, random), literal_random) for session in sessions),
     )
     # The largest logit of all images is not that of the golden ones, by which a server bounds the tolerance.
-    tolerance = min(tolerance, most_tolerance(golden.reference_logits))
+    tolerance = min(tolerance, max_tolerance(golden.reference_logits))
     lower = replace(
         golden,
         runtime_logits=own,

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foldserve.artifact.bounded_archive import read_arrays
-from foldserve.artifact.facts import SCHEMA_VERSION, read_manifest_facts, read_metadata_facts
-from foldserve.artifact.golden_bounds import member, most_tolerance
+from foldserve.artifact.golden_limits import golden_array, max_tolerance
+from foldserve.artifact.npz import read_arrays
+from foldserve.artifact.schema import SCHEMA_VERSION, read_manifest_facts, read_metadata_facts
 from foldserve.errors import ArtifactError
 from foldserve.files import read_regular_file
 from foldserve.imaging import ImageSpec
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from foldserve.artifact.facts import ManifestFacts
+    from foldserve.artifact.schema import ManifestFacts
 
 MODEL_FILE = "model.onnx"
 GOLDEN_FILE = "golden.npz"
@@ -43,9 +43,9 @@ MANIFEST_FILE = "manifest.json"
 # The most there may be of each file, and of golden pairs once they are unpacked. A protobuf message, and so
 # an ONNX file, ends at 2 GiB; 1,000 images of 224 by 224 pixels in colour are 144 MiB; the manifest of a
 # network of a thousand layers is some 300 KiB.
-MOST_MODEL_BYTES = 2**31
-MOST_GOLDEN_BYTES = 2**30
-MOST_MANIFEST_BYTES = 2**22
+MAX_MODEL_BYTES = 2**31
+MAX_GOLDEN_BYTES = 2**30
+MAX_MANIFEST_BYTES = 2**22
 
 IMAGE = "image"  # UINT8 [N, C, H, W]
 LOGITS = "logits"  # FP32 [N, K]
@@ -175,14 +175,14 @@ class Golden:
             ArtifactError: not such a file, or its arrays do not fit together.
         """
         try:
-            arrays = read_arrays(content, [each.name for each in fields(cls)], MOST_GOLDEN_BYTES)
+            arrays = read_arrays(content, [each.name for each in fields(cls)], MAX_GOLDEN_BYTES)
             golden = cls(
-                images=member(arrays, "images", np.uint8, 4),
-                reference_logits=member(arrays, "reference_logits", np.float32, 2),
-                runtime_logits=member(arrays, "runtime_logits", np.float32, 2),
-                reference_tolerance=float(member(arrays, "reference_tolerance", np.float64, 0)),
-                runtime_tolerance=float(member(arrays, "runtime_tolerance", np.float64, 0)),
-                synthetic=bool(member(arrays, "synthetic", np.bool_, 0)),
+                images=golden_array(arrays, "images", np.uint8, 4),
+                reference_logits=golden_array(arrays, "reference_logits", np.float32, 2),
+                runtime_logits=golden_array(arrays, "runtime_logits", np.float32, 2),
+                reference_tolerance=float(golden_array(arrays, "reference_tolerance", np.float64, 0)),
+                runtime_tolerance=float(golden_array(arrays, "runtime_tolerance", np.float64, 0)),
+                synthetic=bool(golden_array(arrays, "synthetic", np.bool_, 0)),
             )
         except ArtifactError:
             raise
@@ -219,7 +219,7 @@ class Golden:
             raise ArtifactError(
                 f"{GOLDEN_FILE} has tolerances {tolerances}; both must be positive and finite"
             )
-        most = most_tolerance(self.reference_logits, precision)
+        most = max_tolerance(self.reference_logits, precision)
         if not self.runtime_tolerance <= self.reference_tolerance <= most:
             raise ArtifactError(
                 f"{GOLDEN_FILE} has tolerances {tolerances} for the trained model's logits and the file's "
@@ -261,7 +261,7 @@ def read_artifact(folder: Path, within: Path | None = None) -> Artifact:
     """
     manifest, facts = read_manifest(folder, within)
     contents = {}
-    for name, most_bytes in ((MODEL_FILE, MOST_MODEL_BYTES), (GOLDEN_FILE, MOST_GOLDEN_BYTES)):
+    for name, most_bytes in ((MODEL_FILE, MAX_MODEL_BYTES), (GOLDEN_FILE, MAX_GOLDEN_BYTES)):
         contents[name] = read_regular_file(folder / name, within, most_bytes)
         _check_hash(name, contents[name], facts.files[name].sha256)
     golden = Golden.from_bytes(contents[GOLDEN_FILE])
@@ -275,7 +275,7 @@ def read_manifest(folder: Path, within: Path | None = None) -> tuple[dict[str, A
     Raises:
         ArtifactError: missing, unreadable, malformed, of a future schema, or of other files than a version's.
     """
-    content = read_regular_file(folder / MANIFEST_FILE, within, MOST_MANIFEST_BYTES)
+    content = read_regular_file(folder / MANIFEST_FILE, within, MAX_MANIFEST_BYTES)
     manifest, facts = read_manifest_facts(content, MANIFEST_FILE)
     # No path is made of a name in it: what a version consists of is known.
     if unknown := facts.files.keys() - {MODEL_FILE, GOLDEN_FILE}:

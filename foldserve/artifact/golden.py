@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foldserve.artifact.answers import misshapen, not_softmax
+from foldserve.artifact.model_outputs import shape_fault, softmax_errors
 from foldserve.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _run(
     runs = []
     for places in batches:
         outputs = run(golden.images[places])
-        fault = misshapen(outputs, len(places), golden.reference_logits.shape[1])
+        fault = shape_fault(outputs, len(places), golden.reference_logits.shape[1])
         if fault:
             raise ArtifactError(f"{fault}: model and golden pairs do not belong together")
         runs.append(outputs)
@@ -115,7 +115,7 @@ def _check(
     )
     whose = f"this file at export{how}"
     _compare(logits, golden.runtime_logits[places], golden.runtime_tolerance, whose=whose, where=where)
-    wrong, difference = not_softmax(logits, probabilities)
+    wrong, difference = softmax_errors(logits, probabilities)
     if wrong.any():
         shown = "not a number" if np.isnan(difference) else f"off by up to {difference:.3g}"
         raise ArtifactError(

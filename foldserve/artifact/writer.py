@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foldserve.artifact.facts import SCHEMA_VERSION
 from foldserve.artifact.format import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, list_versions
+from foldserve.artifact.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

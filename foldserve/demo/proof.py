@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foldserve.artifact.answers import not_softmax
+from foldserve.artifact.model_outputs import softmax_errors
 from foldserve.export.verification.reference import in_batches
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def compare(
         # Written so that a NaN difference fails.
         passed=max_difference <= MAX_LOGIT_DIFFERENCE
         and bool(identical[decided].all())
-        and (probabilities is None or not not_softmax(logits, probabilities)[0].any()),
+        and (probabilities is None or not softmax_errors(logits, probabilities)[0].any()),
     )
 
 

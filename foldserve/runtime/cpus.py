@@ -1,8 +1,8 @@
-"""How many processors this process may really use: affinity and the cgroup's quota, not the host's count.
+"""Counts the CPUs that this process may use, by affinity and cgroup quota.
 
-A cgroup's quota binds all below it, so it is looked for from the process's own group upwards, and the least
-one counts. Inside a container the path that the kernel tells may be the host's, which the container does not
-see: the root of the mount is then the container's own group.
+A cgroup's quota limits all groups below it, so the process's own group and all above it are read, and the
+lowest quota counts. Inside a container the kernel may report the host's path, which the container cannot see:
+then the root of the mount is the container's own group.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
-OWN_CGROUPS = Path("/proc/self/cgroup")
+PROCESS_CGROUPS = Path("/proc/self/cgroup")
 
 
 class Cpus(NamedTuple):
-    """What bounds this process: processors by affinity, and by quota where there is one."""
+    """Holds a process's CPU limits: CPUs by affinity, and by cgroup quota (None without one)."""
 
     affinity: int
     quota: float | None
 
     @property
     def usable(self) -> int:
-        """Whole processors, at least 1. A quota is rounded up: 1.5 keep two threads busy most of the time."""
+        """Whole CPUs, at least 1. A quota is rounded up: 1.5 CPUs keep two threads busy most of the time."""
         return max(1, self.affinity if self.quota is None else min(self.affinity, math.ceil(self.quota)))
 
     def __str__(self) -> str:
@@ -35,23 +35,23 @@ class Cpus(NamedTuple):
         return f"{self.usable} usable ({self.affinity} by affinity, {quota})"
 
 
-def usable_cpus(cgroup_root: Path = CGROUP_ROOT, own_cgroups: Path = OWN_CGROUPS) -> int:
-    """Return the number of processors that affinity and the cgroup quota (v2 and v1) leave, at least 1."""
+def usable_cpus(cgroup_root: Path = CGROUP_ROOT, own_cgroups: Path = PROCESS_CGROUPS) -> int:
+    """Return how many CPUs affinity and the cgroup quota (v2 and v1) allow, at least 1."""
     return find_cpus(cgroup_root, own_cgroups).usable
 
 
-def find_cpus(cgroup_root: Path = CGROUP_ROOT, own_cgroups: Path = OWN_CGROUPS) -> Cpus:
-    """Return what bounds this process."""
+def find_cpus(cgroup_root: Path = CGROUP_ROOT, own_cgroups: Path = PROCESS_CGROUPS) -> Cpus:
+    """Return this process's CPU limits."""
     if hasattr(os, "sched_getaffinity"):  # noqa: SIM108  # each branch on a line of its own
         affinity = len(os.sched_getaffinity(0))
     else:  # pragma: no cover  # not Linux
         affinity = os.cpu_count() or 1
-    quotas = [quota for folder in own_folders(cgroup_root, own_cgroups) for quota in _quotas(folder)]
+    quotas = [quota for folder in cgroup_folders(cgroup_root, own_cgroups) for quota in _quotas(folder)]
     return Cpus(affinity, min(quotas, default=None))
 
 
-def own_folders(root: Path, own_cgroups: Path, controller: str = "cpu") -> Iterator[Path]:
-    """Yield the folders of this process's groups and of all above them, in each hierarchy of a controller."""
+def cgroup_folders(root: Path, own_cgroups: Path, controller: str = "cpu") -> Iterator[Path]:
+    """Yield the folders of this process's cgroups and all above them, in each hierarchy of a controller."""
     try:
         lines = own_cgroups.read_text().splitlines()
     except OSError:
@@ -73,7 +73,7 @@ def own_folders(root: Path, own_cgroups: Path, controller: str = "cpu") -> Itera
 
 
 def _quotas(folder: Path) -> Iterator[float]:
-    """Yield the quotas that stand in a group's folder, in processors."""
+    """Yield the quotas set in a cgroup's folder, in CPUs."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()  # v2: "max 100000" or "150000 100000"
         if quota != "max" and int(period) > 0:

@@ -1,20 +1,20 @@
-"""How much memory this process may really use: the machine's, and the limits of its cgroup and all above."""
+"""Finds the memory that this process may use, by the machine's size and cgroup limits."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
 
-from foldserve.runtime.cpus import CGROUP_ROOT, OWN_CGROUPS, own_folders
+from foldserve.runtime.cpus import CGROUP_ROOT, PROCESS_CGROUPS, cgroup_folders
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def usable_memory_bytes(cgroup_root: Path = CGROUP_ROOT, own_cgroups: Path = OWN_CGROUPS) -> int:
-    """Return the least of the machine's memory and the limits of the cgroups (v2 and v1)."""
+def usable_memory_bytes(cgroup_root: Path = CGROUP_ROOT, own_cgroups: Path = PROCESS_CGROUPS) -> int:
+    """Return the smallest of the machine's memory and the limits of all cgroups (v2 and v1), in bytes."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for folder in own_folders(cgroup_root, own_cgroups, "memory"):
+    for folder in cgroup_folders(cgroup_root, own_cgroups, "memory"):
         for name in (
             "memory.max",
             "memory.limit_in_bytes",

@@ -1,4 +1,4 @@
-"""How ONNX Runtime is told to run a model, and what its failures mean. Imports nothing of it."""
+"""Defines ONNX Runtime's options, and classifies its failures. Does not import ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ Device = Literal["auto", "cpu", "cuda"]
 GraphOptimization = Literal["none", "basic", "extended", "all"]
 ConvSearch = Literal["DEFAULT", "HEURISTIC", "EXHAUSTIVE"]
 
-# Nodes of shape arithmetic, which ONNX Runtime leaves on the processor on purpose: a few integers each. If
-# anything else stays there, the device does not run the model.
+# Shape arithmetic on a few integers, which ONNX Runtime keeps on the CPU on purpose. If any other operator
+# stays there, the device does not run the model.
 _SHAPE_OPERATORS = {"Cast", "Concat", "Constant", "ConstantOfShape", "Gather", "Range", "ReduceProd"}
 _SHAPE_OPERATORS |= {"Shape", "Size", "Slice", "Squeeze", "Unsqueeze"}
 
@@ -25,9 +25,9 @@ _HARMLESS = {"CUDA": {2}, "CUBLAS": {3, 15}, "CUDNN": {2, 9, 4003, 4004, *range(
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """ONNX Runtime's options of one session.
+    """Holds ONNX Runtime's options for one session.
 
-    The CUDA options count on the GPU only. TF32 is on by default in ONNX Runtime and errs near 1e-3;
+    The CUDA options apply on a GPU only. TF32 is on by default in ONNX Runtime and errs near 1e-3;
     HEURISTIC avoids its default's exhaustive search at each new batch size.
     """
 
@@ -39,7 +39,7 @@ class RuntimeOptions:
     gpu_mem_limit_bytes: int | None = None
 
     def to_cuda_options(self) -> dict[str, str]:
-        """Return the CUDA provider's options as it spells them."""
+        """Return the options of the CUDA provider, with its names and spellings."""
         options = {
             "use_tf32": "1" if self.use_tf32 else "0",
             "cudnn_conv_algo_search": self.cudnn_conv_algo_search,
@@ -50,14 +50,14 @@ class RuntimeOptions:
 
 
 def is_device_loss(message: str) -> bool:
-    """Tell whether an execution's error means that CUDA is gone for this process.
+    """Tell whether an execution's error means that this process has lost the GPU.
 
-    Such errors stay: CUDA answers every later call of the process with the same one.
+    CUDA then answers every later call of the process with the same error.
     """
     found = _CUDA_FAILURE.search(message)
     return found is not None and int(found[2]) not in _HARMLESS[found[1].upper()]
 
 
 def heavy_operators(operators: list[str]) -> list[str]:
-    """Return those operators, each once and in order, that are more than shape arithmetic."""
+    """Return the operators that are more than shape arithmetic, sorted, without duplicates."""
     return sorted(set(operators) - _SHAPE_OPERATORS)

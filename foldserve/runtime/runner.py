@@ -1,4 +1,4 @@
-"""A session as it answers: pixels in, logits and probabilities out, padded where asked for, and checked."""
+"""Runs batches of images on a session: pads them if asked to, and checks the outputs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foldserve.artifact.answers import misshapen
 from foldserve.artifact.format import IMAGE, LOGITS, OUTPUTS
+from foldserve.artifact.model_outputs import shape_fault
 from foldserve.errors import ModelOutputError
 
 if TYPE_CHECKING:
@@ -40,24 +40,22 @@ class ModelRunner:
         """Return logits and probabilities, float32 [n, K] each, of ``images`` uint8 [n, C, H, W].
 
         Raises:
-            ModelOutputError: a number is NaN or infinite, or there is not one row of the model's classes an
-                image.
+            ModelOutputError: an output is not finite, or has another shape.
         """
         outputs = self.run_unchecked(images)
-        if fault := misshapen(outputs, len(images), self._class_count):
-            raise ModelOutputError(f"{fault}; the request is sound: export the model again")
+        if fault := shape_fault(outputs, len(images), self._class_count):
+            raise ModelOutputError(f"{fault}; the request is valid: export the model again")
         logits, probabilities = (np.isfinite(output) for output in outputs)
         if not (logits.all() and probabilities.all()):
             wrong = np.count_nonzero(~(logits & probabilities).all(axis=1))
             raise ModelOutputError(
-                f"the model gave NaN or infinity for {wrong} of {len(images)} images, which is no answer; "
-                "the request is sound: look for overflow in the model (a low precision?) and export it "
-                "again"
+                f"the model gave NaN or infinity for {wrong} of {len(images)} images; the request "
+                "is valid: look for overflow in the model (a low precision?) and export it again"
             )
         return outputs
 
     def run_unchecked(self, images: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
-        """Return the same, whatever numbers and shapes: what golden pairs are compared with."""
+        """Return the outputs without checks; golden pairs are compared with these."""
         count = len(images)
         for size, session in self._padded:
             if count == size:
@@ -68,12 +66,12 @@ class ModelRunner:
                 return [output[:count] for output in session.run(OUTPUTS, {IMAGE: padded})]
         return self._session.run(OUTPUTS, {IMAGE: images})
 
-    def seconds_a_batch(
+    def seconds_per_batch(
         self, image: NDArray[np.uint8], size: int, clock: Callable[[], float] = time.perf_counter
     ) -> float:
-        """Return how long a batch of ``size`` copies of ``image`` uint8 [1, C, H, W] takes, at best.
+        """Return the shortest time that a batch of ``size`` copies of ``image`` uint8 [1, C, H, W] took.
 
-        ``clock`` counts seconds.
+        ``clock`` returns seconds.
         """
         images = np.repeat(image, size, axis=0)
         self.run_unchecked(images)  # the first run allocates
@@ -85,6 +83,6 @@ class ModelRunner:
         return min(durations_s)
 
     def warm_up(self, image: NDArray[np.uint8], sizes: Sequence[int]) -> None:
-        """Run ``image`` uint8 [1, C, H, W] in a batch of each size: no caller waits for a first run."""
+        """Run ``image`` uint8 [1, C, H, W] in a batch of each size: first runs are slow."""
         for size in {*sizes, *(size for size, _ in self._padded)}:
             self.run_unchecked(np.repeat(image, size, axis=0))

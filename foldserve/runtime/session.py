@@ -1,8 +1,8 @@
-"""ONNX Runtime sessions as the server runs them; the exporter verifies through this same code.
+"""Opens and runs ONNX Runtime sessions, for the server and for the exporter's verification.
 
-The only importer of onnxruntime. Device ``cuda`` never falls back in silence: ONNX Runtime lists the CUDA
-provider on machines without a GPU and then quietly runs on the processor, or leaves there what CUDA cannot
-do. So what really runs, and where, is asked of the session.
+The only importer of onnxruntime. Device ``cuda`` never falls back to the CPU silently: ONNX Runtime lists the
+CUDA provider on machines without a GPU and then runs on the CPU, or leaves operators there that CUDA does not
+support. So the opened session is asked what runs where.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-# ONNX Runtime's wheels report usage to their makers unless this is set when they are loaded. A server reports
-# to nobody that its operator did not name; a value that is there already is the operator's.
+# ONNX Runtime's wheels send telemetry unless this is set when they are loaded. A server must not report to
+# anybody that its operator did not choose; a value that is already set is the operator's.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
@@ -36,24 +36,24 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 # For manifests: with a GPU the package has another name, so its metadata cannot be asked.
 RUNTIME_VERSION: str = ort.__version__
 
-# ONNX Runtime's number for the severity that lets fatal messages alone through. What fails is raised, and its
-# lines would be no JSON in a JSON log. Some tell of no fault: cuDNN's search reports each algorithm that it
-# cannot take, a run that is told to end that it was ended.
+# Severity 4 logs fatal messages only. Failures are raised as exceptions, and ONNX Runtime's log lines would
+# break a JSON log. Some report no fault: cuDNN's search logs each algorithm that does not apply, and a run
+# that was told to stop logs that it stopped.
 _FATAL = 4
 ort.set_default_logger_severity(_FATAL)
 
-# A model's file may name others for its weights, and ONNX Runtime looks for them from the process's current
-# folder. An artifact has none, so they are looked for where nothing can be.
+# An ONNX file may refer to other files for its weights, which ONNX Runtime reads relative to the current
+# folder. An artifact has none, so this points to a folder that cannot exist.
 _NO_FOLDER = "/dev/null/none"
 
-# A constant that ONNX Runtime computes from others as it opens a file may have this many bytes, or four times
-# the file's: enough for weights that are transposed, or turned from int8 into float32. Larger ones are
-# computed in each run, which can be stopped.
+# Largest constant that ONNX Runtime may precompute as it opens a file: this many bytes, or four times the
+# file's size. That is enough for weights that are transposed, or converted from int8 to float32. Larger ones
+# are computed in each run, which can be stopped.
 _FOLDED_BYTES = 16 * 1024 * 1024
 _FOLDED_OF_FILE = 4
 
-# A model that hands its only number on, as onnx.helper made it: Identity from "x" to "y". The arena gives
-# memory back at the end of a run that asks for it, and this is the least one.
+# The smallest model, made with onnx.helper: Identity from "x" to "y" on one number. The arena frees memory at
+# the end of a run that asks for it; this model is run for that.
 _LEAST_MODEL = (
     b'\x08\x08:/\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0b\n\x01x\x12\x06\n\x04\x08\x01\x12\x00'
     b"b\x0b\n\x01y\x12\x06\n\x04\x08\x01\x12\x00B\x04\n\x00\x10\r"
@@ -77,16 +77,16 @@ _ONNX_TO_PROTOCOL = {
 
 
 class _SharedArena:
-    """The memory that all sessions on the CPU take together: one for the process, once it is opened."""
+    """Holds the memory arena that all CPU sessions of the process share, once it is opened."""
 
     giver_back: ort.InferenceSession | None = None
 
 
 def share_arena(most_bytes: int) -> None:
-    """Have all sessions that are opened from now on take ``most_bytes`` at most, together.
+    """Make all sessions opened from now on share an arena of at most ``most_bytes`` bytes.
 
-    Without it each keeps what it needed at most, for ever, and nothing bounds what a graph may ask for.
-    Shared, what runs at the same time is what is held. There is one for a process: the first call counts.
+    Without it, each session keeps its peak memory for ever, and nothing limits how much a graph may allocate.
+    A process has one shared arena: the first call sets its size.
     """
     if _SharedArena.giver_back is not None:
         return
@@ -98,11 +98,11 @@ def share_arena(most_bytes: int) -> None:
     options.intra_op_num_threads = 1
     _use_shared_arena(options)
     _SharedArena.giver_back = ort.InferenceSession(_LEAST_MODEL, options, providers=[CPU_PROVIDER])
-    give_back_memory()  # takes the arena's first piece, which stays
+    give_back_memory()  # allocates the arena's first chunk, which is never freed
 
 
 def give_back_memory() -> None:
-    """Return to the system what the shared arena, if there is one, holds and nobody uses."""
+    """Return the shared arena's unused memory to the system, if there is a shared arena."""
     if _SharedArena.giver_back is not None:
         options = ort.RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -111,16 +111,16 @@ def give_back_memory() -> None:
 
 def _use_shared_arena(options: ort.SessionOptions) -> None:
     options.add_session_config_entry("session.use_env_allocators", "1")
-    # Weights as pieces of their own: they are given back with the session, whatever else the arena holds.
+    # Weights get allocations of their own: they are freed with the session, whatever else the arena holds.
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
 
 
 class Session:
-    """One model on one device. ``run`` may be called from any thread.
+    """Runs one model on one device. ``run`` may be called from any thread.
 
     Attributes:
-        provider: the execution provider that runs the model, as ONNX Runtime names it.
-        choice: why that one, for whoever reads the log.
+        provider: ONNX Runtime's name of the execution provider that runs the model.
+        choice: why that provider was chosen, for the log.
         inputs, outputs: tensor specs in the model's order.
         props: the model's metadata_props.
     """
@@ -139,11 +139,11 @@ class Session:
 
         Args:
             model: the content of an ONNX file.
-            device: "cuda" runs it on the GPU or raises; "auto" takes CUDA where it works, else the CPU.
-            intra_op_threads: threads one run may use; by default as many as there are usable processors.
-            options: what else ONNX Runtime is told.
-            optimised: False runs node by node what the file says, with nothing fused: a reference.
-            stop: when set, what is being opened is given up and `stop` called.
+            device: "cuda" runs it on the GPU or raises; "auto" uses CUDA if it works, else the CPU.
+            intra_op_threads: threads per run; by default the number of usable CPUs.
+            options: further options of ONNX Runtime.
+            optimised: False runs the file's nodes one by one, without fusing any, as a reference.
+            stop: interrupts opening the file and, as `stop` does, its runs.
 
         Raises:
             DeviceError: the device cannot run the model.
@@ -170,14 +170,14 @@ class Session:
     def run(
         self, output_names: Sequence[str], feeds: Mapping[str, NDArray[Any]]
     ) -> list[NDArray[np.float32]]:
-        """Return the outputs named, in that order.
+        """Return the named outputs, in the order of ``output_names``.
 
         Raises:
-            DeviceLostError: the GPU is gone, for this and every later run in this process.
+            DeviceLostError: the GPU is lost, for this and every later run of this process.
         """
         try:
             outputs: list[NDArray[np.float32]] = self._session.run(output_names, feeds, self._run_options)
-        except Exception as error:  # ONNX Runtime's kinds share no base class
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
             if self.provider == CPU_PROVIDER or not is_device_loss(str(error)):
                 raise
             raise DeviceLostError(
@@ -187,35 +187,38 @@ class Session:
         return outputs
 
     def stop(self) -> None:
-        """Let each run under way, and all that are still to come, fail before its next operator."""
+        """Make all running and later runs fail before their next operator."""
         self._run_options.terminate = True
 
 
 def cuda_is_present() -> bool:
-    """Tell whether this ONNX Runtime was built with CUDA (only a session shows whether a GPU works)."""
+    """Tell whether this ONNX Runtime was built with CUDA; only a session shows whether a GPU works."""
     return CUDA_PROVIDER in ort.get_available_providers()
 
 
 def require_device(device: Device) -> None:
-    """Raise DeviceError where ``device`` is "cuda" and this ONNX Runtime was built without it."""
+    """Check that ONNX Runtime was built for the device.
+
+    Raises:
+        DeviceError: ``device`` is "cuda", and ONNX Runtime was built without it.
+    """
     if device == "cuda" and not cuda_is_present():
         raise DeviceError(
             "device cuda was asked for, but the installed onnxruntime has no CUDA provider "
             f"(it has {', '.join(ort.get_available_providers())}): install foldserve[gpu] instead of "
-            "foldserve[cpu], "
-            "or use --device cpu"
+            "foldserve[cpu], or use --device cpu"
         )
 
 
 def _open(
     model: bytes, device: Device, threads: int, options: RuntimeOptions, stop: StopSignal | None
 ) -> tuple[ort.InferenceSession, str]:
-    """Return a session on the device, and why it is on that one."""
+    """Return a session on the device, and why that device was chosen."""
     require_device(device)
     if device == "cpu":
         return _open_on(model, CPU_PROVIDER, threads, options, stop), "the CPU was asked for"
     if not cuda_is_present():
-        choice = "auto took the CPU: the installed onnxruntime has no CUDA provider"
+        choice = "auto chose the CPU: the installed onnxruntime has no CUDA provider"
         return _open_on(model, CPU_PROVIDER, threads, options, stop), choice
     try:
         session = _open_on(model, CUDA_PROVIDER, threads, options, stop)
@@ -224,8 +227,8 @@ def _open(
         on_cpu = _open_on(model, CPU_PROVIDER, threads, options, stop)
         if device == "cuda":
             raise
-        return on_cpu, f"auto took the CPU: {error}"
-    return session, "CUDA was asked for" if device == "cuda" else "auto took CUDA: it runs the whole model"
+        return on_cpu, f"auto chose the CPU: {error}"
+    return session, "CUDA was asked for" if device == "cuda" else "auto chose CUDA: it runs the whole model"
 
 
 def _open_on(
@@ -237,7 +240,7 @@ def _open_on(
     *,
     allow_cpu: bool = False,
 ) -> ort.InferenceSession:
-    """Open on one provider; with ``allow_cpu`` shape arithmetic may stay on the processor."""
+    """Open a session on one provider; with ``allow_cpu``, shape arithmetic may stay on the CPU."""
     on_cuda = provider == CUDA_PROVIDER
     to_ort = _to_session_options(threads, options, on_cuda=on_cuda, forbid_cpu=on_cuda and not allow_cpu)
     most_folded = max(_FOLDED_BYTES, _FOLDED_OF_FILE * len(model))
@@ -265,7 +268,7 @@ def _open_on(
         ) from error
     if session.get_providers()[0] != provider:
         raise DeviceError(
-            f"{provider} was asked for, but ONNX Runtime took {session.get_providers()[0]}: is there an "
+            f"{provider} was asked for, but ONNX Runtime uses {session.get_providers()[0]}: is there an "
             "NVIDIA GPU with its driver, and are the CUDA and cuDNN libraries installed (foldserve[gpu] "
             "brings them)?"
         )
@@ -290,7 +293,7 @@ def _to_session_options(
         "all": level.ORT_ENABLE_ALL,
     }[options.graph_optimization]
     to_ort.enable_cpu_mem_arena = options.arena
-    to_ort.log_severity_level = _FATAL  # errors are raised as exceptions; these lines are not our log's
+    to_ort.log_severity_level = _FATAL  # errors are raised as exceptions
     to_ort.add_session_config_entry("session.intra_op.allow_spinning", "0")
     to_ort.add_session_config_entry("session.inter_op.allow_spinning", "0")
     to_ort.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
@@ -304,7 +307,7 @@ def _to_session_options(
 
 
 def _check_runs_on(session: ort.InferenceSession, provider: str) -> None:
-    """Raise DeviceError where anything but shape arithmetic runs elsewhere than on ``provider``."""
+    """Raise DeviceError unless ``provider`` runs everything but shape arithmetic."""
     elsewhere = heavy_operators(
         [
             node.op_type
@@ -315,8 +318,8 @@ def _check_runs_on(session: ort.InferenceSession, provider: str) -> None:
     )
     if elsewhere:
         raise DeviceError(
-            f"{provider} does not run the model's {', '.join(elsewhere)}, which would be left to the "
-            "processor; serve it with --device cpu"
+            f"{provider} does not run the model's {', '.join(elsewhere)}, which would run on the CPU; serve "
+            "it with --device cpu"
         )
 
 

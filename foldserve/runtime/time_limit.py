@@ -1,8 +1,8 @@
-"""Loads that must end: run beside their caller, told to stop when their time is over, else left behind.
+"""Runs loads with a time limit: stops those that take too long, and abandons those that cannot be stopped.
 
-ONNX Runtime ends a run between two operators once it is told to, but not within one, and computes constants
-as it opens a file without asking; a file system may answer never. Such a thread cannot be ended from outside:
-it is left to itself, at the least priority, and there may be only so many of them.
+ONNX Runtime can be stopped between two operators, but not within one and not while it precomputes constants;
+a file system may never answer. Such a thread cannot be ended from outside: it is left running at the lowest
+priority, and the number of such threads is limited.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-# A step of a load that takes more than this share of the whole is taken for one without end; the longest of a
-# large network's, 95 images of warm-up, is a third. Where little is allowed, a step may take all of it.
+# A step of a load that takes more than this share of the whole limit is assumed to hang; the longest step of
+# a large network, 95 images of warm-up, takes a third of it. With a small limit, a step may take all of it.
 _STEP_SHARE = 0.2
 _LEAST_STEP_S = 60.0
-# What was told to stop has this long: one operator of a large network may take a second.
+# Time to stop after being told to: one operator of a large network may take a second.
 _STOP_S = 5.0
-# Each may keep a model's memory and what nobody else wants of a processor for as long as the process lives.
+# Each may hold a model's memory, and use idle CPU time, for as long as the process lives.
 _MOST_ABANDONED = 4
 _LEAST_PRIORITY = 19
 
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 def end_process(status: int) -> None:
-    """End the process beneath threads that go on: in an ordinary end ONNX Runtime's would abort it."""
+    """Exit at once although threads are running: a normal exit would abort in those of ONNX Runtime."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -45,10 +45,10 @@ def end_process(status: int) -> None:
 
 
 class StopSignal:
-    """Word to a load under way, from any thread, that it is to end; and from it, that it gets on.
+    """Tells a running load to stop, from any thread, and lets the load report its progress.
 
     Attributes:
-        stepped_s: when its last step ended, in monotonic seconds.
+        stepped_s: when the load's last step ended, in monotonic seconds.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class StopSignal:
         self._stops: list[Callable[[], None]] = []
 
     def set(self) -> None:
-        """Call all that was handed to `on_set`."""
+        """Set the signal: call all functions registered with `on_set`."""
         with self._changing:
             self._is_set = True
             stops, self._stops = self._stops, []
@@ -66,11 +66,11 @@ class StopSignal:
             stop()
 
     def note_step(self) -> None:
-        """Note that a step of the load has ended."""
+        """Record that a step of the load has ended."""
         self.stepped_s = time.monotonic()
 
     def on_set(self, stop: Callable[[], None]) -> None:
-        """Have ``stop`` called when the signal is set, at once where it is already."""
+        """Call ``stop`` when the signal is set, or now if it is already set."""
         with self._changing:
             if not self._is_set:
                 self._stops.append(stop)
@@ -79,10 +79,10 @@ class StopSignal:
 
 
 class TimeLimit:
-    """Runs work for at most ``limit_s`` seconds each, and a share of it a step; may be used from any thread.
+    """Runs functions for at most ``limit_s`` seconds each and ``step_s`` per step; usable from any thread.
 
-    What was told to stop and has not within ``stop_s`` seconds is abandoned: its thread goes on, and what it
-    comes to is thrown away.
+    A function that has not stopped ``stop_s`` seconds after being told to is abandoned: its thread goes on,
+    and its result is discarded.
     """
 
     def __init__(self, limit_s: float, *, step_s: float | None = None, stop_s: float = _STOP_S) -> None:
@@ -96,23 +96,23 @@ class TimeLimit:
 
     @property
     def unfinished_count(self) -> int:
-        """How many threads are at work, abandoned ones included."""
+        """Number of running threads, including abandoned ones."""
         return len(self._unfinished)
 
     def run(self, what: str, work: Callable[[StopSignal], _T]) -> _T:
-        """Run ``work`` in a thread of its own and return what it does, or raise it.
+        """Run ``work`` in a thread of its own; return its result or raise its exception.
 
         Raises:
             LoadTimeoutError: it did not end in time, or all loads are being stopped.
-            LoadsHangError: so many abandoned ones go on that nothing was begun.
+            LoadsHangError: too many abandoned loads are running; this one was not started.
         """
         running = _Work(what, work, self._forget)
         with self._changing:
             if len(self._abandoned) >= _MOST_ABANDONED:
                 hanging = ", ".join(sorted(each.what for each in self._abandoned))
                 raise LoadsHangError(
-                    f"it waits for one of {len(self._abandoned)} loads to end that could not be stopped "
-                    f"({hanging}): take those versions out of the repository and restart the server"
+                    f"it waits until one of {len(self._abandoned)} loads that cannot be stopped ends "
+                    f"({hanging}): remove those versions from the repository and restart the server"
                 )
             if self._is_closed:
                 raise LoadTimeoutError("the server is stopping")
@@ -127,13 +127,13 @@ class TimeLimit:
             raise LoadTimeoutError("the server is stopping")
         if overrun:
             raise LoadTimeoutError(
-                f"{overrun}: look for a loop without end or far too large a constant in the model; if it is "
-                "only slow, raise --load-timeout-s or lower --max-batch-size"
+                f"{overrun}: look for an endless loop or a huge constant in the model; if it is only slow, "
+                "raise --load-timeout-s or lower --max-batch-size"
             )
         return running.outcome()
 
     def close(self) -> None:
-        """Stop what is under way, and begin nothing more."""
+        """Stop all running work, and start no more."""
         with self._changing:
             self._is_closed = True
             unfinished = list(self._unfinished)
@@ -141,7 +141,7 @@ class TimeLimit:
             running.stop.set()
 
     def _watch(self, running: _Work[_T]) -> str:
-        """Wait until ``running`` ends, and return ""; or until it has overrun its time, and return how."""
+        """Wait until ``running`` ends and return "", or until it is over a limit and return which."""
         ends_s = time.monotonic() + self._limit_s
         while True:
             left_s = min(ends_s, self._step_ends_s(running)) - time.monotonic()
@@ -149,9 +149,9 @@ class TimeLimit:
                 return ""
             now_s = time.monotonic()
             if now_s >= ends_s:
-                return f"loading took longer than the {self._limit_s:g} s that it may take"
+                return f"loading took longer than the limit of {self._limit_s:g} s"
             if now_s >= self._step_ends_s(running):
-                return f"loading took longer than the {self._step_s:g} s that a step of it may take"
+                return f"a step of loading took longer than its limit of {self._step_s:g} s"
 
     def _step_ends_s(self, running: _Work[_T]) -> float:
         return running.stop.stepped_s + self._step_s if self._step_s < self._limit_s else math.inf
@@ -161,9 +161,9 @@ class TimeLimit:
             if running not in self._unfinished:  # it has just ended
                 return
             self._abandoned.add(running)
-        running.step_back()
+        running.lower_priority()
         _log.error(
-            "%s cannot be stopped: its thread is left behind, at the least priority, and may go on for ever",
+            "%s cannot be stopped: its thread goes on at the lowest priority, perhaps for ever",
             running.what,
         )
 
@@ -174,7 +174,7 @@ class TimeLimit:
 
 
 class _Work(Generic[_T]):
-    """One function in one thread, and what it came to."""
+    """Runs one function in one thread, and keeps its result."""
 
     def __init__(
         self, what: str, work: Callable[[StopSignal], _T], on_end: Callable[[_Work[Any]], None]
@@ -189,7 +189,7 @@ class _Work(Generic[_T]):
         self._thread = threading.Thread(target=self._run, name=f"load {what}", daemon=True)
 
     def start(self) -> None:
-        """Begin; where no thread can be had, end at once with that error."""
+        """Start the thread; if that fails, end with the error."""
         try:
             self._thread.start()
         except RuntimeError as error:
@@ -197,18 +197,18 @@ class _Work(Generic[_T]):
             self._end()
 
     def wait(self, limit_s: float) -> bool:
-        """Wait up to so many seconds, and tell whether it has ended."""
+        """Wait up to ``limit_s`` seconds; return whether it has ended."""
         return self._ended.wait(min(limit_s, threading.TIMEOUT_MAX))
 
     def outcome(self) -> _T:
-        """Return or raise what the function did, once."""
+        """Return the function's result, or raise its exception. May be called once."""
         error, self._raised = self._raised, None
         if error is not None:
             raise error
         return self._returned.pop()
 
-    def step_back(self) -> None:
-        """Take the least priority, where threads have one each (Linux)."""
+    def lower_priority(self) -> None:
+        """Lower the thread's priority to the minimum, if threads have priorities (Linux)."""
         if sys.platform == "linux" and self._thread.native_id is not None:
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, self._thread.native_id, _LEAST_PRIORITY)
@@ -218,7 +218,7 @@ class _Work(Generic[_T]):
         assert work is not None
         try:
             self._returned.append(work(self.stop))
-        except Exception as error:  # handed over
+        except Exception as error:  # raised by `outcome`
             self._raised = error
         finally:
             del work

@@ -1,4 +1,4 @@
-"""Opens a version on a device and proves it, as a server does before it answers."""
+"""Opens a version on a device and verifies it against its golden pairs, before it serves."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from foldserve.artifact.format import Artifact
     from foldserve.runtime.model_settings import ModelSettings
 
-# A model whose full batch takes less is done sooner than other threads are awake, and the processors are
-# needed for the requests themselves: it runs on one thread, and on the transport's where that lends one.
-# LeNet takes 1 ms and serves 1.6 times as much with one thread as with two; AlexNet at 224 pixels takes 200
-# ms.
+# A model whose full batch takes less finishes before other threads wake up, and the CPUs are needed for the
+# requests themselves: it runs on one thread, or inline on the transport's thread. LeNet takes 1 ms and serves
+# 1.6 times as many requests with one thread as with two; AlexNet at 224 pixels takes 200 ms.
 _QUICK_BATCH_S = 0.005
 
 
@@ -34,10 +33,10 @@ _GPU_BATCH_SIZES = (1, 8)
 
 @dataclass(frozen=True)
 class VerifiedModel:
-    """A session that has reproduced its artifact's golden pairs, and what was measured on the way.
+    """Holds a session that has reproduced its artifact's golden pairs, and the measurements of that.
 
-    ``digests``: what its files were, as `Artifact.digests`.
-    ``batch_invariant``: each image's answers were the same bits alone and in any batch tried.
+    ``digests`` are those of its files, as `Artifact.digests`. ``batch_invariant`` tells whether each image
+    had bit-identical outputs alone and in any batch tried.
     """
 
     session: Session
@@ -57,19 +56,21 @@ class VerifiedModel:
 def open_verified(
     folder: Path, settings: ModelSettings, within: Path | None = None, stop: StopSignal | None = None
 ) -> VerifiedModel:
-    """Read a version folder, check its hashes (`read_artifact`), then open and prove it (`open_artifact`)."""
+    """Read a version folder with `read_artifact`, then open and verify it with `open_artifact`."""
     return open_artifact(read_artifact(folder, within), settings, stop)
 
 
 def open_artifact(
     artifact: Artifact, settings: ModelSettings, stop: StopSignal | None = None
 ) -> VerifiedModel:
-    """Open an artifact on the device, replay its golden pairs there, and warm it up, until told to ``stop``.
+    """Open an artifact on the device, replay its golden pairs there, and warm it up.
+
+    ``stop`` interrupts all of it.
 
     Raises:
-        ArtifactError: the version must not be served; the message says why.
+        ArtifactError: the version must not be served; the message has the reason.
         DeviceError: the device cannot run the model.
-        DeviceLostError: the device broke.
+        DeviceLostError: the device was lost.
     """
     stop = stop or StopSignal()
     session, threads, is_quick = _open_session(artifact, settings, stop)
@@ -84,11 +85,11 @@ def open_artifact(
         replayed = prove(runner.run_unchecked)
         if not replayed.batch_invariant:
             raise ArtifactError(
-                f"its answers differ by batch on {session.provider}, even with every execution padded to "
-                f"{settings.max_batch_size} images; serve it without --batch-invariant"
+                f"an image's outputs depend on its batch on {session.provider}, even with every execution "
+                f"padded to {settings.max_batch_size} images; serve it without --batch-invariant"
             )
     stop.note_step()
-    runner.warm_up(artifact.golden.images[:1], settings.sizes_to_warm)
+    runner.warm_up(artifact.golden.images[:1], settings.warm_up_batch_sizes)
     return VerifiedModel(
         session=session,
         runner=runner,
@@ -106,14 +107,14 @@ def open_artifact(
 
 
 def _open_session(artifact: Artifact, settings: ModelSettings, stop: StopSignal) -> tuple[Session, int, bool]:
-    """Return the session, checked against the contract, its threads, and whether the model is quick."""
+    """Return a session with checked inputs and outputs, its threads, and whether the model is quick."""
     threads = settings.intra_op_threads or 1
     session = _open_with(artifact, settings, threads, stop)
     stop.note_step()
     _check_contract(session, artifact)
     is_quick = _full_batch_s(session, artifact, threads, settings.max_batch_size) <= _QUICK_BATCH_S
-    if not is_quick and settings.most_threads > threads and session.provider == CPU_PROVIDER:
-        threads = settings.most_threads
+    if not is_quick and settings.max_threads > threads and session.provider == CPU_PROVIDER:
+        threads = settings.max_threads
         session = _open_with(artifact, settings, threads, stop)
     return session, threads, is_quick
 
@@ -138,16 +139,17 @@ def _sessions_by_size(
 
 
 def _full_batch_s(session: Session, artifact: Artifact, threads: int, max_batch_size: int) -> float:
-    """Return how long a full batch takes, on a CPU by that of one image: there it grows with the images.
+    """Return the time of a full batch in seconds.
 
-    A GPU takes many images in the time of one (LeNet on an H100: 0.31 ms for 1 and 0.25 ms for 32).
+    On a CPU it is estimated from one image, since time grows with the number of images. A GPU runs many
+    images in the time of one (LeNet on an H100: 0.31 ms for 1 and 0.25 ms for 32), so a full batch is timed.
     """
     runner, image = ModelRunner(session), artifact.golden.images[:1]
     if session.provider != CPU_PROVIDER:
-        return runner.seconds_a_batch(image, max_batch_size)
-    # Other models may be loading beside: what one thread computes is its own time, whatever they take.
+        return runner.seconds_per_batch(image, max_batch_size)
+    # Other models may be loading at the same time: with one thread, its CPU time is independent of them.
     clock = time.thread_time if threads == 1 else time.perf_counter
-    return runner.seconds_a_batch(image, 1, clock) * max_batch_size
+    return runner.seconds_per_batch(image, 1, clock) * max_batch_size
 
 
 def _open_with(artifact: Artifact, settings: ModelSettings, threads: int, stop: StopSignal) -> Session:
@@ -165,7 +167,7 @@ def _check_contract(session: Session, artifact: Artifact) -> None:
     expected_input = TensorSpec(IMAGE, "UINT8", (-1, *metadata.image.shape))
     if session.inputs != (expected_input,):
         raise ArtifactError(
-            f"the model takes {_listed(session.inputs)}; its metadata says {_listed((expected_input,))}"
+            f"the model's input is {_listed(session.inputs)}; its metadata says {_listed((expected_input,))}"
         )
     outputs = {output.name: output for output in session.outputs}
     class_count = len(metadata.labels)
@@ -173,13 +175,13 @@ def _check_contract(session: Session, artifact: Artifact) -> None:
         expected = TensorSpec(name, "FP32", (-1, class_count))
         if outputs.get(name) != expected:
             raise ArtifactError(
-                f"the model gives {_listed(session.outputs)}; with {class_count} labels it must give "
-                f"{_listed((expected,))}"
+                f"the model's outputs are {_listed(session.outputs)}; with {class_count} labels they must "
+                f"include {_listed((expected,))}"
             )
     if artifact.golden.images.shape[1:] != metadata.image.shape:
         raise ArtifactError(
-            f"the golden images are {artifact.golden.images.shape[1:]}, the model takes "
-            f"{metadata.image.shape}: model and golden pairs do not belong together"
+            f"the golden images are {artifact.golden.images.shape[1:]}, but the model takes "
+            f"{metadata.image.shape}: the golden pairs are of another model"
         )
 
 

@@ -1,4 +1,4 @@
-"""From an artifact to a model that serves, or the reason why not."""
+"""Loads an artifact: opens and verifies it and starts its model, or returns the reason for refusing it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-# Loads side by side hold their files in memory, twice: a bound for machines of many processors.
+# Each load holds its files in memory twice; this bounds that on machines with many CPUs.
 _MOST_AT_A_TIME = 4
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a version is not served; ``error`` is what was raised."""
+    """Says why a version is not served, in words for callers; ``error`` is the exception behind it."""
 
     reason: str
     error: Exception
@@ -40,7 +40,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class LoadOutcome:
-    """A load attempt that has ended after ``seconds``; ``refusal`` says why it failed, None: it did not."""
+    """Describes a load attempt that took ``seconds``; ``refusal`` is the reason if it failed, else None."""
 
     name: str
     version: int
@@ -49,7 +49,7 @@ class LoadOutcome:
 
 
 def loads_at_a_time(device: Device) -> int:
-    """Return how many loads may run side by side; on a GPU they would take its memory from each other."""
+    """Return how many loads may run at a time: one on a GPU, where they would compete for its memory."""
     return 1 if device != "cpu" and cuda_is_present() else min(usable_cpus(), _MOST_AT_A_TIME)
 
 
@@ -62,10 +62,10 @@ def start_model(
     *,
     time_limit: TimeLimit,
 ) -> ServedModel | Refusal:
-    """Open and prove an artifact within the time limit, and start serving it.
+    """Open and verify an artifact within the time limit, and start its model.
 
     Raises:
-        LoadsHangError: too many other loads do not end; this one was not begun.
+        LoadsHangError: too many other loads hang; this one was not started.
     """
     where = f"{name}/{version}"
     started_s = time.monotonic()
@@ -74,11 +74,11 @@ def start_model(
         model = ServedModel(name, version, verified, settings, on_lost)
     except LoadsHangError:
         raise
-    except Exception as error:  # becomes the reason, and no other version's fault
+    except Exception as error:  # becomes the reason; other versions are not affected
         return explain_refusal(where, error)
     _log.info(
         "%s ready on %s (%s) in %.2f s: %d golden pairs reproduced, largest difference %.2g, "
-        "instances: %d and %d for full batches, threads of each: %d, batch invariant: %s, SHA-256 %s",
+        "instances: %d, overflow instances: %d, threads per instance: %d, batch invariant: %s, SHA-256 %s",
         where,
         verified.session.provider,
         verified.session.choice,
@@ -95,7 +95,7 @@ def start_model(
 
 
 def _open(artifact: Artifact, settings: ModelSettings, stop: StopSignal) -> VerifiedModel:
-    """Open and prove an artifact; what a failure leaves in memory is returned whenever it comes."""
+    """Open and verify an artifact; after a failure, at any time, return the freed memory to the system."""
     try:
         return open_artifact(artifact, settings, stop)
     except Exception:
@@ -104,10 +104,10 @@ def _open(artifact: Artifact, settings: ModelSettings, stop: StopSignal) -> Veri
 
 
 def explain_refusal(where: str, error: Exception) -> Refusal:
-    """Log why a version is refused, and return it in words that callers may see."""
+    """Log why a version is refused; return the reason in words that callers may see."""
     if isinstance(error, DeviceError):
         _log.error("%s refused: %s", where, error, exc_info=error)
-        return Refusal("its device cannot run it; the server's log says more", error)
+        return Refusal("the device cannot run it; see the server's log", error)
     if isinstance(error, FoldserveError):
         _log.error("%s refused: %s", where, legible(str(error)))
         return Refusal(legible(str(error)), error)

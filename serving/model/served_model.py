@@ -1,4 +1,4 @@
-"""One version of a model: opened and proven, then serving from its batcher."""
+"""Serves one verified version of a model through its batcher."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     from foldserve.runtime.verified_model import VerifiedModel
     from foldserve.serving.batching.request import OnDone, R
 
-# Told of the execution provider whose device broke, and how.
+# Called with the execution provider whose device was lost, and the error.
 OnLost: TypeAlias = "Callable[[str, DeviceLostError], None]"
 
-# Most instances beside the first that full batches of a quick model may take: a bound on idle threads, not a
-# measurement, which there is of two processors only.
+# Most overflow instances, which run full batches of a quick model beside the first instance. It bounds idle
+# threads and is not measured: measurements exist for two CPUs only.
 _MAX_OVERFLOW = 7
 
 
 class ServedModel:
-    """A verified version with its queue and its instances' threads.
+    """Runs requests on a verified version: a queue, and the threads of its instances.
 
     Attributes:
-        name, version: the folders' names.
-        verified: the session and what is known of it.
-        metadata: the facts of its file.
+        name, version: names of the model's and the version's folder.
+        verified: the session, with the results of its verification.
+        metadata: metadata of the model file.
         input: its only input, UINT8 [-1, C, H, W].
-        outputs: what can be asked for, FP32 [-1, K] each.
+        outputs: its outputs, FP32 [-1, K] each.
         settings: how it is run.
         instance_count: executions that may run at the same time.
-        overflow_count: how many more where full batches wait.
-        statistics: what was counted.
-        response_heads: first halves of its responses.
+        overflow_count: further executions while full batches are queued.
+        statistics: counters of its requests and executions.
+        response_heads: serialized beginnings of its responses.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ServedModel:
         settings: ModelSettings,
         on_lost: OnLost = lambda *_: None,
     ) -> None:
-        """Start serving; ``on_lost`` is told where its device breaks, from the thread that noticed."""
+        """Start the instances; ``on_lost`` is called if the device is lost, from the thread that noticed."""
         self.name = name
         self.version = version
         self.version_text = str(version)
@@ -68,9 +68,9 @@ class ServedModel:
         self.response_heads = ResponseHeads(name, self.version_text, self.metadata.labels, verified.sha256)
         self.instance_count = settings.instance_count or 1
         self.overflow_count = _overflow_count(verified) if settings.instance_count is None else 0
-        # With several instances the work is meant to spread over threads: none is lent.
+        # With several instances the work is to spread over their threads, so it is not run inline.
         self._runs_inline = verified.is_quick and self.instance_count == 1
-        # Any: callers get back the kind of request that they handed in.
+        # Any: callers get back requests of the type that they submitted.
         self._batcher: Batcher[Any] = Batcher(
             _reporting_loss(verified, on_lost),
             max_batch_size=settings.max_batch_size,
@@ -81,26 +81,26 @@ class ServedModel:
         )
         self._batcher.start(self.instance_count, self.overflow_count, f"{name}/{version}")
 
-    def submit(self, calls: Sequence[R], on_done: OnDone[R], *, run_inline: bool = False) -> None:
-        """Queue calls whose rows are read; see `Batcher.submit`."""
-        self._batcher.submit(calls, on_done, run_inline=run_inline and self._runs_inline)
+    def submit(self, requests: Sequence[R], on_done: OnDone[R], *, run_inline: bool = False) -> None:
+        """Queue requests whose rows have been read; see `Batcher.submit`."""
+        self._batcher.submit(requests, on_done, run_inline=run_inline and self._runs_inline)
 
     def waiting(self) -> tuple[int, int]:
-        """Return how many requests and rows wait; see `Batcher.waiting`."""
+        """Return the numbers of queued requests and rows; see `Batcher.waiting`."""
         return self._batcher.waiting()
 
     def is_made_of(self, artifact: Artifact, settings: ModelSettings) -> bool:
-        """Tell whether loading ``artifact`` with ``settings`` would make the same model again."""
+        """Tell whether loading ``artifact`` with ``settings`` would give the same model again."""
         return self.verified.digests == artifact.digests and self.settings == settings
 
     def close(self, grace_s: float) -> None:
-        """Finish what waits, for up to ``grace_s`` seconds, and stop; see `Batcher.close`."""
+        """Finish the queued requests within ``grace_s`` seconds, and stop; see `Batcher.close`."""
         self._batcher.close(grace_s)
-        self.verified.session.stop()  # an execution that hangs
+        self.verified.session.stop()  # interrupts an execution that hangs
 
 
 def _overflow_count(verified: VerifiedModel) -> int:
-    """Return how many full batches may run beside another: a slow model has all processors already."""
+    """Return the number of overflow instances: none for a slow model, which uses all CPUs already."""
     if not verified.is_quick or verified.session.provider != CPU_PROVIDER:
         return 0
     return max(0, min(usable_cpus() // verified.threads - 1, _MAX_OVERFLOW))
@@ -109,7 +109,7 @@ def _overflow_count(verified: VerifiedModel) -> int:
 def _reporting_loss(
     verified: VerifiedModel, on_lost: OnLost
 ) -> Callable[[NDArray[np.uint8]], Sequence[NDArray[np.float32]]]:
-    # Knows no ServedModel: what a closed one holds is then freed at once, without the garbage collector.
+    # Without a reference to the ServedModel, a closed one is freed at once, without the garbage collector.
     runner, provider = verified.runner, verified.session.provider
 
     def execute(images: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:

@@ -1,4 +1,4 @@
-"""What is counted for one model version; requests, inferences (rows) and executions are as Triton's."""
+"""Keeps the statistics of one model version: requests, inferences (rows) and executions as in Triton."""
 
 from __future__ import annotations
 
@@ -30,37 +30,37 @@ class _Duration:
 
 
 class Statistics:
-    """Counters of one version; every method may be called from any thread.
+    """Counts for one version; all methods may be called from any thread.
 
-    `count_execution` and `count_success` run for every request, so their arithmetic stands where it is done
-    and not in methods of the histograms.
+    `count_execution` and `count_success` run for every request, so they update histograms inline instead of
+    calling their methods.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Lock()
-        self._tally = Counters()
+        self._counters = Counters()
         self._ok_by_method: defaultdict[str, int] = defaultdict(int)
         self._last_ms = 0
-        self._compute = _Duration()  # of each request: an execution counts once for each of its requests
+        self._compute = _Duration()  # per request: an execution counts once for each of its requests
         self._by_size: defaultdict[int, _Duration] = defaultdict(_Duration)
 
     def count_execution(self, execution: Execution) -> None:
-        """Count an execution that succeeded."""
-        queue, compute_s = self._tally.queue_s, execution.compute_s
+        """Count a successful execution."""
+        queue, compute_s = self._counters.queue_s, execution.compute_s
         request_count = len(execution.waits_s)
         with self._changed:
             self._last_ms = time.time_ns() // 1_000_000
             for wait_s in execution.waits_s:
                 queue.counts[bisect_left(DURATION_BOUNDS_S, wait_s)] += 1
                 queue.total += wait_s
-            self._tally.compute_s.observe(compute_s)
-            self._tally.batch_rows.observe(execution.row_count)
+            self._counters.compute_s.observe(compute_s)
+            self._counters.batch_rows.observe(execution.row_count)
             self._compute.add(request_count, compute_s * request_count)
             self._by_size[execution.row_count].add(1, compute_s)
 
     def count_success(self, method: str, received_s: float) -> None:
-        """Count a request of ``method`` that is answered; it came at ``received_s`` of time.monotonic."""
-        total = self._tally.total_s
+        """Count a successful request of ``method`` received at ``received_s`` (time.monotonic)."""
+        total = self._counters.total_s
         took_s = time.monotonic() - received_s
         with self._changed:
             self._ok_by_method[method] += 1
@@ -70,29 +70,29 @@ class Statistics:
     def count_failure(self, method: str, status: str) -> None:
         """Count a request that failed, was refused, expired or was cancelled."""
         with self._changed:
-            self._tally.requests[method, status] += 1
+            self._counters.requests[method, status] += 1
 
-    def tally(self) -> Counters:
-        """Return a copy of what has been counted so far."""
+    def counters(self) -> Counters:
+        """Return a copy of the counters."""
         copy = Counters()
         with self._changed:
-            copy.add(self._tally)
+            copy.add(self._counters)
             for method, count in self._ok_by_method.items():
                 copy.requests[method, "OK"] += count
         return copy
 
     def to_message(self, name: str, version: str) -> pb.ModelStatistics:
-        """Return the protocol's message."""
-        tally = self.tally()
-        succeeded, queue = tally.total_s, tally.queue_s
-        failed_count = tally.requests.total() - succeeded.count
+        """Return the statistics as the protocol's message."""
+        counters = self.counters()
+        succeeded, queue = counters.total_s, counters.queue_s
+        failed_count = counters.requests.total() - succeeded.count
         with self._changed:
             return pb.ModelStatistics(
                 name=name,
                 version=version,
                 last_inference=self._last_ms,
-                inference_count=round(tally.batch_rows.total),
-                execution_count=tally.batch_rows.count,
+                inference_count=round(counters.batch_rows.total),
+                execution_count=counters.batch_rows.count,
                 inference_stats=pb.InferStatistics(
                     success=_Duration(succeeded.count, succeeded.total).to_message(),
                     fail=_Duration(failed_count).to_message(),

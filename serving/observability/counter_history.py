@@ -45,7 +45,7 @@ class CounterHistory:
     def tallies(self) -> dict[tuple[str, str], Counters]:
         """Return what was counted."""
         with self._changed:
-            return {names: version.tally() for names, version in sorted(self._kept.items())}
+            return {names: version.counters() for names, version in sorted(self._kept.items())}
 
 
 @dataclass(slots=True)
@@ -59,13 +59,13 @@ class _Version:
         if statistics not in self.loads:
             self.loads.append(statistics)
             if len(self.loads) > _KEPT_LOADS:
-                self.before.add(self.loads.pop(0).tally())
+                self.before.add(self.loads.pop(0).counters())
 
-    def tally(self) -> Counters:
+    def counters(self) -> Counters:
         total = Counters()
         total.add(self.before)
         for statistics in self.loads:
-            total.add(statistics.tally())
+            total.add(statistics.counters())
         return total
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from foldserve.serving.model.counters import Counters, Histogram
     from foldserve.serving.model.served_model import ServedModel
-    from foldserve.serving.repository.repository import ModelRepository
+    from foldserve.serving.repository.index import ModelIndex
     from foldserve.serving.services.inference import InferenceService
 
 _MODEL = ("model", "version")
@@ -35,20 +35,20 @@ class ModelMetrics(Collector):
     """Reads what was counted when a scrape comes, so that requests pay nothing for it.
 
     Args:
-        repository: whose models are shown.
+        index: whose models are shown.
         servicer: what counts the calls that reach no version.
         loads: what counts the load attempts.
     """
 
-    def __init__(self, repository: ModelRepository, servicer: InferenceService, loads: LoadCounts) -> None:
-        self._repository = repository
+    def __init__(self, index: ModelIndex, servicer: InferenceService, loads: LoadCounts) -> None:
+        self._index = index
         self._servicer = servicer
         self._loads = loads
         self._requests = CounterHistory()
 
     def note_changes(self) -> None:
         """Keep the counts of what serves now; call it, from any thread, after each change of that."""
-        self._requests.note(self._repository.ready_models())
+        self._requests.note(self._index.ready_models())
 
     def answered_count(self) -> int:
         """Return how many requests were answered OK."""
@@ -61,18 +61,18 @@ class ModelMetrics(Collector):
         self.note_changes()
         tallies = self._requests.tallies()
         refused = {
-            (name, ""): statistics.tally() for name, statistics in list(self._servicer.refused.items())
+            (name, ""): statistics.counters() for name, statistics in list(self._servicer.refused.items())
         }
         yield from _requests(tallies | refused)
         yield from _executions(tallies)
         yield from _durations(tallies)
-        yield from _serving(self._repository.ready_models())
+        yield from _serving(self._index.ready_models())
         yield self._readiness()
         yield from self._load_attempts()
 
     def _readiness(self) -> Metric:
         ready = GaugeMetricFamily("foldserve_model_ready", "1 where the version serves.", labels=_MODEL)
-        for entry in self._repository.index():
+        for entry in self._index.entries():
             ready.add_metric((entry.name, str(entry.version)), entry.state == "READY")
         return ready
 

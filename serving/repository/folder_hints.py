@@ -1,4 +1,4 @@
-"""Which folder was meant, where the one given as repository holds no models."""
+"""Suggests the right --repository if the given folder holds no models."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from foldserve.errors import ArtifactError
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Folders that are looked into for models; a home folder may hold thousands.
+# Most folders to search for models; a home folder may hold thousands.
 _LOOKED_INTO = 100
 
 
 def check_is_repository(folder: Path) -> None:
-    """Raise ArtifactError where a folder without models is a model's own, or a version's.
+    """Check that a folder without models is not the folder of a model or of a version.
 
     Raises:
-        ArtifactError: it is; the message names the folder to give.
+        ArtifactError: it is one; the message names the folder to give instead.
     """
-    # Resolved, "." has a parent too; as it was given, it is easier to recognise.
+    # Resolved only if necessary: the path as it was given is easier to recognise.
     above = folder.parent if folder.name not in {"", ".."} else folder.resolve().parent
     if _is_version(folder):
-        kind, repository = "one version of a model", above.parent if above.name else above.resolve().parent
+        kind, repository = "a version of a model", above.parent if above.name else above.resolve().parent
         alone = " (`foldserve serve --model-name NAME` serves one version alone)"
     elif any(_is_version(folder / str(version)) for version in _versions(folder)):
-        kind, repository, alone = "a model's own folder", above, ""
+        kind, repository, alone = "the folder of one model", above, ""
     else:
         return
     raise ArtifactError(
-        f"{folder} is {kind}, not a repository, which holds NAME/VERSION/{MODEL_FILE}{alone}: give "
+        f"{folder} is {kind}; a repository holds NAME/VERSION/{MODEL_FILE}{alone}: give "
         f"--repository {repository}"
     )
 
 
 def explain_emptiness(repository: Path) -> str:
-    """Say that there are no models in a folder, and where some are if they are one level down."""
+    """Return a message that the folder has no models, with the subfolder that has some, if any."""
     try:
         inside = sorted(islice(repository.iterdir(), _LOOKED_INTO))
-    except OSError:  # said by who reads it for its models
+    except OSError:  # reported by `scan`
         inside = []
     nearby = next((entry for entry in inside if is_folder(entry) and _has_models(entry)), None)
     if nearby is not None:
-        return f"there are no models in {repository}, but in {nearby}: give --repository {nearby}"
-    how = "has no NAME/VERSION/ that can be read" if inside else "is empty"
+        return f"there are no models in {repository}, but there are in {nearby}: give --repository {nearby}"
+    how = "has no readable NAME/VERSION/ folder" if inside else "is empty"
     return f"the repository {how}: `foldserve export --repository {repository}` writes models there"
 
 
 def suggest_folder(missing: Path) -> str:
-    """Return "; did you mean ...?" where a folder beside a missing one has nearly its name, else ""."""
+    """Return "; did you mean ...?" if a folder beside the missing one has a similar name, else ""."""
     if missing.exists():
         return ""
     try:
@@ -79,4 +79,4 @@ def _versions(folder: Path) -> list[int]:
 
 
 def _is_version(folder: Path) -> bool:
-    return any(os.path.isfile(folder / name) for name in (MODEL_FILE, MANIFEST_FILE, GOLDEN_FILE))  # noqa: PTH113  # Path's raises where it may not look
+    return any(os.path.isfile(folder / name) for name in (MODEL_FILE, MANIFEST_FILE, GOLDEN_FILE))  # noqa: PTH113  # Path's raises without permission

@@ -1,4 +1,4 @@
-"""Every version of every model as it stands: which serve, which are asked for, and why the others do not."""
+"""Indexes all versions of all models: their states, the models that serve, and why the others do not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from foldserve.serving.errors import NotFoundError, UnavailableError
 from foldserve.text import join_names, quote
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from foldserve.serving.model.served_model import ServedModel
 
@@ -18,10 +18,10 @@ State = Literal["LOADING", "READY", "UNAVAILABLE"]
 
 
 @dataclass(frozen=True)
-class Version:
-    """One version of a model: serving with ``model``, or not.
+class VersionEntry:
+    """Describes one version of a model; ``model`` is None if it does not serve.
 
-    ``reason`` says why it does not serve; where it does, why the files on disk are not what is served.
+    ``reason`` says why it does not serve or, if it does, why newer files on disk are not served instead.
     """
 
     name: str
@@ -32,26 +32,26 @@ class Version:
 
 
 class ModelIndex:
-    """The versions by name and number.
+    """Finds versions by name and number.
 
     Reading is safe from any thread and takes no lock: each change replaces the whole table.
     """
 
     def __init__(self) -> None:
-        self._table: dict[str, dict[int, Version]] = {}
+        self._table: dict[str, dict[int, VersionEntry]] = {}
         self._replacing = threading.Lock()
         self._subscribers: list[Callable[[], None]] = []
 
     def subscribe(self, on_change: Callable[[], None]) -> None:
-        """Have ``on_change`` called after each change, from whichever thread made it."""
+        """Call ``on_change`` after each change, from the thread that made it."""
         self._subscribers.append(on_change)
 
     def find(self, name: str, version: str) -> ServedModel:
-        """Return the version asked for, the newest that serves where ``version`` is empty.
+        """Return a model's ``version``, or its newest version that serves if ``version`` is empty.
 
         Raises:
-            NotFoundError: no such model or version.
-            UnavailableError: it is loading or was refused.
+            NotFoundError: there is no such model or version.
+            UnavailableError: it is loading, was refused or is unloaded.
         """
         if not version:
             for candidate in reversed(self._versions(name).values()):
@@ -65,45 +65,61 @@ class ModelIndex:
         return entry.model
 
     def is_ready(self, name: str, version: str) -> bool:
-        """Tell whether the version (any, where it is empty) serves; raises NotFoundError as `find`."""
+        """Tell whether a version serves, or any version if ``version`` is empty.
+
+        Raises:
+            NotFoundError: there is no such model or version.
+        """
         try:
             self.find(name, version)
         except UnavailableError:
             return False
         return True
 
-    def index(self) -> list[Version]:
-        """Return every version, by name and number."""
+    def entries(self) -> list[VersionEntry]:
+        """Return all versions, sorted by name and number."""
         table = self._table
         return [entry for name in sorted(table) for entry in table[name].values()]
 
+    def versions_of(self, name: str) -> Mapping[int, VersionEntry]:
+        """Return a model's versions by number, ascending; none if the model is not known."""
+        return self._table.get(name, {})
+
+    def names(self) -> list[str]:
+        """Return the names of all models, sorted."""
+        return sorted(self._table)
+
     def ready_versions(self, name: str) -> list[str]:
-        """Return the versions of a known model that serve, ascending."""
+        """Return the versions of a model that serve, ascending.
+
+        Raises:
+            NotFoundError: there is no such model.
+        """
         return [str(entry.version) for entry in self._versions(name).values() if entry.model is not None]
 
     def ready_models(self) -> list[ServedModel]:
-        """Return every version that serves."""
-        return [entry.model for entry in self.index() if entry.model is not None]
+        """Return the models of all versions that serve."""
+        return [entry.model for entry in self.entries() if entry.model is not None]
 
-    def _put(self, entry: Version) -> ServedModel | None:
-        """Put a version in its place; return what served there before, if it was another."""
+    def put(self, entry: VersionEntry) -> ServedModel | None:
+        """Set a version; return the model that served as this version before, if it was another."""
         with self._replacing:
             before = self._replace(entry)
         self._tell()
         return before.model if before is not None and before.model is not entry.model else None
 
-    def _explain(self, name: str, version: int, state: State, reason: str) -> None:
-        """Say of a version in ``state`` why; one that serves stays READY whatever the state given."""
+    def explain(self, name: str, version: int, state: State, reason: str) -> None:
+        """Set a version's state and reason. A version that is serving stays READY."""
         with self._replacing:
-            before = self._get(name, version) or Version(name, version, "LOADING")
+            before = self.get(name, version) or VersionEntry(name, version, "LOADING")
             after = replace(before, state="READY" if before.model else state, reason=reason)
-            if after == self._get(name, version):
+            if after == self.get(name, version):
                 return
             self._replace(after)
         self._tell()
 
-    def _remove(self, name: str, version: int) -> ServedModel | None:
-        """Take a version out, and its model with the last one; return what served there."""
+    def remove(self, name: str, version: int) -> ServedModel | None:
+        """Remove a version, and its model with the last one; return the model that served."""
         with self._replacing:
             versions = dict(self._table.get(name, {}))
             before = versions.pop(version, None)
@@ -114,17 +130,19 @@ class ModelIndex:
         self._tell()
         return before.model if before else None
 
-    def _get(self, name: str, version: int) -> Version | None:
+    def get(self, name: str, version: int) -> VersionEntry | None:
+        """Return a version, or None if it is not known."""
         return self._table.get(name, {}).get(version)
 
-    def _serves(self, name: str, version: int) -> bool:
-        entry = self._get(name, version)
+    def is_serving(self, name: str, version: int) -> bool:
+        """Tell whether a version answers requests; one that is not known does not."""
+        entry = self.get(name, version)
         return entry is not None and entry.model is not None
 
-    def _replace(self, entry: Version) -> Version | None:
-        before = self._get(entry.name, entry.version)
+    def _replace(self, entry: VersionEntry) -> VersionEntry | None:
+        before = self.get(entry.name, entry.version)
         versions = self._table.get(entry.name, {}) | {entry.version: entry}
-        # In order: the newest that serves is the last.
+        # Sorted, so that `find` meets the newest version first from the end.
         self._table = self._table | {entry.name: dict(sorted(versions.items()))}
         return before
 
@@ -132,14 +150,18 @@ class ModelIndex:
         for on_change in self._subscribers:
             on_change()
 
-    def _versions(self, name: str) -> dict[int, Version]:
+    def check_known(self, name: str) -> None:
+        """Raise NotFoundError, which lists the known models, if a model is not known."""
+        self._versions(name)
+
+    def _versions(self, name: str) -> dict[int, VersionEntry]:
         versions = self._table.get(name)
         if versions is None:
-            known = f"it has {join_names(self._table)}" if self._table else "it has none"
+            known = f"it has {join_names(self._table)}" if self._table else "it is empty"
             raise NotFoundError(f"model {quote(name)} is not in the repository; {known}")
         return versions
 
-    def _entry(self, name: str, version: str) -> Version:
+    def _entry(self, name: str, version: str) -> VersionEntry:
         versions = self._versions(name)
         if not version:
             return versions[max(versions)]

@@ -1,4 +1,4 @@
-"""What a watcher finds wrong at every look, logged once: when it comes, changes and ends."""
+"""Logs recurring problems once: when they appear, change and end, not at every poll."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ _log = logging.getLogger(__name__)
 
 
 class LogOnce:
-    """The last notice about each thing; each thing for one thread at a time."""
+    """Remembers the last problem logged per subject. Each subject may be used by one thread at a time."""
 
     def __init__(self) -> None:
         self._notices: dict[str, str] = {}
 
-    def set(self, about: str, text: str, error: Exception | None = None) -> None:
-        """Log ``text``, with the traceback of ``error``, unless it was the last about the same thing.
+    def update(self, about: str, text: str, error: Exception | None = None) -> None:
+        """Log ``text`` with the traceback of ``error``, unless it was the last text about this subject.
 
-        "" is that all is well.
+        An empty text means that the problem is over.
         """
         if text == self._notices.get(about, ""):
             return
@@ -24,4 +24,4 @@ class LogOnce:
         if text:
             _log.error("%s: %s", about, text, exc_info=error)
         else:
-            _log.info("%s: in order again", about)
+            _log.info("%s: the problem is over", about)

@@ -1,4 +1,4 @@
-"""What is wrong with a model's folder or its settings: said once in the log, and returned as the reason."""
+"""Checks a model's folder and settings before its versions are loaded; logs each fault once."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
 
 def settings_or_fault(
-    name: str, found: FoundModel, reader: SettingsReader, notices: LogOnce, *, wait_for_writes: bool
+    name: str, found: FoundModel, reader: SettingsReader, log_once: LogOnce, *, wait_for_writes: bool
 ) -> Settings | str | None:
-    """Return how a model is run, or why none of what is in its folder is served.
+    """Return a model's settings, or the reason why nothing in its folder may be loaded.
 
-    None: its settings are wrong, but with ``wait_for_writes`` that is not said before they have settled.
+    Returns None if the settings are invalid but may still be being written (only with ``wait_for_writes``).
     """
     if found.fault:
-        notices.set(name, found.fault)
+        log_once.update(name, found.fault)
         return found.fault
-    ignored = f"ignored, since no positive integers and so no versions: {join_names(found.ignored)}"
-    notices.set(name + "/", ignored if found.ignored else "")
+    ignored = f"ignored folders whose names are not positive integers: {join_names(found.ignored)}"
+    log_once.update(name + "/", ignored if found.ignored else "")
     settings = reader.read(name, found, wait_for_writes=wait_for_writes)
     if isinstance(settings, SettingsError):
         reason = legible(str(settings))
-        notices.set(name, f"{reason}; what is served goes on as before")
+        log_once.update(name, f"{reason}; loaded versions go on being served")
         return reason
     if settings is not None:
-        notices.set(name, "")
+        log_once.update(name, "")
     return settings

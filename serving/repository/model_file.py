@@ -1,6 +1,6 @@
-"""A model's own settings: ``REPOSITORY/NAME/model.toml``, each key of which stands before the server's flags.
+"""Reads ``REPOSITORY/NAME/model.toml``: a model's own settings, which override the server's flags.
 
-The file lies beside the versions, not in them: how a model is run is a choice of the deployment.
+The file is beside the versions, not in them, because how to run a model is a choice of the deployment.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 SETTINGS_FILE = "model.toml"
 
 _MIB = 1024 * 1024
-# A file with every key and a comment on each has 2 KiB. Python's reader takes a second for one dotted key of
-# this length, and four times as long for twice as much.
+# A file with every key and a comment on each has 2 KiB. Python's TOML parser takes a second for one dotted
+# key of this length, and four times as long for twice the length.
 _MOST_BYTES = 16 * 1024
 _NAMED_FAULTS = 3
 _SHOWN_BITS = 128
@@ -42,56 +42,56 @@ _Rows = Annotated[int, Field(ge=1, le=65536, strict=True)]
 
 
 class CudaSettings(BaseModel, frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True):
-    """The table ``[cuda]``: what counts on the GPU only."""
+    """Defines the table ``[cuda]``, which is used on a GPU only."""
 
     cudnn_conv_algo_search: ConvSearch | None = None
-    """How cuDNN chooses its convolutions: HEURISTIC (the default) at once, EXHAUSTIVE by trying all at each
-    new batch size, DEFAULT takes the first that works."""
+    """How cuDNN chooses convolution algorithms: HEURISTIC (the default) predicts the fastest, EXHAUSTIVE
+    measures all at each new batch size, DEFAULT takes the first that works."""
     use_tf32: bool | None = None
-    """Compute fp32 with 10 bits of mantissa: faster, and so far off that most golden pairs refuse it."""
+    """Compute fp32 with 10 bits of mantissa: faster, but too inexact for most golden pairs."""
     gpu_mem_limit_mib: int | None = Field(default=None, ge=1)
-    """Most MiB of the GPU's memory that one session's arena takes."""
+    """Largest memory arena of one session on the GPU, in MiB."""
 
 
 class ModelFile(BaseModel, frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True):
-    """What ``model.toml`` may say. A key that is left out is as the server's flags say."""
+    """Defines the keys of ``model.toml``. The server's flags apply to keys that are left out."""
 
     version_policy: VersionPolicy | None = None
-    """Which versions are served: "all" (the default), { latest = 2 } for the newest that prove themselves, or
+    """Which versions to serve: "all" (the default), { latest = 2 } for the newest two that load, or
     { specific = [1, 3] }."""
     max_batch_size: _Rows | None = None
-    """As --max-batch-size: most images in one execution."""
+    """As --max-batch-size: most images per execution."""
     max_queue_rows: int | None = Field(default=None, ge=1)
-    """As --max-queue-rows: most images that may wait."""
+    """As --max-queue-rows: most queued images."""
     max_queue_mib: int | None = Field(default=None, ge=1)
-    """As --max-queue-mib, for the images that wait for this model."""
+    """As --max-queue-mib: most MiB of images queued for this model."""
     max_queue_delay_ms: float | None = Field(default=None, ge=0, le=10_000)
-    """As --max-queue-delay-ms: milliseconds that a request may wait for company."""
+    """As --max-queue-delay-ms: longest time a request waits for a fuller batch, in milliseconds."""
     instances: int | None = Field(default=None, ge=1, le=256)
-    """As --instances: executions that may run at the same time."""
+    """As --instances: executions at the same time."""
     intra_op_threads: int | None = Field(default=None, ge=1, le=1024)
-    """As --intra-op-threads: threads that one execution may use."""
+    """As --intra-op-threads: threads per execution."""
     inter_op_threads: int | None = Field(default=None, ge=1, le=1024)
     """Operators that one execution may run at the same time; above 1 only networks with branches gain."""
     graph_optimization: GraphOptimization | None = None
-    """How far ONNX Runtime rewrites the graph: "none", "basic", "extended" or "all" (the default)."""
+    """How much ONNX Runtime optimizes the graph: "none", "basic", "extended" or "all" (the default)."""
     arena: bool | None = None
-    """Keep freed memory for the next execution (the default). Without it less is held and runs are slower."""
+    """Keep freed memory for the next execution (the default). False uses less memory but is slower."""
     batch_invariant: bool | None = None
-    """As --batch-invariant: the same bits in any batch."""
+    """As --batch-invariant: give each image bit-identical outputs in any batch."""
     warm_up_sizes: tuple[_Rows, ...] | None = Field(default=None, strict=False)
-    """Batch sizes that are run before the version serves; by default 1, 2, 4 and so on to max_batch_size."""
+    """Batch sizes to run before the version serves; by default 1, 2, 4 and so on to max_batch_size."""
     cuda: CudaSettings = CudaSettings()
-    """The table of CUDA's options."""
+    """Options for CUDA."""
 
 
 def read_model_settings(
     model_folder: Path, defaults: ModelSettings, within: Path
 ) -> tuple[ModelSettings, VersionPolicy]:
-    """Return how a model's versions are run and which of them: ``defaults`` where its file says nothing.
+    """Return a model's settings and version policy; ``defaults`` apply to keys that its file leaves out.
 
     Raises:
-        SettingsError: the file cannot be read or followed; the message says line and key.
+        SettingsError: the file cannot be read or is invalid; the message has line and key.
     """
     path = model_folder / SETTINGS_FILE
     if not os.path.lexists(path):
@@ -104,14 +104,14 @@ def read_model_settings(
     except ValidationError as error:
         raise SettingsError(_describe_all(error, text)) from None
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, a number of thousands of digits
-        raise SettingsError(f"{SETTINGS_FILE} is not TOML: {error}") from None
+        raise SettingsError(f"{SETTINGS_FILE} is not valid TOML: {error}") from None
     except RecursionError:
-        raise SettingsError(f"{SETTINGS_FILE} is nested too deep to be read") from None
+        raise SettingsError(f"{SETTINGS_FILE} is nested too deeply") from None
     return _merged(file, defaults), file.version_policy or ALL_VERSIONS
 
 
 def _merged(file: ModelFile, defaults: ModelSettings) -> ModelSettings:
-    """Return ``defaults`` with what the file says put in its place, in the units of `ModelSettings`."""
+    """Return ``defaults`` overridden by the file's keys, in the units of `ModelSettings`."""
     cuda, runtime = file.cuda, defaults.runtime
     settings = {
         "max_batch_size": file.max_batch_size,
@@ -146,7 +146,7 @@ def _describe_all(error: ValidationError, text: str) -> str:
 
 
 def _describe(detail: ErrorDetails, text: str) -> str:
-    """Return one fault in words: "model.toml line 3: max_batch: there is no such key; did you mean ...?"."""
+    """Return one fault as text: "model.toml line 3: max_batch: there is no such key; did you mean ...?"."""
     location = [str(part) for part in detail["loc"] if not isinstance(part, int)]
     if detail["type"] == "extra_forbidden":
         near = difflib.get_close_matches(location[-1], _keys_beside(location), n=1)
@@ -157,7 +157,7 @@ def _describe(detail: ErrorDetails, text: str) -> str:
 
 
 def _given_text(value: object) -> str:
-    """Return a value of the file, shown: of one that holds others, or is very large, only the kind."""
+    """Return a value of the file as text; only its kind if it is a table, an array or very large."""
     if isinstance(value, dict | list):
         return "a table" if isinstance(value, dict) else "an array"
     if isinstance(value, int) and value.bit_length() > _SHOWN_BITS:  # Python may refuse to write its digits
@@ -172,9 +172,9 @@ def _keys_beside(location: list[str]) -> list[str]:
 
 
 def _line_of(location: list[str], text: str) -> int:
-    """Return the line that sets the key at ``location``, or the innermost table around it; 1 where none does.
+    """Return the line that sets the key at ``location`` or opens the innermost table around it, else 1.
 
-    Python's TOML reader keeps no places, so the text is looked through: table headers, and keys before "=".
+    Python's TOML parser keeps no positions, so this searches the text for table headers and keys before "=".
     """
     table: list[str] = []
     best_line, best_depth = 1, 0

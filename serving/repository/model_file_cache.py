@@ -1,4 +1,4 @@
-"""Models' settings files over time: read when they change, and what held before holds while one is wrong."""
+"""Re-reads ``model.toml`` when it changes, and waits for files that are still being written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from foldserve.runtime.model_settings import ModelSettings
-    from foldserve.serving.repository.scanner import FoundModel, Signature
+    from foldserve.serving.repository.scanner import Fingerprint, FoundModel
     from foldserve.serving.repository.version_policy import VersionPolicy
 
 Settings: TypeAlias = "tuple[ModelSettings, VersionPolicy]"
@@ -22,7 +22,7 @@ Settings: TypeAlias = "tuple[ModelSettings, VersionPolicy]"
 
 @dataclass(frozen=True)
 class _Look:
-    signature: Signature
+    fingerprint: Fingerprint
     since_s: float
     outcome: Settings | SettingsError
 
@@ -30,8 +30,8 @@ class _Look:
 class SettingsReader:
     """Reads ``model.toml`` of models in the repository ``folder``; ``defaults`` are the server's flags.
 
-    A file that is wrong may be half written until it has not changed for ``settle_s`` seconds. Not for
-    several threads at once. ``clock`` is in monotonic seconds.
+    An invalid file may be half written until it has not changed for ``settle_s`` seconds. Each model may be
+    read by one thread at a time. ``clock`` is in monotonic seconds.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class SettingsReader:
         self._looks: dict[str, _Look] = {}
 
     def read(self, name: str, found: FoundModel, *, wait_for_writes: bool) -> Settings | SettingsError | None:
-        """Return a model's settings, or what is wrong with them.
+        """Return a model's settings, or the error if its file is invalid.
 
-        None: they are wrong, but with ``wait_for_writes`` that is not said before they have settled.
+        Returns None if the file is invalid but may still be being written (only with ``wait_for_writes``).
         """
         look = self._looks.get(name)
-        if look is None or look.signature != found.settings:
+        if look is None or look.fingerprint != found.settings:
             look = _Look(found.settings, self._clock(), self._read(found))
             self._looks[name] = look
         if (
@@ -65,7 +65,7 @@ class SettingsReader:
         return look.outcome
 
     def forget(self, name: str) -> None:
-        """Read a model's file the next time whatever it is like."""
+        """Have a model's file read again even if it has not changed."""
         self._looks.pop(name, None)
 
     def _read(self, found: FoundModel) -> Settings | SettingsError:
@@ -73,5 +73,5 @@ class SettingsReader:
             return read_model_settings(found.folder, self._defaults, self._folder)
         except SettingsError as error:
             return error
-        except Exception as error:  # whatever the file is like, it is this model's fault alone
+        except Exception as error:  # whatever is wrong with the file, other models are not affected
             return SettingsError(f"{SETTINGS_FILE} cannot be used: {type(error).__name__}: {error}")

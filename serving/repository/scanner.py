@@ -1,7 +1,7 @@
-"""What stands in a repository's folder: models, versions, and a signature of each that changes when it does.
+"""Scans a repository's folder for models and versions, and fingerprints their files to detect changes.
 
-Nothing is read but folders and the facts that the file system keeps of each file. Their times are only
-compared with one another, never with a clock, so clocks may jump and files may come from the future.
+Only folders and file attributes are read, no contents. File times are compared with one another, never with
+a clock: clocks may jump, and files may have times in the future.
 """
 
 from __future__ import annotations
@@ -19,35 +19,36 @@ from foldserve.text import is_legible, legible
 if TYPE_CHECKING:
     from pathlib import Path
 
-# One file: device, inode, size, times of content and of inode; None where there is none. The last is set by
-# the kernel on any change, so a copy that keeps a file's time (`cp -p`) is seen too.
-_FileSignature: TypeAlias = "tuple[int, int, int, int, int] | None"
-Signature: TypeAlias = tuple[_FileSignature, ...]
+# One file's device, inode, size, mtime and ctime in ns; None if there is no such file. The kernel sets the
+# ctime on any change, so a copy that keeps the mtime (`cp -p`) is detected too.
+_FileFingerprint: TypeAlias = "tuple[int, int, int, int, int] | None"
+Fingerprint: TypeAlias = tuple[_FileFingerprint, ...]
 
 _VERSION_FILES = (MANIFEST_FILE, MODEL_FILE, GOLDEN_FILE)
 
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model's folder: its versions, ascending, by number with their signatures.
+    """Describes a model's folder: its versions, ascending, with their fingerprints.
 
-    ``ignored`` are names beside them that are no versions; ``fault`` says why none of them can be served.
+    ``ignored`` are folders in it whose names are not version numbers. ``fault`` says why no version can be
+    served; "" if they can.
     """
 
     folder: Path
-    versions: dict[int, Signature]
-    settings: Signature = ()
+    versions: dict[int, Fingerprint]
+    settings: Fingerprint = ()
     ignored: tuple[str, ...] = ()
     fault: str = ""
 
 
 def scan(repository: Path) -> dict[str, FoundModel]:
-    """Return every model in the folder, by name; hidden folders and those without versions are none.
+    """Return all models in the folder, by name. Hidden folders and folders without versions are not models.
 
-    A name that no message could carry is escaped, and its model has a fault.
+    A name that cannot be sent in a message is escaped, and its model has a fault.
 
     Raises:
-        ArtifactError: ``repository`` is not a folder that can be read, or is a model's own.
+        ArtifactError: ``repository`` is not a folder that can be read, or it is the folder of a model.
     """
     models = find_models(repository)
     if not models:
@@ -65,7 +66,7 @@ def find_models(repository: Path) -> dict[str, FoundModel]:
             f"the repository {repository} cannot be read ({error.strerror}); give --repository the folder "
             f"that `foldserve export` wrote to{suggest_folder(repository)}"
         ) from error
-    # Legible names last: they stand where an escaped one reads the same.
+    # Legible names last: they win over an escaped name that reads the same.
     found = {legible(name): _scan_model(repository / name) for name in sorted(names, key=is_legible)}
     return {name: model for name, model in sorted(found.items()) if model.versions or model.fault}
 
@@ -84,47 +85,53 @@ def scan_flat(folder: Path, version: int) -> FoundModel:
             f"the version's folder {folder} cannot be read ({error.strerror}); with --model-name, give "
             f"--repository the folder that holds {MODEL_FILE}{suggest_folder(folder)}"
         ) from error
-    versions = {} if set(_VERSION_FILES).isdisjoint(names) else {version: _sign_version(path)}
-    return FoundModel(folder, versions, (_sign(f"{path}/{SETTINGS_FILE}"),))
+    versions = {} if set(_VERSION_FILES).isdisjoint(names) else {version: _fingerprint_version(path)}
+    return FoundModel(folder, versions, (_fingerprint(f"{path}/{SETTINGS_FILE}"),))
 
 
 def find_versions(repository: Path) -> dict[str, list[int]]:
-    """Return the versions of each model under ``repository``, both in order; raises as `scan`."""
+    """Return the versions of each model under ``repository``, models and versions sorted.
+
+    Raises:
+        ArtifactError: as `scan`.
+    """
     return {name: list(model.versions) for name, model in scan(repository).items() if model.versions}
 
 
 def _scan_model(folder: Path) -> FoundModel:
-    """Look at one model; whatever is wrong with its folder is its own fault, not the repository's."""
-    # Strings, not paths: a server of a thousand models comes by here a thousand times a second.
+    """Scan one model's folder. An error becomes the model's fault, so that the others are still served."""
+    # Strings, not paths: with a thousand models this runs a thousand times per second.
     path = str(folder)
     try:
         with os.scandir(path) as entries:
             names = [entry.name for entry in entries if is_folder(entry)]
         versions = sorted(int(name) for name in names if is_version(name))
-        signed = {version: _sign_version(f"{path}/{version}") for version in versions}
-        settings = (_sign(f"{path}/{SETTINGS_FILE}"),)
+        fingerprints = {version: _fingerprint_version(f"{path}/{version}") for version in versions}
+        settings = (_fingerprint(f"{path}/{SETTINGS_FILE}"),)
     except Exception as error:
         why = (isinstance(error, OSError) and error.strerror) or error
         return FoundModel(folder, {}, fault=f"its folder cannot be read: {why}")
     ignored = tuple(sorted(name for name in names if not is_version(name) and not name.startswith(".")))
-    return FoundModel(folder, signed, settings, ignored, _fault_of_name(folder.name) if signed else "")
+    return FoundModel(
+        folder, fingerprints, settings, ignored, _fault_of_name(folder.name) if fingerprints else ""
+    )
 
 
 def _fault_of_name(name: str) -> str:
     if is_legible(name):
         return ""
     return (
-        "its folder's name is not UTF-8 or has control characters (escaped here), so that no caller could "
-        "ask for it: rename the folder"
+        "its folder's name is not UTF-8 or has control characters (escaped here), so no client can ask for "
+        "it: rename the folder"
     )
 
 
-def _sign_version(path: str) -> Signature:
-    return tuple([_sign(f"{path}/{name}") for name in _VERSION_FILES])
+def _fingerprint_version(path: str) -> Fingerprint:
+    return tuple([_fingerprint(f"{path}/{name}") for name in _VERSION_FILES])
 
 
-def _sign(path: str) -> _FileSignature:
-    for look in (os.stat, os.lstat):  # a link to nothing is something else than no file
+def _fingerprint(path: str) -> _FileFingerprint:
+    for look in (os.stat, os.lstat):  # a dangling link differs from a missing file
         try:
             facts = look(path)
         except OSError:

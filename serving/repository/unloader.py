@@ -1,4 +1,4 @@
-"""Models that nobody finds any more: what they accepted is finished, then they are gone, memory and all."""
+"""Unloads models in the background: finishes their accepted requests, then frees their memory."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ if TYPE_CHECKING:
 
     from foldserve.serving.model.served_model import ServedModel
 
-# A queue is bounded, but a slow model's may take minutes to empty; nobody waits for it but its callers.
+# A slow model may take minutes to empty its queue, which is bounded; only its own callers wait for that.
 _DRAIN_S = 600.0
 
 _log = logging.getLogger(__name__)
 
 
 class ModelUnloader:
-    """Drains models beside what replaced them, each in a thread of its own; for any thread."""
+    """Drains unloaded models, each in a thread of its own. May be used from any thread."""
 
     def __init__(self) -> None:
         self._draining: set[ServedModel] = set()
 
-    def retire(self, model: ServedModel | None) -> threading.Thread | None:
-        """Drain a model, if there is one, and return the thread that does it."""
+    def unload(self, model: ServedModel | None) -> threading.Thread | None:
+        """Drain and free a model, if one is given; return the thread that does it."""
         if model is None:
             return None
         self._draining.add(model)
-        # In a list that is emptied: the thread itself must not hold the model when its memory is returned.
+        # In a list that the thread empties: its arguments must not hold the model when the memory is freed.
         thread = threading.Thread(target=self._drain, args=([model],), name="drain", daemon=True)
         thread.start()
         return thread
 
     def close(self, serving: Iterable[ServedModel], grace_s: float) -> None:
-        """Stop ``serving`` and all that are still draining; what waits has ``grace_s`` seconds to finish."""
+        """Close ``serving`` and all models that are still draining, within ``grace_s`` seconds altogether."""
         give_up_s = time.monotonic() + grace_s
         for model in {*serving, *self._draining}:
             model.close(max(0.0, give_up_s - time.monotonic()))

@@ -1,7 +1,7 @@
-"""A version's files over time: are they whole, and have they changed since the last look?
+"""Reads versions when their files change, and waits for files that are still being written.
 
-People copy versions file by file, so what is not whole may become so. Waiting for it goes by what the file
-system says of the files, and by the monotonic clock: a version waits as long as its files go on changing.
+Versions may be copied file by file, so an incomplete version may become complete. It is waited for as long as
+its files go on changing, by the monotonic clock.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from foldserve.artifact.format import Artifact
     from foldserve.runtime.model_settings import ModelSettings
     from foldserve.serving.repository.layout import Layout
-    from foldserve.serving.repository.scanner import Signature
+    from foldserve.serving.repository.scanner import Fingerprint
 
 
 @dataclass(frozen=True)
 class LoadFailure:
-    """Why a version's files cannot be served; one that is not ``is_permanent`` may still be on their way."""
+    """Says why a version cannot be served; unless ``is_permanent``, it may still be being written."""
 
     error: Exception
     is_permanent: bool
@@ -36,22 +36,25 @@ class LoadFailure:
 
 @dataclass(frozen=True)
 class _Look:
-    """What was seen at ``since_s``, and not changed later; ``reason`` is what became of it."""
+    """Records files as they have been since ``since_s``; ``reason`` is why they were refused, "" if not."""
 
-    signature: Signature
+    fingerprint: Fingerprint
     settings: ModelSettings
     since_s: float
     is_permanent: bool
     reason: str = ""
 
+    def is_of(self, fingerprint: Fingerprint, settings: ModelSettings) -> bool:
+        """Tell whether the files and the settings are those of this look."""
+        return (self.fingerprint, self.settings) == (fingerprint, settings)
+
 
 class VersionFiles:
-    """Reads versions in the folders of a ``layout`` when there is something new in them.
+    """Reads versions in the folders of a ``layout`` when their files or settings have changed.
 
-    What is not whole and has not changed for ``settle_s`` seconds is refused. If it changes after all it is
-    read again, so that this only decides what is said of it meanwhile. For one thread a model at a time, and
-    `record_outcome` for any. Reading ends within ``time_limit``, if any. ``clock`` is in monotonic
-    seconds.
+    Incomplete files that have not changed for ``settle_s`` seconds are refused; if they change later, they
+    are read again. Each model may be read by one thread at a time; `record_outcome` may be called from any.
+    Reading is limited by ``time_limit``, if given. ``clock`` is in monotonic seconds.
     """
 
     def __init__(
@@ -68,26 +71,46 @@ class VersionFiles:
         self._clock = clock
         self._looks: dict[tuple[str, int], _Look] = {}
 
-    def read(
-        self, name: str, version: int, signature: Signature, settings: ModelSettings, *, wait_for_writes: bool
-    ) -> Artifact | LoadFailure | None:
-        """Return the whole artifact, or why there is none; None where nothing is new since the last time.
+    def is_due(
+        self,
+        name: str,
+        version: int,
+        fingerprint: Fingerprint,
+        settings: ModelSettings,
+        *,
+        wait_for_writes: bool,
+    ) -> bool:
+        """Tell whether `read`, called with the same arguments, would read the files."""
+        before = self._looks.get((name, version))
+        if before is None or not before.is_of(fingerprint, settings):
+            return True
+        is_waiting = wait_for_writes and self._clock() - before.since_s < self._settle_s
+        return not before.is_permanent and not is_waiting
 
-        ``signature`` is that of the files, taken before this. Other ``settings``, how it would be run, are
-        something new too. Only with ``wait_for_writes`` are files that are not whole waited for.
+    def read(
+        self,
+        name: str,
+        version: int,
+        fingerprint: Fingerprint,
+        settings: ModelSettings,
+        *,
+        wait_for_writes: bool,
+    ) -> Artifact | LoadFailure | None:
+        """Return the artifact, or why it cannot be served; None if nothing has changed since the last read.
+
+        ``fingerprint`` must have been taken before the call. Changed ``settings`` count as a change.
+        Incomplete files are waited for only with ``wait_for_writes``.
 
         Raises:
-            LoadsHangError: too many other loads do not end; nothing was read.
+            LoadsHangError: too many other loads hang; nothing was read.
         """
+        if not self.is_due(name, version, fingerprint, settings, wait_for_writes=wait_for_writes):
+            return None
         now_s = self._clock()
         before = self._looks.get((name, version))
-        is_same = before is not None and (before.signature, before.settings) == (signature, settings)
-        if before is not None and is_same:
-            if before.is_permanent or (wait_for_writes and now_s - before.since_s < self._settle_s):
-                return None
-            wait_for_writes = (
-                False  # long enough; files that changed within one tick of the clock are read again
-            )
+        is_same = before is not None and before.is_of(fingerprint, settings)
+        if is_same:  # for long enough; files changed within one clock tick are read again
+            wait_for_writes = False
         folder = self._layout.version_folder(name, version)
 
         def read() -> Artifact:
@@ -99,11 +122,13 @@ class VersionFiles:
             artifact = self._read_in_time(f"{name}/{version}", read)
         except LoadsHangError:
             raise
-        except Exception as error:  # whatever strangers' files are like, it is this version's fault alone
+        except Exception as error:  # whatever is wrong with the files, other versions are not affected
             since_s = before.since_s if before is not None and is_same else now_s
-            self._looks[name, version] = _Look(signature, settings, since_s, is_permanent=not wait_for_writes)
+            self._looks[name, version] = _Look(
+                fingerprint, settings, since_s, is_permanent=not wait_for_writes
+            )
             return LoadFailure(error, is_permanent=not wait_for_writes)
-        self._looks[name, version] = _Look(signature, settings, now_s, is_permanent=True)
+        self._looks[name, version] = _Look(fingerprint, settings, now_s, is_permanent=True)
         return artifact
 
     def _read_in_time(self, what: str, read: Callable[[], Artifact]) -> Artifact:
@@ -113,30 +138,30 @@ class VersionFiles:
             raise ArtifactError(str(error)) from None
 
     def is_settled(self, name: str, version: int) -> bool:
-        """Tell whether the files were read as they are, and nothing of them is waited for."""
+        """Tell whether the files were read and are not waited for."""
         look = self._looks.get((name, version))
         return look is not None and look.is_permanent
 
     def record_outcome(self, name: str, version: int, reason: str) -> None:
-        """Note what became of the files that were read; "" is that they are served."""
+        """Record why the files that were read are refused; "" if they are served."""
         look = self._looks.get((name, version))
         if look is not None:
             self._looks[name, version] = replace(look, reason=reason)
 
     def last_outcome(self, name: str, version: int) -> str | None:
-        """Return what was noted; None where the files are waited for or were never read."""
+        """Return what was recorded; None if the files are waited for or were never read."""
         look = self._looks.get((name, version))
         return look.reason if look is not None and look.is_permanent else None
 
     def forget(self, name: str, version: int) -> None:
-        """Read the files the next time whatever they are like."""
+        """Have the files read again even if they have not changed."""
         self._looks.pop((name, version), None)
 
 
 def _check_sizes(folder: Path, within: Path) -> None:
-    """Raise ArtifactError where sizes alone show that files are not whole: a large one is then not read."""
+    """Raise ArtifactError if a file's size shows that it is incomplete, without reading the file."""
     _, manifest = read_manifest(folder, within)
     for name in (MODEL_FILE, GOLDEN_FILE):
         expected, actual = manifest.files[name].bytes, size_inside(folder / name, within)
         if expected not in {None, actual}:
-            raise ArtifactError(f"{name} has {actual} bytes, {MANIFEST_FILE} says {expected}")
+            raise ArtifactError(f"{name} has {actual} bytes; {MANIFEST_FILE} says {expected}")

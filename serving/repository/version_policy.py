@@ -1,4 +1,4 @@
-"""Which of a model's versions are to be served."""
+"""Chooses which of a model's versions are served."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _Positive = Annotated[int, Field(ge=1, le=2**63 - 1, strict=True)]
 
 
 class VersionPolicy(BaseModel, frozen=True, extra="forbid"):
-    """All versions; the ``latest`` so many that prove themselves; or the ``specific`` ones.
+    """Serves all versions, the ``latest`` N that load successfully, or the ``specific`` ones.
 
-    A version that is refused does not count as one of the latest, so an update that fails never takes the
-    place of what served before it, whether the server was started before or after the update.
+    A version that is refused does not count as one of the latest: a failed update never replaces the version
+    before it, whether the server was started before or after the update.
     """
 
     latest: _Positive | None = None
@@ -33,14 +33,14 @@ class VersionPolicy(BaseModel, frozen=True, extra="forbid"):
         raise ValueError('give "all", { latest = 2 } or { specific = [1, 3] }')
 
     def candidates(self, versions: Iterable[int]) -> list[int]:
-        """Return those of ``versions`` that may be served, the newest first."""
+        """Return the ``versions`` that may be served, newest first."""
         return sorted(
             (version for version in versions if self.specific is None or version in self.specific),
             reverse=True,
         )
 
     def is_enough(self, served_count: int) -> bool:
-        """Tell whether no older version is wanted beside ``served_count`` newer ones that serve."""
+        """Tell whether ``served_count`` newer versions are enough, so that no older one is to be served."""
         return self.latest is not None and served_count >= self.latest
 
     def __str__(self) -> str:
@@ -49,5 +49,5 @@ class VersionPolicy(BaseModel, frozen=True, extra="forbid"):
         return "all" if self.latest is None else f"latest {self.latest}"
 
 
-# What holds for a model that says nothing.
+# The default.
 ALL_VERSIONS = VersionPolicy.model_validate("all")

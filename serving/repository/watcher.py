@@ -1,4 +1,4 @@
-"""Looks at the repository again and again, so that what changes on disk changes what is served."""
+"""Polls the model repository and reloads models whose files have changed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ _log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Refreshes a repository every ``poll_s`` seconds while it is entered as a context manager.
+    """Refreshes a repository every ``poll_s`` seconds, as a context manager.
 
-    Polling, not the kernel's notices: those are not sent for network file systems, and the folders of a
-    repository are few.
+    It polls because kernel notifications are not sent for network file systems.
     """
 
     def __init__(self, repository: ModelRepository, poll_s: float) -> None:
@@ -26,12 +25,12 @@ class Watcher:
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin to watch."""
+        """Start polling."""
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Look no more; a look that is under way ends by itself."""
+        """Stop polling, without waiting for a refresh that is running."""
         self._stopping.set()
 
     def _watch(self) -> None:
@@ -39,5 +38,5 @@ class Watcher:
             try:
                 self._repository.refresh()
             except Exception:
-                # Whatever one look met with, what is served goes on, and the next look may see it in order.
-                _log.exception("looking at the repository failed")
+                # Loaded models go on being served, and the next refresh may succeed.
+                _log.exception("refreshing the repository failed; loaded models go on being served")

@@ -28,7 +28,7 @@ from foldserve.serving.services.requests import ImageRequest, InferenceRequest, 
 if TYPE_CHECKING:
     from foldserve.serving.batching.request import Outcome
     from foldserve.serving.model.served_model import ServedModel
-    from foldserve.serving.repository.repository import ModelRepository
+    from foldserve.serving.repository.index import ModelIndex
 
 OnReply: TypeAlias = Callable[[InferenceRequest, Reply], None]
 
@@ -40,21 +40,19 @@ UNARY_CALLS: dict[str, type[InferenceRequest]] = {
 
 
 class InferenceService:
-    """Inference over one repository.
+    """Inference over one model index.
 
     Attributes:
         logs_requests: whether each request is logged; transports then say who called.
 
     Args:
-        repository: where models are found.
+        index: where models are found.
         max_decoding_bytes: most bytes that encoded images may hold while they wait to be decoded.
         max_image_pixels: most pixels, width times height, of an encoded image.
     """
 
-    def __init__(
-        self, repository: ModelRepository, *, max_decoding_bytes: int, max_image_pixels: int
-    ) -> None:
-        self._repository = repository
+    def __init__(self, index: ModelIndex, *, max_decoding_bytes: int, max_image_pixels: int) -> None:
+        self._index = index
         self._decoder = ImageDecoder(
             thread_count=usable_cpus(), max_bytes=max_decoding_bytes, max_pixels=max_image_pixels
         )
@@ -145,7 +143,7 @@ class InferenceService:
         """
         before = call.model
         assert before is not None
-        model = self._repository.find(before.name, call.asked_version)
+        model = self._index.find(before.name, call.asked_version)
         is_other = model is not before and model.metadata.image == before.metadata.image
         return model if is_other else None
 
@@ -155,7 +153,7 @@ class InferenceService:
             raise UnavailableError("the server is draining; try again, or elsewhere")
         message = call.message
         version = message.model_version
-        model = self._repository.find(message.model_name, version)
+        model = self._index.find(message.model_name, version)
         call.model = model
         call.asked_version = version
         call.read(model)
@@ -191,7 +189,7 @@ class InferenceService:
             return call.model.statistics
         name = call.message.model_name
         try:
-            self._repository.ready_versions(name)
+            self._index.ready_versions(name)
         except NotFoundError:
             name = ""  # callers may send any name, and each would be a time series for ever
         return self._refused_of(name)

@@ -47,6 +47,7 @@ class ManagementService:
         self, repository: ModelRepository, servicer: InferenceService, *, model_control: bool
     ) -> None:
         self._repository = repository
+        self._index = repository.index
         self._servicer = servicer
         self._model_control = model_control
         self._loaded = False
@@ -81,7 +82,7 @@ class ManagementService:
             reasons.append("draining")
         if not self._loaded:
             reasons.append("loading the models")
-        elif not self._repository.ready_models():
+        elif not self._index.ready_models():
             reasons.append("no model serves")
         return reasons
 
@@ -89,16 +90,16 @@ class ManagementService:
         """Return the versions that do not serve, as name, number and reason."""
         return [
             (entry.name, entry.version, entry.reason)
-            for entry in self._repository.index()
+            for entry in self._index.entries()
             if entry.state != "READY"
         ]
 
     def health(self) -> dict[str, bool]:
         """Return what grpc.health.v1 should say: of the server (""), its services and each model by name."""
         ready = self.is_ready()
-        serving = {model.name for model in self._repository.ready_models()}
+        serving = {model.name for model in self._index.ready_models()}
         # A model that is gone stays NOT_SERVING: who watches it is told.
-        self._known_models |= {entry.name for entry in self._repository.index()}
+        self._known_models |= {entry.name for entry in self._index.entries()}
         models = {name: name in serving for name in self._known_models}
         return models | dict.fromkeys(("", INFERENCE_SERVICE, CLASSIFIER_SERVICE), ready)
 
@@ -112,7 +113,7 @@ class ManagementService:
 
     def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
         """Answer whether a model serves; raises NotFoundError where there is no such model or version."""
-        ready = self._repository.is_ready(request.name, request.version)
+        ready = self._index.is_ready(request.name, request.version)
         return pb.ModelReadyResponse(ready=ready and not self._servicer.leaving)
 
     def server_metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
@@ -122,10 +123,10 @@ class ManagementService:
 
     def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
         """Describe a model; raises NotFoundError or UnavailableError as `find` does."""
-        model = self._repository.find(request.name, request.version)
+        model = self._index.find(request.name, request.version)
         return pb.ModelMetadataResponse(
             name=model.name,
-            versions=self._repository.ready_versions(model.name),
+            versions=self._index.ready_versions(model.name),
             platform=_PLATFORM,
             inputs=[_tensor(model.input)],
             outputs=[_tensor(spec) for spec in model.outputs],
@@ -134,7 +135,7 @@ class ManagementService:
 
     def model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
         """Answer how a model is run; raises as `model_metadata`."""
-        model = self._repository.find(request.name, request.version)
+        model = self._index.find(request.name, request.version)
         settings = model.settings
         kind = pb.ModelInstanceGroup.KIND_CPU
         if model.verified.session.provider != CPU_PROVIDER:
@@ -171,11 +172,11 @@ class ManagementService:
     def model_statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
         """Answer what was counted; raises NotFoundError or UnavailableError as `find` does."""
         if request.version:
-            models = [self._repository.find(request.name, request.version)]
+            models = [self._index.find(request.name, request.version)]
         else:
-            models = self._repository.ready_models()
+            models = self._index.ready_models()
             if request.name:
-                self._repository.ready_versions(request.name)  # raises where there is no such model
+                self._index.ready_versions(request.name)  # raises where there is no such model
                 models = [model for model in models if model.name == request.name]
         return pb.ModelStatisticsResponse(
             model_stats=[model.statistics.to_message(model.name, model.version_text) for model in models]
@@ -189,7 +190,7 @@ class ManagementService:
                 pb.RepositoryIndexResponse.ModelIndex(
                     name=entry.name, version=str(entry.version), state=entry.state, reason=entry.reason
                 )
-                for entry in self._repository.index()
+                for entry in self._index.entries()
                 if not request.ready or entry.state == "READY"
             ]
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from foldserve.serving.model.served_model import ServedModel
-    from foldserve.serving.repository.repository import ModelRepository
+    from foldserve.serving.repository.index import ModelIndex
 
 _MIB = 1024 * 1024
 # Pixels as typed contents: what takes the parser 40 ms is taken whatever the models.
@@ -31,8 +31,8 @@ class MessageLimit:
         wire_bytes: what a transport must be able to take. Above it, it may refuse in words of its own.
     """
 
-    def __init__(self, repository: ModelRepository, max_bytes: int | None) -> None:
-        self._repository = repository
+    def __init__(self, index: ModelIndex, max_bytes: int | None) -> None:
+        self._index = index
         self._max_bytes = max_bytes
         # Messages just above the limit are still read, so that they are refused in our words.
         self.wire_bytes = _MOST_BYTES if max_bytes is None else 2 * max_bytes
@@ -56,13 +56,12 @@ class MessageLimit:
         """Return the models of which not even a full batch fits, with the MiB that one needs."""
         limit_bytes = self.max_bytes()
         needed = {
-            f"{model.name}/{model.version}": _full_batch_bytes(model)
-            for model in self._repository.ready_models()
+            f"{model.name}/{model.version}": _full_batch_bytes(model) for model in self._index.ready_models()
         }
         return {name: math.ceil(size / _MIB) for name, size in needed.items() if size > limit_bytes}
 
     def _needed_bytes(self) -> int:
-        return max(map(_full_batch_bytes, self._repository.ready_models()), default=0)
+        return max(map(_full_batch_bytes, self._index.ready_models()), default=0)
 
 
 def _full_batch_bytes(model: ServedModel) -> int:

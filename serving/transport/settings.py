@@ -13,7 +13,7 @@ from foldserve.serving.services.message_limit import MessageLimit
 
 if TYPE_CHECKING:
     from foldserve.serving.config import ServeConfig
-    from foldserve.serving.repository.repository import ModelRepository
+    from foldserve.serving.repository.index import ModelIndex
 
 _MIB = 1024 * 1024
 
@@ -49,7 +49,7 @@ class WireSettings:
     reuse_port: bool = False
 
 
-def wire_settings(config: ServeConfig, repository: ModelRepository, *, max_connections: int) -> WireSettings:
+def wire_settings(config: ServeConfig, index: ModelIndex, *, max_connections: int) -> WireSettings:
     """Return what ``config`` says of the wire, its files read, and at most ``max_connections`` connections.
 
     Raises:
@@ -60,7 +60,7 @@ def wire_settings(config: ServeConfig, repository: ModelRepository, *, max_conne
         credentials = ServerCredentials(config.tls_cert, config.tls_key, config.tls_client_ca)
     max_message_bytes = None if config.max_message_mib is None else config.max_message_mib * _MIB
     return WireSettings(
-        message_limit=MessageLimit(repository, max_message_bytes),
+        message_limit=MessageLimit(index, max_message_bytes),
         permissions=Permissions(None if config.tokens is None else Tokens(config.tokens)),
         credentials=credentials,
         max_metadata_bytes=config.max_metadata_kib * 1024,

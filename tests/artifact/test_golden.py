@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from foldserve.artifact.answers import not_softmax, softmax
 from foldserve.artifact.format import Golden
 from foldserve.artifact.golden import Replay, replay
+from foldserve.artifact.model_outputs import softmax, softmax_errors
 from foldserve.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -205,5 +205,5 @@ def test_a_float32_softmax_is_within_the_tolerance(class_count: int) -> None:
         logits = (scale * random.normal(size=(8, class_count))).astype(np.float32)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = powers / np.cumsum(powers, axis=1, dtype=np.float32)[:, -1:]
-        wrong, _ = not_softmax(logits, probabilities)
+        wrong, _ = softmax_errors(logits, probabilities)
         assert not wrong.any()

@@ -98,7 +98,7 @@ def test_load_of_a_bad_update_fails_and_the_old_version_goes_on(
     newer.rename(folder / "tiny" / "2")
     code, text = status_of(lambda: load(server))
     assert code == grpc.StatusCode.UNAVAILABLE
-    assert "serves as before, version 1: 2: golden.npz is missing" in text
+    assert "still serves version 1: 2: golden.npz is missing" in text
     assert server.infer(TinyNetwork().random_images(1)).model_version == "1"
 
 

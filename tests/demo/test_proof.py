@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from foldserve.artifact.answers import softmax
+from foldserve.artifact.model_outputs import softmax
 from foldserve.demo.proof import MAX_LOGIT_DIFFERENCE, compare, compare_all
 
 LABELS = np.array([0, 1, 2, 0], np.int64)

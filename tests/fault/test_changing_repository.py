@@ -246,12 +246,12 @@ def test_folders_that_are_no_versions_are_named_in_the_log(
 ) -> None:
     (repository / model / "latest").mkdir()
     (repository / model / "03").mkdir()
-    said = f"{model}/: ignored, since no positive integers and so no versions: '03', 'latest'"
+    said = f"{model}/: ignored folders whose names are not positive integers: '03', 'latest'"
     eventually(lambda: said in server.log, "it is logged")
     assert list(states(server, model)) == ["1"]
     for name in ("latest", "03"):
         (repository / model / name).rmdir()
-    eventually(lambda: f"{model}/: in order again" in server.log, "it is logged that they are gone")
+    eventually(lambda: f"{model}/: the problem is over" in server.log, "it is logged that they are gone")
 
 
 def test_unloaded_model_stays_so_until_it_is_loaded(
@@ -291,7 +291,7 @@ def test_explicit_control_loads_what_it_is_told_to(tmp_path: Path) -> None:
         assert error_of(server, "other", OLD) < 1e-5
         code, text = status_of(lambda: server.infer(IMAGES))
         assert code == grpc.StatusCode.UNAVAILABLE
-        assert "it waits to be loaded by RepositoryModelLoad" in text
+        assert "it is loaded only on request, by RepositoryModelLoad" in text
         server.stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="tiny"))
         assert error_of(server, "tiny", OLD) < 1e-5
         NEW.publish(folder / "tiny")

@@ -109,7 +109,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "future-schema": (lambda version: set_schema(version, 2), ["schema 2", "upgrade foldserve"]),
     "half-copied": (lambda version: (version / "model.onnx").unlink(), ["model.onnx is missing"]),
-    "probabilities-in-doubles": (cast_probabilities, ["it must give probabilities FP32"]),
+    "probabilities-in-doubles": (cast_probabilities, ["they must include probabilities FP32"]),
 }
 # Logits that are right, whatever callers see beside them.
 DAMAGES |= {

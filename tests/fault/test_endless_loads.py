@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NETWORK = TinyNetwork()
 IMAGES = NETWORK.random_images(2)
-TOO_LONG = "loading took longer than the 5 s that it may take"
+TOO_LONG = "loading took longer than the limit of 5 s"
 
 
 def publish_bad_ones(folder: Path) -> dict[str, str]:

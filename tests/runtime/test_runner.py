@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foldserve.artifact.answers import softmax
 from foldserve.artifact.format import Golden, TensorSpec
 from foldserve.artifact.golden import Replay, replay
+from foldserve.artifact.model_outputs import softmax
 from foldserve.errors import ArtifactError, ModelOutputError
 from foldserve.runtime import verified_model
 from foldserve.runtime.model_settings import ModelSettings
@@ -192,7 +192,7 @@ def test_a_model_that_no_padding_helps_is_refused_where_invariance_is_asked_for(
 def test_a_quick_model_takes_one_thread_and_a_slow_one_all(
     *, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_s: float, is_quick: bool, threads: int
 ) -> None:
-    monkeypatch.setattr(ModelRunner, "seconds_a_batch", lambda *_: batch_s)
+    monkeypatch.setattr(ModelRunner, "seconds_per_batch", lambda *_: batch_s)
     monkeypatch.setattr("foldserve.runtime.model_settings.usable_cpus", lambda: 4)
     verified = open_verified(TinyNetwork().publish(tmp_path / "tiny"), ModelSettings(device="cpu"))
     assert (verified.is_quick, verified.threads) == (is_quick, threads)

@@ -132,7 +132,7 @@ class OrtWithCudaOnPaper:
 def test_cuda_that_falls_back_in_silence_is_refused(network, monkeypatch):
     monkeypatch.setattr(session_module, "ort", OrtWithCudaOnPaper(session_module.ort))
     with pytest.raises(
-        DeviceError, match=f"{CUDA_PROVIDER} was asked for, but ONNX Runtime took {CPU_PROVIDER}"
+        DeviceError, match=f"{CUDA_PROVIDER} was asked for, but ONNX Runtime uses {CPU_PROVIDER}"
     ):
         Session(network.to_onnx(), device="cuda")
 

@@ -53,7 +53,7 @@ def test_what_ends_in_time_is_returned_or_raised() -> None:
 
 def test_what_takes_too_long_is_told_to_stop_and_its_result_thrown_away() -> None:
     limit = TimeLimit(0.01, stop_s=FOR_EVER_S)
-    with pytest.raises(LoadTimeoutError, match=r"longer than the 0\.01 s that it may take.*--load-timeout-s"):
+    with pytest.raises(LoadTimeoutError, match=r"longer than the limit of 0\.01 s.*--load-timeout-s"):
         limit.run("model/1", obedient)
     assert limit.unfinished_count == 0
 
@@ -63,7 +63,9 @@ def test_only_so_much_is_left_behind_and_what_ends_after_all_makes_room(release:
     for number in range(4):
         with pytest.raises(LoadTimeoutError):
             limit.run(f"model/{number}", hanging_on(release))
-    with pytest.raises(LoadsHangError, match=r"one of 4 loads to end.*model/0, model/1, model/2, model/3"):
+    with pytest.raises(
+        LoadsHangError, match=r"one of 4 loads that cannot be stopped.*model/0, model/1, model/2, model/3"
+    ):
         limit.run("model/4", lambda _: 7)
     release.set()
     eventually(lambda: limit.unfinished_count == 0, "what was left behind ends")
@@ -114,5 +116,5 @@ def test_a_step_has_a_limit_of_its_own_that_begins_with_it() -> None:
         return 30
 
     assert limit.run("model/1", many_steps) == 30
-    with pytest.raises(LoadTimeoutError, match=r"longer than the 0\.01 s that a step of it may take"):
+    with pytest.raises(LoadTimeoutError, match=r"a step of loading took longer than its limit of 0\.01 s"):
         TimeLimit(FOR_EVER_S, step_s=0.01, stop_s=FOR_EVER_S).run("model/1", obedient)

@@ -264,7 +264,7 @@ _METADATA: dict[str, dict[str, str]] = {
 VERSIONS |= {
     f"metadata-{name}": (
         lambda version, entries=entries: change_metadata(version, **entries),  # type: ignore[misc]
-        ("malformed metadata", "it must give logits"),
+        ("malformed metadata", "they must include logits"),
     )
     for name, entries in _METADATA.items()
 }

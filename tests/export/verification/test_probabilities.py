@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from foldserve.artifact.answers import softmax
 from foldserve.artifact.format import read_artifact
+from foldserve.artifact.model_outputs import softmax
 from foldserve.export.config import ExportConfig
 from foldserve.export.errors import SourceError
 from foldserve.export.pipeline import export_model

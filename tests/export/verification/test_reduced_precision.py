@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from foldserve.artifact.format import Golden
 from foldserve.artifact.golden import replay
-from foldserve.artifact.golden_bounds import most_tolerance
+from foldserve.artifact.golden_limits import max_tolerance
 from foldserve.errors import ArtifactError
 from foldserve.export.errors import ParityError
 from foldserve.export.precision.fp16 import to_fp16
@@ -101,9 +101,9 @@ def test_a_tolerance_is_bounded_by_the_golden_pairs_own_logits(fp16, images, exp
     """Other images may have larger logits, but a server sees those of the golden pairs alone."""
     small = np.argsort(np.abs(expected).max(axis=1))[:64]
     golden = Golden(images[small], expected[small], expected[small], 1e-4, 1e-5, synthetic=False)
-    wide = 2 * most_tolerance(golden.reference_logits)
+    wide = 2 * max_tolerance(golden.reference_logits)
     lower = check_reduced_precision(fp16, images, None, expected=expected, golden=golden, tolerance=wide)
-    assert lower.golden.reference_tolerance == most_tolerance(golden.reference_logits)
+    assert lower.golden.reference_tolerance == max_tolerance(golden.reference_logits)
     lower.golden.check("fp16")
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from foldserve.artifact.format import Golden
-from foldserve.artifact.golden_bounds import most_tolerance
+from foldserve.artifact.golden_limits import max_tolerance
 from foldserve.errors import ArtifactError
 from foldserve.export.verification.tolerances import fp16_tolerance, int8_tolerance, reference_tolerance
 
@@ -20,9 +20,9 @@ LOGITS = arrays(
 
 @given(logits=LOGITS, measured=st.floats(0, 1e30))
 def test_what_an_export_writes_is_taken(logits, measured: float):
-    assert reference_tolerance(logits) <= most_tolerance(logits, "fp32")
-    assert fp16_tolerance(logits) <= most_tolerance(logits, "fp16")
-    assert int8_tolerance(logits, measured) <= most_tolerance(logits, "int8")
+    assert reference_tolerance(logits) <= max_tolerance(logits, "fp32")
+    assert fp16_tolerance(logits) <= max_tolerance(logits, "fp16")
+    assert int8_tolerance(logits, measured) <= max_tolerance(logits, "int8")
 
 
 @given(logits=LOGITS)

@@ -63,7 +63,7 @@ def test_repository_tells_of_each_load_and_of_every_change_of_what_serves(
         ModelSettings(device="cpu"),
         on_load=loads.append,
     )
-    repository.subscribe(lambda: serving.append(len(repository.ready_models())))
+    repository.index.subscribe(lambda: serving.append(len(repository.index.ready_models())))
     repository.load_all()
     assert sorted((load.name, load.version, load.refusal is None) for load in loads) == [
         ("tiny", 1, True),

@@ -24,10 +24,10 @@ def models(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("given", "kind"), [("tiny", "a model's own folder"), ("tiny/1", "one version of a model")]
+    ("given", "kind"), [("tiny", "the folder of one model"), ("tiny/1", "a version of a model")]
 )
 def test_folder_inside_the_repository_is_named_for_what_it_is(models: Path, given: str, kind: str) -> None:
-    message = f"{models / given} is {kind}, not a repository, .*: give --repository {models}$"
+    message = f"{models / given} is {kind}; a repository holds .*: give --repository {models}$"
     with pytest.raises(ArtifactError, match=message):
         scan(models / given)
 
@@ -55,14 +55,17 @@ def test_misspelt_repository_is_guessed(models: Path) -> None:
 
 def test_repository_one_level_down_is_found(models: Path) -> None:
     said = explain_emptiness(models.parent)
-    assert said == f"there are no models in {models.parent}, but in {models}: give --repository {models}"
+    assert (
+        said
+        == f"there are no models in {models.parent}, but there are in {models}: give --repository {models}"
+    )
 
 
 def test_what_holds_no_models_is_not_called_empty(tmp_path: Path) -> None:
     assert explain_emptiness(tmp_path).startswith("the repository is empty: `foldserve export --repository ")
     (tmp_path / os.fsdecode(b"\xff")).mkdir()
     (tmp_path / "notes.txt").write_text("")
-    assert explain_emptiness(tmp_path).startswith("the repository has no NAME/VERSION/ that can be read: ")
+    assert explain_emptiness(tmp_path).startswith("the repository has no readable NAME/VERSION/ folder: ")
 
 
 def test_empty_repository_is_said_and_served_once_it_has_models(tmp_path: Path) -> None:

@@ -51,25 +51,25 @@ def replace(flat: Path, seed: int) -> None:
 
 
 def test_the_folder_itself_is_version_1_of_the_model_named(repository: ModelRepository) -> None:
-    assert [(entry.name, entry.version, entry.state) for entry in repository.index()] == [
+    assert [(entry.name, entry.version, entry.state) for entry in repository.index.entries()] == [
         ("digits", 1, "READY")
     ]
-    assert repository.find("digits", "1") is repository.find("digits", "")
+    assert repository.index.find("digits", "1") is repository.index.find("digits", "")
     with pytest.raises(NotFoundError, match="it has 'digits'"):
-        repository.find("tiny", "")
+        repository.index.find("tiny", "")
 
 
 def test_other_files_in_the_folder_take_the_place_of_the_old(repository: ModelRepository, flat: Path) -> None:
-    before = repository.find("digits", "").verified.sha256
+    before = repository.index.find("digits", "").verified.sha256
     replace(flat, seed=7)
     repository.refresh()
-    after = repository.find("digits", "").verified.sha256
+    after = repository.index.find("digits", "").verified.sha256
     assert after != before
     (flat / "model.onnx").write_bytes(b"damaged")
     for _ in range(3):
         repository.refresh()
-    assert repository.find("digits", "").verified.sha256 == after
-    assert "model.onnx" in repository.index()[0].reason
+    assert repository.index.find("digits", "").verified.sha256 == after
+    assert "model.onnx" in repository.index.entries()[0].reason
 
 
 def test_files_that_come_later_and_go_again_are_followed(tmp_path: Path, network: TinyNetwork) -> None:
@@ -77,15 +77,15 @@ def test_files_that_come_later_and_go_again_are_followed(tmp_path: Path, network
     folder.mkdir()
     repository = ModelRepository(folder, SETTINGS, settle_s=0, model_name="digits")
     repository.load_all()
-    assert repository.index() == []
+    assert repository.index.entries() == []
     shutil.copytree(network.publish(tmp_path / "elsewhere"), folder, dirs_exist_ok=True)
     repository.refresh()
-    assert repository.is_ready("digits", "")
+    assert repository.index.is_ready("digits", "")
     for path in folder.iterdir():
         path.unlink()
     for _ in range(2):  # the second look that misses it believes it
         repository.refresh()
-    assert repository.index() == []
+    assert repository.index.entries() == []
     repository.close(grace_s=5)
 
 
@@ -93,7 +93,7 @@ def test_a_file_that_is_missing_is_the_reason_why_it_does_not_serve(flat: Path) 
     (flat / "golden.npz").unlink()
     repository = ModelRepository(flat, SETTINGS, model_name="digits")
     repository.load_all()
-    (entry,) = repository.index()
+    (entry,) = repository.index.entries()
     assert (entry.state, entry.reason) == ("UNAVAILABLE", "golden.npz is missing from the version's folder")
 
 
@@ -101,11 +101,11 @@ def test_settings_and_loading_by_hand_hold_for_it_too(flat: Path) -> None:
     (flat / "model.toml").write_text("max_batch_size = 5\n")
     repository = ModelRepository(flat, SETTINGS, model_name="digits")
     repository.load_all(["digits"])
-    assert repository.find("digits", "").settings.max_batch_size == 5
+    assert repository.index.find("digits", "").settings.max_batch_size == 5
     repository.unload("digits")
-    assert not repository.is_ready("digits", "")
+    assert not repository.index.is_ready("digits", "")
     repository.load("digits")
-    assert repository.is_ready("digits", "")
+    assert repository.index.is_ready("digits", "")
     repository.close(grace_s=5)
 
 
@@ -114,7 +114,7 @@ def test_a_link_must_not_lead_out_of_the_folder(flat: Path, tmp_path: Path) -> N
     (flat / "model.onnx").symlink_to(tmp_path / "elsewhere.onnx")
     repository = ModelRepository(flat, SETTINGS, model_name="digits")
     repository.load_all()
-    assert "leads out of the repository" in repository.index()[0].reason
+    assert "leads out of the repository" in repository.index.entries()[0].reason
 
 
 def test_the_other_layout_is_explained(models: Path) -> None:
@@ -124,7 +124,7 @@ def test_the_other_layout_is_explained(models: Path) -> None:
     with pytest.raises(ArtifactError, match=rf"holds versions \(1, 2\) .* --repository {newest}$"):
         ModelRepository(models / "tiny", SETTINGS, model_name="tiny")
     with pytest.raises(
-        ArtifactError, match=rf"is one version of a model, .*--model-name NAME.* --repository {models}$"
+        ArtifactError, match=rf"is a version of a model; .*--model-name NAME.* --repository {models}$"
     ):
         ModelRepository(newest, SETTINGS)
     with pytest.raises(ArtifactError, match="nowhere cannot be read"):
@@ -160,7 +160,7 @@ def test_stray_files_beside_models_do_not_matter(models: Path) -> None:
     for name in ("model.onnx", "manifest.json"):
         shutil.copy(models / "tiny" / "1" / name, models / name)
     repository = ModelRepository(models, SETTINGS)
-    assert {entry.name for entry in repository.index()} == {"tiny"}
+    assert {entry.name for entry in repository.index.entries()} == {"tiny"}
 
 
 @pytest.mark.parametrize("name", ["", "a/b", ".hidden", "new\nline"])

@@ -115,7 +115,7 @@ def test_every_key_has_its_effect(tmp_path: Path) -> None:
         pytest.param(
             "instances = true\n", "instances: Input should be a valid integer", id="truth for a number"
         ),
-        pytest.param("instances 2\n", "model.toml is not TOML: Expected '='", id="no TOML"),
+        pytest.param("instances 2\n", "model.toml is not valid TOML: Expected '='", id="no TOML"),
         pytest.param("instances = 1\ninstances = 2\n", "(at line 2, column 14)", id="twice"),
     ],
 )
@@ -127,7 +127,7 @@ def test_what_is_no_text_or_not_inside_is_refused(tmp_path: Path) -> None:
     (tmp_path / "models" / "tiny").mkdir(parents=True)
     path = tmp_path / "models" / "tiny" / "model.toml"
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(SettingsError, match=r"model\.toml is not TOML: .*utf-8"):
+    with pytest.raises(SettingsError, match=r"model\.toml is not valid TOML: .*utf-8"):
         read_model_settings(path.parent, DEFAULTS, tmp_path / "models")
     path.unlink()
     (tmp_path / "elsewhere.toml").write_text("instances = 2\n")

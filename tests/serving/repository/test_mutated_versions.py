@@ -161,14 +161,14 @@ def test_mutated_version_never_disturbs_its_neighbours(
         shutil.copytree(sound.parent, models / "zz")
         for _ in range(2):
             repository.refresh()
-        serving = {model.name for model in repository.ready_models()}
+        serving = {model.name for model in repository.index.ready_models()}
         assert serving >= {"a", "z", "zz"}
         assert not is_serving or "m" in serving, "what served goes on"
-        for entry in repository.index():
+        for entry in repository.index.entries():
             assert is_legible(entry.reason)
             assert bool(entry.reason) or entry.state == "READY"
         for name in serving:
-            logits = repository.find(name, "").verified.runner.run_unchecked(IMAGES)[0]
+            logits = repository.index.find(name, "").verified.runner.run_unchecked(IMAGES)[0]
             assert np.abs(logits - NETWORK.logits(IMAGES)).max() < 1e-5
-            repository.find(name, "").metadata.to_properties()["labels"].encode()
+            repository.index.find(name, "").metadata.to_properties()["labels"].encode()
         repository.close(grace_s=5)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from foldserve.serving.model.served_model import ServedModel
+    from foldserve.serving.repository.index import ModelIndex
 
 SETTINGS = ModelSettings(device="cpu", intra_op_threads=1)
 OLD, NEW = TinyNetwork(seed=1), TinyNetwork(seed=2)
@@ -31,14 +32,14 @@ IMAGES = OLD.random_images(2)
 
 
 class FoundTooEarly:
-    """A repository as a call sees it that found a model just before it was replaced."""
+    """An index as a request sees it that found a model just before it was replaced."""
 
-    def __init__(self, repository: ModelRepository, found: ServedModel) -> None:
-        self._repository = repository
+    def __init__(self, index: ModelIndex, found: ServedModel) -> None:
+        self._index = index
         self._found = [found]
 
     def find(self, name: str, version: str) -> ServedModel:
-        return self._found.pop() if self._found else self._repository.find(name, version)
+        return self._found.pop() if self._found else self._index.find(name, version)
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def repository(tmp_path: Path) -> ModelRepository:
 
 def ask(repository: ModelRepository, found: ServedModel, version: str = "") -> Reply:
     """Return the reply to a call that found ``found``."""
-    stale = cast("ModelRepository", FoundTooEarly(repository, found))
+    stale = cast("ModelIndex", FoundTooEarly(repository.index, found))
     servicer = InferenceService(stale, max_decoding_bytes=1000, max_image_pixels=1000)
     replies: list[Reply] = []
     call = TensorRequest(message=infer_request(IMAGES, model_version=version))
@@ -64,10 +65,10 @@ def ask(repository: ModelRepository, found: ServedModel, version: str = "") -> R
 
 def replace_model(repository: ModelRepository, folder: Path, network: TinyNetwork = NEW) -> ServedModel:
     """Publish and load another version; return the one before, once it is closed."""
-    before = repository.find("tiny", "")
+    before = repository.index.find("tiny", "")
     network.publish(folder / "tiny")
     repository.load("tiny")
-    eventually(lambda: before not in repository._retirement._draining, "the old one is drained")
+    eventually(lambda: before not in repository._reconciler._unloader._draining, "the old one is drained")
     return before
 
 
@@ -104,20 +105,20 @@ def test_call_whose_images_no_longer_fit_is_not_run(repository: ModelRepository,
 
 
 def test_call_after_the_end_is_refused_and_not_passed_on_for_ever(repository: ModelRepository) -> None:
-    model = repository.find("tiny", "")
+    model = repository.index.find("tiny", "")
     repository.close(grace_s=5)
     assert isinstance(ask(repository, model), UnavailableError)
 
 
 def test_replaced_model_is_freed_at_once(repository: ModelRepository, tmp_path: Path) -> None:
     """Without the garbage collector, which may not run for long, and never sees what start-up froze."""
-    session = weakref.ref(repository.find("tiny", "").verified.session)
-    model = weakref.ref(repository.find("tiny", ""))
+    session = weakref.ref(repository.index.find("tiny", "").verified.session)
+    model = weakref.ref(repository.index.find("tiny", ""))
     gc.disable()
     try:
         NEW.publish(tmp_path / "tiny")
         repository.load("tiny")
-        eventually(lambda: not repository._retirement._draining, "the old one is drained")
+        eventually(lambda: not repository._reconciler._unloader._draining, "the old one is drained")
         eventually(lambda: session() is None, "the draining thread, the last one, lets go of it")
         assert model() is None
     finally:
@@ -129,15 +130,25 @@ def test_version_that_is_only_moved_goes_on(repository: ModelRepository, tmp_pat
     """A folder that is missing at one look is not missed; at the second it is gone."""
     (tmp_path / "tiny" / "1").rename(tmp_path / ".1")
     repository.refresh()
-    assert repository.is_ready("tiny", "1")
+    assert repository.index.is_ready("tiny", "1")
     (tmp_path / ".1").rename(tmp_path / "tiny" / "1")
     repository.refresh()
     (tmp_path / "tiny" / "1").rename(tmp_path / ".1")
     repository.refresh()
-    assert repository.is_ready("tiny", "1"), "missed for the first time again"
+    assert repository.index.is_ready("tiny", "1"), "missed for the first time again"
     repository.refresh()
     with pytest.raises(NotFoundError):
-        repository.find("tiny", "")
+        repository.index.find("tiny", "")
+    repository.close(grace_s=5)
+
+
+def test_unwanted_version_that_goes_leaves_the_index(repository: ModelRepository, tmp_path: Path) -> None:
+    replace_model(repository, tmp_path)
+    assert [entry.version for entry in repository.index.entries()] == [1, 2]
+    shutil.rmtree(tmp_path / "tiny" / "1")
+    repository.refresh()
+    repository.refresh()
+    assert [entry.version for entry in repository.index.entries()] == [2]
     repository.close(grace_s=5)
 
 
@@ -147,7 +158,9 @@ def test_newest_that_goes_is_followed_by_an_older_one_without_a_gap(
     replace_model(repository, tmp_path)
     shutil.rmtree(tmp_path / "tiny" / "2")
     serving: list[list[int]] = []
-    repository.subscribe(lambda: serving.append([model.version for model in repository.ready_models()]))
+    repository.index.subscribe(
+        lambda: serving.append([model.version for model in repository.index.ready_models()])
+    )
     repository.refresh()
     repository.refresh()
     assert serving[-1] == [1]
@@ -156,17 +169,17 @@ def test_newest_that_goes_is_followed_by_an_older_one_without_a_gap(
 
 
 def test_touched_files_are_not_loaded_again(repository: ModelRepository, tmp_path: Path) -> None:
-    model = repository.find("tiny", "")
+    model = repository.index.find("tiny", "")
     for path in (tmp_path / "tiny" / "1").iterdir():
         path.write_bytes(path.read_bytes())
     repository.refresh()
-    assert repository.find("tiny", "") is model
+    assert repository.index.find("tiny", "") is model
     repository.close(grace_s=5)
 
 
 def test_nothing_is_announced_while_nothing_changes(repository: ModelRepository) -> None:
     changes: list[None] = []
-    repository.subscribe(lambda: changes.append(None))
+    repository.index.subscribe(lambda: changes.append(None))
     for _ in range(3):
         repository.refresh()
     assert changes == []

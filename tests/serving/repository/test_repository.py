@@ -52,14 +52,14 @@ def test_folder_that_is_none_is_explained(tmp_path: Path) -> None:
 
 def test_nothing_serves_before_loading_and_the_newest_after(folder: Path) -> None:
     repository = ModelRepository(folder, SETTINGS)
-    assert not repository.is_ready("tiny", "")
+    assert not repository.index.is_ready("tiny", "")
     with pytest.raises(UnavailableError, match="loading"):
-        repository.find("tiny", "1")
+        repository.index.find("tiny", "1")
     repository.load_all()
-    assert repository.find("tiny", "").version == 2
-    assert repository.find("tiny", "1").version == 1
+    assert repository.index.find("tiny", "").version == 2
+    assert repository.index.find("tiny", "1").version == 1
     with pytest.raises(NotFoundError, match="no version '3'; it has 1, 2"):
-        repository.find("tiny", "3")
+        repository.index.find("tiny", "3")
     repository.close(grace_s=5)
 
 
@@ -80,9 +80,9 @@ def test_model_unloaded_before_its_turn_is_not_loaded_after_all(folder: Path) ->
     repository = ModelRepository(folder, SETTINGS)
     repository.unload("tiny")
     repository.load_all()
-    assert [model.name for model in repository.ready_models()] == ["other"]
+    assert [model.name for model in repository.index.ready_models()] == ["other"]
     repository.load("tiny")
-    assert repository.is_ready("tiny", "")
+    assert repository.index.is_ready("tiny", "")
     repository.close(grace_s=5)
 
 
@@ -90,13 +90,13 @@ def test_closed_repository_loads_nothing_more(folder: Path) -> None:
     repository = ModelRepository(folder, SETTINGS)
     repository.close(grace_s=0)
     repository.load_all()
-    assert repository.ready_models() == []
+    assert repository.index.ready_models() == []
 
 
 def test_draining_servicer_refuses_new_calls_and_is_not_ready(folder: Path) -> None:
     repository = ModelRepository(folder, SETTINGS)
     repository.load_all()
-    servicer = InferenceService(repository, max_decoding_bytes=1000, max_image_pixels=1000)
+    servicer = InferenceService(repository.index, max_decoding_bytes=1000, max_image_pixels=1000)
     control = ManagementService(repository, servicer, model_control=True)
     assert not control.is_ready(), "start-up loading has not been declared over"
     control.end_loading()
@@ -114,7 +114,7 @@ def test_draining_servicer_refuses_new_calls_and_is_not_ready(folder: Path) -> N
 def test_labels_must_be_as_many_as_classes(tmp_path: Path) -> None:
     network = TinyNetwork()
     network.labels = network.labels[:-1]
-    with pytest.raises(ArtifactError, match=r"with 2 labels it must give logits FP32 \[-1, 2\]"):
+    with pytest.raises(ArtifactError, match=r"with 2 labels they must include logits FP32 \[-1, 2\]"):
         open_verified(network.publish(tmp_path / "tiny"), SETTINGS)
 
 
@@ -124,5 +124,5 @@ def test_golden_images_must_fit_the_model(tmp_path: Path) -> None:
     logits = TinyNetwork().logits(images)
     golden = Golden(images, logits, logits, 1e-3, 1e-3, synthetic=True)
     version = publish_artifact(tmp_path / "tiny", model=larger, golden=golden, manifest={})
-    with pytest.raises(ArtifactError, match="model and golden pairs do not belong together"):
+    with pytest.raises(ArtifactError, match="the golden pairs are of another model"):
         open_verified(version, SETTINGS)

@@ -18,9 +18,8 @@ from foldserve.serving.errors import NotFoundError, UnavailableError
 from foldserve.serving.model import loader as loading
 from foldserve.serving.pb import open_inference_pb2 as pb
 from foldserve.serving.repository import model_file_cache as settings_reader
-from foldserve.serving.repository import repository as repository_module
+from foldserve.serving.repository import reconciler, version_files
 from foldserve.serving.repository import scanner as scanning
-from foldserve.serving.repository import version_files
 from foldserve.serving.repository.repository import ModelRepository
 from foldserve.serving.services.inference import InferenceService
 from foldserve.serving.services.management import ManagementService
@@ -57,13 +56,13 @@ def repository(models: Path) -> Iterator[ModelRepository]:
 
 
 def serving(repository: ModelRepository) -> set[str]:
-    return {f"{model.name}/{model.version}" for model in repository.ready_models()}
+    return {f"{model.name}/{model.version}" for model in repository.index.ready_models()}
 
 
 def refused(repository: ModelRepository, name: str = "m") -> str:
     """Check that all but one model serve, and return the reason why that one does not."""
     assert serving(repository) == {"a/1", "z/1"}
-    (entry,) = (entry for entry in repository.index() if entry.name == name)
+    (entry,) = (entry for entry in repository.index.entries() if entry.name == name)
     assert entry.state == "UNAVAILABLE"
     assert entry.reason
     assert is_legible(entry.reason)
@@ -93,7 +92,7 @@ def test_strange_version_keeps_no_later_look_from_its_neighbours(
     for _ in range(3):  # as many as what is not whole, or is missing, is given
         repository.refresh()
     assert serving(repository) == {"a/1", "m/1", "n/1"}
-    (entry,) = (entry for entry in repository.index() if (entry.name, entry.version) == ("m", 2))
+    (entry,) = (entry for entry in repository.index.entries() if (entry.name, entry.version) == ("m", 2))
     assert entry.state == "UNAVAILABLE"
     assert any(words in entry.reason for words in VERSIONS[name][1]), entry.reason
     with pytest.raises(UnavailableError):
@@ -182,7 +181,7 @@ PLACES = [
     pytest.param(settings_reader, "read_model_settings", id="settings"),
     pytest.param(loading, "open_artifact", id="opening"),
     pytest.param(loading, "ServedModel", id="starting"),
-    pytest.param(repository_module, "settings_or_fault", id="following"),
+    pytest.param(reconciler, "settings_or_fault", id="following"),
 ]
 
 
@@ -249,7 +248,7 @@ def test_what_is_no_folder_disturbs_nothing(
     shutil.copytree(sound, models / "y" / "1")
     repository.refresh()
     assert serving(repository) == {"a/1", "m/1", "y/1", "z/1"}
-    assert all(entry.state == "READY" or entry.reason for entry in repository.index())
+    assert all(entry.state == "READY" or entry.reason for entry in repository.index.entries())
 
 
 NAMES = [b"caf\xe9", b"\xff", b"a\x1b[2J", b"a\nb", "a\u2028b".encode(), "a\u202eb".encode(), b"a\x7f"]
@@ -268,7 +267,9 @@ def test_illegible_name_is_refused_escaped(
     repository.refresh()
     assert "rename the folder" in refused(repository, escaped)
     control = ManagementService(
-        repository, InferenceService(repository, max_decoding_bytes=1, max_image_pixels=1), model_control=True
+        repository,
+        InferenceService(repository.index, max_decoding_bytes=1, max_image_pixels=1),
+        model_control=True,
     )
     answer = control.repository_index(pb.RepositoryIndexRequest())
     assert {model.name for model in answer.models} == {"a", escaped, "z"}
@@ -279,7 +280,7 @@ def test_illegible_name_is_refused_escaped(
     repository.refresh()
     repository.refresh()
     assert serving(repository) == {"a/1", "m/1", "z/1"}
-    assert {entry.name for entry in repository.index()} == {"a", "m", "z"}
+    assert {entry.name for entry in repository.index.entries()} == {"a", "m", "z"}
 
 
 def test_sound_name_stands_where_an_escaped_one_reads_the_same(models: Path, sound: Path) -> None:

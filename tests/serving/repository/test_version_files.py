@@ -43,9 +43,9 @@ class Watched:
     def look(
         self, version: int = 1, *, wait_for_writes: bool = True, **changed: object
     ) -> Artifact | LoadFailure | None:
-        signature = scan(self.folder)["tiny"].versions[version]
+        fingerprint = scan(self.folder)["tiny"].versions[version]
         settings = replace(SETTINGS, **changed)  # type: ignore[arg-type]
-        return self.files.read("tiny", version, signature, settings, wait_for_writes=wait_for_writes)
+        return self.files.read("tiny", version, fingerprint, settings, wait_for_writes=wait_for_writes)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_a_large_file_on_its_way_is_not_hashed_at_each_look(watched: Watched) ->
     model.write_bytes(b"short")
     found = watched.look()
     assert isinstance(found, LoadFailure)
-    assert str(found.error) == f"model.onnx has 5 bytes, manifest.json says {size}"
+    assert str(found.error) == f"model.onnx has 5 bytes; manifest.json says {size}"
 
 
 def test_settings_on_their_way_are_waited_for(tmp_path: Path) -> None:
@@ -131,10 +131,10 @@ def test_settings_on_their_way_are_waited_for(tmp_path: Path) -> None:
     path.write_text("max_batch_si")
     assert look() is None
     clock.now_s += 2.1
-    assert "not TOML" in str(look())
+    assert "not valid TOML" in str(look())
     path.write_text("max_batch_size = 7\n")
     settings = look()
     assert isinstance(settings, tuple)
     assert settings[0].max_batch_size == 7
     path.write_text("max_batch_si")
-    assert "not TOML" in str(look(wait_for_writes=False))
+    assert "not valid TOML" in str(look(wait_for_writes=False))

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from foldserve.artifact.bounded_archive import read_arrays
+from foldserve.artifact.npz import read_arrays
 
 
 def archive_of(**members: bytes) -> bytes:

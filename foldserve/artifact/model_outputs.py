@@ -24,7 +24,7 @@ _FRACTION = 5e-5
 _FLOOR = 1e-7
 
 
-def misshapen(outputs: Sequence[NDArray[np.float32]], row_count: int, class_count: int) -> str:
+def shape_fault(outputs: Sequence[NDArray[np.float32]], row_count: int, class_count: int) -> str:
     """Say which output is not float32 [``row_count``, ``class_count``]; "" where both are."""
     shape = (row_count, class_count)
     for name, output in zip((LOGITS, PROBABILITIES), outputs, strict=True):
@@ -44,7 +44,7 @@ def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     return probabilities
 
 
-def not_softmax(
+def softmax_errors(
     logits: NDArray[np.float32], probabilities: NDArray[np.float32]
 ) -> tuple[NDArray[np.bool_], float]:
     """Return which rows of ``probabilities`` are not the softmax of ``logits``, and the largest difference.

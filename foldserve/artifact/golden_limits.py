@@ -20,13 +20,15 @@ _MOST_FP32 = (1e-4, 5e-6)
 _MOST_ANY = (1e-3, 0.1)
 
 
-def most_tolerance(logits: NDArray[np.float32], precision: str = "") -> float:
+def max_tolerance(logits: NDArray[np.float32], precision: str = "") -> float:
     """Return the largest reference tolerance that golden pairs with these reference logits may have."""
     floor, fraction = _MOST_FP32 if precision == "fp32" else _MOST_ANY
     return max(floor, fraction * float(np.abs(logits).max(initial=0.0)))
 
 
-def member(arrays: Mapping[str, Any], name: str, dtype: type[np.generic], dimensions: int) -> NDArray[Any]:
+def golden_array(
+    arrays: Mapping[str, Any], name: str, dtype: type[np.generic], dimensions: int
+) -> NDArray[Any]:
     """Return one of the arrays in ``golden.npz``.
 
     Raises:

@@ -66,7 +66,7 @@ class MetadataFacts(BaseModel, frozen=True, strict=True):
     channel_order: Literal["L", "RGB"]
 
     @model_validator(mode="after")
-    def _a_number_a_channel(self) -> Self:
+    def _one_number_per_channel(self) -> Self:
         count = len(self.channel_order)
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             if len(numbers) != count:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from foldserve.serving.repository.side_by_side import SideBySide
+from foldserve.serving.repository.parallel_jobs import ParallelJobs
 from tests.support.repository_changes import eventually
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def test_all_jobs_are_done_and_only_so_many_at_a_time() -> None:
             running -= 1
             done.append(number)
 
-    SideBySide(3, slow_s=1000).run({str(number): lambda number=number: job(number) for number in range(40)})
+    ParallelJobs(3, slow_s=1000).run({str(number): lambda number=number: job(number) for number in range(40)})
     assert sorted(done) == list(range(40))
     assert most <= 3
 
@@ -45,7 +45,7 @@ def test_jobs_that_hang_hold_up_no_other(job_count: int, release: threading.Even
     done: list[str] = []
     jobs: dict[str, Callable[[], object]] = {f"a{number}": release.wait for number in range(5)}
     jobs |= {f"z{number}": lambda number=number: done.append(f"z{number}") for number in range(5)}
-    models = SideBySide(job_count, slow_s=0.01)
+    models = ParallelJobs(job_count, slow_s=0.01)
     models.run(jobs, leave_slow=True)
     eventually(lambda: len(done) == 5, "the others are done, if slowly")
     assert [name for name in jobs if models.is_busy(name)] == [f"a{number}" for number in range(5)]
@@ -54,7 +54,7 @@ def test_jobs_that_hang_hold_up_no_other(job_count: int, release: threading.Even
 
 
 def test_one_of_a_name_runs_at_a_time(release: threading.Event) -> None:
-    models = SideBySide(2, slow_s=0.01)
+    models = ParallelJobs(2, slow_s=0.01)
     entered = threading.Event()
     with models.alone("model"):
         models.run({"model": entered.set}, leave_slow=True)
@@ -64,7 +64,7 @@ def test_one_of_a_name_runs_at_a_time(release: threading.Event) -> None:
 
 def test_what_one_raises_stays_with_it_but_for_fatal_errors(caplog: pytest.LogCaptureFixture) -> None:
     done: list[str] = []
-    models = SideBySide(1, fatal=(KeyError,))
+    models = ParallelJobs(1, fatal=(KeyError,))
     models.run({"bad": lambda: 1 // 0, "good": lambda: done.append("good")})
     assert done == ["good"]
     assert "'bad': failed" in caplog.text
@@ -78,7 +78,7 @@ def test_what_one_raises_stays_with_it_but_for_fatal_errors(caplog: pytest.LogCa
 
 def test_what_was_left_by_earlier_runs_counts_as_well(release: threading.Event) -> None:
     """However often the repository is looked at, no more than eight slow loads are under way."""
-    models = SideBySide(1, slow_s=0.01)
+    models = ParallelJobs(1, slow_s=0.01)
     begun: list[str] = []
 
     def hang(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Jobs by name side by side: one of a name at a time, and a slow one holds up no other."""
+"""Runs named jobs in parallel: one per name at a time, and none waits for a slow one."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from foldserve.text import quote
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# A job that has run for so long is slow, and no longer counts among those that others wait for.
+# A job that has run for longer is slow: it no longer takes one of the places that others wait for.
 _SLOW_S = 5.0
-# Most slow jobs at a time: each may hold a large model in memory, twice.
+# Most slow jobs at a time: each may hold two copies of a large model in memory.
 _MOST_SLOW = 8
 
 _log = logging.getLogger(__name__)
 
 
-class SideBySide:
-    """Runs ``job_count`` jobs at a time, and others beside those of them that are slow.
+class ParallelJobs:
+    """Runs up to ``job_count`` jobs at a time, not counting the slow ones.
 
-    What a job raises is logged and stays with it, but for errors of the ``fatal`` types.
+    An error in a job is logged and affects no other job, unless it is of the ``fatal`` types.
     """
 
     def __init__(
@@ -35,20 +35,20 @@ class SideBySide:
         self._slow_s = slow_s
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._changed = threading.Condition()
-        self._began_s: dict[str, float] = {}  # of what is under way, what was left included
+        self._began_s: dict[str, float] = {}  # of all running jobs, those left behind included
 
     def alone(self, name: str) -> threading.Lock:
-        """Return the lock that a job of that name holds while it runs."""
+        """Return the lock that a job of this name holds while it runs."""
         return self._locks[name]
 
     def is_busy(self, name: str) -> bool:
-        """Tell whether something of that name is under way."""
+        """Tell whether a job of this name is running."""
         return name in self._locks and self._locks[name].locked()
 
     def run(self, jobs: Mapping[str, Callable[[], object]], *, leave_slow: bool = False) -> None:
-        """Run ``jobs`` by name, each in a thread of its own, until all have ended.
+        """Run ``jobs`` by name, each in a thread of its own, and wait until all have ended.
 
-        With ``leave_slow`` only until those that have not ended are slow. A fatal error is raised at once.
+        With ``leave_slow``, slow jobs are left running in the background. A fatal error is raised at once.
         """
         waiting = deque(jobs.items())
         own: set[str] = set()
@@ -86,5 +86,5 @@ class SideBySide:
         self._began_s[name] = time.monotonic()
         try:
             threading.Thread(target=run, name=f"follow {name}", daemon=True).start()
-        except RuntimeError:  # no thread is to be had: one after the other, then
+        except RuntimeError:  # no thread can be started: run the job here
             run()
