@@ -17,7 +17,7 @@ from foldserve.export.graph.serialize import add_outputs, to_bytes, to_model_pro
 from foldserve.export.graph.simplify import simplify
 from foldserve.export.graph.trace import trace
 from foldserve.export.graph.weights import Float64Initializers
-from foldserve.export.sources.onnx.network import OnnxNetwork
+from foldserve.export.sources.onnx.normalized_file import OnnxNetwork
 
 if TYPE_CHECKING:
     from torch import nn

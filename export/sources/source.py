@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foldserve.artifact.format import ModelMetadata
-    from foldserve.export.sources.onnx.network import NormalizedFile
+    from foldserve.export.sources.onnx.normalized_file import NormalizedFile
     from foldserve.training.models import Normalized
 
 

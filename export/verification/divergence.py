@@ -14,7 +14,7 @@ import torch
 
 from foldserve.artifact.format import IMAGE
 from foldserve.export.graph.trace import trace
-from foldserve.export.sources.onnx.network import NormalizedFile
+from foldserve.export.sources.onnx.normalized_file import NormalizedFile
 from foldserve.runtime.session import Session
 
 if TYPE_CHECKING:

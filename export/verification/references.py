@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from foldserve.export.sources.onnx.network import NormalizedFile
+from foldserve.export.sources.onnx.normalized_file import NormalizedFile
 from foldserve.export.sources.onnx.onnx_reference import OnnxReference
 from foldserve.export.verification.reference import TorchReference
 

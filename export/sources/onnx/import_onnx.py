@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from foldserve.export.errors import SourceError, first_line
 from foldserve.export.sources.onnx.logits import LogitsChoice, with_output
-from foldserve.export.sources.onnx.network import NormalizedFile, OnnxNetwork
+from foldserve.export.sources.onnx.normalized_file import NormalizedFile, OnnxNetwork
 from foldserve.export.sources.onnx.onnx_reference import OnnxReference
 from foldserve.export.sources.onnx.prepare import prepare
 from foldserve.export.verification.parity import BATCH_SIZES

@@ -17,7 +17,7 @@ from foldserve.runtime.session import Session
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from foldserve.export.sources.onnx.network import NormalizedFile
+    from foldserve.export.sources.onnx.normalized_file import NormalizedFile
 
 
 class OnnxReference:
