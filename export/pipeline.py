@@ -10,7 +10,7 @@ from foldserve.errors import ArtifactError
 from foldserve.export.config import check_name
 from foldserve.export.errors import ParityError, SourceError
 from foldserve.export.graph.build import BuiltModel, build_model
-from foldserve.export.precision.choose import ExactFile, choose_precision
+from foldserve.export.precision.choose import ExactFile, choose_precision, try_precisions
 from foldserve.export.publish import check_writable, find_same, make_manifest, publish, save_rejected
 from foldserve.export.report import Report
 from foldserve.export.sources.load import load_source
@@ -26,7 +26,6 @@ from foldserve.export.verification.parity import (
 )
 from foldserve.export.verification.probabilities import check_logits, no_logits_text
 from foldserve.export.verification.reference import in_batches
-from foldserve.export.verification.references import make_reference
 from foldserve.serving.model.runner import ModelRunner
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def export_model(config: ExportConfig) -> int:
     name = _model_name(config, source)
     model_folder = config.repository / name
     report.started(source, name)
-    built = build_model(source.module.network, source.metadata)
+    built = build_model(source.network.to_graph(), source.metadata)
     if built.no_logits and not config.as_logits:
         raise SourceError(no_logits_text(built.no_logits))
     report.folded(built)
@@ -70,7 +69,12 @@ def export_model(config: ExportConfig) -> int:
     with _evidence(config, name, built, source):
         comparisons, agreements, expected = _verify(source, sessions, report, as_logits=config.as_logits)
         golden = _make_golden(source, sessions, expected, largest_rounding(comparisons))
-    choice = choose_precision(config, source, ExactFile(built.content, golden, expected), report)
+    exact = ExactFile(built.content, golden, expected)
+    trials = []
+    for trial in try_precisions(config, source, exact, report.counting):
+        report.tried(trial, config.max_accuracy_drop)
+        trials.append(trial)
+    choice = choose_precision(source, exact, trials)
     manifest = make_manifest(
         source,
         built,
@@ -105,7 +109,7 @@ def _verify(
     source: Source, sessions: Sequence[Session], report: Report, *, as_logits: bool
 ) -> tuple[list[Comparison], list[Agreement], NDArray[np.float32]]:
     """Compare the file with the network on every device present; return the network's logits too."""
-    reference = make_reference(source.module)
+    reference = source.network.reference()
     proof = source.proof
     comparisons = [
         comparison
@@ -156,7 +160,8 @@ def _evidence(config: ExportConfig, name: str, built: BuiltModel, source: Source
         yield
     except ParityError as error:
         images = source.proof.images[:_EVIDENCE_COUNT]
-        message = f"{error}; {first_divergence(source.module, built.content, images)}"
+        values = source.network.layer_values(images)
+        message = f"{error}; {first_divergence(values, built.content, images)}"
         try:
             folder = save_rejected(config.repository, name, built.content, images, message)
         except OSError:

@@ -21,7 +21,6 @@ from foldserve.export.verification.divergence import first_divergence
 from foldserve.export.verification.parity import check_agreement, check_parity
 from foldserve.export.verification.reduced_precision import check_reduced_precision
 from foldserve.export.verification.reference import in_batches
-from foldserve.export.verification.references import make_reference
 from foldserve.export.verification.tolerances import reference_tolerance
 from foldserve.runtime.session import Session, cuda_is_present, require_device
 from foldserve.serving.model.served_model import ModelSettings, open_artifact
@@ -104,7 +103,7 @@ def _check_golden(artifact: Artifact, source: Source) -> None:
     PyTorch differs from itself by machine and number of threads, as ONNX Runtime does from it.
     """
     golden = artifact.golden
-    logits = make_reference(source.module).logits(golden.images)
+    logits = source.network.reference().logits(golden.images)
     tolerance = reference_tolerance(logits)
     error = float(np.abs(logits.astype(np.float64) - golden.reference_logits).max())
     if not error <= tolerance:
@@ -117,7 +116,7 @@ def _check_golden(artifact: Artifact, source: Source) -> None:
 
 def _check_answers(artifact: Artifact, source: Source, device: Device, report: Report) -> None:
     """Make the comparisons that exporting makes, on the file that was published."""
-    reference, proof = make_reference(source.module), source.proof
+    reference, proof = source.network.reference(), source.proof
     precision = str(artifact.manifest.get("precision", "fp32"))
     sessions = [Session(artifact.model, device=name) for name in _devices(device)]
     with report.counting("accuracy", len(proof.images)) as on_progress:
@@ -154,4 +153,5 @@ def _devices(device: Device) -> list[Device]:
 
 
 def _where(source: Source, content: bytes, images: NDArray[np.uint8]) -> str:
-    return first_divergence(source.module, content, images[:_DIVERGENCE_COUNT])
+    images = images[:_DIVERGENCE_COUNT]
+    return first_divergence(source.network.layer_values(images), content, images)

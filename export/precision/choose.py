@@ -27,7 +27,8 @@ from foldserve.export.verification.tolerances import HALF_UNIT, fp16_tolerance, 
 from foldserve.runtime.session import Session, cuda_is_present
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
@@ -35,9 +36,11 @@ if TYPE_CHECKING:
     from foldserve.export.config import ExportConfig
     from foldserve.export.precision.calibration import CalibrationImages
     from foldserve.export.precision.speed import Speed
-    from foldserve.export.report import Report
     from foldserve.export.sources.load import Source
     from foldserve.export.verification.reduced_precision import ReducedParity
+
+    # Shows a long step by its name and number of parts; the function it gives takes how many parts were done.
+    Counting = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)
@@ -107,21 +110,24 @@ class Choice:
     manifest: dict[str, Any]
 
 
-def choose_precision(config: ExportConfig, source: Source, exact: ExactFile, report: Report) -> Choice:
-    """Try what ``config.precision`` asks for and return what is to be published.
+def try_precisions(
+    config: ExportConfig, source: Source, exact: ExactFile, counting: Counting
+) -> Iterator[Trial]:
+    """Try each precision that ``config.precision`` asks for; yields nothing for fp32.
 
     Raises:
         TrainingError: the data set cannot be read.
     """
     if config.precision == "fp32":
-        return Choice("fp32", exact.content, exact.golden, {})
+        return
     images = load_calibration(config)
-    trials = []
     for precision in _candidates(config):
-        trial = _try(precision, config, source, exact, images=images, report=report)
-        report.tried(trial, config.max_accuracy_drop)
-        trials.append(trial)
-    told = {"precision_trials": [trial.to_manifest() for trial in trials]}
+        yield _try(precision, config, source, exact, images=images, counting=counting)
+
+
+def choose_precision(source: Source, exact: ExactFile, trials: Sequence[Trial]) -> Choice:
+    """Return the fastest of the accepted ``trials``; ``exact`` if there is none."""
+    told = {"precision_trials": [trial.to_manifest() for trial in trials]} if trials else {}
     best = max(
         (trial for trial in trials if not trial.reasons), key=lambda trial: trial.speedup, default=None
     )
@@ -144,14 +150,14 @@ def _try(
     exact: ExactFile,
     *,
     images: CalibrationImages | None,
-    report: Report,
+    counting: Counting,
 ) -> Trial:
     if images is None:
         return Trial(
             precision, ("it takes a checkpoint of `foldserve train`, whose data set has validation images",)
         )
     try:
-        return _measure(precision, config, source, exact, images=images, report=report)
+        return _measure(precision, config, source, exact, images=images, counting=counting)
     except (PrecisionError, ArtifactError) as error:
         return Trial(precision, (str(error),))
 
@@ -163,7 +169,7 @@ def _measure(
     exact: ExactFile,
     *,
     images: CalibrationImages,
-    report: Report,
+    counting: Counting,
 ) -> Trial:
     judge = AccuracyProbe(exact.content, images)
     in_int8: tuple[str, ...] = ()
@@ -172,7 +178,7 @@ def _measure(
     if precision == "fp16":
         content = to_fp16(exact.content)
     else:
-        with report.counting("measuring layers", len(layer_names(exact.content))) as on_layer:
+        with counting("measuring layers", len(layer_names(exact.content))) as on_layer:
             quantized = quantize_within(exact.content, images, judge.drop, config.max_accuracy_drop, on_layer)
         content, in_int8, in_float = quantized.content, quantized.in_int8, quantized.in_float
         noise = tuple(quantized.noise.items())
@@ -180,7 +186,7 @@ def _measure(
     tolerance, unit = fp16_tolerance(exact.expected), HALF_UNIT
     if precision == "int8":
         tolerance, unit = int8_tolerance(exact.expected, error), 0.0
-    with report.counting("measuring speed", len(config.batch_sizes) * len(thread_counts())) as on_speed:
+    with counting("measuring speed", len(config.batch_sizes) * len(thread_counts())) as on_speed:
         shape = source.metadata.image.shape
         speeds = measure_speed(exact.content, content, shape, config.batch_sizes, on_speed)
     reasons = _reasons(100 * (judge.accuracy - after), speeds, config, precision, in_int8)

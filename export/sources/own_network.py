@@ -15,6 +15,7 @@ from foldserve.export.sources.label_file import check_label_count, read_labels
 from foldserve.export.sources.preprocessing import image_spec, mean_and_std
 from foldserve.export.sources.proof_images import proof_images
 from foldserve.export.sources.source import Source, tool_version
+from foldserve.export.sources.torch_network import TorchNetwork
 from foldserve.export.sources.weights_file import load_into, read_weights
 from foldserve.export.verification.probabilities import TAKEN_AS_LOGITS, check_class_count
 from foldserve.training.errors import ModelError
@@ -63,7 +64,7 @@ def load_own_network(config: ExportConfig) -> Source:
         "foldserve": tool_version("foldserve"),
     }
     return Source(
-        module=module,
+        network=TorchNetwork(module, image.shape),
         metadata=ModelMetadata(labels, mean, std, image, provenance),
         proof=proof,
         suggested_name=arch.rpartition(":")[2],

@@ -12,6 +12,7 @@ from foldserve.export.errors import SourceError
 from foldserve.export.sources.final_softmax import leave_out_softmax
 from foldserve.export.sources.proof_images import proof_count, spread
 from foldserve.export.sources.source import Source, VerificationImages, tool_version
+from foldserve.export.sources.torch_network import TorchNetwork
 from foldserve.export.sources.trained_images import load_trained_images
 from foldserve.export.verification.probabilities import TAKEN_AS_LOGITS
 from foldserve.training.checkpoint import Checkpoint, load_checkpoint
@@ -41,7 +42,7 @@ def load_run(config: ExportConfig, path: Path) -> Source:
     proof, left_out = _proof_images(checkpoint, config)
     remarks = (*ending, *left_out)
     return Source(
-        module=module,
+        network=TorchNetwork(module, checkpoint.image.shape),
         metadata=_metadata(checkpoint),
         proof=proof,
         suggested_name=_suggested_name(path, checkpoint),

@@ -5,15 +5,30 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from foldserve.artifact.format import ModelMetadata
-    from foldserve.export.sources.onnx.normalized_file import NormalizedFile
-    from foldserve.training.models import Normalized
+    from foldserve.export.verification.parity import Reference
+
+
+class Network(Protocol):
+    """A network to export, of whatever framework it comes from."""
+
+    def to_graph(self) -> ir.Model:
+        """Return a new unfolded graph from images [N, C, H, W] to logits [N, K], free to be changed."""
+
+    def reference(self) -> Reference:
+        """Return the network's own logits, which an export must agree with."""
+
+    def layer_values(self, images: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
+        """Return the float tensors that the layers compute for ``images``, by their names in the graph."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +48,12 @@ class VerificationImages:
 
 @dataclass(frozen=True)
 class Source:
-    """``module`` takes uint8 pixels and answers logits; ``facts`` go into the manifest as they are.
+    """``facts`` go into the manifest as they are.
 
     ``summary`` is one line on what is exported, ``remarks`` are lines on what was decided on the way.
     """
 
-    module: Normalized | NormalizedFile
+    network: Network
     metadata: ModelMetadata
     proof: VerificationImages
     suggested_name: str

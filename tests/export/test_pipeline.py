@@ -118,11 +118,13 @@ EXPORT_ELSEWHERE = """
 import sys
 from pathlib import Path
 from foldserve.export.graph.build import build_model
+from foldserve.export.graph.trace import trace
 from foldserve.artifact.format import ModelMetadata
 from foldserve.training.checkpoint import load_checkpoint
 checkpoint = load_checkpoint(Path(sys.argv[1]))
 metadata = ModelMetadata(checkpoint.labels, checkpoint.mean, checkpoint.std, checkpoint.image)
-Path("model.onnx").write_bytes(build_model(checkpoint.build().network, metadata).content)
+graph = trace(checkpoint.build().network, checkpoint.image.shape).model
+Path("model.onnx").write_bytes(build_model(graph, metadata).content)
 """
 
 
@@ -175,8 +177,8 @@ def assert_nothing_published(repository: Path) -> None:
 def test_a_file_that_disagrees_is_not_published_and_kept_as_evidence(run_dir, tmp_path, monkeypatch):
     sound_build = pipeline.build_model
 
-    def damaging_build(network, metadata):
-        built = sound_build(network, metadata)
+    def damaging_build(model, metadata):
+        built = sound_build(model, metadata)
         model_proto = onnx.load_from_string(built.content)
         (tensor,) = (entry for entry in model_proto.graph.initializer if entry.name == "features.2.conv.bias")
         array = onnx.numpy_helper.to_array(tensor).copy()
@@ -259,7 +261,7 @@ def test_a_full_or_unwritable_repository_is_refused(run_dir, tmp_path):
     with pytest.raises(SourceError, match="foldserve cannot be written: No such file or directory"):
         export(run_dir, repository)
     golden = Golden(
-        np.zeros((1, 1, 2, 2), np.uint8), *np.zeros((2, 1, 3), np.float32), 1.0, 1.0, synthetic=True
+        np.zeros((1, 1, 2, 2), np.uint8), *np.zeros((2, 1, 3), np.float32), 1e-4, 1e-4, synthetic=True
     )
     with pytest.raises(SourceError, match=r"cannot be written: .*nothing was published"):  # since the check
         publish(repository / "a", b"", golden, {})

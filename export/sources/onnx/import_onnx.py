@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from foldserve.export.errors import SourceError, first_line
 from foldserve.export.sources.onnx.logits import LogitsChoice, with_output
-from foldserve.export.sources.onnx.normalized_file import NormalizedFile, OnnxNetwork
+from foldserve.export.sources.onnx.normalized_file import NormalizedFile
 from foldserve.export.sources.onnx.onnx_reference import OnnxReference
 from foldserve.export.sources.onnx.prepare import prepare
 from foldserve.export.verification.parity import BATCH_SIZES
@@ -42,14 +42,14 @@ def import_onnx(
         SourceError: it does not run, answers no logits, is random, or answers for a fixed number of images.
         FoldError: a batch norm that depends on the batch.
     """
-    network = _as_given(file, image, choice.name)
+    given = _as_given(file, image, choice.name, mean, std)
     noise = np.random.default_rng(_SEED).integers(0, 256, (max(BATCH_SIZES), *image_shape), dtype=np.uint8)
-    answers = _given_logits(NormalizedFile(network, mean, std), noise)
+    answers = _given_logits(given, noise)
     logits = answers
     if choice.without_softmax is not None:
         file = replace(file, model_proto=choice.without_softmax, content=b"")
-        network = _as_given(file, image, choice.name)
-        logits = _given_logits(NormalizedFile(network, mean, std), noise)
+        given = _as_given(file, image, choice.name, mean, std)
+        logits = _given_logits(given, noise)
         if not answers_softmax(answers, logits):
             raise SourceError(
                 f"the file's {choice.name} ends in a softmax that is not one over the classes of each image; "
@@ -59,18 +59,24 @@ def import_onnx(
     prepared = prepare(
         file, image=image.name, logits=choice.name, image_shape=image_shape, class_count=class_count
     )
-    adopted = NormalizedFile(replace(network, prepared=prepared, class_count=class_count), mean, std)
-    _check_any_batch(adopted, noise, logits)
-    return adopted
+    imported = replace(given, prepared=prepared, class_count=class_count)
+    _check_any_batch(imported, noise, logits)
+    return imported
 
 
-def _as_given(file: OnnxFile, image: onnx.ValueInfoProto, logits: str) -> OnnxNetwork:
+def _as_given(
+    file: OnnxFile,
+    image: onnx.ValueInfoProto,
+    logits: str,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> NormalizedFile:
     """Return ``file`` as it is, not yet prepared."""
     tensor = image.type.tensor_type
     batch = tensor.shape.dim[0]
     outputs = {value.name for value in file.model_proto.graph.output}
     is_whole = bool(file.content) and not file.external_sha256 and logits in outputs
-    return OnnxNetwork(
+    return NormalizedFile(
         given=file.content if is_whole else with_output(file.model_proto, logits),
         prepared=b"",
         image=image.name,
@@ -78,13 +84,15 @@ def _as_given(file: OnnxFile, image: onnx.ValueInfoProto, logits: str) -> OnnxNe
         takes_pixels=tensor.elem_type == TensorProto.UINT8,
         fixed_batch=int(batch.dim_value) if batch.HasField("dim_value") else None,
         class_count=0,
+        mean=mean,
+        std=std,
     )
 
 
-def _given_logits(module: NormalizedFile, noise: NDArray[np.uint8]) -> NDArray[np.float32]:
-    name, count = module.network.logits, len(noise)
+def _given_logits(file: NormalizedFile, noise: NDArray[np.uint8]) -> NDArray[np.float32]:
+    name, count = file.logits, len(noise)
     try:
-        reference = OnnxReference(module)
+        reference = OnnxReference(file)
         logits: NDArray[Any] = reference.logits(noise)
         again = reference.logits(noise)
     except Exception as error:  # ONNX Runtime's own kinds, and ArtifactError where it cannot load the file
@@ -105,11 +113,11 @@ def _given_logits(module: NormalizedFile, noise: NDArray[np.uint8]) -> NDArray[n
     return logits
 
 
-def _check_any_batch(module: NormalizedFile, noise: NDArray[np.uint8], expected: NDArray[np.float32]) -> None:
+def _check_any_batch(file: NormalizedFile, noise: NDArray[np.uint8], expected: NDArray[np.float32]) -> None:
     """Compare the prepared graph, not folded yet, with the given file at every batch size."""
     for size in BATCH_SIZES:
-        if reason := _difference(module, noise[:size], expected[:size]):
-            fixed = module.network.fixed_batch
+        if reason := _difference(file, noise[:size], expected[:size]):
+            fixed = file.fixed_batch
             again = (
                 f"with a symbolic batch instead of {fixed}" if fixed else "with a batch that is nowhere fixed"
             )
@@ -119,10 +127,10 @@ def _check_any_batch(module: NormalizedFile, noise: NDArray[np.uint8], expected:
             )
 
 
-def _difference(module: NormalizedFile, images: NDArray[np.uint8], expected: NDArray[np.float32]) -> str:
+def _difference(file: NormalizedFile, images: NDArray[np.uint8], expected: NDArray[np.float32]) -> str:
     try:
-        session = Session(module.network.prepared, device="cpu", optimised=False)
-        feeds = {module.network.image: module.network_input(images, np.float32)}
+        session = Session(file.prepared, device="cpu", optimised=False)
+        feeds = {file.image: file.network_input(images, np.float32)}
         logits = session.run([session.outputs[0].name], feeds)[0]
     except Exception as error:  # as above
         return first_line(error)

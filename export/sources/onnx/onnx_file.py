@@ -14,6 +14,7 @@ from foldserve.export.inspection.target import file_shape
 from foldserve.export.sources.label_file import check_label_count, read_labels
 from foldserve.export.sources.onnx.import_onnx import import_onnx
 from foldserve.export.sources.onnx.logits import choose_logits
+from foldserve.export.sources.onnx.network import OnnxNetwork
 from foldserve.export.sources.onnx.read import find_image, read_onnx
 from foldserve.export.sources.preprocessing import image_spec, mean_and_std
 from foldserve.export.sources.proof_images import proof_images
@@ -50,10 +51,10 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
     choice = choose_logits(
         file.model_proto, config.output, is_ours=own is not None, as_logits=config.as_logits
     )
-    module = import_onnx(file, image, choice, image_shape=shape, mean=mean, std=std)
+    network_file = import_onnx(file, image, choice, image_shape=shape, mean=mean, std=std)
     if not config.as_logits:
-        check_class_count(module.network.class_count)
-    labels = _labels(config, own, module.network.class_count)
+        check_class_count(network_file.class_count)
+    labels = _labels(config, own, network_file.class_count)
     proof, said = proof_images(config.images, spec, labels, config.verify_images)
     remarks = (*([choice.note] if choice.note else []), *_opset_remarks(file), *remarks, *said)
     facts = {
@@ -65,12 +66,12 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
         "ir_version": file.model_proto.ir_version,
         "input": image.name,
         "output": choice.name,
-        "fixed_batch": module.network.fixed_batch,
+        "fixed_batch": network_file.fixed_batch,
         "reference": "the given file under ONNX Runtime on the CPU, its graph optimisations off",
         "remarks": list(remarks),
     }
     return Source(
-        module=module,
+        network=OnnxNetwork(network_file),
         metadata=ModelMetadata(labels, mean, std, spec, _provenance(file, own, proof.kind)),
         proof=proof,
         suggested_name=_suggested_name(path),

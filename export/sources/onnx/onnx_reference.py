@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class OnnxReference:
     """Logits that a given ONNX file answers for uint8 pixels."""
 
-    def __init__(self, module: NormalizedFile) -> None:
-        self._module = module
-        self._session = Session(module.network.given, device="cpu", optimised=False)
+    def __init__(self, file: NormalizedFile) -> None:
+        self._file = file
+        self._session = Session(file.given, device="cpu", optimised=False)
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return float32 [N, K] of uint8 ``images`` [N, C, H, W]."""
@@ -36,11 +36,11 @@ class OnnxReference:
 
         A referee that is further from the file than float32 ever is has computed something else.
         """
-        module = self._module
+        file = self._file
         try:
-            graph = Float64Graph(module.network.prepared)
+            graph = Float64Graph(file.prepared)
             logits: NDArray[Any] = in_batches(
-                lambda batch: graph.run({module.network.image: module.network_input(batch, np.float64)}),
+                lambda batch: graph.run({file.image: file.network_input(batch, np.float64)}),
                 images,
             )
         except Exception:  # operations that the graph's evaluator lacks, or has for float32 alone
@@ -52,15 +52,15 @@ class OnnxReference:
         return logits if is_credible else None
 
     def _run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        network = self._module.network
-        size = network.fixed_batch or len(images)
+        file = self._file
+        size = file.fixed_batch or len(images)
         rows = []
         for start in range(0, len(images), size):
             batch = images[start : start + size]
             # The last batch is filled up by repetition: the file takes no smaller one.
             filled = batch[np.arange(size) % len(batch)]
-            feeds = {network.image: self._module.network_input(filled, np.float32)}
-            answer = self._session.run([network.logits], feeds)[0]
+            feeds = {file.image: file.network_input(filled, np.float32)}
+            answer = self._session.run([file.logits], feeds)[0]
             # Not a row an image: left as it is, for the caller to see.
             rows.append(answer[: len(batch)] if len(answer) == size else answer)
         return np.concatenate(rows)

@@ -13,13 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from foldserve.export.errors import FoldError
-from foldserve.export.graph.build import build_model
 from foldserve.export.graph.fold_pass import FoldPass
 from foldserve.export.graph.trace import trace
 from foldserve.runtime.session import Session
 from foldserve.training.models import Normalized
 from tests.support import torch_networks as networks
-from tests.support.torch_networks import Classifier, randomised
+from tests.support.torch_networks import Classifier, build_network, randomised
 
 # Logits here stay below 30: float32 rounding through a few layers is some 1e-6, a wrong fold some 1e-1.
 TOLERANCE = 2e-5
@@ -31,7 +30,7 @@ def conv_norm(*between: nn.Module, **convolution) -> nn.Sequential:
 
 
 def exported(network: nn.Module, metadata):
-    built = build_model(network, metadata)
+    built = build_network(network, metadata)
     actions = {fold.name: fold.action for fold in built.folds}
     return built, actions
 
@@ -255,7 +254,7 @@ def test_normalisation_is_computed_in_float64_and_rounded_once(metadata):
 def test_the_network_given_is_not_changed(metadata):
     network = randomised(Classifier(networks.Residual(), 6))
     before = copy.deepcopy(network.state_dict())
-    build_model(network, metadata)
+    build_network(network, metadata)
     assert not network.training
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
@@ -280,7 +279,7 @@ def test_without_the_pass_nothing_is_published_as_folded(metadata, monkeypatch):
 
     monkeypatch.setattr(FoldPass, "fold_batch_norms", lambda *_: [])
     with pytest.raises(TraceError, match="still holds BatchNormalization"):
-        build_model(randomised(Classifier(conv_norm(), 6)), metadata)
+        build_network(randomised(Classifier(conv_norm(), 6)), metadata)
 
 
 class BatchStatistics(nn.Module):
@@ -296,11 +295,11 @@ class BatchStatistics(nn.Module):
 def test_statistics_of_the_batch_are_refused(norm, metadata):
     network = Classifier(nn.Sequential(nn.Conv2d(3, 6, 3), norm), 6).eval()
     with pytest.raises(FoldError, match=r"body\.1 normalises by the statistics of the batch"):
-        build_model(network, metadata)
+        build_network(network, metadata)
 
 
 def test_variance_that_gives_no_number_is_refused(metadata):
     network = randomised(Classifier(conv_norm(), 6))
     network.body[1].running_var[2] = -1.0
     with pytest.raises(FoldError, match=r"body\.1 does not work out to finite numbers"):
-        build_model(network, metadata)
+        build_network(network, metadata)

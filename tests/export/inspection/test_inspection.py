@@ -12,13 +12,19 @@ from torch import Tensor, nn
 
 from foldserve.artifact.format import ModelMetadata
 from foldserve.export.errors import SourceError
-from foldserve.export.graph.build import build_model
 from foldserve.export.graph.trace import trace
 from foldserve.export.inspection.layers import Layer, analyse
 from foldserve.imaging import ImageSpec
 from foldserve.training.models import MODELS, create_model
 from tests.support.graphs import chain
-from tests.support.torch_networks import ChannelShuffle, Classifier, Inception, InvertedResidual, randomised
+from tests.support.torch_networks import (
+    ChannelShuffle,
+    Classifier,
+    Inception,
+    InvertedResidual,
+    build_network,
+    randomised,
+)
 
 FASHION = {"in_channels": 1, "class_count": 10, "height": 28, "width": 28}
 
@@ -216,7 +222,7 @@ def test_the_exported_file_has_the_multiplications_and_fields_of_its_network(arc
     network = randomised(create_model(arch, **FASHION, **small))
     spec = ImageSpec(channel_order="L", height=28, width=28, resize_shorter_side=28)
     metadata = ModelMetadata(tuple("abcdefghij"), (0.3,), (0.4,), spec)
-    content = build_model(network, metadata).content
+    content = build_network(network, metadata).content
     in_file = analyse(ir.from_proto(onnx.load_from_string(content)), (1, 28, 28))
     in_torch = layers_of(network, (1, 28, 28))
 

@@ -12,10 +12,10 @@ import torch
 
 from foldserve import cli
 from foldserve.artifact.format import ModelMetadata
-from foldserve.export.graph.build import build_model
 from foldserve.training.checkpoint import save_checkpoint
 from foldserve.training.models import MODELS
 from tests.support.graphs import chain
+from tests.support.torch_networks import build_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +74,7 @@ def test_a_model_version_is_shown_from_its_file_alone(
 ):
     metadata = ModelMetadata(checkpoint.labels, checkpoint.mean, checkpoint.std, checkpoint.image)
     file = tmp_path / "model.onnx"
-    file.write_bytes(build_model(checkpoint.build().network, metadata).content)
+    file.write_bytes(build_network(checkpoint.build().network, metadata).content)
     status, out, _ = inspect(capsys, str(tmp_path))
     assert status == 0
     assert "MACs 1,668,696 an image" in out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import warnings
@@ -20,6 +21,7 @@ from foldserve.export.config import ExportConfig
 from foldserve.export.errors import FoldError, ParityError, SourceError
 from foldserve.export.pipeline import export_model
 from foldserve.export.sources.load import load_source
+from foldserve.export.sources.onnx.network import OnnxNetwork
 from foldserve.runtime.session import Session
 from tests.support.server_process import ServerProcess, outputs_of
 from tests.support.torch_networks import Classifier, Residual, randomised
@@ -185,10 +187,10 @@ def test_golden_logits_are_the_given_files_own(tmp_path, labels):
 def test_one_changed_weight_publishes_nothing(weight, tmp_path, labels, monkeypatch):
     """The twin: what is folded is not quite the file that answers."""
     path = save(small_graph(), tmp_path)
-    sound_build = pipeline.build_model
+    sound_graph = OnnxNetwork.to_graph
 
-    def damaging_build(network, metadata):
-        model_proto = onnx.load_from_string(network.prepared)
+    def damaged_graph(network):
+        model_proto = onnx.load_from_string(network.file.prepared)
         names = {"image": "image.given"}
         (tensor,) = (
             entry for entry in model_proto.graph.initializer if entry.name == names.get(weight, weight)
@@ -196,10 +198,10 @@ def test_one_changed_weight_publishes_nothing(weight, tmp_path, labels, monkeypa
         array = numpy_helper.to_array(tensor).copy()
         array.reshape(-1)[0] += 0.05
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-        object.__setattr__(network, "prepared", model_proto.SerializeToString())
-        return sound_build(network, metadata)
+        damaged_file = dataclasses.replace(network.file, prepared=model_proto.SerializeToString())
+        return sound_graph(OnnxNetwork(damaged_file))
 
-    monkeypatch.setattr(pipeline, "build_model", damaging_build)
+    monkeypatch.setattr(OnnxNetwork, "to_graph", damaged_graph)
     with pytest.raises(ParityError, match="differ by up to"):
         export_model(config(path))
     assert not list(tmp_path.glob("models/adopted/*/manifest.json"))
@@ -209,8 +211,8 @@ def test_the_first_layer_to_differ_is_named(tmp_path, labels, monkeypatch):
     path = save(small_graph(), tmp_path)
     sound_build = pipeline.build_model
 
-    def damaging_build(network, metadata):
-        built = sound_build(network, metadata)
+    def damaging_build(model, metadata):
+        built = sound_build(model, metadata)
         model_proto = onnx.load_from_string(built.content)
         (tensor,) = (entry for entry in model_proto.graph.initializer if entry.name == "conv.w")
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.1), "conv.w"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,11 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from foldserve.artifact.format import ModelMetadata, read_artifact
-from foldserve.export import pipeline
 from foldserve.export.config import ExportConfig
 from foldserve.export.errors import ExportError, FoldError, ParityError, SourceError, TraceError
 from foldserve.export.pipeline import export_model
 from foldserve.export.sources.load import load_source
+from foldserve.export.sources.torch_network import TorchNetwork
 from foldserve.imaging import prepare_image
 from foldserve.runtime.session import Session
 from foldserve.serving.commands.models import list_models, verify_models
@@ -186,34 +187,33 @@ def test_wrapped_weights_are_found_and_what_was_done_is_said(case, tmp_path):
     assert any(said in remark for remark in source.remarks)
     given = trained_weights()["head.weight"]
     expected = given.half().float() if case == "half" else given
-    assert torch.equal(source.module.network.state_dict()["head.weight"], expected)
+    assert torch.equal(source.network.module.network.state_dict()["head.weight"], expected)
 
 
 def test_safetensors_are_read_tied_weights_among_them(tmp_path):
     save_file(trained_weights(), tmp_path / "weights.safetensors")
     source = load_source(config(tmp_path, arch="own_networks:Tied", weights=tmp_path / "weights.safetensors"))
-    assert torch.equal(source.module.network.again.weight, trained_weights()["head.weight"])
+    assert torch.equal(source.network.module.network.again.weight, trained_weights()["head.weight"])
 
 
 def test_the_factorys_own_module_stays_as_it_was(tmp_path):
     """Modules come out of a factory in training mode; it is a copy that is put into eval mode."""
     source = load_source(config(tmp_path, arch="own_networks:kept"))
-    assert not source.module.training
+    assert not source.network.module.training
     assert sys.modules["own_networks"].THE_ONE.training
 
 
 def test_one_changed_weight_publishes_nothing_and_is_named(tmp_path, monkeypatch):
     """The twin: the file is made of other weights than the network that it is compared with."""
-    sound_build = pipeline.build_model
+    sound_graph = TorchNetwork.to_graph
 
-    def damaging_build(network, metadata):
+    def damaged_graph(network):
+        damaged = copy.deepcopy(network.module)
         with torch.no_grad():
-            network.head.bias[2] += 0.01
-            built = sound_build(network, metadata)
-            network.head.bias[2] -= 0.01
-        return built
+            damaged.network.head.bias[2] += 0.01
+        return sound_graph(TorchNetwork(damaged, network.image_shape))
 
-    monkeypatch.setattr(pipeline, "build_model", damaging_build)
+    monkeypatch.setattr(TorchNetwork, "to_graph", damaged_graph)
     with pytest.raises(ParityError, match=r"differ by up to 0\.01"):
         export_model(config(tmp_path))
     assert not published(tmp_path)

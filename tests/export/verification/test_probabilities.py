@@ -21,7 +21,6 @@ from foldserve.export.errors import SourceError
 from foldserve.export.pipeline import export_model
 from foldserve.export.sources.load import load_source
 from foldserve.export.verification.probabilities import check_logits
-from foldserve.export.verification.references import make_reference
 from foldserve.imaging import ImageSpec
 from foldserve.runtime.session import Session
 from foldserve.training.checkpoint import Checkpoint, save_checkpoint
@@ -102,7 +101,7 @@ def test_a_networks_softmax_is_left_out(index, project, tmp_path):
     given = config(tmp_path, "taken_off", index)
     source = load_source(given)
     assert any("which is left out: logits are what goes into that" in remark for remark in source.remarks)
-    reference = make_reference(source.module)
+    reference = source.network.reference()
     logits, exact = reference.logits(IMAGES), reference.exact_logits(IMAGES)
     assert np.ptp(logits, axis=1).max() > 1  # they are no probabilities
     assert np.abs(softmax(logits) - own_probabilities(given)).max() < 2e-5
