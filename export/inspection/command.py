@@ -9,7 +9,7 @@ from foldserve.export.inspection.table import print_layers
 from foldserve.export.inspection.target import load_target
 
 if TYPE_CHECKING:
-    from foldserve.export.inspection.config import InspectConfig
+    from foldserve.export.inspection.inspect_config import InspectConfig
 
 
 def inspect(config: InspectConfig) -> int:

@@ -18,7 +18,7 @@ from foldserve.training.models import MODELS, create_model, register_own
 if TYPE_CHECKING:
     from torch import nn
 
-    from foldserve.export.inspection.config import InspectConfig
+    from foldserve.export.inspection.inspect_config import InspectConfig
 
 _DEFAULT_SHAPE = (1, 28, 28)
 _DEFAULT_CLASS_COUNT = 10

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from foldserve.export.sources.custom_network import load_own_network
 from foldserve.export.sources.flags import onnx_file, source_kind
 from foldserve.export.sources.onnx.onnx_file import load_onnx_file
-from foldserve.export.sources.own_network import load_own_network
-from foldserve.export.sources.run import load_run
 from foldserve.export.sources.source import Source, VerificationImages, tool_version
+from foldserve.export.sources.training_run import load_run
 
 if TYPE_CHECKING:
     from foldserve.export.config import ExportConfig

@@ -12,7 +12,7 @@ from foldserve.export.errors import SourceError, first_line
 from foldserve.export.sources.onnx.logits import LogitsChoice, with_output
 from foldserve.export.sources.onnx.normalized_file import NormalizedFile
 from foldserve.export.sources.onnx.onnx_reference import OnnxReference
-from foldserve.export.sources.onnx.prepare import prepare
+from foldserve.export.sources.onnx.prepare_graph import prepare
 from foldserve.export.verification.parity import BATCH_SIZES
 from foldserve.export.verification.probabilities import answers_softmax
 from foldserve.export.verification.tolerances import reference_tolerance

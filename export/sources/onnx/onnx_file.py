@@ -14,11 +14,11 @@ from foldserve.export.inspection.target import file_shape
 from foldserve.export.sources.label_file import check_label_count, read_labels
 from foldserve.export.sources.onnx.import_onnx import import_onnx
 from foldserve.export.sources.onnx.logits import choose_logits
-from foldserve.export.sources.onnx.network import OnnxNetwork
+from foldserve.export.sources.onnx.onnx_network import OnnxNetwork
 from foldserve.export.sources.onnx.read import find_image, read_onnx
 from foldserve.export.sources.preprocessing import image_spec, mean_and_std
-from foldserve.export.sources.proof_images import proof_images
 from foldserve.export.sources.source import Source, sha256_of, tool_version
+from foldserve.export.sources.verification_images import proof_images
 from foldserve.export.verification.probabilities import check_class_count
 
 if TYPE_CHECKING:

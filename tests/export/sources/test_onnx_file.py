@@ -21,7 +21,7 @@ from foldserve.export.config import ExportConfig
 from foldserve.export.errors import FoldError, ParityError, SourceError
 from foldserve.export.pipeline import export_model
 from foldserve.export.sources.load import load_source
-from foldserve.export.sources.onnx.network import OnnxNetwork
+from foldserve.export.sources.onnx.onnx_network import OnnxNetwork
 from foldserve.runtime.session import Session
 from tests.support.server_process import ServerProcess, outputs_of
 from tests.support.torch_networks import Classifier, Residual, randomised

@@ -9,13 +9,13 @@ import torch
 
 from foldserve.artifact.format import ModelMetadata
 from foldserve.export.errors import SourceError, first_line
-from foldserve.export.sources.answers import check_output
+from foldserve.export.sources.check_output import check_output
 from foldserve.export.sources.final_softmax import leave_out_softmax
 from foldserve.export.sources.label_file import check_label_count, read_labels
 from foldserve.export.sources.preprocessing import image_spec, mean_and_std
-from foldserve.export.sources.proof_images import proof_images
 from foldserve.export.sources.source import Source, tool_version
 from foldserve.export.sources.torch_network import TorchNetwork
+from foldserve.export.sources.verification_images import proof_images
 from foldserve.export.sources.weights_file import load_into, read_weights
 from foldserve.export.verification.probabilities import TAKEN_AS_LOGITS, check_class_count
 from foldserve.training.errors import ModelError

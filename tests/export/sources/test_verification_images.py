@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from foldserve.export.sources.proof_images import proof_images
+from foldserve.export.sources.verification_images import proof_images
 from foldserve.imaging import ImageSpec
 from tests.support.image_folders import write_classes
 

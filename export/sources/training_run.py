@@ -10,10 +10,10 @@ import torch
 from foldserve.artifact.format import ModelMetadata
 from foldserve.export.errors import SourceError
 from foldserve.export.sources.final_softmax import leave_out_softmax
-from foldserve.export.sources.proof_images import proof_count, spread
 from foldserve.export.sources.source import Source, VerificationImages, tool_version
 from foldserve.export.sources.torch_network import TorchNetwork
 from foldserve.export.sources.trained_images import load_trained_images
+from foldserve.export.sources.verification_images import proof_count, spread
 from foldserve.export.verification.probabilities import TAKEN_AS_LOGITS
 from foldserve.training.checkpoint import Checkpoint, load_checkpoint
 from foldserve.training.models import register_own
