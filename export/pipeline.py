@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from foldserve.runtime.session import Session
 
 _REPLAY_BATCH_SIZE = 32
-_EVIDENCE_COUNT = 32
+_REJECTED_IMAGE_COUNT = 32
 
 
 def export_model(config: ExportConfig) -> int:
@@ -66,7 +66,7 @@ def export_model(config: ExportConfig) -> int:
         return 0
     check_writable(model_folder)
     sessions = open_sessions(built.content)
-    with _evidence(config, name, built, source):
+    with _saving_rejected(config, name, built, source):
         comparisons, agreements, expected = _verify(source, sessions, report, as_logits=config.as_logits)
         golden = _make_golden(source, sessions, expected, largest_rounding(comparisons))
     exact = ExactFile(built.content, golden, expected)
@@ -110,21 +110,23 @@ def _verify(
 ) -> tuple[list[Comparison], list[Agreement], NDArray[np.float32]]:
     """Compare the file with the network on every device present; return the network's logits too."""
     reference = source.network.reference()
-    proof = source.proof
+    verification = source.verification
     comparisons = [
         comparison
         for session in sessions
-        for comparison in check_parity(session, reference, proof.images, proof.kind)
+        for comparison in check_parity(session, reference, verification.images, verification.kind)
     ]
-    report.compared(comparisons, proof)
-    with report.counting("accuracy", len(proof.images) * (1 + len(sessions))) as on_progress:
-        expected = in_batches(reference.logits, proof.images, on_progress)
+    report.compared(comparisons, verification)
+    with report.counting("accuracy", len(verification.images) * (1 + len(sessions))) as on_progress:
+        expected = in_batches(reference.logits, verification.images, on_progress)
         warning = "" if as_logits else check_logits(expected)
         agreements = [
-            check_agreement(session, expected, proof.images, proof.labels, on_progress=on_progress)
+            check_agreement(
+                session, expected, verification.images, verification.labels, on_progress=on_progress
+            )
             for session in sessions
         ]
-    report.agreed(agreements, proof)
+    report.agreed(agreements, verification)
     if warning:
         report.warned(warning)
     return comparisons, agreements, expected
@@ -134,11 +136,15 @@ def _make_golden(
     source: Source, sessions: Sequence[Session], expected: NDArray[np.float32], rounding: float
 ) -> Golden:
     """Choose golden pairs, answer them, and replay them as a server will, on every device present."""
-    proof = source.proof
+    verification = source.verification
     count = golden_count(source.metadata.image.shape, len(source.metadata.labels))
-    chosen = choose_golden(proof.labels, len(proof.images), count)
+    chosen = choose_golden(verification.labels, len(verification.images), count)
     golden = make_golden(
-        sessions[0], expected[chosen], proof.images[chosen], rounding=rounding, synthetic=proof.synthetic
+        sessions[0],
+        expected[chosen],
+        verification.images[chosen],
+        rounding=rounding,
+        synthetic=verification.synthetic,
     )
     for session in sessions:
         try:
@@ -154,12 +160,12 @@ def _make_golden(
 
 
 @contextlib.contextmanager
-def _evidence(config: ExportConfig, name: str, built: BuiltModel, source: Source) -> Iterator[None]:
+def _saving_rejected(config: ExportConfig, name: str, built: BuiltModel, source: Source) -> Iterator[None]:
     """On a failed check keep the file and some images, and say which layer differs first."""
     try:
         yield
     except ParityError as error:
-        images = source.proof.images[:_EVIDENCE_COUNT]
+        images = source.verification.images[:_REJECTED_IMAGE_COUNT]
         values = source.network.layer_values(images)
         message = f"{error}; {first_divergence(values, built.content, images)}"
         try:

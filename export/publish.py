@@ -70,7 +70,7 @@ def make_manifest(
         "folding": [asdict(fold) for fold in built.folds],
         "parity": to_manifest(comparisons, agreements),
         "accuracy": {
-            "images": source.proof.origin,
+            "images": source.verification.origin,
             "image_count": agreements[0].image_count,
             "before": agreements[0].accuracy_before,
             "after": agreements[0].accuracy_after,
@@ -78,7 +78,7 @@ def make_manifest(
         "golden": {
             "count": len(golden.images),
             "synthetic": golden.synthetic,
-            "source": source.proof.origin,
+            "source": source.verification.origin,
             "reference_tolerance": golden.reference_tolerance,
             "runtime_tolerance": golden.runtime_tolerance,
         },

@@ -53,7 +53,7 @@ class Report:
             f"{counts['folded']} folded, {counts['rewritten']} rewritten, no batch norm left",
         )
 
-    def compared(self, comparisons: Sequence[Comparison], proof: VerificationImages) -> None:
+    def compared(self, comparisons: Sequence[Comparison], verification: VerificationImages) -> None:
         """Say how far file and network are apart."""
         worst = max(comparisons, key=lambda comparison: comparison.max_abs_err / comparison.tolerance)
         batches = ", ".join(
@@ -62,20 +62,20 @@ class Report:
         self._line(
             "parity",
             f"largest logit difference {worst.max_abs_err:.2g} (allowed {worst.tolerance:.2g}), "
-            f"batches {batches}, random and {proof.kind} images, {_providers(comparisons)}",
+            f"batches {batches}, random and {verification.kind} images, {_providers(comparisons)}",
         )
         if not has_float64_reference(comparisons):
             self._line("", "no float64 referee: the network cannot be computed in float64")
 
-    def agreed(self, agreements: Sequence[Agreement], proof: VerificationImages) -> None:
-        """Say what both answer on the proof images."""
+    def agreed(self, agreements: Sequence[Agreement], verification: VerificationImages) -> None:
+        """Say what both answer on the verification images."""
         for agreement in agreements:
             before, after = agreement.accuracy_before, agreement.accuracy_after
             known = before is not None and after is not None
             accuracy = f", accuracy {before:.2%} before and {after:.2%} after" if known else ""
             self._line(
                 "accuracy",
-                f"{agreement.image_count:,} {proof.origin}: {_predictions(agreement)}{accuracy} "
+                f"{agreement.image_count:,} {verification.origin}: {_predictions(agreement)}{accuracy} "
                 f"({agreement.provider})",
             )
 

@@ -116,34 +116,36 @@ def _check_golden(artifact: Artifact, source: Source) -> None:
 
 def _check_answers(artifact: Artifact, source: Source, device: Device, report: Report) -> None:
     """Make the comparisons that exporting makes, on the file that was published."""
-    reference, proof = source.network.reference(), source.proof
+    reference, verification = source.network.reference(), source.verification
     precision = str(artifact.manifest.get("precision", "fp32"))
     sessions = [Session(artifact.model, device=name) for name in _devices(device)]
-    with report.counting("accuracy", len(proof.images)) as on_progress:
-        expected = in_batches(reference.logits, proof.images, on_progress)
+    with report.counting("accuracy", len(verification.images)) as on_progress:
+        expected = in_batches(reference.logits, verification.images, on_progress)
     if precision != "fp32":
         lower = check_reduced_precision(
             artifact.model,
-            proof.images,
-            proof.labels,
+            verification.images,
+            verification.labels,
             expected=expected,
             golden=artifact.golden,
             tolerance=artifact.golden.reference_tolerance,
         )
-        report.agreed(lower.agreements, proof)
+        report.agreed(lower.agreements, verification)
         return
     try:
         compared = [
             entry
             for session in sessions
-            for entry in check_parity(session, reference, proof.images, proof.kind)
+            for entry in check_parity(session, reference, verification.images, verification.kind)
         ]
-        report.compared(compared, proof)
-        report.agreed(
-            [check_agreement(session, expected, proof.images, proof.labels) for session in sessions], proof
-        )
+        report.compared(compared, verification)
+        agreements = [
+            check_agreement(session, expected, verification.images, verification.labels)
+            for session in sessions
+        ]
+        report.agreed(agreements, verification)
     except ParityError as error:
-        raise ParityError(f"{error}; {_where(source, artifact.model, proof.images)}") from error
+        raise ParityError(f"{error}; {_where(source, artifact.model, verification.images)}") from error
 
 
 def _devices(device: Device) -> list[Device]:

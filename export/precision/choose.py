@@ -23,7 +23,7 @@ from foldserve.export.precision.sensitivity import quantize_within
 from foldserve.export.precision.speed import WORTHWHILE, measure_speed, thread_counts
 from foldserve.export.verification.parity import run_logits
 from foldserve.export.verification.reduced_precision import check_reduced_precision
-from foldserve.export.verification.tolerances import HALF_UNIT, fp16_tolerance, int8_tolerance
+from foldserve.export.verification.tolerances import FP16_UNIT, fp16_tolerance, int8_tolerance
 from foldserve.runtime.session import Session, cuda_is_present
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _measure(
         content, in_int8, in_float = quantized.content, quantized.in_int8, quantized.in_float
         noise = tuple(quantized.noise.items())
     after, error = judge.judge(content)
-    tolerance, unit = fp16_tolerance(exact.expected), HALF_UNIT
+    tolerance, unit = fp16_tolerance(exact.expected), FP16_UNIT
     if precision == "int8":
         tolerance, unit = int8_tolerance(exact.expected, error), 0.0
     with counting("measuring speed", len(config.batch_sizes) * len(thread_counts())) as on_speed:
@@ -194,8 +194,8 @@ def _measure(
     try:
         parity = check_reduced_precision(
             content,
-            source.proof.images,
-            source.proof.labels,
+            source.verification.images,
+            source.verification.labels,
             expected=exact.expected,
             golden=exact.golden,
             tolerance=tolerance,
@@ -281,7 +281,7 @@ def _entries(source: Source, trial: Trial) -> dict[str, Any]:
         "precision": trial.precision,
         "parity": parity.to_manifest(),
         "accuracy": {
-            "images": source.proof.origin,
+            "images": source.verification.origin,
             "image_count": agreement.image_count,
             "before": agreement.accuracy_before,
             "after": agreement.accuracy_after,
@@ -289,7 +289,7 @@ def _entries(source: Source, trial: Trial) -> dict[str, Any]:
         "golden": {
             "count": len(parity.golden.images),
             "synthetic": parity.golden.synthetic,
-            "source": source.proof.origin,
+            "source": source.verification.origin,
             "reference_tolerance": parity.golden.reference_tolerance,
             "reference_tolerance_is": how,
             "runtime_tolerance": parity.golden.runtime_tolerance,

@@ -15,7 +15,7 @@ from foldserve.export.sources.label_file import check_label_count, read_labels
 from foldserve.export.sources.preprocessing import image_spec, mean_and_std
 from foldserve.export.sources.source import Source, tool_version
 from foldserve.export.sources.torch_network import TorchNetwork
-from foldserve.export.sources.verification_images import proof_images
+from foldserve.export.sources.verification_images import load_verification_images
 from foldserve.export.sources.weights_file import load_into, read_weights
 from foldserve.export.verification.probabilities import TAKEN_AS_LOGITS, check_class_count
 from foldserve.training.errors import ModelError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from foldserve.export.config import ExportConfig
 
 
-def load_own_network(config: ExportConfig) -> Source:
+def load_custom_network(config: ExportConfig) -> Source:
     """Build ``config.arch``, give it its weights, and see that it is one image in and logits out.
 
     Raises:
@@ -56,17 +56,17 @@ def load_own_network(config: ExportConfig) -> Source:
             "their names are in no state dict"
         )
     check_label_count(labels, class_count, config.labels)
-    proof, said = proof_images(config.images, image, labels, config.verify_images)
+    verification, said = load_verification_images(config.images, image, labels, config.verify_images)
     provenance = {
         "architecture": arch,
         "weights_sha256": weights.sha256,
-        "golden_images": proof.kind,
+        "golden_images": verification.kind,
         "foldserve": tool_version("foldserve"),
     }
     return Source(
         network=TorchNetwork(module, image.shape),
         metadata=ModelMetadata(labels, mean, std, image, provenance),
-        proof=proof,
+        verification=verification,
         suggested_name=arch.rpartition(":")[2],
         facts={
             "architecture": arch,

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
     from foldserve.export.config import ExportConfig
 
-Kind = Literal["own network", "run", "onnx"]
+Kind = Literal["custom network", "run", "onnx"]
 
 # What each kind does not take, and why.
 _REFUSED: dict[Kind, tuple[tuple[str, ...], str]] = {
-    "own network": (("data_dir", "output"), "does not go with a network of your own (--arch)"),
+    "custom network": (("data_dir", "output"), "does not go with a network of your own (--arch)"),
     "run": (
         ("weights", "input", "labels", "mean", "std", "resize", "images", "output"),
         "does not go with a training run: the checkpoint and its data set bring that along",
@@ -38,11 +38,11 @@ def source_kind(config: ExportConfig) -> Kind:
             + "give a run's folder, a checkpoint or an .onnx file, or your own network as "
             "--arch package.module:factory with --weights, --input and --labels"
         )
-    kind: Kind = "own network" if config.source is None else _kind_of(config.source)
+    kind: Kind = "custom network" if config.source is None else _kind_of(config.source)
     refused, reason = _REFUSED[kind]
     if flags := _given(config, refused):
         raise SourceError(f"{', '.join(flags)} {reason}")
-    if kind == "own network":
+    if kind == "custom network":
         _check_complete(config)
     return kind
 

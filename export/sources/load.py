@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from foldserve.export.sources.custom_network import load_own_network
+from foldserve.export.sources.custom_network import load_custom_network
 from foldserve.export.sources.flags import onnx_file, source_kind
 from foldserve.export.sources.onnx.onnx_file import load_onnx_file
 from foldserve.export.sources.source import Source, VerificationImages, tool_version
@@ -25,8 +25,8 @@ def load_source(config: ExportConfig) -> Source:
         TrainingError: the checkpoint, the data set or the network's code cannot be used.
     """
     kind = source_kind(config)
-    if kind == "own network":
-        return load_own_network(config)
+    if kind == "custom network":
+        return load_custom_network(config)
     assert config.source is not None
     if kind == "onnx":
         return load_onnx_file(config, onnx_file(config.source))

@@ -55,7 +55,7 @@ class Source:
 
     network: Network
     metadata: ModelMetadata
-    proof: VerificationImages
+    verification: VerificationImages
     suggested_name: str
     facts: dict[str, Any]
     summary: str

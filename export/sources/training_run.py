@@ -13,7 +13,7 @@ from foldserve.export.sources.final_softmax import leave_out_softmax
 from foldserve.export.sources.source import Source, VerificationImages, tool_version
 from foldserve.export.sources.torch_network import TorchNetwork
 from foldserve.export.sources.trained_images import load_trained_images
-from foldserve.export.sources.verification_images import proof_count, spread
+from foldserve.export.sources.verification_images import image_count, spread
 from foldserve.export.verification.probabilities import TAKEN_AS_LOGITS
 from foldserve.training.checkpoint import Checkpoint, load_checkpoint
 from foldserve.training.models import register_own
@@ -39,12 +39,12 @@ def load_run(config: ExportConfig, path: Path) -> Source:
     module = checkpoint.build()
     _check_finite(module, path)
     ending = (TAKEN_AS_LOGITS,) if config.as_logits else leave_out_softmax(module, checkpoint.image.shape)
-    proof, left_out = _proof_images(checkpoint, config)
+    verification, left_out = _test_images(checkpoint, config)
     remarks = (*ending, *left_out)
     return Source(
         network=TorchNetwork(module, checkpoint.image.shape),
         metadata=_metadata(checkpoint),
-        proof=proof,
+        verification=verification,
         suggested_name=_suggested_name(path, checkpoint),
         facts={
             "architecture": checkpoint.arch,
@@ -70,18 +70,18 @@ def _metadata(checkpoint: Checkpoint) -> ModelMetadata:
     return ModelMetadata(checkpoint.labels, checkpoint.mean, checkpoint.std, checkpoint.image, provenance)
 
 
-def _proof_images(checkpoint: Checkpoint, config: ExportConfig) -> tuple[VerificationImages, tuple[str, ...]]:
+def _test_images(checkpoint: Checkpoint, config: ExportConfig) -> tuple[VerificationImages, tuple[str, ...]]:
     dataset, remarks = load_trained_images(checkpoint, config.data_dir)
-    count = proof_count(len(dataset.test_images), checkpoint.image, config.verify_images)
+    count = image_count(len(dataset.test_images), checkpoint.image, config.verify_images)
     # Spread evenly: a folder's images stand class by class, and the first thousand may be of one class alone.
     chosen = spread(len(dataset.test_images), count)
-    proof = VerificationImages(
+    verification = VerificationImages(
         images=dataset.test_images.numpy()[chosen],
         labels=dataset.test_labels.numpy()[chosen],
         synthetic=False,
         origin=f"{_shown_dataset(checkpoint)} test images",
     )
-    return proof, remarks
+    return verification, remarks
 
 
 def _shown_dataset(checkpoint: Checkpoint) -> str:

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from foldserve.imaging import ImageSpec
 
-FULL_PROOF_SIDE = 64  # pixels; up to here all test images are compared
-LARGE_PROOF_COUNT = 1000
+ALL_IMAGES_SIDE = 64  # pixels; up to here all test images are compared
+LARGE_IMAGE_COUNT = 1000
 
 # As many as golden pairs of small and of large images (`golden_pairs`): more noise proves nothing more.
 SYNTHETIC_COUNT = 256
@@ -51,12 +51,12 @@ FEW = 32
 _NAMES_SHOWN = 3
 
 
-def proof_count(available: int, image: ImageSpec, asked: int | None) -> int:
+def image_count(available: int, image: ImageSpec, asked: int | None) -> int:
     """Return how many of ``available`` images are compared: ``asked``, or else what the size allows."""
     if asked is not None:
         return min(available, asked)
-    is_large = max(image.height, image.width) > FULL_PROOF_SIDE
-    return min(available, LARGE_PROOF_COUNT) if is_large else available
+    is_large = max(image.height, image.width) > ALL_IMAGES_SIDE
+    return min(available, LARGE_IMAGE_COUNT) if is_large else available
 
 
 def spread(available: int, count: int) -> NDArray[np.int64]:
@@ -64,7 +64,7 @@ def spread(available: int, count: int) -> NDArray[np.int64]:
     return np.linspace(0, available - 1, count).round().astype(np.int64)
 
 
-def proof_images(
+def load_verification_images(
     folder: Path | None, image: ImageSpec, labels: Sequence[str], asked: int | None
 ) -> tuple[VerificationImages, tuple[str, ...]]:
     """Return the images of ``folder``, or synthetic ones without it, and remarks for the person exporting.
@@ -77,9 +77,9 @@ def proof_images(
             "no --images: proven on seeded synthetic images, which say nothing of its accuracy",
         )
     paths, classes, remarks = _find_images(folder, labels)
-    chosen = spread(len(paths), proof_count(len(paths), image, asked))
+    chosen = spread(len(paths), image_count(len(paths), image, asked))
     images = _decode([paths[index] for index in chosen], folder, image)
-    proof = VerificationImages(
+    verification = VerificationImages(
         images=images,
         labels=None if classes is None else np.array(classes, dtype=np.int64)[chosen],
         synthetic=False,
@@ -90,7 +90,7 @@ def proof_images(
             *remarks,
             f"warning: only {len(images)} images in {folder}; {FEW} or more make golden pairs of worth",
         )
-    return proof, remarks
+    return verification, remarks
 
 
 def synthetic_images(image: ImageSpec, asked: int | None) -> VerificationImages:
@@ -98,7 +98,7 @@ def synthetic_images(image: ImageSpec, asked: int | None) -> VerificationImages:
 
     Noise alone looks the same to a deep network image by image, and leaves most of its weights unproven.
     """
-    is_large = max(image.height, image.width) > FULL_PROOF_SIDE
+    is_large = max(image.height, image.width) > ALL_IMAGES_SIDE
     count = asked or (SYNTHETIC_COUNT_LARGE if is_large else SYNTHETIC_COUNT)
     random = np.random.default_rng(_SEED)
     longest = max(image.height, image.width)

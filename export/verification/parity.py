@@ -18,7 +18,7 @@ from foldserve.artifact.format import IMAGE, LOGITS, PROBABILITIES
 from foldserve.errors import DeviceError
 from foldserve.export.errors import ParityError
 from foldserve.export.verification.reference import in_batches
-from foldserve.export.verification.tolerances import referee_tolerance, reference_tolerance
+from foldserve.export.verification.tolerances import float64_tolerance, reference_tolerance
 from foldserve.runtime.session import Session, cuda_is_present
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def check_agreement(
         ParityError: a logit is off by more than the tolerance, a clear prediction differs, or probabilities
             are not the softmax of the logits.
     """
-    logits = in_batches(partial(_proven_logits, session), images, on_progress)
+    logits = in_batches(partial(_checked_logits, session), images, on_progress)
     tolerance = reference_tolerance(expected) if tolerance is None else tolerance
     max_abs_err = _max_abs_err(logits, expected)
     before, after = expected.argmax(axis=1), logits.argmax(axis=1)
@@ -263,7 +263,7 @@ def _compare(
         max_abs_err_float64=None if exact is None else _max_abs_err(logits, exact),
         pytorch_max_abs_err_float64=pytorch_error,
         tolerance_float64=(
-            None if exact is None or pytorch_error is None else referee_tolerance(exact, pytorch_error)
+            None if exact is None or pytorch_error is None else float64_tolerance(exact, pytorch_error)
         ),
     )
     if not comparison.max_abs_err <= comparison.tolerance:
@@ -282,7 +282,7 @@ def _compare(
     return comparison
 
 
-def _proven_logits(session: Session, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _checked_logits(session: Session, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return the file's logits of ``images``, whose probabilities are seen to be their softmax."""
     logits, probabilities = session.run([LOGITS, PROBABILITIES], {IMAGE: images})
     _check_probabilities(logits, probabilities, f"on {len(images)} images under {session.provider}")

@@ -52,18 +52,18 @@ RUNTIME_FLOOR = 1e-5
 RUNTIME_FRACTION = 2e-6
 RUNTIME_ROUNDINGS = 4.0
 
-HALF_FLOOR = 1e-3
-HALF_FRACTION = 2e-3
+FP16_FLOOR = 1e-3
+FP16_FRACTION = 2e-3
 
 INT8_MARGIN = 2.0
 INT8_MOST = 0.1
 
 LOWER_RUNTIME_ROUNDINGS = 2.0
 # A unit in the last place of a float16, relative to the value: it holds 11 bits.
-HALF_UNIT = 2.0**-10
+FP16_UNIT = 2.0**-10
 
-REFEREE_FACTOR = 2.0
-REFEREE_FRACTION = 1e-6
+FLOAT64_FACTOR = 2.0
+FLOAT64_FRACTION = 1e-6
 
 
 def reference_tolerance(logits: NDArray[Any]) -> float:
@@ -80,14 +80,14 @@ def runtime_tolerance(logits: NDArray[Any], rounding: float) -> float:
     return max(RUNTIME_FLOOR, RUNTIME_FRACTION * _largest(logits), RUNTIME_ROUNDINGS * rounding)
 
 
-def referee_tolerance(exact: NDArray[np.float64], pytorch_error: float) -> float:
+def float64_tolerance(exact: NDArray[np.float64], pytorch_error: float) -> float:
     """Return the tolerance against float64 logits, where PyTorch's float32 is off by ``pytorch_error``."""
-    return REFEREE_FACTOR * pytorch_error + REFEREE_FRACTION * max(1.0, _largest(exact))
+    return FLOAT64_FACTOR * pytorch_error + FLOAT64_FRACTION * max(1.0, _largest(exact))
 
 
 def fp16_tolerance(logits: NDArray[Any]) -> float:
     """Return the tolerance between an fp16 file's logits and ``logits`` of the unfolded PyTorch network."""
-    return max(HALF_FLOOR, HALF_FRACTION * _largest(logits))
+    return max(FP16_FLOOR, FP16_FRACTION * _largest(logits))
 
 
 def int8_tolerance(logits: NDArray[Any], measured: float) -> float:
@@ -105,7 +105,7 @@ def reduced_runtime_tolerance(logits: NDArray[Any], rounding: float, unit: float
         logits: the file's own.
         rounding: the largest difference between two ways in which it was computed here.
         unit: a unit in the last place of the numbers that the logits are rounded to, relative to a value:
-            HALF_UNIT for fp16, 0 for int8, whose logits are float32.
+            FP16_UNIT for fp16, 0 for int8, whose logits are float32.
     """
     return max(RUNTIME_FLOOR, LOWER_RUNTIME_ROUNDINGS * max(rounding, unit * _largest(logits)))
 

@@ -18,7 +18,7 @@ from foldserve.export.sources.onnx.onnx_network import OnnxNetwork
 from foldserve.export.sources.onnx.read import find_image, read_onnx
 from foldserve.export.sources.preprocessing import image_spec, mean_and_std
 from foldserve.export.sources.source import Source, sha256_of, tool_version
-from foldserve.export.sources.verification_images import proof_images
+from foldserve.export.sources.verification_images import load_verification_images
 from foldserve.export.verification.probabilities import check_class_count
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
     if not config.as_logits:
         check_class_count(network_file.class_count)
     labels = _labels(config, own, network_file.class_count)
-    proof, said = proof_images(config.images, spec, labels, config.verify_images)
+    verification, said = load_verification_images(config.images, spec, labels, config.verify_images)
     remarks = (*([choice.note] if choice.note else []), *_opset_remarks(file), *remarks, *said)
     facts = {
         "onnx_file": path.name,
@@ -72,8 +72,8 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
     }
     return Source(
         network=OnnxNetwork(network_file),
-        metadata=ModelMetadata(labels, mean, std, spec, _provenance(file, own, proof.kind)),
-        proof=proof,
+        metadata=ModelMetadata(labels, mean, std, spec, _provenance(file, own, verification.kind)),
+        verification=verification,
         suggested_name=_suggested_name(path),
         facts=facts,
         summary=f"{path}, opset {file.opset}, made by {file.producer}, {len(labels)} classes",

@@ -142,7 +142,7 @@ def test_folders_that_are_not_labels_are_never_taken_for_them(names, message, tm
     write_images(tmp_path / "pictures", names, per_class=2)
     if message is None:
         source = load_source(config(tmp_path, images=tmp_path / "pictures"))
-        assert source.proof.labels is None
+        assert source.verification.labels is None
         assert any("no accuracy is measured" in remark for remark in source.remarks)
         assert any("only 4 images" in remark for remark in source.remarks)
     else:
@@ -152,10 +152,12 @@ def test_folders_that_are_not_labels_are_never_taken_for_them(names, message, tm
 
 def test_a_flat_folder_is_taken_without_labels_and_a_damaged_image_is_named(tmp_path):
     write_images(tmp_path, ("flat",), per_class=40)
-    proof = load_source(config(tmp_path, images=tmp_path / "flat")).proof
-    assert proof.labels is None
-    assert len(proof.images) == 40
-    assert len(load_source(config(tmp_path, images=tmp_path / "flat", verify_images=9)).proof.images) == 9
+    verification = load_source(config(tmp_path, images=tmp_path / "flat")).verification
+    assert verification.labels is None
+    assert len(verification.images) == 40
+    assert (
+        len(load_source(config(tmp_path, images=tmp_path / "flat", verify_images=9)).verification.images) == 9
+    )
     (tmp_path / "flat" / "7.png").write_bytes(b"no image")
     with pytest.raises(SourceError, match=r"1 of 40 images in .* cannot be read \(7\.png"):
         load_source(config(tmp_path, images=tmp_path / "flat"))

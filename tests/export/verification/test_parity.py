@@ -20,7 +20,7 @@ from foldserve.export.verification.parity import (
     run_logits,
 )
 from foldserve.export.verification.reference import TorchReference
-from foldserve.export.verification.tolerances import referee_tolerance
+from foldserve.export.verification.tolerances import float64_tolerance
 from foldserve.runtime.session import Session
 from foldserve.training.models import Normalized
 from tests.export.conftest import SPEC
@@ -165,7 +165,7 @@ def test_float64_leaves_the_module_in_float32(module, images):
     exact = reference.exact_logits(images[:4])
     assert exact.dtype == np.float64
     assert reference.logits(images[:4]).dtype == np.float32
-    assert 0 < np.abs(exact - reference.logits(images[:4])).max() < referee_tolerance(exact, 0.0) * 10
+    assert 0 < np.abs(exact - reference.logits(images[:4])).max() < float64_tolerance(exact, 0.0) * 10
 
 
 def diverging_layer(module: Normalized, content: bytes, images: np.ndarray) -> str:
