@@ -1,4 +1,4 @@
-"""``foldserve export``: a trained network becomes the next version in a repository, or nothing happens."""
+"""Runs ``foldserve export``: publishes a trained network as the next version in a model repository."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def export_model(config: ExportConfig) -> int:
         TrainingError: the checkpoint or its data set cannot be read.
     """
     report = Report()
-    if not config.skip_same:  # which may find nothing to write
+    if not config.skip_same:  # with it there may be nothing to write
         check_writable(config.repository)
     source = load_source(config)
     name = _model_name(config, source)
@@ -135,7 +135,7 @@ def _verify(
 def _make_golden(
     source: Source, sessions: Sequence[Session], expected: NDArray[np.float32], rounding: float
 ) -> Golden:
-    """Choose golden pairs, answer them, and replay them as a server will, on every device present."""
+    """Choose golden pairs, compute their logits, and replay them as a server does, on each device present."""
     verification = source.verification
     count = golden_count(source.metadata.image.shape, len(source.metadata.labels))
     chosen = choose_golden(verification.labels, len(verification.images), count)
@@ -161,7 +161,7 @@ def _make_golden(
 
 @contextlib.contextmanager
 def _saving_rejected(config: ExportConfig, name: str, built: BuiltModel, source: Source) -> Iterator[None]:
-    """On a failed check keep the file and some images, and say which layer differs first."""
+    """If a check fails, save the file and some images, and name the first layer that differs."""
     try:
         yield
     except ParityError as error:

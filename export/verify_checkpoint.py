@@ -1,8 +1,8 @@
-"""`foldserve models verify --against CHECKPOINT`: was this version made from that training run?
+"""Runs ``foldserve models verify --against CHECKPOINT``: was this version made from that training run?
 
-The golden pairs in a version say what the network answered when it was exported. This asks the network
-itself, once more: the unfolded PyTorch network of the checkpoint against the published file, with the
-comparisons that exporting makes, and against what the version says of itself.
+The golden pairs in a version record the network's logits at the time of the export. Here the unfolded PyTorch
+network of the checkpoint is run again and compared with the published file, as in an export, and with the
+version's metadata.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _DIVERGENCE_COUNT = 32
 
 
 def verify_checkpoint(config: VerifyConfig) -> int:
-    """Compare a published version with the checkpoint; print each step, return 1 where it is not of it.
+    """Compare a published version with the checkpoint and print each step; return 1 if they differ, else 0.
 
     Raises:
-        ExportError: the checkpoint cannot be exported, or there is no such version.
+        ExportError: the checkpoint cannot be exported, or the version does not exist.
         TrainingError: the checkpoint or its data set cannot be read.
-        DeviceError: the device asked for is not there.
+        DeviceError: the device asked for is not present.
     """
     assert config.against is not None
     require_device(config.device)
@@ -59,7 +59,7 @@ def verify_checkpoint(config: VerifyConfig) -> int:
         _check_facts(artifact, source)
         _check_golden(artifact, source)
         _check_answers(artifact, source, config.device, report)
-        for device in _devices(config.device):  # as a server would: both outputs, its own golden pairs
+        for device in _devices(config.device):  # as a server does: both outputs, and the golden pairs
             open_artifact(artifact, ModelSettings(device=device))
     except (ArtifactError, ParityError) as error:
         report.not_made_from(config.against, str(error).removesuffix("; nothing was published"))
@@ -69,14 +69,14 @@ def verify_checkpoint(config: VerifyConfig) -> int:
 
 
 def _find_version(config: VerifyConfig, source: Source) -> Path:
-    """Return the folder of the version that was asked for: by default the newest, under the run's name."""
+    """Return the folder of the version asked for; by default the newest of the model named as the run."""
     if not config.repository.is_dir():
         raise SourceError(f"{config.repository} is not a folder; expected a model repository")
     name = config.name or _only_name(config.repository, source.suggested_name)
     model_folder = config.repository / name
     versions = list_versions(model_folder) if model_folder.is_dir() else []
     if not versions:
-        raise SourceError(f"there is no model {name!r} in {config.repository}; give its --name")
+        raise SourceError(f"there is no model {name!r} in {config.repository}; give its name with --name")
     version = config.model_version or versions[-1]
     if version not in versions:
         raise SourceError(f"{name} has no version {version}, only {', '.join(map(str, versions))}")
@@ -89,7 +89,7 @@ def _only_name(repository: Path, suggested: str) -> str:
 
 
 def _check_facts(artifact: Artifact, source: Source) -> None:
-    """Compare what file and checkpoint say of labels, normalisation and image."""
+    """Compare the labels, normalisation and image of file and checkpoint."""
     says = ModelMetadata.from_props(Session(artifact.model, device="cpu").props)
     for fact in ("labels", "mean", "std", "image"):
         published, trained = getattr(says, fact), getattr(source.metadata, fact)
@@ -98,9 +98,9 @@ def _check_facts(artifact: Artifact, source: Source) -> None:
 
 
 def _check_golden(artifact: Artifact, source: Source) -> None:
-    """Let the network answer the golden images again: in any precision these are fp32 PyTorch's own logits.
+    """Compute the logits of the golden images again, which in any precision are those of fp32 PyTorch.
 
-    PyTorch differs from itself by machine and number of threads, as ONNX Runtime does from it.
+    PyTorch's results vary with machine and number of threads, so they get the tolerance of ONNX Runtime.
     """
     golden = artifact.golden
     logits = source.network.reference().logits(golden.images)
@@ -108,14 +108,13 @@ def _check_golden(artifact: Artifact, source: Source) -> None:
     error = float(np.abs(logits.astype(np.float64) - golden.reference_logits).max())
     if not error <= tolerance:
         raise ParityError(
-            f"the network answers the version's golden images with logits that are up to {error:.3g} away "
-            f"from those that the version was exported with (allowed: {tolerance:.3g}): it was made from "
-            "another network, or from other weights of it"
+            f"the network's logits of the golden images differ by up to {error:.3g} from those in the "
+            f"version (allowed: {tolerance:.3g}): it was made from another network or from other weights"
         )
 
 
 def _check_answers(artifact: Artifact, source: Source, device: Device, report: Report) -> None:
-    """Make the comparisons that exporting makes, on the file that was published."""
+    """Make the comparisons of an export on the published file."""
     reference, verification = source.network.reference(), source.verification
     precision = str(artifact.manifest.get("precision", "fp32"))
     sessions = [Session(artifact.model, device=name) for name in _devices(device)]

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """The file's content, what became of each batch norm, and what it ends in where that is no logits."""
+    """An exported file.
+
+    Attributes:
+        content: the bytes of ``model.onnx``.
+        folds: one entry per batch norm, and one for the input's scaling.
+        no_logits: the operation that the network ends in, if its output is not logits; else "".
+    """
 
     content: bytes
     folds: tuple[Fold, ...]

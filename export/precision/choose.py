@@ -1,9 +1,9 @@
-"""Which precision is published: fp32, or a lower one that has proved to be worth it.
+"""Chooses the precision to publish: fp32, or a lower one that keeps the accuracy and is faster.
 
-fp16 and int8 are made from the verified fp32 file. int8 is published only where it loses at most
-``--max-accuracy-drop`` points on the validation images and was measured faster on this machine at every one
-of ``--batch-sizes``; fp16, asked for by name, only has to keep the accuracy. A refusal is a result like any
-other: it is shown with its figures and written into the manifest, and fp32 is published.
+fp16 and int8 are made from the verified fp32 file. int8 is published only if it loses at most
+``--max-accuracy-drop`` points on the validation images and is faster on this machine at each of
+``--batch-sizes``; fp16, asked for by name, only has to keep the accuracy. A refusal is shown with its figures
+and written into the manifest, and fp32 is published.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     from foldserve.export.sources.load import Source
     from foldserve.export.verification.reduced_precision import ReducedParity
 
-    # Shows a long step by its name and number of parts; the function it gives takes how many parts were done.
+    # Shows the progress of a step, given its name and part count; yields a function that takes parts done.
     Counting = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)
 class ExactFile:
-    """The verified fp32 file: its golden pairs, and the PyTorch network's logits on the proof images."""
+    """The verified fp32 file, its golden pairs, and the network's logits of the verification images."""
 
     content: bytes
     golden: Golden
@@ -54,7 +54,7 @@ class ExactFile:
 
 @dataclass(frozen=True)
 class Trial:
-    """A lower precision as it was measured; ``reasons`` say why it is not published (none: it may be)."""
+    """Measurements of a lower precision; ``reasons`` say why it is not published (empty: it may be)."""
 
     precision: str
     reasons: tuple[str, ...]
@@ -77,11 +77,11 @@ class Trial:
 
     @property
     def speedup(self) -> float:
-        """How many times as fast as fp32, over all that was measured."""
+        """Speed relative to fp32: the geometric mean over all measurements."""
         return geometric_mean(speed.ratio for speed in self.speeds) if self.speeds else 0.0
 
     def to_manifest(self) -> dict[str, Any]:
-        """Return what was measured, as the manifest has it."""
+        """Return the measurements as an entry of the manifest."""
         return {
             "precision": self.precision,
             "accepted": not self.reasons,
@@ -102,7 +102,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is published; ``manifest`` replaces the fp32 file's entries and tells of every trial."""
+    """The file to publish; ``manifest`` replaces entries of the fp32 file's and lists every trial."""
 
     precision: str
     content: bytes
@@ -139,7 +139,7 @@ def choose_precision(source: Source, exact: ExactFile, trials: Sequence[Trial]) 
 def _candidates(config: ExportConfig) -> tuple[str, ...]:
     if config.precision != "auto":
         return (config.precision,)
-    # Processors compute halves by turning them into floats and back, which cannot be faster.
+    # CPUs convert fp16 to fp32 and back to compute, which cannot be faster.
     return ("fp16", "int8") if cuda_is_present() else ("int8",)
 
 
@@ -154,7 +154,7 @@ def _try(
 ) -> Trial:
     if images is None:
         return Trial(
-            precision, ("it takes a checkpoint of `foldserve train`, whose data set has validation images",)
+            precision, ("it needs a checkpoint of `foldserve train`, whose data set has validation images",)
         )
     try:
         return _measure(precision, config, source, exact, images=images, counting=counting)
@@ -171,7 +171,7 @@ def _measure(
     images: CalibrationImages,
     counting: Counting,
 ) -> Trial:
-    judge = AccuracyProbe(exact.content, images)
+    probe = AccuracyProbe(exact.content, images)
     in_int8: tuple[str, ...] = ()
     in_float: tuple[str, ...] = ()
     noise: tuple[tuple[str, float], ...] = ()
@@ -179,17 +179,17 @@ def _measure(
         content = to_fp16(exact.content)
     else:
         with counting("measuring layers", len(layer_names(exact.content))) as on_layer:
-            quantized = quantize_within(exact.content, images, judge.drop, config.max_accuracy_drop, on_layer)
+            quantized = quantize_within(exact.content, images, probe.drop, config.max_accuracy_drop, on_layer)
         content, in_int8, in_float = quantized.content, quantized.in_int8, quantized.in_float
         noise = tuple(quantized.noise.items())
-    after, error = judge.judge(content)
+    after, error = probe.measure(content)
     tolerance, unit = fp16_tolerance(exact.expected), FP16_UNIT
     if precision == "int8":
         tolerance, unit = int8_tolerance(exact.expected, error), 0.0
     with counting("measuring speed", len(config.batch_sizes) * len(thread_counts())) as on_speed:
         shape = source.metadata.image.shape
         speeds = measure_speed(exact.content, content, shape, config.batch_sizes, on_speed)
-    reasons = _reasons(100 * (judge.accuracy - after), speeds, config, precision, in_int8)
+    reasons = _reasons(100 * (probe.accuracy - after), speeds, config, precision, in_int8)
     parity = None
     try:
         parity = check_reduced_precision(
@@ -208,7 +208,7 @@ def _measure(
         reasons=tuple(reasons),
         content=content,
         image_count=len(images.labels),
-        accuracy_before=judge.accuracy,
+        accuracy_before=probe.accuracy,
         accuracy_after=after,
         tolerance=tolerance,
         measured_error=error,
@@ -221,7 +221,7 @@ def _measure(
 
 
 class AccuracyProbe:
-    """Accuracy on the validation images, and how far logits are off, beside the fp32 file's."""
+    """Measures accuracy and logit errors of files on the validation images, against the fp32 file."""
 
     def __init__(self, exact: bytes, images: CalibrationImages) -> None:
         self._exact = exact
@@ -229,10 +229,10 @@ class AccuracyProbe:
         self._logits = self._run(exact)
         self.accuracy = self._accuracy(self._logits)
 
-    def judge(self, content: bytes) -> tuple[float, float]:
-        """Return a file's accuracy, and its largest difference from the fp32 file's logits.
+    def measure(self, content: bytes) -> tuple[float, float]:
+        """Return a file's accuracy, and the largest difference of its logits from the fp32 file's.
 
-        The difference is that on the training images too, which few validation images are not enough for.
+        The difference covers the training images too, since there may be few validation images.
         """
         logits = self._run(content)
         session, exact = Session(content, device="cpu"), Session(self._exact, device="cpu")
@@ -241,7 +241,7 @@ class AccuracyProbe:
         return self._accuracy(logits), error
 
     def drop(self, content: bytes) -> float:
-        """Return how many points of accuracy a file loses."""
+        """Return the accuracy that a file loses, in percentage points."""
         return 100 * (self.accuracy - self._accuracy(self._run(content)))
 
     def _run(self, content: bytes) -> NDArray[np.float32]:
@@ -268,12 +268,12 @@ def _reasons(
 
 
 def _entries(source: Source, trial: Trial) -> dict[str, Any]:
-    """Return the manifest's entries about the published file, in place of those about the fp32 file."""
+    """Return the manifest's entries about the published file, which replace those about the fp32 file."""
     parity = trial.parity
     assert parity is not None
     agreement = parity.agreements[0]
     how = (
-        "a fraction of the largest logit, set beforehand"
+        "a fixed fraction of the largest logit"
         if trial.precision == "fp16"
         else f"twice the largest difference on {trial.image_count} validation images and on training images"
     )

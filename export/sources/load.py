@@ -1,4 +1,4 @@
-"""What is exported: the network, what must be known about it, and images to prove it with."""
+"""Loads the source of an export: the network, its metadata, and images to verify the export with."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["Source", "VerificationImages", "load_source", "tool_version"]
 
 
 def load_source(config: ExportConfig) -> Source:
-    """Load what ``config`` names: a training run, a network of one's own, or an ONNX file.
+    """Load the source that ``config`` names: a training run, the user's own network, or an ONNX file.
 
     Raises:
-        ExportError: it cannot be exported: flags that contradict each other, weights that do not fit or are
-            not finite, labels that do not match, a network that is not one image in and logits out.
+        ExportError: it cannot be exported: flags contradict each other, weights do not fit or are not
+            finite, labels do not match, or the network does not turn one image into logits.
         TrainingError: the checkpoint, the data set or the network's code cannot be used.
     """
     kind = source_kind(config)

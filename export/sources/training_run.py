@@ -1,4 +1,4 @@
-"""A run or checkpoint of ``foldserve train`` as a source: everything needed is in it."""
+"""Loads a run or checkpoint of ``foldserve train`` as a source."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load_run(config: ExportConfig, path: Path) -> Source:
 
     Raises:
         SourceError: it cannot be exported, or its weights are not finite.
-        CheckpointError: not a checkpoint, damaged, or its weights do not fit its architecture.
+        CheckpointError: it is not a checkpoint, is damaged, or its weights do not fit its architecture.
         DatasetError: the data set it was trained on cannot be found or read.
     """
     if config.arch is not None:
@@ -73,7 +73,7 @@ def _metadata(checkpoint: Checkpoint) -> ModelMetadata:
 def _test_images(checkpoint: Checkpoint, config: ExportConfig) -> tuple[VerificationImages, tuple[str, ...]]:
     dataset, remarks = load_trained_images(checkpoint, config.data_dir)
     count = image_count(len(dataset.test_images), checkpoint.image, config.verify_images)
-    # Spread evenly: a folder's images stand class by class, and the first thousand may be of one class alone.
+    # Spread evenly: a folder's images are sorted by class, so the first thousand may be of one class.
     chosen = spread(len(dataset.test_images), count)
     verification = VerificationImages(
         images=dataset.test_images.numpy()[chosen],
@@ -85,7 +85,7 @@ def _test_images(checkpoint: Checkpoint, config: ExportConfig) -> tuple[Verifica
 
 
 def _shown_dataset(checkpoint: Checkpoint) -> str:
-    """Return the data set's name; of a folder the last part alone, since no path belongs into an artifact."""
+    """Return the data set's name; only the last part of a folder, since artifacts must not contain paths."""
     return Path(checkpoint.dataset).name
 
 
@@ -103,7 +103,7 @@ def _suggested_name(source: Path, checkpoint: Checkpoint) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return ``value`` as JSON has it: the metrics of a run may hold tuples, paths and tensors."""
+    """Convert ``value`` to JSON types: the metrics of a run may hold tuples, paths and tensors."""
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# Of a layer's largest value. Rounding stays some hundred times below it, mistakes lie far above.
+# Relative to a layer's largest value. Rounding errors are about 100 times smaller, mistakes far larger.
 _FRACTION = 1e-4
 
 
@@ -47,8 +47,8 @@ def first_divergence(
         error = float(np.abs(actual - expected[name]).max())
         if not error <= _FRACTION * float(np.abs(expected[name]).max()):
             node = next(node for node in model_proto.graph.node if name in node.output)
-            # A layer's weight, or the shift of a batch norm that became a multiply and add.
+            # The weight of a layer, or the shift of a batch norm that became a multiply and add.
             own = next((value for value in node.input if value.endswith((".weight", ".shift"))), "")
             layer = own.rpartition(".")[0] or node.op_type
             return f"the first layer to differ is {layer} (value {name!r}), by up to {error:.3g}"
-    return "no single layer differs by itself: rounding adds up over the layers"
+    return "no single layer differs: rounding errors add up over the layers"

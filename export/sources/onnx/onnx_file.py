@@ -1,4 +1,4 @@
-"""An ONNX file made elsewhere, or by us, as a source."""
+"""Loads an ONNX file, made elsewhere or by ``foldserve export``, as a source."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ if TYPE_CHECKING:
     from foldserve.export.config import ExportConfig
     from foldserve.export.sources.onnx.read import OnnxFile
 
-# What ONNX Runtime 1.20 reads; a newer file is left as it is, and said to need a newer runtime.
+# The newest that ONNX Runtime 1.20 reads. A newer file is kept as it is, with a warning.
 _NEWEST_OPSET = 21
 
-# Where the input takes pixels the file sees the pixel itself, which is (pixel / 255 - 0) / (1 / 255).
+# A file that takes pixels sees the pixel itself, which is (pixel / 255 - 0) / (1 / 255).
 _PIXEL_STD = 1 / 255
 
 
 def load_onnx_file(config: ExportConfig, path: Path) -> Source:
-    """Adopt ``path``: find its image and its logits, and make it take any number of images.
+    """Load ``path``: find its image input and its logits, and make it take any number of images.
 
     Raises:
-        SourceError: damaged, not one image in and logits out, labels that do not match, a fixed batch size.
-        FoldError: a batch norm that depends on the batch.
+        SourceError: the file is damaged, does not turn one image into logits, or needs a fixed batch size; or
+            labels do not match.
+        FoldError: a batch norm depends on the batch.
     """
     file = read_onnx(path)
     own = _own_metadata(file)
@@ -82,7 +83,7 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
 
 
 def _own_metadata(file: OnnxFile) -> ModelMetadata | None:
-    """Return what the file says of itself if it is one of ours."""
+    """Return the metadata in the file if ``foldserve export`` wrote it."""
     props = {entry.key: entry.value for entry in file.model_proto.metadata_props}
     if "foldserve.schema" not in props:
         return None
@@ -93,7 +94,7 @@ def _own_metadata(file: OnnxFile) -> ModelMetadata | None:
 
 
 def _provenance(file: OnnxFile, own: ModelMetadata | None, golden_images: str) -> dict[str, str]:
-    """Say where the file came from; one of ours keeps what it says already."""
+    """Describe where the file came from; one that ``foldserve export`` wrote keeps its provenance."""
     origin = {
         "onnx_sha256": sha256_of(file.content),
         "producer": file.producer,
@@ -110,11 +111,15 @@ def _normalisation(
         return mean_and_std(config, channels)
     if config.mean is not None or config.std is not None:
         raise SourceError(
-            "--mean and --std do not go with a file that takes UINT8 pixels: its normalisation is in it"
+            "--mean and --std cannot be used with a file of UINT8 pixels: it contains its normalisation"
         )
     if own is not None:
         return own.mean, own.std, ()
-    return (0.0,) * channels, (_PIXEL_STD,) * channels, ("it takes UINT8 pixels as they are",)
+    return (
+        (0.0,) * channels,
+        (_PIXEL_STD,) * channels,
+        ("its input is UINT8 pixels; no normalisation is added",),
+    )
 
 
 def _labels(config: ExportConfig, own: ModelMetadata | None, class_count: int) -> tuple[str, ...]:
@@ -124,7 +129,7 @@ def _labels(config: ExportConfig, own: ModelMetadata | None, class_count: int) -
         labels = own.labels
     else:
         raise SourceError(
-            f"--labels FILE is needed (UTF-8, a name a line): the file answers {class_count} classes and "
+            f"--labels FILE is needed (UTF-8, one name per line): the file outputs {class_count} classes and "
             "does not name them"
         )
     check_label_count(labels, class_count, config.labels)
@@ -135,13 +140,13 @@ def _opset_remarks(file: OnnxFile) -> tuple[str, ...]:
     if file.opset <= _NEWEST_OPSET:
         return ()
     return (
-        f"warning: opset {file.opset} is kept; ONNX Runtime 1.20 reads up to {_NEWEST_OPSET}, so it needs a "
-        "later one",
+        f"warning: opset {file.opset} is kept; ONNX Runtime 1.20 reads up to {_NEWEST_OPSET}, so the file "
+        "needs a later version",
     )
 
 
 def _suggested_name(path: Path) -> str:
-    """Name it as its file; a version of ours as its model's folder."""
+    """Return the file's name without suffix, or the model's name if it is in the folder of a version."""
     absolute = path.resolve()
     if absolute.name == MODEL_FILE and absolute.parent.name.isdigit():
         return absolute.parent.parent.name

@@ -1,6 +1,6 @@
-"""What an adopted file is compared with: its own answers, as it was given, before anything is folded.
+"""Computes the logits of an ONNX file as given, unfolded, to compare its export with.
 
-ONNX Runtime computes them node by node, its optimisations off, since it would fold batch norm by itself.
+ONNX Runtime runs it with its optimisations off, since it would fold batch norm by itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class OnnxReference:
-    """Logits that a given ONNX file answers for uint8 pixels."""
+    """Computes the logits of a given ONNX file from uint8 pixels."""
 
     def __init__(self, file: NormalizedFile) -> None:
         self._file = file
@@ -32,9 +32,9 @@ class OnnxReference:
         return in_batches(self._run, images)
 
     def exact_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64] | None:
-        """Return the same in float64; None where that cannot be computed, or is not to be believed.
+        """Return float64 [N, K] of ``images``; None if it cannot be computed or differs much from float32.
 
-        A referee that is further from the file than float32 ever is has computed something else.
+        A difference that float32 rounding cannot explain means that another function was computed.
         """
         file = self._file
         try:
@@ -43,7 +43,7 @@ class OnnxReference:
                 lambda batch: graph.run({file.image: file.network_input(batch, np.float64)}),
                 images,
             )
-        except Exception:  # operations that the graph's evaluator lacks, or has for float32 alone
+        except Exception:  # the evaluator lacks an operation, or has it for float32 only
             return None
         expected = self.logits(images)
         if logits.dtype != np.float64 or logits.shape != expected.shape:
@@ -57,10 +57,10 @@ class OnnxReference:
         rows = []
         for start in range(0, len(images), size):
             batch = images[start : start + size]
-            # The last batch is filled up by repetition: the file takes no smaller one.
+            # The last batch is filled by repetition: a file with a fixed batch takes no smaller one.
             filled = batch[np.arange(size) % len(batch)]
             feeds = {file.image: file.network_input(filled, np.float32)}
-            answer = self._session.run([file.logits], feeds)[0]
-            # Not a row an image: left as it is, for the caller to see.
-            rows.append(answer[: len(batch)] if len(answer) == size else answer)
+            output = self._session.run([file.logits], feeds)[0]
+            # Not one row per image: returned as it is, for the caller to refuse.
+            rows.append(output[: len(batch)] if len(output) == size else output)
         return np.concatenate(rows)
