@@ -131,7 +131,7 @@ def _find_images(folder: Path, labels: Sequence[str]) -> tuple[list[Path], list[
         return (
             flat,
             None,
-            (f"left out: {below:,} images in subfolders, beside {len(flat):,} images",) if below else (),
+            (f"left out: {below:,} images in subfolders, beside {len(flat):,}",) if below else (),
         )
     if not found:
         raise SourceError(f"--images {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")

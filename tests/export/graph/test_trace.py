@@ -71,7 +71,7 @@ OF_THE_BATCH = {
 
 @pytest.mark.parametrize("function", OF_THE_BATCH.values(), ids=OF_THE_BATCH)
 def test_statistics_of_the_batch_are_refused_however_they_are_called(function, metadata):
-    with pytest.raises(FoldError, match="normalises by the statistics of the batch it sees"):
+    with pytest.raises(FoldError, match="normalises by the statistics of the current batch"):
         build_network(Calling(function).eval(), metadata)
 
 
@@ -90,17 +90,17 @@ RANDOM = {
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_chance_is_refused(name, metadata):
-    why = "drops at random" if "dropout" in name else "draws random numbers"
-    with pytest.raises(TraceError, match=rf"{why} in eval mode too \(.*its answers are not repeatable"):
+def test_random_operations_are_refused(name, metadata):
+    why = "drops values" if "dropout" in name else "draws random numbers"
+    with pytest.raises(TraceError, match=rf"{why} in eval mode too \(.*its output is not repeatable"):
         build_network(Calling(RANDOM[name]).eval(), metadata)
 
 
-def test_attention_without_dropout_is_no_chance(metadata):
+def test_attention_without_dropout_is_accepted(metadata):
     exported(Calling(lambda _, x: F.scaled_dot_product_attention(x, x, x)).eval(), metadata)
 
 
-def test_what_eval_mode_switches_off_is_no_chance(metadata):
+def test_dropout_that_eval_mode_turns_off_is_accepted(metadata):
     network = Calling(
         lambda self, x: self.norm(self.drop(F.dropout2d(x, training=self.training))),
         norm=nn.BatchNorm2d(6),
@@ -116,7 +116,7 @@ def test_a_module_in_training_mode_is_named(metadata):
         build_network(network, metadata)
 
 
-def test_control_flow_on_values_is_refused_in_a_line(metadata):
+def test_control_flow_on_values_is_refused_in_one_line(metadata):
     with pytest.raises(TraceError, match="cannot be traced") as raised:
         build_network(Calling(lambda _, x: x if x.sum() > 0 else -x).eval(), metadata)
     assert "\n" not in str(raised.value)
@@ -140,7 +140,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_what_is_not_one_row_of_logits_an_image_is_refused(name, metadata):
+def test_output_other_than_one_row_of_logits_per_image_is_refused(name, metadata):
     answer, message = ANSWERS[name]
 
     class Network(Classifier):
@@ -197,7 +197,7 @@ def test_tied_weights_are_a_shared_convolution(metadata):
     ],
     ids=["channels last", "transposed", "a slice"],
 )
-def test_weights_may_lie_in_memory_as_they_like(stored, metadata):
+def test_weights_in_any_memory_layout_are_exported(stored, metadata):
     conv = nn.Conv2d(3, 6, 3)
     conv.weight = nn.Parameter(stored(conv.weight.detach()))
     assert not conv.weight.is_contiguous()
@@ -213,7 +213,7 @@ def test_synchronised_batch_norm_is_a_batch_norm(metadata):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_code_that_names_its_types_has_a_referee_in_float64(dtype, metadata):
+def test_code_that_asks_for_float32_has_a_float64_reference(dtype, metadata):
     network = Calling(
         lambda self, x: self.norm(x.relu()).to(dtype).float() + torch.zeros(6, 1, 1, dtype=torch.float32),
         norm=nn.BatchNorm2d(6),
@@ -268,7 +268,7 @@ def test_a_batch_norm_in_a_branch_is_taken_out_too(kept, metadata):
     assert "BatchNormalization" not in operations
 
 
-def test_without_the_pass_a_batch_norm_in_a_branch_is_not_published(metadata, monkeypatch):
+def test_graph_with_unfolded_batch_norm_in_a_branch_is_refused(metadata, monkeypatch):
     monkeypatch.setattr(FoldPass, "fold_batch_norms", lambda *_: [])
     with pytest.raises(TraceError, match="still holds BatchNormalization"):
         build_network(randomised(Branching(kept=True)), metadata)

@@ -58,7 +58,7 @@ def test_three_to_four_channels_take_three_times_four_kernels():
     assert field(layer) == (5, 2)
 
 
-def test_a_bias_is_one_parameter_a_channel_and_no_multiplication():
+def test_bias_has_one_parameter_per_channel_and_no_macs():
     (with_bias,) = layers_of_chain(("Conv", {"weight": [4, 3, 3, 3], "bias": [4]}, {}))
     (without,) = layers_of_chain(("Conv", {"weight": [4, 3, 3, 3]}, {}))
     assert with_bias.parameters == without.parameters + 4
@@ -250,7 +250,7 @@ def test_a_weight_used_twice_counts_once_and_multiplies_twice():
     assert first.macs == second.macs == 81 * 16
 
 
-def test_what_other_tools_write_is_understood():
+def test_layers_in_files_of_other_tools_are_analysed():
     """No kernel_shape, padding chosen by itself, a matrix product with its bias apart."""
     conv, pool, _, product, bias = layers_of_chain(
         ("Conv", {"w": [4, 3, 3, 3]}, {"name": "first", "auto_pad": "SAME_UPPER", "strides": [2, 2]}),

@@ -69,7 +69,7 @@ def by_hand(weights: dict[str, torch.Tensor], images: np.ndarray) -> np.ndarray:
     return F.linear(x.flatten(1), w["head.weight"], w["head.bias"]).numpy()
 
 
-def test_a_network_of_ones_own_is_folded_proven_and_published(tmp_path, capsys):
+def test_custom_network_is_folded_verified_and_published(tmp_path, capsys):
     assert export_model(config(tmp_path)) == 0
     (manifest_path,) = published(tmp_path)
     assert manifest_path.parent == tmp_path / "models/net/1"
@@ -88,9 +88,9 @@ def test_a_network_of_ones_own_is_folded_proven_and_published(tmp_path, capsys):
     assert "2 folded, 0 rewritten" in capsys.readouterr().out
 
 
-def test_without_images_everything_says_synthetic(tmp_path, capsys):
+def test_export_without_images_is_marked_synthetic(tmp_path, capsys):
     export_model(config(tmp_path))
-    assert "no --images: proven on seeded synthetic images" in capsys.readouterr().out
+    assert "no --images: verified on seeded synthetic images" in capsys.readouterr().out
     (path,) = published(tmp_path)
     manifest = json.loads(path.read_text())
     assert manifest["golden"]["synthetic"] is True
@@ -138,12 +138,12 @@ def test_images_of_known_classes_are_golden_and_tell_the_accuracy(tmp_path, caps
     ],
     ids=["none is a label", "one is a label"],
 )
-def test_folders_that_are_not_labels_are_never_taken_for_them(names, message, tmp_path):
+def test_folders_not_named_as_labels_are_not_used_as_labels(names, message, tmp_path):
     write_images(tmp_path / "pictures", names, per_class=2)
     if message is None:
         source = load_source(config(tmp_path, images=tmp_path / "pictures"))
         assert source.verification.labels is None
-        assert any("no accuracy is measured" in remark for remark in source.remarks)
+        assert any("accuracy is not measured" in remark for remark in source.remarks)
         assert any("only 4 images" in remark for remark in source.remarks)
     else:
         with pytest.raises(SourceError, match=message):
@@ -182,7 +182,7 @@ def wrapped(weights):
 
 
 @pytest.mark.parametrize("case", ["state_dict", "averaged", "data parallel", "compiled", "half"])
-def test_wrapped_weights_are_found_and_what_was_done_is_said(case, tmp_path):
+def test_wrapped_weights_are_unwrapped_and_reported(case, tmp_path):
     payload, said = wrapped(trained_weights())[case]
     torch.save(payload, tmp_path / "weights.pt")
     source = load_source(config(tmp_path))
@@ -198,7 +198,7 @@ def test_safetensors_are_read_tied_weights_among_them(tmp_path):
     assert torch.equal(source.network.module.network.again.weight, trained_weights()["head.weight"])
 
 
-def test_the_factorys_own_module_stays_as_it_was(tmp_path):
+def test_factorys_own_module_is_not_changed(tmp_path):
     """Modules come out of a factory in training mode; it is a copy that is put into eval mode."""
     source = load_source(config(tmp_path, arch="own_networks:kept"))
     assert not source.network.module.training
@@ -239,16 +239,19 @@ def bad_weights(weights):
         ),
         "extra": (weights | {"tail.bias": bias}, r"not in the network tail\.bias"),
         "renamed": (renamed, r"missing head\.weight \(the file has classifier\.head\.weight\)"),
-        "shape": (weights | {"head.bias": bias[:3]}, r"head\.bias is \[3\] there and \[5\] in the network"),
+        "shape": (
+            weights | {"head.bias": bias[:3]},
+            r"head\.bias is \[3\] in the file and \[5\] in the network",
+        ),
         "nan": (weights | {"head.bias": bias * float("nan")}, r"weights head\.bias hold NaN"),
         "another network's": (
             {"body.0.weight": bias},
             r"missing conv\.weight, norm\.weight, norm\.bias and 4 more",
         ),
-        "no tensors": ({"epoch": 3}, "is no state dict: it has epoch"),
+        "no tensors": ({"epoch": 3}, "is not a state dict: it has epoch"),
         "empty": ({}, "it has nothing in it"),
         "a tensor": (bias, "holds a Tensor"),
-        "a checkpoint of ours": ({"format": "foldserve.checkpoint"}, "export it by itself"),
+        "a checkpoint of ours": ({"format": "foldserve.checkpoint"}, "export it with foldserve export"),
     }
 
 
@@ -276,7 +279,7 @@ def test_weights_that_are_not_exactly_the_networks_are_refused(case, tmp_path):
 
 def test_a_whole_module_is_refused_since_loading_it_would_run_code(tmp_path):
     torch.save(sys.modules["own_networks"].Net(), tmp_path / "weights.pt")
-    with pytest.raises(SourceError, match="save the state dict alone"):
+    with pytest.raises(SourceError, match="save only the state dict"):
         load_source(config(tmp_path))
 
 
@@ -292,7 +295,7 @@ def test_damaged_and_absent_weights_are_refused(name, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("ant\nbee\ncicada\n", "has 3 names, the network answers 5 classes"),
+        ("ant\nbee\ncicada\n", "has 3 names, but the network outputs 5 classes"),
         ("ant\n\nbee\n", "line 2 is empty"),
         ("ant\nbee\nant\n", "'ant' is in line 1 and in line 3"),
         ("", "is empty"),
@@ -309,7 +312,7 @@ def test_labels_that_do_not_fit_are_refused(content, message, tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
-def test_labels_may_come_from_any_editor(ending, tmp_path):
+def test_labels_with_any_line_ending_or_bom_are_read(ending, tmp_path):
     (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbf" + ending.join((*LABELS, "")).encode())
     assert load_source(config(tmp_path)).metadata.labels == LABELS
 
@@ -317,21 +320,23 @@ def test_labels_may_come_from_any_editor(ending, tmp_path):
 def test_missing_labels_are_asked_for_with_their_number(tmp_path):
     with pytest.raises(SourceError, match=r"--labels FILE is needed .* answers 5 classes"):
         load_source(config(tmp_path, labels=None))
-    with pytest.raises(SourceError, match=r"--labels FILE is needed .* as many classes as it has names"):
+    with pytest.raises(SourceError, match=r"--labels FILE is needed .* is built for one class per name"):
         load_source(config(tmp_path, labels=None, arch="own_networks:sized"))
 
 
 def test_too_few_labels_for_a_factory_that_asks_for_their_number(tmp_path):
     (tmp_path / "labels.txt").write_text("ant\nbee\n")
-    with pytest.raises(SourceError, match=r"\(made for 2 classes, a label each\).*head\.bias is \[5\] there"):
+    with pytest.raises(
+        SourceError, match=r"\(built for 2 classes, one per label\).*head\.bias is \[5\] in the file"
+    ):
         load_source(config(tmp_path, arch="own_networks:sized"))
 
 
 @pytest.mark.parametrize(
     ("factory", "error", "message"),
     [
-        ("Random", SourceError, "other logits each time, by up to .* something in it is random"),
-        ("Noisy", SourceError, "other logits each time"),
+        ("Random", SourceError, "differ by up to .* from call to call, .* something in it is random"),
+        ("Noisy", SourceError, "differ by up to .* from call to call"),
         ("Pair", SourceError, "answers a tuple; expected one tensor"),
         ("Mapping", SourceError, r"tensor of shape \[2\]; expected logits \[2, classes\]"),
         ("Map", SourceError, r"tensor of shape \[2, 8, 16, 16\]"),
@@ -350,21 +355,21 @@ def test_networks_that_cannot_be_served_are_refused(factory, error, message, tmp
 def test_batch_norm_without_running_statistics_is_refused(tmp_path):
     weights = {name: value for name, value in trained_weights().items() if ".running" not in name}
     torch.save(weights, tmp_path / "weights.pt")
-    with pytest.raises(FoldError, match="statistics of the batch"):
+    with pytest.raises(FoldError, match="statistics of the current batch"):
         export_model(config(tmp_path, arch="own_networks:OwnStatistics"))
 
 
-def test_a_network_that_insists_on_float32_is_judged_in_float64_all_the_same(tmp_path, capsys):
+def test_network_that_asks_for_float32_is_verified_in_float64(tmp_path, capsys):
     export_model(config(tmp_path, arch="own_networks:Single"))
-    assert "no float64 referee" not in capsys.readouterr().out
+    assert "no float64 reference" not in capsys.readouterr().out
     (path,) = published(tmp_path)
     comparisons = json.loads(path.read_text())["parity"]["comparisons"]
     assert all(comparison["max_abs_err_float64"] < 1e-4 for comparison in comparisons)
 
 
-def test_a_network_that_cannot_be_had_in_float64_is_proven_without_a_referee(tmp_path, capsys):
+def test_network_that_cannot_run_in_float64_is_verified_without_it(tmp_path, capsys):
     export_model(config(tmp_path, arch="own_networks:Plain"))
-    assert "no float64 referee" in capsys.readouterr().out
+    assert "no float64 reference" in capsys.readouterr().out
     (path,) = published(tmp_path)
     parity = json.loads(path.read_text())["parity"]
     assert parity["referee"].startswith("none")
@@ -374,18 +379,24 @@ def test_a_network_that_cannot_be_had_in_float64_is_proven_without_a_referee(tmp
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weights": None}, "fresh, random weights; give the trained ones with --weights"),
+        ({"weights": None}, "starts with random weights; give the trained ones with --weights"),
         ({"input": None}, "needs --input"),
         ({"arch": None}, "--weights without --arch"),
         ({"arch": None, "weights": None, "labels": None, "input": None}, "nothing to export: give a run"),
         ({"input": "2x16x16"}, "2 channels; expected 1 .grey. or 3 .RGB."),
-        ({"input": "16x16x3"}, "channels come first"),
+        ({"input": "16x16x3"}, "the order is channels x height x width"),
         ({"mean": (0.5,)}, "--mean has 1 numbers for 3 channels"),
         ({"resize": 8}, "--resize 8 is less than 16"),
-        ({"output": "logits"}, "--output does not go with a network of your own"),
-        ({"source": "model.onnx"}, "--arch, --weights does not go with an ONNX file"),
-        ({"source": "runs"}, "--weights, --input, --labels, --mean, --std does not go with a training run"),
-        ({"arch": None, "source": "own_networks:net"}, "is given by --arch own_networks:net"),
+        ({"output": "logits"}, "--output cannot be used with your own network"),
+        ({"source": "model.onnx"}, "--arch, --weights cannot be used with an ONNX file"),
+        (
+            {"source": "runs"},
+            "--weights, --input, --labels, --mean, --std cannot be used with a training run",
+        ),
+        (
+            {"arch": None, "source": "own_networks:net"},
+            "to export your own network, give --arch own_networks:net",
+        ),
         ({"input": "3x8x8"}, "the network fails on images of 3x8x8: RuntimeError"),
         ({"images": "nowhere"}, "nowhere does not exist"),
     ],
@@ -395,7 +406,7 @@ def test_flags_that_do_not_go_together_are_refused(settings, message, tmp_path):
         load_source(config(tmp_path, **settings))
 
 
-def test_assumed_normalisation_is_warned_of(tmp_path):
+def test_assumed_normalisation_causes_a_warning(tmp_path):
     remarks = load_source(config(tmp_path, mean=None, std=None)).remarks
     assert any("warning: --mean 0 and --std 1 are assumed" in remark for remark in remarks)
     assert not any("assumed" in remark for remark in load_source(config(tmp_path)).remarks)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_its_proof_is_made_of_the_folders_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_verification_images_are_the_folders_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pictures = tmp_path / "pictures"
     write_classes(pictures / "train", per_class=8, size=(40, 30), mode="RGB")
@@ -77,7 +77,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExportConfig:
     return ExportConfig(source=run.run_dir)
 
 
-def test_images_that_have_changed_since_the_training_are_told(tmp_path: Path, trained: ExportConfig):
+def test_images_changed_since_training_cause_a_warning(tmp_path: Path, trained: ExportConfig):
     """Names, sizes and times are as they were; a moved folder is no change."""
     assert not load_source(trained).remarks
     north, south = (tmp_path / "pictures" / label / "000.png" for label in ("north", "south"))

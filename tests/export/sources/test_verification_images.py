@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SPEC = ImageSpec("L", 28, 28, 28)
 
 
-def test_what_is_left_out_is_told(tmp_path: Path):
+def test_skipped_files_are_listed_in_remarks(tmp_path: Path):
     folder = write_classes(tmp_path / "p", per_class=9, labels=("a", "b"))
     write_classes(folder / "a" / ".thumbnails", per_class=3)
     write_classes(folder / "b" / "@eaDir", per_class=3)
@@ -36,15 +36,15 @@ def test_what_is_left_out_is_told(tmp_path: Path):
         assert expected in told
 
 
-def test_images_in_folders_beside_flat_ones_are_told(tmp_path: Path):
+def test_ignored_subfolders_are_listed_in_remarks(tmp_path: Path):
     folder = write_classes(tmp_path / "p", per_class=3)
     Image.new("L", (28, 28)).save(folder / "flat.png")
     verification, remarks = load_verification_images(folder, SPEC, ("a", "b"), None)
     assert len(verification.images) == 1
-    assert "left out: 12 images in folders beside 1" in remarks
+    assert "left out: 12 images in subfolders, beside 1" in remarks
 
 
-def test_names_that_look_like_a_label_are_of_that_label(tmp_path: Path):
+def test_names_that_look_like_a_label_belong_to_it(tmp_path: Path):
     composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     folder = write_classes(tmp_path / "p", per_class=2, labels=(decomposed, "tea"))
     for labels in ((composed, "tea"), (decomposed, "tea")):

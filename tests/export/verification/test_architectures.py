@@ -85,7 +85,7 @@ def test_the_file_answers_as_the_network_does(export: Export):
     check_parity(export.session, export.reference, export.images)
 
 
-def test_one_moved_weight_is_found_out(export: Export):
+def test_one_changed_weight_in_the_first_layer_fails(export: Export):
     """The twin, in the first layer: what moves there has the whole network to get lost in."""
     first = next(module for module in export.network.modules() if isinstance(module, nn.Conv2d))
     with torch.no_grad():

@@ -72,7 +72,7 @@ def test_the_file_answers_as_the_network_does(export: Export):
     check_parity(export.session, TorchReference(export.module), export.images)
 
 
-def test_a_file_of_other_weights_is_found_out(export: Export):
+def test_file_with_other_weights_is_detected(export: Export):
     """The twin: one weight of the last layer moved by a thousandth of what the logits are."""
     last = list(export.module.network.parameters())[-1]
     with torch.no_grad():

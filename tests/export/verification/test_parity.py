@@ -74,7 +74,7 @@ def test_a_wrong_mean_fails(session, module, images):
         check_parity(session, TorchReference(module), images)
 
 
-def test_the_referee_sees_an_error_below_the_contract(session, module, images):
+def test_float64_reference_detects_an_error_below_the_fp32_tolerance(session, module, images):
     """5e-5 is within 1e-4 of PyTorch, but far more than float32 rounding."""
 
     class Shifted(Session):
@@ -87,7 +87,7 @@ def test_the_referee_sees_an_error_below_the_contract(session, module, images):
         check_parity(shifted, TorchReference(module), images)
 
 
-def test_not_a_number_fails(session, module, images):
+def test_nan_logits_fail(session, module, images):
     with torch.no_grad():
         module.network.get_parameter("classifier.5.bias")[3] = float("nan")
     with pytest.raises(ParityError):
@@ -134,7 +134,7 @@ def test_wrong_probabilities_fail_every_comparison(built, module, images, change
             check()
 
 
-def test_a_prediction_too_close_to_call_is_not_held_against_the_file(session, module, images):
+def test_predictions_too_close_to_call_are_not_compared(session, module, images):
     """The reference prefers another class by less than the tolerance: either answer is right."""
     expected = run_logits(session, images[:1]).copy()
     second, first = np.argsort(expected[0])[-2:]
@@ -187,7 +187,7 @@ def test_equal_networks_have_no_diverging_layer(content, module, images):
     assert "no single layer differs" in diverging_layer(module, content, images[:32])
 
 
-def test_padding_that_a_batch_norm_went_past_is_no_diverging_layer(images):
+def test_padding_moved_before_a_batch_norm_is_not_reported_as_diverging(images):
     """The file pads before it normalises: a value that the network does not have, and not called as one."""
     body = [nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.BatchNorm2d(4)]
     body.append(nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"))

@@ -125,7 +125,7 @@ def test_a_wrong_constant_fails(case, request, images, expected, tolerances):
         check(damaged, images, expected, tolerances[precision])
 
 
-def test_the_golden_pairs_of_int8_see_what_its_wide_tolerance_does_not(int8, images, expected, tolerances):
+def test_golden_pairs_of_int8_detect_errors_below_its_tolerance(int8, images, expected, tolerances):
     """One scale off by two hundredths is within what int8 may err by, and far from what this file answers."""
     golden = check(int8, images, expected, tolerances["int8"]).golden
     damaged = changed(int8, "classifier.5.weight_scale", lambda scale: scale * 1.02)
