@@ -79,8 +79,8 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     measured too. Default: seeded synthetic images."""
 
     output: str | None = None
-    """Tensor of an .onnx file that holds the logits. Needed if the file has several outputs, or if its output
-    is probabilities."""
+    """Tensor of an .onnx file that holds the logits. Needed if the file has several outputs, or outputs
+    probabilities that do not come from a final softmax."""
 
     as_logits: bool = False
     """Treat the network's output as logits, whatever its values. By default a final softmax is removed, and a

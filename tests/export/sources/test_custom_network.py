@@ -318,7 +318,7 @@ def test_labels_with_any_line_ending_or_bom_are_read(ending, tmp_path):
 
 
 def test_missing_labels_are_asked_for_with_their_number(tmp_path):
-    with pytest.raises(SourceError, match=r"--labels FILE is needed .* answers 5 classes"):
+    with pytest.raises(SourceError, match=r"--labels FILE is needed .* outputs 5 classes"):
         load_source(config(tmp_path, labels=None))
     with pytest.raises(SourceError, match=r"--labels FILE is needed .* is built for one class per name"):
         load_source(config(tmp_path, labels=None, arch="own_networks:sized"))
@@ -337,7 +337,7 @@ def test_too_few_labels_for_a_factory_that_asks_for_their_number(tmp_path):
     [
         ("Random", SourceError, "differ by up to .* from call to call, .* something in it is random"),
         ("Noisy", SourceError, "differ by up to .* from call to call"),
-        ("Pair", SourceError, "answers a tuple; expected one tensor"),
+        ("Pair", SourceError, "outputs a tuple; expected one tensor"),
         ("Mapping", SourceError, r"tensor of shape \[2\]; expected logits \[2, classes\]"),
         ("Map", SourceError, r"tensor of shape \[2, 8, 16, 16\]"),
         ("Branching", TraceError, "cannot be traced"),

@@ -274,7 +274,7 @@ def test_external_data_is_taken_in(tmp_path, labels):
     assert list(manifest["source"]["onnx_external_data_sha256"]) == ["theirs.data"]
     onnx.save(small_graph(), path, save_as_external_data=True, location="theirs.data", size_threshold=0)
     (tmp_path / "theirs.data").unlink()
-    with pytest.raises(SourceError, match=r"keeps its weights in theirs\.data beside it"):
+    with pytest.raises(SourceError, match=r"stores its weights in theirs\.data beside it"):
         load_source(config(path))
 
 
@@ -284,10 +284,10 @@ def node(operation: str, *inputs: str, output: str, **attributes: Any) -> onnx.N
 
 REFUSED = {
     "two outputs": ({"more_outputs": ("r",)}, SourceError, "has 2 outputs: scores, r; name the one"),
-    "sigmoid": ({"end": "Sigmoid"}, SourceError, "of a Sigmoid, not logits of one class"),
+    "sigmoid": ({"end": "Sigmoid"}, SourceError, "the output of a Sigmoid, not logits"),
     "training": ({"training": True, "opset": 15}, FoldError, "is in training mode"),
     "five channels": ({}, SourceError, "--input 5x8x8"),
-    "open size": ({"side": "S"}, SourceError, "does not fix its image's shape"),
+    "open size": ({"side": "S"}, SourceError, "does not fix the shape of its image"),
     "random": (
         {
             "more_nodes": (
@@ -362,7 +362,7 @@ def test_inputs_that_are_not_an_image_are_named(tmp_path, labels):
 
 def test_labels_are_asked_for_and_counted(tmp_path, labels):
     path = save(small_graph(), tmp_path)
-    with pytest.raises(SourceError, match=r"--labels FILE is needed .* answers 4 classes"):
+    with pytest.raises(SourceError, match=r"--labels FILE is needed .* outputs 4 classes"):
         load_source(config(path, labels=None))
     labels.write_text("a\nb\n")
     with pytest.raises(SourceError, match="has 2 names, but the network outputs 4 classes"):
