@@ -150,7 +150,7 @@ class Forms:
         mean, std = (0.4,) * channels, (0.3,) * channels
         self.module = Normalized(network, mean, std).eval()
         metadata = ModelMetadata(tuple("0123456789"), mean, std, spec)
-        folded = build_model(self.module.network, metadata).content
+        folded = build_model(trace(self.module.network, spec.shape).model, metadata).content
         ranges = activation_ranges(folded, self.images(_CALIBRATION_COUNT))
         self.files = {
             "unfolded": build_unfolded(self.module.network, metadata, is_tidied=False),

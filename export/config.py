@@ -1,4 +1,4 @@
-"""What ``foldserve export`` can be told."""
+"""Defines the settings of ``foldserve export``."""
 
 from __future__ import annotations
 
@@ -19,69 +19,72 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     """Fold, convert, verify and publish a trained network as the next version in a model repository."""
 
     source: CliPositionalArg[Path | None] = None
-    """A training run's folder (its best checkpoint is taken), a checkpoint file, or an .onnx file made
-    elsewhere; none for a network of your own (--arch, --weights)."""
+    """A training run's folder (its best checkpoint is used), a checkpoint file, or an .onnx file made
+    elsewhere. Omit it to export your own network (--arch, --weights)."""
 
     repository: Path = Path("models")
-    """Folder of the model repository; created where it does not exist."""
+    """Folder of the model repository; created if it does not exist."""
 
     name: str | None = None
-    """Model name in the repository; by default the run folder's name."""
+    """Model name in the repository. Default: the name of the run folder, .onnx file or factory."""
 
     precision: Literal["fp32", "fp16", "int8", "auto"] = "fp32"
-    """Number format of the weights and the arithmetic. fp16 and int8 are published only where they pass what
-    follows, else fp32 is, with the figures; auto tries what may be faster here."""
+    """Number format of weights and arithmetic. fp16 and int8 are published only if they pass the checks of
+    the two flags below; otherwise fp32 is published and the figures are shown. auto tries each precision that
+    may be faster on this machine."""
 
     max_accuracy_drop: float = Field(default=0.3, ge=0, le=100, allow_inf_nan=False)
-    """Most points of accuracy, on the validation images, that a lower precision may lose."""
+    """Largest loss of accuracy on the validation images that fp16 or int8 may have, in percentage points."""
 
     batch_sizes: tuple[int, ...] = (1, 8, 32)
-    """Batch sizes, as 1,8,32, at each of which int8 (and whatever auto takes) must be faster than fp32."""
+    """Comma-separated batch sizes. int8, and any precision that auto chooses, must be faster than fp32 at
+    each of them."""
 
     data_dir: Path | None = None
-    """Folder that holds the data set's files; found or fetched by itself where not given."""
+    """Folder that holds the data set's files. Default: found or downloaded automatically."""
 
     verify_images: int | None = Field(default=None, ge=1)
-    """Test images to compare on; by default all of them up to 64 pixels a side and 1,000 above."""
+    """Number of test images to compare on. Default: all up to 64 pixels per side, 1,000 above."""
 
     skip_same: bool = False
-    """Publish nothing where the newest version already is the very same model, sound on disk."""
+    """Publish nothing if the newest version is intact on disk and holds exactly the same model."""
 
     arch: str | None = None
-    """Your own network, as package.module:factory (its code is run), or the name of one of foldserve's; with
-    a run or checkpoint, the network of your own that it was trained with."""
+    """Your own network as package.module:factory (its code is run), or the name of a built-in network. With a
+    run or checkpoint: the network of your own that it was trained with."""
 
     weights: Path | None = None
-    """The network's weights: a state dict saved by torch.save, or a .safetensors file."""
+    """Weights of the network: a state dict saved by torch.save, or a .safetensors file."""
 
     input: str | None = None
-    """The image's channels, height and width, as 3x224x224; of an .onnx file only where it leaves them
-    open."""
+    """Channels, height and width of the image, such as 3x224x224. Needed for an .onnx file only if the file
+    does not fix them."""
 
     labels: Path | None = None
-    """The classes' names in the order of the logits: UTF-8, a name a line."""
+    """UTF-8 text file of class names, one per line, in the order of the logits."""
 
     mean: tuple[float, ...] | None = None
-    """The network sees (pixel / 255 - mean) / std: one number a channel, as 0.485,0.456,0.406; 0 by
-    default."""
+    """Mean of each channel, such as 0.485,0.456,0.406: the network's input is (pixel / 255 - mean) / std.
+    Default: 0."""
 
     std: tuple[float, ...] | None = None
-    """One number a channel, as 0.229,0.224,0.225; 1 by default."""
+    """Standard deviation of each channel, such as 0.229,0.224,0.225. Default: 1."""
 
     resize: int | None = Field(default=None, ge=1)
-    """Length in pixels that an image's shorter side is scaled to before its centre is cut; by default the
-    longer side of --input."""
+    """Length in pixels to which the shorter side of an image is scaled before its centre is cropped. Default:
+    the longer side of --input."""
 
     images: Path | None = None
-    """Folder of images to prove the export with; in folders named as the labels they tell the accuracy too.
-    By default seeded synthetic ones."""
+    """Folder of images to verify the export with. If its subfolders are named as the labels, accuracy is
+    measured too. Default: seeded synthetic images."""
 
     output: str | None = None
-    """The tensor of an .onnx file that holds the logits, where it has several outputs or probabilities."""
+    """Tensor of an .onnx file that holds the logits. Needed if the file has several outputs, or outputs
+    probabilities that do not come from a final softmax."""
 
     as_logits: bool = False
-    """Take what the network answers for logits, whatever it looks like. By default a softmax at its end is
-    left out, and a network whose answers are probabilities all the same is refused."""
+    """Treat the network's output as logits, whatever its values. By default a final softmax is removed, and a
+    network that still outputs probabilities is refused."""
 
     @field_validator("batch_sizes", mode="before")
     @classmethod
@@ -92,7 +95,7 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     @classmethod
     def _check_batch_sizes(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
         if not sizes or min(sizes) < 1:
-            raise ValueError("expected batch sizes from 1 on, as 1,8,32")
+            raise ValueError("expected batch sizes of 1 or more, such as 1,8,32")
         return sizes
 
     @field_validator("name")
@@ -111,7 +114,7 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     @classmethod
     def _check_finite(cls, numbers: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if numbers is not None and not all(math.isfinite(number) for number in numbers):
-            raise ValueError(f"expected finite numbers, one a channel, got {_listed(numbers)}")
+            raise ValueError(f"expected finite numbers, one per channel, got {_listed(numbers)}")
         return numbers
 
     @field_validator("std")

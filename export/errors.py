@@ -1,11 +1,11 @@
-"""Every error that export raises on purpose; the message is one line that can be shown to the user.
+"""Defines the errors of export. Each message is one line that can be shown to the user.
 
 ExportError
-├── SourceError     what was given to export cannot be used: settings, weights, labels, repository
+├── SourceError     an input cannot be used: settings, weights, labels, repository
 ├── TraceError      the network cannot be traced or converted
-├── FoldError       a batch norm that depends on the other images of its batch, or is not finite
-├── PrecisionError  the network cannot be had in a lower precision
-└── ParityError     the file does not compute what the given network computes; nothing was published
+├── FoldError       a batch norm depends on the other images of its batch, or is not finite
+├── PrecisionError  the network cannot be converted to a lower precision
+└── ParityError     the file does not compute the same as the network; nothing was published
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ class ExportError(FoldserveError):
 
 
 class SourceError(ExportError):
-    """What was given cannot be exported, or the repository cannot take it."""
+    """The source cannot be exported, or the repository cannot be written."""
 
 
 class TraceError(ExportError):
-    """The network's computation cannot be read as a graph, or uses what ONNX does not have."""
+    """The network cannot be traced into a graph, or uses an operation that ONNX does not have."""
 
 
 class FoldError(ExportError):
@@ -30,13 +30,13 @@ class FoldError(ExportError):
 
 
 class PrecisionError(ExportError):
-    """The file cannot be turned into half precision or int8; fp32 is published in its place."""
+    """The file cannot be converted to fp16 or int8; fp32 is published instead."""
 
 
 class ParityError(ExportError):
-    """The exported file's answers differ from the given network's by more than the tolerance."""
+    """The exported file's outputs differ from the network's by more than the tolerance."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of a foreign error's message, or its kind where it has none."""
+    """Return the first line of an error's message, or the name of its class if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].strip()

@@ -1,4 +1,4 @@
-"""``foldserve export``: a trained network becomes the next version in a repository, or nothing happens."""
+"""Runs ``foldserve export``: publishes a trained network as the next version in a model repository."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from foldserve.errors import ArtifactError
 from foldserve.export.config import check_name
 from foldserve.export.errors import ParityError, SourceError
 from foldserve.export.graph.build import BuiltModel, build_model
-from foldserve.export.precision.choose import ExactFile, choose_precision
+from foldserve.export.precision.choose import ExactFile, choose_precision, try_precisions
 from foldserve.export.publish import check_writable, find_same, make_manifest, publish, save_rejected
 from foldserve.export.report import Report
 from foldserve.export.sources.load import load_source
@@ -26,7 +26,6 @@ from foldserve.export.verification.parity import (
 )
 from foldserve.export.verification.probabilities import check_logits, no_logits_text
 from foldserve.export.verification.reference import in_batches
-from foldserve.export.verification.references import make_reference
 from foldserve.runtime.runner import ModelRunner
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from foldserve.runtime.session import Session
 
 _REPLAY_BATCH_SIZE = 32
-_EVIDENCE_COUNT = 32
+_REJECTED_IMAGE_COUNT = 32
 
 
 def export_model(config: ExportConfig) -> int:
@@ -53,13 +52,13 @@ def export_model(config: ExportConfig) -> int:
         TrainingError: the checkpoint or its data set cannot be read.
     """
     report = Report()
-    if not config.skip_same:  # which may find nothing to write
+    if not config.skip_same:  # with it there may be nothing to write
         check_writable(config.repository)
     source = load_source(config)
     name = _model_name(config, source)
     model_folder = config.repository / name
     report.started(source, name)
-    built = build_model(source.module.network, source.metadata)
+    built = build_model(source.network.to_graph(), source.metadata)
     if built.no_logits and not config.as_logits:
         raise SourceError(no_logits_text(built.no_logits))
     report.folded(built)
@@ -67,10 +66,15 @@ def export_model(config: ExportConfig) -> int:
         return 0
     check_writable(model_folder)
     sessions = open_sessions(built.content)
-    with _evidence(config, name, built, source):
+    with _saving_rejected(config, name, built, source):
         comparisons, agreements, expected = _verify(source, sessions, report, as_logits=config.as_logits)
         golden = _make_golden(source, sessions, expected, largest_rounding(comparisons))
-    choice = choose_precision(config, source, ExactFile(built.content, golden, expected), report)
+    exact = ExactFile(built.content, golden, expected)
+    trials = []
+    for trial in try_precisions(config, source, exact, report.counting):
+        report.tried(trial, config.max_accuracy_drop)
+        trials.append(trial)
+    choice = choose_precision(source, exact, trials)
     manifest = make_manifest(
         source,
         built,
@@ -105,22 +109,24 @@ def _verify(
     source: Source, sessions: Sequence[Session], report: Report, *, as_logits: bool
 ) -> tuple[list[Comparison], list[Agreement], NDArray[np.float32]]:
     """Compare the file with the network on every device present; return the network's logits too."""
-    reference = make_reference(source.module)
-    proof = source.proof
+    reference = source.network.reference()
+    verification = source.verification
     comparisons = [
         comparison
         for session in sessions
-        for comparison in check_parity(session, reference, proof.images, proof.kind)
+        for comparison in check_parity(session, reference, verification.images, verification.kind)
     ]
-    report.compared(comparisons, proof)
-    with report.counting("accuracy", len(proof.images) * (1 + len(sessions))) as on_progress:
-        expected = in_batches(reference.logits, proof.images, on_progress)
+    report.compared(comparisons, verification)
+    with report.counting("accuracy", len(verification.images) * (1 + len(sessions))) as on_progress:
+        expected = in_batches(reference.logits, verification.images, on_progress)
         warning = "" if as_logits else check_logits(expected)
         agreements = [
-            check_agreement(session, expected, proof.images, proof.labels, on_progress=on_progress)
+            check_agreement(
+                session, expected, verification.images, verification.labels, on_progress=on_progress
+            )
             for session in sessions
         ]
-    report.agreed(agreements, proof)
+    report.agreed(agreements, verification)
     if warning:
         report.warned(warning)
     return comparisons, agreements, expected
@@ -129,12 +135,16 @@ def _verify(
 def _make_golden(
     source: Source, sessions: Sequence[Session], expected: NDArray[np.float32], rounding: float
 ) -> Golden:
-    """Choose golden pairs, answer them, and replay them as a server will, on every device present."""
-    proof = source.proof
+    """Choose golden pairs, compute their logits, and replay them as a server does, on each device present."""
+    verification = source.verification
     count = golden_count(source.metadata.image.shape, len(source.metadata.labels))
-    chosen = choose_golden(proof.labels, len(proof.images), count)
+    chosen = choose_golden(verification.labels, len(verification.images), count)
     golden = make_golden(
-        sessions[0], expected[chosen], proof.images[chosen], rounding=rounding, synthetic=proof.synthetic
+        sessions[0],
+        expected[chosen],
+        verification.images[chosen],
+        rounding=rounding,
+        synthetic=verification.synthetic,
     )
     for session in sessions:
         try:
@@ -150,13 +160,14 @@ def _make_golden(
 
 
 @contextlib.contextmanager
-def _evidence(config: ExportConfig, name: str, built: BuiltModel, source: Source) -> Iterator[None]:
-    """On a failed check keep the file and some images, and say which layer differs first."""
+def _saving_rejected(config: ExportConfig, name: str, built: BuiltModel, source: Source) -> Iterator[None]:
+    """If a check fails, save the file and some images, and name the first layer that differs."""
     try:
         yield
     except ParityError as error:
-        images = source.proof.images[:_EVIDENCE_COUNT]
-        message = f"{error}; {first_divergence(source.module, built.content, images)}"
+        images = source.verification.images[:_REJECTED_IMAGE_COUNT]
+        values = source.network.layer_values(images)
+        message = f"{error}; {first_divergence(values, built.content, images)}"
         try:
             folder = save_rejected(config.repository, name, built.content, images, message)
         except OSError:

@@ -1,4 +1,4 @@
-"""The verified model becomes the next version, with a manifest that says how it was verified."""
+"""Publishes a verified model as the next version, with a manifest that says how it was verified."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ _TOOLS = ("foldserve", "torch", "onnx", "onnx-ir", "onnxscript", "numpy")
 
 
 def check_writable(folder: Path) -> None:
-    """Check that ``folder`` can be made and filled: not after minutes of proofs, but before them.
+    """Check that ``folder`` can be created and written, before minutes of verification.
 
     Raises:
-        SourceError: it cannot, or it is a file or lies below one.
+        SourceError: it cannot be, or it is a file or below one.
     """
     try:
         nearest = next(path for path in (folder, *folder.parents) if path.exists())
         if not nearest.is_dir():
-            raise SourceError(f"{nearest} is a file; expected a folder, or a path that does not exist yet")
-        with tempfile.TemporaryFile(dir=nearest):  # without a name, and gone at once
+            raise SourceError(f"{nearest} is a file; expected a folder or a path that does not exist yet")
+        with tempfile.TemporaryFile(dir=nearest):  # it has no name and is gone at once
             pass
     except OSError as error:
         raise SourceError(
@@ -60,7 +60,7 @@ def make_manifest(
     golden: Golden,
     precision: str,
 ) -> dict[str, Any]:
-    """Return the manifest; `publish_artifact` adds the schema and the files' hashes."""
+    """Return the manifest, to which `publish_artifact` adds the schema and the hashes of the files."""
     return {
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "precision": precision,
@@ -70,7 +70,7 @@ def make_manifest(
         "folding": [asdict(fold) for fold in built.folds],
         "parity": to_manifest(comparisons, agreements),
         "accuracy": {
-            "images": source.proof.origin,
+            "images": source.verification.origin,
             "image_count": agreements[0].image_count,
             "before": agreements[0].accuracy_before,
             "after": agreements[0].accuracy_after,
@@ -78,7 +78,7 @@ def make_manifest(
         "golden": {
             "count": len(golden.images),
             "synthetic": golden.synthetic,
-            "source": source.proof.origin,
+            "source": source.verification.origin,
             "reference_tolerance": golden.reference_tolerance,
             "runtime_tolerance": golden.runtime_tolerance,
         },
@@ -87,7 +87,7 @@ def make_manifest(
 
 
 def find_same(model_folder: Path, content: bytes) -> Path | None:
-    """Return the newest version's folder if it is whole and its model is ``content``."""
+    """Return the folder of the newest version if it is intact and its model is ``content``; else None."""
     versions = list_versions(model_folder) if model_folder.is_dir() else []
     if not versions:
         return None
@@ -99,7 +99,7 @@ def find_same(model_folder: Path, content: bytes) -> Path | None:
 
 
 def publish(model_folder: Path, content: bytes, golden: Golden, manifest: dict[str, Any]) -> Path:
-    """Write the next version under ``model_folder`` and return its folder.
+    """Write the next version into ``model_folder`` and return its folder.
 
     Raises:
         SourceError: the folder cannot be written, or the disk is full.
@@ -115,7 +115,7 @@ def publish(model_folder: Path, content: bytes, golden: Golden, manifest: dict[s
 def save_rejected(
     repository: Path, name: str, content: bytes, images: NDArray[np.uint8], reason: str
 ) -> Path:
-    """Keep a file that failed its check, with images to repeat it, where no server looks; return the folder.
+    """Save a file that failed a check, with images to repeat it, where no server reads; return the folder.
 
     Raises:
         OSError: the repository cannot be written.

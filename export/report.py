@@ -1,4 +1,4 @@
-"""What the person at the terminal sees of an export: a line a step, and at the end what to do next."""
+"""Prints the progress of an export: one line per step, and at the end the next command."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ _WIDTH = 10
 
 
 class Report:
-    """Prints to standard output as the steps end."""
+    """Prints one line or more to standard output after each step."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
         self._terminal = Terminal(self._console)
 
     def counting(self, name: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Show a long step while it runs: a bar on a terminal, else a line now and then."""
+        """Show the progress of a long step: a bar on a terminal, else a line now and then."""
         return self._terminal.counting(f"{name:<{_WIDTH}}", total)
 
     def started(self, source: Source, name: str) -> None:
-        """Say what is exported, and what was decided on the way."""
+        """Print the source of the export, and its remarks."""
         self._line("export", f"{name}: {source.summary}")
         for remark in source.remarks:
             self._line("", remark)
 
     def folded(self, built: BuiltModel) -> None:
-        """Say what became of the batch norms, and why where one could not be folded."""
+        """Print the outcome for each batch norm, with the reason if it was not folded."""
         counts = Counter(fold.action for fold in built.folds)
         for index, fold in enumerate(built.folds):
             self._line("fold" if index == 0 else "", f"{fold.name}: {fold.action}, {fold.reason}")
@@ -53,8 +53,8 @@ class Report:
             f"{counts['folded']} folded, {counts['rewritten']} rewritten, no batch norm left",
         )
 
-    def compared(self, comparisons: Sequence[Comparison], proof: VerificationImages) -> None:
-        """Say how far file and network are apart."""
+    def compared(self, comparisons: Sequence[Comparison], verification: VerificationImages) -> None:
+        """Print the largest difference between file and network."""
         worst = max(comparisons, key=lambda comparison: comparison.max_abs_err / comparison.tolerance)
         batches = ", ".join(
             str(size) for size in sorted({comparison.batch_size for comparison in comparisons})
@@ -62,29 +62,29 @@ class Report:
         self._line(
             "parity",
             f"largest logit difference {worst.max_abs_err:.2g} (allowed {worst.tolerance:.2g}), "
-            f"batches {batches}, random and {proof.kind} images, {_providers(comparisons)}",
+            f"batches {batches}, random and {verification.kind} images, {_providers(comparisons)}",
         )
         if not has_float64_reference(comparisons):
-            self._line("", "no float64 referee: the network cannot be computed in float64")
+            self._line("", "no float64 reference: the network cannot be computed in float64")
 
-    def agreed(self, agreements: Sequence[Agreement], proof: VerificationImages) -> None:
-        """Say what both answer on the proof images."""
+    def agreed(self, agreements: Sequence[Agreement], verification: VerificationImages) -> None:
+        """Print how well file and network agree on the verification images."""
         for agreement in agreements:
             before, after = agreement.accuracy_before, agreement.accuracy_after
             known = before is not None and after is not None
             accuracy = f", accuracy {before:.2%} before and {after:.2%} after" if known else ""
             self._line(
                 "accuracy",
-                f"{agreement.image_count:,} {proof.origin}: {_predictions(agreement)}{accuracy} "
+                f"{agreement.image_count:,} {verification.origin}: {_predictions(agreement)}{accuracy} "
                 f"({agreement.provider})",
             )
 
     def warned(self, text: str) -> None:
-        """Say what is odd about the line before, and is no reason to stop."""
+        """Print a warning about the previous line."""
         self._line("", text)
 
     def tried(self, trial: Trial, most_drop: float) -> None:
-        """Say what a lower precision is worth, and why it is not published where it is not."""
+        """Print the measurements of a lower precision, and why it is not published if it is not."""
         title = "precision"
         if trial.image_count:
             lines = [
@@ -98,7 +98,7 @@ class Report:
                 lines.insert(0, f"in int8: {', '.join(trial.in_int8)}{kept}")
             if trial.precision == "fp16" and trial.speedup < 1:
                 on_cpu = any(speed.provider == CPU_PROVIDER for speed in trial.speeds)
-                reason = "CPUs turn halves into floats and back" if on_cpu else "the network is too small"
+                reason = "CPUs convert fp16 to fp32 and back" if on_cpu else "the network is too small"
                 lines.append(f"not faster here: {reason}; half the size")
             for line in lines:
                 self._line(title, f"{trial.precision} {line}" if title else line)
@@ -107,13 +107,13 @@ class Report:
             self._line(title, f"{trial.precision} is not published, fp32 is: {reason}")
 
     def same(self, version: Path) -> None:
-        """Say that nothing new had to be published."""
-        self._line("unchanged", f"{version}{os.sep} already is this very model; nothing was published")
+        """Print that the newest version already is this model."""
+        self._line("unchanged", f"{version}{os.sep} already is exactly this model; nothing was published")
 
     def published(
         self, version: Path, content: bytes, golden: Golden, repository: Path, precision: str
     ) -> None:
-        """Say where the version is and what to do with it."""
+        """Print where the version is, and the command that serves it."""
         kind = "synthetic images" if golden.synthetic else "real images"
         self._line(
             "golden", f"{len(golden.images)} pairs of {kind} and logits, replayed by the server at load"
@@ -122,15 +122,15 @@ class Report:
         self._line("next", f"foldserve serve --repository {repository}")
 
     def verifying(self, version: Path, checkpoint: Path) -> None:
-        """Say what is compared with what."""
+        """Print which version is compared with which checkpoint."""
         self._line("verify", f"{version}{os.sep} against {checkpoint}")
 
     def made_from(self, version: Path, checkpoint: Path) -> None:
-        """Say that they agree."""
+        """Print that they agree."""
         self._line("ok", f"{version}{os.sep} was made from {checkpoint}")
 
     def not_made_from(self, checkpoint: Path, reason: str) -> None:
-        """Say what differs."""
+        """Print what differs."""
         self._line("FAILED", f"not made from {checkpoint}: {reason}")
 
     def _line(self, title: str, text: str) -> None:
@@ -140,7 +140,7 @@ class Report:
 def _predictions(agreement: Agreement) -> str:
     unclear_count = agreement.image_count - agreement.top1_compared
     if not agreement.top1_compared:
-        return "no prediction is clear enough to be compared (the two best logits lie too close)"
+        return "no prediction is clear enough to compare (the two best logits are too close)"
     unclear = f" ({unclear_count:,} too close to tell)" if unclear_count else ""
     return f"{agreement.top1_agreement:.2%} the same predictions{unclear}"
 

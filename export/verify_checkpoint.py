@@ -1,8 +1,8 @@
-"""`foldserve models verify --against CHECKPOINT`: was this version made from that training run?
+"""Runs ``foldserve models verify --against CHECKPOINT``: was this version made from that training run?
 
-The golden pairs in a version say what the network answered when it was exported. This asks the network
-itself, once more: the unfolded PyTorch network of the checkpoint against the published file, with the
-comparisons that exporting makes, and against what the version says of itself.
+The golden pairs in a version record the network's logits at the time of the export. Here the unfolded PyTorch
+network of the checkpoint is run again and compared with the published file, as in an export, and with the
+version's metadata.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from foldserve.export.verification.divergence import first_divergence
 from foldserve.export.verification.parity import check_agreement, check_parity
 from foldserve.export.verification.reduced_precision import check_reduced_precision
 from foldserve.export.verification.reference import in_batches
-from foldserve.export.verification.references import make_reference
 from foldserve.export.verification.tolerances import reference_tolerance
 from foldserve.runtime.model_settings import ModelSettings
 from foldserve.runtime.session import Session, cuda_is_present, require_device
@@ -41,12 +40,12 @@ _DIVERGENCE_COUNT = 32
 
 
 def verify_checkpoint(config: VerifyConfig) -> int:
-    """Compare a published version with the checkpoint; print each step, return 1 where it is not of it.
+    """Compare a published version with the checkpoint and print each step; return 1 if they differ, else 0.
 
     Raises:
-        ExportError: the checkpoint cannot be exported, or there is no such version.
+        ExportError: the checkpoint cannot be exported, or the version does not exist.
         TrainingError: the checkpoint or its data set cannot be read.
-        DeviceError: the device asked for is not there.
+        DeviceError: the device asked for is not present.
     """
     assert config.against is not None
     require_device(config.device)
@@ -61,7 +60,7 @@ def verify_checkpoint(config: VerifyConfig) -> int:
         _check_facts(artifact, source)
         _check_golden(artifact, source)
         _check_answers(artifact, source, config.device, report)
-        for device in _devices(config.device):  # as a server would: both outputs, its own golden pairs
+        for device in _devices(config.device):  # as a server does: both outputs, and the golden pairs
             open_artifact(artifact, ModelSettings(device=device))
     except (ArtifactError, ParityError) as error:
         report.not_made_from(config.against, str(error).removesuffix("; nothing was published"))
@@ -71,14 +70,14 @@ def verify_checkpoint(config: VerifyConfig) -> int:
 
 
 def _find_version(config: VerifyConfig, source: Source) -> Path:
-    """Return the folder of the version that was asked for: by default the newest, under the run's name."""
+    """Return the folder of the version asked for; by default the newest of the model named as the run."""
     if not config.repository.is_dir():
         raise SourceError(f"{config.repository} is not a folder; expected a model repository")
     name = config.name or _only_name(config.repository, source.suggested_name)
     model_folder = config.repository / name
     versions = list_versions(model_folder) if model_folder.is_dir() else []
     if not versions:
-        raise SourceError(f"there is no model {name!r} in {config.repository}; give its --name")
+        raise SourceError(f"there is no model {name!r} in {config.repository}; give its name with --name")
     version = config.model_version or versions[-1]
     if version not in versions:
         raise SourceError(f"{name} has no version {version}, only {', '.join(map(str, versions))}")
@@ -91,7 +90,7 @@ def _only_name(repository: Path, suggested: str) -> str:
 
 
 def _check_facts(artifact: Artifact, source: Source) -> None:
-    """Compare what file and checkpoint say of labels, normalisation and image."""
+    """Compare the labels, normalisation and image of file and checkpoint."""
     says = ModelMetadata.from_props(Session(artifact.model, device="cpu").props)
     for fact in ("labels", "mean", "std", "image"):
         published, trained = getattr(says, fact), getattr(source.metadata, fact)
@@ -100,52 +99,53 @@ def _check_facts(artifact: Artifact, source: Source) -> None:
 
 
 def _check_golden(artifact: Artifact, source: Source) -> None:
-    """Let the network answer the golden images again: in any precision these are fp32 PyTorch's own logits.
+    """Compute the logits of the golden images again, which in any precision are those of fp32 PyTorch.
 
-    PyTorch differs from itself by machine and number of threads, as ONNX Runtime does from it.
+    PyTorch's results vary with machine and number of threads, so they get the tolerance of ONNX Runtime.
     """
     golden = artifact.golden
-    logits = make_reference(source.module).logits(golden.images)
+    logits = source.network.reference().logits(golden.images)
     tolerance = reference_tolerance(logits)
     error = float(np.abs(logits.astype(np.float64) - golden.reference_logits).max())
     if not error <= tolerance:
         raise ParityError(
-            f"the network answers the version's golden images with logits that are up to {error:.3g} away "
-            f"from those that the version was exported with (allowed: {tolerance:.3g}): it was made from "
-            "another network, or from other weights of it"
+            f"the network's logits of the golden images differ by up to {error:.3g} from those in the "
+            f"version (allowed: {tolerance:.3g}): it was made from another network or from other weights"
         )
 
 
 def _check_answers(artifact: Artifact, source: Source, device: Device, report: Report) -> None:
-    """Make the comparisons that exporting makes, on the file that was published."""
-    reference, proof = make_reference(source.module), source.proof
+    """Make the comparisons of an export on the published file."""
+    reference, verification = source.network.reference(), source.verification
     precision = str(artifact.manifest.get("precision", "fp32"))
     sessions = [Session(artifact.model, device=name) for name in _devices(device)]
-    with report.counting("accuracy", len(proof.images)) as on_progress:
-        expected = in_batches(reference.logits, proof.images, on_progress)
+    with report.counting("accuracy", len(verification.images)) as on_progress:
+        expected = in_batches(reference.logits, verification.images, on_progress)
     if precision != "fp32":
         lower = check_reduced_precision(
             artifact.model,
-            proof.images,
-            proof.labels,
+            verification.images,
+            verification.labels,
             expected=expected,
             golden=artifact.golden,
             tolerance=artifact.golden.reference_tolerance,
         )
-        report.agreed(lower.agreements, proof)
+        report.agreed(lower.agreements, verification)
         return
     try:
         compared = [
             entry
             for session in sessions
-            for entry in check_parity(session, reference, proof.images, proof.kind)
+            for entry in check_parity(session, reference, verification.images, verification.kind)
         ]
-        report.compared(compared, proof)
-        report.agreed(
-            [check_agreement(session, expected, proof.images, proof.labels) for session in sessions], proof
-        )
+        report.compared(compared, verification)
+        agreements = [
+            check_agreement(session, expected, verification.images, verification.labels)
+            for session in sessions
+        ]
+        report.agreed(agreements, verification)
     except ParityError as error:
-        raise ParityError(f"{error}; {_where(source, artifact.model, proof.images)}") from error
+        raise ParityError(f"{error}; {_where(source, artifact.model, verification.images)}") from error
 
 
 def _devices(device: Device) -> list[Device]:
@@ -155,4 +155,5 @@ def _devices(device: Device) -> list[Device]:
 
 
 def _where(source: Source, content: bytes, images: NDArray[np.uint8]) -> str:
-    return first_divergence(source.module, content, images[:_DIVERGENCE_COUNT])
+    images = images[:_DIVERGENCE_COUNT]
+    return first_divergence(source.network.layer_values(images), content, images)

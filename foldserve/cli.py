@@ -20,7 +20,7 @@ from foldserve.demo.config import DemoConfig
 from foldserve.environment import flag_fields, help_text, read_environment, variable
 from foldserve.errors import FoldserveError
 from foldserve.export.config import ExportConfig
-from foldserve.export.inspection.config import InspectConfig
+from foldserve.export.inspection.inspect_config import InspectConfig
 from foldserve.extras import extras_with, how_to_install, missing_packages
 from foldserve.serving.client.connection_config import ConnectionConfig
 from foldserve.serving.commands.command_configs import ClassifyConfig, ListConfig, TokenConfig

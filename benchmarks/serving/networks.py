@@ -75,13 +75,15 @@ def trained_lenet(workspace: Path, repository: Path | None) -> Network:
 
     from benchmarks.export_figures import with_random_statistics  # noqa: PLC0415
     from foldserve.export.graph.build import build_model  # noqa: PLC0415
+    from foldserve.export.graph.trace import trace  # noqa: PLC0415
     from foldserve.training.models import create_model  # noqa: PLC0415
 
     torch.manual_seed(0)
     network = create_model("lenet", in_channels=1, class_count=10, height=28, width=28)
     with_random_statistics(network)
     metadata = ModelMetadata(tuple("0123456789"), (0.286,), (0.353,), _GREY)  # Fashion-MNIST's
-    return _publish("trained-lenet", build_model(network.eval(), metadata).content, _GREY, workspace)
+    built = build_model(trace(network.eval(), _GREY.shape).model, metadata)
+    return _publish("trained-lenet", built.content, _GREY, workspace)
 
 
 def alexnet(workspace: Path, repository: Path | None) -> Network:

@@ -1,4 +1,4 @@
-"""A torch network -> the bytes of ``model.onnx``, folded, with what was done to it."""
+"""Builds the bytes of ``model.onnx`` from an unfolded graph."""
 
 from __future__ import annotations
 
@@ -15,46 +15,38 @@ from foldserve.export.graph.fold_pass import Fold, FoldPass
 from foldserve.export.graph.normalise import add_normalisation, take_pixels
 from foldserve.export.graph.serialize import add_outputs, to_bytes, to_model_proto
 from foldserve.export.graph.simplify import simplify
-from foldserve.export.graph.trace import trace
 from foldserve.export.graph.weights import Float64Initializers
-from foldserve.export.sources.onnx.network import OnnxNetwork
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from foldserve.artifact.format import ModelMetadata
 
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """The file's content, what became of each batch norm, and what it ends in where that is no logits."""
+    """An exported file.
+
+    Attributes:
+        content: the bytes of ``model.onnx``.
+        folds: one entry per batch norm, and one for the input's scaling.
+        no_logits: the operation that the network ends in, if its output is not logits; else "".
+    """
 
     content: bytes
     folds: tuple[Fold, ...]
     no_logits: str = ""
 
 
-def build_model(network: nn.Module | OnnxNetwork, metadata: ModelMetadata) -> BuiltModel:
-    """Export ``network``, which takes normalised floats (a file may take pixels); it is not changed.
+def build_model(model: ir.Model, metadata: ModelMetadata) -> BuiltModel:
+    """Fold, normalise and serialise ``model``, an unfolded graph of logits; it is changed in place.
+
+    The normalisation is added if its input is FP32; a graph of UINT8 pixels has its own.
 
     Raises:
-        TraceError: it cannot be traced or converted.
-        FoldError: a batch norm depends on the batch.
-        SourceError: there is not one label a class.
+        FoldError: a batch norm cannot be folded or rewritten.
+        TraceError: the result is not a valid ONNX file, or still holds a batch norm.
+        SourceError: there is not one label per class.
     """
-    if isinstance(network, OnnxNetwork):
-        model = network.to_graph()
-    else:
-        model = trace(network, metadata.image.shape).model
     _check_label_count(model, metadata)
-    return finish_model(model, metadata)
-
-
-def finish_model(model: ir.Model, metadata: ModelMetadata) -> BuiltModel:
-    """Fold, normalise and serialise ``model``, an unfolded graph from floats to logits; it is used up.
-
-    One that takes UINT8 does its own normalisation already.
-    """
     simplify(model)
     weights = Float64Initializers(model.graph)
     folder = FoldPass(model.graph, weights)

@@ -1,11 +1,11 @@
-"""How a graph ends: in logits, or in something that was computed of them.
+"""Finds out whether a graph ends in logits, or in something computed from them.
 
     softmax   Softmax, LogSoftmax, or written out: exp(x) / sum(exp(x)), exp(x) * (1 / sum(exp(x)))
-    sigmoid   Sigmoid, HardSigmoid, or written out: 1 / (1 + exp(-x)), also 1 - that
-    choice    ArgMax, TopK: which classes, and no longer how much of each
+    sigmoid   Sigmoid, HardSigmoid, or written out: 1 / (1 + exp(-x)), also 1 minus that
+    choice    ArgMax, TopK: the classes, without their scores
 
-A softmax with nothing but changes of shape and type behind it can be taken off. Behind what cannot there may
-be clipping and arithmetic with constants too.
+A softmax can be removed if nothing but changes of shape and type follow it. The others are found behind
+clipping and arithmetic with constants too.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _NO_LOGITS = {"Softmax", "Sigmoid", "HardSigmoid", "ArgMax", "ArgMin", "TopK", "
 
 @dataclass(frozen=True)
 class Softmax:
-    """The last softmax of a graph: ``logits`` go into it, ``probabilities`` come out."""
+    """The last softmax of a graph: its input ``logits`` and its output ``probabilities``."""
 
     logits: ir.Value
     probabilities: ir.Value
 
 
 def find_softmax(value: ir.Value) -> Softmax | None:
-    """Return the softmax that computes ``value``, but for its shape and type; None where none does."""
+    """Return the softmax that computes ``value``, apart from its shape and type; None if there is none."""
     node = _behind_shapes(value)
     if node is None or node.domain:
         return None
@@ -50,7 +50,7 @@ def find_softmax(value: ir.Value) -> Softmax | None:
 
 
 def find_no_logits(value: ir.Value) -> ir.Node | None:
-    """Return what computes ``value``, but for arithmetic with constants, if that gives no logits."""
+    """Return the node that computes ``value``, apart from arithmetic with constants, if it is not logits."""
     node = _behind_shapes(value)
     while node is not None and not node.domain:
         if end_name(node):
@@ -63,7 +63,7 @@ def find_no_logits(value: ir.Value) -> ir.Node | None:
 
 
 def end_name(node: ir.Node) -> str:
-    """Say what a node computes that is no logits; "" for any other, also for logarithms of probabilities."""
+    """Return the name of a node whose output is not logits; "" for any other, LogSoftmax included."""
     if node.op_type in _NO_LOGITS:
         return node.op_type
     if _written_out_softmax(node) is not None:
@@ -79,7 +79,7 @@ def _behind_shapes(value: ir.Value) -> ir.Node | None:
 
 
 def _written_out_softmax(node: ir.Node) -> ir.Value | None:
-    """Return x of exp(x) / sum(exp(x)); subtracting each row's largest x before changes nothing."""
+    """Return x of exp(x) / sum(exp(x)); x may be shifted by each row's largest value, as stable code does."""
     powers, total = _quotient(node)
     if powers is None or total is None or total.op_type != "ReduceSum" or powers.op_type != "Exp":
         return None
@@ -89,7 +89,7 @@ def _written_out_softmax(node: ir.Node) -> ir.Value | None:
 
 
 def _quotient(node: ir.Node) -> tuple[ir.Node | None, ir.Node | None]:
-    """Return what is divided by what, as a quotient or as the product with a reciprocal."""
+    """Return numerator and denominator of a quotient, or of a product with a reciprocal."""
     if node.op_type not in ("Div", "Mul") or None in node.inputs:
         return None, None
     above, below = (given.producer() for given in node.inputs if given is not None)

@@ -1,12 +1,12 @@
-"""Batch norm folded into the weights beside it: the arithmetic, on arrays alone.
+"""Folds batch norm into the weights next to it: the arithmetic, on arrays.
 
 In eval mode batch norm is a fixed affine map of each channel,
 
     y = gamma * (x - m) / sqrt(v + eps) + beta  =  scale * x + shift,
     scale = gamma / sqrt(v + eps),    shift = beta - m * scale,
 
-with running mean m and variance v. After a convolution (or linear layer) x = W * u + b it disappears into the
-weights, exactly, since the convolution is linear and the map is constant over space:
+with running mean m and variance v. After a convolution (or linear layer) x = W * u + b it folds into the
+weights exactly, since the convolution is linear and the map is constant over space:
 
     y = scale * (W * u + b) + shift  =  (scale W) * u + (scale b + shift)        scale along W's outputs.
 
@@ -14,13 +14,12 @@ Before a convolution u = W * y + b:
 
     u = W * (scale x + shift) + b  =  (W scale) * x + (b + sum W shift)          scale along W's inputs,
 
-but only where every tap of the kernel always meets a y: a zero-padded border holds 0, not ``shift``, so with
-padding this is exact only for shift = 0. A transposed convolution's taps overlap unevenly, which is the same
-case.
+but only if every tap of the kernel always meets a y: a zero-padded border holds 0, not ``shift``, so with
+padding this is exact only for shift = 0. The same holds for a transposed convolution, whose taps overlap
+unevenly.
 
 Two affine maps in a row are one: t (s x + a) + b = (t s) x + (t a + b). Everything here is float64; the
-caller rounds once. The layouts of the different operators are seen through one view [groups, out/group,
-in/group, taps].
+caller rounds once. The layouts of the different operators share one view [groups, out/group, in/group, taps].
 """
 
 from __future__ import annotations
@@ -45,11 +44,11 @@ class ChannelAffine:
 
     @property
     def keeps_zero(self) -> bool:
-        """Whether 0 stays 0, so that zero padding before or after the map is the same."""
+        """Whether 0 maps to 0, so that zero padding may be applied before or after the map."""
         return not self.shift.any()
 
     def then(self, later: ChannelAffine) -> ChannelAffine:
-        """Return the one map that does this and then ``later``."""
+        """Return the composition: this map, then ``later``."""
         return ChannelAffine(later.scale * self.scale, later.scale * self.shift + later.shift)
 
 
@@ -61,7 +60,7 @@ def batch_norm_affine(
     variance: NDArray[np.float64],
     epsilon: float,
 ) -> ChannelAffine:
-    """Return what batch norm with these running statistics, all [C], does in eval mode."""
+    """Return batch norm in eval mode, with these parameters, all [C], as an affine map."""
     scale = gamma / np.sqrt(variance + epsilon)
     return ChannelAffine(scale, beta - mean * scale)
 
@@ -91,7 +90,7 @@ def fold_before(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return weight and bias [out] of the layer preceded by ``affine``, a map of its inputs.
 
-    The caller sees to it that the borders allow it: no padding, or ``affine.keeps_zero``.
+    The caller ensures that the borders allow it: no padding, or ``affine.keeps_zero``.
     """
     folded = weight.copy()
     taps = kernel_view(folded, layout, groups)
@@ -103,8 +102,8 @@ def fold_before(
 def kernel_view(weight: NDArray[np.float64], layout: Layout, groups: int) -> NDArray[np.float64]:
     """Return a view of a contiguous ``weight`` as [groups, out/group, in/group, taps].
 
-    Writing to it writes there. As stored: conv [out, in/group, ...], conv_transpose [in, out/group, ...],
-    gemm [in, out], gemm_transposed [out, in] (torch's Linear).
+    Writing to the view changes ``weight``. Stored layouts: conv [out, in/group, ...], conv_transpose
+    [in, out/group, ...], gemm [in, out], gemm_transposed [out, in] (torch's Linear).
     """
     if layout in ("conv", "gemm_transposed"):
         out, inner = weight.shape[:2]

@@ -1,7 +1,7 @@
-"""What may stand beside a batch norm and take it: convolutions, linear layers, and padding between.
+"""Reads the layers that a batch norm can be folded into, and the padding in between.
 
-Each function says no by raising `DeclinedError` with the reason. What is in doubt is declined: a fold that is
-not made costs a multiplication, a wrong one the answer.
+Each function declines by raising `DeclinedError` with the reason. Doubtful cases are declined: a fold that is
+not made costs a multiplication, a wrong one changes the output.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class DeclinedError(Exception):
-    """This fold would not be exact; the message says why. Never leaves the package."""
+    """A fold would not be exact; the message says why. It never leaves the package."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or linear layer whose weight can be changed: ``weight`` as stored, ``bias`` [out]."""
+    """A convolution or linear layer whose weights may be changed: ``weight`` as stored, ``bias`` [out]."""
 
     node: ir.Node
     name: str
@@ -36,10 +36,10 @@ class Layer:
 
 
 def read_layer(node: ir.Node, weights: Float64Initializers, where: str) -> Layer:
-    """Return ``node`` as a layer that this one batch norm may change; ``where`` is for the message.
+    """Return ``node`` as a layer whose weights may be changed; ``where`` is for the message.
 
     Raises:
-        DeclinedError: it is another operation, or its weights are not its alone.
+        DeclinedError: it is another operation, or its weights are computed or shared.
     """
     layout = _layout(node)
     if layout is None:
@@ -62,7 +62,7 @@ def read_layer(node: ir.Node, weights: Float64Initializers, where: str) -> Layer
         if stored is None:
             raise DeclinedError(f"the bias of {name} {where} is computed, not stored")
         if stored.shape not in ((), (1,), (1, 1), (out,), (1, out)):
-            raise DeclinedError(f"the bias of {name} {where} is {list(stored.shape)}, not one an output")
+            raise DeclinedError(f"the bias of {name} {where} is {list(stored.shape)}, not one per output")
         bias = np.broadcast_to(stored.reshape(-1), (out,)).copy()
     return Layer(node, name, layout, groups, weight, bias)
 
@@ -82,9 +82,9 @@ def is_padded(node: ir.Node) -> bool:
 
 
 def border_before(node: ir.Node, affine: ChannelAffine, weights: Float64Initializers) -> float | None:
-    """Return what ``node``, a Pad behind ``affine``, must write once ``affine`` comes behind it.
+    """Return the border value that ``node``, a Pad after ``affine``, needs if ``affine`` is moved after it.
 
-    None where it writes none: reflected, repeated and wrapped borders are made of what they border.
+    None if it writes no constant: reflected, repeated and wrapped borders are copied from the map itself.
 
     Raises:
         DeclinedError: padding and ``affine`` cannot change places.
@@ -105,19 +105,19 @@ def border_before(node: ir.Node, affine: ChannelAffine, weights: Float64Initiali
     border = float(stored)
     if affine.keeps_zero and border == 0:
         return 0.0
-    # The border c stays what it is where scale * b + shift = c: one b for all channels, once rounded.
+    # The border c is unchanged if scale * b + shift = c, with one b for all channels after rounding.
     with np.errstate(all="ignore"):
         wanted = ((border - affine.shift) / affine.scale).astype(np.float32)
     if not np.isfinite(wanted).all() or (wanted != wanted[0]).any():
         raise DeclinedError(
-            f"{node_name(node)} behind it is padded with a constant, which would have to be another in "
-            "each channel"
+            f"{node_name(node)} behind it is padded with a constant, which would have to differ from channel "
+            "to channel"
         )
     return float((border - affine.shift[0]) / affine.scale[0])
 
 
 def node_name(node: ir.Node) -> str:
-    """Name a layer as the network's author does, anything else by operation and output."""
+    """Name a layer as its module is named, anything else by operation and output."""
     weight = node.inputs[1] if len(node.inputs) > 1 else None
     if weight is not None and weight.name and weight.name.endswith(".weight"):
         return weight.name.removesuffix(".weight")
@@ -125,7 +125,7 @@ def node_name(node: ir.Node) -> str:
 
 
 def batch_norm_name(node: ir.Node) -> str:
-    """Name a batch norm as the network's author does: "features.1" of features.1.running_mean."""
+    """Name a batch norm as its module is named: "features.1" for features.1.running_mean."""
     for value in node.inputs[1:5]:
         if value is not None and value.name and value.is_initializer() and value.name.rpartition(".")[0]:
             return value.name.rpartition(".")[0]

@@ -1,13 +1,13 @@
 """Folds, rewrites or refuses every batch norm of a graph; `fold_bn` has the arithmetic.
 
-Works on the graph, not on modules or their order, so functional calls, residual connections and foreign ONNX
-files are all the same. For each BatchNormalization, those in branches included, in the order of computation:
+It works on the graph, not on modules or their order, so functional calls, residual connections and ONNX files
+need no special case. Each BatchNormalization, branches included, in the order of computation, is
 
-    folded     into the layer before it (convolution, transposed convolution, linear, one rewritten so),
-               else into the layer behind it where the borders allow that
-    rewritten  as one multiply and one add a channel where neither is exact: behind a ReLU or concatenation,
-               beside a convolution that is used twice or whose output has another consumer
-    refused    with a FoldError: statistics that are of the batch, or not constants
+    folded     into the layer before it (convolution, transposed convolution, linear layer, rewritten batch
+               norm), else into the layer after it, if the borders allow that
+    rewritten  as one multiply and one add per channel if neither is exact: after a ReLU or concatenation, or
+               next to a convolution that is used twice or whose output has another consumer
+    refused    with a FoldError if its statistics are those of the batch, or not constant
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _PARTS = ("weight", "bias", "running_mean", "running_var")  # inputs 1 to 4, as 
 
 @dataclass(frozen=True)
 class Fold:
-    """What became of one batch norm (or of the input's scaling): ``reason`` says where to, or why not."""
+    """Outcome for one batch norm (or the input's scaling): ``reason`` says into which layer, or why not."""
 
     name: str
     action: Literal["folded", "rewritten"]
@@ -53,34 +53,34 @@ class Fold:
 
 
 class FoldPass:
-    """The pass over one graph; the caller stores ``weights``, the unrounded constants, at the end."""
+    """Runs the pass over one graph; the caller stores ``weights``, the unrounded constants, afterwards."""
 
     def __init__(self, graph: ir.Graph, weights: Float64Initializers) -> None:
         self._graph = graph
         self._weights = weights
-        # Output of a multiply and add that this pass made -> (multiply, add, batch norm's name); into it the
-        # next may go.
+        # Output of a multiply and add made by this pass -> (multiply, add, batch norm's name). The next batch
+        # norm may be folded into them.
         self._rewritten: dict[ir.Value, tuple[ir.Node, ir.Node, str]] = {}
 
     def fold_batch_norms(self) -> list[Fold]:
-        """Take every BatchNormalization out of the graph.
+        """Remove every BatchNormalization from the graph.
 
         Raises:
-            FoldError: one of them depends on the batch; the graph must then be thrown away.
+            FoldError: one of them depends on the batch; the graph must then be discarded.
         """
         nodes = list(self._graph.all_nodes())
         return [self._fold(node) for node in nodes if node.op_type == BATCH_NORM and not node.domain]
 
     def absorb_scale(self, value: ir.Value, scale: NDArray[np.float64]) -> str:
-        """Let ``value``'s only consumer see ``scale * value``, by its weights; return the layer's name.
+        """Multiply ``value`` by ``scale`` in the weights of its only consumer; return that layer's name.
 
         Raises:
-            DeclinedError: not exact, or not possible.
+            DeclinedError: it would not be exact, or is not possible.
         """
         return self._into_next(value, ChannelAffine(scale, np.zeros_like(scale)))
 
     def multiply_and_add(self, value: ir.Value, affine: ChannelAffine, name: str) -> tuple[ir.Node, ir.Node]:
-        """Return, not yet in the graph, ``value * scale`` and ``+ shift`` along axis 1.
+        """Return nodes, not yet in the graph, for ``value * scale`` and ``+ shift`` along axis 1.
 
         Raises:
             FoldError: ``value`` has no known rank.
@@ -127,15 +127,15 @@ class FoldPass:
         training = node.attributes.get("training_mode")
         if training is not None and training.as_int():
             raise FoldError(
-                f"{name} normalises by the statistics of the batch it sees: one image's answer would "
-                "depend on its neighbours; export the network in eval mode, with running statistics"
+                f"{name} normalises by the statistics of the current batch: an image's output would depend "
+                "on the other images; export the network in eval mode, with running statistics"
             )
         gamma, beta, mean, variance = (
             self._constant(value, f"{name} has a {part}")
             for value, part in zip(node.inputs[1:5], _PARTS, strict=True)
         )
         epsilon = node.attributes.get("epsilon")
-        with np.errstate(all="ignore"):  # what does not work out is refused below
+        with np.errstate(all="ignore"):  # results that are not finite are refused below
             affine = batch_norm_affine(
                 gamma=gamma,
                 beta=beta,
@@ -145,7 +145,7 @@ class FoldPass:
             )
         if not (np.isfinite(affine.scale).all() and np.isfinite(affine.shift).all()):
             raise FoldError(
-                f"{name} does not work out to finite numbers (variance below -eps, NaN or infinite weights)"
+                f"{name} folds to numbers that are not finite (variance below -eps, NaN or infinite weights)"
             )
         return affine
 
@@ -189,7 +189,7 @@ class FoldPass:
     def _into_next(self, value: ir.Value, affine: ChannelAffine) -> str:
         uses = list(value.uses())
         if value.is_graph_output() and not uses:
-            raise DeclinedError("its output is the network's answer")
+            raise DeclinedError("its output is the network's output")
         if len(uses) != 1 or value.is_graph_output():
             raise DeclinedError(f"its output goes to {len(uses) + value.is_graph_output()} places")
         node, index = uses[0].node, uses[0].idx
@@ -200,8 +200,8 @@ class FoldPass:
             into = self._into_next(node.outputs[0], affine)
             if border is not None:
                 self._pad_with(node, border)
-            # No longer what the network has at this place; a layer-by-layer comparison must not take it for
-            # that.
+            # The value differs from the network's at this place, so it must not keep the name by which layers
+            # are compared.
             node.outputs[0].name = f"{node.outputs[0].name}.unscaled"
             return into
         if index != 0 and is_layer(node):
@@ -219,7 +219,7 @@ class FoldPass:
         return layer.name
 
     def _pad_with(self, node: ir.Node, border: float) -> None:
-        """Let a Pad write ``border``; the constant it had may be another's too, and is left."""
+        """Make a Pad write ``border``, in a new constant, since others may use the old one."""
         data = node.inputs[0]
         assert data is not None
         if len(node.inputs) < 3:
@@ -240,13 +240,13 @@ class FoldPass:
         if old is not None and is_its_own and old.name == wanted and old.shape == bias.shape:
             self._weights.write(old, bias)
             return
-        # A missing bias, or one that another layer uses too, or a nameless one that the exporter made up.
+        # The bias is missing, shared with another layer, or an unnamed one that the exporter made.
         if len(node.inputs) < 3:
             node.resize_inputs(3)
         node.replace_input_with(2, self._weights.add(wanted, bias, weight_value.dtype))
 
     def _drop(self, node: ir.Node, *, keep_name: bool) -> None:
-        """Take a folded batch norm out; with ``keep_name`` its output's name goes to its input."""
+        """Remove a folded batch norm; with ``keep_name`` its input takes the name of its output."""
         value, output = node.inputs[0], node.outputs[0]
         assert value is not None
         name = output.name

@@ -1,9 +1,9 @@
-"""Pixels in: the graph takes UINT8 and does the normalisation itself, so no client can get it wrong.
+"""Adds the normalisation to the graph, which then takes UINT8 pixels, so that no client can get it wrong.
 
-The network sees (pixel / 255 - mean) / std per channel, that is (pixel - 255 mean) * 1 / (255 std). The mean
-is subtracted in the graph; the factor goes into the first convolution's weights. Folding the mean as well
-would be wrong at zero-padded borders: a border must be 0 *after* the subtraction, and no bias can tell border
-from pixel. A factor alone keeps zeros zero, so it is exact everywhere.
+The network's input is (pixel / 255 - mean) / std per channel, or (pixel - 255 mean) * 1 / (255 std). The mean
+is subtracted in the graph; the factor is folded into the first convolution. Folding the mean as well would be
+wrong at zero-padded borders: a border must be 0 *after* the subtraction, and no bias can tell border from
+pixel. A factor keeps zeros zero, so it is exact everywhere.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def add_normalisation(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Fold:
-    """Put a UINT8 input and the normalisation before ``graph``'s float input; ``mean``, ``std`` are [C]."""
+    """Insert a UINT8 input and the normalisation before the float input; ``mean`` and ``std`` are [C]."""
     (floats,) = graph.inputs
     free_name(graph, IMAGE)
     factor: ir.Value | None = None
@@ -69,10 +69,10 @@ def add_normalisation(
 
 
 def take_pixels(graph: ir.Graph) -> None:
-    """Give the input of a ``graph`` that takes UINT8 pixels already its name."""
+    """Name the input of a ``graph`` that takes UINT8 pixels already."""
     graph.inputs[0].name = IMAGE
 
 
 def is_normalisation(node: ir.Node) -> bool:
-    """Tell whether ``node`` is one of those that `add_normalisation` puts before a network."""
+    """Tell whether ``node`` was inserted by `add_normalisation`."""
     return str(node.name).startswith(f"{IMAGE}.")

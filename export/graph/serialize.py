@@ -1,7 +1,7 @@
-"""The folded graph -> a ``model.onnx`` whose bytes depend on the network alone.
+"""Serialises a folded graph into a ``model.onnx`` whose bytes depend only on the network.
 
-Exporters leave source paths, stack traces and their own version in the file; all of it goes, so that one
-checkpoint gives the same bytes from any folder, process and day.
+Exporters leave source paths, stack traces and their own version in the file. All of it is removed, so that a
+checkpoint gives the same bytes from any folder, in any process, on any day.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def add_outputs(graph: ir.Graph) -> None:
 
 
 def to_model_proto(model: ir.Model, props: Mapping[str, str]) -> onnx.ModelProto:
-    """Return ``model`` as a checked file with ``props`` as its metadata and nothing else besides the network.
+    """Convert ``model`` to a checked file that holds the network and ``props`` as metadata, nothing else.
 
     Raises:
-        TraceError: the result is not a valid ONNX model of our contract.
+        TraceError: the result is not valid ONNX, or breaks the artifact's contract.
     """
     passes.RemoveUnusedNodesPass()(model)
     _strip(model)
@@ -62,12 +62,12 @@ def to_model_proto(model: ir.Model, props: Mapping[str, str]) -> onnx.ModelProto
 
 
 def to_bytes(model_proto: onnx.ModelProto) -> bytes:
-    """Return the file's content, the same for the same model."""
+    """Return the file's content; equal models give equal bytes."""
     return bytes(model_proto.SerializeToString(deterministic=True))
 
 
 def check_model(model_proto: onnx.ModelProto) -> None:
-    """Check the file against ONNX's rules and what the artifact promises.
+    """Check the file against ONNX's rules and the artifact's contract.
 
     Raises:
         TraceError: it breaks one of them.
@@ -78,17 +78,17 @@ def check_model(model_proto: onnx.ModelProto) -> None:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise TraceError(f"the exported graph is not valid ONNX: {str(error).splitlines()[0]}") from error
     everywhere = {node.op_type for node in _all_nodes(model_proto)}
-    # A branch that hands on what it was given has to: its output must be made inside.
+    # In a branch an Identity may be needed, since the branch's output must be made inside it.
     at_top = {node.op_type for node in model_proto.graph.node}
     left = sorted(everywhere & {"BatchNormalization", "Dropout"} | at_top & {"Identity"})
     if left:
         raise TraceError(
-            f"the exported graph still holds {', '.join(left)}; this is a bug in export, please report it"
+            f"the exported graph still holds {', '.join(left)}; this is a bug in foldserve, please report it"
         )
 
 
 def _all_nodes(model_proto: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Return every node, those of branches and of functions included."""
+    """Return every node, including those of branches and functions."""
     nodes = []
     waiting = [
         *model_proto.graph.node,

@@ -1,7 +1,7 @@
-"""What can be known before running is computed now, and what does nothing is taken out.
+"""Simplifies a traced graph: computes constants, and removes operations that do nothing.
 
-The traced graph is literal: a missing bias is a Constant that is expanded at run time, a Dropout an Identity,
-a flatten five nodes that compute the batch size. Neither pass knows anything of batch norm.
+The traced graph is literal: a missing bias is a Constant that is expanded at run time, a Dropout is an
+Identity, a flatten is five nodes that compute the batch size. Batch norms are not touched here.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from onnxscript import optimizer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Operations with weights, and what PyTorch calls these.
+# Operations with weights, and PyTorch's names for the weights.
 _LAYERS = {
     "Conv": ("weight", "bias"),
     "ConvTranspose": ("weight", "bias"),
     "Gemm": ("weight", "bias"),
     "BatchNormalization": ("weight", "bias", "running_mean", "running_var"),
 }
-# Where the exporter says which modules an operation stands in, outermost first, itself last.
+# The exporter's entry for the modules around an operation, outermost first, the operation last.
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def simplify(model: ir.Model) -> None:
-    """Bring ``model``, in place, to operations on inputs and initializers."""
+    """Reduce ``model``, in place, to operations on inputs and initializers."""
     own = set(model.graph.initializers)
     _remove_dropouts(model.graph)
     optimizer.fold_constants(model)
@@ -43,10 +43,9 @@ def simplify(model: ir.Model) -> None:
 
 
 def _compute_weights(model: ir.Model) -> None:
-    """Compute what makes a layer's weights of constants (weight_norm and its like), whatever their size.
+    """Compute weights that are made of constants (as by weight_norm), whatever their size.
 
-    Anything else of more than some thousand numbers stays as it is: a large constant may be cheaper to make
-    than to store.
+    Other large constants are not computed here: they may be cheaper to compute than to store.
     """
     makers: set[ir.Node] = set()
     waiting = [
@@ -65,7 +64,7 @@ def _compute_weights(model: ir.Model) -> None:
 
 
 def _name_weights(graph: ir.Graph, own: set[str]) -> None:
-    """Give weights that were computed here, not among the network's ``own``, the name of their layer."""
+    """Name weights that were computed here, so not among the network's ``own``, after their layer."""
     for node in graph.all_nodes():
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
         if node.domain or node.op_type not in _LAYERS or len(scopes) < 2 or not scopes[-2]:
@@ -89,7 +88,7 @@ def _remove_dropouts(graph: ir.Graph) -> None:
 
 
 def _remove_identities(graph: ir.Graph) -> None:
-    """Take out every Identity but those by which a branch hands on what was made outside it."""
+    """Remove every Identity, except where a branch returns a value made outside it."""
     for node in list(graph.all_nodes()):
         given, output = node.inputs[0] if node.inputs else None, node.outputs[0]
         if node.op_type != "Identity" or node.domain or given is None or node.graph is None:
@@ -120,7 +119,7 @@ def _fix_reshapes(graph: ir.Graph) -> None:
 def add_initializer(
     graph: ir.Graph, name: str, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 ) -> ir.Value:
-    """Register ``array`` under ``name``, or ``name_1``, ... where that is taken."""
+    """Register ``array`` under ``name``, or ``name_1``, ... if that is taken."""
     unique = unused_name(graph, name)
     value = ir.Value(
         name=unique,
@@ -133,7 +132,7 @@ def add_initializer(
 
 
 def unused_name(graph: ir.Graph, name: str) -> str:
-    """Return ``name``, or ``name_1``, ... where a value or node of ``graph`` or its branches is called so."""
+    """Return ``name``, or ``name_1``, ... if a value or node of ``graph`` or its branches has that name."""
     taken = set(graph.initializers) | {value.name for value in graph.inputs}
     for node in graph.all_nodes():
         taken.add(node.name)
@@ -146,7 +145,7 @@ def unused_name(graph: ir.Graph, name: str) -> str:
 
 
 def free_name(graph: ir.Graph, name: str) -> None:
-    """Rename what is called ``name``, which the artifact's contract needs for a tensor of its own."""
+    """Rename values and nodes called ``name``, which the artifact's contract reserves."""
     values = [*graph.initializers.values(), *graph.inputs]
     for node in graph.all_nodes():
         values += [value for value in (*node.inputs, *node.outputs) if value is not None]
@@ -158,7 +157,7 @@ def free_name(graph: ir.Graph, name: str) -> None:
 
 
 def replace_node(old: ir.Node, nodes: ir.Node | Sequence[ir.Node]) -> None:
-    """Put ``nodes`` in ``old``'s place; the last one's output takes its output's name, shape and uses."""
+    """Replace ``old`` by ``nodes``; the last one's output takes the name, shape and uses of ``old``'s."""
     replacements = [nodes] if isinstance(nodes, ir.Node) else list(nodes)
     graph = old.graph
     assert graph is not None

@@ -1,6 +1,6 @@
-"""torch module -> ONNX graph, untouched: the exporter's own optimisation stays off, for folding is ours.
+"""Traces a PyTorch network into an unoptimised ONNX graph.
 
-`torch.onnx.export` optimises by default and fuses batch norm by itself; with ``optimize=False`` every batch
+`torch.onnx.export` optimises by default and fuses batch norm by itself. With ``optimize=False`` every batch
 norm arrives as a BatchNormalization node, and `foldserve.export.graph.fold_pass` decides on each.
 """
 
@@ -27,19 +27,20 @@ OPSET = 18
 INPUT = "image"
 OUTPUT = "logits"
 
-# What PyTorch's operators call the argument that switches them between training and inference.
+# The names of the arguments by which PyTorch's operators are switched between training and inference.
 _TRAINING = {"train", "training", "dropout_p"}
 
 
 def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> torch.onnx.ONNXProgram:
-    """Read ``network``'s computation on float images [N, C, H, W] as an ONNX graph with a symbolic N.
+    """Trace ``network`` on float images [N, C, H, W] into an ONNX graph with a symbolic N.
 
     ``network`` is not changed. The program keeps the traced PyTorch graph beside the ONNX model; a value has
     the same name in both, by which `foldserve.export.verification.divergence` compares them.
 
     Raises:
-        TraceError: training mode, control flow that depends on values, an operator ONNX lacks, fixed batch.
-        FoldError: a batch norm that uses the statistics of the batch it sees.
+        TraceError: it is in training mode, random, or has control flow that depends on values, an operator
+            that ONNX lacks, or a fixed batch size.
+        FoldError: a batch norm uses the statistics of the current batch.
     """
     _check_eval_mode(network)
     # Two images: with one, torch.export would take the batch dimension for a constant.
@@ -48,7 +49,7 @@ def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> torch.onnx.O
     with _quiet(), torch.no_grad():
         try:
             traced = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
-        except Exception as error:  # torch.export raises its own kinds, RuntimeError, AssertionError, ...
+        except Exception as error:  # torch.export raises types of its own, RuntimeError, AssertionError, ...
             raise TraceError(f"the network cannot be traced: {_first_line(error)}") from error
         _check_inference(traced.graph)
         try:
@@ -63,7 +64,7 @@ def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> torch.onnx.O
             )
         except Exception as error:
             raise TraceError(f"the network cannot be converted to ONNX: {_first_line(error)}") from error
-    assert program is not None  # it is None only where a file was asked for
+    assert program is not None  # it is None only if a file was asked for
     _check_signature(program.model.graph, image_shape)
     return program
 
@@ -78,7 +79,7 @@ def _check_eval_mode(network: nn.Module) -> None:
 
 
 def _check_inference(graph: torch.fx.Graph) -> None:
-    """Refuse what eval mode does not switch off: missing statistics, calls that say training=True, chance."""
+    """Refuse what eval mode does not turn off: batch statistics, calls with training=True, randomness."""
     for node in graph.nodes:
         operator = node.target
         if not isinstance(operator, torch._ops.OpOverload):
@@ -87,29 +88,29 @@ def _check_inference(graph: torch.fx.Graph) -> None:
         is_training = _is_training(node, operator)
         if "batch_norm" in name and is_training:
             raise FoldError(
-                f"{_module_name(node)} normalises by the statistics of the batch it sees "
-                "(track_running_stats=False, or a functional call with training=True): one image's answer "
-                "would depend on its neighbours; train it with running statistics"
+                f"{_module_name(node)} normalises by the statistics of the current batch "
+                "(track_running_stats=False, or a functional call with training=True): an image's output "
+                "would depend on the other images; train it with running statistics"
             )
         if "dropout" in name and is_training:
             raise TraceError(
-                f"{_module_name(node)} drops at random in eval mode too (a functional dropout without "
-                "training=self.training): its answers are not repeatable"
+                f"{_module_name(node)} drops values in eval mode too (a functional dropout without "
+                "training=self.training): its output is not repeatable"
             )
         if torch.Tag.nondeterministic_seeded in operator.tags and is_training is not False:
             raise TraceError(
-                f"{_module_name(node)} draws random numbers in eval mode too ({name}): its answers are not "
+                f"{_module_name(node)} draws random numbers in eval mode too ({name}): its output is not "
                 "repeatable"
             )
 
 
 def _is_training(node: torch.fx.Node, operator: torch._ops.OpOverload) -> bool | None:
-    """Return the argument by which ``node`` was told to train or not; None where it has no such thing."""
+    """Return whether ``node`` was called in training mode; None if its operator has no such argument."""
     for position, argument in enumerate(operator._schema.arguments):
         if argument.name in _TRAINING:
             given = node.kwargs.get(argument.name, argument.default_value)
             given = node.args[position] if position < len(node.args) else given
-            return given is None or bool(given)  # not told whether to, PyTorch's dropout drops
+            return given is None or bool(given)  # without the argument, PyTorch's dropout drops
     return None
 
 
@@ -124,7 +125,7 @@ def _check_signature(graph: ir.Graph, image_shape: tuple[int, int, int]) -> None
     assert out_shape is not None
     if isinstance(in_shape[0], int):
         raise TraceError(
-            f"the network takes batches of {in_shape[0]} only; it must take any number of images"
+            f"the network takes batches of {in_shape[0]} only; expected one that takes any number of images"
         )
     if len(out_shape) != 2 or isinstance(out_shape[0], int) or not isinstance(out_shape[1], int):
         raise TraceError(
@@ -134,7 +135,7 @@ def _check_signature(graph: ir.Graph, image_shape: tuple[int, int, int]) -> None
 
 
 def _module_name(node: torch.fx.Node) -> str:
-    """Name the submodule that made ``node``, as its owner spells it."""
+    """Return the name of the submodule that made ``node``."""
     stack: dict[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
     path = list(stack.values())[-1][0] if stack else ""
     return path or f"operation {node.name}"
@@ -148,7 +149,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's own remarks (deprecations inside torch, torchvision not being installed)."""
+    """Silence the exporter's own warnings (deprecations inside torch, torchvision not installed)."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Constants of a graph while arithmetic is done on them: float64, rounded once at the end."""
+"""Keeps the constants of a graph in float64 while they are changed, and rounds them once at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Float64Initializers:
-    """Float64 copies of the initializers that are being changed.
+    """Holds float64 copies of the initializers that are being changed.
 
     A weight may take part in several folds (a chain of batch norms, 1/std); until `store` it is not rounded.
     """
@@ -25,9 +25,9 @@ class Float64Initializers:
         self._arrays: dict[ir.Value, NDArray[np.float64]] = {}
 
     def read(self, value: ir.Value | None) -> NDArray[np.float64] | None:
-        """Return the constant's present value; None where ``value`` is not a constant.
+        """Return the current value of a constant; None if ``value`` is not a constant.
 
-        An initializer that is an input too is only a default, which a caller may replace.
+        An initializer that is also an input is only a default, which a caller may replace.
         """
         if value is None or not value.is_initializer() or value.const_value is None or value.is_graph_input():
             return None
@@ -36,24 +36,24 @@ class Float64Initializers:
         return value.const_value.numpy().astype(np.float64)
 
     def write(self, value: ir.Value, array: NDArray[np.float64]) -> None:
-        """Let ``value`` be ``array``, of the same shape, from now on."""
+        """Set ``value`` to ``array``, of the same shape."""
         self._arrays[value] = array
 
     def add(self, name: str, array: NDArray[np.float64], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
-        """Return a new constant ``name`` (with a suffix where that is taken), of ``dtype`` once stored."""
+        """Add a constant ``name`` (with a suffix if that is taken), of ``dtype`` once stored."""
         value = add_initializer(self._graph, name, np.zeros(array.shape, dtype.numpy()))
         self._arrays[value] = array
         return value
 
     def store(self) -> None:
-        """Round every changed constant to its type, once, and put it into the graph.
+        """Round every changed constant to its type and write it into the graph.
 
         Raises:
-            FoldError: a constant came out larger than its type can hold.
+            FoldError: a constant is larger than its type can hold.
         """
         for value, array in self._arrays.items():
             assert value.dtype is not None
-            with np.errstate(over="ignore"):  # what overflows is refused below
+            with np.errstate(over="ignore"):  # an overflow is refused below
                 rounded = np.ascontiguousarray(array.astype(value.dtype.numpy())).reshape(array.shape)
             if not np.isfinite(rounded.astype(np.float64)).all():
                 raise FoldError(

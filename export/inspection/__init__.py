@@ -1,1 +1,1 @@
-"""``foldserve inspect``: what a network is made of, layer by layer, with the figures of the textbook."""
+"""Implements ``foldserve inspect``: the layers of a network, with their shapes and figures."""

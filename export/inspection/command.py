@@ -1,4 +1,4 @@
-"""``foldserve inspect``: a network, checkpoint or ONNX file as a table of its layers."""
+"""Runs ``foldserve inspect``: prints the layers of a network, checkpoint or ONNX file as a table."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from foldserve.export.inspection.table import print_layers
 from foldserve.export.inspection.target import load_target
 
 if TYPE_CHECKING:
-    from foldserve.export.inspection.config import InspectConfig
+    from foldserve.export.inspection.inspect_config import InspectConfig
 
 
 def inspect(config: InspectConfig) -> int:
     """Print the layers of ``config.target`` with their figures and the totals; return 0.
 
     Raises:
-        ExportError: it is not a network that can be read.
+        ExportError: it cannot be read as a network.
         TrainingError: it cannot be built, or the checkpoint is damaged.
     """
     target = load_target(config)

@@ -1,4 +1,4 @@
-"""What each ONNX operation does to the receptive field."""
+"""Computes the receptive field after each ONNX operation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _GLOBAL_POOLS = {"GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"}
 _REDUCTIONS = {"ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum", "ReduceL2"}
 _MATRIX_PRODUCTS = {"Gemm", "MatMul"}
-# Their answers depend on positions in ways that a window does not describe.
+# Their outputs depend on positions in ways that a window does not describe.
 _UNDEFINED = {
     "ConvTranspose",
     "DepthToSpace",
@@ -32,7 +32,7 @@ _UNDEFINED = {
 
 
 def field_after(node: ir.Node, fields: Mapping[ir.Value, ReceptiveField]) -> ReceptiveField | None:
-    """Return the field of ``node``'s output, given those of its inputs; None where none is defined."""
+    """Return the field of ``node``'s output from the fields of its inputs; None if it is not defined."""
     sources = [value for value in node.inputs if value is not None and value.const_value is None]
     if node.op_type in _UNDEFINED or not sources or any(value not in fields for value in sources):
         return None
@@ -75,8 +75,8 @@ def _joins_positions(
 def _keeps_positions(
     node: ir.Node, field: ReceptiveField, shapes: list[tuple[int, ...]], after: tuple[int, ...]
 ) -> bool:
-    """Tell whether an operation leaves every value in its place, or flattens the map."""
-    if node.op_type in _MATRIX_PRODUCTS:  # all others mix tokens, of which a window says nothing
+    """Tell whether an operation keeps every value in its place, or flattens the map."""
+    if node.op_type in _MATRIX_PRODUCTS:  # other products mix tokens, which a window does not describe
         return False
     is_flattening = len(after) == 2 and math.prod(after) in map(math.prod, shapes)
     return after in shapes or after[-len(field.positions) :] == field.positions or is_flattening

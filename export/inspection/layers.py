@@ -1,6 +1,6 @@
-"""An ONNX graph -> its layers with shapes, parameters, multiplications and receptive fields.
+"""Analyses an ONNX graph: the shape, parameters, MACs and receptive field of each layer.
 
-PyTorch networks and files go the same way, for both are graphs here; the batch is one image.
+PyTorch networks and files are treated alike, since both are graphs here. The batch is one image.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from foldserve.export.inspection.windows import Window, read_window
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
 
-# Where the spelling of ONNX is not the one people use.
+# Usual names, if they differ from ONNX's.
 _KINDS = {
     "BatchNormalization": "BatchNorm",
     "Relu": "ReLU",
@@ -42,8 +42,8 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 class Layer:
     """One operation on one image.
 
-    ``output`` is its shape without the batch; ``macs`` counts multiplications that are added up, so none for
-    normalisation, activation and pooling; ``field`` is the receptive field, None where it is not defined.
+    ``output`` is its shape without the batch. ``macs`` counts multiply-accumulates, so normalisation,
+    activation and pooling have none. ``field`` is the receptive field, None if it is not defined.
     """
 
     name: str
@@ -58,16 +58,16 @@ class Layer:
 def analyse(
     model: ir.Model, image_shape: tuple[int, ...], parameter_names: Container[str] | None = None
 ) -> list[Layer]:
-    """Return the layers of ``model`` (which is used up) in the order they run.
+    """Return the layers of ``model``, which is changed, in the order in which they run.
 
     Args:
         model: a graph with one image input [N, ...].
         image_shape: that input's shape without N.
-        parameter_names: the constants that were learned; None for all that are no whole numbers, for a
-            file does not tell them from others.
+        parameter_names: names of the learned constants; None for all that are not integers, since a file
+            does not mark them.
 
     Raises:
-        SourceError: the graph does not take such images, or a shape in it cannot be known.
+        SourceError: the graph does not take such images, or a shape in it cannot be inferred.
     """
     _reduce_to_one_image(model, image_shape)
     image = image_input(model)
@@ -96,7 +96,7 @@ def analyse(
 
 
 def image_input(model: ir.Model) -> ir.Value:
-    """Return the graph's one input; old files list their weights as inputs too, which do not count.
+    """Return the graph's only input. Weights, which old files list as inputs too, do not count.
 
     Raises:
         SourceError: there is not exactly one.
@@ -108,7 +108,7 @@ def image_input(model: ir.Model) -> ir.Value:
 
 
 def _reduce_to_one_image(model: ir.Model, image_shape: tuple[int, ...]) -> None:
-    """Give every value of the graph its shape for one image, and take out what only computes shapes."""
+    """Infer the shape of every value for one image, and remove nodes that only compute shapes."""
     graph = model.graph
     image_input(model).shape = ir.Shape([1, *image_shape])
     passes.InlinePass()(model)
@@ -122,20 +122,20 @@ def _reduce_to_one_image(model: ir.Model, image_shape: tuple[int, ...]) -> None:
             passes.IdentityEliminationPass()(model)
             passes.RemoveUnusedNodesPass()(model)
             passes.ShapeInferencePass(check_type=True, strict_mode=True, data_prop=True)(model)
-    except Exception as error:  # whatever onnx finds wrong, in types of its own
+    except Exception as error:  # onnx raises errors of its own types
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise SourceError(f"the graph cannot be inspected: {reason}") from error
     for node in graph:
         if known_shape(node.outputs[0]) is None:
             raise SourceError(
-                f"the graph does not take images of {list(image_shape)}, or its shapes depend on what they "
-                f"show: that of {node.outputs[0].name} ({node.op_type}) is not known"
+                f"the graph does not take images of {list(image_shape)}, or its shapes depend on pixel "
+                f"values: the shape of {node.outputs[0].name} ({node.op_type}) is not known"
             )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the shape inference, which logs a traceback where shapes do not fit; that is seen after it."""
+    """Silence the shape inference, which logs a traceback if shapes do not fit; the caller reports that."""
     logger = logging.getLogger("onnx_ir.passes")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -146,7 +146,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _macs(node: ir.Node) -> int:
-    """Each output value of a convolution or a matrix product is a sum of so many products."""
+    """Count multiply-accumulates of a convolution or matrix product; 0 for any other node."""
     if node.op_type == "Conv":  # weight [out, in / groups, *kernel]
         return math.prod(_shape(node.outputs[0])) * math.prod(_shape(node.inputs[1])[1:])
     if node.op_type == "ConvTranspose":  # each input value is spread over [out / groups, *kernel]
@@ -180,7 +180,7 @@ def _kind(node: ir.Node) -> str:
 
 
 def _name(node: ir.Node) -> str:
-    """Name a layer by its module: from its weight's name, what the tracer noted, or the node's own."""
+    """Name a layer after its module: from its weight's name, the tracer's metadata, or the node's name."""
     for value in node.inputs[1:]:
         if value is not None and value.is_initializer() and (value.name or "").endswith(".weight"):
             return (value.name or "").removesuffix(".weight")

@@ -1,10 +1,10 @@
-"""How much of the image a value of a feature map can depend on (Araujo et al. 2019, Distill).
+"""Computes receptive fields: the part of the image that a value can depend on (Araujo et al. 2019, Distill).
 
-Along each axis a map is described by two numbers: the ``size`` of the window of pixels that one value sees,
-and the ``jump`` in pixels from one value's window to its neighbour's. A kernel of k values, ``dilation``
-apart, adds ``(k - 1) * dilation * jump`` to the size; a stride multiplies the jump. Where branches meet, the
+Along each axis a map has two numbers: the ``size`` in pixels of the window that one value depends on, and the
+``jump`` in pixels from one value's window to its neighbour's. A kernel of k values, ``dilation``
+apart, adds ``(k - 1) * dilation * jump`` to the size; a stride multiplies the jump. If branches meet, the
 largest counts. A linear layer and a global mean are kernels as large as the map. Padding counts as pixels, so
-that a field may be larger than the image.
+a field may be larger than the image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """One entry an axis (height, width): ``size`` and ``jump`` in pixels, ``positions`` in values of the map.
+    """Entries per axis (height, width): ``size`` and ``jump`` in pixels, ``positions`` in values of the map.
 
     A flattened map keeps its ``positions`` until a linear layer joins them.
     """
@@ -35,7 +35,7 @@ class ReceptiveField:
         dilation: Sequence[int],
         positions: Sequence[int],
     ) -> ReceptiveField:
-        """Return the field after a convolution or pooling that leaves a map of ``positions``."""
+        """Return the field after a convolution or pooling whose output is a map of ``positions``."""
         size = tuple(
             own + (k - 1) * d * jump
             for own, k, d, jump in zip(self.size, kernel, dilation, self.jump, strict=True)
@@ -44,13 +44,13 @@ class ReceptiveField:
         return ReceptiveField(size, jump, tuple(positions))
 
     def through_whole_map(self) -> ReceptiveField:
-        """Return the field of what is computed from all positions at once."""
+        """Return the field of a value computed from all positions."""
         ones = (1,) * len(self.size)
         return self.through_window(kernel=self.positions, stride=ones, dilation=ones, positions=ones)
 
 
 def join(fields: Sequence[ReceptiveField]) -> ReceptiveField | None:
-    """Return the field where branches meet; None where they have different numbers of axes."""
+    """Return the field after branches meet; None if they have different numbers of axes."""
     if len({len(field.size) for field in fields}) != 1:
         return None
     return ReceptiveField(

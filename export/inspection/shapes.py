@@ -1,4 +1,4 @@
-"""Shapes of graph values as plain numbers."""
+"""Reads the shapes of graph values as plain numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def known_shape(value: ir.Value | None) -> tuple[int, ...] | None:
-    """Return the shape of ``value``; None where it, or one of its sides, is not known."""
+    """Return the shape of ``value``; None if it, or one of its sides, is not known."""
     if value is None or value.shape is None:
         return None
     sides = [side for side in value.shape if isinstance(side, int)]

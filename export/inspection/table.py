@@ -1,4 +1,4 @@
-"""The layers of a network as a table for people."""
+"""Prints the layers of a network as a table."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from foldserve.export.inspection.layers import Layer
     from foldserve.export.inspection.windows import Window
 
-# Of text that goes into a file or pipe, where there is no terminal to fit: enough for all columns.
+# Width of text for a file or pipe, which has no terminal to fit: enough for all columns.
 _FILE_WIDTH = 120
 _FLOAT_BYTES = 4
 
 
 def print_layers(title: str, image_shape: tuple[int, ...], layers: Sequence[Layer]) -> None:
-    """Print one row a layer, then the totals."""
+    """Print one row per layer, then the totals."""
     console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False)
     console.print(f"{title}, image {_times(image_shape)}", markup=False)
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
@@ -55,10 +55,10 @@ def _totals(layers: Sequence[Layer]) -> str:
     fields = [layer.field.size for layer in layers if layer.kind == "Conv" and layer.field is not None]
     lines = [
         f"parameters {sum(layer.parameters for layer in layers):,}",
-        f"MACs {sum(layer.macs for layer in layers):,} an image",
-        f"activations {activations:,} ({activations * _FLOAT_BYTES / 1024:,.0f} KiB an image in fp32)",
+        f"MACs {sum(layer.macs for layer in layers):,} per image",
+        f"activations {activations:,} ({activations * _FLOAT_BYTES / 1024:,.0f} KiB per image in fp32)",
     ]
-    if fields:  # of the last convolution, but for a shortcut beside it
+    if fields:  # the largest: that of the last convolution, not of a shortcut parallel to it
         lines.append(f"receptive field of the convolutions {_times(max(fields))}")
     return "\n".join(lines)
 
@@ -81,7 +81,7 @@ def _padding(window: Window) -> str:
 
 
 def _side(sides: Sequence[int]) -> str:
-    """Write one number where all axes agree: 5 for (5, 5)."""
+    """Format one number if all axes agree: 5 for (5, 5)."""
     return str(sides[0]) if len(set(sides)) == 1 else _times(sides)
 
 

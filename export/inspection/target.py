@@ -1,4 +1,4 @@
-"""What the user names -> a graph to analyse: a network by name, a checkpoint, or an ONNX file."""
+"""Loads the graph that the user names: a network by name, a checkpoint, or an ONNX file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from foldserve.training.models import MODELS, create_model, register_own
 if TYPE_CHECKING:
     from torch import nn
 
-    from foldserve.export.inspection.config import InspectConfig
+    from foldserve.export.inspection.inspect_config import InspectConfig
 
 _DEFAULT_SHAPE = (1, 28, 28)
 _DEFAULT_CLASS_COUNT = 10
@@ -26,7 +26,7 @@ _DEFAULT_CLASS_COUNT = 10
 
 @dataclass(frozen=True)
 class Target:
-    """A graph from images of ``image_shape``; ``parameter_names`` None where the graph does not tell them."""
+    """A graph on images of ``image_shape``; ``parameter_names`` is None if they are not known."""
 
     title: str
     model: ir.Model
@@ -35,19 +35,19 @@ class Target:
 
 
 def load_target(config: InspectConfig) -> Target:
-    """Load what ``config.target`` names; a known network goes before a folder of the same name.
+    """Load the network that ``config.target`` names; a built-in network precedes a folder of the same name.
 
     Raises:
-        SourceError: it is nothing of all this, an unreadable file, or a setting does not apply to it.
+        SourceError: it names nothing known, the file cannot be read, or a setting does not apply to it.
         TrainingError: the network cannot be built, or the checkpoint is damaged.
-        TraceError: the network cannot be read as a graph.
+        TraceError: the network cannot be traced.
     """
     path = Path(config.target)
     if config.target in MODELS or (":" in config.target and not path.exists()):
         return _load_network(config)
     if config.network_settings:
         flags = ", ".join(config.network_settings)
-        raise SourceError(f"{flags}: only for a network given by name; {config.target} is what it is")
+        raise SourceError(f"{flags}: only for a network given by name; {config.target} is not one")
     if (path / MODEL_FILE).exists():
         path /= MODEL_FILE
     if path.suffix == ".onnx":
@@ -97,17 +97,17 @@ def _load_file(path: Path, given: tuple[int, ...] | None) -> Target:
         model = ir.load(path)
     except FileNotFoundError:
         raise SourceError(f"{path} does not exist") from None
-    except Exception as error:  # protobuf's, onnx's and the file system's own kinds
+    except Exception as error:  # errors of protobuf, onnx and the file system
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(f"{path} is not an ONNX model, or it is damaged: {reason}") from error
     return Target(str(path), model, file_shape(path, image_input(model), given), None)
 
 
 def file_shape(path: Path, image: ir.Value, given: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Return the image's shape as the file has it, with ``given`` for the sides it leaves open.
+    """Return the shape of the image as in the file, or ``given`` if the file does not fix it.
 
     Raises:
-        SourceError: ``given`` contradicts the file, or a side is open and not given.
+        SourceError: ``given`` contradicts the file, or the file does not fix a side and none is given.
     """
     stored = [] if image.shape is None else list(image.shape)[1:]
     if given is not None:
@@ -120,5 +120,7 @@ def file_shape(path: Path, image: ir.Value, given: tuple[int, ...] | None) -> tu
         return given
     sides = tuple(side for side in stored if isinstance(side, int))
     if not stored or len(sides) < len(stored):
-        raise SourceError(f"{path} does not fix its image's shape ({stored}); give one, as --input 3x224x224")
+        raise SourceError(
+            f"{path} does not fix the shape of its image ({stored}); give it, such as --input 3x224x224"
+        )
     return sides

@@ -1,4 +1,4 @@
-"""The window that a convolution or pooling slides over a map: kernel, stride, padding, dilation."""
+"""Reads the window that a convolution or pooling slides over a map: kernel, stride, padding, dilation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool
 
 @dataclass(frozen=True)
 class Window:
-    """One entry an axis; ``padding`` is (before, after) an axis, None where it is chosen to keep the side."""
+    """One entry per axis; ``padding`` is (before, after) per axis, None if it is chosen to keep the size."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -25,12 +25,12 @@ class Window:
 
 
 def read_window(node: ir.Node) -> Window | None:
-    """Return the window of ``node``; None where it has none. ONNX's defaults are filled in."""
+    """Return the window of ``node``, with ONNX's defaults filled in; None if it has none."""
     if node.op_type not in WINDOWED:
         return None
     attributes = node.attributes
     kernel = tuple(attributes.get_ints("kernel_shape", ()))
-    if not kernel:  # a convolution may leave it to its weight [out, in / groups, *kernel]
+    if not kernel:  # a convolution may omit it: its weight is [out, in / groups, *kernel]
         kernel = (known_shape(node.inputs[1]) or ())[2:]
     axes = len(kernel)
     padding: tuple[tuple[int, int], ...] | None = None

@@ -1,7 +1,7 @@
-"""Images to choose a precision by: a sample of the training images, and the validation images.
+"""Loads the images by which a precision is chosen: a sample of training images, and validation images.
 
-int8 takes the ranges of its scales from training images; what a lower precision costs is counted on
-validation images, which the network did not learn from. The test images are for the proof alone.
+int8 takes the ranges of its scales from training images. The accuracy that a lower precision loses is
+measured on validation images, which the network did not learn from. Test images are for verification only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from foldserve.export.config import ExportConfig
     from foldserve.training.datasets import Examples
 
-LARGE_SIDE = 64  # pixels; above, an image costs some ms in each of many comparisons
+LARGE_SIDE = 64  # pixels; above, an image costs milliseconds in each of many comparisons
 TRAINING_COUNT, TRAINING_COUNT_LARGE = 512, 128
 VALIDATION_COUNT_LARGE = 1000
 _SEED = 2012  # of the sample; any fixed number
@@ -32,7 +32,7 @@ _SEED = 2012  # of the sample; any fixed number
 
 @dataclass(frozen=True)
 class CalibrationImages:
-    """uint8 [N, C, H, W] each; ``labels`` int64 [N] are the classes of ``validation``."""
+    """Images uint8 [N, C, H, W]; ``labels`` int64 [N] are the classes of ``validation``."""
 
     training: NDArray[np.uint8]
     validation: NDArray[np.uint8]
@@ -41,7 +41,7 @@ class CalibrationImages:
 
 
 def load_calibration(config: ExportConfig) -> CalibrationImages | None:
-    """Return images of the data set that the checkpoint was trained on; None where there is no checkpoint.
+    """Load images of the data set that the checkpoint was trained on; None if there is no checkpoint.
 
     Raises:
         TrainingError: the checkpoint or its data set cannot be read.
@@ -58,18 +58,18 @@ def load_calibration(config: ExportConfig) -> CalibrationImages | None:
         training=training.images.numpy()[sample],
         validation=validation.images.numpy()[held_out],
         labels=validation.labels.numpy()[held_out],
-        dataset=Path(checkpoint.dataset).name,  # no path belongs into an artifact
+        dataset=Path(checkpoint.dataset).name,  # an artifact must not contain paths
     )
 
 
 def _sample(examples: Examples, count: int) -> NDArray[np.int64]:
-    """Return ``count`` positions drawn with a fixed seed, ascending; all where there are fewer."""
+    """Return ``count`` positions drawn with a fixed seed, ascending; all if there are fewer."""
     order = np.random.default_rng(_SEED).permutation(len(examples))
     return np.sort(order[:count])
 
 
 def _validation_count(source: Path) -> int | None:
-    """Return how many images the run held out, where its settings lie beside the checkpoint and say so."""
+    """Return how many images the run held out, from the settings beside the checkpoint; None if unknown."""
     folder = source if source.is_dir() else source.parent
     try:
         count = json.loads((folder / CONFIG_FILE).read_text()).get("validation_count")

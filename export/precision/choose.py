@@ -1,9 +1,9 @@
-"""Which precision is published: fp32, or a lower one that has proved to be worth it.
+"""Chooses the precision to publish: fp32, or a lower one that keeps the accuracy and is faster.
 
-fp16 and int8 are made from the verified fp32 file. int8 is published only where it loses at most
-``--max-accuracy-drop`` points on the validation images and was measured faster on this machine at every one
-of ``--batch-sizes``; fp16, asked for by name, only has to keep the accuracy. A refusal is a result like any
-other: it is shown with its figures and written into the manifest, and fp32 is published.
+fp16 and int8 are made from the verified fp32 file. int8 is published only if it loses at most
+``--max-accuracy-drop`` points on the validation images and is faster on this machine at each of
+``--batch-sizes``; fp16, asked for by name, only has to keep the accuracy. A refusal is shown with its figures
+and written into the manifest, and fp32 is published.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from foldserve.export.precision.sensitivity import quantize_within
 from foldserve.export.precision.speed import WORTHWHILE, measure_speed, thread_counts
 from foldserve.export.verification.parity import run_logits
 from foldserve.export.verification.reduced_precision import check_reduced_precision
-from foldserve.export.verification.tolerances import HALF_UNIT, fp16_tolerance, int8_tolerance
+from foldserve.export.verification.tolerances import FP16_UNIT, fp16_tolerance, int8_tolerance
 from foldserve.runtime.session import Session, cuda_is_present
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
@@ -35,14 +36,16 @@ if TYPE_CHECKING:
     from foldserve.export.config import ExportConfig
     from foldserve.export.precision.calibration import CalibrationImages
     from foldserve.export.precision.speed import Speed
-    from foldserve.export.report import Report
     from foldserve.export.sources.load import Source
     from foldserve.export.verification.reduced_precision import ReducedParity
+
+    # Shows the progress of a step, given its name and part count; yields a function that takes parts done.
+    Counting = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)
 class ExactFile:
-    """The verified fp32 file: its golden pairs, and the PyTorch network's logits on the proof images."""
+    """The verified fp32 file, its golden pairs, and the network's logits of the verification images."""
 
     content: bytes
     golden: Golden
@@ -51,7 +54,7 @@ class ExactFile:
 
 @dataclass(frozen=True)
 class Trial:
-    """A lower precision as it was measured; ``reasons`` say why it is not published (none: it may be)."""
+    """Measurements of a lower precision; ``reasons`` say why it is not published (empty: it may be)."""
 
     precision: str
     reasons: tuple[str, ...]
@@ -74,11 +77,11 @@ class Trial:
 
     @property
     def speedup(self) -> float:
-        """How many times as fast as fp32, over all that was measured."""
+        """Speed relative to fp32: the geometric mean over all measurements."""
         return geometric_mean(speed.ratio for speed in self.speeds) if self.speeds else 0.0
 
     def to_manifest(self) -> dict[str, Any]:
-        """Return what was measured, as the manifest has it."""
+        """Return the measurements as an entry of the manifest."""
         return {
             "precision": self.precision,
             "accepted": not self.reasons,
@@ -99,7 +102,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is published; ``manifest`` replaces the fp32 file's entries and tells of every trial."""
+    """The file to publish; ``manifest`` replaces entries of the fp32 file's and lists every trial."""
 
     precision: str
     content: bytes
@@ -107,21 +110,24 @@ class Choice:
     manifest: dict[str, Any]
 
 
-def choose_precision(config: ExportConfig, source: Source, exact: ExactFile, report: Report) -> Choice:
-    """Try what ``config.precision`` asks for and return what is to be published.
+def try_precisions(
+    config: ExportConfig, source: Source, exact: ExactFile, counting: Counting
+) -> Iterator[Trial]:
+    """Try each precision that ``config.precision`` asks for; yields nothing for fp32.
 
     Raises:
         TrainingError: the data set cannot be read.
     """
     if config.precision == "fp32":
-        return Choice("fp32", exact.content, exact.golden, {})
+        return
     images = load_calibration(config)
-    trials = []
     for precision in _candidates(config):
-        trial = _try(precision, config, source, exact, images=images, report=report)
-        report.tried(trial, config.max_accuracy_drop)
-        trials.append(trial)
-    told = {"precision_trials": [trial.to_manifest() for trial in trials]}
+        yield _try(precision, config, source, exact, images=images, counting=counting)
+
+
+def choose_precision(source: Source, exact: ExactFile, trials: Sequence[Trial]) -> Choice:
+    """Return the fastest of the accepted ``trials``; ``exact`` if there is none."""
+    told = {"precision_trials": [trial.to_manifest() for trial in trials]} if trials else {}
     best = max(
         (trial for trial in trials if not trial.reasons), key=lambda trial: trial.speedup, default=None
     )
@@ -133,7 +139,7 @@ def choose_precision(config: ExportConfig, source: Source, exact: ExactFile, rep
 def _candidates(config: ExportConfig) -> tuple[str, ...]:
     if config.precision != "auto":
         return (config.precision,)
-    # Processors compute halves by turning them into floats and back, which cannot be faster.
+    # CPUs convert fp16 to fp32 and back to compute, which cannot be faster.
     return ("fp16", "int8") if cuda_is_present() else ("int8",)
 
 
@@ -144,14 +150,14 @@ def _try(
     exact: ExactFile,
     *,
     images: CalibrationImages | None,
-    report: Report,
+    counting: Counting,
 ) -> Trial:
     if images is None:
         return Trial(
-            precision, ("it takes a checkpoint of `foldserve train`, whose data set has validation images",)
+            precision, ("it needs a checkpoint of `foldserve train`, whose data set has validation images",)
         )
     try:
-        return _measure(precision, config, source, exact, images=images, report=report)
+        return _measure(precision, config, source, exact, images=images, counting=counting)
     except (PrecisionError, ArtifactError) as error:
         return Trial(precision, (str(error),))
 
@@ -163,33 +169,33 @@ def _measure(
     exact: ExactFile,
     *,
     images: CalibrationImages,
-    report: Report,
+    counting: Counting,
 ) -> Trial:
-    judge = AccuracyProbe(exact.content, images)
+    probe = AccuracyProbe(exact.content, images)
     in_int8: tuple[str, ...] = ()
     in_float: tuple[str, ...] = ()
     noise: tuple[tuple[str, float], ...] = ()
     if precision == "fp16":
         content = to_fp16(exact.content)
     else:
-        with report.counting("measuring layers", len(layer_names(exact.content))) as on_layer:
-            quantized = quantize_within(exact.content, images, judge.drop, config.max_accuracy_drop, on_layer)
+        with counting("measuring layers", len(layer_names(exact.content))) as on_layer:
+            quantized = quantize_within(exact.content, images, probe.drop, config.max_accuracy_drop, on_layer)
         content, in_int8, in_float = quantized.content, quantized.in_int8, quantized.in_float
         noise = tuple(quantized.noise.items())
-    after, error = judge.judge(content)
-    tolerance, unit = fp16_tolerance(exact.expected), HALF_UNIT
+    after, error = probe.measure(content)
+    tolerance, unit = fp16_tolerance(exact.expected), FP16_UNIT
     if precision == "int8":
         tolerance, unit = int8_tolerance(exact.expected, error), 0.0
-    with report.counting("measuring speed", len(config.batch_sizes) * len(thread_counts())) as on_speed:
+    with counting("measuring speed", len(config.batch_sizes) * len(thread_counts())) as on_speed:
         shape = source.metadata.image.shape
         speeds = measure_speed(exact.content, content, shape, config.batch_sizes, on_speed)
-    reasons = _reasons(100 * (judge.accuracy - after), speeds, config, precision, in_int8)
+    reasons = _reasons(100 * (probe.accuracy - after), speeds, config, precision, in_int8)
     parity = None
     try:
         parity = check_reduced_precision(
             content,
-            source.proof.images,
-            source.proof.labels,
+            source.verification.images,
+            source.verification.labels,
             expected=exact.expected,
             golden=exact.golden,
             tolerance=tolerance,
@@ -202,7 +208,7 @@ def _measure(
         reasons=tuple(reasons),
         content=content,
         image_count=len(images.labels),
-        accuracy_before=judge.accuracy,
+        accuracy_before=probe.accuracy,
         accuracy_after=after,
         tolerance=tolerance,
         measured_error=error,
@@ -215,7 +221,7 @@ def _measure(
 
 
 class AccuracyProbe:
-    """Accuracy on the validation images, and how far logits are off, beside the fp32 file's."""
+    """Measures accuracy and logit errors of files on the validation images, against the fp32 file."""
 
     def __init__(self, exact: bytes, images: CalibrationImages) -> None:
         self._exact = exact
@@ -223,10 +229,10 @@ class AccuracyProbe:
         self._logits = self._run(exact)
         self.accuracy = self._accuracy(self._logits)
 
-    def judge(self, content: bytes) -> tuple[float, float]:
-        """Return a file's accuracy, and its largest difference from the fp32 file's logits.
+    def measure(self, content: bytes) -> tuple[float, float]:
+        """Return a file's accuracy, and the largest difference of its logits from the fp32 file's.
 
-        The difference is that on the training images too, which few validation images are not enough for.
+        The difference covers the training images too, since there may be few validation images.
         """
         logits = self._run(content)
         session, exact = Session(content, device="cpu"), Session(self._exact, device="cpu")
@@ -235,7 +241,7 @@ class AccuracyProbe:
         return self._accuracy(logits), error
 
     def drop(self, content: bytes) -> float:
-        """Return how many points of accuracy a file loses."""
+        """Return the accuracy that a file loses, in percentage points."""
         return 100 * (self.accuracy - self._accuracy(self._run(content)))
 
     def _run(self, content: bytes) -> NDArray[np.float32]:
@@ -262,12 +268,12 @@ def _reasons(
 
 
 def _entries(source: Source, trial: Trial) -> dict[str, Any]:
-    """Return the manifest's entries about the published file, in place of those about the fp32 file."""
+    """Return the manifest's entries about the published file, which replace those about the fp32 file."""
     parity = trial.parity
     assert parity is not None
     agreement = parity.agreements[0]
     how = (
-        "a fraction of the largest logit, set beforehand"
+        "a fixed fraction of the largest logit"
         if trial.precision == "fp16"
         else f"twice the largest difference on {trial.image_count} validation images and on training images"
     )
@@ -275,7 +281,7 @@ def _entries(source: Source, trial: Trial) -> dict[str, Any]:
         "precision": trial.precision,
         "parity": parity.to_manifest(),
         "accuracy": {
-            "images": source.proof.origin,
+            "images": source.verification.origin,
             "image_count": agreement.image_count,
             "before": agreement.accuracy_before,
             "after": agreement.accuracy_after,
@@ -283,7 +289,7 @@ def _entries(source: Source, trial: Trial) -> dict[str, Any]:
         "golden": {
             "count": len(parity.golden.images),
             "synthetic": parity.golden.synthetic,
-            "source": source.proof.origin,
+            "source": source.verification.origin,
             "reference_tolerance": parity.golden.reference_tolerance,
             "reference_tolerance_is": how,
             "runtime_tolerance": parity.golden.runtime_tolerance,

@@ -1,8 +1,8 @@
-"""The folded file in half precision: weights and arithmetic in float16, pixels and answers as before.
+"""Converts a folded file to fp16: weights and arithmetic in float16, inputs and outputs as before.
 
-Normalisation stays in float32, where a pixel and the mean cancel, and so does the softmax; between them every
-float becomes a half. A half holds 11 bits, so each value is off by up to 1 in 2048, and nothing above 65,504
-can be held: whether that is good enough is for `foldserve.export.precision.choose` to measure.
+The normalisation stays in float32, since pixel and mean cancel there, and so does the softmax; everything
+between is float16. Its significand has 11 bits, so each value is rounded by up to 1 in 2048, and values above
+65,504 overflow. `foldserve.export.precision.choose` measures whether that is good enough.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from foldserve.export.errors import PrecisionError, TraceError
 from foldserve.export.graph.normalise import is_normalisation
 from foldserve.export.graph.serialize import to_bytes, to_model_proto
 
-_FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+_FLOAT, _FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
 def to_fp16(content: bytes) -> bytes:
-    """Return ``content``, a ``model.onnx`` of ours in float32, with the network between in float16.
+    """Convert ``content``, an exported ``model.onnx`` in fp32, to fp16.
 
     Raises:
-        PrecisionError: it has an operator that ONNX does not define on halves.
+        PrecisionError: it has an operator that ONNX does not define for float16.
     """
     model_proto = onnx.shape_inference.infer_shapes(onnx.load_from_string(content))
     props = {entry.key: entry.value for entry in model_proto.metadata_props}
@@ -33,53 +33,53 @@ def to_fp16(content: bytes) -> bytes:
     body = [node for node in model.graph if node is not softmax and not is_normalisation(node)]
     _cast_inputs(model.graph, body)
     for node in body:
-        _halve(node)
+        _convert(node)
     _cast_logits(model.graph, softmax)
     try:
         return to_bytes(to_model_proto(model, props))
     except TraceError as error:
-        raise PrecisionError(f"the network cannot be computed in half precision: {error}") from error
+        raise PrecisionError(f"the network cannot be computed in fp16: {error}") from error
 
 
 def _cast_inputs(graph: ir.Graph, body: list[ir.Node]) -> None:
-    """Let ``body`` read halves of what the nodes before it computed in float32."""
+    """Cast the float32 values that ``body`` reads from earlier nodes to float16."""
     inside = set(body)
-    halves: dict[ir.Value, ir.Value] = {}
+    casts: dict[ir.Value, ir.Value] = {}
     for node in body:
         for index, value in enumerate(node.inputs):
             if value is None or value.producer() in inside or value.is_initializer() or value.dtype != _FLOAT:
                 continue
-            if value not in halves:
-                halves[value] = _cast(value, _HALF, f"{value.name}.half")
-                graph.insert_before(body[0], [_producer(halves[value])])
-            node.replace_input_with(index, halves[value])
+            if value not in casts:
+                casts[value] = _cast(value, _FLOAT16, f"{value.name}.half")
+                graph.insert_before(body[0], [_producer(casts[value])])
+            node.replace_input_with(index, casts[value])
 
 
-def _halve(node: ir.Node) -> None:
-    """Turn a node's float constants, attributes and outputs into halves."""
+def _convert(node: ir.Node) -> None:
+    """Convert a node's float32 constants, attributes and outputs to float16."""
     for value in node.inputs:
         if value is None or not value.is_initializer() or value.dtype != _FLOAT:
             continue
         assert value.const_value is not None
-        value.const_value = _half_tensor(value.const_value)
-        value.dtype = _HALF
+        value.const_value = _fp16_tensor(value.const_value)
+        value.dtype = _FLOAT16
     for name, attribute in list(node.attributes.items()):
         if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == _FLOAT:
-            node.attributes[name] = ir.AttrTensor(name, _half_tensor(attribute.as_tensor()))
+            node.attributes[name] = ir.AttrTensor(name, _fp16_tensor(attribute.as_tensor()))
         if node.op_type == "Cast" and name == "to" and attribute.as_int() == _FLOAT:
-            node.attributes[name] = ir.AttrInt64(name, _HALF)
+            node.attributes[name] = ir.AttrInt64(name, _FLOAT16)
     for output in node.outputs:
         if output.dtype == _FLOAT:
-            output.dtype = _HALF
+            output.dtype = _FLOAT16
 
 
 def _cast_logits(graph: ir.Graph, softmax: ir.Node) -> None:
-    (halves,) = (value for value in graph.outputs if value.name == LOGITS)
-    halves.name = f"{LOGITS}.half"
-    floats = _cast(halves, _FLOAT, LOGITS)
+    (logits,) = (value for value in graph.outputs if value.name == LOGITS)
+    logits.name = f"{LOGITS}.half"
+    floats = _cast(logits, _FLOAT, LOGITS)
     graph.insert_before(softmax, [_producer(floats)])
     softmax.replace_input_with(0, floats)
-    graph.outputs[list(graph.outputs).index(halves)] = floats
+    graph.outputs[list(graph.outputs).index(logits)] = floats
 
 
 def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
@@ -94,6 +94,6 @@ def _producer(value: ir.Value) -> ir.Node:
     return node
 
 
-def _half_tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    with np.errstate(over="ignore"):  # an infinite weight shows in the answers, which are compared
+def _fp16_tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    with np.errstate(over="ignore"):  # an infinite weight shows in the outputs, which are compared
         return ir.tensor(tensor.numpy().astype(np.float16), name=tensor.name)

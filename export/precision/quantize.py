@@ -1,13 +1,13 @@
-"""The folded file in int8: what each layer reads, and its weights, as one byte a number (static QDQ).
+"""Quantises a folded file to int8: weights and the inputs of layers as one byte per number (static QDQ).
 
-A real number x is stored as q = round(x / scale) + zero_point. Weights are int8, symmetric, a scale for each
-output channel; what the layers read is uint8 with one scale a tensor, from the least and the greatest value
+A real number x is stored as q = round(x / scale) + zero_point. Weights are int8, symmetric, with one scale
+per output channel; activations are uint8, with one scale per tensor, from the least and the greatest value
 seen on calibration images; sums are int32. In the file a layer stands between DequantizeLinear and
-QuantizeLinear nodes, and ONNX Runtime computes the whole group in integers. uint8 activations: on processors
-their products with int8 weights are one instruction (VNNI), int8 activations were measured equally accurate
-(bit for bit) and 0.75 to 1 times as fast.
+QuantizeLinear nodes, and ONNX Runtime computes the whole group in integers. Activations are uint8 because on
+CPUs their products with int8 weights are one instruction (VNNI); int8 activations were measured to be equally
+accurate (bit for bit) and 0.75 to 1 times as fast.
 
-Which layers to leave in float is decided in `foldserve.export.precision.sensitivity`.
+`foldserve.export.precision.sensitivity` decides which layers to leave in float.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
     Ranges = Mapping[str, tuple[np.float32, np.float32]]
 
-# Layers with weights, and what only passes on what they computed. Elementwise arithmetic stays in float:
-# another rounding to a byte costs accuracy and saves next to nothing.
+# Layers with weights, and operations that only pass on their values. Elementwise arithmetic stays in float:
+# another rounding to a byte costs accuracy and saves almost no time.
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _PASSING = ("MaxPool", "Relu", "Clip", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
 
 
 def layer_names(content: bytes) -> dict[str, str]:
-    """Return what can be quantised: the ONNX node's name -> the layer's name, in the order of computation."""
+    """Return the layers that can be quantised, in the order of computation: ONNX node name -> layer name."""
     model_proto = onnx.load_from_string(content)
     stored = {tensor.name for tensor in model_proto.graph.initializer}
     return {
@@ -56,7 +56,7 @@ def activation_ranges(
 ) -> Ranges:
     """Return the least and greatest value of every float tensor in the file over calibration ``images``.
 
-    Zero is always within, since a zero must be represented exactly: padding is made of it.
+    Zero is always in the range, since padding needs an exact zero.
 
     Raises:
         PrecisionError: a tensor is not finite.
@@ -73,7 +73,7 @@ def activation_ranges(
     names = [value.name for value in inner] + sorted(outputs)
     low = np.zeros(len(names), dtype=np.float32)
     high = np.zeros(len(names), dtype=np.float32)
-    batch_size = min(32, batch_size_of(images))  # every tensor of the network is held at once
+    batch_size = min(32, batch_size_of(images))  # all tensors of the network are in memory at once
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         tensors = session.run(names, {IMAGE: batch})
@@ -86,7 +86,7 @@ def activation_ranges(
 
 
 def quantize(content: bytes, ranges: Ranges, nodes: Collection[str]) -> bytes:
-    """Return ``content`` with the layers at ``nodes`` in int8; the same bytes for the same arguments.
+    """Quantise the layers at ``nodes`` of ``content`` to int8; equal arguments give equal bytes.
 
     Raises:
         PrecisionError: the result is not a valid file.
@@ -109,7 +109,7 @@ def quantize(content: bytes, ranges: Ranges, nodes: Collection[str]) -> bytes:
     quantizer.quantize_model()
     model = ir.from_proto(quantizer.model.model)
     _keep_logits_in_float(model.graph)
-    model.graph.sort()  # the new nodes stand at the end, behind those that read them
+    model.graph.sort()  # the new nodes are at the end, after those that read them
     for domain in [domain for domain in model.opset_imports if domain]:
         model.opset_imports.pop(domain)
     try:
@@ -119,9 +119,9 @@ def quantize(content: bytes, ranges: Ranges, nodes: Collection[str]) -> bytes:
 
 
 def _keep_logits_in_float(graph: ir.Graph) -> None:
-    """Take the rounding of the last layer's output out: nothing in integers comes after it.
+    """Remove the rounding of the last layer's output, which no integer layer reads.
 
-    On a LeNet it was the largest error of all: steps of 0.1 at logits of 17, and larger ones cut off.
+    On a LeNet it was the largest error of all: steps of 0.1 at logits of 17, and larger logits clipped.
     """
     for index, output in enumerate(graph.outputs):
         dequantize = output.producer()

@@ -1,8 +1,8 @@
-"""Which layers int8 hurts, by measurement, and which of them to leave in float.
+"""Measures how much int8 hurts each layer, and leaves the worst layers in float.
 
-Each layer is put into int8 alone, and the error that this makes in the logits is compared with how much the
-logits vary: noise / signal, both mean squares. Where int8 in all layers loses more accuracy than allowed,
-the layers are taken out of it, the noisiest first, until it no longer does.
+Each layer is quantised alone, and the error that this causes in the logits is compared with their variance:
+noise / signal, both mean squares. If int8 in all layers loses more accuracy than allowed, layers are left in
+float, the noisiest first, until it no longer does.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from foldserve.export.precision.calibration import CalibrationImages
     from foldserve.export.precision.quantize import Ranges
 
-_NOISE_IMAGES = 128  # a mean over these and all classes; the order of the layers is stable from some 50 on
+_NOISE_IMAGES = 128  # a mean over these and all classes; from about 50 on the order of the layers is stable
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """``content`` loses ``drop`` points of validation accuracy; ``noise`` by layer is noise / signal.
+    """A file that loses ``drop`` points of validation accuracy; ``noise`` is noise / signal by layer.
 
     ``in_float`` and ``in_int8`` name the layers, in the order of computation.
     """
@@ -47,9 +47,9 @@ def quantize_within(
     most_drop: float,
     on_layer: Callable[[int], None] = lambda _: None,
 ) -> Quantized:
-    """Put as much of ``content`` into int8 as keeps the accuracy drop within ``most_drop`` points.
+    """Quantise as many layers of ``content`` as keep the accuracy drop within ``most_drop`` points.
 
-    ``accuracy_drop`` judges a file. Where even one layer costs more, what is returned costs more too.
+    ``accuracy_drop`` measures a file. If a single layer loses more, so does the returned file.
 
     Raises:
         PrecisionError: the file cannot be quantised.

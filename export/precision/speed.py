@@ -1,6 +1,6 @@
-"""Which of two files is faster on this machine, at given batch sizes, through the server's session.
+"""Measures which of two files is faster on this machine, at given batch sizes, in the server's session.
 
-Both run in turn, call by call: a busy machine slows both, and their ratio stays. On processors the server
+The two run alternately, call by call: a busy machine slows both, and their ratio stays. On CPUs the server
 runs quick models on one thread and others on all, so both are measured.
 """
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# What is measured as less than 5 % faster may be no faster.
+# A difference of less than 5 % may be noise.
 WORTHWHILE = 1.05
 
-# The median of many short calls is that of a call nobody interrupted; of long ones there cannot be many.
+# The median of many short calls ignores interruptions; of long calls only a few fit the time.
 _FEWEST_ROUNDS, _MOST_ROUNDS = 7, 400
 _TOTAL_S = 1.0
 _SEED = 1998
@@ -33,7 +33,7 @@ _SEED = 1998
 
 @dataclass(frozen=True)
 class Speed:
-    """Median milliseconds an execution of both files; ``ratio`` above 1 says the candidate is faster."""
+    """Median milliseconds per execution of both files; a ``ratio`` above 1 means the candidate is faster."""
 
     provider: str
     threads: int
@@ -43,7 +43,7 @@ class Speed:
 
     @property
     def ratio(self) -> float:
-        """How many times as fast as the fp32 file the candidate is."""
+        """The candidate's speed relative to the fp32 file."""
         return self.exact_ms / self.candidate_ms
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ def measure_speed(
     batch_sizes: Sequence[int],
     on_measured: Callable[[int], None] = lambda _: None,
 ) -> list[Speed]:
-    """Run both files on noise images on the device a server would take, in turn; see `Speed`."""
+    """Run both files alternately on noise images, on the device that a server would choose; see `Speed`."""
     speeds = []
     for threads in thread_counts():
         sessions = [Session(content, intra_op_threads=threads) for content in (exact, candidate)]
@@ -77,23 +77,23 @@ def measure_speed(
             )
             on_measured(1)
         if sessions[0].provider != CPU_PROVIDER:
-            break  # a GPU does not care
+            break  # threads make no difference on a GPU
     return speeds
 
 
 def thread_counts() -> list[int]:
-    """Return the numbers of threads that the server may run a model on: one, and all there are."""
+    """Return the numbers of threads that the server may use for a model: one, and one per CPU."""
     return sorted({1, usable_cpus()})
 
 
 def take_turns(programs: Sequence[Callable[[], object]], total_s: float = _TOTAL_S) -> list[float]:
-    """Return the median seconds of a call of each; single calls in turn, for some ``total_s`` seconds.
+    """Return the median seconds per call of each program, called alternately for about ``total_s`` seconds.
 
-    Every second round goes backwards, so that none is always the one that follows a certain other.
+    Every second round runs backwards, so that no program always follows the same other.
     """
     for program in programs:
         program()  # the first call allocates and plans
-    # The least of three: a call that was interrupted must not make the rounds few.
+    # The least of three: an interrupted call must not reduce the number of rounds.
     round_s = sum(min(_seconds(program) for _ in range(3)) for program in programs)
     rounds = min(_MOST_ROUNDS, max(_FEWEST_ROUNDS, round(total_s / round_s)))
     seconds: list[list[float]] = [[] for _ in programs]

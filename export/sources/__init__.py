@@ -1,1 +1,1 @@
-"""Where an export begins: a training run, a network of one's own, or an ONNX file made elsewhere."""
+"""Loads the sources of an export: training runs, the user's own networks, and ONNX files."""

@@ -1,10 +1,10 @@
-"""A network that ends in a softmax answers logits once that last step is left out.
+"""Removes the final softmax of a PyTorch network, so that it outputs logits.
 
     softmax(logits) = softmax(log_softmax(logits)) = probabilities
 
-Left out, and put back behind the logits by `serialize`, it changes no probability; left in, there would
-be two, and callers would no longer see what the network answers. It is left out only where changes of shape
-alone come behind it, and the network's own answers are then the softmax of the logits.
+`foldserve.export.graph.serialize` appends a softmax to every network. Left in, the network's own would be
+applied too, and callers would get other probabilities. It is removed only if nothing but changes of shape or
+type follow it, and the network's original output is the softmax (or its logarithm) of the logits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from foldserve.export.errors import SourceError
-from foldserve.export.verification.probabilities import answers_softmax
+from foldserve.export.verification.probabilities import is_softmax_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from foldserve.training.models import Normalized
 
 _SEED = 3
-_BATCH_SIZE = 8  # more than one, or a softmax over the images would go unseen
+_BATCH_SIZE = 8  # more than one, or a softmax over the images would not be noticed
 
-# PyTorch's names of it, as a function or a tensor's method.
+# PyTorch's names for it, as a function or as a tensor method.
 _SOFTMAX = {"softmax", "log_softmax", "special_softmax", "special_log_softmax"}
-# What may follow it: the same numbers in another shape or type. `__get__` is an attribute, such as a shape.
+# May follow it: the numbers stay the same. `__get__` reads an attribute, such as the shape.
 _RESHAPING = {
     *("reshape", "view", "flatten", "squeeze", "unsqueeze", "transpose", "permute", "movedim"),
     *("contiguous", "clone", "detach", "size", "dim", "numel", "__getitem__", "__get__"),
@@ -41,12 +41,12 @@ _RESHAPING = {
 
 
 def leave_out_softmax(module: Normalized, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
-    """Let ``module``, in eval mode, answer logits where it ends in a softmax; return remarks.
+    """Make ``module``, in eval mode, output logits if it ends in a softmax; return remarks.
 
-    Its network is replaced by another with the same weights; the network itself stays as it is.
+    ``module.network`` is replaced by another with the same weights; the original network is not changed.
 
     Raises:
-        SourceError: it ends in a softmax that is not over the classes of each image.
+        SourceError: it ends in a softmax over something else than the classes of each image.
     """
     noise = np.random.default_rng(_SEED).integers(0, 256, (_BATCH_SIZE, *image_shape), dtype=np.uint8)
     pixels = torch.from_numpy(noise)
@@ -54,24 +54,24 @@ def leave_out_softmax(module: Normalized, image_shape: tuple[int, int, int]) -> 
     try:
         with torch.inference_mode(), calls:
             given = module(pixels)
-    except Exception:  # the network's own; `check_output` says it well
+    except Exception:  # raised by the network; `check_output` reports it
         return ()
     if not isinstance(given, torch.Tensor) or not calls.end_in_softmax():
         return ()
     module.network = _without_softmax(module.network, calls.softmax_count())
     with torch.inference_mode():
         logits = module(pixels)
-    if not answers_softmax(given.numpy(), logits.numpy()):
+    if not is_softmax_of(given.numpy(), logits.numpy()):
         raise SourceError(
-            f"the network ends in a {calls.last_softmax()} that is not one over the classes of each image "
-            f"(it answers {list(given.shape)} for {len(noise)} images): let its factory return a network "
-            "that answers logits [N, classes]"
+            f"the network ends in a {calls.last_softmax()} that is not over the classes of each image (its "
+            f"output is {list(given.shape)} for {len(noise)} images); let its factory return a network that "
+            "outputs logits [N, classes]"
         )
-    return (f"it ends in a {calls.last_softmax()}, which is left out: logits are what goes into that",)
+    return (f"removed the final {calls.last_softmax()}: its input is used as the logits",)
 
 
 class _Calls(TorchFunctionMode):
-    """Notes the names of PyTorch's functions as they are called."""
+    """Records the names of the PyTorch functions that are called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class _Calls(TorchFunctionMode):
 
 
 class _WithoutCall(TorchFunctionMode):
-    """Hands on the input of the softmax that is called as the ``ordinal``-th, counted from 1."""
+    """Replaces the ``ordinal``-th call of a softmax, counted from 1, by its input."""
 
     def __init__(self, ordinal: int) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class _WithoutCall(TorchFunctionMode):
 
 
 def _without_softmax(network: nn.Module, ordinal: int) -> nn.Module:
-    """Return ``network``, its weights shared, with a class that does without its ``ordinal``-th softmax."""
+    """Return a copy of ``network``, sharing its weights, without its ``ordinal``-th call of a softmax."""
     kind = type(network)
 
     @functools.wraps(kind.forward)  # tracing asks for its signature

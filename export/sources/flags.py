@@ -1,4 +1,4 @@
-"""Which flags of ``foldserve export`` go with which kind of source; what contradicts itself is refused."""
+"""Tells the kind of source from the flags of ``foldserve export``, and refuses flags that contradict it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ if TYPE_CHECKING:
 
     from foldserve.export.config import ExportConfig
 
-Kind = Literal["own network", "run", "onnx"]
+Kind = Literal["custom network", "run", "onnx"]
 
-# What each kind does not take, and why.
+# The flags that each kind refuses, and why.
 _REFUSED: dict[Kind, tuple[tuple[str, ...], str]] = {
-    "own network": (("data_dir", "output"), "does not go with a network of your own (--arch)"),
+    "custom network": (("data_dir", "output"), "cannot be used with your own network (--arch)"),
     "run": (
         ("weights", "input", "labels", "mean", "std", "resize", "images", "output"),
-        "does not go with a training run: the checkpoint and its data set bring that along",
+        "cannot be used with a training run: the checkpoint and its data set provide it",
     ),
-    "onnx": (("arch", "weights", "data_dir"), "does not go with an ONNX file, which brings its own network"),
+    "onnx": (
+        ("arch", "weights", "data_dir"),
+        "cannot be used with an ONNX file, which contains its own network",
+    ),
 }
 
 
 def source_kind(config: ExportConfig) -> Kind:
-    """Return what ``config`` asks to export.
+    """Return the kind of source that ``config`` asks to export.
 
     Raises:
-        SourceError: nothing, or flags that contradict each other.
+        SourceError: no source is given, or flags contradict each other.
     """
     if config.source is None and config.arch is None:
         given = _given(config, ("weights", "labels", "input"))
@@ -38,17 +41,17 @@ def source_kind(config: ExportConfig) -> Kind:
             + "give a run's folder, a checkpoint or an .onnx file, or your own network as "
             "--arch package.module:factory with --weights, --input and --labels"
         )
-    kind: Kind = "own network" if config.source is None else _kind_of(config.source)
+    kind: Kind = "custom network" if config.source is None else _kind_of(config.source)
     refused, reason = _REFUSED[kind]
     if flags := _given(config, refused):
         raise SourceError(f"{', '.join(flags)} {reason}")
-    if kind == "own network":
+    if kind == "custom network":
         _check_complete(config)
     return kind
 
 
 def onnx_file(path: Path) -> Path:
-    """Return the file that ``path`` means: itself, or what is in the version's folder that it names."""
+    """Return ``path`` itself, or the model file inside it if it is the folder of a version."""
     return path / MODEL_FILE if path.is_dir() else path
 
 
@@ -56,18 +59,18 @@ def _kind_of(path: Path) -> Kind:
     if path.suffix == ".onnx" or (path / MODEL_FILE).is_file():
         return "onnx"
     if ":" in str(path) and not path.exists():
-        raise SourceError(f"{path} does not exist; a network of your own is given by --arch {path}")
+        raise SourceError(f"{path} does not exist; to export your own network, give --arch {path}")
     return "run"
 
 
 def _check_complete(config: ExportConfig) -> None:
     if config.weights is None:
         raise SourceError(
-            f"--arch {config.arch} has fresh, random weights; give the trained ones with --weights FILE (a "
-            "state dict or .safetensors)"
+            f"--arch {config.arch} starts with random weights; give the trained ones with --weights FILE "
+            "(a state dict or .safetensors file)"
         )
     if config.input is None:
-        raise SourceError(f"--arch {config.arch} needs --input, the image's shape, as 3x224x224")
+        raise SourceError(f"--arch {config.arch} needs --input, the shape of the image, such as 3x224x224")
 
 
 def _given(config: ExportConfig, names: tuple[str, ...]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The names of the classes, from a text file: UTF-8, a name a line, in the order of the logits."""
+"""Reads class names from a UTF-8 text file, one per line, in the order of the logits."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Return the names in ``path``; a byte order mark, CRLF and one newline at the end are as good as none.
+    """Read the names in ``path``. A byte order mark, CRLF and one final newline are ignored.
 
     Raises:
-        SourceError: it cannot be read, is not UTF-8, or has a line that is empty or there twice.
+        SourceError: it cannot be read, is not UTF-8, or has an empty or repeated line.
     """
     try:
         content = path.read_bytes()
@@ -24,29 +24,33 @@ def read_labels(path: Path) -> tuple[str, ...]:
     lines = _decode(content, path).replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
     labels = tuple(line.strip() for line in lines)
     if labels == ("",):
-        raise SourceError(f"--labels {path} is empty; expected a class's name a line")
+        raise SourceError(f"--labels {path} is empty; expected one class name per line")
     first_line: dict[str, int] = {}
     for number, label in enumerate(labels, start=1):
         if not label:
-            raise SourceError(f"--labels {path}: line {number} is empty; expected a class's name a line")
+            raise SourceError(f"--labels {path}: line {number} is empty; expected one class name per line")
         if not label.isprintable():
             raise SourceError(f"--labels {path}: line {number} holds control characters: {label!r}")
         if label in first_line:
             raise SourceError(
-                f"--labels {path}: {label!r} is in line {first_line[label]} and in line {number}; two "
-                "classes of one name cannot be told apart"
+                f"--labels {path}: {label!r} is in line {first_line[label]} and in line {number}; "
+                "expected a different name for each class"
             )
         first_line[label] = number
     return labels
 
 
 def check_label_count(labels: tuple[str, ...], class_count: int, path: Path | None) -> None:
-    """Raise SourceError unless there is one label a class; ``path`` is where they were read."""
+    """Check that there is one label per class; ``path`` is the file that they were read from, if any.
+
+    Raises:
+        SourceError: there are more or fewer.
+    """
     if len(labels) != class_count:
         source = "its own metadata" if path is None else f"--labels {path}"
         raise SourceError(
-            f"{source} has {len(labels)} names, the network answers {class_count} classes; expected a name a "
-            "class, in the order of the logits"
+            f"{source} has {len(labels)} names, but the network outputs {class_count} classes; expected one "
+            "name per class, in the order of the logits"
         )
 
 

@@ -1,4 +1,4 @@
-"""How an image becomes a network's input, from flags: size, colours, mean and std."""
+"""Reads from flags how an image becomes the network's input: size, colours, mean and std."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ _ORDERS = {1: "L", 3: "RGB"}
 
 
 def image_spec(shape: tuple[int, ...], resize: int | None) -> ImageSpec:
-    """Return how encoded images are brought to ``shape``, channels x height x width.
+    """Return the preparation that brings encoded images to ``shape``, channels x height x width.
 
     Raises:
-        SourceError: neither grey nor RGB, or ``resize`` is less than what is cut out.
+        SourceError: the channels are neither grey nor RGB, or ``resize`` is less than the crop.
     """
     channels, height, width = shape
     if channels not in _ORDERS:
-        hint = "; channels come first here, not last" if width in _ORDERS else ""
+        hint = "; the order is channels x height x width" if width in _ORDERS else ""
         raise SourceError(
             f"images of {show_shape(shape)} have {channels} channels; expected 1 (grey) or 3 (RGB){hint}"
         )
     longest = max(height, width)
     if resize is not None and resize < longest:
         raise SourceError(
-            f"--resize {resize} is less than {longest}, the longer side that is cut out of the scaled image"
+            f"--resize {resize} is less than {longest}, the longer side of the crop; give {longest} or more"
         )
     order = _ORDERS[channels]
-    return ImageSpec(order, height, width, resize_shorter_side=resize or longest)  # type: ignore[arg-type]  # one of two
+    return ImageSpec(order, height, width, resize_shorter_side=resize or longest)  # type: ignore[arg-type]
 
 
 def mean_and_std(
     config: ExportConfig, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
-    """Return mean and std a channel, and a warning where they were not given.
+    """Return the mean and std of each channel, and a warning if they were not given.
 
     Raises:
-        SourceError: not one number a channel.
+        SourceError: there is not one number per channel.
     """
     for flag, numbers in (("--mean", config.mean), ("--std", config.std)):
         if numbers is not None and len(numbers) != channels:
             raise SourceError(
-                f"{flag} has {len(numbers)} numbers for {channels} channels; expected one a channel, as "
-                f"{flag} {','.join(['0.5'] * channels)}"
+                f"{flag} has {len(numbers)} numbers for {channels} channels; expected one per channel, such "
+                f"as {flag} {','.join(['0.5'] * channels)}"
             )
     assumed = [
         f"{flag} {number}"
@@ -57,9 +57,9 @@ def mean_and_std(
     remarks: tuple[str, ...] = ()
     if assumed:
         remarks = (
-            f"warning: {' and '.join(assumed)} are assumed: the network is taken to want (pixel / 255 - "
-            "mean) / std; give the numbers it was trained with"
+            f"warning: {' and '.join(assumed)} are assumed: the network's input is (pixel / 255 - mean) / std"
+            "; give the values it was trained with"
             if len(assumed) == 2
-            else f"warning: {assumed[0]} is assumed; give the numbers that the network was trained with",
+            else f"warning: {assumed[0]} is assumed; give the value that the network was trained with",
         )
     return config.mean or (0.0,) * channels, config.std or (1.0,) * channels, remarks

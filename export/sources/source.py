@@ -1,24 +1,46 @@
-"""What every kind of source comes to: the network, what must be known of it, and images to prove it with."""
+"""Defines what every kind of source provides: a network, its metadata, and images to verify with."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from foldserve.artifact.format import ModelMetadata
-    from foldserve.export.sources.onnx.network import NormalizedFile
-    from foldserve.training.models import Normalized
+    from foldserve.export.verification.parity import Reference
+
+
+class Network(Protocol):
+    """A network to export, from any framework."""
+
+    def to_graph(self) -> ir.Model:
+        """Return a new unfolded graph from images [N, C, H, W] to logits [N, K], free to be changed."""
+
+    def reference(self) -> Reference:
+        """Return the network's own logits, which an export must agree with."""
+
+    def layer_values(self, images: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
+        """Return the float tensors that the layers compute for ``images``, by their names in the graph."""
 
 
 @dataclass(frozen=True)
 class VerificationImages:
-    """Images uint8 [N, C, H, W] that both networks answer; class indices int64 [N] where known."""
+    """Images that both networks are run on.
+
+    Attributes:
+        images: uint8 [N, C, H, W].
+        labels: class indices int64 [N]; None if not known.
+        synthetic: whether they were generated.
+        origin: where they come from, for reports and manifests.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64] | None
@@ -27,20 +49,27 @@ class VerificationImages:
 
     @property
     def kind(self) -> str:
-        """What reports and manifests call the images."""
+        """The word for the images in reports and manifests."""
         return "synthetic" if self.synthetic else "real"
 
 
 @dataclass(frozen=True)
 class Source:
-    """``module`` takes uint8 pixels and answers logits; ``facts`` go into the manifest as they are.
+    """A network to export, with everything that export needs besides.
 
-    ``summary`` is one line on what is exported, ``remarks`` are lines on what was decided on the way.
+    Attributes:
+        network: the network.
+        metadata: labels, normalisation and image preparation.
+        verification_images: images to compare network and file on.
+        suggested_name: the model name if the user gives none.
+        facts: the manifest's ``source`` entry.
+        summary: one line that describes the source.
+        remarks: one line per decision that loading it took.
     """
 
-    module: Normalized | NormalizedFile
+    network: Network
     metadata: ModelMetadata
-    proof: VerificationImages
+    verification: VerificationImages
     suggested_name: str
     facts: dict[str, Any]
     summary: str
@@ -48,7 +77,7 @@ class Source:
 
 
 def tool_version(package: str) -> str:
-    """Return the installed version of ``package``; "unknown" where it runs without being installed."""
+    """Return the installed version of ``package``; "unknown" if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -56,5 +85,5 @@ def tool_version(package: str) -> str:
 
 
 def sha256_of(content: bytes) -> str:
-    """Return the hex digest of a file's content, by which a manifest names it."""
+    """Return the SHA-256 hex digest of ``content``."""
     return hashlib.sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""The data set that a checkpoint was trained on, loaded once more to prove, judge and calibrate with."""
+"""Loads the data set of a checkpoint again, to verify, evaluate and calibrate an export with."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ if TYPE_CHECKING:
 
 
 def load_trained_images(checkpoint: Checkpoint, data_dir: Path | None) -> tuple[Dataset, tuple[str, ...]]:
-    """Return the data set of ``checkpoint``, prepared as it was for it, and remarks for the person exporting.
+    """Load the data set of ``checkpoint``, prepared as in training; return it and remarks for the user.
 
     Raises:
-        SourceError: it has other classes now, or images of another shape.
+        SourceError: its classes or the shape of its images have changed.
         DatasetError: it cannot be found or read.
     """
-    # What could not be read was left out of the training, or there would be no checkpoint.
+    # Training skipped unreadable images too, or there would be no checkpoint.
     dataset = load_dataset(checkpoint.dataset, data_dir, image=checkpoint.image, skip_unreadable=True)
-    name = Path(checkpoint.dataset).name  # no path belongs into an artifact
+    name = Path(checkpoint.dataset).name  # an artifact must not contain paths
     if dataset.labels != checkpoint.labels:
         now, then = set(dataset.labels), set(checkpoint.labels)
         raise SourceError(
-            f"{name} has other classes than the checkpoint was trained on: {len(now - then)} new "
-            f"({_first(now - then)}), {len(then - now)} gone ({_first(then - now)}); give the folder as it "
-            "was, with --data-dir, or train again"
+            f"{name} has other classes than in training: {len(now - then)} new "
+            f"({_first(now - then)}), {len(then - now)} gone ({_first(then - now)}); give the "
+            "original folder with --data-dir, or train again"
         )
     shape = tuple(dataset.test_images.shape[1:])
     if shape != checkpoint.image.shape:
         raise SourceError(
-            f"{checkpoint.dataset}'s images are {list(shape)}, the checkpoint takes "
+            f"the images of {checkpoint.dataset} have shape {list(shape)}; the checkpoint expects "
             f"{list(checkpoint.image.shape)}"
         )
     if checkpoint.fingerprint in ("", dataset.fingerprint):
         return dataset, ()
     return dataset, (
-        f"warning: the images of {name} have changed since the training: those it is judged by may be ones "
-        "it learnt from, so the accuracy says less",
+        f"warning: the images of {name} have changed since training: test images may have been trained on, "
+        "so the accuracy may be too high",
     )
 
 

@@ -1,8 +1,8 @@
-"""Weights from a file, and whether they are exactly those of a network: every name, every shape, all finite.
+"""Reads weights from a file and loads them into a network, if names and shapes match and all are finite.
 
-A file is a state dict that `torch.save` wrote, read without running any code of it, or a .safetensors file.
-Training scripts wrap state dicts: `_WRAPPERS` are looked into, averaged weights before raw ones, and what
-DataParallel and torch.compile put before each name is taken off. Whatever is done is said in a remark.
+The file is a state dict written by `torch.save`, read without running its code, or a .safetensors file.
+Training scripts wrap state dicts: the first of `_WRAPPERS` is unwrapped, averaged weights before raw ones,
+and the prefixes of DataParallel and torch.compile are removed. Each such step adds a remark.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-# Averaged weights first: they are what a run that keeps both is judged by.
+# Averaged weights first: a run that keeps both is evaluated by them.
 _WRAPPERS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
-# Counters of batch norm and of averaged models: they play no part in an answer.
+# Counters of batch norm and of averaged models: they do not affect the output.
 _COUNTERS = ("num_batches_tracked", "n_averaged")
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, the file's SHA-256, and what was done to get at them."""
+    """Tensors by name, the file's SHA-256, and remarks on how they were unwrapped."""
 
     tensors: dict[str, Tensor]
     sha256: str
@@ -45,7 +45,7 @@ def read_weights(path: Path) -> Weights:
     """Read a state dict.
 
     Raises:
-        SourceError: the file cannot be read, holds no state dict, or values that are not finite.
+        SourceError: the file cannot be read, is not a state dict, or holds values that are not finite.
     """
     try:
         content = path.read_bytes()
@@ -64,15 +64,15 @@ def read_weights(path: Path) -> Weights:
 def load_into(
     network: nn.Module, weights: Weights, path: Path, *, arch: str, class_count: int | None
 ) -> None:
-    """Give ``network``, made by ``arch`` for ``class_count`` labels, all of ``weights``, in place.
+    """Load all of ``weights`` into ``network``, made by ``arch`` for ``class_count`` labels, in place.
 
     Raises:
-        SourceError: a weight is missing, of another shape, or not the network's.
+        SourceError: a weight is missing, has another shape, or does not belong to the network.
     """
     own = network.state_dict()
     if lazy := [name for name, tensor in own.items() if is_lazy(tensor)]:
         raise SourceError(
-            f"{arch} has lazy layers ({_first(lazy)}); let the factory run it once, so that they have shapes"
+            f"{arch} has lazy layers without shapes ({_first(lazy)}); let the factory run it once"
         )
     given = weights.tensors
     shared = _names_sharing_memory(own)
@@ -83,7 +83,7 @@ def load_into(
     ]
     extra = [name for name in given if name not in own and not name.endswith(_COUNTERS)]
     misshaped = [
-        f"{name} is {list(given[name].shape)} there and {list(own[name].shape)} in the network"
+        f"{name} is {list(given[name].shape)} in the file and {list(own[name].shape)} in the network"
         for name in own
         if name in given and given[name].shape != own[name].shape
     ]
@@ -91,12 +91,12 @@ def load_into(
         found = [f"missing {_with_near_misses(missing, extra)}"] if missing else []
         found += [f"not in the network {_first(extra)}"] if extra else []
         found += [f"of another shape {_first(misshaped)}"] if misshaped else []
-        asked = f" (made for {class_count} classes, a label each)" if misshaped and class_count else ""
+        asked = f" (built for {class_count} classes, one per label)" if misshaped and class_count else ""
         raise SourceError(
-            f"{path} is not of {arch}{asked}: {len(missing) + len(extra) + len(misshaped)} of {len(own)} "
+            f"{path} does not fit {arch}{asked}: {len(missing) + len(extra) + len(misshaped)} of {len(own)} "
             f"weights differ: {'; '.join(found)}"
         )
-    # Filled up, since what shares its memory with another, or only counts, need not be in the file.
+    # The file may omit counters, and tensors that share memory with another: these are filled in.
     complete = {name: given.get(name, own[name]) for name in own}
     complete |= {
         name: given[next(iter(shared[name] & given.keys()))]
@@ -112,7 +112,7 @@ def _read_safetensors(path: Path, content: bytes) -> dict[str, Tensor]:
 
     try:
         return dict(load(content))
-    except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a type of number that torch lacks
+    except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a number type that torch lacks
         raise SourceError(f"{path} is not a safetensors file, or it is damaged: {error}") from error
 
 
@@ -121,8 +121,8 @@ def _read_torch(path: Path) -> Any:
         return read_torch_file(path)
     except UnplainFileError as error:
         raise SourceError(
-            f"{path} is not a state dict: it holds more than tensors, which would run code when loaded, or "
-            "it is damaged; save the state dict alone, with torch.save(network.state_dict(), FILE)"
+            f"{path} is not a state dict: it holds objects that would run code when loaded, or it is "
+            "damaged; save only the state dict, with torch.save(network.state_dict(), FILE)"
         ) from error
     except TorchFileError as error:
         raise SourceError(f"{path} is not a torch file, or it is damaged or cut short: {error}") from error
@@ -133,8 +133,8 @@ def _read_torch(path: Path) -> Any:
 def _unwrap(payload: Any, path: Path, remarks: list[str]) -> dict[str, Tensor]:
     if isinstance(payload, dict) and str(payload.get("format", "")).startswith("foldserve."):
         raise SourceError(
-            f"{path} is a checkpoint of `foldserve train`, which knows its architecture: export it by "
-            f"itself, as foldserve export {path}"
+            f"{path} is a checkpoint of `foldserve train`, which contains its architecture; export it with "
+            f"foldserve export {path}"
         )
     if (
         isinstance(payload, dict)
@@ -147,8 +147,8 @@ def _unwrap(payload: Any, path: Path, remarks: list[str]) -> dict[str, Tensor]:
     wrappers = [name for name in _WRAPPERS if isinstance(payload.get(name), dict) and payload[name]]
     if not wrappers:
         raise SourceError(
-            f"{path} is no state dict: it has {_first([str(name) for name in payload]) or 'nothing in it'}; "
-            f"expected tensors by name, or one under {', '.join(_WRAPPERS)}"
+            f"{path} is not a state dict: it has {_first([str(name) for name in payload]) or 'nothing in it'}"
+            f"; expected tensors by name, or one under {', '.join(_WRAPPERS)}"
         )
     beside = f" rather than {', '.join(wrappers[1:])}" if len(wrappers) > 1 else ""
     remarks.append(f"weights taken from {wrappers[0]!r} in {path.name}{beside}")
@@ -160,7 +160,7 @@ def _without_prefixes(tensors: Mapping[str, Tensor], remarks: list[str]) -> dict
     for prefix in (*_PREFIXES, *_PREFIXES):  # each may stand outside the other
         if named and all(name.startswith(prefix) for name in named):
             named = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
-            remarks.append(f"the prefix {prefix!r} of every weight's name is left out")
+            remarks.append(f"removed the prefix {prefix!r} from the name of every weight")
     return named
 
 
@@ -173,7 +173,7 @@ def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _names_sharing_memory(own: Mapping[str, Tensor]) -> dict[str, set[str]]:
-    """Return for each name the others of the very same tensor (safetensors keep tied weights once)."""
+    """Return for each name the other names of the same tensor (safetensors store tied weights once)."""
     by_place: dict[tuple[int, tuple[int, ...], tuple[int, ...]], set[str]] = {}
     places = {name: (tensor.data_ptr(), tuple(tensor.shape), tensor.stride()) for name, tensor in own.items()}
     for name, place in places.items():

@@ -1,8 +1,8 @@
-"""PyTorch code computed in float64, also where it asks for float32 by name.
+"""Runs PyTorch code in float64, even if it asks for float32 by name.
 
-`Module.double` turns weights into float64, and the images with them; a network whose own code says
-``x.float()``, ``.to(torch.float16)`` or ``torch.zeros(4)`` would then mix two types, and fail. Here every
-such request means float64.
+`Module.double` converts the weights to float64. A network whose own code calls ``x.float()``,
+``.to(torch.float16)`` or ``torch.zeros(4)`` would then mix two types and fail, so every such request is
+answered with float64.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CASTS = {torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16}
 
 
 class InFloat64(TorchFunctionMode):
-    """While it is entered, PyTorch makes float64 wherever a narrower float is asked for, or none."""
+    """Makes PyTorch use float64 if code asks for a narrower float or for the default."""
 
     def __enter__(self) -> Self:
         self._default = torch.get_default_dtype()
@@ -35,7 +35,7 @@ class InFloat64(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],
-        types: Any,  # the protocol's
+        types: Any,  # as PyTorch's protocol has it
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:

@@ -1,4 +1,4 @@
-"""Golden pairs: images whose logits are known, by which a server proves a version before using it."""
+"""Chooses golden pairs: images with known logits, which a server checks before it serves a version."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from foldserve.runtime.session import Session
 
 COUNT = 256
-# Above 64 pixels an image costs a server some milliseconds at start-up, and the file some 100 KiB.
+# Above 64 pixels an image costs a server milliseconds at start-up, and about 100 KiB of file.
 COUNT_LARGE = 64
 LARGE_SIDE = 64  # pixels
 
 
 def golden_count(image_shape: tuple[int, ...], class_count: int) -> int:
-    """Return how many golden pairs a network deserves: every class at least once, where they fit the file."""
+    """Return how many golden pairs to make: at least one per class, if they fit the file."""
     count = COUNT if max(image_shape[1:]) <= LARGE_SIDE else COUNT_LARGE
     pair_bytes = math.prod(image_shape) + 2 * 4 * class_count  # uint8 pixels, and float32 logits twice
     return max(1, min(max(count, class_count), (MAX_GOLDEN_BYTES - 2**16) // pair_bytes))
@@ -32,8 +32,8 @@ def golden_count(image_shape: tuple[int, ...], class_count: int) -> int:
 def choose_golden(labels: NDArray[np.int64] | None, image_count: int, count: int) -> NDArray[np.int64]:
     """Return the positions of ``count`` images, ascending, every class among them.
 
-    All are taken where there are fewer. The classes take turns, each giving its images in order; without
-    labels the images are spread evenly. The same data set gives the same choice on any day.
+    If there are fewer images, all are chosen. The classes take turns, each with its images in order; without
+    labels the images are spread evenly. The same data set always gives the same choice.
     """
     count = min(count, image_count)
     if labels is None:
@@ -57,8 +57,12 @@ def make_golden(
 ) -> Golden:
     """Run ``images`` through the file and set the tolerances.
 
-    ``expected`` are the unfolded network's logits of ``images``; ``rounding`` is what
-    `foldserve.export.verification.tolerances.runtime_tolerance` calls so.
+    Args:
+        session: the file.
+        expected: the unfolded network's logits of ``images``, [N, K].
+        images: uint8 [N, C, H, W].
+        rounding: see `foldserve.export.verification.tolerances.runtime_tolerance`.
+        synthetic: whether the images were generated.
     """
     actual = run_logits(session, images)
     golden = Golden(

@@ -1,8 +1,8 @@
-"""The file against the network it was made from, through the very session code the server uses.
+"""Compares an exported file with the network it was made from, using the server's own session code.
 
-Same inputs through unfolded PyTorch (float32, and float64 as the referee) and through the ONNX file, at
-several batch sizes, on random and on real images, on every device present. A check that fails raises; nothing
-is published.
+The same images go through the unfolded network, in float32 and in float64, and through the ONNX file: random
+and real images, at several batch sizes, on every device present. A check that fails raises, and nothing is
+published.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from foldserve.artifact.model_outputs import shape_fault, softmax_errors
 from foldserve.errors import DeviceError
 from foldserve.export.errors import ParityError
 from foldserve.export.verification.reference import in_batches
-from foldserve.export.verification.tolerances import referee_tolerance, reference_tolerance
+from foldserve.export.verification.tolerances import float64_tolerance, reference_tolerance
 from foldserve.runtime.session import Session, cuda_is_present
 
 if TYPE_CHECKING:
@@ -33,20 +33,20 @@ _SEED = 2013  # of the random images; any fixed number
 
 
 class Reference(Protocol):
-    """The network that the file must agree with."""
+    """Computes the logits that the file must agree with."""
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return float32 [N, K]."""
 
     def exact_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64] | None:
-        """Return float64 [N, K]; None where the network cannot be computed so."""
+        """Return float64 [N, K]; None if the network cannot be computed in float64."""
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Largest differences of logits on one set of images at one batch size.
 
-    What concerns float64 is None where there is no such referee.
+    The three fields about float64 are None if there is no float64 reference.
     """
 
     provider: str
@@ -61,7 +61,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far a lower precision's logits are off on one set of images at one batch size."""
+    """Largest error of a lower precision's logits on one set of images at one batch size."""
 
     provider: str
     images: str
@@ -72,10 +72,10 @@ class Deviation:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Both networks on the proof images: accuracies are None where the images have no labels.
+    """Agreement of network and file on the verification images; accuracies are None without labels.
 
-    ``top1_compared`` leaves out images whose two best reference logits are closer than twice the tolerance:
-    there either answer is right.
+    ``top1_compared`` excludes images whose two best reference logits are closer than twice the tolerance:
+    either prediction is right for them.
     """
 
     provider: str
@@ -89,7 +89,7 @@ class Agreement:
 
 
 def open_sessions(model: bytes) -> list[Session]:
-    """Return a session on each device present: the CPU, and CUDA where it works.
+    """Open a session on each device present: the CPU, and CUDA if it works.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load the file.
@@ -113,7 +113,7 @@ def check_parity(
     """Compare logits and probabilities at each of `BATCH_SIZES`, on random and on ``kind`` ``images``.
 
     Raises:
-        ParityError: a difference is above its tolerance, or an answer is not finite.
+        ParityError: a difference is above its tolerance, or a logit is not finite.
     """
     count = max(BATCH_SIZES)
     shape = (count, *images.shape[1:])
@@ -140,15 +140,15 @@ def check_agreement(
     tolerance: float | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Agreement:
-    """Compare the file's answers on all ``images`` with ``expected``, the reference's logits.
+    """Compare the file's logits of all ``images`` with ``expected``, the reference's logits.
 
-    ``tolerance`` is that of fp32 where none is given.
+    ``tolerance`` is that of fp32 by default.
 
     Raises:
         ParityError: a logit is off by more than the tolerance, a clear prediction differs, or probabilities
             are not the softmax of the logits.
     """
-    logits = in_batches(partial(_proven_logits, session), images, on_progress)
+    logits = in_batches(partial(_checked_logits, session), images, on_progress)
     tolerance = reference_tolerance(expected) if tolerance is None else tolerance
     max_abs_err = _max_abs_err(logits, expected)
     before, after = expected.argmax(axis=1), logits.argmax(axis=1)
@@ -167,7 +167,7 @@ def check_agreement(
     if not max_abs_err <= tolerance or agreement.top1_agreement < 1.0:
         raise ParityError(
             f"on {len(images)} images under {session.provider} the file's logits differ by up to "
-            f"{max_abs_err:.3g} from the network's (allowed: {tolerance:.3g}) and "
+            f"{max_abs_err:.3g} from the network's (allowed: {tolerance:.3g}), and "
             f"{agreement.top1_agreement:.2%} of {agreement.top1_compared} clear predictions are the "
             "same; nothing was published"
         )
@@ -181,7 +181,7 @@ def check_within(
     expected: NDArray[np.float32],
     tolerance: float,
 ) -> list[Deviation]:
-    """Compare a lower precision's answers on up to 32 of ``images`` with ``expected``, at each batch size.
+    """Compare a lower precision's logits of up to 32 of ``images`` with ``expected``, at each batch size.
 
     Raises:
         ParityError: a logit is off by more than ``tolerance``, or is not finite.
@@ -198,7 +198,7 @@ def check_within(
             tolerance=tolerance,
         )
         where = f"on {name} images, batch {deviation.batch_size}, under {deviation.provider}"
-        if not deviation.max_abs_err <= tolerance:  # also where it is not a number
+        if not deviation.max_abs_err <= tolerance:  # also catches NaN
             raise ParityError(
                 f"{where} the logits are off by up to {deviation.max_abs_err:.3g} (allowed: {tolerance:.3g})"
             )
@@ -215,7 +215,7 @@ def run_logits(
 
 
 def largest_rounding(comparisons: Sequence[Comparison]) -> float:
-    """Return how far float32, in PyTorch or in the file, was from float64 at most; else from one another."""
+    """Return the largest error of float32 against float64, in network or file; else their difference."""
     return max(
         max(
             entry.max_abs_err_float64 or 0.0,
@@ -227,7 +227,7 @@ def largest_rounding(comparisons: Sequence[Comparison]) -> float:
 
 
 def has_float64_reference(comparisons: Sequence[Comparison]) -> bool:
-    """Tell whether every comparison was made with float64 too."""
+    """Tell whether every comparison has a float64 reference."""
     return all(entry.max_abs_err_float64 is not None for entry in comparisons)
 
 
@@ -263,7 +263,7 @@ def _compare(
         max_abs_err_float64=None if exact is None else _max_abs_err(logits, exact),
         pytorch_max_abs_err_float64=pytorch_error,
         tolerance_float64=(
-            None if exact is None or pytorch_error is None else referee_tolerance(exact, pytorch_error)
+            None if exact is None or pytorch_error is None else float64_tolerance(exact, pytorch_error)
         ),
     )
     if not comparison.max_abs_err <= comparison.tolerance:
@@ -275,15 +275,15 @@ def _compare(
     if error is not None and tolerance is not None and not error <= tolerance:
         raise ParityError(
             f"{_where(comparison)} the file's logits are off by up to {error:.3g} "
-            f"from the float64 answer, those of the network in float32 by {pytorch_error:.3g} "
+            f"from the float64 reference, those of the network in float32 by {pytorch_error:.3g} "
             f"(allowed: {tolerance:.3g}); nothing was published"
         )
     _check_probabilities(logits, probabilities, _where(comparison))
     return comparison
 
 
-def _proven_logits(session: Session, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return the file's logits of ``images``, whose probabilities are seen to be their softmax."""
+def _checked_logits(session: Session, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the file's logits of ``images``, after checking that the probabilities are their softmax."""
     logits, probabilities = session.run([LOGITS, PROBABILITIES], {IMAGE: images})
     _check_probabilities(logits, probabilities, f"on {len(images)} images under {session.provider}")
     return logits
@@ -305,20 +305,18 @@ def _where(comparison: Comparison) -> str:
 
 
 def _spread(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
-    """Return ``count`` of ``images`` spread over all of them (all where there are fewer)."""
+    """Return ``count`` of ``images``, evenly spread; all if there are fewer."""
     return images[np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64)]
 
 
 def _max_abs_err(actual: NDArray[Any], expected: NDArray[Any]) -> float:
     if actual.shape != expected.shape:
-        raise ParityError(
-            f"the file answers {list(actual.shape)} where the network answers {list(expected.shape)}"
-        )
+        raise ParityError(f"the file outputs {list(actual.shape)}, the network {list(expected.shape)}")
     return float(np.abs(actual.astype(np.float64) - expected).max())
 
 
 def _margins(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return how far each row's best logit is above its second best; infinite for a single class."""
+    """Return the difference between the two largest logits of each row; infinite for a single class."""
     if logits.shape[1] < 2:
         return np.full(len(logits), np.inf, dtype=np.float32)
     two_best = np.partition(logits, -2, axis=1)[:, -2:]

@@ -1,16 +1,15 @@
-"""Are these logits, or probabilities already? A softmax on top of probabilities would flatten them.
+"""Tells logits from probabilities by their values, before anything is published.
 
-`serialize` puts the softmax behind whatever a network answers. From a network that answers probabilities
-callers would get others: with 10 classes, certainty would be shown as 0.23. So what can be told from the
-answers is told, before anything is published:
+`foldserve.export.graph.serialize` appends a softmax to every network. If the network outputs probabilities
+already, callers would get flattened ones: with 10 classes, certainty would become 0.23. These are refused:
 
-    nothing is negative, and every row adds up to 1   a softmax, in whatever way it was computed
-    all between 0 and 1, and some far apart           a sigmoid for each class, in whatever way
-    one number an image                               one logit, or the probability of one of two classes
+    nothing is negative, and every row adds up to 1   a softmax, however it was computed
+    all between 0 and 1, and some far apart           a sigmoid per class, however it was computed
+    one number per image                              one logit, or the probability of one of two classes
 
-The logits of a network that was trained are hardly ever like that; if some are, the user can say so
-(``--as-logits``). All between 0 and 1 but close together may be logits of small weights: that is a warning. A
-sigmoid or softmax that can be seen in the graph needs no guess (`foldserve.export.graph.endings`).
+The logits of a trained network hardly ever look like that; if they do, the user can pass ``--as-logits``.
+Values between 0 and 1 that are close together may be logits of small weights: they cause a warning. A sigmoid
+or softmax that is visible in the graph is found there (`foldserve.export.graph.endings`).
 """
 
 from __future__ import annotations
@@ -25,70 +24,70 @@ from foldserve.export.errors import SourceError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-AS_LOGITS = "--as-logits takes its answers for logits as they are"
-TAKEN_AS_LOGITS = "its answers are taken for logits as they are (--as-logits)"
+AS_LOGITS = "--as-logits treats its output as logits"
+TAKEN_AS_LOGITS = "its output is treated as logits (--as-logits)"
 _WHAT_TO_DO = (
-    "and a softmax on top would change what it says. Let the network's factory return a network without that "
-    f"last step, or name the tensor of an .onnx file that holds logits with --output; {AS_LOGITS}"
+    "and another softmax would change them. Let the network's factory return a network without that last "
+    f"step, or name the tensor of an .onnx file that holds the logits with --output; {AS_LOGITS}"
 )
 
-# Of a sum of probabilities: half precision rounds each of them by 1 in 2,048.
+# Tolerance of a sum of probabilities: fp16 rounds each of them by 1 in 2,048.
 _SUM = 1e-3
-# Between the smallest and the largest answer. Logits of a network with small weights may lie between 0 and 1
-# by chance, and then close together; a sigmoid for each class that is worth serving is sure of something.
+# Distance between the smallest and the largest output. Logits of small weights may lie between 0 and 1 by
+# chance, but then close together; a sigmoid per class that is worth serving is sure of some images.
 _BOTH_ENDS = 0.5
-# Absolute and relative, for half precision: what is to be seen is a softmax over something else.
+# Absolute and relative tolerance, wide enough for fp16: a softmax over another axis is far off.
 _ALMOST, _ALMOST_OF = 1e-3, 1e-2
 
 
-def check_logits(answers: NDArray[Any]) -> str:
-    """Return a warning, or "", on ``answers`` [N, K], finite, to different images.
+def check_logits(outputs: NDArray[Any]) -> str:
+    """Check that ``outputs`` [N, K], finite, for different images, are logits; return a warning or "".
 
     Raises:
-        SourceError: they are no logits of one class among several; the message says what to do.
+        SourceError: they are probabilities, or K is 1.
     """
-    count, class_count = answers.shape
+    count, class_count = outputs.shape
     check_class_count(class_count)
-    low, high = float(answers.min()), float(answers.max())
+    low, high = float(outputs.min()), float(outputs.max())
     if low < 0 or high > 1 + _SUM:
         return ""
-    sums = answers.astype(np.float64).sum(axis=1)
+    sums = outputs.astype(np.float64).sum(axis=1)
     if np.abs(sums - 1).max() <= _SUM:
         raise _refusal(
-            f"the network's answers for {count} images are not negative and add up to 1 for each: they are "
+            f"the network's outputs for {count} images are not negative and add up to 1 for each: they are "
             "probabilities already, as after a softmax"
         )
-    between = f"the network's answers for {count} images all lie between 0 and 1 ({low:.3g} to {high:.3g})"
+    between = f"the network's outputs for {count} images all lie between 0 and 1 ({low:.3g} to {high:.3g})"
     if high - low >= _BOTH_ENDS:
         raise _refusal(f"{between}: they are probabilities already, as after a sigmoid")
-    return f"warning: {between}; if they are probabilities, export a network that answers logits"
+    return f"warning: {between}; if they are probabilities, export a network that outputs logits"
 
 
 def check_class_count(class_count: int) -> None:
-    """Refuse a network of a single answer.
+    """Refuse a network with a single output.
 
     Raises:
-        SourceError: ``class_count`` is 1; the message says what to do.
+        SourceError: ``class_count`` is 1.
     """
     if class_count == 1:
         raise SourceError(
-            "the network answers one number an image, whose softmax is always 1; expected a logit for each "
-            "of two classes or more. For yes or no let it answer 0 and its logit, with a name for each: the "
-            f"softmax of [0, logit] is [1 - sigmoid(logit), sigmoid(logit)]; {AS_LOGITS}"
+            "the network outputs one number per image, whose softmax is always 1; expected one logit for "
+            "each of two classes or more. For yes or no let it output 0 and its logit, with a name for each: "
+            f"the softmax of [0, logit] is [1 - sigmoid(logit), sigmoid(logit)]; {AS_LOGITS}"
         )
 
 
 def no_logits_text(end: str) -> str:
-    """Say what to do about a network that ends in ``end``, a sigmoid say."""
-    return f"the network ends in a {end}: it answers no logits, {_WHAT_TO_DO}"
+    """Return the error message for a network that ends in ``end``, such as a sigmoid."""
+    return f"the network ends in a {end}: its outputs are not logits, {_WHAT_TO_DO}"
 
 
 def _refusal(what: str) -> SourceError:
     return SourceError(f"{what}, {_WHAT_TO_DO}")
 
 
-def answers_softmax(given: NDArray[Any], logits: NDArray[Any]) -> bool:
-    """Tell whether ``given`` are the probabilities, or their logarithms, that ``logits`` [N, K] stand for."""
+def is_softmax_of(given: NDArray[Any], logits: NDArray[Any]) -> bool:
+    """Tell whether ``given`` is the softmax of ``logits`` [N, K], or its logarithm."""
     if given.shape != logits.shape or given.ndim != 2:
         return False
     expected = softmax(logits)

@@ -1,9 +1,9 @@
-"""A file in fp16 or int8 against the network it was made from: how far it may be off, and that it is not.
+"""Compares a file in fp16 or int8 with the network it was made from.
 
-On real images its logits are compared with those of the unfolded PyTorch network, as fp32's are, but with the
-precision's own tolerance. Random images lie outside the ranges that int8 was calibrated on, and their answers
-are cut off: there the file is held against itself, computed node by node in float, which shows an integer
-kernel that computes something else.
+On real images its logits are compared with those of the unfolded PyTorch network, as for fp32, but with the
+precision's own tolerance. Random images lie outside the ranges that int8 was calibrated on and are clipped.
+On these the file is compared with itself, computed node by node in float: this reveals a wrong integer
+kernel.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _SEED = 2013  # of the random images; any fixed number
 
 @dataclass(frozen=True)
 class ReducedParity:
-    """What was compared, and the golden pairs that follow from it."""
+    """The comparisons, and the golden pairs made from them."""
 
     deviations: tuple[Deviation, ...]
     agreements: tuple[Agreement, ...]
@@ -72,15 +72,15 @@ def check_reduced_precision(
 
     Args:
         content: the file.
-        images: the proof images, with their ``labels`` where known.
-        labels: class indices int64 [N].
+        images: verification images, uint8 [N, C, H, W].
+        labels: class indices int64 [N]; None if not known.
         expected: the unfolded PyTorch network's logits of ``images``.
-        golden: golden pairs of the fp32 file; the images and the network's logits are taken over.
-        tolerance: how far the logits may be off.
+        golden: golden pairs of the fp32 file; their images and the network's logits are kept.
+        tolerance: largest difference of logits that is allowed.
         unit: see `reduced_runtime_tolerance`.
 
     Raises:
-        ParityError: they are off by more.
+        ParityError: the logits differ by more.
         ArtifactError: ONNX Runtime cannot load the file.
     """
     sessions = open_sessions(content)
@@ -101,7 +101,7 @@ def check_reduced_precision(
         *(_largest_difference(own, run_logits(other, golden.images)) for other in (literal, *sessions[1:])),
         *(_largest_difference(run_logits(session, random), literal_random) for session in sessions),
     )
-    # The largest logit of all images is not that of the golden ones, by which a server bounds the tolerance.
+    # A server bounds the tolerance by the largest golden logit, which may be less than that of all images.
     tolerance = min(tolerance, max_tolerance(golden.reference_logits))
     lower = replace(
         golden,

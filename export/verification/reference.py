@@ -1,4 +1,4 @@
-"""What an export is compared with: the unfolded PyTorch network in eval mode, on the CPU."""
+"""Computes the logits that an export is compared with: the unfolded PyTorch network, on the CPU."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     from foldserve.training.models import Normalized
 
-# Large enough to keep threads busy on small images, and below 200 MiB of activations for a 224-pixel AlexNet.
+# Large enough to keep threads busy on small images; under 200 MiB of activations for AlexNet at 224 pixels.
 _BATCH_BYTES = 8 * 1024 * 1024
 _MAX_BATCH_SIZE = 256
 
 
 class TorchReference:
-    """Logits of ``module``, which takes uint8 pixels; float64 on a copy, so ``module`` stays as it is."""
+    """Computes the logits of ``module``, which takes uint8 pixels; ``module`` is not changed."""
 
     def __init__(self, module: Normalized) -> None:
         self._module = module
@@ -34,16 +34,16 @@ class TorchReference:
         return _run(self._module, images)
 
     def exact_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64] | None:
-        """Return the same computed in float64 throughout: the referee between two float32 answers.
+        """Return float64 [N, K] of ``images``, computed in float64 throughout, on a copy of the module.
 
-        None where some tensor of the network's stays float32 all the same: then there is no referee.
+        None if some tensor of the network stays float32: then there is no float64 reference.
         """
         if self._exact_module is None:
             self._exact_module = copy.deepcopy(self._module).double()
         try:
             with InFloat64():
                 logits = _run(self._exact_module, images)
-        except RuntimeError:  # tensors of two types meet
+        except RuntimeError:  # an operation mixes two types
             return None
         return logits if logits.dtype == np.float64 else None
 
@@ -53,7 +53,7 @@ def in_batches(
     images: NDArray[np.uint8],
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> NDArray[Any]:
-    """Return ``run``'s rows for all ``images``, some at a time; ``on_progress`` takes how many were done."""
+    """Return the rows of ``run`` for all ``images``, in batches; ``on_progress`` takes batch sizes."""
     batch_size = batch_size_of(images)
     rows = []
     for start in range(0, len(images), batch_size):
@@ -64,7 +64,7 @@ def in_batches(
 
 
 def batch_size_of(images: NDArray[np.uint8]) -> int:
-    """Return how many of ``images`` to run at a time."""
+    """Return how many of ``images`` to run at a time, by their size."""
     image_bytes: int = images[0].nbytes
     return min(_MAX_BATCH_SIZE, max(1, _BATCH_BYTES // image_bytes))
 

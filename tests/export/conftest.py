@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from foldserve.artifact.format import ModelMetadata
-from foldserve.export.graph.build import BuiltModel, build_model
+from foldserve.export.graph.build import BuiltModel
 from foldserve.imaging import ImageSpec
 from foldserve.training.checkpoint import Checkpoint, save_checkpoint
 from foldserve.training.datasets import Dataset
 from foldserve.training.datasets.registry import DATASETS
 from foldserve.training.models import Normalized, create_model
 from tests.support.taught import Taught, teach
+from tests.support.torch_networks import build_network
 
 LABELS = tuple(f"class {index}" for index in range(10))
 SPEC = ImageSpec(channel_order="L", height=28, width=28, resize_shorter_side=28)
@@ -88,7 +89,7 @@ def checkpoint(dataset: Dataset) -> Checkpoint:
 def built(checkpoint: Checkpoint) -> BuiltModel:
     """The checkpoint's file, not yet verified."""
     facts = ModelMetadata(checkpoint.labels, checkpoint.mean, checkpoint.std, checkpoint.image)
-    return build_model(checkpoint.build().network, facts)
+    return build_network(checkpoint.build().network, facts)
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def test_golden_logits_are_those_of_the_unfolded_network(run_dir, tmp_path, chec
     assert np.abs(golden.reference_logits - expected).max() < 1e-6
 
 
-def test_averaged_weights_are_taken_where_they_were_kept(run_dir, tmp_path, checkpoint, capsys):
+def test_averaged_weights_are_used_if_the_run_kept_them(run_dir, tmp_path, checkpoint, capsys):
     averaged = {name: tensor.clone() for name, tensor in checkpoint.weights.items()}
     averaged["classifier.5.bias"] += 1.0
     save_checkpoint(run_dir / "best.pt", dataclasses.replace(checkpoint, ema_weights=averaged))
@@ -103,11 +103,11 @@ def test_each_export_is_the_next_version_and_touches_no_other(run_dir, tmp_path)
     assert all(path.read_bytes() == content for path, content in first.items())
 
 
-def test_the_same_model_is_published_once_where_asked(run_dir, tmp_path, capsys):
+def test_same_model_is_published_once_with_skip_same(run_dir, tmp_path, capsys):
     for _ in range(2):
         export(run_dir, tmp_path / "models", name="lenet", skip_same=True)
     assert [path.name for path in (tmp_path / "models/lenet").iterdir()] == ["1"]
-    assert "already is this very model" in capsys.readouterr().out
+    assert "already is exactly this model" in capsys.readouterr().out
     damaged = tmp_path / "models/lenet/1/model.onnx"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     export(run_dir, tmp_path / "models", name="lenet", skip_same=True)
@@ -118,11 +118,13 @@ EXPORT_ELSEWHERE = """
 import sys
 from pathlib import Path
 from foldserve.export.graph.build import build_model
+from foldserve.export.graph.trace import trace
 from foldserve.artifact.format import ModelMetadata
 from foldserve.training.checkpoint import load_checkpoint
 checkpoint = load_checkpoint(Path(sys.argv[1]))
 metadata = ModelMetadata(checkpoint.labels, checkpoint.mean, checkpoint.std, checkpoint.image)
-Path("model.onnx").write_bytes(build_model(checkpoint.build().network, metadata).content)
+graph = trace(checkpoint.build().network, checkpoint.image.shape).model
+Path("model.onnx").write_bytes(build_model(graph, metadata).content)
 """
 
 
@@ -172,11 +174,11 @@ def assert_nothing_published(repository: Path) -> None:
     assert not [path for path in repository.rglob("*") if path.name == "manifest.json"]
 
 
-def test_a_file_that_disagrees_is_not_published_and_kept_as_evidence(run_dir, tmp_path, monkeypatch):
+def test_file_that_disagrees_is_not_published_and_is_saved_as_rejected(run_dir, tmp_path, monkeypatch):
     sound_build = pipeline.build_model
 
-    def damaging_build(network, metadata):
-        built = sound_build(network, metadata)
+    def damaging_build(model, metadata):
+        built = sound_build(model, metadata)
         model_proto = onnx.load_from_string(built.content)
         (tensor,) = (entry for entry in model_proto.graph.initializer if entry.name == "features.2.conv.bias")
         array = onnx.numpy_helper.to_array(tensor).copy()
@@ -240,7 +242,7 @@ def test_a_bad_checkpoint_is_refused_and_nothing_published(case, run_dir, tmp_pa
 @pytest.mark.parametrize(
     "content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"], ids=["empty", "text", "zip"]
 )
-def test_what_is_no_checkpoint_is_refused(content, tmp_path):
+def test_files_that_are_not_checkpoints_are_refused(content, tmp_path):
     path = tmp_path / "best.pt"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"best\.pt"):
@@ -266,9 +268,7 @@ def test_a_full_or_unwritable_repository_is_refused(run_dir, tmp_path):
 
 
 @pytest.mark.parametrize("skip_same", [False, True])
-def test_a_model_folder_that_cannot_be_written_is_found_before_the_proofs(
-    run_dir, tmp_path, monkeypatch, skip_same
-):
+def test_unwritable_model_folder_is_reported_before_verification(run_dir, tmp_path, monkeypatch, skip_same):
     """Its name is known once the run is read; here a file stands in its place."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "my-run").write_text("")

@@ -59,7 +59,7 @@ def other_run(folder, taught):
 
 
 @pytest.mark.parametrize("version", [1, 2], ids=["fp32", "int8"])
-def test_the_run_it_was_made_from_is_confirmed(folder, version, capsys):
+def test_version_is_confirmed_against_its_own_run(folder, version, capsys):
     assert verify(folder, version) == 0
     printed = capsys.readouterr().out
     assert f"models/taught/{version}/ was made from" in printed
@@ -67,9 +67,9 @@ def test_the_run_it_was_made_from_is_confirmed(folder, version, capsys):
 
 
 @pytest.mark.parametrize("version", [1, 2], ids=["fp32", "int8"])
-def test_another_seeds_run_is_not_taken_for_it(folder, version, other_run, capsys):
+def test_run_with_another_seed_is_detected(folder, version, other_run, capsys):
     assert verify(folder, version, run=other_run) == 1
-    assert "from other weights of it" in capsys.readouterr().out
+    assert "from another network or from other weights" in capsys.readouterr().out
 
 
 def test_a_damaged_file_is_found(folder, capsys):
@@ -161,12 +161,12 @@ def test_other_labels_are_found(folder, taught, capsys):
     ],
     ids=["name", "version"],
 )
-def test_what_is_not_there_is_said(folder, flags, message, capsys):
+def test_missing_models_and_versions_are_reported(folder, flags, message, capsys):
     command = ["models", "verify", "--repository", str(folder / "models"), "--against", str(folder / "run")]
     assert cli.main([*command, *flags]) == 1
     assert message in capsys.readouterr().err
 
 
-def test_its_flags_alone_are_refused(capsys):
+def test_checkpoint_flags_without_against_are_refused(capsys):
     assert cli.main(["models", "verify", "--name", "lenet"]) == 2
     assert "--name goes with --against CHECKPOINT" in capsys.readouterr().err

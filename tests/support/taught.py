@@ -10,12 +10,12 @@ import torch
 
 from foldserve.artifact.format import Artifact, ModelMetadata, read_artifact
 from foldserve.export.config import ExportConfig
-from foldserve.export.graph.build import build_model
 from foldserve.export.pipeline import export_model
 from foldserve.export.verification.reference import TorchReference
 from foldserve.training.checkpoint import Checkpoint, save_checkpoint
 from foldserve.training.datasets import Dataset
 from foldserve.training.datasets.registry import DATASETS
+from tests.support.torch_networks import build_network
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def teach(checkpoint: Checkpoint, train_count: int = 400, test_count: int = 120)
         test_labels=labels[train_count:],
     )
     metadata = ModelMetadata(checkpoint.labels, checkpoint.mean, checkpoint.std, checkpoint.image)
-    return Taught(checkpoint, dataset, build_model(checkpoint.build().network, metadata).content)
+    return Taught(checkpoint, dataset, build_network(checkpoint.build().network, metadata).content)
 
 
 def export_taught(taught: Taught, folder: Path, patch: pytest.MonkeyPatch, **settings) -> Artifact:

@@ -4,6 +4,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foldserve.artifact.format import ModelMetadata
+from foldserve.export.graph.build import BuiltModel, build_model
+from foldserve.export.graph.trace import trace
+
+
+def build_network(network: nn.Module, metadata: ModelMetadata) -> BuiltModel:
+    """Trace ``network``, which takes normalised floats, and build its ``model.onnx``."""
+    return build_model(trace(network, metadata.image.shape).model, metadata)
+
 
 def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
     """Give every batch norm random weights and statistics (fresh ones are the identity)."""

@@ -1,7 +1,7 @@
-"""An ONNX graph computed in float64: its floats made doubles, run by ONNX's reference evaluator.
+"""Computes an ONNX graph in float64, with ONNX's reference evaluator.
 
-ONNX Runtime has no convolution of doubles. The evaluator's own convolution and pooling, loops in Python,
-would take minutes for a large network, so PyTorch lends its own where they say the same.
+ONNX Runtime has no float64 convolution. The evaluator's own convolution and pooling are loops in Python that
+would take minutes for a large network, so PyTorch's are used if they compute the same.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _FLOAT, _DOUBLE = TensorProto.FLOAT, TensorProto.DOUBLE
 
 
 class Float64Graph:
-    """The graph of an ONNX file's content, with doubles for floats."""
+    """The graph of an ONNX file's content, converted from float32 to float64."""
 
     def __init__(self, content: bytes) -> None:
         exact = _to_float64(onnx.load_from_string(content))
         self._evaluator = ReferenceEvaluator(exact, new_ops=[Conv, MaxPool])
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """Return the first output; what the evaluator lacks raises errors of many kinds."""
+        """Return the first output. Operations that the evaluator lacks raise errors of many types."""
         with np.errstate(all="ignore"):
-            outputs: list[NDArray[Any]] = self._evaluator.run(None, dict(feeds))  # type: ignore[assignment]  # its annotation covers sequences and maps
+            outputs: list[NDArray[Any]] = self._evaluator.run(None, dict(feeds))  # type: ignore[assignment]  # covers sequences and maps
         return outputs[0]
 
 
@@ -62,11 +62,11 @@ def _widen(tensor: onnx.TensorProto) -> None:
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
 
-# The evaluator finds an operation by the name of its class.
+# The evaluator finds an operation by the class's name.
 class Conv(NumpyConv):
-    """ONNX's Conv by PyTorch."""
+    """Computes ONNX's Conv with PyTorch."""
 
-    def _run(  # type: ignore[override]  # attributes arrive by name, whatever theirs are called
+    def _run(  # type: ignore[override]  # attributes are passed by name
         self,
         X: Any,  # noqa: N803  # ONNX's names
         W: Any,  # noqa: N803
@@ -87,7 +87,7 @@ class Conv(NumpyConv):
 
 
 class MaxPool(NumpyMaxPool):
-    """ONNX's MaxPool by PyTorch."""
+    """Computes ONNX's MaxPool with PyTorch."""
 
     def _run(self, x: Any, **attributes: Any) -> tuple[NDArray[Any]]:  # type: ignore[override]  # as above
         is_plain = attributes["auto_pad"] in (None, "NOTSET") and not attributes["ceil_mode"]
@@ -103,6 +103,6 @@ class MaxPool(NumpyMaxPool):
 
 
 def _torch_pads(pads: Any) -> tuple[int, ...]:
-    """Return ONNX's [top, left, bottom, right] as PyTorch has it: the last side first, both ends together."""
+    """Convert ONNX's [top, left, bottom, right] to PyTorch's order: last axis first, both ends together."""
     top, left, bottom, right = (0, 0, 0, 0) if pads is None else pads
     return (left, right, top, bottom)

@@ -1,4 +1,4 @@
-"""An ONNX file made elsewhere becomes a network to export, once it is seen to answer for any batch."""
+"""Imports an ONNX file as a network to export, and checks its output at every batch size."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from onnx import TensorProto
 
 from foldserve.export.errors import SourceError, first_line
 from foldserve.export.sources.onnx.logits import LogitsChoice, with_output
-from foldserve.export.sources.onnx.network import NormalizedFile, OnnxNetwork
+from foldserve.export.sources.onnx.normalized_file import NormalizedFile
 from foldserve.export.sources.onnx.onnx_reference import OnnxReference
-from foldserve.export.sources.onnx.prepare import prepare
+from foldserve.export.sources.onnx.prepare_graph import prepare
 from foldserve.export.verification.parity import BATCH_SIZES
-from foldserve.export.verification.probabilities import answers_softmax
+from foldserve.export.verification.probabilities import is_softmax_of
 from foldserve.export.verification.tolerances import reference_tolerance
 from foldserve.runtime.session import Session
 
@@ -36,41 +36,47 @@ def import_onnx(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> NormalizedFile:
-    """Run the file as it is, prepare it, and see that nothing has changed at any batch size.
+    """Run the file as given, prepare it for folding, and check that its output is the same at any batch size.
 
     Raises:
-        SourceError: it does not run, answers no logits, is random, or answers for a fixed number of images.
-        FoldError: a batch norm that depends on the batch.
+        SourceError: it does not run, does not output logits, is random, or needs a fixed batch size.
+        FoldError: a batch norm depends on the batch.
     """
-    network = _as_given(file, image, choice.name)
+    given = _as_given(file, image, choice.name, mean, std)
     noise = np.random.default_rng(_SEED).integers(0, 256, (max(BATCH_SIZES), *image_shape), dtype=np.uint8)
-    answers = _given_logits(NormalizedFile(network, mean, std), noise)
-    logits = answers
+    given_output = _given_logits(given, noise)
+    logits = given_output
     if choice.without_softmax is not None:
         file = replace(file, model_proto=choice.without_softmax, content=b"")
-        network = _as_given(file, image, choice.name)
-        logits = _given_logits(NormalizedFile(network, mean, std), noise)
-        if not answers_softmax(answers, logits):
+        given = _as_given(file, image, choice.name, mean, std)
+        logits = _given_logits(given, noise)
+        if not is_softmax_of(given_output, logits):
             raise SourceError(
-                f"the file's {choice.name} ends in a softmax that is not one over the classes of each image; "
-                "name the tensor that holds logits with --output"
+                f"the file's {choice.name} ends in a softmax that is not over the classes of each image; "
+                "name the tensor that holds the logits with --output"
             )
     class_count = logits.shape[1]
     prepared = prepare(
         file, image=image.name, logits=choice.name, image_shape=image_shape, class_count=class_count
     )
-    adopted = NormalizedFile(replace(network, prepared=prepared, class_count=class_count), mean, std)
-    _check_any_batch(adopted, noise, logits)
-    return adopted
+    imported = replace(given, prepared=prepared, class_count=class_count)
+    _check_any_batch(imported, noise, logits)
+    return imported
 
 
-def _as_given(file: OnnxFile, image: onnx.ValueInfoProto, logits: str) -> OnnxNetwork:
-    """Return ``file`` as it is, not yet prepared."""
+def _as_given(
+    file: OnnxFile,
+    image: onnx.ValueInfoProto,
+    logits: str,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> NormalizedFile:
+    """Return ``file`` as given, not yet prepared."""
     tensor = image.type.tensor_type
     batch = tensor.shape.dim[0]
     outputs = {value.name for value in file.model_proto.graph.output}
     is_whole = bool(file.content) and not file.external_sha256 and logits in outputs
-    return OnnxNetwork(
+    return NormalizedFile(
         given=file.content if is_whole else with_output(file.model_proto, logits),
         prepared=b"",
         image=image.name,
@@ -78,51 +84,56 @@ def _as_given(file: OnnxFile, image: onnx.ValueInfoProto, logits: str) -> OnnxNe
         takes_pixels=tensor.elem_type == TensorProto.UINT8,
         fixed_batch=int(batch.dim_value) if batch.HasField("dim_value") else None,
         class_count=0,
+        mean=mean,
+        std=std,
     )
 
 
-def _given_logits(module: NormalizedFile, noise: NDArray[np.uint8]) -> NDArray[np.float32]:
-    name, count = module.network.logits, len(noise)
+def _given_logits(file: NormalizedFile, noise: NDArray[np.uint8]) -> NDArray[np.float32]:
+    name, count = file.logits, len(noise)
     try:
-        reference = OnnxReference(module)
+        reference = OnnxReference(file)
         logits: NDArray[Any] = reference.logits(noise)
         again = reference.logits(noise)
-    except Exception as error:  # ONNX Runtime's own kinds, and ArtifactError where it cannot load the file
+    except Exception as error:  # ONNX Runtime's own types, or ArtifactError if it cannot load the file
         raise SourceError(
             f"the file does not run on images of {list(noise.shape[1:])}: {first_line(error)}"
         ) from error
     if logits.ndim != 2 or len(logits) != count or logits.dtype != np.float32:
         raise SourceError(
             f"the file's {name} is {logits.dtype} {list(logits.shape)} for {count} images; expected float32 "
-            f"logits [{count}, classes]: name another tensor with --output"
+            f"logits [{count}, classes]; name another tensor with --output"
         )
     if not np.isfinite(logits).all():
         raise SourceError(
             f"the file's {name} holds NaN or infinite values for noise; its weights cannot be used"
         )
     if not np.array_equal(logits, again):
-        raise SourceError("the file gives the same images other logits each time: something in it is random")
+        raise SourceError(
+            "the file's logits for the same images differ from run to run: something in it is random"
+        )
     return logits
 
 
-def _check_any_batch(module: NormalizedFile, noise: NDArray[np.uint8], expected: NDArray[np.float32]) -> None:
-    """Compare the prepared graph, not folded yet, with the given file at every batch size."""
+def _check_any_batch(file: NormalizedFile, noise: NDArray[np.uint8], expected: NDArray[np.float32]) -> None:
+    """Compare the prepared, unfolded graph with the given file at every batch size."""
     for size in BATCH_SIZES:
-        if reason := _difference(module, noise[:size], expected[:size]):
-            fixed = module.network.fixed_batch
+        if reason := _difference(file, noise[:size], expected[:size]):
+            fixed = file.fixed_batch
             again = (
-                f"with a symbolic batch instead of {fixed}" if fixed else "with a batch that is nowhere fixed"
+                f"with a symbolic batch size instead of {fixed}"
+                if fixed
+                else "with a batch size that is fixed nowhere"
             )
             raise SourceError(
-                f"the file cannot be made to answer for {size} images at once: {reason}; export it "
-                f"again {again}"
+                f"the file cannot be made to take {size} images at once: {reason}; export it again {again}"
             )
 
 
-def _difference(module: NormalizedFile, images: NDArray[np.uint8], expected: NDArray[np.float32]) -> str:
+def _difference(file: NormalizedFile, images: NDArray[np.uint8], expected: NDArray[np.float32]) -> str:
     try:
-        session = Session(module.network.prepared, device="cpu", optimised=False)
-        feeds = {module.network.image: module.network_input(images, np.float32)}
+        session = Session(file.prepared, device="cpu", optimised=False)
+        feeds = {file.image: file.network_input(images, np.float32)}
         logits = session.run([session.outputs[0].name], feeds)[0]
     except Exception as error:  # as above
         return first_line(error)

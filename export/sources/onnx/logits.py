@@ -1,4 +1,4 @@
-"""Which tensor of an ONNX file holds the logits, and the file without the softmax behind them."""
+"""Finds the tensor of an ONNX file that holds the logits, and removes the softmax after it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class LogitsChoice:
-    """The name of the tensor, and what there is to say of it.
+    """The tensor that holds the logits.
 
     Attributes:
-        name: the tensor's.
-        note: why that one, where it is not the file's only output as it stands.
-        without_softmax: the file with nothing in place of a softmax on the way to ``name``; None where there
-            is none.
+        name: its name.
+        note: why it was chosen; "" if it is the file's only output and nothing was removed.
+        without_softmax: the file without the softmax that computed ``name``; None if there is none.
     """
 
     name: str
@@ -35,35 +34,36 @@ class LogitsChoice:
 def choose_logits(
     model_proto: onnx.ModelProto, asked: str | None, *, is_ours: bool, as_logits: bool = False
 ) -> LogitsChoice:
-    """Take what was ``asked`` for, else the only output, without a softmax at its end.
+    """Choose the tensor ``asked`` for, or else the only output, without the softmax that ends it.
 
     Args:
         model_proto: the file.
-        asked: a tensor's name, if one was given.
-        is_ours: whether ``foldserve export`` wrote it.
+        asked: a tensor's name; None if none was given.
+        is_ours: whether ``foldserve export`` wrote the file.
         as_logits: whether to take the tensor as it is, whatever computes it.
 
     Raises:
-        SourceError: no such tensor, several outputs to choose from, or an output that is no logits.
+        SourceError: there is no such tensor, there are several outputs, or the output is not logits.
     """
     name = LOGITS if is_ours and asked is None else _named(model_proto, asked)
-    note = f"logits are taken from {asked}" if asked is not None else ""
+    note = f"{asked} is used as the logits" if asked is not None else ""
     if as_logits:
         return LogitsChoice(name, f"{note}; {TAKEN_AS_LOGITS}" if note else TAKEN_AS_LOGITS)
     if is_ours and asked is None:
         return LogitsChoice(name)
-    # What functions compute is looked into.
+    # Inlined, so that a softmax inside a function is found.
     flat = inliner.inline_local_functions(model_proto) if model_proto.functions else model_proto
     values = {value.name: value for node in ir.from_proto(flat).graph for value in node.outputs}
     if name not in values:
-        raise SourceError(f"the file's output {name} is no computation; expected logits [batch, classes]")
+        raise SourceError(f"the file's output {name} is not computed; expected logits [batch, classes]")
     softmax = find_softmax(values[name])
     if softmax is None:
         _refuse_no_logits(values[name])
         return LogitsChoice(name, note)
     _check_axis(softmax, name)
     note = (
-        f"{name if asked else 'it'} ends in a softmax: logits are what goes into that, {softmax.logits.name}"
+        f"removed the softmax at the end{f' of {name}' if asked else ''}: its input {softmax.logits.name} is "
+        "used as the logits"
     )
     return LogitsChoice(name, note, _without(flat, softmax))
 
@@ -88,7 +88,7 @@ def _named(model_proto: onnx.ModelProto, asked: str | None) -> str:
         return asked
     if len(outputs) != 1:
         raise SourceError(
-            f"the file has {len(outputs)} outputs: {_listed(outputs)}; name the one with the logits, as "
+            f"the file has {len(outputs)} outputs: {_listed(outputs)}; name the one that holds the logits: "
             f"--output {outputs[0]}"
         )
     return outputs[0]
@@ -99,10 +99,10 @@ def _refuse_no_logits(value: ir.Value) -> None:
     if node is None:
         return
     before = node.inputs[0]
-    example = "" if before is None or before.producer() is None else f", as --output {before.name}"
+    example = "" if before is None or before.producer() is None else f", perhaps --output {before.name}"
     raise SourceError(
-        f"the file's {value.name} is of a {end_name(node)}, not logits of one class among several; name the "
-        f"tensor that holds logits{example}; {AS_LOGITS}"
+        f"the file's {value.name} is the output of a {end_name(node)}, not logits; name the tensor that "
+        f"holds the logits{example}; {AS_LOGITS}"
     )
 
 
@@ -112,12 +112,12 @@ def _check_axis(softmax: Softmax, name: str) -> None:
     if axis is not None and axis.as_int() == 0:
         raise SourceError(
             f"the file's output {name} is a softmax over axis 0, the images of a batch; expected one over "
-            "classes: name the tensor that holds logits with --output"
+            "the classes: name the tensor that holds the logits with --output"
         )
 
 
 def _without(model_proto: onnx.ModelProto, softmax: Softmax) -> onnx.ModelProto:
-    """Return a copy in which what goes into ``softmax`` comes out of it as well."""
+    """Return a copy in which ``softmax`` is replaced by the identity."""
     copied = onnx.ModelProto()
     copied.CopyFrom(model_proto)
     (node,) = (node for node in copied.graph.node if softmax.probabilities.name in node.output)

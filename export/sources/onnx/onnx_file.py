@@ -1,4 +1,4 @@
-"""An ONNX file made elsewhere, or by us, as a source."""
+"""Loads an ONNX file, made elsewhere or by ``foldserve export``, as a source."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from foldserve.export.inspection.target import file_shape
 from foldserve.export.sources.label_file import check_label_count, read_labels
 from foldserve.export.sources.onnx.import_onnx import import_onnx
 from foldserve.export.sources.onnx.logits import choose_logits
+from foldserve.export.sources.onnx.onnx_network import OnnxNetwork
 from foldserve.export.sources.onnx.read import find_image, read_onnx
 from foldserve.export.sources.preprocessing import image_spec, mean_and_std
-from foldserve.export.sources.proof_images import proof_images
 from foldserve.export.sources.source import Source, sha256_of, tool_version
+from foldserve.export.sources.verification_images import load_verification_images
 from foldserve.export.verification.probabilities import check_class_count
 
 if TYPE_CHECKING:
@@ -26,19 +27,20 @@ if TYPE_CHECKING:
     from foldserve.export.config import ExportConfig
     from foldserve.export.sources.onnx.read import OnnxFile
 
-# What ONNX Runtime 1.20 reads; a newer file is left as it is, and said to need a newer runtime.
+# The newest that ONNX Runtime 1.20 reads. A newer file is kept as it is, with a warning.
 _NEWEST_OPSET = 21
 
-# Where the input takes pixels the file sees the pixel itself, which is (pixel / 255 - 0) / (1 / 255).
+# A file that takes pixels sees the pixel itself, which is (pixel / 255 - 0) / (1 / 255).
 _PIXEL_STD = 1 / 255
 
 
 def load_onnx_file(config: ExportConfig, path: Path) -> Source:
-    """Adopt ``path``: find its image and its logits, and make it take any number of images.
+    """Load ``path``: find its image input and its logits, and make it take any number of images.
 
     Raises:
-        SourceError: damaged, not one image in and logits out, labels that do not match, a fixed batch size.
-        FoldError: a batch norm that depends on the batch.
+        SourceError: the file is damaged, does not turn one image into logits, or needs a fixed batch size; or
+            labels do not match.
+        FoldError: a batch norm depends on the batch.
     """
     file = read_onnx(path)
     own = _own_metadata(file)
@@ -50,11 +52,11 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
     choice = choose_logits(
         file.model_proto, config.output, is_ours=own is not None, as_logits=config.as_logits
     )
-    module = import_onnx(file, image, choice, image_shape=shape, mean=mean, std=std)
+    network_file = import_onnx(file, image, choice, image_shape=shape, mean=mean, std=std)
     if not config.as_logits:
-        check_class_count(module.network.class_count)
-    labels = _labels(config, own, module.network.class_count)
-    proof, said = proof_images(config.images, spec, labels, config.verify_images)
+        check_class_count(network_file.class_count)
+    labels = _labels(config, own, network_file.class_count)
+    verification, said = load_verification_images(config.images, spec, labels, config.verify_images)
     remarks = (*([choice.note] if choice.note else []), *_opset_remarks(file), *remarks, *said)
     facts = {
         "onnx_file": path.name,
@@ -65,14 +67,14 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
         "ir_version": file.model_proto.ir_version,
         "input": image.name,
         "output": choice.name,
-        "fixed_batch": module.network.fixed_batch,
+        "fixed_batch": network_file.fixed_batch,
         "reference": "the given file under ONNX Runtime on the CPU, its graph optimisations off",
         "remarks": list(remarks),
     }
     return Source(
-        module=module,
-        metadata=ModelMetadata(labels, mean, std, spec, _provenance(file, own, proof.kind)),
-        proof=proof,
+        network=OnnxNetwork(network_file),
+        metadata=ModelMetadata(labels, mean, std, spec, _provenance(file, own, verification.kind)),
+        verification=verification,
         suggested_name=_suggested_name(path),
         facts=facts,
         summary=f"{path}, opset {file.opset}, made by {file.producer}, {len(labels)} classes",
@@ -81,7 +83,7 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
 
 
 def _own_metadata(file: OnnxFile) -> ModelMetadata | None:
-    """Return what the file says of itself if it is one of ours."""
+    """Return the metadata in the file if ``foldserve export`` wrote it."""
     props = {entry.key: entry.value for entry in file.model_proto.metadata_props}
     if "foldserve.schema" not in props:
         return None
@@ -92,7 +94,7 @@ def _own_metadata(file: OnnxFile) -> ModelMetadata | None:
 
 
 def _provenance(file: OnnxFile, own: ModelMetadata | None, golden_images: str) -> dict[str, str]:
-    """Say where the file came from; one of ours keeps what it says already."""
+    """Describe where the file came from; one that ``foldserve export`` wrote keeps its provenance."""
     origin = {
         "onnx_sha256": sha256_of(file.content),
         "producer": file.producer,
@@ -109,11 +111,15 @@ def _normalisation(
         return mean_and_std(config, channels)
     if config.mean is not None or config.std is not None:
         raise SourceError(
-            "--mean and --std do not go with a file that takes UINT8 pixels: its normalisation is in it"
+            "--mean and --std cannot be used with a file of UINT8 pixels: it contains its normalisation"
         )
     if own is not None:
         return own.mean, own.std, ()
-    return (0.0,) * channels, (_PIXEL_STD,) * channels, ("it takes UINT8 pixels as they are",)
+    return (
+        (0.0,) * channels,
+        (_PIXEL_STD,) * channels,
+        ("its input is UINT8 pixels; no normalisation is added",),
+    )
 
 
 def _labels(config: ExportConfig, own: ModelMetadata | None, class_count: int) -> tuple[str, ...]:
@@ -123,7 +129,7 @@ def _labels(config: ExportConfig, own: ModelMetadata | None, class_count: int) -
         labels = own.labels
     else:
         raise SourceError(
-            f"--labels FILE is needed (UTF-8, a name a line): the file answers {class_count} classes and "
+            f"--labels FILE is needed (UTF-8, one name per line): the file outputs {class_count} classes and "
             "does not name them"
         )
     check_label_count(labels, class_count, config.labels)
@@ -134,13 +140,13 @@ def _opset_remarks(file: OnnxFile) -> tuple[str, ...]:
     if file.opset <= _NEWEST_OPSET:
         return ()
     return (
-        f"warning: opset {file.opset} is kept; ONNX Runtime 1.20 reads up to {_NEWEST_OPSET}, so it needs a "
-        "later one",
+        f"warning: opset {file.opset} is kept; ONNX Runtime 1.20 reads up to {_NEWEST_OPSET}, so the file "
+        "needs a later version",
     )
 
 
 def _suggested_name(path: Path) -> str:
-    """Name it as its file; a version of ours as its model's folder."""
+    """Return the file's name without suffix, or the model's name if it is in the folder of a version."""
     absolute = path.resolve()
     if absolute.name == MODEL_FILE and absolute.parent.name.isdigit():
         return absolute.parent.parent.name

@@ -1,6 +1,6 @@
-"""What an adopted file is compared with: its own answers, as it was given, before anything is folded.
+"""Computes the logits of an ONNX file as given, unfolded, to compare its export with.
 
-ONNX Runtime computes them node by node, its optimisations off, since it would fold batch norm by itself.
+ONNX Runtime runs it with its optimisations off, since it would fold batch norm by itself.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from foldserve.runtime.session import Session
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from foldserve.export.sources.onnx.network import NormalizedFile
+    from foldserve.export.sources.onnx.normalized_file import NormalizedFile
 
 
 class OnnxReference:
-    """Logits that a given ONNX file answers for uint8 pixels."""
+    """Computes the logits of a given ONNX file from uint8 pixels."""
 
-    def __init__(self, module: NormalizedFile) -> None:
-        self._module = module
-        self._session = Session(module.network.given, device="cpu", optimised=False)
+    def __init__(self, file: NormalizedFile) -> None:
+        self._file = file
+        self._session = Session(file.given, device="cpu", optimised=False)
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return float32 [N, K] of uint8 ``images`` [N, C, H, W]."""
         return in_batches(self._run, images)
 
     def exact_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64] | None:
-        """Return the same in float64; None where that cannot be computed, or is not to be believed.
+        """Return float64 [N, K] of ``images``; None if it cannot be computed or differs much from float32.
 
-        A referee that is further from the file than float32 ever is has computed something else.
+        A difference that float32 rounding cannot explain means that another function was computed.
         """
-        module = self._module
+        file = self._file
         try:
-            graph = Float64Graph(module.network.prepared)
+            graph = Float64Graph(file.prepared)
             logits: NDArray[Any] = in_batches(
-                lambda batch: graph.run({module.network.image: module.network_input(batch, np.float64)}),
+                lambda batch: graph.run({file.image: file.network_input(batch, np.float64)}),
                 images,
             )
-        except Exception:  # operations that the graph's evaluator lacks, or has for float32 alone
+        except Exception:  # the evaluator lacks an operation, or has it for float32 only
             return None
         expected = self.logits(images)
         if logits.dtype != np.float64 or logits.shape != expected.shape:
@@ -52,15 +52,15 @@ class OnnxReference:
         return logits if is_credible else None
 
     def _run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        network = self._module.network
-        size = network.fixed_batch or len(images)
+        file = self._file
+        size = file.fixed_batch or len(images)
         rows = []
         for start in range(0, len(images), size):
             batch = images[start : start + size]
-            # The last batch is filled up by repetition: the file takes no smaller one.
+            # The last batch is filled by repetition: a file with a fixed batch takes no smaller one.
             filled = batch[np.arange(size) % len(batch)]
-            feeds = {network.image: self._module.network_input(filled, np.float32)}
-            answer = self._session.run([network.logits], feeds)[0]
-            # Not a row an image: left as it is, for the caller to see.
-            rows.append(answer[: len(batch)] if len(answer) == size else answer)
+            feeds = {file.image: file.network_input(filled, np.float32)}
+            output = self._session.run([file.logits], feeds)[0]
+            # Not one row per image: returned as it is, for the caller to refuse.
+            rows.append(output[: len(batch)] if len(output) == size else output)
         return np.concatenate(rows)

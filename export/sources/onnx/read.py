@@ -1,4 +1,4 @@
-"""An ONNX file as it lies on disk, and the image that it takes."""
+"""Reads an ONNX file from disk and finds its image input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ _EXPECTED = "expected one image, FLOAT or UINT8 [batch, channels, height, width]
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A file's content, the model in it with its external data, and the SHA-256 of that by file name."""
+    """A file as read from disk.
+
+    Attributes:
+        path: where it was read.
+        content: its bytes, without external data.
+        model_proto: the model, with its external data.
+        external_sha256: SHA-256 of each file of external data, by name.
+    """
 
     path: Path
     content: bytes
@@ -29,21 +36,21 @@ class OnnxFile:
 
     @property
     def opset(self) -> int:
-        """The version of ONNX's own operators that it is written for."""
+        """The version of ONNX's own operator set that the file uses."""
         imports = self.model_proto.opset_import
         return next((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), 1)
 
     @property
     def producer(self) -> str:
-        """What wrote it, with its version."""
+        """Name and version of the tool that wrote the file."""
         return f"{self.model_proto.producer_name} {self.model_proto.producer_version}".strip() or "unknown"
 
 
 def read_onnx(path: Path) -> OnnxFile:
-    """Read ``path`` and what it keeps beside it.
+    """Read ``path`` and the external data beside it.
 
     Raises:
-        SourceError: not an ONNX model, damaged, without its external data, or not valid.
+        SourceError: it is not an ONNX model, is damaged or invalid, or its external data is missing.
     """
     try:
         content = path.read_bytes()
@@ -53,7 +60,7 @@ def read_onnx(path: Path) -> OnnxFile:
     except DecodeError as error:
         raise SourceError(f"{path} is not an ONNX model, or it is damaged or cut short") from error
     if not model_proto.graph.node:
-        raise SourceError(f"{path} is not an ONNX model, or one that computes nothing")
+        raise SourceError(f"{path} is not an ONNX model, or it computes nothing")
     external = _load_external_data(model_proto, path)
     try:
         onnx.checker.check_model(model_proto)
@@ -63,10 +70,10 @@ def read_onnx(path: Path) -> OnnxFile:
 
 
 def find_image(file: OnnxFile) -> onnx.ValueInfoProto:
-    """Return the one input; old files list their weights as inputs too, which do not count.
+    """Return the only input. Weights, which old files list as inputs too, do not count.
 
     Raises:
-        SourceError: it takes anything but one image.
+        SourceError: its inputs are not exactly one image.
     """
     graph = file.model_proto.graph
     weights = {tensor.name for tensor in graph.initializer}
@@ -96,7 +103,7 @@ def _load_external_data(model_proto: onnx.ModelProto, path: Path) -> dict[str, s
         return {name: sha256_of((path.parent / name).read_bytes()) for name in names}
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise SourceError(
-            f"{path} keeps its weights in {', '.join(names)} beside it, which cannot be read: "
+            f"{path} stores its weights in {', '.join(names)} beside it, which cannot be read: "
             f"{first_line(error)}"
         ) from error
 

@@ -44,7 +44,7 @@ def test_a_convolution_takes_the_batch_norm_before_it_only_without_padding(attri
         assert "w behind it is zero-padded" in folded.reasons
 
 
-def test_groups_before_a_convolution():
+def test_fold_before_a_grouped_convolution_is_exact():
     check(norm_conv(constants=DEPTHWISE, group=3), ["folded"])
 
 
@@ -60,7 +60,7 @@ def test_a_batch_norm_that_keeps_zero_goes_into_a_zero_padded_convolution(attrib
     check(norm_conv(constants=KERNEL | without_shift(), **attributes), ["folded"])
 
 
-def test_a_shift_in_one_channel_is_enough_to_stop_it():
+def test_shift_in_one_channel_stops_folding():
     shift = without_shift() | {"norm.bias": np.array([0, 0, 0.25], np.float32)}
     check(norm_conv(constants=KERNEL | shift, pads=[1, 1, 1, 1]), ["rewritten"])
 
@@ -86,7 +86,7 @@ def test_a_batch_norm_that_two_layers_read_is_rewritten():
     assert "its output goes to 2 places" in folded.reasons
 
 
-def test_a_batch_norm_that_is_an_answer_too_is_rewritten():
+def test_batch_norm_that_is_a_graph_output_is_rewritten():
     nodes = [
         node("Relu", "x -> r"),
         batch_norm("r -> a", "norm"),
@@ -95,10 +95,10 @@ def test_a_batch_norm_that_is_an_answer_too_is_rewritten():
     constants = weights(one_weight=(6, 3, 3, 3)) | statistics("norm", 3)
     check(model_of(nodes, constants, outputs=("y", "a")), ["rewritten"])
     alone = model_of(nodes[:2], statistics("norm", 3), outputs=("a",))
-    assert "its output is the network's answer" in check(alone, ["rewritten"]).reasons
+    assert "its output is the network's output" in check(alone, ["rewritten"]).reasons
 
 
-def test_a_convolution_that_takes_it_as_kernel_is_left_alone():
+def test_convolution_that_reads_it_as_kernel_is_not_changed():
     """The normalised map is the *weight* of the convolution behind."""
     nodes = [
         node("Relu", "x -> r"),
@@ -140,7 +140,7 @@ def padded(value=None, *, mode="constant", borders=BORDERS, channels=3, norm=Non
 
 
 @pytest.mark.parametrize("mode", ["reflect", "edge"])
-def test_borders_made_of_the_picture_let_it_through(mode):
+def test_batch_norm_folds_through_reflected_and_repeated_borders(mode):
     check(padded(mode=mode), ["folded"])
 
 
@@ -151,7 +151,7 @@ def test_a_constant_border_stops_a_batch_norm_whose_channels_would_need_several(
 
 
 @pytest.mark.parametrize("value", [None, 0.0])
-def test_a_border_of_zero_lets_through_what_keeps_zero(value):
+def test_batch_norm_that_keeps_zero_folds_through_a_border_of_zero(value):
     check(padded(value, norm=without_shift()), ["folded"])
     check(padded(0.7, norm=without_shift()), ["rewritten"])
 
@@ -175,7 +175,7 @@ def test_channels_that_agree_on_a_border_value_are_exact_with_it(value):
     check(padded(value, norm=agreed), ["rewritten"])
 
 
-def test_a_channel_that_batch_norm_switched_off_has_no_such_border_value():
+def test_channel_with_scale_zero_has_no_border_value():
     off = statistics("norm", 1) | {"norm.weight": np.zeros(1, np.float32)}
     check(padded(0.7, channels=1, norm=off), ["rewritten"])
 
@@ -186,7 +186,7 @@ def test_a_channel_that_is_zero_throughout_may_have_a_border_of_zero():
     check(padded(norm=dead), ["folded"])
 
 
-def test_a_shared_border_value_is_left_to_the_other():
+def test_shared_border_value_is_not_changed():
     nodes = [
         node("Relu", "x -> r"),
         batch_norm("r -> a", "norm"),
@@ -200,7 +200,7 @@ def test_a_shared_border_value_is_left_to_the_other():
 
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("end", [0, 4])
-def test_padding_of_images_or_channels_stops_it(axis, end):
+def test_padding_of_images_or_channels_stops_folding(axis, end):
     borders = np.zeros(8, np.int64)
     borders[axis + end] = 1
     channels = 3 + (axis == 1)
@@ -214,7 +214,7 @@ def test_padding_of_images_or_channels_stops_it(axis, end):
     check(model_of(nodes, constants), ["rewritten"])
 
 
-def test_padding_that_is_computed_or_names_its_axes_stops_it():
+def test_computed_padding_and_named_axes_stop_folding():
     nodes = [
         node("Relu", "x -> r"),
         batch_norm("r -> a", "norm"),
@@ -227,7 +227,7 @@ def test_padding_that_is_computed_or_names_its_axes_stops_it():
     check(model_of(nodes, {"pads": BORDERS} | KERNEL | without_shift()), ["rewritten"])
 
 
-def test_padding_whose_third_axis_is_the_channels_stops_it():
+def test_padding_whose_third_axis_is_the_channels_stops_folding():
     """Read as if all axes stood in order, this would pad a border."""
     nodes = [
         node("Relu", "x -> r"),
@@ -240,7 +240,7 @@ def test_padding_whose_third_axis_is_the_channels_stops_it():
     check(model_of(nodes, constants), ["rewritten"])
 
 
-def test_padding_of_another_domain_stops_it():
+def test_padding_of_another_domain_stops_folding():
     """Whatever it is, it is not known to write what it was given."""
     model = ir.from_proto(padded(mode="reflect"))
     next(entry for entry in model.graph if entry.op_type == "Pad").domain = "somebody.else"
@@ -248,7 +248,7 @@ def test_padding_of_another_domain_stops_it():
     assert record.action == "rewritten"
 
 
-def test_a_border_value_that_is_computed_stops_it():
+def test_computed_border_value_stops_folding():
     nodes = [
         node("Relu", "x -> r"),
         batch_norm("r -> a", "norm"),
@@ -260,7 +260,7 @@ def test_a_border_value_that_is_computed_stops_it():
     assert "pads with is computed" in check(model_of(nodes, constants), ["rewritten"]).reasons
 
 
-def test_a_padded_map_that_is_read_twice_stops_it():
+def test_padded_map_with_two_consumers_stops_folding():
     nodes = [
         node("Relu", "x -> r"),
         batch_norm("r -> a", "norm"),
@@ -275,7 +275,7 @@ def test_a_padded_map_that_is_read_twice_stops_it():
 
 
 @pytest.mark.parametrize("mode", ["constant", "reflect"])
-def test_a_batch_norm_that_says_what_to_pad_with_is_no_map_to_be_padded(mode):
+def test_batch_norm_that_computes_the_border_value_is_not_folded(mode):
     """The wire goes into the Pad's value, not its data; a reflected border does not even use it."""
     nodes = [
         node("Relu", "one -> r"),

@@ -21,13 +21,13 @@ def conv_norm(*, constants, wires="x conv.weight conv.bias", channels=6, shape=(
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
-def test_convolutions_of_any_dimension_take_it(dimensions):
+def test_convolutions_of_any_dimension_are_folded_into(dimensions):
     constants = weights(conv_weight=(6, 3, *[3] * dimensions), conv_bias=(6,))
     check(conv_norm(constants=constants, shape=(3, *[7] * dimensions)), ["folded"])
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
-def test_transposed_convolutions_of_any_dimension_take_it(dimensions):
+def test_transposed_convolutions_of_any_dimension_are_folded_into(dimensions):
     """With output padding, where nothing but the bias stands."""
     nodes = [
         node(
@@ -60,7 +60,7 @@ def test_a_bias_that_another_layer_uses_too_is_left_to_it():
     check(model_of(nodes, constants | statistics("norm", 3)), ["folded"])
 
 
-def test_a_bias_that_is_an_answer_too_is_left_as_it_is():
+def test_bias_that_is_a_graph_output_is_not_changed():
     nodes = [node("Conv", "x one.weight one.bias -> a"), batch_norm("a -> y", "norm")]
     constants = weights(one_weight=(3, 3, 1, 1), one_bias=(3,)) | statistics("norm", 3)
     check(model_of(nodes, constants, outputs=("y", "one.bias")), ["folded"])
@@ -89,7 +89,7 @@ def test_a_weight_used_twice_is_not_changed():
     assert "the weight of w behind it is used 2 times" in folded.reasons
 
 
-def test_a_weight_that_is_an_answer_too_is_not_changed():
+def test_weight_that_is_a_graph_output_is_not_changed():
     nodes = [node("Conv", "x w.weight -> a"), batch_norm("a -> y", "norm")]
     constants = weights(w_weight=(3, 3, 3, 3)) | statistics("norm", 3)
     folded = check(model_of(nodes, constants, outputs=("y", "w.weight")), ["rewritten"])
@@ -118,7 +118,7 @@ def test_a_bias_that_is_computed_is_not_changed():
     assert "the bias of w before it is computed" in folded.reasons
 
 
-def test_an_output_with_another_consumer_stops_it():
+def test_output_with_another_consumer_stops_folding():
     nodes = [
         node("Conv", "x w.weight -> a"),
         batch_norm("a -> b", "norm"),
@@ -128,14 +128,14 @@ def test_an_output_with_another_consumer_stops_it():
     assert "the output of w before it is used elsewhere too" in folded.reasons
 
 
-def test_an_output_that_is_an_answer_too_stops_it():
+def test_output_that_is_a_graph_output_stops_folding():
     nodes = [node("Conv", "x w.weight -> a"), batch_norm("a -> y", "norm")]
     constants = weights(w_weight=(6, 3, 3, 3)) | statistics("norm", 6)
     folded = check(model_of(nodes, constants, outputs=("a", "y")), ["rewritten"])
     assert "used elsewhere too" in folded.reasons
 
 
-def test_an_operation_of_another_domain_is_no_convolution():
+def test_conv_of_another_domain_is_not_folded_into():
     """It may compute anything; ONNX Runtime cannot run this one, so only the report is looked at."""
     model = ir.from_proto(conv_norm(constants=weights(conv_weight=(6, 3, 3, 3), conv_bias=(6,))))
     next(iter(model.graph)).domain = "somebody.else"
@@ -160,29 +160,29 @@ def simplified(*between, behind=(), outputs=("y",), domain=""):
 
 
 @pytest.mark.parametrize("wires", ["a -> b", "a half -> b", "a half off -> b", "a half off -> b mask"])
-def test_a_dropout_that_is_off_does_not_stop_it(wires):
+def test_inactive_dropout_does_not_stop_folding(wires):
     assert check(simplified(node("Dropout", wires)), ["folded"]).operations == ["Conv"]
 
 
-def test_an_identity_does_not_stop_it():
+def test_identity_does_not_stop_folding():
     between = [node("Identity", "a -> i"), node("Identity", "i -> b")]
     assert check(simplified(*between), ["folded"]).operations == ["Conv"]
 
 
 @pytest.mark.parametrize("last", ["Identity", "Dropout"])
-def test_what_does_nothing_at_the_end_leaves_its_name_to_the_answer(last):
+def test_removed_no_op_at_the_end_keeps_the_output_name(last):
     model_proto = simplified(node("Identity", "a -> b"), behind=[node(last, "y -> z")], outputs=("z",))
     assert check(model_proto, ["folded"]).operations == ["Conv"]
 
 
-def test_an_identity_that_names_an_answer_stays_where_the_other_name_is_needed_too():
+def test_identity_between_two_graph_outputs_is_kept():
     """One hands on the input, one another answer."""
     between = [node("Identity", "x -> z"), node("Identity", "a -> b")]
     folded = check(simplified(*between, outputs=("y", "z", "a", "b")), ["rewritten"])
     assert folded.operations.count("Identity") == 2
 
 
-def test_a_dropout_that_is_on_is_never_taken_out():
+def test_active_dropout_is_not_removed():
     """Nor folded across; that nothing random is published is `foldserve.export.graph.serialize`'s to see."""
     model = ir.from_proto(simplified(node("Dropout", "a half on -> b")))
     (record,) = FoldPass(model.graph, Float64Initializers(model.graph)).fold_batch_norms()
@@ -196,7 +196,7 @@ def test_an_operation_of_another_domain_may_do_anything_and_stays(operation):
     assert [entry.op_type for entry in model_proto.graph.node] == ["Conv", operation, "BatchNormalization"]
 
 
-def test_a_dropout_whose_mask_is_read_stays():
+def test_dropout_whose_mask_is_used_is_not_removed():
     between = [node("Dropout", "a half off -> b mask"), node("Cast", "mask -> z", to=TensorProto.FLOAT)]
     check(simplified(*between, outputs=("y", "z")), ["rewritten"])
 
@@ -211,7 +211,7 @@ def gemm_norm(constants, **attributes):
 
 @pytest.mark.parametrize("bias", [(), (1,), (5,), (1, 1), (1, 5)], ids=str)
 @pytest.mark.parametrize("transposed", [0, 1])
-def test_linear_layers_take_it_with_any_bias_that_is_one_per_feature(bias, transposed):
+def test_linear_layers_with_any_bias_per_feature_are_folded_into(bias, transposed):
     constants = weights(fc_weight=(5, 4) if transposed else (4, 5), fc_bias=bias)
     folded = check(gemm_norm(constants, transB=transposed), ["folded"])
     (tensor,) = (entry for entry in folded.model_proto.graph.initializer if entry.name == "fc.bias")

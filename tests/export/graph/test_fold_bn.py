@@ -144,7 +144,7 @@ def test_two_maps_in_a_row_are_one():
     assert np.abs(both.scale * x + both.shift - expected).max() < TOLERANCE
 
 
-def test_given_arrays_are_left_as_they_are():
+def test_input_arrays_are_not_changed():
     weight, bias = np.ones((4, 2, 3, 3)), np.ones(4)
     affine = ChannelAffine(np.full(4, 2.0), np.full(4, 3.0))
     fold_after(weight, bias, affine, layout="conv")

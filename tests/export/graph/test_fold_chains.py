@@ -12,7 +12,7 @@ from foldserve.export.graph.simplify import simplify
 from tests.support.foldable import TOLERANCE, batch_norm, check, fold, model_of, node, statistics, weights
 
 
-def test_a_chain_behind_what_cannot_take_it_becomes_one_multiply_and_add():
+def test_chain_that_cannot_be_folded_becomes_one_multiply_and_add():
     nodes = [
         node("Relu", "x -> r"),
         batch_norm("r -> a", "one"),
@@ -87,7 +87,7 @@ def test_one_multiply_and_add_for_three_batch_norms_is_rounded_once():
     assert np.array_equal(stored(folded, "b.shift").reshape(-1), shift.astype(np.float32))
 
 
-def test_a_rewritten_one_that_is_read_elsewhere_too_is_not_changed_by_the_next():
+def test_rewritten_batch_norm_with_another_consumer_is_not_changed_by_the_next():
     nodes = [
         node("Relu", "x -> r"),
         batch_norm("r -> a", "one"),
@@ -119,7 +119,7 @@ def test_one_batch_norm_applied_twice_where_neither_can_be_folded():
     check(model_of(nodes, statistics("norm", 3)), ["rewritten", "rewritten"])
 
 
-def test_the_network_names_its_values_as_it_likes():
+def test_any_names_in_the_network_are_accepted():
     """ "norm.mul" and "norm.scale" are taken."""
     nodes = [
         node("Relu", "x -> norm.mul"),
@@ -131,7 +131,7 @@ def test_the_network_names_its_values_as_it_likes():
 
 
 @pytest.mark.parametrize("rank", [2, 3, 4, 5])
-def test_a_rewritten_one_multiplies_along_channels_whatever_the_rank(rank):
+def test_rewritten_batch_norm_multiplies_along_channels_at_any_rank(rank):
     shape = (3, 3, 3, 3)[: rank - 1]  # equal sides: a factor along the wrong one would fit as well
     nodes = [node("Relu", "x -> r"), batch_norm("r -> y", "norm")]
     check(model_of(nodes, statistics("norm", 3), shape=shape), ["rewritten"])
@@ -144,7 +144,7 @@ def test_a_batch_norm_on_a_map_of_unknown_rank_is_refused():
         fold(model_proto)
 
 
-def test_what_is_rewritten_keeps_the_type_it_computes_in():
+def test_rewritten_batch_norm_keeps_its_data_type():
     """Half precision inside a network: a float32 factor would not be valid there."""
     nodes = [
         node("Cast", "x -> h", to=TensorProto.FLOAT16),
@@ -193,7 +193,7 @@ def test_a_batch_norm_in_a_branch_folds_into_the_convolution_beside_it(choice):
 
 
 @pytest.mark.parametrize("nothing", ["Identity", "Dropout"])
-def test_what_does_nothing_does_not_stop_it_in_a_branch_either(nothing):
+def test_no_ops_in_a_branch_do_not_stop_folding(nothing):
     then = [node("Conv", "x w.weight -> a", pads=[1, 1, 1, 1]), node(nothing, "a -> i")]
     model = ir.from_proto(branching([*then, batch_norm("i -> b", "norm")], weights(w_weight=(6, 3, 3, 3))))
     simplify(model)
@@ -227,7 +227,7 @@ def test_a_convolution_in_a_branch_leaves_a_batch_norm_outside_alone():
     assert "is inside a branch" in folded.reasons
 
 
-def test_names_that_a_branch_uses_are_taken_too():
+def test_names_used_in_a_branch_are_not_reused():
     outside = [node("Relu", "x -> r"), batch_norm("r -> a", "norm"), node("ReduceMean", "a -> m")]
     then = [node("Conv", "x w.weight -> norm.mul", pads=[1, 1, 1, 1]), node("Add", "norm.mul m -> b")]
     model_proto = branching(then, weights(w_weight=(6, 3, 3, 3)), *outside, channels=3)
@@ -248,7 +248,7 @@ def test_a_batch_norm_in_training_mode_is_refused():
     norm = model_proto.graph.node[1]
     norm.attribute.append(helper.make_attribute("training_mode", 1))
     norm.output.extend(["mean", "variance"])
-    with pytest.raises(FoldError, match="norm normalises by the statistics of the batch it sees"):
+    with pytest.raises(FoldError, match="norm normalises by the statistics of the current batch"):
         fold(model_proto)
 
 
@@ -273,8 +273,8 @@ def test_statistics_that_are_computed_are_refused(part):
     ],
     ids=str,
 )
-def test_what_does_not_work_out_is_refused(changes):
-    with pytest.raises(FoldError, match="norm does not work out to finite numbers"):
+def test_folds_that_are_not_finite_are_refused(changes):
+    with pytest.raises(FoldError, match="norm folds to numbers that are not finite"):
         fold(with_statistics(**changes))
 
 

@@ -13,13 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from foldserve.export.errors import FoldError
-from foldserve.export.graph.build import build_model
 from foldserve.export.graph.fold_pass import FoldPass
 from foldserve.export.graph.trace import trace
 from foldserve.runtime.session import Session
 from foldserve.training.models import Normalized
 from tests.support import torch_networks as networks
-from tests.support.torch_networks import Classifier, randomised
+from tests.support.torch_networks import Classifier, build_network, randomised
 
 # Logits here stay below 30: float32 rounding through a few layers is some 1e-6, a wrong fold some 1e-1.
 TOLERANCE = 2e-5
@@ -31,7 +30,7 @@ def conv_norm(*between: nn.Module, **convolution) -> nn.Sequential:
 
 
 def exported(network: nn.Module, metadata):
-    built = build_model(network, metadata)
+    built = build_network(network, metadata)
     actions = {fold.name: fold.action for fold in built.folds}
     return built, actions
 
@@ -228,7 +227,7 @@ def test_borders_see_the_normalised_zero_not_a_black_pixel(padding_mode, metadat
     assert largest_difference(network, built.content, metadata) < TOLERANCE
 
 
-def test_input_scaling_is_multiplied_where_the_input_goes_two_ways(metadata):
+def test_input_scaling_is_a_multiplication_if_the_input_has_two_consumers(metadata):
     network = randomised(Classifier(networks.Residual(), 6))
     built, actions = exported(network, metadata)
     assert actions["input scaling"] == "rewritten"
@@ -255,7 +254,7 @@ def test_normalisation_is_computed_in_float64_and_rounded_once(metadata):
 def test_the_network_given_is_not_changed(metadata):
     network = randomised(Classifier(networks.Residual(), 6))
     before = copy.deepcopy(network.state_dict())
-    build_model(network, metadata)
+    build_network(network, metadata)
     assert not network.training
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
@@ -269,18 +268,18 @@ def test_a_changed_weight_is_seen(metadata):
     assert largest_difference(network, built.content, metadata) > TOLERANCE
 
 
-def test_the_trace_leaves_all_batch_norms_to_us():
+def test_trace_keeps_every_batch_norm():
     """Should torch's exporter begin to fold by itself, our counts would mean nothing."""
     model = trace(randomised(Classifier(networks.Residual(), 6)), (3, 12, 12)).model
     assert [node.op_type for node in model.graph].count("BatchNormalization") == 3
 
 
-def test_without_the_pass_nothing_is_published_as_folded(metadata, monkeypatch):
+def test_graph_with_unfolded_batch_norm_is_refused(metadata, monkeypatch):
     from foldserve.export.errors import TraceError
 
     monkeypatch.setattr(FoldPass, "fold_batch_norms", lambda *_: [])
     with pytest.raises(TraceError, match="still holds BatchNormalization"):
-        build_model(randomised(Classifier(conv_norm(), 6)), metadata)
+        build_network(randomised(Classifier(conv_norm(), 6)), metadata)
 
 
 class BatchStatistics(nn.Module):
@@ -295,12 +294,12 @@ class BatchStatistics(nn.Module):
 )
 def test_statistics_of_the_batch_are_refused(norm, metadata):
     network = Classifier(nn.Sequential(nn.Conv2d(3, 6, 3), norm), 6).eval()
-    with pytest.raises(FoldError, match=r"body\.1 normalises by the statistics of the batch"):
-        build_model(network, metadata)
+    with pytest.raises(FoldError, match=r"body\.1 normalises by the statistics of the current batch"):
+        build_network(network, metadata)
 
 
-def test_variance_that_gives_no_number_is_refused(metadata):
+def test_variance_below_minus_epsilon_is_refused(metadata):
     network = randomised(Classifier(conv_norm(), 6))
     network.body[1].running_var[2] = -1.0
-    with pytest.raises(FoldError, match=r"body\.1 does not work out to finite numbers"):
-        build_model(network, metadata)
+    with pytest.raises(FoldError, match=r"body\.1 folds to numbers that are not finite"):
+        build_network(network, metadata)

@@ -13,13 +13,12 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from foldserve.export.errors import FoldError, TraceError
-from foldserve.export.graph.build import build_model
 from foldserve.export.graph.fold_pass import FoldPass
 from foldserve.export.verification.parity import check_parity
 from foldserve.export.verification.reference import TorchReference
 from foldserve.runtime.session import Session
 from foldserve.training.models import Normalized
-from tests.support.torch_networks import Classifier, randomised
+from tests.support.torch_networks import Classifier, build_network, randomised
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +41,7 @@ class Calling(nn.Module):
 def exported(network, metadata):
     """Export ``network`` and verify it as ``foldserve export`` does."""
     torch.manual_seed(4)
-    built = build_model(network, metadata)
+    built = build_network(network, metadata)
     images = np.random.default_rng(6).integers(0, 256, (8, *metadata.image.shape), dtype=np.uint8)
     reference = TorchReference(Normalized(network, metadata.mean, metadata.std).eval())
     check_parity(Session(built.content, device="cpu", intra_op_threads=1), reference, images)
@@ -72,8 +71,8 @@ OF_THE_BATCH = {
 
 @pytest.mark.parametrize("function", OF_THE_BATCH.values(), ids=OF_THE_BATCH)
 def test_statistics_of_the_batch_are_refused_however_they_are_called(function, metadata):
-    with pytest.raises(FoldError, match="normalises by the statistics of the batch it sees"):
-        build_model(Calling(function).eval(), metadata)
+    with pytest.raises(FoldError, match="normalises by the statistics of the current batch"):
+        build_network(Calling(function).eval(), metadata)
 
 
 RANDOM = {
@@ -91,17 +90,17 @@ RANDOM = {
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_chance_is_refused(name, metadata):
-    why = "drops at random" if "dropout" in name else "draws random numbers"
-    with pytest.raises(TraceError, match=rf"{why} in eval mode too \(.*its answers are not repeatable"):
-        build_model(Calling(RANDOM[name]).eval(), metadata)
+def test_random_operations_are_refused(name, metadata):
+    why = "drops values" if "dropout" in name else "draws random numbers"
+    with pytest.raises(TraceError, match=rf"{why} in eval mode too \(.*its output is not repeatable"):
+        build_network(Calling(RANDOM[name]).eval(), metadata)
 
 
-def test_attention_without_dropout_is_no_chance(metadata):
+def test_attention_without_dropout_is_accepted(metadata):
     exported(Calling(lambda _, x: F.scaled_dot_product_attention(x, x, x)).eval(), metadata)
 
 
-def test_what_eval_mode_switches_off_is_no_chance(metadata):
+def test_dropout_that_eval_mode_turns_off_is_accepted(metadata):
     network = Calling(
         lambda self, x: self.norm(self.drop(F.dropout2d(x, training=self.training))),
         norm=nn.BatchNorm2d(6),
@@ -114,12 +113,12 @@ def test_a_module_in_training_mode_is_named(metadata):
     network = randomised(Classifier(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)), 6))
     network.body[1].train()
     with pytest.raises(TraceError, match=r"body\.1 \(BatchNorm2d\) is in training mode"):
-        build_model(network, metadata)
+        build_network(network, metadata)
 
 
-def test_control_flow_on_values_is_refused_in_a_line(metadata):
+def test_control_flow_on_values_is_refused_in_one_line(metadata):
     with pytest.raises(TraceError, match="cannot be traced") as raised:
-        build_model(Calling(lambda _, x: x if x.sum() > 0 else -x).eval(), metadata)
+        build_network(Calling(lambda _, x: x if x.sum() > 0 else -x).eval(), metadata)
     assert "\n" not in str(raised.value)
 
 
@@ -127,7 +126,7 @@ def test_control_flow_on_values_is_refused_in_a_line(metadata):
 def test_a_network_of_another_type_than_its_images_is_refused(dtype, metadata):
     network = randomised(Classifier(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)), 6)).to(dtype)
     with pytest.raises(TraceError, match="cannot be traced: Input type"):
-        build_model(network, metadata)
+        build_network(network, metadata)
 
 
 ANSWERS = {
@@ -141,7 +140,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_what_is_not_one_row_of_logits_an_image_is_refused(name, metadata):
+def test_output_other_than_one_row_of_logits_per_image_is_refused(name, metadata):
     answer, message = ANSWERS[name]
 
     class Network(Classifier):
@@ -150,7 +149,7 @@ def test_what_is_not_one_row_of_logits_an_image_is_refused(name, metadata):
 
     network = Network(nn.Conv2d(3, 6, 3), 6).eval()
     with pytest.raises(TraceError, match=message):
-        build_model(network, metadata)
+        build_network(network, metadata)
 
 
 # What must work, and how its weights are called.
@@ -198,7 +197,7 @@ def test_tied_weights_are_a_shared_convolution(metadata):
     ],
     ids=["channels last", "transposed", "a slice"],
 )
-def test_weights_may_lie_in_memory_as_they_like(stored, metadata):
+def test_weights_in_any_memory_layout_are_exported(stored, metadata):
     conv = nn.Conv2d(3, 6, 3)
     conv.weight = nn.Parameter(stored(conv.weight.detach()))
     assert not conv.weight.is_contiguous()
@@ -214,7 +213,7 @@ def test_synchronised_batch_norm_is_a_batch_norm(metadata):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_code_that_names_its_types_has_a_referee_in_float64(dtype, metadata):
+def test_code_that_asks_for_float32_has_a_float64_reference(dtype, metadata):
     network = Calling(
         lambda self, x: self.norm(x.relu()).to(dtype).float() + torch.zeros(6, 1, 1, dtype=torch.float32),
         norm=nn.BatchNorm2d(6),
@@ -269,10 +268,10 @@ def test_a_batch_norm_in_a_branch_is_taken_out_too(kept, metadata):
     assert "BatchNormalization" not in operations
 
 
-def test_without_the_pass_a_batch_norm_in_a_branch_is_not_published(metadata, monkeypatch):
+def test_graph_with_unfolded_batch_norm_in_a_branch_is_refused(metadata, monkeypatch):
     monkeypatch.setattr(FoldPass, "fold_batch_norms", lambda *_: [])
     with pytest.raises(TraceError, match="still holds BatchNormalization"):
-        build_model(randomised(Branching(kept=True)), metadata)
+        build_network(randomised(Branching(kept=True)), metadata)
 
 
 def test_a_network_may_call_its_parameters_as_the_file_calls_its_tensors(metadata):

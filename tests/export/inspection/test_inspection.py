@@ -12,13 +12,19 @@ from torch import Tensor, nn
 
 from foldserve.artifact.format import ModelMetadata
 from foldserve.export.errors import SourceError
-from foldserve.export.graph.build import build_model
 from foldserve.export.graph.trace import trace
 from foldserve.export.inspection.layers import Layer, analyse
 from foldserve.imaging import ImageSpec
 from foldserve.training.models import MODELS, create_model
 from tests.support.graphs import chain
-from tests.support.torch_networks import ChannelShuffle, Classifier, Inception, InvertedResidual, randomised
+from tests.support.torch_networks import (
+    ChannelShuffle,
+    Classifier,
+    Inception,
+    InvertedResidual,
+    build_network,
+    randomised,
+)
 
 FASHION = {"in_channels": 1, "class_count": 10, "height": 28, "width": 28}
 
@@ -52,7 +58,7 @@ def test_three_to_four_channels_take_three_times_four_kernels():
     assert field(layer) == (5, 2)
 
 
-def test_a_bias_is_one_parameter_a_channel_and_no_multiplication():
+def test_bias_has_one_parameter_per_channel_and_no_macs():
     (with_bias,) = layers_of_chain(("Conv", {"weight": [4, 3, 3, 3], "bias": [4]}, {}))
     (without,) = layers_of_chain(("Conv", {"weight": [4, 3, 3, 3]}, {}))
     assert with_bias.parameters == without.parameters + 4
@@ -216,7 +222,7 @@ def test_the_exported_file_has_the_multiplications_and_fields_of_its_network(arc
     network = randomised(create_model(arch, **FASHION, **small))
     spec = ImageSpec(channel_order="L", height=28, width=28, resize_shorter_side=28)
     metadata = ModelMetadata(tuple("abcdefghij"), (0.3,), (0.4,), spec)
-    content = build_model(network, metadata).content
+    content = build_network(network, metadata).content
     in_file = analyse(ir.from_proto(onnx.load_from_string(content)), (1, 28, 28))
     in_torch = layers_of(network, (1, 28, 28))
 
@@ -244,7 +250,7 @@ def test_a_weight_used_twice_counts_once_and_multiplies_twice():
     assert first.macs == second.macs == 81 * 16
 
 
-def test_what_other_tools_write_is_understood():
+def test_layers_in_files_of_other_tools_are_analysed():
     """No kernel_shape, padding chosen by itself, a matrix product with its bias apart."""
     conv, pool, _, product, bias = layers_of_chain(
         ("Conv", {"w": [4, 3, 3, 3]}, {"name": "first", "auto_pad": "SAME_UPPER", "strides": [2, 2]}),

@@ -12,10 +12,10 @@ import torch
 
 from foldserve import cli
 from foldserve.artifact.format import ModelMetadata
-from foldserve.export.graph.build import build_model
 from foldserve.training.checkpoint import save_checkpoint
 from foldserve.training.models import MODELS
 from tests.support.graphs import chain
+from tests.support.torch_networks import build_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +74,7 @@ def test_a_model_version_is_shown_from_its_file_alone(
 ):
     metadata = ModelMetadata(checkpoint.labels, checkpoint.mean, checkpoint.std, checkpoint.image)
     file = tmp_path / "model.onnx"
-    file.write_bytes(build_model(checkpoint.build().network, metadata).content)
+    file.write_bytes(build_network(checkpoint.build().network, metadata).content)
     status, out, _ = inspect(capsys, str(tmp_path))
     assert status == 0
     assert "MACs 1,668,696 an image" in out
@@ -102,13 +102,13 @@ def own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     sys.modules.pop("inspected_networks", None)
 
 
-def test_a_network_of_ones_own_is_shown(capsys: pytest.CaptureFixture[str], own_name: str):
+def test_custom_network_is_shown(capsys: pytest.CaptureFixture[str], own_name: str):
     status, out, err = inspect(capsys, own_name, "--input", "3x8x8", "--classes", "2")
     assert (status, err) == (0, "")
     assert f"parameters {3 * 4 * 9 + 4 + 4 * 2 + 2:,}" in out
 
 
-def test_a_checkpoint_of_ones_own_network_runs_its_code_only_when_named(
+def test_checkpoint_of_a_custom_network_runs_its_code_only_if_named(
     capsys: pytest.CaptureFixture[str], checkpoint: Checkpoint, own_name: str, tmp_path: Path
 ):
     weights = {"0.weight": [4, 1, 3, 3], "0.bias": [4], "3.weight": [10, 4], "3.bias": [10]}
@@ -142,7 +142,7 @@ def test_a_file_of_free_size_takes_its_input_from_the_flag(
 def test_a_file_of_free_size_asks_for_an_input(capsys: pytest.CaptureFixture[str], free_file: Path):
     status, _, err = inspect(capsys, str(free_file))
     assert status == 1
-    assert "give one, as --input 3x224x224" in err
+    assert "give it, such as --input 3x224x224" in err
 
 
 def test_an_input_that_the_file_does_not_take_is_refused(capsys: pytest.CaptureFixture[str], free_file: Path):
@@ -161,7 +161,7 @@ def test_an_input_that_the_file_does_not_take_is_refused(capsys: pytest.CaptureF
         pytest.param(["no_such_module:f"], "no module 'no_such_module'", id="own without a module"),
     ],
 )
-def test_what_is_nothing_to_inspect_is_one_line(
+def test_unreadable_targets_are_reported_in_one_line(
     capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ):
     status, out, err = inspect(capsys, *words)
@@ -171,7 +171,7 @@ def test_what_is_nothing_to_inspect_is_one_line(
     assert err.count("\n") == 1
 
 
-def test_a_damaged_file_is_one_line(capsys: pytest.CaptureFixture[str], free_file: Path):
+def test_damaged_file_is_reported_in_one_line(capsys: pytest.CaptureFixture[str], free_file: Path):
     free_file.write_bytes(free_file.read_bytes()[:-50])
     status, _, err = inspect(capsys, str(free_file))
     assert status == 1
@@ -194,7 +194,7 @@ def test_an_input_that_the_checkpoint_does_not_take_is_refused(
 
 
 @pytest.mark.parametrize("text", ["28", "1x28", "0x28x28", "1x28x28x1", "axbxc"])
-def test_a_shape_that_is_none_is_refused(capsys: pytest.CaptureFixture[str], text: str):
+def test_malformed_input_shapes_are_refused(capsys: pytest.CaptureFixture[str], text: str):
     status, _, err = inspect(capsys, "lenet", "--input", text)
     assert status == 2
-    assert "expected channels x height x width, as 3x224x224" in err
+    assert "expected channels x height x width, such as 3x224x224" in err

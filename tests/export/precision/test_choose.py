@@ -71,7 +71,7 @@ def test_a_lower_precision_is_published_served_and_keeps_its_contract(name, requ
 
 
 @pytest.mark.parametrize("name", ["int8", "fp16"])
-def test_the_manifest_says_what_was_measured(name, request):
+def test_manifest_records_the_measurements(name, request):
     manifest = request.getfixturevalue(name).manifest
     (trial,) = manifest["precision_trials"]
     assert trial["accepted"]
@@ -167,7 +167,7 @@ def test_without_validation_images_fp32_is_published(taught, tmp_path, monkeypat
     assert "validation images" in artifact.manifest["precision_trials"][0]["reasons"][0]
 
 
-def test_the_same_refusal_publishes_nothing_new(taught, tmp_path, monkeypatch):
+def test_repeated_refusal_publishes_no_new_version(taught, tmp_path, monkeypatch):
     given_speeds(monkeypatch, 0.5)
     for _ in range(2):
         export_taught(taught, tmp_path, monkeypatch, precision="int8", max_accuracy_drop=10, skip_same=True)
@@ -200,7 +200,7 @@ def test_fp16_asked_for_by_name_need_not_be_faster():
     assert precision._reasons(0.0, speeds(0.5), config(precision="auto"), "fp16", []) != []
 
 
-def test_auto_tries_halves_only_where_there_is_a_gpu(monkeypatch):
+def test_auto_tries_fp16_only_with_a_gpu(monkeypatch):
     monkeypatch.setattr(precision, "cuda_is_present", lambda: False)
     assert precision._candidates(config(precision="auto")) == ("int8",)
     monkeypatch.setattr(precision, "cuda_is_present", lambda: True)
@@ -208,7 +208,7 @@ def test_auto_tries_halves_only_where_there_is_a_gpu(monkeypatch):
     assert precision._candidates(config(precision="fp16")) == ("fp16",)
 
 
-def test_the_fastest_of_what_is_accepted_wins(taught, tmp_path, monkeypatch):
+def test_fastest_accepted_precision_is_published(taught, tmp_path, monkeypatch):
     monkeypatch.setattr(precision, "cuda_is_present", lambda: True)
     by_size = {True: speeds(3.0), False: speeds(1.5)}  # int8's file is the smaller
     monkeypatch.setattr(precision, "measure_speed", lambda _, content, *__: by_size[len(content) < 120_000])
@@ -230,7 +230,7 @@ def test_settings_that_cannot_be_are_refused(settings):
 
 
 @pytest.mark.slow
-def test_int8_wins_by_measurement_where_the_network_is_large_enough(tmp_path, monkeypatch, checkpoint):
+def test_int8_is_measured_faster_for_a_large_network(tmp_path, monkeypatch, checkpoint):
     """AlexNet on 28 pixels: nothing is given, speed is measured; 3 times is usual, 1.05 is asked for."""
     arguments = checkpoint.arch_args
     network = create_model("alexnet", **arguments)

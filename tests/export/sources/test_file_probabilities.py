@@ -180,13 +180,15 @@ def file_answers(path: Path, output: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("case", "asked"), asked_and_not(FILES_TAKEN_OFF))
-def test_a_files_softmax_is_taken_off_and_callers_get_its_own_answers(case, asked, labels, tmp_path, capsys):
+def test_softmax_of_a_file_is_removed_and_callers_get_its_probabilities(
+    case, asked, labels, tmp_path, capsys
+):
     """Also where the user names it: --output is no way to a second softmax."""
     nodes = FILES_TAKEN_OFF[case]
     output = nodes[-1].output[0]
     path = files.save(ended(*nodes), tmp_path)
     assert export_model(files.config(path, output=output if asked else None)) == 0
-    assert "ends in a softmax: logits are what goes into that" in capsys.readouterr().out
+    assert "removed the softmax at the end" in capsys.readouterr().out
     answers = file_answers(path, output)
     session = Session(read_artifact(tmp_path / "models/adopted/1").model, device="cpu", intra_op_threads=1)
     logits, probabilities = session.run(["logits", "probabilities"], {"image": files.IMAGES})
@@ -199,7 +201,7 @@ def test_a_files_softmax_is_taken_off_and_callers_get_its_own_answers(case, aske
 
 
 @pytest.mark.parametrize(("case", "asked"), asked_and_not(FILES_REFUSED))
-def test_a_file_of_other_probabilities_is_refused_with_what_to_do(case, asked, labels, tmp_path):
+def test_files_of_other_probabilities_are_refused_with_advice(case, asked, labels, tmp_path):
     nodes = FILES_REFUSED[case]
     path = files.save(ended(*nodes), tmp_path)
     if "largest" in case:
@@ -211,7 +213,7 @@ def test_a_file_of_other_probabilities_is_refused_with_what_to_do(case, asked, l
     assert not list(tmp_path.glob("models/*/*/manifest.json"))
 
 
-def test_a_file_of_one_fixed_image_is_seen_through_too(labels, tmp_path):
+def test_softmax_over_a_fixed_batch_of_one_is_removed(labels, tmp_path):
     """A softmax over the images of a batch of one is 1 whatever goes in."""
     nodes = (node("Softmax", "scores", "out", axis=0),)
     model_proto = ended(*nodes, batch=1)
@@ -219,7 +221,7 @@ def test_a_file_of_one_fixed_image_is_seen_through_too(labels, tmp_path):
     path = files.save(model_proto, tmp_path)
     assert export_model(files.config(path)) == 0
     model_proto.graph.node[-1].attribute.append(helper.make_attribute("axis", -2))
-    with pytest.raises(SourceError, match="not one over the classes"):
+    with pytest.raises(SourceError, match="not over the classes"):
         export_model(files.config(files.save(model_proto, tmp_path)))
 
 
@@ -233,7 +235,7 @@ def test_the_logits_before_a_sigmoid_can_be_named(labels, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["sigmoid", "clipped", "over nothing"])
-def test_a_files_answers_are_taken_for_logits_where_the_user_says_so(case, labels, tmp_path):
+def test_output_of_a_file_is_treated_as_logits_with_as_logits(case, labels, tmp_path):
     nodes = FILES_REFUSED[case]
     path = files.save(ended(*nodes), tmp_path)
     assert export_model(files.config(path, as_logits=True)) == 0

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_its_proof_is_made_of_the_folders_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_verification_images_are_the_folders_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pictures = tmp_path / "pictures"
     write_classes(pictures / "train", per_class=8, size=(40, 30), mode="RGB")
@@ -41,19 +41,19 @@ def test_its_proof_is_made_of_the_folders_test_images(tmp_path: Path, monkeypatc
 
     source = load_source(ExportConfig(source=config.run_dir))
     assert source.metadata.labels == LABELS
-    assert not source.proof.synthetic
+    assert not source.verification.synthetic
     files = [path for path in sorted((pictures / "val").rglob("*.png")) if path.stat().st_size > 20]
     expected = np.stack([prepare_image(path.read_bytes(), source.metadata.image) for path in files])
-    assert np.array_equal(source.proof.images, expected)
-    assert source.proof.labels is not None
-    assert source.proof.labels.tolist() == [LABELS.index(path.parent.name) for path in files]
+    assert np.array_equal(source.verification.images, expected)
+    assert source.verification.labels is not None
+    assert source.verification.labels.tolist() == [LABELS.index(path.parent.name) for path in files]
 
-    few = load_source(ExportConfig(source=config.run_dir, verify_images=len(LABELS))).proof
+    few = load_source(ExportConfig(source=config.run_dir, verify_images=len(LABELS))).verification
     assert few.labels is not None
     assert sorted(few.labels) == list(range(len(LABELS))), "a part of the images must not be of a few classes"
 
     assert source.metadata.provenance["dataset"] == source.facts["dataset"] == "pictures"
-    assert str(tmp_path) not in source.proof.origin
+    assert str(tmp_path) not in source.verification.origin
 
     assert not any("changed" in remark for remark in source.remarks)
 
@@ -63,7 +63,7 @@ def test_its_proof_is_made_of_the_folders_test_images(tmp_path: Path, monkeypatc
     ):
         load_source(ExportConfig(source=config.run_dir))
     assert np.array_equal(
-        load_source(ExportConfig(source=config.run_dir, data_dir=moved)).proof.images, expected
+        load_source(ExportConfig(source=config.run_dir, data_dir=moved)).verification.images, expected
     )
 
 
@@ -77,7 +77,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExportConfig:
     return ExportConfig(source=run.run_dir)
 
 
-def test_images_that_have_changed_since_the_training_are_told(tmp_path: Path, trained: ExportConfig):
+def test_images_changed_since_training_cause_a_warning(tmp_path: Path, trained: ExportConfig):
     """Names, sizes and times are as they were; a moved folder is no change."""
     assert not load_source(trained).remarks
     north, south = (tmp_path / "pictures" / label / "000.png" for label in ("north", "south"))

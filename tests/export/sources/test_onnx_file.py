@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import warnings
@@ -20,6 +21,7 @@ from foldserve.export.config import ExportConfig
 from foldserve.export.errors import FoldError, ParityError, SourceError
 from foldserve.export.pipeline import export_model
 from foldserve.export.sources.load import load_source
+from foldserve.export.sources.onnx.onnx_network import OnnxNetwork
 from foldserve.runtime.session import Session
 from tests.support.server_process import ServerProcess, outputs_of
 from tests.support.torch_networks import Classifier, Residual, randomised
@@ -154,7 +156,7 @@ IMAGES = np.random.default_rng(9).integers(0, 256, (32, 3, SIDE, SIDE), dtype=np
         pytest.param({"side": "S"}, id="open size"),
     ],
 )
-def test_a_file_is_folded_and_answers_as_it_did_at_any_batch(settings, tmp_path, labels):
+def test_file_is_folded_and_keeps_its_logits_at_any_batch_size(settings, tmp_path, labels):
     path = save(small_graph(**settings), tmp_path)
     export_model(config(path, input="3x8x8" if "side" in settings else None))
     version = tmp_path / "models/adopted/1"
@@ -185,10 +187,10 @@ def test_golden_logits_are_the_given_files_own(tmp_path, labels):
 def test_one_changed_weight_publishes_nothing(weight, tmp_path, labels, monkeypatch):
     """The twin: what is folded is not quite the file that answers."""
     path = save(small_graph(), tmp_path)
-    sound_build = pipeline.build_model
+    sound_graph = OnnxNetwork.to_graph
 
-    def damaging_build(network, metadata):
-        model_proto = onnx.load_from_string(network.prepared)
+    def damaged_graph(network):
+        model_proto = onnx.load_from_string(network.file.prepared)
         names = {"image": "image.given"}
         (tensor,) = (
             entry for entry in model_proto.graph.initializer if entry.name == names.get(weight, weight)
@@ -196,10 +198,10 @@ def test_one_changed_weight_publishes_nothing(weight, tmp_path, labels, monkeypa
         array = numpy_helper.to_array(tensor).copy()
         array.reshape(-1)[0] += 0.05
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-        object.__setattr__(network, "prepared", model_proto.SerializeToString())
-        return sound_build(network, metadata)
+        damaged_file = dataclasses.replace(network.file, prepared=model_proto.SerializeToString())
+        return sound_graph(OnnxNetwork(damaged_file))
 
-    monkeypatch.setattr(pipeline, "build_model", damaging_build)
+    monkeypatch.setattr(OnnxNetwork, "to_graph", damaged_graph)
     with pytest.raises(ParityError, match="differ by up to"):
         export_model(config(path))
     assert not list(tmp_path.glob("models/adopted/*/manifest.json"))
@@ -209,8 +211,8 @@ def test_the_first_layer_to_differ_is_named(tmp_path, labels, monkeypatch):
     path = save(small_graph(), tmp_path)
     sound_build = pipeline.build_model
 
-    def damaging_build(network, metadata):
-        built = sound_build(network, metadata)
+    def damaging_build(model, metadata):
+        built = sound_build(model, metadata)
         model_proto = onnx.load_from_string(built.content)
         (tensor,) = (entry for entry in model_proto.graph.initializer if entry.name == "conv.w")
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.1), "conv.w"))
@@ -222,10 +224,10 @@ def test_the_first_layer_to_differ_is_named(tmp_path, labels, monkeypatch):
         export_model(config(path))
 
 
-def test_a_softmax_at_the_end_is_taken_off(tmp_path, labels, capsys):
+def test_final_softmax_of_a_file_is_removed(tmp_path, labels, capsys):
     path = save(small_graph(end="Softmax"), tmp_path)
     export_model(config(path))
-    assert "it ends in a softmax: logits are what goes into that, scores" in capsys.readouterr().out
+    assert "removed the softmax at the end: its input scores is used as the logits" in capsys.readouterr().out
     session = Session(read_artifact(tmp_path / "models/adopted/1").model, device="cpu", intra_op_threads=1)
     probabilities = session.run(["probabilities"], {"image": IMAGES})[0]
     assert np.abs(probabilities - given_logits(path, IMAGES, "last")).max() < 1e-5
@@ -239,11 +241,11 @@ def test_a_file_that_takes_pixels_is_given_them_as_they_are(tmp_path, labels):
     # Logits are some hundreds here, for the network sees 0 to 255.
     actual = adopted_logits(tmp_path / "models/adopted/1", IMAGES)
     assert np.abs(actual - expected).max() < 1e-6 * np.abs(expected).max() * 5
-    with pytest.raises(SourceError, match="--mean and --std do not go with a file that takes UINT8"):
+    with pytest.raises(SourceError, match="--mean and --std cannot be used with a file of UINT8"):
         load_source(config(path))
 
 
-def test_our_own_file_is_adopted_with_its_own_labels_and_the_same_logits(tmp_path, labels):
+def test_our_own_file_is_imported_with_its_labels_and_equal_logits(tmp_path, labels):
     path = save(small_graph(), tmp_path)
     export_model(config(path))
     first = tmp_path / "models/adopted/1"
@@ -272,7 +274,7 @@ def test_external_data_is_taken_in(tmp_path, labels):
     assert list(manifest["source"]["onnx_external_data_sha256"]) == ["theirs.data"]
     onnx.save(small_graph(), path, save_as_external_data=True, location="theirs.data", size_threshold=0)
     (tmp_path / "theirs.data").unlink()
-    with pytest.raises(SourceError, match=r"keeps its weights in theirs\.data beside it"):
+    with pytest.raises(SourceError, match=r"stores its weights in theirs\.data beside it"):
         load_source(config(path))
 
 
@@ -282,10 +284,10 @@ def node(operation: str, *inputs: str, output: str, **attributes: Any) -> onnx.N
 
 REFUSED = {
     "two outputs": ({"more_outputs": ("r",)}, SourceError, "has 2 outputs: scores, r; name the one"),
-    "sigmoid": ({"end": "Sigmoid"}, SourceError, "of a Sigmoid, not logits of one class"),
+    "sigmoid": ({"end": "Sigmoid"}, SourceError, "the output of a Sigmoid, not logits"),
     "training": ({"training": True, "opset": 15}, FoldError, "is in training mode"),
     "five channels": ({}, SourceError, "--input 5x8x8"),
-    "open size": ({"side": "S"}, SourceError, "does not fix its image's shape"),
+    "open size": ({"side": "S"}, SourceError, "does not fix the shape of its image"),
     "random": (
         {
             "more_nodes": (
@@ -304,7 +306,7 @@ REFUSED = {
             )
         },
         SourceError,
-        "cannot be made to answer for 1 images at once: its logits differ",
+        "cannot be made to take 1 images at once: its logits differ",
     ),
     "a map": ({}, SourceError, r"the file's r is float32 \[32, 6, 8, 8\]"),
     "no such output": ({}, SourceError, "--output nowhere: the file computes no such tensor"),
@@ -343,7 +345,7 @@ def test_files_that_cannot_be_served_are_refused(case, tmp_path, labels):
     ],
     ids=["empty", "text", "cut"],
 )
-def test_what_is_no_model_is_refused(content, message, tmp_path, labels):
+def test_files_that_are_not_onnx_models_are_refused(content, message, tmp_path, labels):
     path = tmp_path / "theirs.onnx"
     whole = small_graph().SerializeToString()
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
@@ -351,7 +353,7 @@ def test_what_is_no_model_is_refused(content, message, tmp_path, labels):
         load_source(config(path))
 
 
-def test_inputs_that_are_no_image_are_named(tmp_path, labels):
+def test_inputs_that_are_not_an_image_are_named(tmp_path, labels):
     model_proto = small_graph()
     model_proto.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.INT64, ["N", 7]))
     with pytest.raises(SourceError, match=r"takes x FLOAT \[N, 3, 8, 8\], mask INT64 \[N, 7\]; expected one"):
@@ -360,10 +362,10 @@ def test_inputs_that_are_no_image_are_named(tmp_path, labels):
 
 def test_labels_are_asked_for_and_counted(tmp_path, labels):
     path = save(small_graph(), tmp_path)
-    with pytest.raises(SourceError, match=r"--labels FILE is needed .* answers 4 classes"):
+    with pytest.raises(SourceError, match=r"--labels FILE is needed .* outputs 4 classes"):
         load_source(config(path, labels=None))
     labels.write_text("a\nb\n")
-    with pytest.raises(SourceError, match="has 2 names, the network answers 4 classes"):
+    with pytest.raises(SourceError, match="has 2 names, but the network outputs 4 classes"):
         load_source(config(path))
 
 
@@ -377,13 +379,13 @@ def test_a_fixed_batch_that_cannot_be_freed_is_refused(tmp_path, labels):
     for name, shape in (("flat shape", [4]), ("back shape", [1, 4])):
         model_proto.graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), name))
     with pytest.raises(
-        SourceError, match=r"answer for 2 images at once: .*symbolic batch instead of 1"
+        SourceError, match=r"take 2 images at once: .*symbolic batch size instead of 1"
     ) as raised:
         load_source(config(save(model_proto, tmp_path), output="tail"))
     assert "\n" not in str(raised.value)
 
 
-def test_an_answer_that_is_not_a_row_an_image_is_refused(tmp_path, labels):
+def test_output_without_one_row_per_image_is_refused(tmp_path, labels):
     model_proto = small_graph(batch=1, more_nodes=(node("Expand", "scores", "three", output="tail"),))
     model_proto.graph.initializer.append(numpy_helper.from_array(np.array([3, 4], np.int64), "three"))
     with pytest.raises(SourceError, match=r"tail is float32 \[96, 4\] for 32 images"):
@@ -405,11 +407,11 @@ def quantised_weights(opset: int = 18) -> onnx.ModelProto:
     return model_proto
 
 
-def test_a_file_with_quantised_weights_is_proven_without_a_referee(tmp_path, labels, capsys):
+def test_file_with_quantised_weights_is_verified_without_float64(tmp_path, labels, capsys):
     """The float64 evaluator lacks the operation; the file is proven against itself alone, which is said."""
     path = save(quantised_weights(), tmp_path)
     export_model(config(path))
-    assert "no float64 referee" in capsys.readouterr().out
+    assert "no float64 reference" in capsys.readouterr().out
     manifest = json.loads((tmp_path / "models/adopted/1/manifest.json").read_text())
     assert manifest["parity"]["referee"].startswith("none")
     assert manifest["parity"]["comparisons"][0]["max_abs_err_float64"] is None
@@ -456,7 +458,7 @@ def torch_file(folder: Path, *, dynamo: bool) -> Path:
 
 
 @pytest.mark.parametrize("dynamo", [True, False], ids=["new exporter", "old exporter, one image"])
-def test_a_file_of_pytorch_is_adopted_and_served(dynamo, tmp_path, labels):
+def test_file_exported_by_pytorch_is_imported_and_served(dynamo, tmp_path, labels):
     """End to end: the served answers are those of the very PyTorch network, which the exporter never saw."""
     path = torch_file(tmp_path, dynamo=dynamo)
     export_model(config(path))

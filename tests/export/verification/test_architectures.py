@@ -13,7 +13,6 @@ from torch import nn
 
 from foldserve.artifact.format import ModelMetadata
 from foldserve.export.errors import ParityError
-from foldserve.export.graph.build import BuiltModel, build_model
 from foldserve.export.verification.parity import check_parity
 from foldserve.export.verification.reference import TorchReference
 from foldserve.imaging import ImageSpec
@@ -21,9 +20,12 @@ from foldserve.runtime.session import Session
 from foldserve.training.models import Normalized
 from tests.support.architectures import NETWORKS, Expected
 from tests.support.architectures.signals import MEAN, SIDE, STD, pictures, with_signal
+from tests.support.torch_networks import build_network
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from foldserve.export.graph.build import BuiltModel
 
 # The kinds of connection that differ; the others repeat them, and the slow tests have them all.
 QUICK = {"DenseNet", "EfficientNet", "Inception v3", "RepVGG", "SE-ResNeXt", "ShuffleNetV2"}
@@ -56,7 +58,7 @@ def export_once(name: str) -> Export:
     expected = NETWORKS[name]
     network = with_signal(expected.make())
     spec = ImageSpec(channel_order="RGB", height=SIDE, width=SIDE, resize_shorter_side=SIDE)
-    built = build_model(network, ModelMetadata(tuple("0123456789"), MEAN, STD, spec))
+    built = build_network(network, ModelMetadata(tuple("0123456789"), MEAN, STD, spec))
     session = Session(built.content, device="cpu", intra_op_threads=1)
     return Export(expected, network, built, session, pictures(32, seed=8))
 
@@ -83,7 +85,7 @@ def test_the_file_answers_as_the_network_does(export: Export):
     check_parity(export.session, export.reference, export.images)
 
 
-def test_one_moved_weight_is_found_out(export: Export):
+def test_one_changed_weight_in_the_first_layer_fails(export: Export):
     """The twin, in the first layer: what moves there has the whole network to get lost in."""
     first = next(module for module in export.network.modules() if isinstance(module, nn.Conv2d))
     with torch.no_grad():

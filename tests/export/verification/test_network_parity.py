@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -11,13 +12,15 @@ import torch
 
 from foldserve.artifact.format import ModelMetadata
 from foldserve.export.errors import ParityError
-from foldserve.export.graph.build import BuiltModel, build_model
 from foldserve.export.verification.parity import check_parity
 from foldserve.export.verification.reference import TorchReference
 from foldserve.imaging import ImageSpec
 from foldserve.runtime.session import Session
 from foldserve.training.models import Normalized, create_model
-from tests.support.torch_networks import randomised
+from tests.support.torch_networks import build_network, randomised
+
+if TYPE_CHECKING:
+    from foldserve.export.graph.build import BuiltModel
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def export(request: pytest.FixtureRequest) -> Export:
         channel_order="L" if channels == 1 else "RGB", height=side, width=side, resize_shorter_side=side
     )
     metadata = ModelMetadata(("a", "b", "c", "d"), (0.4,) * channels, (0.3,) * channels, spec)
-    built = build_model(module.network, metadata)
+    built = build_network(module.network, metadata)
     return Export(
         module=module,
         built=built,
@@ -69,7 +72,7 @@ def test_the_file_answers_as_the_network_does(export: Export):
     check_parity(export.session, TorchReference(export.module), export.images)
 
 
-def test_a_file_of_other_weights_is_found_out(export: Export):
+def test_file_with_other_weights_is_detected(export: Export):
     """The twin: one weight of the last layer moved by a thousandth of what the logits are."""
     last = list(export.module.network.parameters())[-1]
     with torch.no_grad():

@@ -10,7 +10,7 @@ from torch import nn
 
 from foldserve.artifact.format import ModelMetadata
 from foldserve.export.errors import ParityError
-from foldserve.export.graph.build import build_model
+from foldserve.export.sources.torch_network import TorchNetwork
 from foldserve.export.verification.divergence import first_divergence
 from foldserve.export.verification.parity import (
     BATCH_SIZES,
@@ -20,12 +20,12 @@ from foldserve.export.verification.parity import (
     run_logits,
 )
 from foldserve.export.verification.reference import TorchReference
-from foldserve.export.verification.tolerances import referee_tolerance
+from foldserve.export.verification.tolerances import float64_tolerance
 from foldserve.runtime.session import Session
 from foldserve.training.models import Normalized
 from tests.export.conftest import SPEC
 from tests.support.architectures.residual import RepVggBlock
-from tests.support.torch_networks import randomised
+from tests.support.torch_networks import build_network, randomised
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_wrong_mean_fails(session, module, images):
         check_parity(session, TorchReference(module), images)
 
 
-def test_the_referee_sees_an_error_below_the_contract(session, module, images):
+def test_float64_reference_detects_an_error_below_the_fp32_tolerance(session, module, images):
     """5e-5 is within 1e-4 of PyTorch, but far more than float32 rounding."""
 
     class Shifted(Session):
@@ -87,7 +87,7 @@ def test_the_referee_sees_an_error_below_the_contract(session, module, images):
         check_parity(shifted, TorchReference(module), images)
 
 
-def test_not_a_number_fails(session, module, images):
+def test_nan_logits_fail(session, module, images):
     with torch.no_grad():
         module.network.get_parameter("classifier.5.bias")[3] = float("nan")
     with pytest.raises(ParityError):
@@ -134,7 +134,7 @@ def test_wrong_probabilities_fail_every_comparison(built, module, images, change
             check()
 
 
-def test_a_prediction_too_close_to_call_is_not_held_against_the_file(session, module, images):
+def test_predictions_too_close_to_call_are_not_compared(session, module, images):
     """The reference prefers another class by less than the tolerance: either answer is right."""
     expected = run_logits(session, images[:1]).copy()
     second, first = np.argsort(expected[0])[-2:]
@@ -144,7 +144,7 @@ def test_a_prediction_too_close_to_call_is_not_held_against_the_file(session, mo
         gap = float(expected[0, first] - expected[0, second])
         module.network.get_parameter("classifier.5.bias")[second] += gap
     metadata = ModelMetadata(tuple("0123456789"), (0.286,), (0.353,), SPEC)
-    close = Session(build_model(module.network, metadata).content, device="cpu", intra_op_threads=1)
+    close = Session(build_network(module.network, metadata).content, device="cpu", intra_op_threads=1)
     expected = run_logits(close, images[:1]).copy()
     loser = expected[0].argmax()
     expected[0, loser] -= 4e-5
@@ -165,7 +165,12 @@ def test_float64_leaves_the_module_in_float32(module, images):
     exact = reference.exact_logits(images[:4])
     assert exact.dtype == np.float64
     assert reference.logits(images[:4]).dtype == np.float32
-    assert 0 < np.abs(exact - reference.logits(images[:4])).max() < referee_tolerance(exact, 0.0) * 10
+    assert 0 < np.abs(exact - reference.logits(images[:4])).max() < float64_tolerance(exact, 0.0) * 10
+
+
+def diverging_layer(module: Normalized, content: bytes, images: np.ndarray) -> str:
+    values = TorchNetwork(module, images.shape[1:]).layer_values(images)
+    return first_divergence(values, content, images)
 
 
 @pytest.mark.parametrize(
@@ -175,22 +180,22 @@ def test_float64_leaves_the_module_in_float32(module, images):
 def test_the_first_layer_to_differ_is_named(content, module, images, parameter, layer):
     with torch.no_grad():
         module.network.get_parameter(parameter).reshape(-1)[0] += 0.5
-    assert f"the first layer to differ is {layer} " in first_divergence(module, content, images[:32])
+    assert f"the first layer to differ is {layer} " in diverging_layer(module, content, images[:32])
 
 
 def test_equal_networks_have_no_diverging_layer(content, module, images):
-    assert "no single layer differs" in first_divergence(module, content, images[:32])
+    assert "no single layer differs" in diverging_layer(module, content, images[:32])
 
 
-def test_padding_that_a_batch_norm_went_past_is_no_diverging_layer(images):
+def test_padding_moved_before_a_batch_norm_is_not_reported_as_diverging(images):
     """The file pads before it normalises: a value that the network does not have, and not called as one."""
     body = [nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.BatchNorm2d(4)]
     body.append(nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"))
     network = randomised(nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10)))
-    built = build_model(network, ModelMetadata(tuple("0123456789"), (0.286,), (0.353,), SPEC))
+    built = build_network(network, ModelMetadata(tuple("0123456789"), (0.286,), (0.353,), SPEC))
     assert built.folds[0].reason == "into 3, which follows it"
     module = Normalized(network, (0.286,), (0.353,)).eval()
-    assert "no single layer differs" in first_divergence(module, built.content, images[:8])
+    assert "no single layer differs" in diverging_layer(module, built.content, images[:8])
 
 
 RESIDUAL = {
@@ -216,7 +221,7 @@ def residual():
     network = randomised(nn.Sequential(OrderedDict(blocks)))
     metadata = ModelMetadata(tuple("0123456789"), (0.286,), (0.353,), SPEC)
     module = Normalized(network, metadata.mean, metadata.std).eval()
-    return module, build_model(network, metadata).content
+    return module, build_network(network, metadata).content
 
 
 @pytest.mark.parametrize(("damaged", "layer"), RESIDUAL.values(), ids=RESIDUAL)
@@ -228,5 +233,5 @@ def test_in_a_residual_network_the_right_branch_is_named(residual, images, damag
     array = onnx.numpy_helper.to_array(tensor).copy()
     array.reshape(-1)[1] += 0.5
     tensor.CopyFrom(onnx.numpy_helper.from_array(array, damaged))
-    sentence = first_divergence(module, model_proto.SerializeToString(), images[:8])
+    sentence = diverging_layer(module, model_proto.SerializeToString(), images[:8])
     assert f"the first layer to differ is {layer} " in sentence

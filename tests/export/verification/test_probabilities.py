@@ -21,7 +21,6 @@ from foldserve.export.errors import SourceError
 from foldserve.export.pipeline import export_model
 from foldserve.export.sources.load import load_source
 from foldserve.export.verification.probabilities import check_logits
-from foldserve.export.verification.references import make_reference
 from foldserve.imaging import ImageSpec
 from foldserve.runtime.session import Session
 from foldserve.training.checkpoint import Checkpoint, save_checkpoint
@@ -97,12 +96,12 @@ def served(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("index", range(len(TAKEN_OFF)), ids=TAKEN_OFF)
-def test_a_networks_softmax_is_left_out(index, project, tmp_path):
+def test_final_softmax_of_a_network_is_removed(index, project, tmp_path):
     """What the file will be compared with answers logits, whose softmax is what the network answers."""
     given = config(tmp_path, "taken_off", index)
     source = load_source(given)
-    assert any("which is left out: logits are what goes into that" in remark for remark in source.remarks)
-    reference = make_reference(source.module)
+    assert any("its input is used as the logits" in remark for remark in source.remarks)
+    reference = source.network.reference()
     logits, exact = reference.logits(IMAGES), reference.exact_logits(IMAGES)
     assert np.ptp(logits, axis=1).max() > 1  # they are no probabilities
     assert np.abs(softmax(logits) - own_probabilities(given)).max() < 2e-5
@@ -111,15 +110,15 @@ def test_a_networks_softmax_is_left_out(index, project, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["module", "logarithms", "of a map, reshaped", "behind another"])
-def test_callers_get_what_the_network_itself_answers(case, project, tmp_path, capsys):
+def test_callers_get_the_networks_own_probabilities(case, project, tmp_path, capsys):
     given = config(tmp_path, "taken_off", TAKEN_OFF.index(case))
     assert export_model(given) == 0
-    assert "which is left out" in capsys.readouterr().out
+    assert "removed the final" in capsys.readouterr().out
     _, probabilities = served(tmp_path)
     assert np.abs(probabilities - own_probabilities(given)).max() < 2e-5
     manifest = json.loads((tmp_path / "models/adopted/1/manifest.json").read_text())
     assert manifest["parity"]["referee"] == "float64"
-    assert any("left out" in remark for remark in manifest["source"]["remarks"])
+    assert any("removed the final" in remark for remark in manifest["source"]["remarks"])
 
 
 # Variants of others, a second each: `make test-all` has them.
@@ -142,45 +141,45 @@ SLOW = {"written out stably", "by a reciprocal", "clipped to nothing", "normalis
         for index, name in enumerate(REFUSED)
     ],
 )
-def test_other_probabilities_are_refused_with_what_to_do(index, project, tmp_path):
+def test_other_probabilities_are_refused_with_advice(index, project, tmp_path):
     with pytest.raises(SourceError) as raised:
         export_model(config(tmp_path, "refused", index))
     text = str(raised.value)
     assert "\n" not in text
     assert "logit" in text
-    assert "answer" in text
+    assert "output" in text
     assert not list(tmp_path.glob("models/*/*/manifest.json"))
 
 
 @pytest.mark.parametrize("index", range(len(LOGITS)), ids=LOGITS)
-def test_the_twins_that_answer_logits_are_published_as_they_are(index, project, tmp_path, capsys):
+def test_networks_that_output_logits_are_published_unchanged(index, project, tmp_path, capsys):
     given = config(tmp_path, "logits", index)
     assert export_model(given) == 0
     printed = capsys.readouterr().out
-    assert "left out" not in printed
+    assert "removed" not in printed
     assert "between 0 and 1" not in printed
     logits, _ = served(tmp_path)
     assert np.abs(logits - own_answers(given.arch, given.weights)).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "written out", "yes and no", "one logit", "clipped"])
-def test_answers_are_taken_for_logits_where_the_user_says_so(name, project, tmp_path):
+def test_output_is_treated_as_logits_with_as_logits(name, project, tmp_path):
     given = config(tmp_path, "refused", REFUSED.index(name), as_logits=True)
     assert export_model(given) == 0
     manifest = json.loads((tmp_path / "models/adopted/1/manifest.json").read_text())
-    assert "its answers are taken for logits as they are (--as-logits)" in manifest["source"]["remarks"]
+    assert "its output is treated as logits (--as-logits)" in manifest["source"]["remarks"]
     logits, _ = served(tmp_path)
     assert np.abs(logits - own_answers(given.arch, given.weights)).max() < 1e-4
 
 
-def test_a_softmax_that_is_logits_to_the_user_stays(project, tmp_path):
+def test_softmax_is_kept_with_as_logits(project, tmp_path):
     given = config(tmp_path, "taken_off", 0, as_logits=True)
     assert export_model(given) == 0
     logits, _ = served(tmp_path)
     assert np.abs(logits - own_answers(given.arch, given.weights)).max() < 1e-4
 
 
-def test_what_the_factory_keeps_is_left_as_it_is(project, tmp_path):
+def test_module_kept_by_the_factory_is_not_changed(project, tmp_path):
     (tmp_path / "kept.py").write_text(
         "import ends\nTHE_ONE = ends.taken_off_0()\ndef net():\n    return THE_ONE\n"
     )
@@ -201,7 +200,7 @@ def test_what_the_factory_keeps_is_left_as_it_is(project, tmp_path):
         sys.modules.pop("kept", None)
 
 
-def test_a_run_that_ends_in_a_softmax_is_served_as_it_answers(project, tmp_path, monkeypatch, capsys):
+def test_run_that_ends_in_a_softmax_keeps_its_probabilities(project, tmp_path, monkeypatch, capsys):
     """Trained by foldserve: the loss had a softmax of its own on top, callers get the network's."""
     images = torch.from_numpy(IMAGES)
     spec = ImageSpec("RGB", 16, 16, 16)
@@ -226,7 +225,7 @@ def test_a_run_that_ends_in_a_softmax_is_served_as_it_answers(project, tmp_path,
         source=tmp_path / "run", arch="ends:taken_off_0", repository=tmp_path / "models", name="adopted"
     )
     assert export_model(given) == 0
-    assert "it ends in a softmax, which is left out" in capsys.readouterr().out
+    assert "removed the final softmax" in capsys.readouterr().out
     _, probabilities = served(tmp_path)
     expected = own_answers("ends:taken_off_0", tmp_path / "weights.pt")
     assert np.abs(probabilities - expected).max() < 2e-5
@@ -237,7 +236,7 @@ def random_rows(seed: int, scale: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("scale", [1e-3, 0.1, 1.0, 20.0])
-def test_probabilities_are_told_from_their_numbers_alone(scale):
+def test_probabilities_are_detected_by_their_values(scale):
     rows = torch.from_numpy(random_rows(1, scale))
     for answers in (F.softmax(rows, 1), F.softmax(rows, 1).half().float(), F.softmax(rows, 1).clamp(1e-5)):
         with pytest.raises(SourceError, match="add up to 1 for each"):

@@ -21,7 +21,7 @@ from foldserve.export.precision.quantize import activation_ranges, layer_names, 
 from foldserve.export.verification.parity import run_logits
 from foldserve.export.verification.reduced_precision import check_reduced_precision
 from foldserve.export.verification.reference import TorchReference
-from foldserve.export.verification.tolerances import HALF_UNIT, RUNTIME_FLOOR, fp16_tolerance, int8_tolerance
+from foldserve.export.verification.tolerances import FP16_UNIT, RUNTIME_FLOOR, fp16_tolerance, int8_tolerance
 from foldserve.runtime.runner import ModelRunner
 from foldserve.runtime.session import Session
 
@@ -89,7 +89,7 @@ def test_the_file_is_as_good_as_its_precision(precision, request, images, expect
 
 def test_golden_pairs_of_fp16_hold_in_another_order_of_adding(fp16, taught, images, expected, tolerances):
     """PyTorch's half kernels stand for a GPU: another correct runtime, a few neighbouring halves away."""
-    golden = check(fp16, images, expected, tolerances["fp16"], HALF_UNIT).golden
+    golden = check(fp16, images, expected, tolerances["fp16"], FP16_UNIT).golden
     module = taught.checkpoint.build().eval()
     with torch.inference_mode():
         seen = (torch.from_numpy(golden.images) / 255 - module.mean) / module.std
@@ -125,7 +125,7 @@ def test_a_wrong_constant_fails(case, request, images, expected, tolerances):
         check(damaged, images, expected, tolerances[precision])
 
 
-def test_the_golden_pairs_of_int8_see_what_its_wide_tolerance_does_not(int8, images, expected, tolerances):
+def test_golden_pairs_of_int8_detect_errors_below_its_tolerance(int8, images, expected, tolerances):
     """One scale off by two hundredths is within what int8 may err by, and far from what this file answers."""
     golden = check(int8, images, expected, tolerances["int8"]).golden
     damaged = changed(int8, "classifier.5.weight_scale", lambda scale: scale * 1.02)

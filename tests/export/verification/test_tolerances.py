@@ -19,14 +19,14 @@ LOGITS = arrays(
 
 
 @given(logits=LOGITS, measured=st.floats(0, 1e30))
-def test_what_an_export_writes_is_taken(logits, measured: float):
+def test_tolerances_of_an_export_are_within_the_artifacts_bounds(logits, measured: float):
     assert reference_tolerance(logits) <= max_tolerance(logits, "fp32")
     assert fp16_tolerance(logits) <= max_tolerance(logits, "fp16")
     assert int8_tolerance(logits, measured) <= max_tolerance(logits, "int8")
 
 
 @given(logits=LOGITS)
-def test_fp32_may_be_off_by_no_more_than_an_export_in_fp32_writes(logits):
+def test_fp32_tolerance_bound_equals_that_of_an_export(logits):
     golden = Golden(
         images=np.zeros((4, 1, 2, 2), np.uint8),
         reference_logits=logits,

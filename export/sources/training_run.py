@@ -1,4 +1,4 @@
-"""A run or checkpoint of ``foldserve train`` as a source: everything needed is in it."""
+"""Loads a run or checkpoint of ``foldserve train`` as a source."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from foldserve.artifact.format import ModelMetadata
 from foldserve.export.errors import SourceError
 from foldserve.export.sources.final_softmax import leave_out_softmax
-from foldserve.export.sources.proof_images import proof_count, spread
 from foldserve.export.sources.source import Source, VerificationImages, tool_version
+from foldserve.export.sources.torch_network import TorchNetwork
 from foldserve.export.sources.trained_images import load_trained_images
+from foldserve.export.sources.verification_images import image_count, spread
 from foldserve.export.verification.probabilities import TAKEN_AS_LOGITS
 from foldserve.training.checkpoint import Checkpoint, load_checkpoint
 from foldserve.training.models import register_own
@@ -27,7 +28,7 @@ def load_run(config: ExportConfig, path: Path) -> Source:
 
     Raises:
         SourceError: it cannot be exported, or its weights are not finite.
-        CheckpointError: not a checkpoint, damaged, or its weights do not fit its architecture.
+        CheckpointError: it is not a checkpoint, is damaged, or its weights do not fit its architecture.
         DatasetError: the data set it was trained on cannot be found or read.
     """
     if config.arch is not None:
@@ -38,12 +39,12 @@ def load_run(config: ExportConfig, path: Path) -> Source:
     module = checkpoint.build()
     _check_finite(module, path)
     ending = (TAKEN_AS_LOGITS,) if config.as_logits else leave_out_softmax(module, checkpoint.image.shape)
-    proof, left_out = _proof_images(checkpoint, config)
+    verification, left_out = _test_images(checkpoint, config)
     remarks = (*ending, *left_out)
     return Source(
-        module=module,
+        network=TorchNetwork(module, checkpoint.image.shape),
         metadata=_metadata(checkpoint),
-        proof=proof,
+        verification=verification,
         suggested_name=_suggested_name(path, checkpoint),
         facts={
             "architecture": checkpoint.arch,
@@ -69,22 +70,22 @@ def _metadata(checkpoint: Checkpoint) -> ModelMetadata:
     return ModelMetadata(checkpoint.labels, checkpoint.mean, checkpoint.std, checkpoint.image, provenance)
 
 
-def _proof_images(checkpoint: Checkpoint, config: ExportConfig) -> tuple[VerificationImages, tuple[str, ...]]:
+def _test_images(checkpoint: Checkpoint, config: ExportConfig) -> tuple[VerificationImages, tuple[str, ...]]:
     dataset, remarks = load_trained_images(checkpoint, config.data_dir)
-    count = proof_count(len(dataset.test_images), checkpoint.image, config.verify_images)
-    # Spread evenly: a folder's images stand class by class, and the first thousand may be of one class alone.
+    count = image_count(len(dataset.test_images), checkpoint.image, config.verify_images)
+    # Spread evenly: a folder's images are sorted by class, so the first thousand may be of one class.
     chosen = spread(len(dataset.test_images), count)
-    proof = VerificationImages(
+    verification = VerificationImages(
         images=dataset.test_images.numpy()[chosen],
         labels=dataset.test_labels.numpy()[chosen],
         synthetic=False,
         origin=f"{_shown_dataset(checkpoint)} test images",
     )
-    return proof, remarks
+    return verification, remarks
 
 
 def _shown_dataset(checkpoint: Checkpoint) -> str:
-    """Return the data set's name; of a folder the last part alone, since no path belongs into an artifact."""
+    """Return the data set's name; only the last part of a folder, since artifacts must not contain paths."""
     return Path(checkpoint.dataset).name
 
 
@@ -102,7 +103,7 @@ def _suggested_name(source: Path, checkpoint: Checkpoint) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return ``value`` as JSON has it: the metrics of a run may hold tuples, paths and tensors."""
+    """Convert ``value`` to JSON types: the metrics of a run may hold tuples, paths and tensors."""
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,11 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from foldserve.artifact.format import ModelMetadata, read_artifact
-from foldserve.export import pipeline
 from foldserve.export.config import ExportConfig
 from foldserve.export.errors import ExportError, FoldError, ParityError, SourceError, TraceError
 from foldserve.export.pipeline import export_model
 from foldserve.export.sources.load import load_source
+from foldserve.export.sources.torch_network import TorchNetwork
 from foldserve.imaging import prepare_image
 from foldserve.runtime.session import Session
 from foldserve.serving.commands.command_configs import ListConfig
@@ -69,7 +70,7 @@ def by_hand(weights: dict[str, torch.Tensor], images: np.ndarray) -> np.ndarray:
     return F.linear(x.flatten(1), w["head.weight"], w["head.bias"]).numpy()
 
 
-def test_a_network_of_ones_own_is_folded_proven_and_published(tmp_path, capsys):
+def test_custom_network_is_folded_verified_and_published(tmp_path, capsys):
     assert export_model(config(tmp_path)) == 0
     (manifest_path,) = published(tmp_path)
     assert manifest_path.parent == tmp_path / "models/net/1"
@@ -88,9 +89,9 @@ def test_a_network_of_ones_own_is_folded_proven_and_published(tmp_path, capsys):
     assert "2 folded, 0 rewritten" in capsys.readouterr().out
 
 
-def test_without_images_everything_says_synthetic(tmp_path, capsys):
+def test_export_without_images_is_marked_synthetic(tmp_path, capsys):
     export_model(config(tmp_path))
-    assert "no --images: proven on seeded synthetic images" in capsys.readouterr().out
+    assert "no --images: verified on seeded synthetic images" in capsys.readouterr().out
     (path,) = published(tmp_path)
     manifest = json.loads(path.read_text())
     assert manifest["golden"]["synthetic"] is True
@@ -138,12 +139,12 @@ def test_images_of_known_classes_are_golden_and_tell_the_accuracy(tmp_path, caps
     ],
     ids=["none is a label", "one is a label"],
 )
-def test_folders_that_are_not_labels_are_never_taken_for_them(names, message, tmp_path):
+def test_folders_not_named_as_labels_are_not_used_as_labels(names, message, tmp_path):
     write_images(tmp_path / "pictures", names, per_class=2)
     if message is None:
         source = load_source(config(tmp_path, images=tmp_path / "pictures"))
-        assert source.proof.labels is None
-        assert any("no accuracy is measured" in remark for remark in source.remarks)
+        assert source.verification.labels is None
+        assert any("accuracy is not measured" in remark for remark in source.remarks)
         assert any("only 4 images" in remark for remark in source.remarks)
     else:
         with pytest.raises(SourceError, match=message):
@@ -152,10 +153,12 @@ def test_folders_that_are_not_labels_are_never_taken_for_them(names, message, tm
 
 def test_a_flat_folder_is_taken_without_labels_and_a_damaged_image_is_named(tmp_path):
     write_images(tmp_path, ("flat",), per_class=40)
-    proof = load_source(config(tmp_path, images=tmp_path / "flat")).proof
-    assert proof.labels is None
-    assert len(proof.images) == 40
-    assert len(load_source(config(tmp_path, images=tmp_path / "flat", verify_images=9)).proof.images) == 9
+    verification = load_source(config(tmp_path, images=tmp_path / "flat")).verification
+    assert verification.labels is None
+    assert len(verification.images) == 40
+    assert (
+        len(load_source(config(tmp_path, images=tmp_path / "flat", verify_images=9)).verification.images) == 9
+    )
     (tmp_path / "flat" / "7.png").write_bytes(b"no image")
     with pytest.raises(SourceError, match=r"1 of 40 images in .* cannot be read \(7\.png"):
         load_source(config(tmp_path, images=tmp_path / "flat"))
@@ -180,41 +183,40 @@ def wrapped(weights):
 
 
 @pytest.mark.parametrize("case", ["state_dict", "averaged", "data parallel", "compiled", "half"])
-def test_wrapped_weights_are_found_and_what_was_done_is_said(case, tmp_path):
+def test_wrapped_weights_are_unwrapped_and_reported(case, tmp_path):
     payload, said = wrapped(trained_weights())[case]
     torch.save(payload, tmp_path / "weights.pt")
     source = load_source(config(tmp_path))
     assert any(said in remark for remark in source.remarks)
     given = trained_weights()["head.weight"]
     expected = given.half().float() if case == "half" else given
-    assert torch.equal(source.module.network.state_dict()["head.weight"], expected)
+    assert torch.equal(source.network.module.network.state_dict()["head.weight"], expected)
 
 
 def test_safetensors_are_read_tied_weights_among_them(tmp_path):
     save_file(trained_weights(), tmp_path / "weights.safetensors")
     source = load_source(config(tmp_path, arch="own_networks:Tied", weights=tmp_path / "weights.safetensors"))
-    assert torch.equal(source.module.network.again.weight, trained_weights()["head.weight"])
+    assert torch.equal(source.network.module.network.again.weight, trained_weights()["head.weight"])
 
 
-def test_the_factorys_own_module_stays_as_it_was(tmp_path):
+def test_factorys_own_module_is_not_changed(tmp_path):
     """Modules come out of a factory in training mode; it is a copy that is put into eval mode."""
     source = load_source(config(tmp_path, arch="own_networks:kept"))
-    assert not source.module.training
+    assert not source.network.module.training
     assert sys.modules["own_networks"].THE_ONE.training
 
 
 def test_one_changed_weight_publishes_nothing_and_is_named(tmp_path, monkeypatch):
     """The twin: the file is made of other weights than the network that it is compared with."""
-    sound_build = pipeline.build_model
+    sound_graph = TorchNetwork.to_graph
 
-    def damaging_build(network, metadata):
+    def damaged_graph(network):
+        damaged = copy.deepcopy(network.module)
         with torch.no_grad():
-            network.head.bias[2] += 0.01
-            built = sound_build(network, metadata)
-            network.head.bias[2] -= 0.01
-        return built
+            damaged.network.head.bias[2] += 0.01
+        return sound_graph(TorchNetwork(damaged, network.image_shape))
 
-    monkeypatch.setattr(pipeline, "build_model", damaging_build)
+    monkeypatch.setattr(TorchNetwork, "to_graph", damaged_graph)
     with pytest.raises(ParityError, match=r"differ by up to 0\.01"):
         export_model(config(tmp_path))
     assert not published(tmp_path)
@@ -238,16 +240,19 @@ def bad_weights(weights):
         ),
         "extra": (weights | {"tail.bias": bias}, r"not in the network tail\.bias"),
         "renamed": (renamed, r"missing head\.weight \(the file has classifier\.head\.weight\)"),
-        "shape": (weights | {"head.bias": bias[:3]}, r"head\.bias is \[3\] there and \[5\] in the network"),
+        "shape": (
+            weights | {"head.bias": bias[:3]},
+            r"head\.bias is \[3\] in the file and \[5\] in the network",
+        ),
         "nan": (weights | {"head.bias": bias * float("nan")}, r"weights head\.bias hold NaN"),
         "another network's": (
             {"body.0.weight": bias},
             r"missing conv\.weight, norm\.weight, norm\.bias and 4 more",
         ),
-        "no tensors": ({"epoch": 3}, "is no state dict: it has epoch"),
+        "no tensors": ({"epoch": 3}, "is not a state dict: it has epoch"),
         "empty": ({}, "it has nothing in it"),
         "a tensor": (bias, "holds a Tensor"),
-        "a checkpoint of ours": ({"format": "foldserve.checkpoint"}, "export it by itself"),
+        "a checkpoint of ours": ({"format": "foldserve.checkpoint"}, "export it with foldserve export"),
     }
 
 
@@ -275,7 +280,7 @@ def test_weights_that_are_not_exactly_the_networks_are_refused(case, tmp_path):
 
 def test_a_whole_module_is_refused_since_loading_it_would_run_code(tmp_path):
     torch.save(sys.modules["own_networks"].Net(), tmp_path / "weights.pt")
-    with pytest.raises(SourceError, match="save the state dict alone"):
+    with pytest.raises(SourceError, match="save only the state dict"):
         load_source(config(tmp_path))
 
 
@@ -291,7 +296,7 @@ def test_damaged_and_absent_weights_are_refused(name, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("ant\nbee\ncicada\n", "has 3 names, the network answers 5 classes"),
+        ("ant\nbee\ncicada\n", "has 3 names, but the network outputs 5 classes"),
         ("ant\n\nbee\n", "line 2 is empty"),
         ("ant\nbee\nant\n", "'ant' is in line 1 and in line 3"),
         ("", "is empty"),
@@ -308,30 +313,32 @@ def test_labels_that_do_not_fit_are_refused(content, message, tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
-def test_labels_may_come_from_any_editor(ending, tmp_path):
+def test_labels_with_any_line_ending_or_bom_are_read(ending, tmp_path):
     (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbf" + ending.join((*LABELS, "")).encode())
     assert load_source(config(tmp_path)).metadata.labels == LABELS
 
 
 def test_missing_labels_are_asked_for_with_their_number(tmp_path):
-    with pytest.raises(SourceError, match=r"--labels FILE is needed .* answers 5 classes"):
+    with pytest.raises(SourceError, match=r"--labels FILE is needed .* outputs 5 classes"):
         load_source(config(tmp_path, labels=None))
-    with pytest.raises(SourceError, match=r"--labels FILE is needed .* as many classes as it has names"):
+    with pytest.raises(SourceError, match=r"--labels FILE is needed .* is built for one class per name"):
         load_source(config(tmp_path, labels=None, arch="own_networks:sized"))
 
 
 def test_too_few_labels_for_a_factory_that_asks_for_their_number(tmp_path):
     (tmp_path / "labels.txt").write_text("ant\nbee\n")
-    with pytest.raises(SourceError, match=r"\(made for 2 classes, a label each\).*head\.bias is \[5\] there"):
+    with pytest.raises(
+        SourceError, match=r"\(built for 2 classes, one per label\).*head\.bias is \[5\] in the file"
+    ):
         load_source(config(tmp_path, arch="own_networks:sized"))
 
 
 @pytest.mark.parametrize(
     ("factory", "error", "message"),
     [
-        ("Random", SourceError, "other logits each time, by up to .* something in it is random"),
-        ("Noisy", SourceError, "other logits each time"),
-        ("Pair", SourceError, "answers a tuple; expected one tensor"),
+        ("Random", SourceError, "differ by up to .* from call to call, .* something in it is random"),
+        ("Noisy", SourceError, "differ by up to .* from call to call"),
+        ("Pair", SourceError, "outputs a tuple; expected one tensor"),
         ("Mapping", SourceError, r"tensor of shape \[2\]; expected logits \[2, classes\]"),
         ("Map", SourceError, r"tensor of shape \[2, 8, 16, 16\]"),
         ("Branching", TraceError, "cannot be traced"),
@@ -349,21 +356,21 @@ def test_networks_that_cannot_be_served_are_refused(factory, error, message, tmp
 def test_batch_norm_without_running_statistics_is_refused(tmp_path):
     weights = {name: value for name, value in trained_weights().items() if ".running" not in name}
     torch.save(weights, tmp_path / "weights.pt")
-    with pytest.raises(FoldError, match="statistics of the batch"):
+    with pytest.raises(FoldError, match="statistics of the current batch"):
         export_model(config(tmp_path, arch="own_networks:OwnStatistics"))
 
 
-def test_a_network_that_insists_on_float32_is_judged_in_float64_all_the_same(tmp_path, capsys):
+def test_network_that_asks_for_float32_is_verified_in_float64(tmp_path, capsys):
     export_model(config(tmp_path, arch="own_networks:Single"))
-    assert "no float64 referee" not in capsys.readouterr().out
+    assert "no float64 reference" not in capsys.readouterr().out
     (path,) = published(tmp_path)
     comparisons = json.loads(path.read_text())["parity"]["comparisons"]
     assert all(comparison["max_abs_err_float64"] < 1e-4 for comparison in comparisons)
 
 
-def test_a_network_that_cannot_be_had_in_float64_is_proven_without_a_referee(tmp_path, capsys):
+def test_network_that_cannot_run_in_float64_is_verified_without_it(tmp_path, capsys):
     export_model(config(tmp_path, arch="own_networks:Plain"))
-    assert "no float64 referee" in capsys.readouterr().out
+    assert "no float64 reference" in capsys.readouterr().out
     (path,) = published(tmp_path)
     parity = json.loads(path.read_text())["parity"]
     assert parity["referee"].startswith("none")
@@ -373,18 +380,24 @@ def test_a_network_that_cannot_be_had_in_float64_is_proven_without_a_referee(tmp
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weights": None}, "fresh, random weights; give the trained ones with --weights"),
+        ({"weights": None}, "starts with random weights; give the trained ones with --weights"),
         ({"input": None}, "needs --input"),
         ({"arch": None}, "--weights without --arch"),
         ({"arch": None, "weights": None, "labels": None, "input": None}, "nothing to export: give a run"),
         ({"input": "2x16x16"}, "2 channels; expected 1 .grey. or 3 .RGB."),
-        ({"input": "16x16x3"}, "channels come first"),
+        ({"input": "16x16x3"}, "the order is channels x height x width"),
         ({"mean": (0.5,)}, "--mean has 1 numbers for 3 channels"),
         ({"resize": 8}, "--resize 8 is less than 16"),
-        ({"output": "logits"}, "--output does not go with a network of your own"),
-        ({"source": "model.onnx"}, "--arch, --weights does not go with an ONNX file"),
-        ({"source": "runs"}, "--weights, --input, --labels, --mean, --std does not go with a training run"),
-        ({"arch": None, "source": "own_networks:net"}, "is given by --arch own_networks:net"),
+        ({"output": "logits"}, "--output cannot be used with your own network"),
+        ({"source": "model.onnx"}, "--arch, --weights cannot be used with an ONNX file"),
+        (
+            {"source": "runs"},
+            "--weights, --input, --labels, --mean, --std cannot be used with a training run",
+        ),
+        (
+            {"arch": None, "source": "own_networks:net"},
+            "to export your own network, give --arch own_networks:net",
+        ),
         ({"input": "3x8x8"}, "the network fails on images of 3x8x8: RuntimeError"),
         ({"images": "nowhere"}, "nowhere does not exist"),
     ],
@@ -394,7 +407,7 @@ def test_flags_that_do_not_go_together_are_refused(settings, message, tmp_path):
         load_source(config(tmp_path, **settings))
 
 
-def test_assumed_normalisation_is_warned_of(tmp_path):
+def test_assumed_normalisation_causes_a_warning(tmp_path):
     remarks = load_source(config(tmp_path, mean=None, std=None)).remarks
     assert any("warning: --mean 0 and --std 1 are assumed" in remark for remark in remarks)
     assert not any("assumed" in remark for remark in load_source(config(tmp_path)).remarks)

@@ -1,4 +1,4 @@
-"""Whether a module is what can be served: one image in, logits [N, K] out, the same each time it is asked."""
+"""Checks that a PyTorch module can be served: images in, logits [N, K] out, repeatable."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _BATCH_SIZE = 2
 
 
 def check_output(module: Normalized, image_shape: tuple[int, int, int]) -> int:
-    """Run ``module`` (in eval mode) on two images of noise, twice, and return its class count K.
+    """Run ``module``, in eval mode, twice on two images of noise; return its class count K.
 
     Raises:
-        SourceError: it fails on such images, answers no finite float32 [N, K], or is not repeatable.
+        SourceError: it fails on such images, its output is not finite float32 [N, K], or is not repeatable.
     """
     noise = np.random.default_rng(_SEED).integers(0, 256, (_BATCH_SIZE, *image_shape), dtype=np.uint8)
-    logits = _answer(module, torch.from_numpy(noise), image_shape)
+    logits = _run(module, torch.from_numpy(noise), image_shape)
     if logits.ndim != 2 or logits.shape[0] != _BATCH_SIZE or logits.shape[1] == 0:
         raise SourceError(
             f"the network turns {_BATCH_SIZE} images of {show_shape(image_shape)} into a tensor of shape "
@@ -33,33 +33,33 @@ def check_output(module: Normalized, image_shape: tuple[int, int, int]) -> int:
         )
     if logits.dtype != torch.float32:
         raise SourceError(
-            f"the network answers {str(logits.dtype).removeprefix('torch.')}; expected float32 logits"
+            f"the network outputs {str(logits.dtype).removeprefix('torch.')}; expected float32 logits"
         )
     if not torch.isfinite(logits).all():
-        raise SourceError("the network answers NaN or infinite logits for noise; its weights cannot be used")
-    again = _answer(module, torch.from_numpy(noise), image_shape)
+        raise SourceError("the network outputs NaN or infinite logits for noise; its weights cannot be used")
+    again = _run(module, torch.from_numpy(noise), image_shape)
     difference = float((again - logits).abs().max())
     if not difference <= runtime_tolerance(logits.numpy(), 0.0):
         raise SourceError(
-            f"the network gives the same images other logits each time, by up to {difference:.2g}, though it "
-            "is in eval mode: something in it is random (a functional dropout without "
+            f"the network's logits for the same images differ by up to {difference:.2g} from call to call, "
+            "although it is in eval mode: something in it is random (a functional dropout without "
             "training=self.training?)"
         )
     return int(logits.shape[1])
 
 
-def _answer(module: Normalized, pixels: torch.Tensor, image_shape: tuple[int, int, int]) -> torch.Tensor:
+def _run(module: Normalized, pixels: torch.Tensor, image_shape: tuple[int, int, int]) -> torch.Tensor:
     try:
         with torch.inference_mode():
-            answer: Any = module(pixels)
-    except Exception as error:  # whatever the network's own code raises
+            output: Any = module(pixels)
+    except Exception as error:  # the network's own code may raise anything
         raise SourceError(
             f"the network fails on images of {show_shape(image_shape)}: {type(error).__name__}: "
             f"{first_line(error)}"
         ) from error
-    if not isinstance(answer, torch.Tensor):
+    if not isinstance(output, torch.Tensor):
         raise SourceError(
-            f"the network answers a {type(answer).__name__}; expected one tensor of logits [N, classes]: let "
-            "the factory return a module that picks it out"
+            f"the network outputs a {type(output).__name__}; expected one tensor of logits [N, classes]: let "
+            "the factory return a module that selects it"
         )
-    return answer
+    return output

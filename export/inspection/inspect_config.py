@@ -1,4 +1,4 @@
-"""What ``foldserve inspect`` can be told."""
+"""Defines the settings of ``foldserve inspect``."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ class InspectConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstr
     """Show a network layer by layer: shapes, kernels, parameters, MACs and receptive fields."""
 
     target: CliPositionalArg[str]
-    """A network's name (lenet, alexnet, resnet), your own as package.module:factory, a run folder, a
-    checkpoint, a model version's folder or an .onnx file."""
+    """Name of a network (lenet, alexnet, resnet), your own network as package.module:factory, a run folder, a
+    checkpoint, the folder of a model version, or an .onnx file."""
 
     input: str | None = None
-    """The image's channels, height and width, as 3x224x224; 1x28x28 for a name, else what the file says."""
+    """Channels, height and width of the image, such as 3x224x224. Default: 1x28x28 for a network given by
+    name, otherwise as the file says."""
 
     classes: int | None = Field(None, ge=1)
-    """Number of classes of a network given by name; 10 by default."""
+    """Number of classes of a network given by name. Default: 10."""
 
     width: float | None = Field(None, gt=0)
-    """Factor on the channels of a network given by name."""
+    """Factor that multiplies the channel counts of a network given by name."""
 
     depth: int | None = Field(None, ge=1)
-    """Weighted layers of a network given by name, where it comes in several depths (resnet)."""
+    """Number of weighted layers of a network given by name, if it comes in several depths (resnet)."""
 
     batch_norm: bool = True
-    """Batch norm after each convolution of a network given by name."""
+    """Put a batch norm after each convolution of a network given by name."""
 
     arch: str | None = None
-    """Your own network that the checkpoint was trained with, as package.module:factory; its code is run."""
+    """Your own network that the checkpoint was trained with, as package.module:factory. Its code is run."""
 
     @field_validator("input")
     @classmethod
@@ -47,7 +48,7 @@ class InspectConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstr
 
     @property
     def network_settings(self) -> dict[str, object]:
-        """The settings given that only make sense for a network given by name, by flag."""
+        """Settings given that apply only to a network given by name, by flag."""
         given = {"--classes": self.classes, "--width": self.width, "--depth": self.depth}
         settings: dict[str, object] = {flag: value for flag, value in given.items() if value is not None}
         if not self.batch_norm:

@@ -1,8 +1,8 @@
-"""The graph of an ONNX file made elsewhere, as our exporter would have traced it, unfolded.
+"""Brings the graph of an ONNX file into the form in which a PyTorch network is traced.
 
-One input [batch, C, H, W] that takes any number of images, one output of logits [batch, K], our opset where
-the file's is older, and none of the names that `model.onnx` needs itself. Folding comes later and is the same
-for all networks (`fold_pass`); that no answer has changed is seen in `import_onnx`.
+The result has one input [batch, C, H, W] that takes any number of images, one output of logits [batch, K],
+our opset if the file's is older, and none of the names that `model.onnx` needs itself. Folding comes later
+and is the same for all networks (`fold_pass`); `import_onnx` checks that the output has not changed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from foldserve.export.graph.trace import OPSET
 if TYPE_CHECKING:
     from foldserve.export.sources.onnx.read import OnnxFile
 
-# Values that `serialize` makes, and those that `normalise` makes where the input is FP32.
+# Names of the values that `serialize` adds, and of those that `normalise` adds if the input is FP32.
 _OURS = {IMAGE, LOGITS, PROBABILITIES}
 _OURS_OF_FLOATS = {"image.floats", "image.cast", "image.subtract_mean", "image.divide_by_std"}
 
@@ -33,11 +33,11 @@ _OURS_OF_FLOATS = {"image.floats", "image.cast", "image.subtract_mean", "image.d
 def prepare(
     file: OnnxFile, *, image: str, logits: str, image_shape: tuple[int, ...], class_count: int
 ) -> bytes:
-    """Return the computation from ``image`` to ``logits``.
+    """Return the file's computation from ``image`` to ``logits``, serialised.
 
     Raises:
-        SourceError: it cannot be brought to our opset.
-        FoldError: a batch norm in it is in training mode, or out of reach.
+        SourceError: it cannot be converted to our opset.
+        FoldError: a batch norm in it is in training mode, or in a branch.
     """
     model_proto = onnx.ModelProto()
     model_proto.CopyFrom(file.model_proto)
@@ -53,38 +53,38 @@ def prepare(
     if fixed_batch is not None:
         _free_reshapes(model.graph, fixed_batch)
         _infer_shapes(model)
-    (answer,) = model.graph.outputs
-    answer.shape = ir.Shape([BATCH, class_count])
-    answer.type = ir.TensorType(ir.DataType.FLOAT)
+    (output,) = model.graph.outputs
+    output.shape = ir.Shape([BATCH, class_count])
+    output.type = ir.TensorType(ir.DataType.FLOAT)
     _free_names(model.graph)
     return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
 
 def _check_batch_norms(model_proto: onnx.ModelProto) -> None:
-    """Refuse what has no meaning for a single image, and what the folding does not see."""
+    """Refuse batch norms that depend on the batch, and those that folding does not reach."""
     for node in model_proto.graph.node:
         name = node.name or node.output[0]
         if node.op_type == BATCH_NORM:
             attributes = {entry.name: entry.i for entry in node.attribute}
             if attributes.get("training_mode") or len([output for output in node.output if output]) > 1:
                 raise FoldError(
-                    f"batch norm {name} is in training mode: it normalises by the statistics of the batch it "
-                    "sees; export the file from a network in eval mode"
+                    f"batch norm {name} is in training mode: it normalises by the statistics of the current "
+                    "batch; export the file from a network in eval mode"
                 )
             if not attributes.get("spatial", 1):
                 raise FoldError(
-                    f"batch norm {name} has statistics for each pixel (spatial=0); expected each channel"
+                    f"batch norm {name} has statistics per pixel (spatial=0); expected one per channel"
                 )
         branches = [entry.g for entry in node.attribute if entry.type == onnx.AttributeProto.GRAPH]
         if any(inner.op_type == BATCH_NORM for graph in branches for inner in graph.node):
             raise FoldError(
-                f"{node.op_type} {name} holds a batch norm in one of its branches, where it cannot be "
+                f"{node.op_type} {name} has a batch norm in one of its branches, where it cannot be "
                 "folded; export the file without control flow"
             )
 
 
 def _spell_domain(model_proto: onnx.ModelProto) -> None:
-    """Write ONNX's own domain in one way: "ai.onnx" is another spelling of ""."""
+    """Spell ONNX's own domain "" throughout; "ai.onnx" means the same."""
     for entry in model_proto.opset_import:
         entry.domain = "" if entry.domain == "ai.onnx" else entry.domain
     for node in model_proto.graph.node:
@@ -98,19 +98,19 @@ def _upgrade(model_proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         return version_converter.convert_version(model_proto, OPSET)
     except Exception as error:  # ConvertError, or RuntimeError from the converter's own assertions
         raise SourceError(
-            f"the file's opset {opset} cannot be brought to {OPSET}: {first_line(error)}; export it again "
-            f"for opset {OPSET} or later"
+            f"the file's opset {opset} cannot be converted to {OPSET}: {first_line(error)}; export it again "
+            f"with opset {OPSET} or later"
         ) from error
 
 
 def _keep_only(model: ir.Model, image: str, logits: str, image_shape: tuple[int, ...]) -> int | None:
-    """Leave one input and one output, and take all shapes back; return the batch size that was fixed."""
+    """Keep one input and one output, and discard all shapes; return the fixed batch size, or None."""
     graph = model.graph
     values = {value.name: value for node in graph for value in node.outputs}
     (pixels,) = (value for value in graph.inputs if value.name == image)
     assert pixels.shape is not None
     batch = pixels.shape[0]
-    # What the file says of shapes holds for its own batch size alone.
+    # The shapes in the file hold for its own batch size only.
     for value in values.values():
         value.shape = None
     graph.inputs[:] = [pixels]
@@ -125,9 +125,9 @@ def _infer_shapes(model: ir.Model) -> None:
 
 
 def _free_reshapes(graph: ir.Graph, fixed_batch: int) -> None:
-    """Let every Reshape of a batch to [``fixed_batch``, ...] take any: 0 stands for its input's own size.
+    """Let every Reshape of a batch to [``fixed_batch``, ...] take any batch size: 0 means the input's own.
 
-    Where that was not what the file meant, its answers change, which is looked for afterwards.
+    If the file meant something else, its output changes, which `import_onnx` checks afterwards.
     """
     for node in list(graph):
         if node.op_type != "Reshape" or node.domain:
@@ -139,15 +139,15 @@ def _free_reshapes(graph: ir.Graph, fixed_batch: int) -> None:
         sides = target.const_value.numpy().copy()
         if is_of_batch and len(sides) and sides[0] == fixed_batch and not (sides == 0).any():
             sides[0] = 0
-            node.attributes.pop("allowzero", None)  # it would take the 0 for a size
+            node.attributes.pop("allowzero", None)  # with it, 0 would mean a size of 0
             node.replace_input_with(1, add_initializer(graph, f"{target.name}.any_batch", sides))
     for node in graph:
         for value in node.outputs:
-            value.shape = None  # inferred with the fixed size
+            value.shape = None  # it was inferred with the fixed size
 
 
 def _free_names(graph: ir.Graph) -> None:
-    """Rename what has one of our names without being it."""
+    """Rename values that have one of our names but another meaning."""
     image, logits = graph.inputs[0], graph.outputs[0]
     ours = _OURS if image.dtype == ir.DataType.UINT8 else _OURS | _OURS_OF_FLOATS
     values = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]

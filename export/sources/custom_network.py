@@ -1,4 +1,4 @@
-"""A network of one's own as a source: its factory, its weights, and what flags say of its images."""
+"""Loads the user's own network as a source: from its factory, a weights file and flags."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 
 from foldserve.artifact.format import ModelMetadata
 from foldserve.export.errors import SourceError, first_line
-from foldserve.export.sources.answers import check_output
+from foldserve.export.sources.check_output import check_output
 from foldserve.export.sources.final_softmax import leave_out_softmax
 from foldserve.export.sources.label_file import check_label_count, read_labels
 from foldserve.export.sources.preprocessing import image_spec, mean_and_std
-from foldserve.export.sources.proof_images import proof_images
 from foldserve.export.sources.source import Source, tool_version
+from foldserve.export.sources.torch_network import TorchNetwork
+from foldserve.export.sources.verification_images import load_verification_images
 from foldserve.export.sources.weights_file import load_into, read_weights
 from foldserve.export.verification.probabilities import TAKEN_AS_LOGITS, check_class_count
 from foldserve.training.errors import ModelError
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
     from foldserve.export.config import ExportConfig
 
 
-def load_own_network(config: ExportConfig) -> Source:
-    """Build ``config.arch``, give it its weights, and see that it is one image in and logits out.
+def load_custom_network(config: ExportConfig) -> Source:
+    """Build ``config.arch``, load its weights, and check that it turns images into logits.
 
     Raises:
-        SourceError: weights, labels, images or numbers do not fit it, or its answers cannot be served.
+        SourceError: weights, labels, images or numbers do not fit it, or its output cannot be served.
         ModelError: the factory cannot be found or fails.
     """
     arch, weights_path, shape = config.arch, config.weights, config.input_shape
@@ -51,21 +52,21 @@ def load_own_network(config: ExportConfig) -> Source:
         check_class_count(class_count)
     if labels is None:
         raise SourceError(
-            f"--labels FILE is needed (UTF-8, a name a line): {arch} answers {class_count} classes, and "
-            "their names are in no state dict"
+            f"--labels FILE is needed (UTF-8, one name per line): {arch} outputs {class_count} classes, and "
+            "a state dict does not name them"
         )
     check_label_count(labels, class_count, config.labels)
-    proof, said = proof_images(config.images, image, labels, config.verify_images)
+    verification, said = load_verification_images(config.images, image, labels, config.verify_images)
     provenance = {
         "architecture": arch,
         "weights_sha256": weights.sha256,
-        "golden_images": proof.kind,
+        "golden_images": verification.kind,
         "foldserve": tool_version("foldserve"),
     }
     return Source(
-        module=module,
+        network=TorchNetwork(module, image.shape),
         metadata=ModelMetadata(labels, mean, std, image, provenance),
-        proof=proof,
+        verification=verification,
         suggested_name=arch.rpartition(":")[2],
         facts={
             "architecture": arch,
@@ -82,7 +83,7 @@ def load_own_network(config: ExportConfig) -> Source:
 def _build(
     arch: str, shape: tuple[int, int, int], labels: tuple[str, ...] | None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the network and the arguments offered to its factory, which takes those that it declares."""
+    """Build the network; return it and the arguments offered to its factory, which may take fewer."""
     register_own(arch)
     arguments: dict[str, Any] = {"in_channels": shape[0], "height": shape[1], "width": shape[2]}
     if labels is not None:
@@ -90,21 +91,21 @@ def _build(
     try:
         return create_model(arch, **arguments), arguments
     except ModelError as error:
-        if labels is None and "class_count" in str(error):  # the factory cannot do without
+        if labels is None and "class_count" in str(error):  # the factory requires it
             raise SourceError(
-                f"--labels FILE is needed (UTF-8, a name a line): {arch} is built for as many classes as it "
-                "has names"
+                f"--labels FILE is needed (UTF-8, one name per line): {arch} is built for one class per name"
             ) from error
         raise
 
 
 def _for_inference(network: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return a copy in eval mode, in float32 and on the CPU; what the factory made stays as it is."""
+    """Return a copy in eval mode, in float32 and on the CPU; the factory's own module is not changed."""
     try:
         copied = copy.deepcopy(network)
-    except Exception as error:  # whatever a module's own __deepcopy__ or a stray handle raises
+    except Exception as error:  # a module's own __deepcopy__ or an open handle may raise anything
         raise SourceError(
-            f"the network cannot be copied ({first_line(error)}); let its factory return a plain module"
+            f"the network cannot be copied ({first_line(error)}); let its factory return a module that "
+            "copy.deepcopy accepts"
         ) from error
     kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in copied.parameters()} - {"float32"}
     said = tuple(f"its {kind} weights are computed in float32" for kind in sorted(kinds))

@@ -1,9 +1,9 @@
-"""Images to prove an export with that no data set of ours brings: a folder of them, or seeded synthetic ones.
+"""Loads images to verify an export with: from a folder, or seeded synthetic ones.
 
 FOLDER/*            images without labels
-FOLDER/LABEL/*      images of known classes, where the folders are named as the network's labels
+FOLDER/LABEL/*      images of known classes, if the folders are named as the network's labels
 
-They are prepared by `foldserve.imaging.prepare_image`, as the server prepares what it is sent.
+`foldserve.imaging.prepare_image` prepares them, as the server prepares the images of a request.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ if TYPE_CHECKING:
 
     from foldserve.imaging import ImageSpec
 
-FULL_PROOF_SIDE = 64  # pixels; up to here all test images are compared
-LARGE_PROOF_COUNT = 1000
+ALL_IMAGES_SIDE = 64  # pixels; up to here all test images are compared
+LARGE_IMAGE_COUNT = 1000
 
-# As many as golden pairs of small and of large images (`golden_pairs`): more noise proves nothing more.
+# As many as golden pairs of small and of large images (`golden_pairs`): more noise would verify nothing new.
 SYNTHETIC_COUNT = 256
 SYNTHETIC_COUNT_LARGE = 64
 _SEED = 1998  # of the synthetic images; any fixed number
 
-# Below this the largest batch that is compared is not filled, and the design asks for as many golden pairs.
+# The largest batch size that is compared; with fewer images it is not filled.
 FEW = 32
 _NAMES_SHOWN = 3
 
 
-def proof_count(available: int, image: ImageSpec, asked: int | None) -> int:
-    """Return how many of ``available`` images are compared: ``asked``, or else what the size allows."""
+def image_count(available: int, image: ImageSpec, asked: int | None) -> int:
+    """Return how many of ``available`` images to compare: ``asked``, or by default as their size allows."""
     if asked is not None:
         return min(available, asked)
-    is_large = max(image.height, image.width) > FULL_PROOF_SIDE
-    return min(available, LARGE_PROOF_COUNT) if is_large else available
+    is_large = max(image.height, image.width) > ALL_IMAGES_SIDE
+    return min(available, LARGE_IMAGE_COUNT) if is_large else available
 
 
 def spread(available: int, count: int) -> NDArray[np.int64]:
@@ -64,22 +64,22 @@ def spread(available: int, count: int) -> NDArray[np.int64]:
     return np.linspace(0, available - 1, count).round().astype(np.int64)
 
 
-def proof_images(
+def load_verification_images(
     folder: Path | None, image: ImageSpec, labels: Sequence[str], asked: int | None
 ) -> tuple[VerificationImages, tuple[str, ...]]:
-    """Return the images of ``folder``, or synthetic ones without it, and remarks for the person exporting.
+    """Return the images of ``folder``, or synthetic ones if it is None, and remarks for the user.
 
     Raises:
-        SourceError: the folder holds no images, unreadable ones, or folders that are only partly labels.
+        SourceError: the folder holds no images or unreadable ones, or only some subfolders are labels.
     """
     if folder is None:
         return synthetic_images(image, asked), (
-            "no --images: proven on seeded synthetic images, which say nothing of its accuracy",
+            "no --images: verified on seeded synthetic images; accuracy is not measured",
         )
     paths, classes, remarks = _find_images(folder, labels)
-    chosen = spread(len(paths), proof_count(len(paths), image, asked))
+    chosen = spread(len(paths), image_count(len(paths), image, asked))
     images = _decode([paths[index] for index in chosen], folder, image)
-    proof = VerificationImages(
+    verification = VerificationImages(
         images=images,
         labels=None if classes is None else np.array(classes, dtype=np.int64)[chosen],
         synthetic=False,
@@ -88,17 +88,17 @@ def proof_images(
     if len(images) < FEW:
         remarks = (
             *remarks,
-            f"warning: only {len(images)} images in {folder}; {FEW} or more make golden pairs of worth",
+            f"warning: only {len(images)} images in {folder}; give {FEW} or more for reliable golden pairs",
         )
-    return proof, remarks
+    return verification, remarks
 
 
 def synthetic_images(image: ImageSpec, asked: int | None) -> VerificationImages:
-    """Return seeded images of squares in all sizes, from one flat colour to noise of single pixels.
+    """Return seeded images of random squares of all sizes, from one flat colour to noise of single pixels.
 
-    Noise alone looks the same to a deep network image by image, and leaves most of its weights unproven.
+    On noise alone a deep network gives nearly equal outputs for all images, and most weights go untested.
     """
-    is_large = max(image.height, image.width) > FULL_PROOF_SIDE
+    is_large = max(image.height, image.width) > ALL_IMAGES_SIDE
     count = asked or (SYNTHETIC_COUNT_LARGE if is_large else SYNTHETIC_COUNT)
     random = np.random.default_rng(_SEED)
     longest = max(image.height, image.width)
@@ -113,22 +113,26 @@ def synthetic_images(image: ImageSpec, asked: int | None) -> VerificationImages:
 
 
 def _find_images(folder: Path, labels: Sequence[str]) -> tuple[list[Path], list[int] | None, tuple[str, ...]]:
-    """Return the image files in the order of their names, their classes where folders tell, and remarks."""
+    """Return the image files sorted by name, their classes if the folders are labels, and remarks."""
     if not folder.is_dir():
         raise SourceError(
             f"--images {folder} {'is not a folder' if folder.exists() else 'does not exist'}; expected a "
-            "folder of images, or of a folder of images for each label"
+            "folder of images, or one with a subfolder of images per label"
         )
     left_out = LeftOut(folder)
     flat = sorted(path for path in folder.iterdir() if is_picture(path))
-    # Names that look alike are of one label, as in training.
+    # Names that look the same are one label, as in training.
     found: dict[str, list[Path]] = {}
     for path in visible_folders(folder):
         if paths := find_pictures(path, left_out):
             found.setdefault(unicodedata.normalize("NFC", path.name), []).extend(paths)
     if flat:
         below = sum(map(len, found.values()))
-        return flat, None, (f"left out: {below:,} images in folders beside {len(flat):,}",) if below else ()
+        return (
+            flat,
+            None,
+            (f"left out: {below:,} images in subfolders, beside {len(flat):,}",) if below else (),
+        )
     if not found:
         raise SourceError(f"--images {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     remarks = tuple(f"left out: {line}" for line in left_out.lines())
@@ -136,12 +140,12 @@ def _find_images(folder: Path, labels: Sequence[str]) -> tuple[list[Path], list[
     place = {unicodedata.normalize("NFC", label): index for index, label in enumerate(labels)}
     unknown = [name for name in found if name not in place]
     if len(unknown) == len(found):
-        remark = f"the folders in {folder} are not named as the labels: no accuracy is measured"
+        remark = f"the folders in {folder} are not named as the labels: accuracy is not measured"
         return paths, None, (remark, *remarks)
     if unknown:
         raise SourceError(
             f"--images {folder}: {len(unknown)} of {len(found)} folders are not named as a label: "
-            f"{_with_near_misses(unknown, labels)}; rename them or take them out"
+            f"{_with_near_misses(unknown, labels)}; rename or remove them"
         )
     classes = [place[name] for name in found for _ in found[name]]
     missing = [labels[index] for name, index in place.items() if name not in found]
@@ -161,12 +165,12 @@ def _decode(paths: Sequence[Path], folder: Path, image: ImageSpec) -> NDArray[np
             return f"{name}: {getattr(error, 'strerror', None) or error}"
         return None
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow decodes outside the global lock
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow releases the GIL while it decodes
         reasons = [reason for reason in pool.map(decode_one, range(len(paths))) if reason is not None]
     if reasons:
         raise SourceError(
             f"{len(reasons)} of {len(paths)} images in {folder} cannot be read ({first(reasons, '; ')}); "
-            "mend or remove them"
+            "repair or remove them"
         )
     return images
 

@@ -1,0 +1,48 @@
+"""Gives export and verification an ONNX file as a network to fold and compare with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from foldserve.export.sources.onnx.onnx_reference import OnnxReference
+from foldserve.runtime.session import Session
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from foldserve.export.sources.onnx.normalized_file import NormalizedFile
+
+
+@dataclass(frozen=True)
+class OnnxNetwork:
+    """A network that comes as an ONNX file; implements `foldserve.export.sources.source.Network`."""
+
+    file: NormalizedFile
+
+    def to_graph(self) -> ir.Model:
+        """Return a new graph of the prepared file, to be folded in place."""
+        return ir.from_proto(onnx.load_from_string(self.file.prepared))
+
+    def reference(self) -> OnnxReference:
+        """Return the given file's own logits, computed by ONNX Runtime without optimisations."""
+        return OnnxReference(self.file)
+
+    def layer_values(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Return every float tensor that the unfolded file computes, by the name that folding keeps."""
+        model_proto = onnx.shape_inference.infer_shapes(onnx.load_from_string(self.file.prepared))
+        outputs = {value.name for value in model_proto.graph.output}
+        computed = {name for node in model_proto.graph.node for name in node.output}
+        model_proto.graph.output.extend(
+            value
+            for value in model_proto.graph.value_info
+            if value.name in computed - outputs and value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        )
+        session = Session(model_proto.SerializeToString(), device="cpu", optimised=False)
+        names = [spec.name for spec in session.outputs]
+        feeds = {self.file.image: self.file.network_input(images, np.float32)}
+        return dict(zip(names, session.run(names, feeds), strict=True))

@@ -1,0 +1,70 @@
+"""Gives export and verification a PyTorch module as a network to trace and compare with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from foldserve.export.graph.trace import trace
+from foldserve.export.verification.reference import TorchReference
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from foldserve.training.models import Normalized
+
+
+@dataclass(frozen=True)
+class TorchNetwork:
+    """A PyTorch network in eval mode; implements `foldserve.export.sources.source.Network`.
+
+    Attributes:
+        module: takes uint8 pixels [N, C, H, W], returns logits [N, K].
+        image_shape: [C, H, W].
+    """
+
+    module: Normalized
+    image_shape: tuple[int, int, int]
+
+    def to_graph(self) -> ir.Model:
+        """Trace the network, without its normalisation, into a new graph.
+
+        Raises:
+            TraceError: it cannot be traced or converted.
+            FoldError: a batch norm depends on the batch.
+        """
+        return trace(self.module.network, self.image_shape).model
+
+    def reference(self) -> TorchReference:
+        """Return the module's own logits."""
+        return TorchReference(self.module)
+
+    def layer_values(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Return every float tensor of the traced network, by the name it has in the ONNX graph."""
+        program = trace(self.module.network, self.image_shape)
+        assert program.exported_program is not None
+        recorder = _Recorder(program.exported_program.module())
+        with torch.inference_mode():
+            pixels = torch.from_numpy(images).to(torch.float32)
+            logits = recorder.run((pixels / 255 - self.module.mean) / self.module.std)
+        (last,) = (value.name for value in program.model.graph.outputs)
+        final = logits[0] if isinstance(logits, tuple | list) else logits
+        return recorder.values | {str(last): final.numpy()}
+
+
+class _Recorder(torch.fx.Interpreter):
+    """Runs a traced graph and keeps the float32 tensor that each node computed."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        super().__init__(module)
+        self.values: dict[str, NDArray[np.float32]] = {}
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.op == "call_function" and isinstance(result, torch.Tensor) and result.dtype == torch.float32:
+            self.values[n.name] = result.numpy().copy()
+        return result
