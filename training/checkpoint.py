@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from foldserve.imaging import ImageSpec
+from foldserve.text import escaped
 from foldserve.training.checkpoint_form import CheckpointForm, read_form
-from foldserve.training.datasets.picture_files import shown_name
 from foldserve.training.errors import CheckpointError
 from foldserve.training.models import Normalized, create_model, is_import_path
 from foldserve.training.torch_file import TorchFileError, read_torch_file
@@ -80,7 +80,7 @@ class Checkpoint:
         except Exception as error:  # arguments from a file lead a network to any kind of error
             reason = " ".join(str(error).split()) or type(error).__name__
             message = f"the checkpoint's weights do not make a {self.arch}: {reason}"
-            raise CheckpointError(shown_name(message)) from error
+            raise CheckpointError(escaped(message)) from error
 
 
 def check_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -149,7 +149,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         fields = read_form(CheckpointForm, payload)
         return Checkpoint(**fields | {"image": ImageSpec(**fields["image"].model_dump())})
     except ValueError as error:
-        raise CheckpointError(f"{file} is malformed: {shown_name(str(error))}") from error
+        raise CheckpointError(f"{file} is malformed: {escaped(str(error))}") from error
 
 
 def _read_payload(file: Path) -> Any:

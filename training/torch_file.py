@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from foldserve.training.datasets.picture_files import shown_name
+from foldserve.text import escaped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,4 +56,4 @@ def _check_sums(stream: Any) -> None:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return shown_name(lines[0]) if lines else type(error).__name__
+    return escaped(lines[0]) if lines else type(error).__name__

@@ -27,7 +27,7 @@ import PIL
 from foldserve import imaging
 from foldserve.errors import ImageError
 from foldserve.imaging import ImageSpec, open_picture, prepare_image, read_picture
-from foldserve.training.datasets.picture_files import shown_name
+from foldserve.text import escaped
 from foldserve.training.datasets.sources import NO_HOME, cache_folder
 from foldserve.training.errors import DatasetError
 
@@ -189,7 +189,7 @@ def _decode(
             return error.strerror or str(error)
         if hashlib.sha256(content).digest() != file.digest:
             raise DatasetError(
-                f"{shown_name(str(file.path))} has changed while the folder was being read; run again when "
+                f"{escaped(str(file.path))} has changed while the folder was being read; run again when "
                 "nothing writes into it"
             )
         try:

@@ -15,14 +15,13 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from foldserve.text import escaped, join_first
 from foldserve.training.datasets.picture_files import (
     IMAGE_SUFFIXES,
     LeftOut,
     find_pictures,
-    first,
     holds_pictures,
     is_picture,
-    shown_name,
     visible_folders,
 )
 from foldserve.training.errors import DatasetError
@@ -80,7 +79,7 @@ def find_layout(folder: Path) -> FolderLayout:
     """
     if not folder.is_dir():
         reason = "is not a folder" if folder.exists() else "does not exist"
-        raise DatasetError(f"{shown_name(str(folder))} {reason}")
+        raise DatasetError(f"{escaped(str(folder))} {reason}")
     left_out = LeftOut(folder)
     root = _unwrapped(folder)
     splits = _find_splits(root, left_out)
@@ -118,9 +117,9 @@ def _find_splits(root: Path, left_out: LeftOut) -> _Splits:
     trained = {words: family for words, family in families.items() if "training" in family}
     split = [family for family in trained.values() if len(family) > 1]
     if len(split) > 1:
-        names = [shown_name(path.name) for family in split for paths in family.values() for path in paths]
+        names = [escaped(path.name) for family in split for paths in family.values() for path in paths]
         raise DatasetError(
-            f"{root} has several sets of splits ({first(names)}); give the folder of one of them"
+            f"{root} has several sets of splits ({join_first(names)}); give the folder of one of them"
         )
     chosen = split[0] if split else next(iter(trained.values()), None) if len(trained) == 1 else None
     if chosen is None:
@@ -160,13 +159,13 @@ def _without_splits(root: Path, folders: list[Path]) -> _Splits:
         below = {place.name for place in visible_folders(path)} if _role_of(path.name) else set()
         if below and below <= names:
             raise DatasetError(
-                f"{root} has {shown_name(path.name)} beside the classes that are in it too; expected the "
+                f"{root} has {escaped(path.name)} beside the classes that are in it too; expected the "
                 "others in a folder of their own, as train"
             )
     inside = [{_role_of(path.name) for path in visible_folders(folder)} for folder in folders]
     if inside and all(None not in roles and len(roles) > 1 for roles in inside):
         raise DatasetError(
-            f"each folder in {root} holds splits of its own, as {shown_name(folders[0].name)} does; expected "
+            f"each folder in {root} holds splits of its own, as {escaped(folders[0].name)} does; expected "
             "the splits outside and the classes inside: train/CLASS/* and test/CLASS/*"
         )
     return {"training": root}
@@ -176,14 +175,14 @@ def _say_left_out(root: Path, folders: list[Path], left_out: LeftOut) -> None:
     for path in folders:
         if count := _count(path):
             why = "no folders of classes in it" if _role_of(path.name) else "not the name of a split"
-            left_out.others.append(f"{shown_name(path.name)} with {count:,} images ({why})")
+            left_out.others.append(f"{escaped(path.name)} with {count:,} images ({why})")
     if count := sum(is_picture(path) for path in root.iterdir()):
         left_out.others.append(f"{count:,} images beside the splits")
 
 
 def _only(root: Path, paths: list[Path], role: Role) -> Path:
     if len(paths) > 1:
-        names = " and ".join(shown_name(path.name) for path in paths)
+        names = " and ".join(escaped(path.name) for path in paths)
         raise DatasetError(f"{root} has {names}, all for {role} by their names; leave one of them there")
     return paths[0]
 
@@ -213,7 +212,7 @@ def _classes_in(folder: Path) -> dict[str, list[Path]]:
     if unfit:
         raise DatasetError(
             f"{folder} has folders whose names cannot be labels: "
-            f"{first([shown_name(name) for name in unfit])}; expected UTF-8 without line breaks or other "
+            f"{join_first([escaped(name) for name in unfit])}; expected UTF-8 without line breaks or other "
             "control characters: rename them (names in another encoding, as archives from Windows have them, "
             "all at once with convmv)"
         )
@@ -236,7 +235,7 @@ def _check_same_labels(
         differences = (("missing", missing), ("unknown", more))
         raise DatasetError(
             f"{folder} does not have the classes of {train_folder}: "
-            + "; ".join(f"{word} {first(names)}" for word, names in differences if names)
+            + "; ".join(f"{word} {join_first(names)}" for word, names in differences if names)
             + "; rename, add or take out folders until both have the same"
         )
 
@@ -258,8 +257,8 @@ def _find_images(
     if empty:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DatasetError(
-            f"{folder} has classes without images: {first(empty)}; put images ({suffixes}) there or remove "
-            "the folders"
+            f"{folder} has classes without images: {join_first(empty)}; put images ({suffixes}) there or "
+            "remove the folders"
         )
     if count := sum(is_picture(path) for path in folder.iterdir()):
         left_out.others.append(f"{count:,} images beside the classes, in no folder of a class")

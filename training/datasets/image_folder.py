@@ -16,10 +16,10 @@ import torch
 
 from foldserve.imaging import ImageSpec
 from foldserve.terminal import Terminal
+from foldserve.text import escaped, join_first
 from foldserve.training.datasets.dataset import SPLIT_SEED, Dataset, Examples
 from foldserve.training.datasets.decoding import Decoded, decode_all, inspect_images, read_digests
 from foldserve.training.datasets.folder_layout import FolderLayout, Role, find_layout
-from foldserve.training.datasets.picture_files import first, shown_name
 from foldserve.training.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -91,9 +91,9 @@ def fingerprint_of(folder: Path) -> str:
 
 
 def _check_name(folder: Path) -> None:
-    if shown_name(str(folder)) != str(folder):
+    if escaped(str(folder)) != str(folder):
         raise DatasetError(
-            f"the path {shown_name(str(folder))} is not UTF-8, or holds control characters, and stands in "
+            f"the path {escaped(str(folder))} is not UTF-8, or holds control characters, and stands in "
             "checkpoints and reports; rename the folder"
         )
 
@@ -171,7 +171,7 @@ def _report_unreadable(
 ) -> None:
     if not decoded.unreadable:
         return
-    listed = first([f"{shown_name(name)}: {reason}" for name, reason in decoded.unreadable], "; ")
+    listed = join_first([f"{escaped(name)}: {reason}" for name, reason in decoded.unreadable], "; ")
     line = f"{len(decoded.unreadable):,} of {total:,} images in {folder} cannot be read ({listed})"
     if not skip_unreadable:
         raise DatasetError(f"{line}; mend or remove them, or leave them out with --skip-unreadable")
@@ -201,7 +201,7 @@ def _check_each_has_its_images(
     counts = np.bincount(classes[places == _TRAINING].numpy(), minlength=len(layout.labels))
     if missing := [label for label, count in zip(layout.labels, counts, strict=True) if count == 0]:
         raise DatasetError(
-            f"{layout.splits['training'].folder} has no readable training images of {first(missing)}"
+            f"{layout.splits['training'].folder} has no readable training images of {join_first(missing)}"
         )
     if not bool((places == _TEST).any()):
         raise DatasetError(

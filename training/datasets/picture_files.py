@@ -11,18 +11,14 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from foldserve.text import escaped, join_first
 from foldserve.training.errors import DatasetError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 # Of macOS in archives, of Synology with thumbnails, of Windows and of Linux on the root of a disk.
 _SYSTEM_NAMES = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 _NO_SUFFIX = "without a suffix"
-_NAMES_SHOWN = 3
 
 
 @dataclass
@@ -43,15 +39,15 @@ class LeftOut:
             ranked = sorted(
                 self.suffixes.items(), key=lambda each: (-each[1], each[0] == _NO_SUFFIX, each[0])
             )
-            listed = first([f"{count:,} {suffix}" for suffix, count in ranked])
+            listed = join_first([f"{count:,} {suffix}" for suffix, count in ranked])
             lines.append(f"{listed}; images are read from {', '.join(sorted(IMAGE_SUFFIXES))}")
         if self.linked:
             shown = [
                 f"{self._named(path)} with {_count_pictures(path):,} images" for path in sorted(self.linked)
             ]
             lines.append(
-                f"linked folders ({len(shown):,}): {first(shown)}; links inside a class are not followed: "
-                "put the images there"
+                f"linked folders ({len(shown):,}): {join_first(shown)}; links inside a class are not "
+                "followed: put the images there"
             )
         for what, paths in (
             ("hidden names and folders of the system", self.hidden),
@@ -59,12 +55,12 @@ class LeftOut:
         ):
             if paths:
                 lines.append(
-                    f"{what} ({len(paths):,}): {first([self._named(path) for path in sorted(paths)])}"
+                    f"{what} ({len(paths):,}): {join_first([self._named(path) for path in sorted(paths)])}"
                 )
         return lines
 
     def _named(self, path: Path) -> str:
-        return shown_name(os.path.relpath(path, self.folder))
+        return escaped(os.path.relpath(path, self.folder))
 
 
 def find_pictures(folder: Path, left_out: LeftOut) -> list[Path]:
@@ -83,7 +79,7 @@ def find_pictures(folder: Path, left_out: LeftOut) -> list[Path]:
             if is_hidden(path.name):
                 left_out.hidden.append(path)
             elif path.suffix.lower() not in IMAGE_SUFFIXES:
-                left_out.suffixes[shown_name(path.suffix.lower()) or _NO_SUFFIX] += 1
+                left_out.suffixes[escaped(path.suffix.lower()) or _NO_SUFFIX] += 1
             elif not path.is_file():
                 left_out.no_files.append(path)
             else:
@@ -119,23 +115,6 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _SYSTEM_NAMES
 
 
-def shown_name(name: str) -> str:
-    r"""Return ``name`` as a line of text can show it: "\xe9" for a byte that is not UTF-8, "\n" as that."""
-    return "".join(character if character.isprintable() else _escaped(character) for character in name)
-
-
-def _escaped(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # how Python holds a byte that is not UTF-8
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    return character.encode("unicode_escape").decode()
-
-
-def first(names: Sequence[str], separator: str = ", ") -> str:
-    """Return the first names, and how many more there are."""
-    rest = len(names) - _NAMES_SHOWN
-    return separator.join(names[:_NAMES_SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")
-
-
 def _count_pictures(folder: Path) -> int:
     try:
         return sum(is_picture(path) for path in folder.iterdir())
@@ -144,7 +123,7 @@ def _count_pictures(folder: Path) -> int:
 
 
 def _refuse_unlisted(error: OSError) -> None:
-    name = shown_name(os.fsdecode(error.filename or "a folder"))
+    name = escaped(os.fsdecode(error.filename or "a folder"))
     raise DatasetError(
         f"{name} cannot be listed: {error.strerror or error}; mend its permissions or take it out"
     ) from error

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from foldserve.text import escaped
 from foldserve.training.augmentation.augment import NO_AUGMENTATION, Augmentation
 from foldserve.training.augmentation.mixing import NO_MIXING, Mixing
 from foldserve.training.checkpoint import Checkpoint, check_weights, load_checkpoint
 from foldserve.training.checkpoint_form import TrainerForm, read_form
 from foldserve.training.datasets import channel_statistics
-from foldserve.training.datasets.picture_files import shown_name
 from foldserve.training.engine.distributed import SINGLE_PROCESS, ProcessGroup
 from foldserve.training.engine.ema import WeightAverage
 from foldserve.training.engine.loop import Trainer, derived_seed, empty_totals
@@ -159,7 +159,7 @@ def resume_run(state: RunState, folder: RunFolder) -> bool:
         check_same_data(checkpoint, state.facts)
         _restore(state, checkpoint)
     except Exception as error:  # optimizer and scaler take what they are given, and fail on it in any way
-        reason = shown_name(" ".join(str(error).split())) or type(error).__name__
+        reason = escaped(" ".join(str(error).split())) or type(error).__name__
         raise RunError(
             f"the run cannot go on: {reason}; use another --run-dir, or delete the folder"
         ) from error

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foldserve.terminal import Terminal
+from foldserve.text import escaped, join_first
 from foldserve.training.checkpoint import load_checkpoint, save_checkpoint
 from foldserve.training.datasets import Examples, load_dataset, split_train
 from foldserve.training.datasets.image_folder import fingerprint_of
-from foldserve.training.datasets.picture_files import first, shown_name
 from foldserve.training.engine.device import prepare_device
 from foldserve.training.engine.distributed import join_process_group
 from foldserve.training.engine.evaluation import evaluate
@@ -103,7 +103,7 @@ def _tell_split(dataset: Dataset, training: Examples, validation: Examples, term
     judged = torch.bincount(dataset.test_labels, minlength=len(dataset.labels)).tolist()
     if unjudged := [label for label, count in zip(dataset.labels, judged, strict=True) if count == 0]:
         terminal.say(
-            f"no images for the test of {first(unjudged)}: nothing will be known of how they are told"
+            f"no images for the test of {join_first(unjudged)}: nothing will be known of how they are told"
         )
 
 
@@ -237,7 +237,7 @@ def _load_best(state: RunState, folder: RunFolder) -> Checkpoint:
     try:
         check_same_data(best, state.facts)
     except CheckpointError as error:
-        reason = shown_name(str(error))
+        reason = escaped(str(error))
         raise CheckpointError(f"{folder.best} is not of this run: {reason}; delete the folder") from error
     if missing := [name for name in HISTORY_FIELDS if name not in best.metrics]:
         raise CheckpointError(f"{folder.best} is malformed: its metrics have no {missing[0]}")
