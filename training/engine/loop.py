@@ -139,10 +139,7 @@ def _train_step(
     config, scaler = trainer.config, trainer.precision.scaler
     set_pace(trainer.optimizer, pace_at(trainer.step, total_steps=trainer.total_steps, config=config))
     images, labels = _augmented(trainer, examples, batch, generator)
-    partners = shares = None
-    if trainer.mixing:
-        mixed = trainer.mixing(images, generator)
-        images, partners, shares = mixed.images, labels[mixed.partners], mixed.shares
+    images, targets = trainer.mixing(images, labels, generator)
     trainer.optimizer.zero_grad()
     loss_sum = torch.zeros((), device=images.device)
     correct = torch.zeros((), dtype=torch.int64, device=images.device)
@@ -150,13 +147,10 @@ def _train_step(
         rows = slice(int(part[0]), int(part[-1]) + 1)
         with trainer.precision.computing():
             logits = trainer.forward(images[rows]).float()
-        loss = F.cross_entropy(logits, labels[rows], label_smoothing=config.label_smoothing, reduction="none")
-        if partners is not None and shares is not None:
-            other = F.cross_entropy(
-                logits, partners[rows], label_smoothing=config.label_smoothing, reduction="none"
-            )
-            loss = torch.lerp(other, loss, shares[rows])
-        mean_loss = loss.sum() / len(batch)
+        losses = F.cross_entropy(
+            logits, targets[rows], label_smoothing=config.label_smoothing, reduction="none"
+        )
+        mean_loss = losses.sum() / len(batch)
         scaler.scale(mean_loss).backward()  # type: ignore[no-untyped-call]  # torch's own
         loss_sum = loss_sum + mean_loss.detach()
         correct = correct + (logits.detach().argmax(dim=1) == labels[rows]).sum()

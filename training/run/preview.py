@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from matplotlib.figure import Figure
 
-from foldserve.training.augmentation.mixing import Mixing
 from foldserve.training.datasets import split_train
 from foldserve.training.engine.loop import derived_seed
 from foldserve.training.errors import RunError
 from foldserve.training.run.pictures import draw_images
-from foldserve.training.run.run_state import chosen_augmentation
+from foldserve.training.run.run_state import chosen_augmentation, chosen_mixing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,14 +71,14 @@ def _cannot_be_written(path: Path, error: OSError) -> RunError:
 def augmented_draws(originals: Tensor, config: TrainConfig, dataset: Dataset) -> list[Tensor]:
     """Return ``originals`` uint8 [N, C, H, W] augmented several times, as training steps would."""
     augmentation = chosen_augmentation(config, dataset)
-    mixing = Mixing(config.mixup, config.cutmix) if config.augment else None
+    mixing = chosen_mixing(config, dataset)
+    # The picture shows no targets, so any class will do.
+    labels = torch.zeros(len(originals), dtype=torch.int64)
     draws = []
     for draw in range(_DRAWS):
         generator = torch.Generator().manual_seed(derived_seed(config.seed, "preview", draw))
-        images = augmentation(originals, generator)
-        if mixing:
-            images = mixing(images, generator).images.round().to(torch.uint8)
-        draws.append(images)
+        images, _ = mixing(augmentation(originals, generator), labels, generator)
+        draws.append(images.round().to(torch.uint8))
     return draws
 
 

@@ -9,7 +9,7 @@ import torch
 
 from foldserve.text import escaped
 from foldserve.training.augmentation.augment import NO_AUGMENTATION, Augmentation
-from foldserve.training.augmentation.mixing import NO_MIXING, Mixing
+from foldserve.training.augmentation.mixing import Mixing
 from foldserve.training.checkpoint import Checkpoint, check_weights, load_checkpoint
 from foldserve.training.checkpoint_form import TrainerForm, read_form
 from foldserve.training.datasets import channel_statistics
@@ -123,7 +123,7 @@ def start_run(
         optimizer=create_optimizer(model.network, config),
         average=WeightAverage(model.network, config.ema_decay) if config.ema_decay else None,
         augmentation=chosen_augmentation(config, dataset),
-        mixing=Mixing(config.mixup, config.cutmix) if config.augment else NO_MIXING,
+        mixing=chosen_mixing(config, dataset),
         precision=choose_precision(config, device),
         config=config,
         steps_per_epoch=len(training) // config.batch_size,
@@ -142,6 +142,12 @@ def chosen_augmentation(config: TrainConfig, dataset: Dataset) -> Augmentation:
         erase_probability=config.erase_probability,
         smallest_crop=config.smallest_crop,
     )
+
+
+def chosen_mixing(config: TrainConfig, dataset: Dataset) -> Mixing:
+    """Return what ``config`` does to pairs of images of ``dataset``."""
+    mixup, cutmix = (config.mixup, config.cutmix) if config.augment else (0.0, 0.0)
+    return Mixing(mixup, cutmix, len(dataset.labels))
 
 
 def resume_run(state: RunState, folder: RunFolder) -> bool:

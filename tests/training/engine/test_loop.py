@@ -154,7 +154,7 @@ def test_gradients_are_clipped_to_their_norm(tiny: Dataset, tiny_config: TrainCo
     assert torch.cat([m.flatten() for m in moved]).norm().item() == pytest.approx(0.02 * 0.01, rel=1e-3)
 
 
-def test_the_loss_of_mixed_images_is_that_of_both_classes_by_share(tiny: Dataset, tiny_config: TrainConfig):
+def test_the_loss_of_mixed_images_is_that_of_their_soft_targets(tiny: Dataset, tiny_config: TrainConfig):
     config = tiny_config.model_copy(update={"batch_size": 160, "mixup": 0.5, "crop_padding": 0, "epochs": 1})
     state, training, _ = start(config, tiny)
     seen = []
@@ -165,11 +165,9 @@ def test_the_loss_of_mixed_images_is_that_of_both_classes_by_share(tiny: Dataset
     images, logits = seen[0]
     generator = torch.Generator().manual_seed(derived_seed(0, "step", 0))
     batch = epoch_order(160, 0, 0)
-    mixed = mixup(training.images[batch], 0.5, generator)
-    assert torch.equal(images, mixed.images)
-    labels, log_shares = training.labels[batch], logits.log_softmax(dim=1)
-    own, other = (-log_shares[torch.arange(160), n] for n in (labels, labels[mixed.partners]))
-    expected = (mixed.shares * own + (1 - mixed.shares) * other).mean().item()
+    mixed, targets = mixup(training.images[batch], torch.eye(4)[training.labels[batch]], 0.5, generator)
+    assert torch.equal(images, mixed)
+    expected = -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean().item()
     assert progress.loss == pytest.approx(expected, abs=1e-5)
 
 
