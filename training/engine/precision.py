@@ -16,7 +16,7 @@ import torch
 from torch.amp import GradScaler, autocast
 
 from foldserve.errors import DeviceError
-from foldserve.training.models.own import is_import_path
+from foldserve.training.models.custom_model import is_import_path
 
 if TYPE_CHECKING:
     from foldserve.training.config import TrainConfig

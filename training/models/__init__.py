@@ -2,9 +2,9 @@
 
 from foldserve.training.models.alexnet import AlexNet
 from foldserve.training.models.blocks import ConvBlock
+from foldserve.training.models.custom_model import is_import_path
 from foldserve.training.models.lenet import LeNet
 from foldserve.training.models.normalized import Normalized
-from foldserve.training.models.own import is_import_path
 from foldserve.training.models.registry import MODELS, create_model, register_own
 from foldserve.training.models.resnet import ResNet
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from foldserve.training.errors import ModelError
 from foldserve.training.models.alexnet import AlexNet
+from foldserve.training.models.custom_model import is_import_path, load_factory
 from foldserve.training.models.lenet import LeNet
-from foldserve.training.models.own import is_import_path, load_factory
 from foldserve.training.models.resnet import ResNet
 
 if TYPE_CHECKING:
