@@ -40,7 +40,8 @@ def train(folder: Path, run_dir: Path, launcher: list[str]) -> str:
     command = [
         *launcher,
         "-m",
-        "training",
+        "foldserve",
+        "train",
         "--dataset",
         str(folder),
         "--run-dir",
