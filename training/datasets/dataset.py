@@ -34,7 +34,7 @@ class Examples:
         """Return the same examples on ``device``."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
-    def near(self, device: torch.device) -> Examples:
+    def to_device_if_it_fits(self, device: torch.device) -> Examples:
         """Return the same examples on ``device``, or where they are if they would fill half its memory."""
         if device.type == "cpu":
             return self

@@ -25,10 +25,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Process ``rank`` of ``count``; one alone exchanges nothing."""
+    """Process ``rank`` of ``world_size``; one alone exchanges nothing."""
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
 
     @property
     def is_main_process(self) -> bool:
@@ -36,30 +36,30 @@ class ProcessGroup:
         return self.rank == 0
 
     def shard(self, rows: Tensor) -> Tensor:
-        """Return every ``count``-th row, another one in each process: no row twice, none left out."""
-        return rows[self.rank :: self.count]
+        """Return every ``world_size``-th row, another one in each process: no row twice, none left out."""
+        return rows[self.rank :: self.world_size]
 
     def gather(self, rows: Tensor, total: int) -> Tensor:
         """Undo `shard`: return the ``total`` rows of all processes [total, K] in their first order."""
-        if self.count == 1:
+        if self.world_size == 1:
             return rows
-        longest = -(-total // self.count)
+        longest = -(-total // self.world_size)
         padded = rows.new_zeros(longest, *rows.shape[1:])
         padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in range(self.count)]
+        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
         distributed.all_gather(parts, padded)
         return torch.stack(parts, dim=1).flatten(0, 1)[:total]
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of ``value`` over all processes."""
-        if self.count > 1:
+        if self.world_size > 1:
             value = value.clone()
             distributed.all_reduce(value)
         return value
 
     def broadcast(self, value: T) -> T:
         """Return the first process's ``value`` in all of them."""
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         values = [value]
         distributed.broadcast_object_list(values, src=0)

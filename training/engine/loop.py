@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from foldserve.training.engine.distributed import SINGLE_PROCESS, ProcessGroup
-from foldserve.training.engine.optimizer import pace_at, set_pace
+from foldserve.training.engine.schedule import Schedule
 from foldserve.training.errors import DivergedError
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ class EpochTotals:
 
 @dataclass
 class Trainer:
-    """What changes while training, and what that needs; ``model`` maps pixels to logits.
+    """State of training and all that a step needs; ``model`` maps pixels to logits.
 
-    ``forward`` is ``model`` as it is called: compiled, or wrapped to average gradients over ``replicas``.
+    ``forward`` calls ``model``: compiled, or wrapped so that gradients are averaged over ``process_group``.
     """
 
     model: Normalized
@@ -66,7 +66,7 @@ class Trainer:
     precision: Precision
     config: TrainConfig
     steps_per_epoch: int
-    replicas: ProcessGroup = SINGLE_PROCESS
+    process_group: ProcessGroup = SINGLE_PROCESS
     step: int = 0
     totals: EpochTotals | None = None
 
@@ -117,7 +117,9 @@ def train_one_epoch(
     trainer.model.train()
     started = time.perf_counter() - totals.elapsed_s
     for step in range(steps_done, trainer.steps_per_epoch):
-        batch = trainer.replicas.shard(permutation[step * config.batch_size : (step + 1) * config.batch_size])
+        batch = trainer.process_group.shard(
+            permutation[step * config.batch_size : (step + 1) * config.batch_size]
+        )
         loss, correct = _train_step(trainer, examples, batch, generator)
         totals.losses[step] = loss
         totals.correct += correct
@@ -137,7 +139,7 @@ def _train_step(
 ) -> tuple[Tensor, Tensor]:
     """Take one optimizer step on the examples at the indices ``batch``; return loss and number right."""
     config, scaler = trainer.config, trainer.precision.scaler
-    set_pace(trainer.optimizer, pace_at(trainer.step, total_steps=trainer.total_steps, config=config))
+    Schedule(config, trainer.total_steps).apply(trainer.optimizer, trainer.step)
     images, labels = _augmented(trainer, examples, batch, generator)
     images, targets = trainer.mixing(images, labels, generator)
     trainer.optimizer.zero_grad()
@@ -169,7 +171,7 @@ def _augmented(
     trainer: Trainer, examples: Examples, batch: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Return augmented images and labels at the indices ``batch``, on the device; seed all that is random."""
-    rank = trainer.replicas.rank
+    rank = trainer.process_group.rank
     purpose = f"step of process {rank}" if rank else "step"
     seed = derived_seed(trainer.config.seed, purpose, trainer.step)
     generator.manual_seed(seed)
@@ -231,9 +233,9 @@ def _progress(trainer: Trainer, steps: int, *, over_all: bool = False) -> Progre
     """Return the means of ``steps`` steps, of this process or ``over_all`` (then all must call it)."""
     totals = trainer.totals
     assert totals is not None
-    replicas = trainer.replicas if over_all else SINGLE_PROCESS
-    loss = replicas.sum(totals.losses[:steps].mean()) / replicas.count
-    counts = replicas.sum(
+    process_group = trainer.process_group if over_all else SINGLE_PROCESS
+    loss = process_group.sum(totals.losses[:steps].mean()) / process_group.world_size
+    counts = process_group.sum(
         torch.stack([totals.correct, torch.full_like(totals.correct, totals.seen)])
     ).tolist()
     return Progress(

@@ -53,7 +53,7 @@ def network_arguments(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
 
 
 def build_model(
-    facts: Checkpoint, config: TrainConfig, device: torch.device, replicas: ProcessGroup
+    facts: Checkpoint, config: TrainConfig, device: torch.device, process_group: ProcessGroup
 ) -> Normalized:
     """Return the model of ``facts`` with fresh weights on ``device``.
 
@@ -61,7 +61,7 @@ def build_model(
         ModelError: the architecture does not take this data set's images.
     """
     network = create_model(facts.arch, **facts.arch_args)
-    if replicas.count > 1:
+    if process_group.world_size > 1:
         network = synchronise_batch_norm(network, device)
     model = Normalized(network, facts.mean, facts.std).to(device)
     if config.channels_last:
@@ -71,11 +71,11 @@ def build_model(
 
 
 def training_forward(
-    model: Normalized, config: TrainConfig, replicas: ProcessGroup
+    model: Normalized, config: TrainConfig, process_group: ProcessGroup
 ) -> Callable[[Tensor], Tensor]:
-    """Return ``model`` as training calls it: averaging gradients over ``replicas``, compiled if asked for."""
+    """Return ``model`` to be called in training: gradients averaged over processes, compiled if asked for."""
     forward: nn.Module = model
-    if replicas.count > 1:
+    if process_group.world_size > 1:
         # The running statistics are the same everywhere already: batch norm is over all processes.
         forward = DistributedDataParallel(model, broadcast_buffers=False)
     return _compiled(forward) if config.compile else forward

@@ -92,7 +92,7 @@ def start_run(
     dataset: Dataset,
     training: Examples,
     device: torch.device,
-    replicas: ProcessGroup = SINGLE_PROCESS,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> RunState:
     """Return a run at step 0, its weights drawn from ``config.seed``.
 
@@ -101,7 +101,7 @@ def start_run(
         RunError: there are fewer training images than a batch holds, or the batch cannot be divided as asked.
         DeviceError: the device has no such precision.
     """
-    _check_batch(config, len(training), replicas)
+    _check_batch(config, len(training), process_group)
     mean, std = channel_statistics(training.images)
     facts = Checkpoint(
         arch=config.arch,
@@ -116,10 +116,10 @@ def start_run(
         fingerprint=dataset.fingerprint,
     )
     torch.manual_seed(derived_seed(config.seed, "weights", 0))
-    model = build_model(facts, config, device, replicas)
+    model = build_model(facts, config, device, process_group)
     trainer = Trainer(
         model=model,
-        forward=training_forward(model, config, replicas),
+        forward=training_forward(model, config, process_group),
         optimizer=create_optimizer(model.network, config),
         average=WeightAverage(model.network, config.ema_decay) if config.ema_decay else None,
         augmentation=chosen_augmentation(config, dataset),
@@ -127,7 +127,7 @@ def start_run(
         precision=choose_precision(config, device),
         config=config,
         steps_per_epoch=len(training) // config.batch_size,
-        replicas=replicas,
+        process_group=process_group,
     )
     return RunState(trainer, facts)
 
@@ -156,10 +156,12 @@ def resume_run(state: RunState, folder: RunFolder) -> bool:
     Raises:
         RunError: its last checkpoint is damaged, or was made from other data.
     """
-    replicas = state.trainer.replicas
+    process_group = state.trainer.process_group
     try:
-        found = load_checkpoint(folder.last) if replicas.is_main_process and folder.last.exists() else None
-        checkpoint = replicas.broadcast(found)
+        found = (
+            load_checkpoint(folder.last) if process_group.is_main_process and folder.last.exists() else None
+        )
+        checkpoint = process_group.broadcast(found)
         if checkpoint is None:
             return False
         check_same_data(checkpoint, state.facts)
@@ -232,22 +234,22 @@ def _load_moments(trainer: Trainer, saved: Any) -> None:
                 )
 
 
-def _check_batch(config: TrainConfig, image_count: int, replicas: ProcessGroup) -> None:
+def _check_batch(config: TrainConfig, image_count: int, process_group: ProcessGroup) -> None:
     if config.batch_size > image_count:
         raise RunError(
             f"batch-size is {config.batch_size}, more than the {image_count} training images; "
             "give a smaller one"
         )
-    if config.batch_size % replicas.count:
+    world_size = process_group.world_size
+    if config.batch_size % world_size:
         raise RunError(
-            f"batch-size is {config.batch_size}, which {replicas.count} processes cannot share evenly; "
+            f"batch-size is {config.batch_size}, which {world_size} processes cannot share evenly; "
             "give a multiple"
         )
-    share = config.batch_size // replicas.count
+    share = config.batch_size // world_size
     if share < 2 * config.accumulate:
         raise RunError(
-            f"batch-size {config.batch_size} leaves {share} images to each of {replicas.count} processes, "
-            f"too few for {config.accumulate} parts of at least 2; give a larger batch-size or a smaller "
+            f"batch-size {config.batch_size} leaves {share} images to each of {world_size} processes, too few for {config.accumulate} parts of at least 2; give a larger batch-size or a smaller "
             "accumulate"
         )
 

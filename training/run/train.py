@@ -54,26 +54,42 @@ def train(config: TrainConfig, terminal: Terminal | None = None) -> int:
     if config.preview is not None:
         return _preview(config, terminal)
     with (
-        join_process_group(device) as replicas,
-        open_run_folder(config, is_writer=replicas.is_main_process) as folder,
+        join_process_group(device) as process_group,
+        open_run_folder(config, is_writer=process_group.is_main_process) as folder,
     ):
-        _run(config, folder, device, replicas, terminal if replicas.is_main_process else Terminal.silent())
+        _run(
+            config,
+            folder,
+            device,
+            process_group,
+            terminal if process_group.is_main_process else Terminal.silent(),
+        )
     return 0
 
 
 def _run(
-    config: TrainConfig, folder: RunFolder, device: torch.device, replicas: ProcessGroup, terminal: Terminal
+    config: TrainConfig,
+    folder: RunFolder,
+    device: torch.device,
+    process_group: ProcessGroup,
+    terminal: Terminal,
 ) -> None:
-    if (finished := replicas.broadcast(_finished_summary(folder, config))) is not None:
+    if (finished := process_group.broadcast(_finished_summary(folder, config))) is not None:
         terminal.say(f"{folder.path} is finished: {finished}; nothing to do")
         return
     dataset = _load(config, terminal)
     training, validation = split_train(dataset, config.validation_count)
     _tell_split(dataset, training, validation, terminal)
-    state = start_run(config, dataset, training, device, replicas)
+    state = start_run(config, dataset, training, device, process_group)
     _resume(state, folder, terminal)
     _choose_threads(state, training, terminal)
-    _train_epochs(state, training.near(device), validation.near(device), folder, terminal)
+    _train_epochs(
+        state,
+        training.to_device_if_it_fits(device),
+        validation.to_device_if_it_fits(device),
+        folder,
+        terminal,
+    )
     _evaluate_and_report(state, dataset, folder, terminal)
 
 
@@ -117,14 +133,18 @@ def _preview(config: TrainConfig, terminal: Terminal) -> int:
 
 def _resume(state: RunState, folder: RunFolder, terminal: Terminal) -> None:
     trainer = state.trainer
-    is_writer = trainer.replicas.is_main_process
+    is_writer = trainer.process_group.is_main_process
     if resume_run(state, folder):
         done, epochs = len(state.history), trainer.config.epochs
         where = f"in epoch {done + 1} of {epochs}" if done < epochs else "after its last epoch"
         terminal.say(f"resuming {folder.path} {where} at step {trainer.step} of {trainer.total_steps}")
     else:
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-        processes = f" in {trainer.replicas.count} processes" if trainer.replicas.count > 1 else ""
+        processes = (
+            f" in {trainer.process_group.world_size} processes"
+            if trainer.process_group.world_size > 1
+            else ""
+        )
         terminal.say(
             f"training {trainer.config.arch} ({parameters:,} parameters) on {state.facts.dataset} "
             f"into {folder.path}, on {trainer.model.mean.device}{processes}, {trainer.precision.name}"
@@ -145,7 +165,7 @@ def _checkpoint_bytes(state: RunState) -> int:
 def _choose_threads(state: RunState, training: Examples, terminal: Terminal) -> None:
     """Try out the number of threads: on the CPU, where none is given and bits need not repeat."""
     trainer, config = state.trainer, state.trainer.config
-    is_free = config.threads is None and not config.deterministic and trainer.replicas.count == 1
+    is_free = config.threads is None and not config.deterministic and trainer.process_group.world_size == 1
     if not is_free or trainer.model.mean.device.type != "cpu":
         return
     with trainer.precision.computing():
@@ -164,7 +184,7 @@ def _train_epochs(
     saver = _Saver(state, training, folder)
     with (
         terminal.training(trainer.total_steps, trainer.step) as show,
-        tensorboard_log(folder.tensorboard, trainer.step, is_on=trainer.replicas.is_main_process) as log,
+        tensorboard_log(folder.tensorboard, trainer.step, is_on=trainer.process_group.is_main_process) as log,
     ):
 
         def report(progress: Progress) -> None:
@@ -173,7 +193,7 @@ def _train_epochs(
 
         while len(state.history) < epochs:
             progress = train_one_epoch(trainer, training, report, saver.after_step)
-            evaluation = evaluate(state.served_model, validation, trainer.replicas)
+            evaluation = evaluate(state.served_model, validation, trainer.process_group)
             state.history.append(_record(state, progress, evaluation))
             terminal.say(_epoch_line(state.history[-1], epochs))
             saver.after_epoch()
@@ -185,7 +205,7 @@ class _Saver:
 
     def __init__(self, state: RunState, training: Examples, folder: RunFolder) -> None:
         self._state, self._training, self._folder = state, training, folder
-        self._is_writer = state.trainer.replicas.is_main_process
+        self._is_writer = state.trainer.process_group.is_main_process
         self._saved_at = time.monotonic()
 
     def after_step(self) -> None:
@@ -214,10 +234,14 @@ class _Saver:
 
 def _evaluate_and_report(state: RunState, dataset: Dataset, folder: RunFolder, terminal: Terminal) -> None:
     """Judge the weights to serve on the test images, read here alone; draw; mark the run as finished."""
-    replicas, device = state.trainer.replicas, state.trainer.model.mean.device
-    best = replicas.broadcast(_load_best(state, folder) if replicas.is_main_process else state.facts)
-    test = evaluate(best.build().to(device), Examples(dataset.test_images, dataset.test_labels), replicas)
-    if not replicas.is_main_process:
+    process_group, device = state.trainer.process_group, state.trainer.model.mean.device
+    best = process_group.broadcast(
+        _load_best(state, folder) if process_group.is_main_process else state.facts
+    )
+    test = evaluate(
+        best.build().to(device), Examples(dataset.test_images, dataset.test_labels), process_group
+    )
+    if not process_group.is_main_process:
         return
     best = replace(best, metrics=best.metrics | {"test_loss": test.loss, "test_accuracy": test.accuracy})
     write_report(

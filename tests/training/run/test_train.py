@@ -95,9 +95,9 @@ def test_the_test_images_are_read_once_at_the_end(
 ):
     judged = []
 
-    def watch(model, examples, *replicas):
+    def watch(model, examples, *process_group):
         judged.append("test" if examples.images is tiny.test_images else "validation")
-        return evaluate(model, examples, *replicas)
+        return evaluate(model, examples, *process_group)
 
     evaluate = run_module.evaluate
     monkeypatch.setattr(run_module, "evaluate", watch)
