@@ -43,7 +43,7 @@ RECIPES: dict[str, dict[RecipeName, dict[str, Any]]] = {
     },
 }
 # A network of one's own: gradients are clipped, since nobody has tried this learning rate on it.
-_OWN: dict[RecipeName, dict[str, Any]] = {
+_CUSTOM: dict[RecipeName, dict[str, Any]] = {
     "default": {"lr": 0.05, "clip_norm": 5.0},
     "long": {"epochs": 60, "lr": 0.05, "clip_norm": 5.0, "crop_padding": 2, "ema_decay": 0.999},
 }
@@ -51,4 +51,4 @@ _OWN: dict[RecipeName, dict[str, Any]] = {
 
 def recipe_settings(arch: str, recipe: RecipeName) -> dict[str, Any]:
     """Return the settings that ``recipe`` of ``arch`` puts in place of the defaults."""
-    return RECIPES.get(arch, _OWN)[recipe]
+    return RECIPES.get(arch, _CUSTOM)[recipe]

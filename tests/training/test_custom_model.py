@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from foldserve.training.errors import ModelError
-from foldserve.training.models import MODELS, create_model, register_own
+from foldserve.training.models import MODELS, create_model, register_custom_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +57,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def build(arch: str, **arguments) -> nn.Module:
-    register_own(arch)
+    register_custom_model(arch)
     return create_model(arch, **SHAPE, **arguments)
 
 
@@ -85,8 +85,8 @@ def test_a_name_that_the_user_did_not_give_runs_no_code():
 
 def test_registering_a_built_in_name_changes_nothing():
     before = dict(MODELS)
-    register_own("lenet")
-    register_own("no-such-network")
+    register_custom_model("lenet")
+    register_custom_model("no-such-network")
     assert before == MODELS
 
 

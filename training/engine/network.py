@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from foldserve.errors import DeviceError
 from foldserve.training.engine.sync_batch_norm import synchronise_batch_norm
 from foldserve.training.errors import ModelError
-from foldserve.training.models import MODELS, Normalized, create_model, register_own
+from foldserve.training.models import MODELS, Normalized, create_model, register_custom_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,7 @@ def network_arguments(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
     Raises:
         ModelError: the architecture is not known, or a setting has no meaning for it.
     """
-    register_own(config.arch)
+    register_custom_model(config.arch)
     arguments: dict[str, Any] = {
         "in_channels": dataset.image.channels,
         "class_count": len(dataset.labels),

@@ -1,7 +1,7 @@
 """Networks of one's own, named ``package.module:factory`` on the command line.
 
 Naming one runs its code, so only the command line may: a checkpoint that names one is refused until the user
-has named it too (`registry.register_own`).
+has named it too (`registry.register_custom_model`).
 """
 
 from __future__ import annotations

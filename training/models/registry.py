@@ -40,7 +40,7 @@ def create_model(arch: str, **arch_args: Any) -> nn.Module:
         raise ModelError(f"architecture {arch!r} failed: {type(error).__name__}: {error}") from error
 
 
-def register_own(arch: str) -> None:
+def register_custom_model(arch: str) -> None:
     """Make a network of one's own known by its name ``package.module:factory``; other names are left alone.
 
     Call it with what the user has named, never with what a file says: it runs the module's code.
