@@ -48,8 +48,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Images per step, over all processes; the last incomplete batch of each epoch is dropped."""
 
     accumulate: int = Field(1, ge=1)
-    """Parts into which each batch is split to save memory; gradients are accumulated over them, and batch norm
-    sees one at a time."""
+    """Parts into which each batch is split to save memory; gradients are accumulated over them, and batch
+    norm sees one at a time."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Optimizer: SGD with Nesterov momentum 0.9, or AdamW."""

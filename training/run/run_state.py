@@ -250,7 +250,8 @@ def _check_batch(config: TrainConfig, image_count: int, process_group: ProcessGr
     if share < 2 * config.accumulate:
         raise RunError(
             f"batch-size {config.batch_size} leaves {share} images to each of {world_size} processes, too "
-            f"few for {config.accumulate} parts of at least 2; give a larger batch-size or a smaller accumulate"
+            f"few for {config.accumulate} parts of at least 2; give a larger batch-size or a smaller "
+            "accumulate"
         )
 
 
