@@ -98,7 +98,7 @@ def test_registering_a_built_in_name_changes_nothing():
         pytest.param("my_project.networks:flatt", r"networks.py has no 'flatt'", id="no such function"),
         pytest.param("my_project.networks:constant", "is a int; expected a function", id="not a function"),
         pytest.param(
-            "my_project.networks:a_number", "made a int; expected a torch.nn.Module", id="no network"
+            "my_project.networks:a_number", "returned a int; expected a torch.nn.Module", id="no network"
         ),
         pytest.param("my_project.networks:broken", "failed: ZeroDivisionError: by hand", id="factory fails"),
         pytest.param(

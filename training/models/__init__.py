@@ -1,4 +1,4 @@
-"""The networks, the block they are made of, and the table of their names."""
+"""Defines the networks, their building block, and the registry of their names."""
 
 from foldserve.training.models.alexnet import AlexNet
 from foldserve.training.models.blocks import ConvBlock
