@@ -71,7 +71,7 @@ def test_too_few_images_to_hold_some_out_say_what_to_do(tiny: Dataset, labels: l
 
 def test_one_image_a_class_leaves_none_for_validation(tiny: Dataset):
     few = replace(tiny, train_images=tiny.train_images[:4], train_labels=torch.arange(4))
-    with pytest.raises(DatasetError, match="a single training image a class"):
+    with pytest.raises(DatasetError, match="a single training image per class"):
         split_train(few, 1)
 
 

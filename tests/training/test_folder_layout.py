@@ -137,7 +137,7 @@ def test_a_class_called_train_may_have_folders(tmp_path: Path):
         ),
         pytest.param(
             lambda p: write_splits(p, east__train=3, east__test=2, west__train=3, west__test=2),
-            r"each folder in .* holds splits of its own, as east does; expected the splits outside",
+            r"each folder in .* has splits of its own, as east does; expected the splits outside",
             id="classes outside, splits inside",
         ),
         pytest.param(
@@ -147,7 +147,7 @@ def test_a_class_called_train_may_have_folders(tmp_path: Path):
         ),
         pytest.param(
             lambda p: write_splits(p, train=3, val=2, valid=2),
-            "has val and valid, all for validation by their names; leave one of them",
+            "has val and valid, all for validation by their names; keep one of them",
             id="two of a kind",
         ),
         pytest.param(
@@ -159,7 +159,7 @@ def test_a_class_called_train_may_have_folders(tmp_path: Path):
             lambda p: write_classes(
                 write_splits(p, train=3) / "val", per_class=2, labels=(*LABELS[1:], "East")
             ),
-            "val does not have the classes of .*train: missing east; unknown East; rename, add or take out",
+            "val does not have the classes of .*train: missing east; unknown East; rename, add or remove",
             id="other classes",
         ),
         pytest.param(
@@ -169,7 +169,7 @@ def test_a_class_called_train_may_have_folders(tmp_path: Path):
         ),
         pytest.param(
             lambda p: write_classes(p, per_class=1),
-            "a single image a class, which leaves none to judge by; expected at least 2 a class",
+            "a single image per class, which leaves none for the test; expected at least 2 per class",
             id="one image a class",
         ),
         pytest.param(
@@ -216,7 +216,7 @@ def test_what_is_left_out_is_told_with_the_reason(tmp_path: Path):
         "2 .tif, 1 .txt, 1 without a suffix; images are read from .bmp, ",
         "linked folders (2): north/more with 5 images, north/round with 1 images; links inside a class",
         "hidden names and folders of the system (3): ",
-        "names that are no files, such as broken links (2): north/broken.png, north/pipe.jpg",
+        "names that are not files, such as broken links (2): north/broken.png, north/pipe.jpg",
         "1 images beside the classes, in no folder of a class",
     ):
         assert expected in told
@@ -246,7 +246,9 @@ def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pyt
         return scan(place)
 
     monkeypatch.setattr(os, "scandir", scan_but_not)
-    with pytest.raises(DatasetError, match="north cannot be listed: Permission denied; mend its permissions"):
+    with pytest.raises(
+        DatasetError, match="north cannot be listed: Permission denied; change its permissions"
+    ):
         find_layout(folder)
 
 

@@ -97,7 +97,7 @@ def test_without_a_cache_it_works_and_says_so(
     dataset, lines = load(write_classes(tmp_path / "p", per_class=5))
     assert len(dataset.train_images) == 16
     reason = "Not a directory" if has_home else "there is no home folder; set XDG_CACHE_HOME"
-    assert any("decoded images are not kept" in line and reason in line for line in lines)
+    assert any("decoded images are not cached" in line and reason in line for line in lines)
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -268,7 +268,7 @@ def test_a_run_goes_on_from_any_trainer_state_or_says_why_not(tiny: Dataset, tmp
         except DivergedError:
             pass  # from moments that are not numbers no numbers come
         assert "\n" not in refused
-        assert not refused or refused.startswith("the run cannot go on: ")
+        assert not refused or refused.startswith("the run cannot be resumed: ")
 
     goes_on_or_says_why_not()
 

@@ -205,7 +205,7 @@ def test_without_a_cache_that_can_be_written_it_works_and_says_so(
     (tmp_path / "file").write_text("in the way")
     lines = read(tmp_path / "file" / "cache" if has_home else None, mirror.url)
     reason = "Not a directory" if has_home else "set XDG_CACHE_HOME"
-    assert any("what is fetched is not kept" in line and reason in line for line in lines)
+    assert any("downloads are not cached" in line and reason in line for line in lines)
 
 
 @pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb is missing: not a Debian system")

@@ -1,4 +1,4 @@
-"""The state of a run: built fresh or taken up from ``last.pt``, and turned into checkpoints."""
+"""Creates the state of a run, restores it from ``last.pt``, and converts it to checkpoints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from foldserve.training.run.run_folder import RunFolder
 
 
-# What each finished epoch leaves, and what curves, report and the choice of the best one are made of.
+# The figures of each finished epoch, for curves, report and the choice of the best epoch.
 HISTORY_FIELDS = (
     "epoch",
     "step",
@@ -43,13 +43,13 @@ HISTORY_FIELDS = (
     "train_s",
 )
 
-# What each optimizer remembers of a weight.
+# The state that each optimizer keeps per weight.
 _MOMENTS = {"sgd": frozenset({"momentum_buffer"}), "adamw": frozenset({"step", "exp_avg", "exp_avg_sq"})}
 
 
 @dataclass
 class RunState:
-    """A run at any step: ``facts`` is a checkpoint without weights, ``history`` a record a finished epoch."""
+    """A run at any step; ``facts`` is a checkpoint without weights, ``history`` has a record per epoch."""
 
     trainer: Trainer
     facts: Checkpoint
@@ -57,7 +57,7 @@ class RunState:
 
     @property
     def served_model(self) -> Normalized:
-        """The model with the weights that would be served: the averaged ones where an average is kept."""
+        """The model with the weights that would be served: the averaged ones if an average is kept."""
         model, average = self.trainer.model, self.trainer.average
         if average is None:
             return model
@@ -66,7 +66,7 @@ class RunState:
         return Normalized(network, self.facts.mean, self.facts.std).to(model.mean.device)
 
     def to_checkpoint(self, *, resumable: bool) -> Checkpoint:
-        """Return the weights as they are now, with the last record as metrics, on the CPU."""
+        """Return a checkpoint of the current weights, on the CPU, with the last record as metrics."""
         average = self.trainer.average
         return replace(
             self.facts,
@@ -94,12 +94,12 @@ def start_run(
     device: torch.device,
     process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> RunState:
-    """Return a run at step 0, its weights drawn from ``config.seed``.
+    """Return a run at step 0, with weights drawn from ``config.seed``.
 
     Raises:
-        ModelError: the architecture is not known or does not take this data set's images.
-        RunError: there are fewer training images than a batch holds, or the batch cannot be divided as asked.
-        DeviceError: the device has no such precision.
+        ModelError: the architecture is not known or does not accept images of this data set.
+        RunError: a batch is larger than the training set, or cannot be divided as asked.
+        DeviceError: the device does not support the precision.
     """
     _check_batch(config, len(training), process_group)
     mean, std = channel_statistics(training.images)
@@ -133,7 +133,7 @@ def start_run(
 
 
 def chosen_augmentation(config: TrainConfig, dataset: Dataset) -> Augmentation:
-    """Return what ``config`` does to single images of ``dataset``."""
+    """Return the augmentation of single images of ``dataset`` that ``config`` asks for."""
     if not config.augment:
         return NO_AUGMENTATION
     return Augmentation(
@@ -145,16 +145,16 @@ def chosen_augmentation(config: TrainConfig, dataset: Dataset) -> Augmentation:
 
 
 def chosen_mixing(config: TrainConfig, dataset: Dataset) -> Mixing:
-    """Return what ``config`` does to pairs of images of ``dataset``."""
+    """Return the mixing of pairs of images of ``dataset`` that ``config`` asks for."""
     mixup, cutmix = (config.mixup, config.cutmix) if config.augment else (0.0, 0.0)
     return Mixing(mixup, cutmix, len(dataset.labels))
 
 
 def resume_run(state: RunState, folder: RunFolder) -> bool:
-    """Take up the run in ``folder`` where it was interrupted; tell whether there was anything to take up.
+    """Resume the run in ``folder`` from its last checkpoint; return False if there is none.
 
     Raises:
-        RunError: its last checkpoint is damaged, or was made from other data.
+        RunError: the checkpoint is damaged, or is of other data.
     """
     process_group = state.trainer.process_group
     try:
@@ -166,17 +166,17 @@ def resume_run(state: RunState, folder: RunFolder) -> bool:
             return False
         check_same_data(checkpoint, state.facts)
         _restore(state, checkpoint)
-    except Exception as error:  # optimizer and scaler take what they are given, and fail on it in any way
+    except Exception as error:  # given a wrong state, optimizer and scaler may raise any error
         reason = escaped(" ".join(str(error).split())) or type(error).__name__
         raise RunError(
-            f"the run cannot go on: {reason}; use another --run-dir, or delete the folder"
+            f"the run cannot be resumed: {reason}; use another --run-dir, or delete the folder"
         ) from error
     return True
 
 
 def _restore(state: RunState, checkpoint: Checkpoint) -> None:
     if checkpoint.trainer is None:
-        raise CheckpointError("its last checkpoint has no state to go on from")
+        raise CheckpointError("its last checkpoint has no state to resume from")
     trainer, saved = state.trainer, read_form(TrainerForm, checkpoint.trainer)
     _check_progress(trainer, saved["step"], saved["history"])
     check_weights(trainer.model.network, checkpoint.weights)
@@ -190,7 +190,7 @@ def _restore(state: RunState, checkpoint: Checkpoint) -> None:
     if (there := saved["totals"]) is not None:
         totals = trainer.totals = empty_totals(trainer)
         if there.losses.shape != totals.losses.shape or there.correct.shape != totals.correct.shape:
-            raise CheckpointError(f"its checkpoint has the losses of {there.losses.numel()} steps an epoch")
+            raise CheckpointError(f"its checkpoint has the losses of {there.losses.numel()} steps per epoch")
         totals.losses.copy_(there.losses)
         totals.correct.copy_(there.correct)
         totals.seen, totals.elapsed_s = there.seen, there.elapsed_s
@@ -199,7 +199,7 @@ def _restore(state: RunState, checkpoint: Checkpoint) -> None:
 
 
 def _check_progress(trainer: Trainer, step: int, history: list[dict[str, Any]]) -> None:
-    """Check that the step is one of this run, and that each epoch before it left its figures."""
+    """Check that the step is one of this run, and that there are figures of each epoch before it."""
     if step > trainer.total_steps or len(history) != step // trainer.steps_per_epoch:
         raise CheckpointError(
             f"its checkpoint is at step {step} of {trainer.total_steps} with the figures of {len(history)} "
@@ -211,26 +211,28 @@ def _check_progress(trainer: Trainer, step: int, history: list[dict[str, Any]]) 
 
 
 def _load_moments(trainer: Trainer, saved: Any) -> None:
-    """Give the optimizer what it remembered of each weight; its settings are those of this run's config.
+    """Restore the optimizer's state per weight; its settings are those of this run's config.
 
     Raises:
-        CheckpointError: it is not what this optimizer remembers, or not of these weights.
+        CheckpointError: the state is of another optimizer, or of other weights.
     """
     optimizer = trainer.optimizer
     optimizer.load_state_dict({"state": saved, "param_groups": optimizer.state_dict()["param_groups"]})
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    # A network of one's own may have weights that no loss reaches, of which nothing is remembered.
+    # A custom network may have weights that do not affect the loss, for which no state is kept.
     if not is_import_path(trainer.config.arch) and len(optimizer.state) not in (0, len(parameters)):
-        raise CheckpointError(f"its optimizer remembers {len(optimizer.state)} of {len(parameters)} weights")
+        raise CheckpointError(
+            f"its optimizer has state for {len(optimizer.state)} of {len(parameters)} weights"
+        )
     expected = _MOMENTS[trainer.config.optimizer]
     for parameter, moments in optimizer.state.items():
         for name in expected ^ moments.keys():
-            raise CheckpointError(f"its optimizer is not {trainer.config.optimizer}'s: see {name!r}")
+            raise CheckpointError(f"its optimizer is not {trainer.config.optimizer}: see {name!r}")
         for name, value in moments.items():
             shape = () if name == "step" else parameter.shape
             if not isinstance(value, torch.Tensor) or value.shape != shape or value.dtype != torch.float32:
                 raise CheckpointError(
-                    f"its optimizer's {name} is not that of a weight of {list(parameter.shape)}"
+                    f"its optimizer's {name} does not fit a weight of shape {list(parameter.shape)}"
                 )
 
 
@@ -259,7 +261,7 @@ def check_same_data(checkpoint: Checkpoint, facts: Checkpoint) -> None:
     """Check that ``checkpoint`` is of the same data and network as ``facts``.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: the data or the network differ.
     """
     for name in ("dataset", "labels", "image", "arch_args", "mean", "std"):
         there, here = getattr(checkpoint, name), getattr(facts, name)
@@ -272,14 +274,14 @@ def check_same_data(checkpoint: Checkpoint, facts: Checkpoint) -> None:
 
 
 def _shown(fact: Any) -> str:
-    """Return ``fact`` for a message: of many labels their number and the first."""
+    """Return ``fact`` for a message; of a long tuple, its length and the first items."""
     if isinstance(fact, tuple) and len(fact) > 10:
         return f"{len(fact)} ({', '.join(map(str, fact[:3]))}, ...)"
     return str(fact)
 
 
 def _to_cpu(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copy, so that a checkpoint keeps its values while training goes on; contiguous, as they were made."""
+    """Return contiguous copies of ``weights`` on the CPU, which do not change while training continues."""
     return {
         name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, value in weights.items()

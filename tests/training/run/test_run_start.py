@@ -43,7 +43,7 @@ def test_of_many_classes_the_rarest_and_the_most_frequent_are_said(
     monkeypatch.setitem(registry.DATASETS, "tiny", lambda _folder, _terminal: many)
     (counts, unjudged, _) = lines_until_training(tiny_config)
     assert "(30 classes, class " in counts
-    assert unjudged.startswith("no images for the test of class 4, class 5, class 6 and 23 more: ")
+    assert unjudged.startswith("no test images of class 4, class 5, class 6 and 23 more: ")
 
 
 def test_a_folder_with_all_three_splits_takes_no_count_for_validation(
@@ -76,7 +76,7 @@ def test_a_finished_run_is_not_taken_for_one_on_images_that_changed(
     north, south, aside = folder / "north" / "000.png", folder / "south" / "000.png", tmp_path / "aside"
     for source, target in ((north, aside), (south, north), (aside, south)):
         source.rename(target)
-    with pytest.raises(RunError, match=r"holds a finished run on other images than .* use another --run-dir"):
+    with pytest.raises(RunError, match=r"has a finished run on other images than .* use another --run-dir"):
         train(config, LineTerminal())
     shutil.rmtree(folder)
     assert train(config, terminal) == 0

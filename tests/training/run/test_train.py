@@ -248,7 +248,7 @@ def test_a_damaged_last_checkpoint_is_refused_rather_than_started_over(tiny_conf
     last = tiny_config.run_dir / "last.pt"
     last.write_bytes(last.read_bytes()[:-100])
     with pytest.raises(
-        RunError, match=r"the run cannot go on: .*last\.pt is not a checkpoint, or it is damaged"
+        RunError, match=r"the run cannot be resumed: .*last\.pt is not a checkpoint, or it is damaged"
     ):
         train(tiny_config, LineTerminal())
 
@@ -283,7 +283,7 @@ def test_a_data_set_that_has_changed_is_not_gone_on_with(
     last = (tiny_config.run_dir / "last.pt").read_bytes()
     changed_set = replace(tiny, **changes)
     monkeypatch.setitem(registry.DATASETS, "tiny", lambda _folder, _terminal: changed_set)
-    with pytest.raises(RunError, match=f"the run cannot go on: {message}; use another --run-dir"):
+    with pytest.raises(RunError, match=f"the run cannot be resumed: {message}; use another --run-dir"):
         train(tiny_config, LineTerminal())
     assert (tiny_config.run_dir / "last.pt").read_bytes() == last
 
