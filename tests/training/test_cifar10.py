@@ -119,7 +119,7 @@ def test_mnist_is_read_from_its_files_and_never_mirrored(tmp_path: Path, monkeyp
     assert not dataset.flip_keeps_class
 
 
-def test_both_are_described_as_published():
+def test_cifar10_and_mnist_are_described_as_published():
     assert {part: file.limit_bytes - 65536 for part, file in mnist.SOURCE.files.items()} == {
         "train_images": 47_040_016,
         "train_labels": 60_008,

@@ -76,7 +76,7 @@ def test_a_factory_that_takes_any_keyword_gets_all_of_them():
     assert build("my_project.networks:everything", extra=1).in_features == 5
 
 
-def test_a_name_that_the_user_did_not_give_runs_no_code():
+def test_a_custom_network_that_the_user_did_not_name_runs_no_code():
     """A checkpoint may say `os:system`; only the command line makes it importable."""
     with pytest.raises(ModelError, match="if you trust its code, name it: --arch my_project"):
         create_model("my_project.networks:flat", **SHAPE)
@@ -111,7 +111,7 @@ def test_registering_a_built_in_name_changes_nothing():
         pytest.param("my_project.networks:", "expected package.module:factory", id="no function name"),
     ],
 )
-def test_what_is_no_network_is_refused_by_name(arch: str, message: str):
+def test_objects_that_are_not_networks_are_refused_by_name(arch: str, message: str):
     with pytest.raises(ModelError, match=message):
         build(arch)
 

@@ -66,7 +66,7 @@ def pixels_of(images) -> list[bytes]:
         ("a__b__Train", "a__b__Test"),
     ],
 )
-def test_splits_are_known_by_their_usual_names(tmp_path: Path, train: str, judge: str):
+def test_splits_are_recognised_by_their_usual_names(tmp_path: Path, train: str, judge: str):
     folder = write_splits(tmp_path / "p", **{train: 3, judge: 2})
     dataset, lines = load(folder)
     assert dataset.labels == LABELS
@@ -81,7 +81,9 @@ def test_splits_are_known_by_their_usual_names(tmp_path: Path, train: str, judge
 
 
 @pytest.mark.parametrize("names", [("train", "val", "test"), ("Train", "Valid", "Test")])
-def test_of_three_splits_val_chooses_and_test_judges(tmp_path: Path, names: tuple[str, str, str]):
+def test_of_three_splits_val_is_for_validation_and_test_for_the_test(
+    tmp_path: Path, names: tuple[str, str, str]
+):
     folder = write_splits(tmp_path / "p", **dict(zip(names, (4, 3, 2), strict=True)))
     dataset, _ = load(folder)
     training, validation = split_train(dataset)
@@ -89,7 +91,7 @@ def test_of_three_splits_val_chooses_and_test_judges(tmp_path: Path, names: tupl
         assert pixels_of(images) == pixels_in(folder / name, dataset)
 
 
-def test_a_lone_train_folder_is_split_as_one_without_splits(tmp_path: Path):
+def test_a_train_folder_alone_is_split_like_a_folder_without_splits(tmp_path: Path):
     dataset, lines = load(write_splits(tmp_path / "p", train=10))
     assert (len(dataset.train_images), len(dataset.test_images)) == (32, 8)
     assert "a fifth of each class held out for the test" in lines[0]
@@ -115,7 +117,7 @@ def test_a_test_folder_without_classes_is_left_out(tmp_path: Path):
         pytest.param(("valid", "invalid"), id="no training"),
     ],
 )
-def test_classes_may_be_called_like_splits(tmp_path: Path, names: tuple[str, ...]):
+def test_classes_may_have_the_names_of_splits(tmp_path: Path, names: tuple[str, ...]):
     dataset, _ = load(write_classes(tmp_path / "p", per_class=4, labels=names))
     assert dataset.labels == tuple(sorted(names))
 
@@ -182,7 +184,7 @@ def test_a_class_called_train_may_have_folders(tmp_path: Path):
         ),
     ],
 )
-def test_what_cannot_be_meant_is_refused_with_what_to_do(
+def test_ambiguous_layouts_are_refused_with_a_hint(
     tmp_path: Path, make: Callable[[Path], object], message: str
 ):
     make(tmp_path / "p")
@@ -194,7 +196,7 @@ def count_of(dataset: Dataset) -> int:
     return len(dataset.train_images) + len(dataset.test_images)
 
 
-def test_what_is_left_out_is_told_with_the_reason(tmp_path: Path):
+def test_files_left_out_are_reported_with_the_reason(tmp_path: Path):
     folder = write_classes(tmp_path / "p", per_class=3)
     north = folder / "north"
     for name in ("1.tif", "2.TIF", "notes.txt", "README"):
@@ -236,7 +238,7 @@ def test_linked_files_classes_and_splits_are_followed(tmp_path: Path):
     assert not any("left out" in line for line in lines)
 
 
-def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_that_cannot_be_listed_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = write_classes(tmp_path / "p", per_class=3)
     scan = os.scandir
 
@@ -253,7 +255,7 @@ def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("within_one_split", [False, True])
-def test_names_that_look_alike_are_one_class(tmp_path: Path, within_one_split: bool):
+def test_names_equal_after_unicode_normalisation_are_one_class(tmp_path: Path, within_one_split: bool):
     """As from a zip file of macOS and from elsewhere."""
     composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     assert composed != decomposed
@@ -292,7 +294,7 @@ def test_names_that_cannot_be_labels_are_refused_before_training(
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9.png", b"two\nlines.png", b"\xff\xfe.PNG"])
-def test_file_names_may_be_anything(tmp_path: Path, name: bytes):
+def test_file_names_may_be_any_bytes(tmp_path: Path, name: bytes):
     folder = write_classes(tmp_path / "p", per_class=3)
     picture = (folder / "north" / "000.png").rename(folder / "north" / os.fsdecode(name))
     for _ in range(2):

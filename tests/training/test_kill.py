@@ -81,7 +81,7 @@ def kill_at_some_step(
     return saved_step(run_dir)
 
 
-def test_a_run_killed_at_random_steps_goes_on_and_ends_with_the_same_bits(folder: Path, tmp_path: Path):
+def test_a_run_killed_at_random_steps_resumes_and_ends_bit_identical(folder: Path, tmp_path: Path):
     rng = random.Random(int.from_bytes(os.urandom(4)))  # a failure shows the steps
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finish(start(folder, whole))

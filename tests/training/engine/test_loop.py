@@ -70,13 +70,13 @@ def test_training_sees_augmented_images_and_evaluation_never_does(tiny: Dataset,
     assert set(seen) <= originals
 
 
-def test_mirroring_is_left_out_where_it_changes_the_class(tiny: Dataset, tiny_config: TrainConfig):
+def test_flips_are_disabled_if_they_change_the_class(tiny: Dataset, tiny_config: TrainConfig):
     assert start(tiny_config, tiny)[0].trainer.augmentation == Augmentation(
         1, flip=False, erase_probability=0.0
     )
 
 
-def test_evaluation_uses_running_statistics_and_puts_the_mode_back(tiny: Dataset, tiny_config: TrainConfig):
+def test_evaluation_uses_running_statistics_and_restores_the_mode(tiny: Dataset, tiny_config: TrainConfig):
     state, training, validation = start(tiny_config, tiny)
     train_one_epoch(state.trainer, training, lambda _: None)
     model = state.trainer.model
@@ -104,7 +104,9 @@ def test_evaluation_of_known_logits_is_exact():
     assert evaluation.loss == pytest.approx(sum(losses) / 2, abs=1e-6)
 
 
-def test_a_loss_that_is_no_number_stops_the_epoch_and_says_where(tiny: Dataset, tiny_config: TrainConfig):
+def test_a_loss_that_is_not_finite_stops_the_epoch_and_names_the_step(
+    tiny: Dataset, tiny_config: TrainConfig
+):
     state, training, _ = start(tiny_config, tiny)
     with torch.no_grad():
         state.trainer.model.network.classifier[-1].bias[0] = math.nan
@@ -171,9 +173,7 @@ def test_the_loss_of_mixed_images_is_that_of_their_soft_targets(tiny: Dataset, t
     assert progress.loss == pytest.approx(expected, abs=1e-5)
 
 
-def test_label_smoothing_spreads_its_share_of_the_target_over_all_classes(
-    tiny: Dataset, tiny_config: TrainConfig
-):
+def test_label_smoothing_spreads_part_of_the_target_over_all_classes(tiny: Dataset, tiny_config: TrainConfig):
     config = tiny_config.model_copy(
         update={"batch_size": 160, "label_smoothing": 0.2, "augment": False, "epochs": 1}
     )
@@ -228,7 +228,7 @@ def test_a_compiled_network_learns_as_the_plain_one_does(tiny: Dataset, tiny_con
         torch.testing.assert_close(compiled[name], value, rtol=0, atol=1e-4)
 
 
-def test_weights_that_are_no_numbers_are_never_saved(tiny: Dataset, tiny_config: TrainConfig):
+def test_weights_that_are_not_finite_are_never_saved(tiny: Dataset, tiny_config: TrainConfig):
     state, training, _ = start(tiny_config, tiny)
 
     def spoil() -> None:

@@ -30,7 +30,7 @@ def test_learning_rate_rises_to_its_peak_once_and_falls_towards_zero(
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_one_cycle_moves_momentum_against_the_rate_and_cosine_leaves_it(optimizer: str):
+def test_one_cycle_moves_momentum_against_the_rate_and_cosine_keeps_it(optimizer: str):
     network = torch.nn.Linear(2, 2)
     for schedule, expected in (("one-cycle", [0.95, 0.85, 0.95]), ("cosine", [0.9, 0.9, 0.9])):
         config = TrainConfig(optimizer=optimizer, schedule=schedule, warmup=0.25)

@@ -25,7 +25,7 @@ def own_thread_count() -> Iterator[None]:
         pytest.param({8: 1.0, 4: 0.9, 2: 0.9, 1: 0.9}, 8, id="not worth giving threads up"),
     ],
 )
-def test_the_fastest_count_is_taken(seconds: dict[int, float], expected: int) -> None:
+def test_the_fastest_thread_count_is_set(seconds: dict[int, float], expected: int) -> None:
     now_s = 0.0
 
     def step() -> None:
@@ -36,13 +36,13 @@ def test_the_fastest_count_is_taken(seconds: dict[int, float], expected: int) ->
     assert torch.get_num_threads() == expected
 
 
-def test_an_odd_count_is_halved_down_to_one() -> None:
+def test_an_odd_thread_count_is_halved_down_to_one() -> None:
     tried = []
     fastest_thread_count(lambda: tried.append(torch.get_num_threads()), 6)
     assert list(dict.fromkeys(tried)) == [6, 3, 1]
 
 
-def test_trying_changes_neither_the_model_nor_the_random_numbers() -> None:
+def test_the_thread_trial_changes_neither_model_nor_random_state() -> None:
     network = create_model("lenet", in_channels=1, class_count=10, height=28, width=28, dropout=0.5)
     model = Normalized(network, (0.3,), (0.4,))
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -88,7 +88,7 @@ def test_an_earlier_checkpoint_loads_with_all_that_export_takes(name: str):
 
 
 @pytest.mark.usefixtures("tiny")
-def test_an_earlier_run_goes_on_to_the_weights_it_would_have_had(
+def test_an_earlier_run_resumes_to_the_weights_it_would_have_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(run_module, "write_report", lambda *_, **__: None)

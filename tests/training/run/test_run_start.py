@@ -29,13 +29,13 @@ def lines_until_training(config: TrainConfig) -> list[str]:
     return terminal.lines
 
 
-def test_counts_of_each_split_and_class_are_said(tiny_config: TrainConfig):
+def test_counts_of_each_split_and_class_are_reported(tiny_config: TrainConfig):
     (line, _) = lines_until_training(tiny_config)
     assert line.startswith("160 images for training (north ")
     assert line.endswith(", 40 for validation, 40 for the test")
 
 
-def test_of_many_classes_the_rarest_and_the_most_frequent_are_said(
+def test_of_many_classes_the_rarest_and_the_most_frequent_are_reported(
     tiny_config: TrainConfig, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
 ):
     labels = tuple(f"class {index}" for index in range(30))
@@ -61,7 +61,7 @@ def test_a_folder_with_all_three_splits_takes_no_count_for_validation(
         train(config.model_copy(update={"validation_count": 4}), LineTerminal())
 
 
-def test_a_finished_run_is_not_taken_for_one_on_images_that_changed(
+def test_a_finished_run_on_images_that_changed_is_refused(
     tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

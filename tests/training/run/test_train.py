@@ -51,7 +51,7 @@ def changed(config: TrainConfig, **settings: object) -> TrainConfig:
     return TrainConfig(**config.model_dump() | settings)
 
 
-def test_a_run_learns_and_leaves_what_it_promises(tiny_config: TrainConfig, tiny: Dataset):
+def test_a_run_learns_and_writes_all_its_files(tiny_config: TrainConfig, tiny: Dataset):
     lines = train_lines(tiny_config)
     names = {
         str(path.relative_to(tiny_config.run_dir))
@@ -68,6 +68,7 @@ def test_a_run_learns_and_leaves_what_it_promises(tiny_config: TrainConfig, tiny
         "report/confusion_matrix.png",
         "report/class_accuracies.png",
         "report/mistakes.png",
+        *(f"report/samples/{label}.png" for label in tiny.labels),
     }
     records = [json.loads(line) for line in (tiny_config.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [(record["epoch"], record["step"]) for record in records] == [(1, 5), (2, 10), (3, 15)]
@@ -121,7 +122,7 @@ def test_the_test_images_are_read_once_at_the_end(
         pytest.param("epoch 2/3", {"arch": "alexnet", "precision": "bf16"}, id="in bf16"),
     ],
 )
-def test_an_interrupted_run_goes_on_and_ends_bit_identical(
+def test_an_interrupted_run_resumes_and_ends_bit_identical(
     tiny_config: TrainConfig, tmp_path: Path, stop_at: str, settings: dict[str, object]
 ):
     whole = changed(tiny_config, **settings, run_dir=tmp_path / "whole")
@@ -157,7 +158,7 @@ def test_an_interrupted_run_goes_on_and_ends_bit_identical(
         pytest.param(-1, "after its last epoch at step 15 of 15", id="before the test images"),
     ],
 )
-def test_a_run_goes_on_at_any_step_and_ends_bit_identical(
+def test_a_run_resumed_at_any_step_ends_bit_identical(
     tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int, where: str
 ):
     """With all that has state; a checkpoint after each step, the process gone after so many of them."""
@@ -208,7 +209,7 @@ def test_another_seed_gives_other_weights(tiny_config: TrainConfig, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_finished_run_says_so_and_is_left_alone(tiny_config: TrainConfig):
+def test_a_finished_run_is_reported_and_left_unchanged(tiny_config: TrainConfig):
     train_lines(tiny_config)
     before = {path: path.read_bytes() for path in tiny_config.run_dir.glob("*.*")}
     lines = train_lines(tiny_config)
@@ -227,14 +228,14 @@ def test_other_settings_in_a_run_folder_are_named(tiny_config: TrainConfig):
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_settings_that_trained_nothing_can_be_mended_in_the_same_folder(tiny_config: TrainConfig):
+def test_settings_can_change_until_a_checkpoint_is_written(tiny_config: TrainConfig):
     with pytest.raises(RunError, match="give a smaller one"):
         train(changed(tiny_config, batch_size=161), LineTerminal())
     train_lines(tiny_config)
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_run_can_go_on_elsewhere(tiny_config: TrainConfig):
+def test_a_moved_run_folder_can_be_resumed(tiny_config: TrainConfig):
     with pytest.raises(KeyboardInterrupt):
         train(tiny_config, LineTerminal("epoch 2/3"))
     moved = tiny_config.run_dir.rename(tiny_config.run_dir.with_name("moved"))
@@ -271,7 +272,7 @@ def test_a_damaged_last_checkpoint_is_refused_rather_than_started_over(tiny_conf
         ),
     ],
 )
-def test_a_data_set_that_has_changed_is_not_gone_on_with(
+def test_a_run_is_not_resumed_on_a_changed_data_set(
     tiny_config: TrainConfig,
     tiny: Dataset,
     monkeypatch: pytest.MonkeyPatch,
@@ -301,7 +302,7 @@ def test_a_run_that_diverges_keeps_the_last_good_checkpoint(tiny_config: TrainCo
     assert all(value.isfinite().all() for value in last.weights.values())
 
 
-def test_a_checkpoint_of_other_data_is_not_gone_on_from(tiny_config: TrainConfig):
+def test_a_run_is_not_resumed_from_a_checkpoint_of_other_data(tiny_config: TrainConfig):
     with pytest.raises(KeyboardInterrupt):
         train(tiny_config, LineTerminal("epoch 2/3"))
     last = load_checkpoint(tiny_config.run_dir / "last.pt")
@@ -341,6 +342,6 @@ def test_cuda_without_a_gpu_is_refused(tiny_config: TrainConfig):
     ("settings", "field"),
     [({"epochs": 0}, "epochs"), ({"lr": -1.0}, "lr"), ({"batch_size": 1}, "batch_size"), ({"lrr": 1}, "lrr")],
 )
-def test_settings_that_make_no_sense_are_refused_by_name(settings: dict[str, object], field: str):
+def test_invalid_settings_are_refused_by_name(settings: dict[str, object], field: str):
     with pytest.raises(ValidationError, match=field):
         TrainConfig(**settings)
