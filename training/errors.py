@@ -30,7 +30,7 @@ class CheckpointError(TrainingError):
 
 
 class RunError(TrainingError):
-    """The run folder cannot be written, or holds a run with other settings."""
+    """The run folder cannot be written, or has a run with other settings."""
 
 
 class DivergedError(TrainingError):

@@ -143,7 +143,7 @@ def _find_splits(root: Path, left_out: LeftOut) -> _Splits:
     taken = [paths[0] for role, paths in chosen.items() if role in splits]
     if len(splits) == 1 and any(path for path in others if _count(path)):
         return _without_splits(root, folders)  # a class has the name train
-    _say_left_out(root, [path for path in folders if path not in taken], left_out)
+    _record_left_out(root, [path for path in folders if path not in taken], left_out)
     return splits
 
 
@@ -171,7 +171,7 @@ def _without_splits(root: Path, folders: list[Path]) -> _Splits:
     return {"training": root}
 
 
-def _say_left_out(root: Path, folders: list[Path], left_out: LeftOut) -> None:
+def _record_left_out(root: Path, folders: list[Path], left_out: LeftOut) -> None:
     for path in folders:
         if count := _count(path):
             why = "no folders of classes in it" if _role_of(path.name) else "not the name of a split"

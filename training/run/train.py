@@ -116,10 +116,10 @@ def _report_split(dataset: Dataset, training: Examples, validation: Examples, te
         f"{len(training):,} images for training ({shown}), {len(validation):,} for validation, "
         f"{len(dataset.test_labels):,} for the test"
     )
-    judged = torch.bincount(dataset.test_labels, minlength=len(dataset.labels)).tolist()
-    if unjudged := [label for label, count in zip(dataset.labels, judged, strict=True) if count == 0]:
+    tested = torch.bincount(dataset.test_labels, minlength=len(dataset.labels)).tolist()
+    if untested := [label for label, count in zip(dataset.labels, tested, strict=True) if count == 0]:
         terminal.say(
-            f"no test images of {join_first(unjudged)}: the accuracy of these classes will not be known"
+            f"no test images of {join_first(untested)}: the accuracy of these classes will not be known"
         )
 
 

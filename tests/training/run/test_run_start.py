@@ -41,9 +41,9 @@ def test_of_many_classes_the_rarest_and_the_most_frequent_are_reported(
     labels = tuple(f"class {index}" for index in range(30))
     many = replace(tiny, labels=labels, train_labels=torch.arange(200) % 30)
     monkeypatch.setitem(registry.DATASETS, "tiny", lambda _folder, _terminal: many)
-    (counts, unjudged, _) = lines_until_training(tiny_config)
+    (counts, untested, _) = lines_until_training(tiny_config)
     assert "(30 classes, class " in counts
-    assert unjudged.startswith("no test images of class 4, class 5, class 6 and 23 more: ")
+    assert untested.startswith("no test images of class 4, class 5, class 6 and 23 more: ")
 
 
 def test_a_folder_with_all_three_splits_takes_no_count_for_validation(
