@@ -27,10 +27,14 @@ _REQUIRED_SPEED_UP = 0.8
 def set_fastest_thread_count(model: nn.Module, images: Tensor) -> tuple[int, int]:
     """Set the number of threads that makes a step of ``model`` on ``images`` fastest; return it and the most.
 
-    Tries torch's current number, half of it, and so on down to 1. A copy of ``model`` takes the steps.
+    Tries torch's current number, half of it, and so on down to 1. A copy of ``model`` takes the steps; if it
+    cannot be copied, the number stays as it is.
     """
     most = torch.get_num_threads()
-    trial = copy.deepcopy(model).train()
+    try:
+        trial = copy.deepcopy(model).train()
+    except Exception:  # custom networks need not be copyable: those with torch.nn.utils.weight_norm are not
+        return most, most
 
     def step() -> None:
         trial(images).sum().backward()

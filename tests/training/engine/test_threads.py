@@ -53,3 +53,11 @@ def test_the_thread_trial_changes_neither_model_nor_random_state() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated:FutureWarning")  # torch's own
+def test_the_thread_count_stays_for_a_network_that_cannot_be_copied() -> None:
+    model = torch.nn.utils.weight_norm(torch.nn.Linear(3, 2))
+    count = torch.get_num_threads()
+    assert set_fastest_thread_count(model, torch.rand(4, 3)) == (count, count)
+    assert torch.get_num_threads() == count
