@@ -1,4 +1,4 @@
-"""AlexNet's two layouts: shapes, parameters counted by hand, and its switches."""
+"""AlexNet's two layouts: shapes, parameter counts, and arguments."""
 
 from __future__ import annotations
 
@@ -124,9 +124,9 @@ def test_batch_norm_follows_the_batch_in_training_and_not_in_evaluation():
     ("arguments", "message"),
     [
         pytest.param({"height": 27}, "not 27x28", id="too small"),
-        pytest.param({"dropout": 1.0}, "dropout is 1.0", id="dropout of all"),
+        pytest.param({"dropout": 1.0}, "dropout is 1.0", id="dropout of 1"),
         pytest.param({"width_factor": 0.0}, "width factor is 0.0", id="no width"),
-        pytest.param({"width_factor": float("nan")}, "width factor is nan", id="width that is no number"),
+        pytest.param({"width_factor": float("nan")}, "width factor is nan", id="width that is not a number"),
         pytest.param({"activation": "gelu"}, "relu, sigmoid", id="unknown activation"),
     ],
 )

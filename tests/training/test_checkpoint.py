@@ -1,4 +1,4 @@
-"""A checkpoint comes back whole or is refused with a reason; it never runs code."""
+"""A checkpoint is loaded as it was saved, or refused with a reason; it never runs code."""
 
 from __future__ import annotations
 

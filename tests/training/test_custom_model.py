@@ -1,4 +1,4 @@
-"""Networks of one's own: `package.module:factory` from the current folder, if the user names it."""
+"""Custom networks: `package.module:factory` from the current folder, if the user names it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ constant = 3
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A project of the user's as the current folder; nothing of it stays behind."""
+    """Make a user's project the current folder; remove all traces of it afterwards."""
     (tmp_path / "my_project").mkdir()
     (tmp_path / "my_project" / "networks.py").write_text(NETWORKS)
     (tmp_path / "my_project" / "faulty.py").write_text("import not_installed_anywhere")
@@ -77,7 +77,7 @@ def test_a_factory_that_takes_any_keyword_gets_all_of_them():
 
 
 def test_a_custom_network_that_the_user_did_not_name_runs_no_code():
-    """A checkpoint may say `os:system`; only the command line makes it importable."""
+    """A checkpoint may name `os:system`; only a name on the command line is imported."""
     with pytest.raises(ModelError, match="if you trust its code, name it: --arch my_project"):
         create_model("my_project.networks:flat", **SHAPE)
     assert "my_project.networks" not in sys.modules

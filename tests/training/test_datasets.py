@@ -37,7 +37,7 @@ def test_validation_counts_that_leave_a_part_empty_are_refused(tiny: Dataset, co
 
 
 def test_each_class_keeps_an_image_for_training(tiny: Dataset):
-    """Whatever is drawn: of the rarest class, and of all when nearly everything is held out."""
+    """For any draw: also the rarest class, and also if nearly all images are held out."""
     labels = torch.zeros(200, dtype=torch.int64)
     labels[:3] = torch.tensor([1, 2, 3])
     rare = replace(tiny, train_labels=labels)

@@ -1,4 +1,4 @@
-"""A folder means what people mean by it: splits by their usual names, classes, and what is left out."""
+"""The layout of a folder: its splits by their usual names, its classes, and the files left out."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load(folder: Path) -> tuple[Dataset, list[str]]:
 
 
 def write_splits(folder: Path, **counts: int) -> Path:
-    """Write FOLDER/SPLIT/CLASS/*; two underlines in a name stand for a folder below."""
+    """Write FOLDER/SPLIT/CLASS/*; two underscores in a name stand for a subfolder."""
     for seed, (name, count) in enumerate(counts.items()):
         write_classes(folder / name.replace("__", "/"), per_class=count, seed=seed)
     return folder
@@ -98,7 +98,7 @@ def test_a_train_folder_alone_is_split_like_a_folder_without_splits(tmp_path: Pa
 
 
 def test_a_test_folder_without_classes_is_left_out(tmp_path: Path):
-    """As competitions have it: its labels are kept secret."""
+    """As in competitions, which keep the labels of the test images secret."""
     folder = write_splits(tmp_path / "p", train=10, val=2)
     (folder / "test").mkdir()
     Image.new("L", (28, 28)).save(folder / "test" / "1.png")
@@ -172,7 +172,7 @@ def test_a_class_called_train_may_have_folders(tmp_path: Path):
         pytest.param(
             lambda p: write_classes(p, per_class=1),
             "a single image per class, which leaves none for the test; expected at least 2 per class",
-            id="one image a class",
+            id="one image per class",
         ),
         pytest.param(
             lambda p: [
@@ -256,7 +256,7 @@ def test_a_folder_that_cannot_be_listed_is_reported(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("within_one_split", [False, True])
 def test_names_equal_after_unicode_normalisation_are_one_class(tmp_path: Path, within_one_split: bool):
-    """As from a zip file of macOS and from elsewhere."""
+    """One name as macOS writes it in a zip file, one as other systems do."""
     composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     assert composed != decomposed
     if within_one_split:

@@ -1,4 +1,4 @@
-"""Folders of images: classes, sizes, images that cannot be read, and what is wrong with them."""
+"""Loading folders of images: classes, sizes, unreadable images, and errors."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_train_and_val_keep_their_images_apart(tmp_path: Path, test_name: str):
 @pytest.mark.parametrize(
     ("sizes", "mode", "image_size", "shape"),
     [
-        pytest.param([(30, 20), (30, 20)], "RGB", None, (3, 20, 30), id="their own where all agree"),
-        pytest.param([(30, 20), (20, 30)], "L", None, (1, 224, 224), id="224 where they do not"),
+        pytest.param([(30, 20), (30, 20)], "RGB", None, (3, 20, 30), id="their own if all agree"),
+        pytest.param([(30, 20), (20, 30)], "L", None, (1, 224, 224), id="224 if they do not"),
         pytest.param([(30, 20), (50, 60)], "L", 16, (1, 16, 16), id="as asked for"),
     ],
 )
@@ -78,7 +78,7 @@ def test_image_size_and_colours_are_detected(
 
 
 def test_a_given_image_spec_is_used(tmp_path: Path):
-    """As from a checkpoint: the images of the export are those of the training."""
+    """As from a checkpoint, so that export prepares images as training did."""
     spec = ImageSpec("RGB", 12, 14, resize_shorter_side=20)
     dataset, _ = load(write_classes(tmp_path / "p", per_class=3), image=spec)
     assert dataset.image == spec

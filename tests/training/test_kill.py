@@ -1,4 +1,4 @@
-"""A training process that is killed without warning, again and again, loses no more than it said it would."""
+"""A training process that is killed again and again loses only the work since its last checkpoint."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def saved_step(run_dir: Path) -> int:
 def kill_at_some_step(
     process: subprocess.Popen[str], run_dir: Path, after_step: int, rng: random.Random
 ) -> int:
-    """Kill some time after a checkpoint of a step past ``after_step`` is there; return what is there then."""
+    """Kill the process after a checkpoint past ``after_step``; return the last checkpoint's step."""
     deadline = time.monotonic() + 60
     while not (run_dir / "last.pt").exists() or saved_step(run_dir) <= after_step:
         assert process.poll() is None, "it ended before it could be killed"

@@ -1,4 +1,4 @@
-"""Whatever happened to a checkpoint, one clear line says so: never a traceback, never wrong weights."""
+"""A malformed checkpoint is reported in one clear line: never a traceback, never wrong weights."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def payload(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def build(path: Path, payload: object) -> None:
-    """Save, load and build: it works, or it is refused in one line that names the file or the network."""
+    """Check that a checkpoint builds, or is refused in one line that names the file or the network."""
     torch.save(payload, path)
     build_saved(path)
 
@@ -129,7 +129,7 @@ def test_any_value_in_any_checkpoint_field_is_refused_or_usable(
 def test_any_value_within_any_checkpoint_field_is_refused_or_usable(
     tmp_path: Path, payload: dict[str, Any], name: str
 ):
-    """One entry of what a field holds is another, is gone, or is there once more under another name."""
+    """One entry within a field is replaced, removed, or repeated under another name."""
     there = payload[name]
     if isinstance(there, tuple):
         changed: list[Any] = [(value, *there[1:]) for value in VALUES]
@@ -198,7 +198,7 @@ def test_damaged_checkpoint_bytes_are_refused_or_change_nothing(
 @OFTEN
 @given(data=st.data())
 def test_a_damaged_pickle_is_refused_or_usable(tmp_path: Path, checkpoint: Checkpoint, data: st.DataObject):
-    """The sums are right: somebody made the file so, and torch's reader is what sees it."""
+    """The checksums are right, as in a file made on purpose, so torch's reader must notice."""
     path = tmp_path / "best.pt"
     save_checkpoint(path, checkpoint)
     buffer = io.BytesIO()
@@ -219,7 +219,7 @@ def start(config: TrainConfig, dataset: Dataset) -> tuple[RunState, Examples]:
 
 
 def trained_half_an_epoch(config: TrainConfig, dataset: Dataset) -> RunState:
-    """Return a run as it is saved within its second epoch."""
+    """Return the checkpoint of a run within its second epoch."""
     state, training = start(config, dataset)
     steps = 0
 
@@ -237,7 +237,7 @@ def trained_half_an_epoch(config: TrainConfig, dataset: Dataset) -> RunState:
 
 
 def changed_within(there: Any, data: st.DataObject) -> Any:
-    """Return ``there`` with one entry at any depth replaced, or gone."""
+    """Return ``there`` with one entry at any depth replaced or removed."""
     if not isinstance(there, dict | list) or not there or data.draw(st.integers(0, 3)) == 0:
         return data.draw(st.sampled_from(VALUES))
     key = data.draw(st.sampled_from(sorted(there) if isinstance(there, dict) else range(len(there))))
@@ -292,7 +292,7 @@ def test_a_best_checkpoint_of_other_data_is_reported(tiny_config: TrainConfig, t
 
 
 def test_a_run_is_not_resumed_with_other_images(tiny_config: TrainConfig, tiny: Dataset):
-    """As when labels were mended in between: counts, statistics and names are all the same."""
+    """As after corrected labels: counts, statistics and names are all the same."""
     state = trained_half_an_epoch(tiny_config, replace(tiny, fingerprint="before"))
     tiny_config.run_dir.mkdir()
     save_checkpoint(tiny_config.run_dir / "last.pt", state.to_checkpoint(resumable=True))

@@ -1,4 +1,4 @@
-"""What the networks are made of, and how they behave in training and in evaluation."""
+"""The layers of the networks, and their behaviour in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ def test_normalized_is_the_formula_on_uint8_and_float_alike():
     ("build", "message"),
     [
         pytest.param(lambda: create_model("lenett", **FASHION), "did you mean 'lenet'", id="misspelt name"),
-        pytest.param(lambda: create_model("lenet", **FASHION, depth=3), "depth", id="argument it has not"),
+        pytest.param(lambda: create_model("lenet", **FASHION, depth=3), "depth", id="argument that it lacks"),
         pytest.param(lambda: LeNet(**FASHION | {"height": 27}), "not 27x28", id="input too small"),
-        pytest.param(lambda: LeNet(**FASHION, dropout=1.0), "dropout is 1.0", id="dropout of all"),
+        pytest.param(lambda: LeNet(**FASHION, dropout=1.0), "dropout is 1.0", id="dropout of 1"),
         pytest.param(lambda: LeNet(**FASHION, activation="gelu"), "relu, sigmoid", id="unknown activation"),
         pytest.param(lambda: Normalized(nn.Identity(), (0.1,), (0.0,)), "std above 0", id="std of zero"),
         pytest.param(lambda: Normalized(nn.Identity(), (0.1,), (1.0, 1.0)), "one of each", id="uneven"),

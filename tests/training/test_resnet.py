@@ -1,4 +1,4 @@
-"""The residual network: shapes, parameters counted by hand, shortcuts, and its switches."""
+"""The residual network: shapes, parameter counts, shortcuts, and arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a data set comes from: the order, the explanations, and nothing half used."""
+"""Finding and downloading the files of a data set: order, messages, and no partial use."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_data_sets_load_without_a_writable_cache_and_report_it(
 def test_a_debian_package_is_unpacked_without_being_installed(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """apt-get is stood in for by a script that brings a real package; dpkg unpacks it."""
+    """A script replaces apt-get and copies a real package; dpkg unpacks it."""
     tree = tmp_path / "tree"
     write_folder(tree / "usr/share/small")
     (tree / "DEBIAN").mkdir()

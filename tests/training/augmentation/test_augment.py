@@ -1,4 +1,4 @@
-"""Augmentations move and cover pixels; they never make new ones, and repeat exactly from a seed."""
+"""Augmentations move and erase pixels, make no new ones, and repeat exactly from a seed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def make_images(count: int = 64, channels: int = 1, height: int = 12, width: int = 10) -> torch.Tensor:
-    """Every pixel of an image has its own value, never 0, so that where it went can be told."""
+    """Return images in which each pixel has a value of its own, never 0, so that it can be found again."""
     image = torch.arange(1, channels * height * width + 1).reshape(1, channels, height, width)
     return image.to(torch.int32).expand(count, -1, -1, -1).contiguous()
 
@@ -93,7 +93,7 @@ def test_no_augmentation_returns_the_images():
 
 
 def test_a_resized_crop_is_a_scaled_window_of_its_own_image():
-    """On ramps from 0 to 1 a crop is again a ramp: its ends say where it was cut and how large it was."""
+    """A crop of a ramp from 0 to 1 is a ramp too, whose ends give its position and size."""
     height, width, count = 40, 40, 2000
     ramp = (torch.arange(40) + 0.5) / 40
     rows = ramp[:, None].expand(height, width)

@@ -1,4 +1,4 @@
-"""Mixed images hold what their targets say."""
+"""Mixed images and their soft targets agree."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def constant_images(count: int = 64) -> torch.Tensor:
-    """Image n has the value 3 n in every pixel, so that what is mixed can be told from the pixels."""
+    """Return images with the value 3 n in all pixels of image n, so that pixels show what was mixed."""
     return (
         (3 * torch.arange(count, dtype=torch.uint8)).reshape(-1, 1, 1, 1).expand(-1, 2, 12, 10).contiguous()
     )

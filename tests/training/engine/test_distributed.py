@@ -1,4 +1,4 @@
-"""Several processes compute what one does: the same batch, the same statistics, each test image once."""
+"""Several processes compute the same as one: the same batch, the same statistics, each test image once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One epoch, and evaluation."""
+"""Training one epoch, and evaluation."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_evaluation_uses_running_statistics_and_restores_the_mode(tiny: Dataset,
 
 
 def test_evaluation_of_known_logits_is_exact():
-    """Pixel values as logits: class 0 wins in the first image, class 1 in the second."""
+    """The logits are the pixel values: class 0 wins in the first image, class 1 in the second."""
     images = torch.tensor([[200, 100], [0, 255]], dtype=torch.uint8).reshape(2, 2, 1, 1)
     model = Normalized(torch.nn.Flatten(), (0.0, 0.0), (1.0, 1.0))
     evaluation = evaluate(model, Examples(images, torch.tensor([0, 0])))
@@ -129,7 +129,7 @@ def one_step(config: TrainConfig, dataset: Dataset) -> dict[str, torch.Tensor]:
 
 
 def test_parts_of_a_batch_give_the_step_of_the_whole_batch(tiny: Dataset, tiny_config: TrainConfig):
-    """Without batch norm, which sees one part at a time; float32 sums in another order, weights below 1."""
+    """Without batch norm, which sees one part at a time; float32 sums in another order, below 1."""
     plain = tiny_config.model_copy(
         update={"batch_norm": False, "batch_size": 160, "augment": False, "precision": "fp32"}
     )

@@ -1,4 +1,4 @@
-"""Which network a run trains: from the registry or one's own, with the settings that concern it."""
+"""Building the network of a run, from the registry or a custom one, with its settings."""
 
 from __future__ import annotations
 

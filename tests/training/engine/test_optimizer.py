@@ -1,4 +1,4 @@
-"""Which weights decay, and their average."""
+"""Weight decay per parameter, and the average of the weights."""
 
 from __future__ import annotations
 

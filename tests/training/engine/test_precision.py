@@ -1,4 +1,4 @@
-"""Which number format a run is trained in where none is asked for."""
+"""Choosing the number format of a run, given or automatic."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def test_a_cpu_without_flags_has_no_native_bf16(tmp_path: Path):
     [
         pytest.param("lenet", True, "auto", "bf16", id="a network of the registry"),
         pytest.param("alexnet", True, "auto", "bf16", id="another one"),
-        pytest.param("lenet", False, "auto", "fp32", id="a processor without"),
-        pytest.param("my.networks:tiny", True, "auto", "fp32", id="a network of one's own"),
+        pytest.param("lenet", False, "auto", "fp32", id="a CPU without"),
+        pytest.param("my.networks:tiny", True, "auto", "fp32", id="a custom network"),
         pytest.param("lenet", True, "fp32", "fp32", id="float32 asked for"),
         pytest.param("lenet", False, "bf16", "bf16", id="bf16 asked for"),
-        pytest.param("my.networks:tiny", False, "bf16", "bf16", id="bf16 asked for one's own"),
+        pytest.param("my.networks:tiny", False, "bf16", "bf16", id="bf16 asked for a custom network"),
     ],
 )
 def test_precision_is_the_given_one_or_the_faster_one(

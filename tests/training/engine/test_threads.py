@@ -1,4 +1,4 @@
-"""The number of threads is chosen by trying, and trying changes nothing else."""
+"""Choosing the number of threads by a trial, which has no other effect."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""A run folder that an earlier version wrote: it loads, goes on and is exported as it was then.
+"""A run folder that an earlier version wrote loads, resumes and gives the same inputs to export.
 
 ``data/earlier_run`` holds the first of two epochs of a narrow resnet on the data set "tiny", interrupted in
 the second one, with everything in use that has state or mixes images. Network outputs and figures below are

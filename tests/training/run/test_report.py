@@ -1,4 +1,4 @@
-"""The pictures at the end show the right numbers."""
+"""The pictures of the report show the right numbers."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_worst_mistakes_are_the_most_confident_wrong_answers():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_are_drawn_in_grey_and_colour(tmp_path: Path, channels: int):
-    """One bright image with a caption: its middle is bright in the picture too, and of its colour."""
+    """One bright image with a caption: the middle of its picture has its colour."""
     images = torch.zeros(1, channels, 8, 8, dtype=torch.uint8)
     images[:, 0] = 250
     draw_images(tmp_path / "images.png", images, ["a caption"], "title", columns=1)
@@ -182,7 +182,7 @@ def test_a_long_epoch_without_a_terminal_reports_the_time_left(monkeypatch: pyte
 
 
 def test_a_report_has_a_picture_of_each_class_to_classify(tiny: Dataset, tmp_path: Path):
-    """Its own pixels, under the class's name; names that no file can have, or two of one, are told apart."""
+    """Each has its own pixels and its class's name; equal or impossible file names are changed."""
     count = len(tiny.labels)
     labels = ("a/b", "a b", "..", *tiny.labels[3:])
     named = replace(tiny, labels=labels)

@@ -1,4 +1,4 @@
-"""The start of a run says what was found: classes, counts, splits."""
+"""The messages at the start of a run: classes, counts, splits."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than training here, and is tested elsewhere."""
+    """Skip drawing, which takes longer than training here and is tested elsewhere."""
     monkeypatch.setattr(run_module, "write_report", lambda *_, **__: None)
 
 
@@ -161,7 +161,7 @@ def test_an_interrupted_run_resumes_and_ends_bit_identical(
 def test_a_run_resumed_at_any_step_ends_bit_identical(
     tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int, where: str
 ):
-    """With all that has state; a checkpoint after each step, the process gone after so many of them."""
+    """With all settings that have state; a checkpoint after each step, an interruption after some."""
     settings = {"ema_decay": 0.9, "dropout": 0.3, "mixup": 0.5, "cutmix": 1.0, "checkpoint_every": 0.0}
     whole = changed(tiny_config, **settings, run_dir=tmp_path / "whole")
     broken = changed(whole, run_dir=tmp_path / "broken")
@@ -188,7 +188,7 @@ def test_a_run_resumed_at_any_step_ends_bit_identical(
 
 
 def assert_same_records(first: Path, second: Path) -> None:
-    """The figures of each epoch agree, also of the one that was interrupted, but for the time it took."""
+    """Check that the figures of all epochs agree, except for times; also of the interrupted epoch."""
     one, two = (
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in (first, second)
@@ -200,7 +200,7 @@ def assert_same_records(first: Path, second: Path) -> None:
 
 @pytest.mark.usefixtures("no_pictures")
 def test_another_seed_gives_other_weights(tiny_config: TrainConfig, tmp_path: Path):
-    """The twin of the bit-identical test: the comparison can fail."""
+    """Counterpart of the bit-identical tests: their comparison can fail."""
     other = changed(tiny_config, seed=1, run_dir=tmp_path / "other")
     train_lines(tiny_config)
     train_lines(other)
@@ -290,7 +290,7 @@ def test_a_run_is_not_resumed_on_a_changed_data_set(
 
 
 def test_a_run_that_diverges_keeps_the_last_good_checkpoint(tiny_config: TrainConfig):
-    """Each step would be saved; the rate is such that the second or third one overflows float32."""
+    """Each step would be saved; at this rate, the second or third one overflows float32."""
     config = changed(tiny_config, lr=1e20, warmup=0.0, checkpoint_every=0.0, batch_norm=False)
     with pytest.raises(
         DivergedError, match=r"no longer finite at step \d+ of 15 .*; the last good checkpoint is kept"
