@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 _SHOWN_CHARACTERS = 80
 _SHOWN_ITEMS = 8
+_JOINED_TEXTS = 3
 # Longer texts do not fit where gRPC puts them: headers of some 8 kB, of four bytes a character at worst.
 _LEGIBLE_CHARACTERS = 1500
 # What terminals and logs act upon instead of showing it (control characters, separators of lines, marks that
@@ -32,7 +33,7 @@ def escaped(text: str, *, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(
-        character if character.isprintable() or character in keep else repr(character)[1:-1]
+        character if character.isprintable() or character in keep else _escape_unprintable(character)
         for character in text
     )
 
@@ -56,6 +57,12 @@ def join_names(names: Iterable[str]) -> str:
     return f"{text} and {len(every) - _SHOWN_ITEMS} more" if len(every) > _SHOWN_ITEMS else text
 
 
+def join_first(texts: Sequence[str], separator: str = ", ") -> str:
+    """Return the first few of ``texts``, joined as they are, and how many more there are."""
+    rest = len(texts) - _JOINED_TEXTS
+    return separator.join(texts[:_JOINED_TEXTS]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
 def shape_text(shape: Sequence[int]) -> str:
     """Return ``shape`` in brackets, the first few of its sides."""
     sides = ", ".join(str(side) for side in shape[:_SHOWN_ITEMS])
@@ -66,3 +73,9 @@ def _escape(found: re.Match[str]) -> str:
     code = ord(found[0])
     is_byte = code <= 0xFF or 0xDC80 <= code <= 0xDCFF  # the latter: how Python reads a byte that is no UTF-8
     return f"\\x{code & 0xFF:02x}" if is_byte else f"\\u{code:04x}"
+
+
+def _escape_unprintable(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # how Python holds a byte that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return repr(character)[1:-1]

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foldserve.text import is_legible, join_names, legible, quote
+from foldserve.text import escaped, is_legible, join_first, join_names, legible, quote
 
 # Halves of surrogate pairs too: what Python makes of bytes in a file's name that are no UTF-8.
 TEXTS = st.text(st.characters(codec=None), max_size=50)
@@ -29,3 +29,18 @@ def test_words_of_any_language_are_legible() -> None:
 def test_bytes_that_are_no_utf_8_are_shown_as_such() -> None:
     assert legible(b"caf\xe9\n\xff".decode(errors="surrogateescape")) == "caf\\xe9\\x0a\\xff"
     assert legible("\u2028\u202e\ud800") == "\\u2028\\u202e\\ud800"
+
+
+@given(text=TEXTS)
+def test_escaped_text_is_printable_and_keeps_what_was_printable(text: str) -> None:
+    assert escaped(text).isprintable()
+    assert escaped(text) == text or not text.isprintable()
+
+
+def test_escaped_bytes_that_are_no_utf_8_are_shown_as_such() -> None:
+    assert escaped(b"caf\xe9\n".decode(errors="surrogateescape") + "\u2028\ud800") == r"caf\xe9\n\u2028\ud800"
+
+
+def test_joined_texts_stay_as_they_are_and_the_rest_is_counted() -> None:
+    assert join_first(["2 .txt", "1 .csv"]) == "2 .txt, 1 .csv"
+    assert join_first(["a"] * 1003, "; ") == "a; a; a and 1,000 more"

@@ -1,6 +1,6 @@
-"""The form of a checkpoint's file: which fields it has, of which types, and that they fit together.
+"""Validates the content of a checkpoint file: its fields, their types, and that they are consistent.
 
-Whoever wrote the file, and whatever happened to it since: what passes here can be used without surprises.
+Whoever wrote the file, and whatever has happened to it since: content that passes can be used safely.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _TotalsForm(_Form):
 
 
 class TrainerForm(_Form):
-    """What a run needs to go on."""
+    """The state that resumes a run."""
 
     step: int = Field(ge=0)
     optimizer: dict[str, Any]
@@ -47,7 +47,7 @@ class TrainerForm(_Form):
 
 
 class CheckpointForm(_Form):
-    """The fields of `foldserve.training.checkpoint.Checkpoint`, as plain types and tensors."""
+    """The fields of `foldserve.training.checkpoint.Checkpoint` as plain types and tensors."""
 
     arch: str
     arch_args: dict[str, bool | int | float | str | None]
@@ -67,10 +67,10 @@ class CheckpointForm(_Form):
         spec = ImageSpec(**self.image.model_dump())
         if not len(self.mean) == len(self.std) == spec.channels:
             raise ValueError(
-                f"{len(self.mean)} means and {len(self.std)} deviations for {spec.channels} channels"
+                f"{len(self.mean)} means and {len(self.std)} standard deviations for {spec.channels} channels"
             )
         if len(set(self.labels)) < len(self.labels):
-            raise ValueError("two labels are the same")
+            raise ValueError("two labels are equal")
         expected = {
             "in_channels": spec.channels,
             "height": spec.height,
@@ -87,7 +87,7 @@ def read_form(form: type[BaseModel], payload: Any) -> dict[str, Any]:
     """Return the fields of ``payload`` that ``form`` has.
 
     Raises:
-        ValueError: one is missing, of another type, or does not fit the others; the first one is named.
+        ValueError: a field is missing, has a wrong type, or does not fit the others; names the first one.
     """
     try:
         checked = form.model_validate(payload)

@@ -1,11 +1,11 @@
-"""Every error that training raises on purpose; the message is one line that can be shown to the user.
+"""Defines the errors that training raises on purpose; each message is one line to show to the user.
 
 TrainingError
-├── ModelError        an architecture that is not known or cannot be built with these arguments
-├── DatasetError      a data set that cannot be found, fetched or read
-├── CheckpointError   a file that is not a checkpoint, or a damaged one
-├── RunError          a run folder that cannot be written, or belongs to another run
-└── DivergedError     the loss is no longer a number
+├── ModelError        an architecture is unknown or cannot be built with these arguments
+├── DatasetError      a data set cannot be found, downloaded or read
+├── CheckpointError   a file is not a checkpoint, or is damaged
+├── RunError          a run folder cannot be written, or belongs to another run
+└── DivergedError     the loss is no longer finite
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ class ModelError(TrainingError):
 
 
 class DatasetError(TrainingError):
-    """The data set cannot be found, fetched or read; nothing of it is used."""
+    """The data set cannot be found, downloaded or read; no part of it is used."""
 
 
 class CheckpointError(TrainingError):
-    """The file is missing, not a checkpoint, damaged, or of a schema this version does not know."""
+    """The file is missing, not a checkpoint, damaged, or of a schema that this version does not know."""
 
 
 class RunError(TrainingError):
-    """The run folder cannot be written, or holds a run with other settings."""
+    """The run folder cannot be written, or has a run with other settings."""
 
 
 class DivergedError(TrainingError):
-    """The loss became infinite or not a number; the last good checkpoint is kept."""
+    """The loss became infinite or NaN; the last good checkpoint is kept."""

@@ -1,7 +1,7 @@
-"""The recipes: what training a network takes, as differences from the defaults of `TrainConfig`.
+"""Defines the training recipe of each network, as differences from the defaults of `TrainConfig`.
 
-Those defaults are LeNet's. A setting that is given on the command line is always taken as given. "default" is
-for minutes on two cores; "long" is for the best accuracy that the network reaches, however long that takes.
+Those defaults are LeNet's. A setting given on the command line overrides the recipe. "default" takes minutes
+on two cores; "long" reaches the network's best accuracy, however long it takes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ RecipeName = Literal["default", "long"]
 RECIPES: dict[str, dict[RecipeName, dict[str, Any]]] = {
     "lenet": {
         "default": {},
-        # Three times the epochs carry a wider crop and an average of the weights.
+        # Three times the epochs can use a wider crop and an average of the weights.
         "long": {"epochs": 42, "crop_padding": 2, "ema_decay": 0.999},
     },
     "alexnet": {
         "default": {"epochs": 9, "dropout": 0.1, "label_smoothing": 0.05},
-        # More channels, and all that keeps so many epochs from learning the training images by heart.
+        # More channels, and the regularisation that keeps so many epochs from overfitting.
         "long": {
             "epochs": 45,
             "width": 1.5,
@@ -42,13 +42,13 @@ RECIPES: dict[str, dict[RecipeName, dict[str, Any]]] = {
         },
     },
 }
-# A network of one's own: gradients are clipped, since nobody has tried this learning rate on it.
-_OWN: dict[RecipeName, dict[str, Any]] = {
+# For custom networks: gradients are clipped, since nobody has tried this learning rate on them.
+_CUSTOM: dict[RecipeName, dict[str, Any]] = {
     "default": {"lr": 0.05, "clip_norm": 5.0},
     "long": {"epochs": 60, "lr": 0.05, "clip_norm": 5.0, "crop_padding": 2, "ema_decay": 0.999},
 }
 
 
 def recipe_settings(arch: str, recipe: RecipeName) -> dict[str, Any]:
-    """Return the settings that ``recipe`` of ``arch`` puts in place of the defaults."""
-    return RECIPES.get(arch, _OWN)[recipe]
+    """Return the settings of ``arch``'s ``recipe`` that differ from the defaults."""
+    return RECIPES.get(arch, _CUSTOM)[recipe]

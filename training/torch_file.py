@@ -1,4 +1,4 @@
-"""Reads what `torch.save` wrote, as plain types and tensors; whatever is wrong is one kind of error."""
+"""Reads files written by `torch.save` as plain types and tensors, with one kind of error for all faults."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from foldserve.training.datasets.picture_files import shown_name
+from foldserve.text import escaped
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 class TorchFileError(ValueError):
-    """The file is no torch file, or it is damaged or cut short; the message is one line without its name."""
+    """The file is not a torch file, or is damaged or truncated; the message is one line without its name."""
 
 
 class UnplainFileError(TorchFileError):
@@ -24,36 +24,36 @@ class UnplainFileError(TorchFileError):
 
 
 def read_torch_file(path: Path) -> Any:
-    """Return the content of ``path``, its tensors on the CPU; no code in it is run.
+    """Return the content of ``path`` with its tensors on the CPU, running no code in it.
 
     Raises:
-        TorchFileError: it is not sound.
-        OSError: it cannot be read.
+        TorchFileError: the file is not a torch file, or is damaged.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as stream:
         try:
             _check_sums(stream)
             stream.seek(0)
             with warnings.catch_warnings():
-                # torch warns of other kinds of pickle before it refuses them; the error says it all.
+                # torch warns about other kinds of pickle before it refuses them; the error is enough.
                 warnings.simplefilter("ignore")
                 return torch.load(stream, map_location="cpu", weights_only=True)
         except TorchFileError:
             raise
         except pickle.UnpicklingError as error:
             raise UnplainFileError(_first_line(error)) from error
-        except Exception as error:  # a damaged byte leads zipfile and torch to any kind of error
+        except Exception as error:  # for a damaged byte, zipfile and torch may raise any error
             raise TorchFileError(_first_line(error)) from error
 
 
 def _check_sums(stream: Any) -> None:
-    """Check the sums that stand in a zip file; torch does not, and would take a flipped bit for a weight."""
-    if zipfile.is_zipfile(stream):  # before torch 1.6 it was another format, without sums
+    """Check the checksums in a zip file, which torch does not: it would read a flipped bit as a weight."""
+    if zipfile.is_zipfile(stream):  # the format before torch 1.6 has no checksums
         with zipfile.ZipFile(stream) as archive:
             if (damaged := archive.testzip()) is not None:
-                raise TorchFileError(f"the checksum of {damaged!r} in it is wrong")
+                raise TorchFileError(f"the checksum of its entry {damaged!r} is wrong")
 
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return shown_name(lines[0]) if lines else type(error).__name__
+    return escaped(lines[0]) if lines else type(error).__name__

@@ -13,7 +13,7 @@ from foldserve.export.errors import SourceError
 from foldserve.export.graph.trace import trace
 from foldserve.export.inspection.layers import image_input
 from foldserve.training.checkpoint import load_checkpoint
-from foldserve.training.models import MODELS, create_model, register_own
+from foldserve.training.models import MODELS, create_model, register_custom_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,7 +61,7 @@ def load_target(config: InspectConfig) -> Target:
 
 
 def _load_network(config: InspectConfig) -> Target:
-    register_own(config.target)
+    register_custom_model(config.target)
     shape = config.input_shape or _DEFAULT_SHAPE
     settings: dict[str, Any] = {"width_factor": config.width, "depth": config.depth}
     settings = {name: value for name, value in settings.items() if value is not None}
@@ -79,7 +79,7 @@ def _load_network(config: InspectConfig) -> Target:
 
 
 def _load_checkpoint(path: Path, config: InspectConfig) -> Target:
-    register_own(config.arch or "")
+    register_custom_model(config.arch or "")
     checkpoint = load_checkpoint(path)
     shape = checkpoint.image.shape
     if config.input_shape not in {None, shape}:

@@ -19,7 +19,7 @@ from foldserve.export.sources.verification_images import load_verification_image
 from foldserve.export.sources.weights_file import load_into, read_weights
 from foldserve.export.verification.probabilities import TAKEN_AS_LOGITS, check_class_count
 from foldserve.training.errors import ModelError
-from foldserve.training.models import Normalized, create_model, register_own
+from foldserve.training.models import Normalized, create_model, register_custom_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,7 +84,7 @@ def _build(
     arch: str, shape: tuple[int, int, int], labels: tuple[str, ...] | None
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Build the network; return it and the arguments offered to its factory, which may take fewer."""
-    register_own(arch)
+    register_custom_model(arch)
     arguments: dict[str, Any] = {"in_channels": shape[0], "height": shape[1], "width": shape[2]}
     if labels is not None:
         arguments["class_count"] = len(labels)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foldserve.export.errors import SourceError
+from foldserve.text import escaped
 from foldserve.training.datasets import load_dataset
-from foldserve.training.datasets.picture_files import shown_name
 
 if TYPE_CHECKING:
     from foldserve.training.checkpoint import Checkpoint
@@ -46,4 +46,4 @@ def load_trained_images(checkpoint: Checkpoint, data_dir: Path | None) -> tuple[
 
 
 def _first(names: set[str]) -> str:
-    return shown_name(min(names)) if names else "none"
+    return escaped(min(names)) if names else "none"

@@ -16,7 +16,7 @@ from foldserve.export.sources.trained_images import load_trained_images
 from foldserve.export.sources.verification_images import image_count, spread
 from foldserve.export.verification.probabilities import TAKEN_AS_LOGITS
 from foldserve.training.checkpoint import Checkpoint, load_checkpoint
-from foldserve.training.models import register_own
+from foldserve.training.models import register_custom_model
 
 if TYPE_CHECKING:
     from foldserve.export.config import ExportConfig
@@ -32,7 +32,7 @@ def load_run(config: ExportConfig, path: Path) -> Source:
         DatasetError: the data set it was trained on cannot be found or read.
     """
     if config.arch is not None:
-        register_own(config.arch)
+        register_custom_model(config.arch)
     checkpoint = load_checkpoint(path)
     if config.arch not in {None, checkpoint.arch}:
         raise SourceError(f"--arch {config.arch}: {path} is of architecture {checkpoint.arch}")

@@ -20,13 +20,12 @@ from foldserve.errors import ImageError
 from foldserve.export.errors import SourceError
 from foldserve.export.sources.source import VerificationImages
 from foldserve.imaging import prepare_image
+from foldserve.text import escaped, join_first
 from foldserve.training.datasets.picture_files import (
     IMAGE_SUFFIXES,
     LeftOut,
     find_pictures,
-    first,
     is_picture,
-    shown_name,
     visible_folders,
 )
 
@@ -150,7 +149,7 @@ def _find_images(folder: Path, labels: Sequence[str]) -> tuple[list[Path], list[
     classes = [place[name] for name in found for _ in found[name]]
     missing = [labels[index] for name, index in place.items() if name not in found]
     if missing:
-        remarks = (f"no images of {first(missing)} in {folder}", *remarks)
+        remarks = (f"no images of {join_first(missing)} in {folder}", *remarks)
     return paths, classes, remarks
 
 
@@ -161,7 +160,7 @@ def _decode(paths: Sequence[Path], folder: Path, image: ImageSpec) -> NDArray[np
         try:
             images[index] = prepare_image(paths[index].read_bytes(), image)
         except (ImageError, OSError) as error:
-            name = shown_name(str(paths[index].relative_to(folder)))
+            name = escaped(str(paths[index].relative_to(folder)))
             return f"{name}: {getattr(error, 'strerror', None) or error}"
         return None
 
@@ -169,8 +168,8 @@ def _decode(paths: Sequence[Path], folder: Path, image: ImageSpec) -> NDArray[np
         reasons = [reason for reason in pool.map(decode_one, range(len(paths))) if reason is not None]
     if reasons:
         raise SourceError(
-            f"{len(reasons)} of {len(paths)} images in {folder} cannot be read ({first(reasons, '; ')}); "
-            "repair or remove them"
+            f"{len(reasons)} of {len(paths)} images in {folder} cannot be read "
+            f"({join_first(reasons, '; ')}); repair or remove them"
         )
     return images
 
@@ -179,6 +178,6 @@ def _with_near_misses(names: Sequence[str], labels: Sequence[str]) -> str:
     shown = []
     for name in names[:_NAMES_SHOWN]:
         near = difflib.get_close_matches(name, labels, n=1)
-        shown.append(shown_name(name) + (f" (did you mean {near[0]}?)" if near else ""))
+        shown.append(escaped(name) + (f" (did you mean {near[0]}?)" if near else ""))
     rest = len(names) - len(shown)
     return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")

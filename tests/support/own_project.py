@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from foldserve.training.models import MODELS, create_model, register_own
+from foldserve.training.models import MODELS, create_model, register_custom_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,7 +117,7 @@ def make_project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 def trained_weights(arch: str = "own_networks:net", seed: int = 5) -> dict[str, Tensor]:
     """Seeded weights with statistics that are not the identity, and logits that differ by image."""
-    register_own(arch)
+    register_custom_model(arch)
     torch.manual_seed(seed)
     network = create_model(arch, class_count=5)
     with torch.no_grad():

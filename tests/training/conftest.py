@@ -1,4 +1,4 @@
-"""A small data set that LeNet learns in seconds, under the name "tiny"."""
+"""Provides a small data set that LeNet learns in seconds, under the name "tiny"."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LABELS = ("north", "east", "south", "west")
 
 
 class LineTerminal(Terminal):
-    """Keeps the lines said; can stop the run at one, as a killed process would."""
+    """Records the lines; can stop the run at one of them, as if the process was killed."""
 
     def __init__(self, stop_at: str | None = None) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class LineTerminal(Terminal):
 
 
 def take_home_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container that is given a user id: without HOME, and without an entry for the user."""
+    """Remove HOME and the user's entry, as in a container that is given a user id."""
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
 
@@ -45,7 +45,7 @@ def take_home_away(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_examples(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise with one bright quarter: which one is the class."""
+    """Return noise with one bright quarter, whose position is the class."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 4
     images = torch.randint(0, 100, (count, 1, 28, 28), generator=generator, dtype=torch.uint8)
@@ -90,7 +90,7 @@ def tiny_config(tiny: Dataset, tmp_path: Path) -> TrainConfig:
 
 @pytest.fixture(autouse=True)
 def _restore_determinism():
-    """`train` sets it for its process; other tests share this one."""
+    """Undo what `train` sets for its process, which other tests share."""
     before = torch.are_deterministic_algorithms_enabled()
     yield
     torch.use_deterministic_algorithms(before)

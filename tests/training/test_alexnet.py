@@ -1,4 +1,4 @@
-"""AlexNet's two layouts: shapes, parameters counted by hand, and its switches."""
+"""AlexNet's two layouts: shapes, parameter counts, and arguments."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_large_layout_has_the_parameters_of_its_table():
         pytest.param(225, 117, 4, id="large odd sides"),
     ],
 )
-def test_the_shorter_side_chooses_the_layout_and_every_size_gives_one_logit_a_class(
+def test_the_shorter_side_chooses_the_layout_and_each_size_gives_one_logit_per_class(
     height: int, width: int, first_stride: int
 ):
     network = AlexNet(in_channels=3, class_count=7, height=height, width=width, width_factor=0.05).eval()
@@ -89,7 +89,7 @@ def test_sigmoid_replaces_all_seven_activations():
     assert not any(isinstance(module, nn.ReLU) for module in network.modules())
 
 
-def test_dropout_stands_before_both_hidden_layers_and_acts_in_training_alone():
+def test_dropout_is_before_both_hidden_layers_and_acts_only_in_training():
     torch.manual_seed(0)
     network = AlexNet(**FASHION, batch_norm=False, width_factor=0.25)
     assert [module.p for module in network.modules() if isinstance(module, nn.Dropout)] == [0.5, 0.5]
@@ -124,12 +124,12 @@ def test_batch_norm_follows_the_batch_in_training_and_not_in_evaluation():
     ("arguments", "message"),
     [
         pytest.param({"height": 27}, "not 27x28", id="too small"),
-        pytest.param({"dropout": 1.0}, "dropout is 1.0", id="dropout of all"),
+        pytest.param({"dropout": 1.0}, "dropout is 1.0", id="dropout of 1"),
         pytest.param({"width_factor": 0.0}, "width factor is 0.0", id="no width"),
-        pytest.param({"width_factor": float("nan")}, "width factor is nan", id="width that is no number"),
+        pytest.param({"width_factor": float("nan")}, "width factor is nan", id="width that is not a number"),
         pytest.param({"activation": "gelu"}, "relu, sigmoid", id="unknown activation"),
     ],
 )
-def test_what_makes_no_network_is_refused(arguments: dict, message: str):
+def test_invalid_network_arguments_are_refused(arguments: dict, message: str):
     with pytest.raises(ModelError, match=message):
         AlexNet(**FASHION | arguments)

@@ -1,4 +1,4 @@
-"""A checkpoint comes back whole or is refused with a reason; it never runs code."""
+"""A checkpoint is loaded as it was saved, or refused with a reason; it never runs code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def checkpoint() -> Checkpoint:
     )
 
 
-def test_every_field_comes_back(tmp_path: Path, checkpoint: Checkpoint):
+def test_checkpoint_fields_survive_saving_and_loading(tmp_path: Path, checkpoint: Checkpoint):
     save_checkpoint(tmp_path / "best.pt", checkpoint)
     loaded = load_checkpoint(tmp_path / "best.pt")
     for name in ("arch", "arch_args", "image", "mean", "std", "labels", "dataset", "metrics", "ema_weights"):
@@ -53,13 +53,13 @@ def test_every_field_comes_back(tmp_path: Path, checkpoint: Checkpoint):
     assert torch.equal(loaded.trainer["optimizer"]["state"][0]["momentum_buffer"], torch.ones(2))
 
 
-def test_a_folder_means_its_best(tmp_path: Path, checkpoint: Checkpoint):
+def test_loading_a_folder_loads_its_best_checkpoint(tmp_path: Path, checkpoint: Checkpoint):
     save_checkpoint(tmp_path / "best.pt", checkpoint)
     save_checkpoint(tmp_path / "last.pt", replace(checkpoint, metrics={"epoch": 4}))
     assert load_checkpoint(tmp_path).metrics["epoch"] == 3
 
 
-def test_averaged_weights_are_served_where_there_are_any(checkpoint: Checkpoint):
+def test_averaged_weights_are_served_if_there_are_any(checkpoint: Checkpoint):
     averaged = {
         name: value * 0 if value.is_floating_point() else value for name, value in checkpoint.weights.items()
     }
@@ -70,7 +70,7 @@ def test_averaged_weights_are_served_where_there_are_any(checkpoint: Checkpoint)
     )
 
 
-def test_what_is_built_is_in_eval_mode_and_takes_pixels(checkpoint: Checkpoint):
+def test_the_built_network_is_in_eval_mode_and_takes_pixels(checkpoint: Checkpoint):
     model = checkpoint.build()
     assert not any(module.training for module in model.modules())
     assert model(torch.zeros(1, 1, 28, 28, dtype=torch.uint8)).shape == (1, 3)
@@ -99,7 +99,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_beside_it(
     assert (tmp_path / "last.pt").read_bytes() == before
 
 
-def test_a_missing_file_says_what_was_expected(tmp_path: Path):
+def test_a_missing_checkpoint_names_the_expected_files(tmp_path: Path):
     with pytest.raises(
         CheckpointError, match=r"best\.pt does not exist; expected a checkpoint or the --run-dir"
     ):
@@ -120,13 +120,13 @@ def test_a_truncated_file_is_refused(tmp_path: Path, checkpoint: Checkpoint, kep
     [b"not a checkpoint", b"\x89PNG\r\n\x1a\n" + bytes(64), bytes(300)],
     ids=["text", "png", "zeros"],
 )
-def test_another_kind_of_file_is_refused(tmp_path: Path, content: bytes):
+def test_files_that_are_not_checkpoints_are_refused(tmp_path: Path, content: bytes):
     (tmp_path / "best.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         load_checkpoint(tmp_path / "best.pt")
 
 
-def test_a_plain_state_dict_is_told_apart(tmp_path: Path):
+def test_a_plain_state_dict_is_refused(tmp_path: Path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match="is a torch file, but not a checkpoint"):
         load_checkpoint(tmp_path / "model.pt")

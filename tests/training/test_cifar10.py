@@ -27,7 +27,7 @@ FILES = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bi
 
 
 def batch(index: int) -> bytes:
-    """Records of a file: class n for record n, then red, green and blue planes of one value each."""
+    """Return records of a file: class n for record n, then red, green and blue planes of one value each."""
     records = np.empty((RECORDS, 3073), np.uint8)
     for number, record in enumerate(records):
         record[0] = (number + index) % 10
@@ -37,7 +37,7 @@ def batch(index: int) -> bytes:
 
 @pytest.fixture
 def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The tar file, in a folder that is given with --data-dir."""
+    """Write the tar file into a folder as given with --data-dir."""
     path = tmp_path / "given" / "cifar-10-binary.tar.gz"
     path.parent.mkdir()
     with tarfile.open(path, "w:gz") as tar:
@@ -119,7 +119,7 @@ def test_mnist_is_read_from_its_files_and_never_mirrored(tmp_path: Path, monkeyp
     assert not dataset.flip_keeps_class
 
 
-def test_both_are_described_as_published():
+def test_cifar10_and_mnist_are_described_as_published():
     assert {part: file.limit_bytes - 65536 for part, file in mnist.SOURCE.files.items()} == {
         "train_images": 47_040_016,
         "train_labels": 60_008,

@@ -11,7 +11,7 @@ from foldserve.training.datasets import Dataset, Examples, channel_statistics, s
 from foldserve.training.errors import DatasetError
 
 
-def test_the_split_is_the_same_every_time_and_parts_every_image_once(tiny: Dataset):
+def test_the_split_is_repeatable_and_assigns_each_image_once(tiny: Dataset):
     training, validation = split_train(tiny, 40)
     again = split_train(tiny, 40)[1]
     assert (len(training), len(validation)) == (160, 40)
@@ -21,7 +21,7 @@ def test_the_split_is_the_same_every_time_and_parts_every_image_once(tiny: Datas
     assert not torch.equal(validation.images, split_train(tiny, 40, seed=1)[1].images)
 
 
-def test_images_keep_their_labels(tiny: Dataset):
+def test_images_keep_their_labels_in_the_split(tiny: Dataset):
     number = {
         image.numpy().tobytes(): label
         for image, label in zip(tiny.train_images, tiny.train_labels, strict=True)
@@ -31,13 +31,13 @@ def test_images_keep_their_labels(tiny: Dataset):
 
 
 @pytest.mark.parametrize("count", [-1, 0, 200, 201])
-def test_a_split_that_leaves_nothing_is_refused(tiny: Dataset, count: int):
+def test_validation_counts_that_leave_a_part_empty_are_refused(tiny: Dataset, count: int):
     with pytest.raises(DatasetError, match="expected --validation-count 1 to 196"):
         split_train(tiny, count)
 
 
 def test_each_class_keeps_an_image_for_training(tiny: Dataset):
-    """Whatever is drawn: of the rarest class, and of all when nearly everything is held out."""
+    """For any draw: also the rarest class, and also if nearly all images are held out."""
     labels = torch.zeros(200, dtype=torch.int64)
     labels[:3] = torch.tensor([1, 2, 3])
     rare = replace(tiny, train_labels=labels)
@@ -47,7 +47,7 @@ def test_each_class_keeps_an_image_for_training(tiny: Dataset):
         assert len(validation) == 196
 
 
-def test_images_for_validation_that_the_data_set_brings_are_taken(tiny: Dataset):
+def test_validation_images_of_the_data_set_are_used(tiny: Dataset):
     own = Examples(tiny.test_images[:8], tiny.test_labels[:8])
     training, validation = split_train(replace(tiny, validation=own))
     assert len(training) == 200
@@ -63,19 +63,19 @@ def test_images_for_validation_that_the_data_set_brings_are_taken(tiny: Dataset)
         pytest.param([0, 1, 2, 3], "too few .* expected 10 or more: add images$", id="one each"),
     ],
 )
-def test_too_few_images_to_hold_some_out_say_what_to_do(tiny: Dataset, labels: list[int], message: str):
+def test_too_few_training_images_are_refused_with_a_hint(tiny: Dataset, labels: list[int], message: str):
     few = replace(tiny, train_images=tiny.train_images[:4], train_labels=torch.tensor(labels))
     with pytest.raises(DatasetError, match=message):
         split_train(few)
 
 
-def test_one_image_a_class_leaves_none_for_validation(tiny: Dataset):
+def test_one_image_per_class_leaves_none_for_validation(tiny: Dataset):
     few = replace(tiny, train_images=tiny.train_images[:4], train_labels=torch.arange(4))
-    with pytest.raises(DatasetError, match="a single training image a class"):
+    with pytest.raises(DatasetError, match="a single training image per class"):
         split_train(few, 1)
 
 
-def test_statistics_are_those_of_the_scaled_pixels():
+def test_channel_statistics_are_those_of_the_scaled_pixels():
     images = torch.randint(256, (50, 3, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images[:, 2] = 9  # constant: its deviation is held above 0
     scaled = images.double() / 255

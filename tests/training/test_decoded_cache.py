@@ -1,4 +1,4 @@
-"""The cache of decoded images answers for exactly the images that it was filled with."""
+"""The cache of decoded images is used only for the images that it was filled with."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What has been decoded so far."""
+    """Record the files that are decoded."""
     contents: list[bytes] = []
 
     def watch(encoded: bytes, spec: ImageSpec) -> np.ndarray:
@@ -49,7 +49,7 @@ def load(folder: Path) -> Dataset:
 
 
 def write_flat(folder: Path, colours: tuple[int, int]) -> Path:
-    """Write bitmaps of one size and one time, which only their pixels tell apart."""
+    """Write bitmaps of the same size and time, which differ only in their pixels."""
     for label, colour in zip("ab", colours, strict=True):
         (folder / label).mkdir(parents=True)
         for index in range(6):
@@ -60,7 +60,7 @@ def write_flat(folder: Path, colours: tuple[int, int]) -> Path:
 
 
 def assert_own_pixels(dataset: Dataset, folder: Path) -> None:
-    """Each class has the pixels of the files that are in its folder now."""
+    """Check that each class has the pixels of the files that are in its folder now."""
     images = torch.cat([dataset.train_images, dataset.test_images])
     labels = torch.cat([dataset.train_labels, dataset.test_labels])
     for index, label in enumerate(dataset.labels):
@@ -93,7 +93,7 @@ def put_another_in_its_place(folder: Path) -> None:
 
 
 def link_elsewhere(folder: Path) -> None:
-    """The names stay, and lead to other files."""
+    """Point the same names to other files."""
     other = write_flat(folder.parent / "other", (50, 150))
     shutil.rmtree(folder / "a")
     (folder / "a").symlink_to(other / "a")
@@ -109,7 +109,7 @@ def link_elsewhere(folder: Path) -> None:
         link_elsewhere,
     ],
 )
-def test_other_pixels_behind_the_same_names_sizes_and_times_are_seen(
+def test_changed_pixels_with_the_same_names_sizes_and_times_are_noticed(
     tmp_path: Path, change: Callable[[Path], None]
 ):
     folder = write_flat(tmp_path / "p", (0, 200))
@@ -121,7 +121,7 @@ def test_other_pixels_behind_the_same_names_sizes_and_times_are_seen(
     assert after.fingerprint != before.fingerprint
 
 
-def test_folders_that_look_alike_have_each_its_own_pixels(tmp_path: Path):
+def test_folders_with_the_same_names_and_sizes_keep_their_own_pixels(tmp_path: Path):
     folders = [
         write_flat(tmp_path / name, colours)
         for name, colours in (("first", (0, 200)), ("second", (100, 150)), ("swapped", (200, 0)))
@@ -130,8 +130,8 @@ def test_folders_that_look_alike_have_each_its_own_pixels(tmp_path: Path):
         assert_own_pixels(load(folder), folder)
 
 
-def test_what_has_not_changed_is_not_decoded_again(tmp_path: Path, cache: Path, decoded: list[bytes]):
-    """Times say nothing, and neither does the place."""
+def test_unchanged_images_are_not_decoded_again(tmp_path: Path, cache: Path, decoded: list[bytes]):
+    """Neither the times nor the place of the files matter."""
     folder = write_flat(tmp_path / "p", (0, 200))
     first = load(folder)
     assert len(decoded) == 12
@@ -146,7 +146,7 @@ def test_what_has_not_changed_is_not_decoded_again(tmp_path: Path, cache: Path, 
     assert [path.suffix for path in sorted(cache.iterdir())] == [".json", ".lock", ".npy"]
 
 
-def test_writing_into_the_images_leaves_the_cache_as_it_is(tmp_path: Path, decoded: list[bytes]):
+def test_writing_to_decoded_images_does_not_change_the_cache(tmp_path: Path, decoded: list[bytes]):
     folder = write_flat(tmp_path / "p", (0, 200))
     for _ in range(2):
         dataset = load(folder)
@@ -168,7 +168,7 @@ def flip_a_pixel(cache: Path) -> None:
 
 
 def zero_all(cache: Path) -> None:
-    """As a file that was never synced is after a power failure."""
+    """As a file that was not synced before a power failure."""
     file = next(cache.glob("*.npy"))
     content = file.read_bytes()
     file.write_bytes(content[:128] + bytes(len(content) - 128))
@@ -207,9 +207,7 @@ def empty_the_list(cache: Path) -> None:
         empty_the_list,
     ],
 )
-def test_a_cache_that_is_not_as_it_was_written_is_made_anew(
-    tmp_path: Path, cache: Path, damage: Callable[[Path], None]
-):
+def test_a_damaged_cache_is_written_again(tmp_path: Path, cache: Path, damage: Callable[[Path], None]):
     folders = [write_flat(tmp_path / "p", (0, 200)), write_flat(tmp_path / "q", (50, 150))]
     for folder in folders:
         load(folder)
@@ -218,7 +216,7 @@ def test_a_cache_that_is_not_as_it_was_written_is_made_anew(
         assert_own_pixels(load(folder), folder)
 
 
-def test_a_new_rule_of_preparing_gives_new_pixels(
+def test_changed_preparation_code_gives_new_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[bytes]
 ):
     folder = write_flat(tmp_path / "p", (0, 200))
@@ -230,7 +228,7 @@ def test_a_new_rule_of_preparing_gives_new_pixels(
     assert len(decoded) == 24
 
 
-def test_a_file_that_changes_while_the_folder_is_read_is_told(
+def test_a_file_that_changes_while_the_folder_is_read_is_reported(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
     folder = write_flat(tmp_path / "p", (0, 200))
@@ -246,7 +244,7 @@ def test_a_file_that_changes_while_the_folder_is_read_is_told(
     assert not list(cache.glob("*.npy"))
 
 
-def test_a_folder_of_nothing_readable_says_so_each_time(tmp_path: Path):
+def test_a_folder_without_readable_images_is_reported_each_time(tmp_path: Path):
     folder = write_flat(tmp_path / "p", (0, 200))
     for file in folder.rglob("*.bmp"):
         file.write_bytes(b"x" + file.parent.name.encode())
@@ -255,8 +253,8 @@ def test_a_folder_of_nothing_readable_says_so_each_time(tmp_path: Path):
             load(folder)
 
 
-def test_a_picture_of_wrong_metadata_counts_for_the_size(tmp_path: Path):
-    """Its orientation is text; the pixels are sound."""
+def test_an_image_with_wrong_metadata_counts_for_the_size(tmp_path: Path):
+    """Its orientation is text; its pixels are intact."""
     text = struct.pack("<HHI4s", 0x0112, 2, 4, b"abc\0")
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + text + bytes(4)
     Image.new("RGB", (40, 30)).save(tmp_path / "0.png", exif=exif)

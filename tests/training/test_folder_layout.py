@@ -1,4 +1,4 @@
-"""A folder means what people mean by it: splits by their usual names, classes, and what is left out."""
+"""The layout of a folder: its splits by their usual names, its classes, and the files left out."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load(folder: Path) -> tuple[Dataset, list[str]]:
 
 
 def write_splits(folder: Path, **counts: int) -> Path:
-    """Write FOLDER/SPLIT/CLASS/*; two underlines in a name stand for a folder below."""
+    """Write FOLDER/SPLIT/CLASS/*; two underscores in a name stand for a subfolder."""
     for seed, (name, count) in enumerate(counts.items()):
         write_classes(folder / name.replace("__", "/"), per_class=count, seed=seed)
     return folder
@@ -66,7 +66,7 @@ def pixels_of(images) -> list[bytes]:
         ("a__b__Train", "a__b__Test"),
     ],
 )
-def test_splits_are_known_by_their_usual_names(tmp_path: Path, train: str, judge: str):
+def test_splits_are_recognised_by_their_usual_names(tmp_path: Path, train: str, judge: str):
     folder = write_splits(tmp_path / "p", **{train: 3, judge: 2})
     dataset, lines = load(folder)
     assert dataset.labels == LABELS
@@ -81,7 +81,9 @@ def test_splits_are_known_by_their_usual_names(tmp_path: Path, train: str, judge
 
 
 @pytest.mark.parametrize("names", [("train", "val", "test"), ("Train", "Valid", "Test")])
-def test_of_three_splits_val_chooses_and_test_judges(tmp_path: Path, names: tuple[str, str, str]):
+def test_of_three_splits_val_is_for_validation_and_test_for_the_test(
+    tmp_path: Path, names: tuple[str, str, str]
+):
     folder = write_splits(tmp_path / "p", **dict(zip(names, (4, 3, 2), strict=True)))
     dataset, _ = load(folder)
     training, validation = split_train(dataset)
@@ -89,14 +91,14 @@ def test_of_three_splits_val_chooses_and_test_judges(tmp_path: Path, names: tupl
         assert pixels_of(images) == pixels_in(folder / name, dataset)
 
 
-def test_a_lone_train_folder_is_split_as_one_without_splits(tmp_path: Path):
+def test_a_train_folder_alone_is_split_like_a_folder_without_splits(tmp_path: Path):
     dataset, lines = load(write_splits(tmp_path / "p", train=10))
     assert (len(dataset.train_images), len(dataset.test_images)) == (32, 8)
     assert "a fifth of each class held out for the test" in lines[0]
 
 
 def test_a_test_folder_without_classes_is_left_out(tmp_path: Path):
-    """As competitions have it: its labels are kept secret."""
+    """As in competitions, which keep the labels of the test images secret."""
     folder = write_splits(tmp_path / "p", train=10, val=2)
     (folder / "test").mkdir()
     Image.new("L", (28, 28)).save(folder / "test" / "1.png")
@@ -115,7 +117,7 @@ def test_a_test_folder_without_classes_is_left_out(tmp_path: Path):
         pytest.param(("valid", "invalid"), id="no training"),
     ],
 )
-def test_classes_may_be_called_like_splits(tmp_path: Path, names: tuple[str, ...]):
+def test_classes_may_have_the_names_of_splits(tmp_path: Path, names: tuple[str, ...]):
     dataset, _ = load(write_classes(tmp_path / "p", per_class=4, labels=names))
     assert dataset.labels == tuple(sorted(names))
 
@@ -137,7 +139,7 @@ def test_a_class_called_train_may_have_folders(tmp_path: Path):
         ),
         pytest.param(
             lambda p: write_splits(p, east__train=3, east__test=2, west__train=3, west__test=2),
-            r"each folder in .* holds splits of its own, as east does; expected the splits outside",
+            r"each folder in .* has splits of its own, as east does; expected the splits outside",
             id="classes outside, splits inside",
         ),
         pytest.param(
@@ -147,7 +149,7 @@ def test_a_class_called_train_may_have_folders(tmp_path: Path):
         ),
         pytest.param(
             lambda p: write_splits(p, train=3, val=2, valid=2),
-            "has val and valid, all for validation by their names; leave one of them",
+            "has val and valid, all for validation by their names; keep one of them",
             id="two of a kind",
         ),
         pytest.param(
@@ -159,7 +161,7 @@ def test_a_class_called_train_may_have_folders(tmp_path: Path):
             lambda p: write_classes(
                 write_splits(p, train=3) / "val", per_class=2, labels=(*LABELS[1:], "East")
             ),
-            "val does not have the classes of .*train: missing east; unknown East; rename, add or take out",
+            "val does not have the classes of .*train: missing east; unknown East; rename, add or remove",
             id="other classes",
         ),
         pytest.param(
@@ -169,8 +171,8 @@ def test_a_class_called_train_may_have_folders(tmp_path: Path):
         ),
         pytest.param(
             lambda p: write_classes(p, per_class=1),
-            "a single image a class, which leaves none to judge by; expected at least 2 a class",
-            id="one image a class",
+            "a single image per class, which leaves none for the test; expected at least 2 per class",
+            id="one image per class",
         ),
         pytest.param(
             lambda p: [
@@ -182,7 +184,7 @@ def test_a_class_called_train_may_have_folders(tmp_path: Path):
         ),
     ],
 )
-def test_what_cannot_be_meant_is_refused_with_what_to_do(
+def test_ambiguous_layouts_are_refused_with_a_hint(
     tmp_path: Path, make: Callable[[Path], object], message: str
 ):
     make(tmp_path / "p")
@@ -194,7 +196,7 @@ def count_of(dataset: Dataset) -> int:
     return len(dataset.train_images) + len(dataset.test_images)
 
 
-def test_what_is_left_out_is_told_with_the_reason(tmp_path: Path):
+def test_files_left_out_are_reported_with_the_reason(tmp_path: Path):
     folder = write_classes(tmp_path / "p", per_class=3)
     north = folder / "north"
     for name in ("1.tif", "2.TIF", "notes.txt", "README"):
@@ -216,7 +218,7 @@ def test_what_is_left_out_is_told_with_the_reason(tmp_path: Path):
         "2 .tif, 1 .txt, 1 without a suffix; images are read from .bmp, ",
         "linked folders (2): north/more with 5 images, north/round with 1 images; links inside a class",
         "hidden names and folders of the system (3): ",
-        "names that are no files, such as broken links (2): north/broken.png, north/pipe.jpg",
+        "names that are not files, such as broken links (2): north/broken.png, north/pipe.jpg",
         "1 images beside the classes, in no folder of a class",
     ):
         assert expected in told
@@ -236,7 +238,7 @@ def test_linked_files_classes_and_splits_are_followed(tmp_path: Path):
     assert not any("left out" in line for line in lines)
 
 
-def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_that_cannot_be_listed_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = write_classes(tmp_path / "p", per_class=3)
     scan = os.scandir
 
@@ -246,13 +248,15 @@ def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pyt
         return scan(place)
 
     monkeypatch.setattr(os, "scandir", scan_but_not)
-    with pytest.raises(DatasetError, match="north cannot be listed: Permission denied; mend its permissions"):
+    with pytest.raises(
+        DatasetError, match="north cannot be listed: Permission denied; change its permissions"
+    ):
         find_layout(folder)
 
 
 @pytest.mark.parametrize("within_one_split", [False, True])
-def test_names_that_look_alike_are_one_class(tmp_path: Path, within_one_split: bool):
-    """As from a zip file of macOS and from elsewhere."""
+def test_names_equal_after_unicode_normalisation_are_one_class(tmp_path: Path, within_one_split: bool):
+    """One name as macOS writes it in a zip file, one as other systems do."""
     composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     assert composed != decomposed
     if within_one_split:
@@ -290,7 +294,7 @@ def test_names_that_cannot_be_labels_are_refused_before_training(
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9.png", b"two\nlines.png", b"\xff\xfe.PNG"])
-def test_file_names_may_be_anything(tmp_path: Path, name: bytes):
+def test_file_names_may_be_any_bytes(tmp_path: Path, name: bytes):
     folder = write_classes(tmp_path / "p", per_class=3)
     picture = (folder / "north" / "000.png").rename(folder / "north" / os.fsdecode(name))
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""An IDX file is the one expected, whole, or it is refused with what is wrong."""
+"""An IDX file is read if it is the expected one, and else refused with the reason."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_truncated_gzip_is_refused(tmp_path: Path, kept: int):
 
 
 def test_no_flipped_bit_of_a_gzip_file_changes_a_pixel(tmp_path: Path):
-    """Either the array is the right one (a bit of the header's time) or the file is refused."""
+    """The file is refused, or the array is right (if the bit is in the time of gzip's header)."""
     packed = gzip.compress(CONTENT, mtime=0)
     right = parse_idx(CONTENT, SHAPE)
     refused = 0

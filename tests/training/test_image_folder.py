@@ -1,4 +1,4 @@
-"""Folders of images: classes, sizes, images that cannot be read, and what is wrong with them."""
+"""Loading folders of images: classes, sizes, unreadable images, and errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def load(folder: Path, **settings: object) -> tuple[Dataset, list[str]]:
     return load_dataset(str(folder), terminal=terminal, **settings), terminal.lines
 
 
-def test_one_folder_is_split_by_class_and_always_alike(tmp_path: Path):
+def test_a_folder_without_splits_is_split_repeatably_by_class(tmp_path: Path):
     folder = write_classes(tmp_path / "pictures", per_class=10)
     dataset, _ = load(folder)
     assert dataset.labels == LABELS
@@ -57,12 +57,12 @@ def test_train_and_val_keep_their_images_apart(tmp_path: Path, test_name: str):
 @pytest.mark.parametrize(
     ("sizes", "mode", "image_size", "shape"),
     [
-        pytest.param([(30, 20), (30, 20)], "RGB", None, (3, 20, 30), id="their own where all agree"),
-        pytest.param([(30, 20), (20, 30)], "L", None, (1, 224, 224), id="224 where they do not"),
+        pytest.param([(30, 20), (30, 20)], "RGB", None, (3, 20, 30), id="their own if all agree"),
+        pytest.param([(30, 20), (20, 30)], "L", None, (1, 224, 224), id="224 if they do not"),
         pytest.param([(30, 20), (50, 60)], "L", 16, (1, 16, 16), id="as asked for"),
     ],
 )
-def test_size_and_colours_are_found(
+def test_image_size_and_colours_are_detected(
     tmp_path: Path,
     sizes: list[tuple[int, int]],
     mode: str,
@@ -77,8 +77,8 @@ def test_size_and_colours_are_found(
     assert any(f"{shape[1]}x{shape[2]} pixels" in line for line in lines)
 
 
-def test_a_known_preparation_is_kept(tmp_path: Path):
-    """As from a checkpoint: the images of the export are those of the training."""
+def test_a_given_image_spec_is_used(tmp_path: Path):
+    """As from a checkpoint, so that export prepares images as training did."""
     spec = ImageSpec("RGB", 12, 14, resize_shorter_side=20)
     dataset, _ = load(write_classes(tmp_path / "p", per_class=3), image=spec)
     assert dataset.image == spec
@@ -86,7 +86,7 @@ def test_a_known_preparation_is_kept(tmp_path: Path):
 
 
 @pytest.mark.parametrize("has_home", [True, False])
-def test_without_a_cache_it_works_and_says_so(
+def test_a_folder_loads_without_a_cache_and_reports_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_home: bool
 ):
     (tmp_path / "file").write_text("in the way")
@@ -97,11 +97,11 @@ def test_without_a_cache_it_works_and_says_so(
     dataset, lines = load(write_classes(tmp_path / "p", per_class=5))
     assert len(dataset.train_images) == 16
     reason = "Not a directory" if has_home else "there is no home folder; set XDG_CACHE_HOME"
-    assert any("decoded images are not kept" in line and reason in line for line in lines)
+    assert any("decoded images are not cached" in line and reason in line for line in lines)
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_unreadable_images_are_listed_and_left_out_only_if_asked(tmp_path: Path, cached: bool):
+def test_unreadable_images_are_listed_and_skipped_only_if_asked(tmp_path: Path, cached: bool):
     folder = write_classes(tmp_path / "p", per_class=6)
     (folder / "north" / "000.png").write_bytes(b"not an image")
     whole = (folder / "south" / "003.png").read_bytes()
@@ -165,7 +165,7 @@ def test_splits_with_other_classes_are_refused(tmp_path: Path):
         load(tmp_path / "p")
 
 
-def test_a_folder_that_is_not_there_is_told_from_an_unknown_name(tmp_path: Path):
+def test_a_missing_folder_is_distinguished_from_an_unknown_name(tmp_path: Path):
     with pytest.raises(
         DatasetError, match=r"nowhere does not exist; if it has moved, give its new place with"
     ):
@@ -178,7 +178,7 @@ def test_a_folder_that_is_not_there_is_told_from_an_unknown_name(tmp_path: Path)
     assert dataset.labels == LABELS
 
 
-def test_files_that_are_no_images_and_hidden_ones_are_left_alone(tmp_path: Path):
+def test_hidden_files_and_files_that_are_not_images_are_ignored(tmp_path: Path):
     folder = write_classes(tmp_path / "p", per_class=3)
     (folder / "north" / "notes.txt").write_text("x")
     (folder / "north" / ".hidden.png").write_bytes(b"x")

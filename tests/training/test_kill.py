@@ -1,4 +1,4 @@
-"""A training process that is killed without warning, again and again, loses no more than it said it would."""
+"""A training process that is killed again and again loses only the work since its last checkpoint."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def start(folder: Path, run_dir: Path) -> subprocess.Popen[str]:
         "-W",
         "error",
         "-m",
-        "training",
+        "foldserve",
+        "train",
         "--dataset",
         str(folder),
         "--run-dir",
@@ -67,7 +68,7 @@ def saved_step(run_dir: Path) -> int:
 def kill_at_some_step(
     process: subprocess.Popen[str], run_dir: Path, after_step: int, rng: random.Random
 ) -> int:
-    """Kill some time after a checkpoint of a step past ``after_step`` is there; return what is there then."""
+    """Kill the process after a checkpoint past ``after_step``; return the last checkpoint's step."""
     deadline = time.monotonic() + 60
     while not (run_dir / "last.pt").exists() or saved_step(run_dir) <= after_step:
         assert process.poll() is None, "it ended before it could be killed"
@@ -80,7 +81,7 @@ def kill_at_some_step(
     return saved_step(run_dir)
 
 
-def test_a_run_killed_at_random_steps_goes_on_and_ends_with_the_same_bits(folder: Path, tmp_path: Path):
+def test_a_run_killed_at_random_steps_resumes_and_ends_bit_identical(folder: Path, tmp_path: Path):
     rng = random.Random(int.from_bytes(os.urandom(4)))  # a failure shows the steps
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finish(start(folder, whole))

@@ -1,4 +1,4 @@
-"""Whatever happened to a checkpoint, one clear line says so: never a traceback, never wrong weights."""
+"""A malformed checkpoint is reported in one clear line: never a traceback, never wrong weights."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def payload(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def build(path: Path, payload: object) -> None:
-    """Save, load and build: it works, or it is refused in one line that names the file or the network."""
+    """Check that a checkpoint builds, or is refused in one line that names the file or the network."""
     torch.save(payload, path)
     build_saved(path)
 
@@ -95,7 +95,7 @@ def build_saved(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["weights", "labels", "mean", "image", "arch_args", "metrics", "trainer"])
-def test_none_in_a_field_is_named(tmp_path: Path, payload: dict[str, Any], name: str):
+def test_none_in_a_checkpoint_field_is_named(tmp_path: Path, payload: dict[str, Any], name: str):
     torch.save(payload | {name: None}, tmp_path / "best.pt")
     if name == "trainer":
         load_checkpoint(tmp_path)
@@ -104,13 +104,13 @@ def test_none_in_a_field_is_named(tmp_path: Path, payload: dict[str, Any], name:
         load_checkpoint(tmp_path)
 
 
-def test_a_missing_field_is_named(tmp_path: Path, payload: dict[str, Any]):
+def test_a_missing_checkpoint_field_is_named(tmp_path: Path, payload: dict[str, Any]):
     torch.save({name: value for name, value in payload.items() if name != "std"}, tmp_path / "best.pt")
     with pytest.raises(CheckpointError, match="malformed: std: Field required"):
         load_checkpoint(tmp_path)
 
 
-def test_a_checkpoint_of_before_there_were_fingerprints_loads(tmp_path: Path, payload: dict[str, Any]):
+def test_a_checkpoint_without_a_fingerprint_loads(tmp_path: Path, payload: dict[str, Any]):
     torch.save(
         {name: value for name, value in payload.items() if name != "fingerprint"}, tmp_path / "best.pt"
     )
@@ -118,14 +118,18 @@ def test_a_checkpoint_of_before_there_were_fingerprints_loads(tmp_path: Path, pa
 
 
 @pytest.mark.parametrize("name", [*Checkpoint.__dataclass_fields__, "format", "schema"])
-def test_any_value_in_any_field(tmp_path: Path, payload: dict[str, Any], name: str):
+def test_any_value_in_any_checkpoint_field_is_refused_or_usable(
+    tmp_path: Path, payload: dict[str, Any], name: str
+):
     for value in VALUES:
         build(tmp_path / "best.pt", payload | {name: value})
 
 
 @pytest.mark.parametrize("name", ["arch_args", "image", "metrics", "weights", "mean", "std", "labels"])
-def test_any_value_within_any_field(tmp_path: Path, payload: dict[str, Any], name: str):
-    """One entry of what a field holds is another, is gone, or is there once more under another name."""
+def test_any_value_within_any_checkpoint_field_is_refused_or_usable(
+    tmp_path: Path, payload: dict[str, Any], name: str
+):
+    """One entry within a field is replaced, removed, or repeated under another name."""
     there = payload[name]
     if isinstance(there, tuple):
         changed: list[Any] = [(value, *there[1:]) for value in VALUES]
@@ -140,7 +144,7 @@ def test_any_value_within_any_field(tmp_path: Path, payload: dict[str, Any], nam
 
 @pytest.mark.parametrize("value", [2**62, 10**6, -1, float("nan"), 1e300])
 @pytest.mark.parametrize("name", ["width_factor", "height", "class_count", "depth", "dropout"])
-def test_arguments_beyond_reason_take_no_memory(
+def test_unreasonable_network_arguments_allocate_no_memory(
     tmp_path: Path, payload: dict[str, Any], name: str, value: float, monkeypatch: pytest.MonkeyPatch
 ):
     devices = []
@@ -159,23 +163,23 @@ def test_arguments_beyond_reason_take_no_memory(
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.int64, torch.complex64], ids=str)
-def test_weights_of_another_type_are_refused(checkpoint: Checkpoint, kind: torch.dtype):
+def test_weights_of_another_dtype_are_refused(checkpoint: Checkpoint, kind: torch.dtype):
     name = "classifier.5.weight"
     weights = checkpoint.weights | {name: checkpoint.weights[name].to(kind)}
-    with pytest.raises(CheckpointError, match=rf"{name} is of {kind}, .* expected torch.float32"):
+    with pytest.raises(CheckpointError, match=rf"{name} is {kind}, .* expected dense torch.float32"):
         replace(checkpoint, weights=weights).build()
 
 
 def test_weights_without_values_are_refused(checkpoint: Checkpoint):
     name = "classifier.5.weight"
     for value in (checkpoint.weights[name].to("meta"), checkpoint.weights[name].to_sparse()):
-        with pytest.raises(CheckpointError, match=f"{name} is of"):
+        with pytest.raises(CheckpointError, match=f"{name} is torch.float32, .*; expected dense"):
             replace(checkpoint, weights=checkpoint.weights | {name: value}).build()
 
 
 @OFTEN
 @given(data=st.data())
-def test_damaged_bytes_are_refused_or_change_nothing(
+def test_damaged_checkpoint_bytes_are_refused_or_change_nothing(
     tmp_path: Path, checkpoint: Checkpoint, data: st.DataObject
 ):
     """No flipped bit ends up in a weight."""
@@ -193,10 +197,8 @@ def test_damaged_bytes_are_refused_or_change_nothing(
 
 @OFTEN
 @given(data=st.data())
-def test_a_damaged_pickle_is_refused_or_means_something(
-    tmp_path: Path, checkpoint: Checkpoint, data: st.DataObject
-):
-    """The sums are right: somebody made the file so, and torch's reader is what sees it."""
+def test_a_damaged_pickle_is_refused_or_usable(tmp_path: Path, checkpoint: Checkpoint, data: st.DataObject):
+    """The checksums are right, as in a file made on purpose, so torch's reader must notice."""
     path = tmp_path / "best.pt"
     save_checkpoint(path, checkpoint)
     buffer = io.BytesIO()
@@ -217,7 +219,7 @@ def start(config: TrainConfig, dataset: Dataset) -> tuple[RunState, Examples]:
 
 
 def trained_half_an_epoch(config: TrainConfig, dataset: Dataset) -> RunState:
-    """Return a run as it is saved within its second epoch."""
+    """Return the checkpoint of a run within its second epoch."""
     state, training = start(config, dataset)
     steps = 0
 
@@ -235,7 +237,7 @@ def trained_half_an_epoch(config: TrainConfig, dataset: Dataset) -> RunState:
 
 
 def changed_within(there: Any, data: st.DataObject) -> Any:
-    """Return ``there`` with one entry at any depth replaced, or gone."""
+    """Return ``there`` with one entry at any depth replaced or removed."""
     if not isinstance(there, dict | list) or not there or data.draw(st.integers(0, 3)) == 0:
         return data.draw(st.sampled_from(VALUES))
     key = data.draw(st.sampled_from(sorted(there) if isinstance(there, dict) else range(len(there))))
@@ -248,7 +250,9 @@ def changed_within(there: Any, data: st.DataObject) -> Any:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_run_goes_on_from_any_trainer_state_or_says_why_not(tiny: Dataset, tmp_path: Path, optimizer: str):
+def test_a_run_resumes_from_any_trainer_state_or_reports_why_not(
+    tiny: Dataset, tmp_path: Path, optimizer: str
+):
     config = TrainConfig(
         dataset="tiny", run_dir=tmp_path, epochs=3, batch_size=32, device="cpu", optimizer=optimizer, lr=1e-3
     )
@@ -268,12 +272,12 @@ def test_a_run_goes_on_from_any_trainer_state_or_says_why_not(tiny: Dataset, tmp
         except DivergedError:
             pass  # from moments that are not numbers no numbers come
         assert "\n" not in refused
-        assert not refused or refused.startswith("the run cannot go on: ")
+        assert not refused or refused.startswith("the run cannot be resumed: ")
 
     goes_on_or_says_why_not()
 
 
-def test_a_run_whose_best_checkpoint_is_of_other_data_says_so(tiny_config: TrainConfig, tiny: Dataset):
+def test_a_best_checkpoint_of_other_data_is_reported(tiny_config: TrainConfig, tiny: Dataset):
     train(tiny_config, LineTerminal())
     best = tiny_config.run_dir / "best.pt"
     good = load_checkpoint(best)
@@ -287,8 +291,8 @@ def test_a_run_whose_best_checkpoint_is_of_other_data_says_so(tiny_config: Train
             train(tiny_config, LineTerminal())
 
 
-def test_a_run_does_not_go_on_with_other_images(tiny_config: TrainConfig, tiny: Dataset):
-    """As when labels were mended in between: counts, statistics and names are all the same."""
+def test_a_run_is_not_resumed_with_other_images(tiny_config: TrainConfig, tiny: Dataset):
+    """As after corrected labels: counts, statistics and names are all the same."""
     state = trained_half_an_epoch(tiny_config, replace(tiny, fingerprint="before"))
     tiny_config.run_dir.mkdir()
     save_checkpoint(tiny_config.run_dir / "last.pt", state.to_checkpoint(resumable=True))

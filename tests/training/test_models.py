@@ -1,4 +1,4 @@
-"""What the networks are made of, and how they behave in training and in evaluation."""
+"""The layers of the networks, and their behaviour in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_three_to_four_channels_take_twelve_kernels():
 
 
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (32, 32), (64, 48)])
-def test_lenet_gives_one_logit_a_class_at_any_size(height: int, width: int):
+def test_lenet_gives_one_logit_per_class_at_any_size(height: int, width: int):
     model = LeNet(in_channels=3, class_count=7, height=height, width=width).eval()
     assert model(torch.zeros(2, 3, height, width)).shape == (2, 7)
 
@@ -65,7 +65,7 @@ def test_the_activation_is_the_one_asked_for_everywhere():
     assert not any(isinstance(module, nn.ReLU) for module in model.modules())
 
 
-def test_dropout_acts_in_training_alone():
+def test_dropout_acts_only_in_training():
     torch.manual_seed(0)
     model = create_model("lenet", **FASHION, batch_norm=False, dropout=0.5)
     images = torch.randn(4, 1, 28, 28)
@@ -92,14 +92,14 @@ def test_normalized_is_the_formula_on_uint8_and_float_alike():
     ("build", "message"),
     [
         pytest.param(lambda: create_model("lenett", **FASHION), "did you mean 'lenet'", id="misspelt name"),
-        pytest.param(lambda: create_model("lenet", **FASHION, depth=3), "depth", id="argument it has not"),
+        pytest.param(lambda: create_model("lenet", **FASHION, depth=3), "depth", id="argument that it lacks"),
         pytest.param(lambda: LeNet(**FASHION | {"height": 27}), "not 27x28", id="input too small"),
-        pytest.param(lambda: LeNet(**FASHION, dropout=1.0), "dropout is 1.0", id="dropout of all"),
+        pytest.param(lambda: LeNet(**FASHION, dropout=1.0), "dropout is 1.0", id="dropout of 1"),
         pytest.param(lambda: LeNet(**FASHION, activation="gelu"), "relu, sigmoid", id="unknown activation"),
         pytest.param(lambda: Normalized(nn.Identity(), (0.1,), (0.0,)), "std above 0", id="std of zero"),
         pytest.param(lambda: Normalized(nn.Identity(), (0.1,), (1.0, 1.0)), "one of each", id="uneven"),
     ],
 )
-def test_what_makes_no_network_is_refused_by_name(build, message: str):
+def test_invalid_network_arguments_are_refused_by_name(build, message: str):
     with pytest.raises(ModelError, match=message):
         build()

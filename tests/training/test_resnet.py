@@ -1,4 +1,4 @@
-"""The residual network: shapes, parameters counted by hand, shortcuts, and its switches."""
+"""The residual network: shapes, parameter counts, shortcuts, and arguments."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_parameters_are_those_of_the_paper_with_projections(blocks_a_stage: 
 
 
 @pytest.mark.parametrize("depth", [8, 14, 20])
-def test_depth_counts_the_weighted_layers_but_the_shortcuts(depth: int):
+def test_depth_counts_the_weighted_layers_except_shortcuts(depth: int):
     network = ResNet(**FASHION, depth=depth)
     weighted = [
         name
@@ -51,7 +51,7 @@ def test_depth_counts_the_weighted_layers_but_the_shortcuts(depth: int):
         pytest.param(224, 224, (14, 14), id="ImageNet"),
     ],
 )
-def test_every_size_gives_one_logit_a_class(height: int, width: int, last_map: tuple[int, int]):
+def test_resnet_gives_one_logit_per_class_at_any_size(height: int, width: int, last_map: tuple[int, int]):
     network = ResNet(in_channels=3, class_count=7, height=height, width=width, depth=8, width_factor=0.25)
     images = torch.zeros(2, 3, height, width)
     network.eval()
@@ -60,7 +60,7 @@ def test_every_size_gives_one_logit_a_class(height: int, width: int, last_map: t
     assert maps.shape[2:] == last_map
 
 
-def test_the_shortcut_is_the_identity_where_the_shape_stays_and_a_strided_projection_where_not():
+def test_the_shortcut_is_the_identity_if_the_shape_stays_else_a_strided_projection():
     network = ResNet(**FASHION, depth=14)
     assert isinstance(network.stage1[0].shortcut, nn.Identity)
     assert isinstance(network.stage2[1].shortcut, nn.Identity)
@@ -68,7 +68,7 @@ def test_the_shortcut_is_the_identity_where_the_shape_stays_and_a_strided_projec
     assert (projection.kernel_size, projection.stride) == ((1, 1), (2, 2))
 
 
-def test_a_block_whose_branch_answers_zero_passes_its_input_on():
+def test_a_block_whose_branch_is_zero_returns_its_input():
     block = ResidualBlock(4, 4, stride=1, batch_norm=True, activation="relu").eval()
     nn.init.zeros_(block.block2.norm.weight)
     maps = torch.rand(2, 4, 5, 5)
@@ -86,7 +86,7 @@ def test_the_activation_comes_after_the_sum():
     torch.testing.assert_close(block(maps), (maps - 0.25).relu(), rtol=0, atol=1e-6)
 
 
-def test_switches_replace_what_they_name_everywhere():
+def test_batch_norm_and_activation_arguments_apply_to_all_layers():
     plain = ResNet(**FASHION, depth=8, batch_norm=False, activation="sigmoid", dropout=0.3)
     assert not any(isinstance(module, nn.BatchNorm2d | nn.ReLU) for module in plain.modules())
     assert sum(isinstance(module, nn.Sigmoid) for module in plain.modules()) == 1 + 3 * 2
@@ -118,6 +118,6 @@ def test_batch_norm_follows_the_batch_in_training_and_not_in_evaluation():
         pytest.param({"width_factor": -1.0}, "width factor is -1.0", id="negative width"),
     ],
 )
-def test_what_makes_no_network_is_refused(arguments: dict, message: str):
+def test_invalid_network_arguments_are_refused(arguments: dict, message: str):
     with pytest.raises(ModelError, match=message):
         ResNet(**FASHION | arguments)

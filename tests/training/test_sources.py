@@ -1,4 +1,4 @@
-"""Where a data set comes from: the order, the explanations, and nothing half used."""
+"""Finding and downloading the files of a data set: order, messages, and no partial use."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_what_a_mirror_gives_is_cached(cache: Path, mirror: Mirror):
     assert not list(cache.glob("*.part"))
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(cache: Path, mirror: Mirror):
+def test_a_broken_download_is_resumed(cache: Path, mirror: Mirror):
     mirror.break_at[IMAGES] = [1000, 2500]
     lines = read(cache, mirror.url)
     assert [asked for name, asked in mirror.requests if name == IMAGES] == [
@@ -102,27 +102,27 @@ def test_a_broken_connection_is_taken_up_where_it_broke(cache: Path, mirror: Mir
     assert sum("resuming" in line for line in lines) == 2
 
 
-def test_a_part_left_by_an_earlier_process_is_resumed(cache: Path, mirror: Mirror):
+def test_a_part_file_of_an_earlier_process_is_resumed(cache: Path, mirror: Mirror):
     cache.mkdir()
     (cache / f"{IMAGES}.part").write_bytes(mirror.files[IMAGES][:700])
     read(cache, mirror.url)
     assert (IMAGES, "bytes=700-") in mirror.requests
 
 
-def test_a_part_that_is_whole_already_is_used(cache: Path, mirror: Mirror):
+def test_a_part_file_that_is_complete_is_used(cache: Path, mirror: Mirror):
     cache.mkdir()
     (cache / f"{IMAGES}.part").write_bytes(mirror.files[IMAGES])
     read(cache, mirror.url)
 
 
-def test_a_server_that_cannot_resume_sends_all_of_it_again(cache: Path, mirror: Mirror):
+def test_a_download_starts_again_if_the_server_cannot_resume(cache: Path, mirror: Mirror):
     cache.mkdir()
     (cache / f"{IMAGES}.part").write_bytes(b"rubbish" * 20)
     mirror.honours_range = False
     read(cache, mirror.url)
 
 
-def test_a_damaged_part_is_fetched_once_more_from_the_start(cache: Path, mirror: Mirror):
+def test_a_damaged_part_file_is_downloaded_again_from_the_start(cache: Path, mirror: Mirror):
     cache.mkdir()
     (cache / f"{IMAGES}.part").write_bytes(b"rubbish" * 20)
     read(cache, mirror.url)
@@ -141,7 +141,7 @@ def test_a_damaged_file_in_the_cache_is_replaced_and_the_others_kept(cache: Path
 
 
 @pytest.mark.parametrize("fault", ["flipped bit", "truncated", "a web page", "far too long"])
-def test_a_corrupt_mirror_is_explained_and_the_next_one_used(cache: Path, mirror: Mirror, fault: str):
+def test_a_corrupt_mirror_is_reported_and_the_next_one_used(cache: Path, mirror: Mirror, fault: str):
     good = mirror.files[IMAGES]
     bad = {
         "flipped bit": good[:999] + bytes([good[999] ^ 1]) + good[1000:],
@@ -159,13 +159,13 @@ def test_a_corrupt_mirror_is_explained_and_the_next_one_used(cache: Path, mirror
     assert (cache / IMAGES).read_bytes() == good
 
 
-def test_nothing_of_a_mirror_that_lacks_a_file_is_returned(cache: Path, mirror: Mirror):
+def test_a_mirror_that_lacks_a_file_is_not_used(cache: Path, mirror: Mirror):
     del mirror.files["test-labels.gz"]
     with pytest.raises(DatasetError, match=r"test-labels\.gz: Not Found"):
         read(cache, mirror.url)
 
 
-def test_a_connection_that_breaks_for_ever_is_given_up_with_what_came_kept(cache: Path, mirror: Mirror):
+def test_a_connection_that_keeps_breaking_fails_and_keeps_the_part_file(cache: Path, mirror: Mirror):
     mirror.break_at[IMAGES] = [100, 200, 300, 400, 500]
     with pytest.raises(DatasetError, match="the connection broke at 400 of"):
         read(cache, mirror.url)
@@ -173,7 +173,7 @@ def test_a_connection_that_breaks_for_ever_is_given_up_with_what_came_kept(cache
     assert not (cache / IMAGES).exists()
 
 
-def test_a_refused_connection_fails_at_once_and_every_place_is_explained(cache: Path):
+def test_a_refused_connection_fails_at_once_with_a_reason_for_each_place(cache: Path):
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -192,27 +192,27 @@ def test_a_refused_connection_fails_at_once_and_every_place_is_explained(cache: 
     assert "\n" not in message
 
 
-def test_a_silent_mirror_is_given_up_after_the_timeout(cache: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_silent_mirror_fails_after_the_timeout(cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(download_module, "TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(DatasetError, match="timed out"):
         read(cache, f"http://127.0.0.1:{silent.getsockname()[1]}")
 
 
 @pytest.mark.parametrize("has_home", [True, False])
-def test_without_a_cache_that_can_be_written_it_works_and_says_so(
+def test_data_sets_load_without_a_writable_cache_and_report_it(
     tmp_path: Path, mirror: Mirror, has_home: bool
 ):
     (tmp_path / "file").write_text("in the way")
     lines = read(tmp_path / "file" / "cache" if has_home else None, mirror.url)
     reason = "Not a directory" if has_home else "set XDG_CACHE_HOME"
-    assert any("what is fetched is not kept" in line and reason in line for line in lines)
+    assert any("downloads are not cached" in line and reason in line for line in lines)
 
 
 @pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb is missing: not a Debian system")
 def test_a_debian_package_is_unpacked_without_being_installed(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """apt-get is stood in for by a script that brings a real package; dpkg unpacks it."""
+    """A script replaces apt-get and copies a real package; dpkg unpacks it."""
     tree = tmp_path / "tree"
     write_folder(tree / "usr/share/small")
     (tree / "DEBIAN").mkdir()
@@ -240,13 +240,13 @@ def test_a_debian_package_is_unpacked_without_being_installed(
         read_source(source, folder=None, cache=cache, terminal=terminal)
 
 
-def test_without_apt_the_package_is_explained(cache: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_package_without_apt_is_reported(cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(DatasetError, match="not a Debian system"):
         read_source(make_source(ABSENT, package="small"), folder=None, cache=cache, terminal=LineTerminal())
 
 
-def test_the_cache_is_under_xdg_cache_home_where_that_is_absolute(monkeypatch: pytest.MonkeyPatch):
+def test_the_cache_is_under_xdg_cache_home_if_that_is_absolute(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert cache_folder("small") == Path("/somewhere/foldserve/small")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
@@ -254,7 +254,7 @@ def test_the_cache_is_under_xdg_cache_home_where_that_is_absolute(monkeypatch: p
     assert cache_folder("small") == Path("/home/somebody/.cache/foldserve/small")
 
 
-def test_there_is_no_cache_where_there_is_no_home(monkeypatch: pytest.MonkeyPatch):
+def test_there_is_no_cache_without_a_home_folder(monkeypatch: pytest.MonkeyPatch):
     take_home_away(monkeypatch)
     assert cache_folder("small") is None
 

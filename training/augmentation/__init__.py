@@ -1,1 +1,1 @@
-"""Changes batches of images at random, so that a network sees more of them."""
+"""Augments and mixes batches of training images at random."""

@@ -1,12 +1,10 @@
-"""Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019): two samples in one image, their classes by share.
+"""Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019): blend two samples and their targets.
 
-Each sample has a partner in the batch, the one that a random permutation gives it, and keeps a share of
-itself that is drawn from Beta(alpha, alpha):
+A random permutation gives each sample i of a batch a partner j, and lam is drawn from Beta(alpha, alpha).
+With one-hot targets y:
 
-mixup   image = share * own + (1 - share) * partner's
-cutmix  a rectangle of area 1 - share is the partner's; the share is then counted from the pixels
-
-The loss is share * loss(own class) + (1 - share) * loss(partner's class).
+mixup   x = lam x_i + (1 - lam) x_j and y = lam y_i + (1 - lam) y_j
+cutmix  x is x_i with a rectangle of area 1 - lam from x_j; y as for mixup, with lam the share of pixels kept
 """
 
 from __future__ import annotations
@@ -15,71 +13,71 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
 @dataclass(frozen=True)
-class Mixed:
-    """Images [N, C, H, W] of two samples each: their own, by ``shares`` [N], and ``partners`` int64 [N]."""
-
-    images: Tensor
-    partners: Tensor
-    shares: Tensor
-
-
-@dataclass(frozen=True)
 class Mixing:
-    """Alpha of each way to mix, 0 for never; with both, each batch goes one way or the other by chance."""
+    """Mixes batches; ``mixup_alpha`` and ``cutmix_alpha`` are 0 for never.
+
+    If both are above 0, each batch is mixed one way or the other with equal probability.
+    """
 
     mixup_alpha: float
     cutmix_alpha: float
+    class_count: int
 
-    def __bool__(self) -> bool:
-        return bool(self.mixup_alpha or self.cutmix_alpha)
+    def __call__(self, images: Tensor, labels: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Return images [N, C, H, W] and the targets of their loss, given class indices ``labels`` int64 [N].
 
-    def __call__(self, images: Tensor, generator: Generator) -> Mixed:
-        """Return ``images`` [N, C, H, W] mixed, as float32 after mixup and of the same type after cutmix."""
+        Targets are probabilities float32 [N, class_count] if the images are mixed, else ``labels``. Mixup
+        returns float32 images; cutmix keeps their type.
+        """
+        if not (self.mixup_alpha or self.cutmix_alpha):
+            return images, labels
+        targets = F.one_hot(labels, self.class_count).float()
         is_mixup = not self.cutmix_alpha
         if self.mixup_alpha and self.cutmix_alpha:
-            # Drawn on the device, read on the CPU: one small wait a step, only where both are asked for.
+            # Drawn on the device, read on the CPU: one small wait per step, only if both are asked for.
             is_mixup = bool(torch.rand((), generator=generator, device=images.device) < 0.5)
         if is_mixup:
-            return mixup(images, self.mixup_alpha, generator)
-        return cutmix(images, self.cutmix_alpha, generator)
+            return mixup(images, targets, self.mixup_alpha, generator)
+        return cutmix(images, targets, self.cutmix_alpha, generator)
 
 
-NO_MIXING = Mixing(mixup_alpha=0.0, cutmix_alpha=0.0)
+def mixup(images: Tensor, targets: Tensor, alpha: float, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Blend each image, and its targets [N, K], with those of another sample of the batch."""
+    partner, lam = _draw(images, alpha, generator)
+    pixels = images.float()
+    mixed = torch.lerp(pixels[partner], pixels, lam[:, None, None, None])
+    return mixed, torch.lerp(targets[partner], targets, lam[:, None])
 
 
-def mixup(images: Tensor, alpha: float, generator: Generator) -> Mixed:
-    """Blend each image with another one of the batch."""
-    partners, shares = _partners(images, generator), _shares(images, alpha, generator)
-    own = images.float()
-    return Mixed(torch.lerp(own[partners], own, shares[:, None, None, None]), partners, shares)
+def cutmix(images: Tensor, targets: Tensor, alpha: float, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Replace a rectangle of each image by the same place of another one; blend the targets [N, K] by area.
 
-
-def cutmix(images: Tensor, alpha: float, generator: Generator) -> Mixed:
-    """Replace a rectangle of each image, of its own aspect, by the same place of another one of the batch."""
+    The rectangle has the aspect of the image.
+    """
     count, _, height, width = images.shape
-    partners, shares = _partners(images, generator), _shares(images, alpha, generator)
+    partner, lam = _draw(images, alpha, generator)
     centre_y, centre_x = torch.rand(2, count, 1, generator=generator, device=images.device)
-    half = (1 - shares).sqrt()[:, None] / 2
+    half = (1 - lam).sqrt()[:, None] / 2
     row = (torch.arange(height, device=images.device) + 0.5) / height
     column = (torch.arange(width, device=images.device) + 0.5) / width
     in_rows, in_columns = (row - centre_y).abs() < half, (column - centre_x).abs() < half  # [N, H], [N, W]
     replaced = in_rows[:, :, None] & in_columns[:, None, :]
-    # The rectangle may reach over the border: what counts is how many pixels it really replaces.
-    kept = 1 - replaced.float().mean(dim=(1, 2))
-    return Mixed(torch.where(replaced[:, None], images[partners], images), partners, kept)
+    # The rectangle may reach over the border, so lam is counted from the pixels that it replaces.
+    lam = 1 - replaced.float().mean(dim=(1, 2))
+    mixed = torch.where(replaced[:, None], images[partner], images)
+    return mixed, torch.lerp(targets[partner], targets, lam[:, None])
 
 
-def _partners(images: Tensor, generator: Generator) -> Tensor:
-    return torch.randperm(len(images), generator=generator, device=images.device)
-
-
-def _shares(images: Tensor, alpha: float, generator: Generator) -> Tensor:
-    """Return Beta(alpha, alpha) draws [N]: one of two proportions that a Dirichlet distribution gives."""
+def _draw(images: Tensor, alpha: float, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Return each image's partner, as indices int64 [N], and ``lam`` float32 [N] from Beta(alpha, alpha)."""
+    partner = torch.randperm(len(images), generator=generator, device=images.device)
+    # A Beta distribution is a Dirichlet distribution of two proportions.
     concentration = torch.full((len(images), 2), alpha, device=images.device)
-    return torch._sample_dirichlet(concentration, generator=generator)[:, 0]
+    return partner, torch._sample_dirichlet(concentration, generator=generator)[:, 0]

@@ -1,4 +1,4 @@
-"""Data sets by name: found or fetched, checked, and held in memory as uint8."""
+"""Finds or downloads data sets, checks them, and loads them into memory as uint8."""
 
 from foldserve.training.datasets.dataset import Dataset, Examples, channel_statistics, split_train
 from foldserve.training.datasets.registry import DATASETS, load_dataset

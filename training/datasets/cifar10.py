@@ -1,7 +1,7 @@
-"""CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test images of ten kinds of things, RGB, 32x32.
+"""Reads CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test images of ten classes, RGB, 32x32.
 
-The binary version: a gzipped tar file with five files of training records and one of test records. A record
-is one byte, the class 0 to 9, then 3,072 bytes: 32x32 red values row by row, then green, then blue.
+The binary version is a gzipped tar file with five files of training records and one of test records. A record
+is one byte, the class 0 to 9, and 3,072 bytes: 32x32 red values row by row, then green, then blue.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _FOLDER = "cifar-10-batches-bin"
 
 @dataclass(frozen=True)
 class CifarArchive:
-    """The tar file, by its SHA-256 as published, or the six files unpacked from it, by their form.
+    """Reads the tar file, checked by its published SHA-256, or the six files in it, checked by their format.
 
-    ``records`` is how many a file holds; the last of the files is the test images'.
+    ``records`` is the number of records per file; the last file has the test images.
     """
 
     packed_name: str = "cifar-10-binary.tar.gz"
@@ -43,10 +43,10 @@ class CifarArchive:
     limit_bytes: int = field(default=170_052_171)
 
     def read(self, folder: Path) -> NDArray[np.uint8]:
-        """Return the records uint8 [60000, 3073] in ``folder``: in the tar file or unpacked.
+        """Return the records uint8 [60000, 3073] from the tar file or the unpacked files in ``folder``.
 
         Raises:
-            DatasetError: missing, cut short, damaged, or another file.
+            DatasetError: the files are missing, truncated, damaged, or others.
         """
         if (folder / self.packed_name).exists():
             return self.read_packed(folder / self.packed_name)
@@ -56,10 +56,10 @@ class CifarArchive:
         raise DatasetError(f"{folder} has no {self.packed_name} (nor {', '.join(_BATCHES)})")
 
     def read_packed(self, path: Path) -> NDArray[np.uint8]:
-        """Return the records uint8 [60000, 3073] in the tar file ``path``.
+        """Return the records uint8 [60000, 3073] from the tar file ``path``.
 
         Raises:
-            DatasetError: unreadable, cut short, damaged, or another file.
+            DatasetError: the file is unreadable, truncated, damaged, or another one.
         """
         try:
             with path.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""A data set in memory, and how its training images are split."""
+"""Holds a data set in memory, and splits its training images."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from foldserve.imaging import ImageSpec
 
-# The same split for every run of a data set, whatever its seed: runs are judged on the same images.
+# All runs of a data set use the same split, whatever their seed, so that their figures compare.
 SPLIT_SEED = 20170825
-# Enough that the best epoch is told by more than chance: at 93 % the standard deviation is 0.36 %.
+# Enough to tell the best epoch by more than chance: at 93 % accuracy, the standard deviation is 0.36 %.
 MOST_VALIDATION_IMAGES = 5000
 
 
@@ -31,11 +31,11 @@ class Examples:
         return len(self.images)
 
     def to(self, device: torch.device) -> Examples:
-        """Return the same examples on ``device``."""
+        """Return the examples on ``device``."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
-    def near(self, device: torch.device) -> Examples:
-        """Return the same examples on ``device``, or where they are if they would fill half its memory."""
+    def to_device_if_it_fits(self, device: torch.device) -> Examples:
+        """Return the examples on ``device``, or unchanged if they would fill half of its free memory."""
         if device.type == "cpu":
             return self
         free_bytes, _ = torch.cuda.mem_get_info(device)
@@ -44,11 +44,11 @@ class Examples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images uint8 [N, C, H, W] in the size of ``image``, labels int64 [N] as indices into ``labels``.
+    """Images uint8 [N, C, H, W] of the size in ``image``, labels int64 [N] as indices into ``labels``.
 
-    ``validation`` is there where the data set brings its own; ``flip_keeps_class`` says whether a mirrored
-    image still shows its class: clothes do, digits do not; ``fingerprint`` is a hash of the images and their
-    classes, empty for a data set that is always the same.
+    ``validation`` is None if the data set has no validation images of its own. ``flip_keeps_class`` is
+    whether a mirrored image still shows its class, as clothes do and digits do not. ``fingerprint`` is a hash
+    of the images and their classes, empty for a data set that never changes.
     """
 
     name: str
@@ -66,13 +66,14 @@ class Dataset:
 def split_train(
     dataset: Dataset, validation_count: int | None = None, seed: int = SPLIT_SEED
 ) -> tuple[Examples, Examples]:
-    """Return the training images as (training, validation), ``validation_count`` of them drawn by ``seed``.
+    """Split the training images into (training, validation), with ``validation_count`` drawn by ``seed``.
 
-    Without a count a tenth is held out, at most `MOST_VALIDATION_IMAGES`. Each class keeps one for training.
-    A data set that brings validation images of its own is split already.
+    The default count is a tenth, at most `MOST_VALIDATION_IMAGES`. Each class keeps an image for training. A
+    data set with validation images of its own is not split, and must not be given a count.
 
     Raises:
-        DatasetError: fewer than one image would be left to either, or to a class, or it is split already.
+        DatasetError: a part or a class would be left without images, or a count was given for a data set with
+            validation images.
     """
     if dataset.validation is not None:
         if validation_count is not None:
@@ -96,7 +97,7 @@ def split_train(
             f"{validation_count} validation images cannot be split from the {count} training images of "
             f"{dataset.name} so that each class keeps one; expected --validation-count 1 to {len(movable)}"
             if len(movable)
-            else f"{dataset.name} has a single training image a class, which leaves none for validation; "
+            else f"{dataset.name} has a single training image per class, which leaves none for validation; "
             "add images"
         )
     is_validation = torch.zeros(count, dtype=torch.bool)
@@ -108,16 +109,17 @@ def split_train(
 
 
 def _last_of_each_class(labels: Tensor) -> Tensor:
-    """Return bool [N]: whether no later one of ``labels`` is the same."""
+    """Return bool [N]: whether a label is the last one of its class in ``labels``."""
     last = torch.full((int(labels.max()) + 1,), -1)
     last.scatter_reduce_(0, labels, torch.arange(len(labels)), "amax")
     return last[labels] == torch.arange(len(labels))
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation a channel of uint8 [N, C, H, W] images, on pixels scaled to 0..1.
+    """Return mean and standard deviation per channel of uint8 images [N, C, H, W], on pixels scaled to 0..1.
 
-    Exact up to the rounding to 6 digits, by counting values: the same on every machine and in any order.
+    They are computed from counts of values, and rounded to 6 digits: the same on every machine and in any
+    order.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []

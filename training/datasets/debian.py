@@ -1,4 +1,4 @@
-"""A Debian package as a source of files, fetched and unpacked without being installed, so without root."""
+"""Downloads a Debian package and unpacks it without installing it, so without root."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _UNPACK_TIMEOUT_S = 60.0
 
 @contextmanager
 def unpacked_package(package: str) -> Iterator[Path]:
-    """Fetch ``package`` with apt, unpack it in a temporary folder and yield that folder; it is removed after.
+    """Download ``package`` with apt, and yield a temporary folder in which it is unpacked.
 
     Raises:
-        DatasetError: this is no Debian system, or apt or dpkg failed.
+        DatasetError: this is not a Debian system, or apt or dpkg failed.
     """
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
-        raise DatasetError("apt-get and dpkg are not there: not a Debian system")
+        raise DatasetError("there is no apt-get or dpkg: this is not a Debian system")
     with tempfile.TemporaryDirectory(prefix="foldserve-") as folder:
-        # Package lists of our own: a fresh machine has none, and only root may fetch the system's.
+        # Package lists of our own: a fresh machine has none, and only root may download the system's.
         Path(folder, "lists").mkdir()
         apt = ["apt-get", "-qq", *_options(f"{folder}/lists")]
         _run([*apt, "update"], folder, _APT_TIMEOUT_S)
@@ -44,10 +44,10 @@ def unpacked_package(package: str) -> Iterator[Path]:
 def _options(lists: str) -> list[str]:
     options = {
         "Dir::State::Lists": lists,
-        "Dir::Cache::pkgcache": "",  # caches of these lists would be written into the system's folder
+        "Dir::Cache::pkgcache": "",  # else caches of these lists are written into the system's folder
         "Dir::Cache::srcpkgcache": "",
-        "Debug::NoLocking": "1",  # nothing of the system is changed, so its lock is not ours to take
-        "APT::Sandbox::User": "root",  # apt's own user may not write into a private temporary folder
+        "Debug::NoLocking": "1",  # the system is not changed, so its lock is not needed
+        "APT::Sandbox::User": "root",  # apt's own user cannot write into a private temporary folder
     }
     return [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
 

@@ -1,12 +1,12 @@
-"""Decodes many image files at once, by `prepare_image`, and keeps the pixels for the next time.
+"""Decodes image files in parallel with `prepare_image`, and caches the pixels.
 
-The cache is ``KEY.npy``, uint8 [N, C, H, W] of the readable images, memory-mapped when it is used, beside
-``KEY.json``, the unreadable ones and a hash of the pixels. The key is a hash of everything that the pixels
-depend on: the files' names and *contents*, how they are prepared, and the code that prepares them. Times and
-sizes say nothing of a picture (archives and image layers set them all alike), and the folder adds nothing:
-the same contents under the same names are the same pixels wherever they lie.
+The cache is ``KEY.npy``, uint8 [N, C, H, W] of the readable images, memory-mapped for use, and ``KEY.json``,
+with the unreadable files and a hash of the pixels. The key is a hash of everything that the pixels depend on:
+the names and *contents* of the files, how they are prepared, and the code that prepares them. Modification
+times and sizes do not identify a picture (archives and image layers set all times alike). The folder is not
+in the key: the same contents under the same names give the same pixels in any folder.
 
-Pillow decodes and hashlib hashes outside Python's global lock, so threads are enough.
+Pillow decodes and hashlib hashes without holding Python's global lock, so threads suffice.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import PIL
 from foldserve import imaging
 from foldserve.errors import ImageError
 from foldserve.imaging import ImageSpec, open_picture, prepare_image, read_picture
-from foldserve.training.datasets.picture_files import shown_name
+from foldserve.text import escaped
 from foldserve.training.datasets.sources import NO_HOME, cache_folder
 from foldserve.training.errors import DatasetError
 
@@ -38,19 +38,19 @@ if TYPE_CHECKING:
 
     from foldserve.terminal import Terminal
 
-# Part of the key: raise it when the layout of the cache changes.
+# Part of the key; increment it if the layout of the cache changes.
 _VERSION = 2
 _GREY_MODES = frozenset({"1", "L", "LA", "I;16", "I;16B", "I;16L"})
-# EXIF orientations from this on turn the picture by a quarter.
+# EXIF orientations from this one on swap height and width.
 _QUARTER_TURN = 5
 _PORTION = 32
-# Pixels are hashed in parts of about this size, side by side.
+# Pixels are hashed in parallel, in parts of about this size.
 _HASHED_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class PictureFile:
-    """A file by its ``path``, its ``name`` within the data set, and the SHA-256 of its content."""
+    """An image file: ``path``, ``name`` within the data set, and SHA-256 of its content."""
 
     path: Path
     name: str
@@ -59,7 +59,7 @@ class PictureFile:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Pixels uint8 [R, C, H, W] of the readable files, bool [N] which those are, why the others are not."""
+    """Pixels uint8 [R, C, H, W] of the readable files, bool [N] which those are, reasons for the others."""
 
     images: NDArray[np.uint8]
     readable: NDArray[np.bool_]
@@ -68,7 +68,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class ImageKind:
-    """What an image file's header says; sides in pixels."""
+    """Height and width in pixels, and whether the image is grey, from a file's header."""
 
     height: int
     width: int
@@ -76,14 +76,14 @@ class ImageKind:
 
 
 def inspect_images(paths: Sequence[Path]) -> list[ImageKind]:
-    """Return the kinds of those of ``paths`` whose header can be read."""
+    """Return the kind of each file in ``paths`` whose header can be read."""
     with ThreadPoolExecutor(_worker_count()) as pool:
         return [kind for kind in pool.map(_inspect, paths, chunksize=64) if kind is not None]
 
 
 def read_digests(folder: Path, paths: Sequence[Path], terminal: Terminal) -> list[PictureFile]:
-    """Return ``paths``, which are in ``folder``, with the digests of their contents."""
-    # Some at a time: handing a small file to a thread takes as long as hashing it.
+    """Return the files ``paths``, which are in ``folder``, with the digests of their contents."""
+    # In portions, since handing a small file to a thread takes as long as hashing it.
     portions = [paths[start : start + _PORTION] for start in range(0, len(paths), _PORTION)]
     digests: list[bytes] = []
     with ThreadPoolExecutor(_worker_count()) as pool, terminal.counting("reading", len(paths)) as advance:
@@ -95,9 +95,9 @@ def read_digests(folder: Path, paths: Sequence[Path], terminal: Terminal) -> lis
 
 
 def decode_all(files: Sequence[PictureFile], spec: ImageSpec, terminal: Terminal) -> Decoded:
-    """Return the pixels of ``files``, prepared as ``spec`` says.
+    """Return the pixels of ``files``, prepared as ``spec`` says, from the cache if nothing has changed.
 
-    They come from the cache where nothing has changed; a cache that cannot be written is done without.
+    If the cache cannot be written, the pixels are not kept.
 
     Raises:
         DatasetError: a file has changed since its digest was taken.
@@ -105,7 +105,7 @@ def decode_all(files: Sequence[PictureFile], spec: ImageSpec, terminal: Terminal
     key, cache = _cache_key(files, spec), cache_folder("image-folders")
     try:
         if cache is None:
-            terminal.say(f"decoded images are not kept: {NO_HOME}")
+            terminal.say(f"decoded images are not cached: {NO_HOME}")
         else:
             cache.mkdir(parents=True, exist_ok=True)
             with _locked(cache / f"{key}.lock"):
@@ -113,7 +113,7 @@ def decode_all(files: Sequence[PictureFile], spec: ImageSpec, terminal: Terminal
                     return cached
                 return _fill_cache(cache, key, files, spec, terminal)
     except OSError as error:
-        terminal.say(f"decoded images are not kept: {error.filename or cache}: {error.strerror or error}")
+        terminal.say(f"decoded images are not cached: {error.filename or cache}: {error.strerror or error}")
     images = np.empty((len(files), *spec.shape), np.uint8)
     return _compact(images, _decode(files, spec, images, terminal), files)
 
@@ -121,7 +121,7 @@ def decode_all(files: Sequence[PictureFile], spec: ImageSpec, terminal: Terminal
 def _fill_cache(
     cache: Path, key: str, files: Sequence[PictureFile], spec: ImageSpec, terminal: Terminal
 ) -> Decoded:
-    """Decode straight into the file, so that what is larger than the memory can be decoded too."""
+    """Decode directly into the cache file, so that the images may be larger than memory."""
     sibling, compacted, listed = (cache / f".{key}.{os.getpid()}.{letter}" for letter in "abc")
     shape = (len(files), *spec.shape)
     try:
@@ -129,31 +129,31 @@ def _fill_cache(
             np.lib.format.write_array_header_1_0(
                 stream, {"descr": "|u1", "fortran_order": False, "shape": shape}
             )
-            # A mapped page that the disk has no room for would end the process: take the room first.
+            # Allocate first: a write to a mapped page for which the disk has no room kills the process.
             os.posix_fallocate(stream.fileno(), stream.tell(), int(np.prod(shape)))
         images = np.load(sibling, mmap_mode="r+")
         reasons = _decode(files, spec, images, terminal)
         images.flush()
         decoded = _compact(images, reasons, files)
-        if reasons:  # the rows of unreadable files are cut out, so the file is written once more
+        if reasons:  # write the file again, without the rows of unreadable files
             with compacted.open("wb") as stream:
                 np.save(stream, decoded.images)
             compacted.replace(sibling)
         facts = {"unreadable": decoded.unreadable, "pixels": _digest_of_pixels(decoded.images)}
         listed.write_text(json.dumps(facts))
         listed.replace(cache / f"{key}.json")
-        sibling.replace(cache / f"{key}.npy")  # last: where it is, all is
+        sibling.replace(cache / f"{key}.npy")  # last, so that if it exists, the cache is complete
     finally:
         for path in (sibling, compacted, listed):
             path.unlink(missing_ok=True)
     if not decoded.readable.any():
-        return decoded  # nothing can be mapped
-    # Mapped anew, as the next run will: copies on write, where what it was written through would change it.
+        return decoded  # an empty array cannot be mapped
+    # Map it again, copy-on-write as in the next run: writes to the first mapping would change the file.
     return Decoded(_map(cache / f"{key}.npy"), decoded.readable, decoded.unreadable)
 
 
 def _read_cache(cache: Path, key: str, files: Sequence[PictureFile], spec: ImageSpec) -> Decoded | None:
-    """Return what is cached; None where nothing is, or something else than was put there."""
+    """Return the cached pixels; None if there are none, or they are not those that were written."""
     if not (cache / f"{key}.npy").exists():
         return None
     try:
@@ -171,7 +171,7 @@ def _read_cache(cache: Path, key: str, files: Sequence[PictureFile], spec: Image
 
 
 def _map(file: Path) -> NDArray[np.uint8]:
-    # Copy on write: torch wants memory that could be written, the file stays as it is.
+    # Copy-on-write: torch requires writable memory, and the file must not change.
     images: NDArray[np.uint8] = np.load(file, mmap_mode="c")
     return images
 
@@ -179,7 +179,7 @@ def _map(file: Path) -> NDArray[np.uint8]:
 def _decode(
     files: Sequence[PictureFile], spec: ImageSpec, images: NDArray[np.uint8], terminal: Terminal
 ) -> dict[int, str]:
-    """Decode each of ``files`` into its row of ``images``; return why the unreadable ones are, by index."""
+    """Decode each of ``files`` into its row of ``images``; return reasons for unreadable ones, by index."""
 
     def decode_one(index: int) -> str | None:
         file = files[index]
@@ -189,7 +189,7 @@ def _decode(
             return error.strerror or str(error)
         if hashlib.sha256(content).digest() != file.digest:
             raise DatasetError(
-                f"{shown_name(str(file.path))} has changed while the folder was being read; run again when "
+                f"{escaped(str(file.path))} has changed while the folder was being read; run again when "
                 "nothing writes into it"
             )
         try:
@@ -219,7 +219,7 @@ def _inspect(path: Path) -> ImageKind | None:
         with open_picture(picture) as image:
             width, height = image.size
             mode = image.mode
-    except Exception:  # Pillow raises many kinds; decoding will say which files are unreadable
+    except Exception:  # Pillow may raise any error; decoding reports which files are unreadable
         return None
     if picture.orientation >= _QUARTER_TURN:
         width, height = height, width
@@ -235,7 +235,7 @@ def _cache_key(files: Sequence[PictureFile], spec: ImageSpec) -> str:
 
 
 def _preparing_code() -> str:
-    """Return a hash of the code that prepares images, so that a new rule gives new pixels."""
+    """Return a hash of the code that prepares images, so that changed code does not find old pixels."""
     digest = hashlib.sha256()
     for file in sorted(Path(imaging.__path__[0]).glob("*.py")):
         digest.update(file.read_bytes())
@@ -250,7 +250,7 @@ def _digest_of_file(path: Path) -> bytes:
 
 
 def _digest_of_pixels(images: NDArray[np.uint8]) -> str:
-    """Return a hash of ``images`` [N, ...]: of the hashes of its parts."""
+    """Return a hash of ``images`` [N, ...], computed from hashes of its parts."""
     rows = max(1, _HASHED_BYTES // max(1, images[:1].nbytes))
     parts = [images[start : start + rows] for start in range(0, len(images), rows)]
     with ThreadPoolExecutor(_worker_count()) as pool:
@@ -264,7 +264,7 @@ def _worker_count() -> int:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time decode a folder; the others wait and then find it decoded."""
+    """Let one process at a time decode a folder; other processes wait, and then find it in the cache."""
     with path.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        yield  # closing the file gives the lock back
+        yield  # closing the file releases the lock

@@ -1,7 +1,7 @@
-"""One file over HTTP, resumable: the bytes so far stay in ``NAME.part``; a later attempt asks for the rest.
+"""Downloads a file over HTTP; partial content stays in ``NAME.part``, and a later attempt requests the rest.
 
-A dead mirror fails within `TIMEOUT_S`; a broken connection is taken up again where it broke, as long as each
-attempt brings some bytes.
+A dead mirror fails within `TIMEOUT_S`. A broken connection is resumed, as long as each attempt receives some
+bytes.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
     from foldserve.terminal import Terminal
 
-# For connecting and for each read: far above any sound server's pause, short enough to try the next mirror.
+# For connecting and for each read: far longer than a working server pauses, short enough to try another.
 TIMEOUT_S = 6.0
 _CHUNK_BYTES = 256 * 1024
 _ATTEMPTS = 4
 
 
 def download(url: str, part: Path, *, limit_bytes: int, terminal: Terminal) -> None:
-    """Fetch ``url`` into ``part``, going on from the bytes that are there already.
+    """Download ``url`` into ``part``, resuming after the bytes that it already has.
 
     Raises:
-        DatasetError: the server cannot be reached, refuses, breaks off or sends over ``limit_bytes``.
+        DatasetError: the server cannot be reached, refuses, breaks off or sends more than ``limit_bytes``.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         before = part.stat().st_size if part.exists() else 0
@@ -53,14 +53,14 @@ def _fetch_rest(url: str, part: Path, limit_bytes: int, terminal: Terminal) -> N
     except urllib.error.HTTPError as error:
         error.close()
         if start and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # nothing is left to send: the caller's check tells whether the file is whole
+            return  # nothing is left to send; the caller checks whether the file is complete
         raise
     with response:
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
-            start = 0  # the server does not resume and sends all of it
+            start = 0  # the server cannot resume and sends the whole file
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             part.unlink()
-            raise http.client.HTTPException("the server resumed at another place than it was asked for")
+            raise http.client.HTTPException("the server resumed at another position than requested")
         length = response.headers.get("Content-Length")
         total = start + int(length) if length and length.isdigit() else None
         received = start
@@ -71,10 +71,12 @@ def _fetch_rest(url: str, part: Path, limit_bytes: int, terminal: Terminal) -> N
             while chunk := response.read(_CHUNK_BYTES):
                 received += len(chunk)
                 if received > limit_bytes:
-                    raise DatasetError(f"{url}: sends more than the {limit_bytes:,} bytes expected at most")
+                    raise DatasetError(
+                        f"{url}: sends more than the expected maximum of {limit_bytes:,} bytes"
+                    )
                 stream.write(chunk)
                 advance(len(chunk))
-    if total is not None and received < total:  # http.client ends a read that breaks off without an error
+    if total is not None and received < total:  # http.client reports no error if the connection breaks
         raise http.client.HTTPException(f"the connection broke at {received:,} of {total:,} bytes")
 
 

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao et al. 2017): 60,000 training and 10,000 test images of clothes, grey, 28x28."""
+"""Describes Fashion-MNIST (Xiao et al. 2017): 70,000 grey images of clothes, 28x28, 10,000 for the test."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Tells what a folder of images means: which folders are its splits, and which its classes.
+"""Determines the layout of a folder of images: which folders are its splits, and which are its classes.
 
 FOLDER/CLASS/*              no split
-FOLDER/train/CLASS/*        beside it test, or val, or both: val to choose the epoch by, test as the judge
+FOLDER/train/CLASS/*        with test, val or both beside it: val to choose the epoch, test for the result
 
-Splits are told by their names whatever the case: train, training; val, valid, validation, dev; test, testing;
-also with words around them that all have alike (seg_train and seg_test). A folder that holds nothing but one
-folder of folders is that folder, as archives are often packed: data/train, seg_train/seg_train.
+Splits are recognised by name in any case: train, training; val, valid, validation, dev; test, testing; also
+with other words that all of them have (seg_train and seg_test). If a folder has nothing but one folder of
+folders, that one is used instead, since archives are often packed so: data/train, seg_train/seg_train.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from foldserve.text import escaped, join_first
 from foldserve.training.datasets.picture_files import (
     IMAGE_SUFFIXES,
     LeftOut,
     find_pictures,
-    first,
     holds_pictures,
     is_picture,
-    shown_name,
     visible_folders,
 )
 from foldserve.training.errors import DatasetError
@@ -44,11 +43,11 @@ _ROLE_WORDS: dict[str, Role] = {
     "testing": "test",
 }
 _ROLE_WORD = re.compile(rf"({'|'.join(_ROLE_WORDS)})(set|data|images)?")
-# Say nothing of what the images are of.
+# Words that do not describe what the images show.
 _FILLERS = frozenset(
     {"set", "data", "dataset", "image", "images", "img", "imgs", "pictures", "split", "folder"}
 )
-# Line breaks and the like, which no line of labels, of a log or of a metric could hold.
+# Line breaks and other control characters, which would break files of labels, logs and metrics.
 _UNFIT_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 _Splits = dict[Role, "Path"]
@@ -56,7 +55,7 @@ _Splits = dict[Role, "Path"]
 
 @dataclass(frozen=True)
 class Split:
-    """The image files of a split, class by class in order, with the class index of each."""
+    """The image files of a split, ordered by class, with the class index of each."""
 
     folder: Path
     paths: tuple[Path, ...]
@@ -65,7 +64,7 @@ class Split:
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """The classes of a folder, its splits (one, "training", where nothing is split), and what is left out."""
+    """The classes of a folder, its splits (only "training" if there are none), and what is left out."""
 
     labels: tuple[str, ...]
     splits: dict[Role, Split] = field(default_factory=dict)
@@ -73,14 +72,14 @@ class FolderLayout:
 
 
 def find_layout(folder: Path) -> FolderLayout:
-    """Return what is in ``folder``.
+    """Return the layout of ``folder``.
 
     Raises:
-        DatasetError: it cannot be told what is meant, a class has no images, or a name cannot be a label.
+        DatasetError: the layout is ambiguous, a class has no images, or a name cannot be a label.
     """
     if not folder.is_dir():
         reason = "is not a folder" if folder.exists() else "does not exist"
-        raise DatasetError(f"{shown_name(str(folder))} {reason}")
+        raise DatasetError(f"{escaped(str(folder))} {reason}")
     left_out = LeftOut(folder)
     root = _unwrapped(folder)
     splits = _find_splits(root, left_out)
@@ -98,7 +97,7 @@ def find_layout(folder: Path) -> FolderLayout:
 
 
 def _unwrapped(folder: Path, labels: frozenset[str] = frozenset()) -> Path:
-    """Return ``folder``, or what it wraps: the one folder in it, unless that is one of ``labels``."""
+    """Return ``folder``, or the only folder in it, again and again, unless that is one of ``labels``."""
     while not holds_pictures(folder):
         inside = visible_folders(folder)
         if len(inside) != 1 or inside[0].name in labels or not visible_folders(inside[0]):
@@ -108,7 +107,7 @@ def _unwrapped(folder: Path, labels: frozenset[str] = frozenset()) -> Path:
 
 
 def _find_splits(root: Path, left_out: LeftOut) -> _Splits:
-    """Return the folders of the splits, to look for classes in; ``root`` for training where none are."""
+    """Return the folder of each split; if there are no splits, ``root`` for training."""
     folders = visible_folders(root)
     families: dict[frozenset[str], dict[Role, list[Path]]] = {}
     for path in folders:
@@ -118,9 +117,9 @@ def _find_splits(root: Path, left_out: LeftOut) -> _Splits:
     trained = {words: family for words, family in families.items() if "training" in family}
     split = [family for family in trained.values() if len(family) > 1]
     if len(split) > 1:
-        names = [shown_name(path.name) for family in split for paths in family.values() for path in paths]
+        names = [escaped(path.name) for family in split for paths in family.values() for path in paths]
         raise DatasetError(
-            f"{root} has several sets of splits ({first(names)}); give the folder of one of them"
+            f"{root} has several sets of splits ({join_first(names)}); give the folder of one of them"
         )
     chosen = split[0] if split else next(iter(trained.values()), None) if len(trained) == 1 else None
     if chosen is None:
@@ -143,53 +142,53 @@ def _find_splits(root: Path, left_out: LeftOut) -> _Splits:
                 splits[role] = place
     taken = [paths[0] for role, paths in chosen.items() if role in splits]
     if len(splits) == 1 and any(path for path in others if _count(path)):
-        return _without_splits(root, folders)  # a class that is called train
-    _say_left_out(root, [path for path in folders if path not in taken], left_out)
+        return _without_splits(root, folders)  # a class has the name train
+    _record_left_out(root, [path for path in folders if path not in taken], left_out)
     return splits
 
 
 def _without_splits(root: Path, folders: list[Path]) -> _Splits:
-    """Return ``root``, whose folders are the classes.
+    """Return ``root``, whose folders are the classes, as the folder for training.
 
     Raises:
-        DatasetError: a split stands beside the classes, or each class is split for itself: either would be
-            trained on as a whole.
+        DatasetError: there is a split beside the classes, or splits within each class; training would include
+            their test images.
     """
     names = {path.name for path in folders}
     for path in folders:
         below = {place.name for place in visible_folders(path)} if _role_of(path.name) else set()
         if below and below <= names:
             raise DatasetError(
-                f"{root} has {shown_name(path.name)} beside the classes that are in it too; expected the "
-                "others in a folder of their own, as train"
+                f"{root} has {escaped(path.name)} beside the classes that are in it too; expected the "
+                "others in a folder of their own, such as train"
             )
     inside = [{_role_of(path.name) for path in visible_folders(folder)} for folder in folders]
     if inside and all(None not in roles and len(roles) > 1 for roles in inside):
         raise DatasetError(
-            f"each folder in {root} holds splits of its own, as {shown_name(folders[0].name)} does; expected "
+            f"each folder in {root} has splits of its own, as {escaped(folders[0].name)} does; expected "
             "the splits outside and the classes inside: train/CLASS/* and test/CLASS/*"
         )
     return {"training": root}
 
 
-def _say_left_out(root: Path, folders: list[Path], left_out: LeftOut) -> None:
+def _record_left_out(root: Path, folders: list[Path], left_out: LeftOut) -> None:
     for path in folders:
         if count := _count(path):
             why = "no folders of classes in it" if _role_of(path.name) else "not the name of a split"
-            left_out.others.append(f"{shown_name(path.name)} with {count:,} images ({why})")
+            left_out.others.append(f"{escaped(path.name)} with {count:,} images ({why})")
     if count := sum(is_picture(path) for path in root.iterdir()):
         left_out.others.append(f"{count:,} images beside the splits")
 
 
 def _only(root: Path, paths: list[Path], role: Role) -> Path:
     if len(paths) > 1:
-        names = " and ".join(shown_name(path.name) for path in paths)
-        raise DatasetError(f"{root} has {names}, all for {role} by their names; leave one of them there")
+        names = " and ".join(escaped(path.name) for path in paths)
+        raise DatasetError(f"{root} has {names}, all for {role} by their names; keep one of them")
     return paths[0]
 
 
 def _role_of(name: str) -> tuple[Role, frozenset[str]] | None:
-    """Return what a folder is for by its name, and the words beside that; None where it says nothing."""
+    """Return the split that a folder's name stands for, and its other words; None if for no split."""
     words = [word.casefold() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|[^\W\d_]+", name)]
     found = [match for word in words if (match := _ROLE_WORD.fullmatch(word))]
     if len(found) != 1:
@@ -198,7 +197,7 @@ def _role_of(name: str) -> tuple[Role, frozenset[str]] | None:
 
 
 def _classes_in(folder: Path) -> dict[str, list[Path]]:
-    """Return the folders of each class in ``folder``; names that look alike are of one class.
+    """Return the folders of each class in ``folder``; names equal after normalisation are one class.
 
     Raises:
         DatasetError: a name cannot be a label.
@@ -208,14 +207,14 @@ def _classes_in(folder: Path) -> dict[str, list[Path]]:
     for path in visible_folders(folder):
         if any(unicodedata.category(character) in _UNFIT_CATEGORIES for character in path.name):
             unfit.append(path.name)
-        # macOS writes an accent as a character of its own; elsewhere it is part of its letter.
+        # macOS writes an accent as a separate character; other systems write one character for both.
         classes.setdefault(unicodedata.normalize("NFC", path.name), []).append(path)
     if unfit:
         raise DatasetError(
             f"{folder} has folders whose names cannot be labels: "
-            f"{first([shown_name(name) for name in unfit])}; expected UTF-8 without line breaks or other "
-            "control characters: rename them (names in another encoding, as archives from Windows have them, "
-            "all at once with convmv)"
+            f"{join_first([escaped(name) for name in unfit])}; expected UTF-8 without line breaks or other "
+            "control characters: rename them (convmv converts all names in another encoding, such as those "
+            "in archives from Windows)"
         )
     return classes
 
@@ -236,8 +235,8 @@ def _check_same_labels(
         differences = (("missing", missing), ("unknown", more))
         raise DatasetError(
             f"{folder} does not have the classes of {train_folder}: "
-            + "; ".join(f"{word} {first(names)}" for word, names in differences if names)
-            + "; rename, add or take out folders until both have the same"
+            + "; ".join(f"{word} {join_first(names)}" for word, names in differences if names)
+            + "; rename, add or remove folders until both have the same"
         )
 
 
@@ -258,8 +257,8 @@ def _find_images(
     if empty:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DatasetError(
-            f"{folder} has classes without images: {first(empty)}; put images ({suffixes}) there or remove "
-            "the folders"
+            f"{folder} has classes without images: {join_first(empty)}; put images ({suffixes}) there or "
+            "remove the folders"
         )
     if count := sum(is_picture(path) for path in folder.iterdir()):
         left_out.others.append(f"{count:,} images beside the classes, in no folder of a class")

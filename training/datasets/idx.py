@@ -1,7 +1,7 @@
-"""The IDX format of MNIST and Fashion-MNIST: a magic number, the sides of an array, then its bytes.
+"""Reads the IDX format of MNIST and Fashion-MNIST: a magic number, the shape of an array, then its bytes.
 
-byte 0-1  zero        byte 3     number of dimensions d
-byte 2    0x08: uint8  byte 4-..  d sides, big-endian uint32; then the product of the sides in bytes
+byte 0-1  zero         byte 3     number of dimensions d
+byte 2    0x08: uint8  byte 4-..  d sizes, big-endian uint32; then the values
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _UINT8 = 0x08
-# gzip adds at most this to what it cannot compress: header, trailer and 5 bytes a 16 KiB block.
+# gzip adds at most this to incompressible data: header, trailer and 5 bytes per 16 KiB block.
 _GZIP_OVERHEAD_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
 class IdxFile:
-    """A file expected exactly: name without ``.gz``, the array's shape, SHA-256 of the unpacked content.
+    """An expected file: its name without ``.gz``, its array's shape, and the SHA-256 of its unpacked content.
 
-    The unpacked content is what is checked: the packed files differ by distributor (Debian strips the file
-    name and time that gzip stores), the arrays in them do not.
+    The packed files differ between distributors (Debian strips the file name and time that gzip stores), the
+    unpacked ones do not.
     """
 
     name: str
@@ -42,17 +42,17 @@ class IdxFile:
 
     @property
     def content_bytes(self) -> int:
-        """Length in bytes of the unpacked file."""
+        """Size in bytes of the unpacked file."""
         return 4 + 4 * len(self.shape) + math.prod(self.shape)
 
     @property
     def packed_name(self) -> str:
-        """Name of the file as it is handed out."""
+        """Name of the file as it is distributed."""
         return f"{self.name}.gz"
 
     @property
     def limit_bytes(self) -> int:
-        """Length in bytes that the file as it is handed out cannot exceed."""
+        """Largest possible size in bytes of the file as it is distributed."""
         return self.content_bytes + _GZIP_OVERHEAD_BYTES
 
     def read(self, folder: Path) -> NDArray[np.uint8]:
@@ -60,7 +60,7 @@ class IdxFile:
         return read_idx(folder, self)
 
     def read_packed(self, path: Path) -> NDArray[np.uint8]:
-        """Read the file that was handed out as ``path``; see `read_idx_file`."""
+        """Read the file as distributed from ``path``; see `read_idx_file`."""
         return read_idx_file(path, self)
 
 
@@ -68,7 +68,7 @@ def read_idx(folder: Path, expected: IdxFile) -> NDArray[np.uint8]:
     """Read ``expected`` from ``folder``, packed (``.gz``) or unpacked.
 
     Raises:
-        DatasetError: missing, unreadable, cut short, damaged, or another file than expected.
+        DatasetError: the file is missing, unreadable, truncated, damaged, or not the expected one.
     """
     for path in (folder / f"{expected.name}.gz", folder / expected.name):
         if path.exists():
@@ -77,7 +77,7 @@ def read_idx(folder: Path, expected: IdxFile) -> NDArray[np.uint8]:
 
 
 def read_idx_file(path: Path, expected: IdxFile) -> NDArray[np.uint8]:
-    """Read ``path``, gzipped where it ends with ``.gz`` or ``.part``, and check that it is ``expected``.
+    """Read ``path``, gzipped if its name ends with ``.gz`` or ``.part``, and check that it is ``expected``.
 
     Raises:
         DatasetError: as `read_idx`.
@@ -100,7 +100,7 @@ def parse_idx(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Return the uint8 array in ``content``, which must have exactly ``shape``.
 
     Raises:
-        DatasetError: another magic number, shape or length.
+        DatasetError: the magic number, the shape or the length is another one.
     """
     header = struct.Struct(f">HBB{len(shape)}I")
     magic = f"0x0000{_UINT8:02x}{len(shape):02x}"
@@ -117,22 +117,22 @@ def parse_idx(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         raise DatasetError(
             f"{len(content) - header.size:,} bytes follow the header, expected {math.prod(shape):,}"
         )
-    # A copy: frombuffer's arrays are read-only, which torch warns of.
+    # A copy, since torch warns about read-only arrays such as those of frombuffer.
     return np.frombuffer(content, np.uint8, offset=header.size).reshape(shape).copy()
 
 
 def _read_content(path: Path, limit: int) -> bytes:
-    """Return the unpacked content, cut one byte past ``limit``: no bomb is ever unpacked."""
+    """Return at most ``limit`` + 1 bytes of the unpacked content, so that no bomb is unpacked."""
     try:
         if path.suffix in (".gz", ".part"):
             with gzip.open(path) as stream:
-                return stream.read(limit + 1)  # the read that meets the end checks gzip's CRC and length
+                return stream.read(limit + 1)  # reaching the end checks gzip's CRC and length
         with path.open("rb") as stream:
             return stream.read(limit + 1)
     except EOFError:
         raise DatasetError(f"{path} is cut short: its compressed data ends too early") from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise DatasetError(f"{path} is damaged or no gzip file: {error}") from None
+        raise DatasetError(f"{path} is damaged or not a gzip file: {error}") from None
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from error
 

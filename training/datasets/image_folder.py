@@ -1,8 +1,8 @@
-"""A folder of images as a data set: what it holds is told, decoded, and split where it is not.
+"""Loads a folder of images as a data set: reports its content, decodes it, and splits it if it has no splits.
 
-The final judge, read once, is the folder's test images, or else its val images, or else a seeded fifth of
-each class. Validation images, to choose the epoch by, are its val images where it has test images too; else
-they come from the training images.
+The test images, read once at the end, are those of the folder's test split, else of its val split, else a
+seeded fifth of each class. The validation images, which choose the epoch, are those of its val split if it
+has a test split too; else they come from the training images.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 
 from foldserve.imaging import ImageSpec
 from foldserve.terminal import Terminal
+from foldserve.text import escaped, join_first
 from foldserve.training.datasets.dataset import SPLIT_SEED, Dataset, Examples
 from foldserve.training.datasets.decoding import Decoded, decode_all, inspect_images, read_digests
 from foldserve.training.datasets.folder_layout import FolderLayout, Role, find_layout
-from foldserve.training.datasets.picture_files import first, shown_name
 from foldserve.training.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -42,19 +42,19 @@ def load_image_folder(
     skip_unreadable: bool,
     terminal: Terminal,
 ) -> Dataset:
-    """Return the images of ``folder``, decoded in parallel or taken from the cache.
+    """Return the images of ``folder``, decoded in parallel or read from the cache.
 
-    ``image`` is how they are prepared, where that is known already (from a checkpoint); else their colours
-    decide between grey and RGB, and ``image_size``, or their common size, or else 224 is the size.
+    ``image`` says how to prepare them if that is known, as from a checkpoint. Otherwise they are grey if all
+    files are, else RGB, and their size is ``image_size``, else their common size, else 224.
 
     Raises:
-        DatasetError: there are no classes or only one, a class without images, unreadable files, or it
-            cannot be told what is meant.
+        DatasetError: there are fewer than two classes, a class without images, or unreadable files, or the
+            layout is ambiguous.
     """
     folder = folder.resolve()
     _check_name(folder)
     layout = find_layout(folder)
-    _tell(folder, layout, terminal)
+    _report_layout(folder, layout, terminal)
     paths = [path for split in layout.splits.values() for path in split.paths]
     files = read_digests(folder, paths, terminal)
     spec = image or _choose_spec(paths, image_size, terminal)
@@ -82,7 +82,7 @@ def fingerprint_of(folder: Path) -> str:
     """Return the fingerprint that `load_image_folder` gives the data set in ``folder``, without decoding.
 
     Raises:
-        DatasetError: as there, but for what only decoding shows.
+        DatasetError: as `load_image_folder`, except for errors that only decoding finds.
     """
     folder = folder.resolve()
     layout = find_layout(folder)
@@ -91,15 +91,15 @@ def fingerprint_of(folder: Path) -> str:
 
 
 def _check_name(folder: Path) -> None:
-    if shown_name(str(folder)) != str(folder):
+    if escaped(str(folder)) != str(folder):
         raise DatasetError(
-            f"the path {shown_name(str(folder))} is not UTF-8, or holds control characters, and stands in "
+            f"the path {escaped(str(folder))} is not UTF-8, or has control characters, but is written into "
             "checkpoints and reports; rename the folder"
         )
 
 
-def _tell(folder: Path, layout: FolderLayout, terminal: Terminal) -> None:
-    """Say what was found, before the first image is decoded."""
+def _report_layout(folder: Path, layout: FolderLayout, terminal: Terminal) -> None:
+    """Report the classes and splits found, before images are decoded."""
     listed = ", ".join(layout.labels[:_CLASSES_SHOWN])
     listed += (
         f" and {len(layout.labels) - _CLASSES_SHOWN:,} more" if len(layout.labels) > _CLASSES_SHOWN else ""
@@ -114,14 +114,14 @@ def _tell(folder: Path, layout: FolderLayout, terminal: Terminal) -> None:
             for role, split in layout.splits.items()
         )
         if "test" not in layout.splits:
-            found += "; those for validation are the test, and others are held out to choose the epoch by"
+            found += "; those for validation become the test images, and others are held out for validation"
     terminal.say(f"{folder}: {len(layout.labels):,} classes ({listed}); {found}")
     for line in layout.left_out:
         terminal.say(f"left out: {line}")
 
 
 def _places(layout: FolderLayout, classes: torch.Tensor, readable: torch.Tensor) -> torch.Tensor:
-    """Return int [N], what each image is for: as the folder splits them, or test images drawn."""
+    """Return int [N]: the split of each image, from its folder or, if there are no splits, drawn."""
     if set(layout.splits) == {"training"}:
         return _seeded_test_share(classes, readable).int() * _TEST
     use: dict[Role, int] = {"training": _TRAINING, "validation": _VALIDATION, "test": _TEST}
@@ -133,7 +133,7 @@ def _places(layout: FolderLayout, classes: torch.Tensor, readable: torch.Tensor)
 
 
 def _rows(images: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Return the chosen rows: as a view, so without reading them, where they stand together."""
+    """Return the chosen rows; if they are contiguous, as a view, so without reading them."""
     places = torch.nonzero(chosen).flatten()
     first_row, last_row = int(places[0]), int(places[-1])
     is_together = last_row - first_row + 1 == len(places)
@@ -145,7 +145,7 @@ def _examples(images: torch.Tensor, classes: torch.Tensor, chosen: torch.Tensor)
 
 
 def _fingerprint(files: Sequence[PictureFile], layout: FolderLayout) -> str:
-    """Return a hash of the images with their names, so with their classes and splits."""
+    """Return a hash of the images and their names, which include their classes and splits."""
     digest = hashlib.sha256(json.dumps(layout.labels).encode())
     for file in files:
         digest.update(json.dumps([file.name, file.digest.hex()]).encode())
@@ -157,12 +157,12 @@ def _choose_spec(paths: Sequence[Path], image_size: int | None, terminal: Termin
     if not kinds:
         return ImageSpec(
             "RGB", *(image_size or _USUAL_SIDE,) * 3
-        )  # nothing can be read: told by what follows
+        )  # no file can be read, which decoding reports
     sizes = {(kind.height, kind.width) for kind in kinds}
     side = image_size or _USUAL_SIDE
     height, width = sizes.pop() if image_size is None and len(sizes) == 1 else (side, side)
     grey = all(kind.is_grey for kind in kinds)
-    terminal.say(f"images are taken as {'grey' if grey else 'RGB'}, {height}x{width} pixels")
+    terminal.say(f"images are used as {'grey' if grey else 'RGB'}, {height}x{width} pixels")
     return ImageSpec("L" if grey else "RGB", height, width, resize_shorter_side=max(height, width))
 
 
@@ -171,15 +171,15 @@ def _report_unreadable(
 ) -> None:
     if not decoded.unreadable:
         return
-    listed = first([f"{shown_name(name)}: {reason}" for name, reason in decoded.unreadable], "; ")
+    listed = join_first([f"{escaped(name)}: {reason}" for name, reason in decoded.unreadable], "; ")
     line = f"{len(decoded.unreadable):,} of {total:,} images in {folder} cannot be read ({listed})"
     if not skip_unreadable:
-        raise DatasetError(f"{line}; mend or remove them, or leave them out with --skip-unreadable")
+        raise DatasetError(f"{line}; repair or remove them, or skip them with --skip-unreadable")
     terminal.say(f"{line}; left out")
 
 
 def _seeded_test_share(classes: torch.Tensor, readable: torch.Tensor) -> torch.Tensor:
-    """Return bool [N]: a fifth of each class's readable images, at least one and never all."""
+    """Return bool [N] with a fifth of each class's readable images, at least one and never all."""
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     is_test = torch.zeros(len(classes), dtype=torch.bool)
     for label in range(int(classes.max()) + 1):
@@ -193,20 +193,20 @@ def _seeded_test_share(classes: torch.Tensor, readable: torch.Tensor) -> torch.T
 def _check_each_has_its_images(
     classes: torch.Tensor, places: torch.Tensor, layout: FolderLayout, folder: Path
 ) -> None:
-    """Check that there is something to learn each class from, and something to judge by.
+    """Check that each class has training images, and that there are test images.
 
     Raises:
-        DatasetError: there is not.
+        DatasetError: a class has none, or there are no test images.
     """
     counts = np.bincount(classes[places == _TRAINING].numpy(), minlength=len(layout.labels))
     if missing := [label for label, count in zip(layout.labels, counts, strict=True) if count == 0]:
         raise DatasetError(
-            f"{layout.splits['training'].folder} has no readable training images of {first(missing)}"
+            f"{layout.splits['training'].folder} has no readable training images of {join_first(missing)}"
         )
     if not bool((places == _TEST).any()):
         raise DatasetError(
-            f"{folder} has a single image a class, which leaves none to judge by; expected at least 2 a "
+            f"{folder} has a single image per class, which leaves none for the test; expected at least 2 per "
             "class, and 10 for training in all: add images"
             if set(layout.splits) == {"training"}
-            else f"{folder} has no readable images to judge by; mend them, or remove their folder"
+            else f"{folder} has no readable test images; repair them, or remove their folder"
         )

@@ -1,4 +1,4 @@
-"""MNIST (LeCun et al. 1998): 60,000 training and 10,000 test images of handwritten digits, grey, 28x28."""
+"""Describes MNIST (LeCun et al. 1998): 70,000 grey images of digits, 28x28, 10,000 for the test."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Finds the picture files of a folder, and remembers what it leaves out and why.
+"""Finds the image files in a folder, and counts the files that it leaves out by reason.
 
-Names that begin with a dot are left alone, and so are the folders that systems put beside pictures. Folders
-below are looked into, but links to folders are not followed: they may lead in a circle, or bring a picture
-in twice.
+Names that begin with a dot are ignored, as are folders that operating systems create. Subfolders are
+searched, but links to folders are not followed: they may form a cycle, or lead to an image twice.
 """
 
 from __future__ import annotations
@@ -11,23 +10,19 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from foldserve.text import escaped, join_first
 from foldserve.training.errors import DatasetError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
-# Of macOS in archives, of Synology with thumbnails, of Windows and of Linux on the root of a disk.
+# Created by macOS in archives, by Synology for thumbnails, by Windows and Linux in the root of a disk.
 _SYSTEM_NAMES = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 _NO_SUFFIX = "without a suffix"
-_NAMES_SHOWN = 3
 
 
 @dataclass
 class LeftOut:
-    """Counts what is not taken from ``folder``; `lines` tells it."""
+    """Counts the files of ``folder`` that are left out; `lines` describes them."""
 
     folder: Path
     suffixes: Counter[str] = field(default_factory=Counter)
@@ -37,38 +32,38 @@ class LeftOut:
     others: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """Return a line for each reason, with the number and the first names; none where all is taken."""
+        """Return a line per reason, with the number of files and the first names."""
         lines = list(self.others)
         if self.suffixes:
             ranked = sorted(
                 self.suffixes.items(), key=lambda each: (-each[1], each[0] == _NO_SUFFIX, each[0])
             )
-            listed = first([f"{count:,} {suffix}" for suffix, count in ranked])
+            listed = join_first([f"{count:,} {suffix}" for suffix, count in ranked])
             lines.append(f"{listed}; images are read from {', '.join(sorted(IMAGE_SUFFIXES))}")
         if self.linked:
             shown = [
                 f"{self._named(path)} with {_count_pictures(path):,} images" for path in sorted(self.linked)
             ]
             lines.append(
-                f"linked folders ({len(shown):,}): {first(shown)}; links inside a class are not followed: "
-                "put the images there"
+                f"linked folders ({len(shown):,}): {join_first(shown)}; links inside a class are not "
+                "followed: put the images there"
             )
         for what, paths in (
             ("hidden names and folders of the system", self.hidden),
-            ("names that are no files, such as broken links", self.no_files),
+            ("names that are not files, such as broken links", self.no_files),
         ):
             if paths:
                 lines.append(
-                    f"{what} ({len(paths):,}): {first([self._named(path) for path in sorted(paths)])}"
+                    f"{what} ({len(paths):,}): {join_first([self._named(path) for path in sorted(paths)])}"
                 )
         return lines
 
     def _named(self, path: Path) -> str:
-        return shown_name(os.path.relpath(path, self.folder))
+        return escaped(os.path.relpath(path, self.folder))
 
 
 def find_pictures(folder: Path, left_out: LeftOut) -> list[Path]:
-    """Return the picture files in ``folder`` and in folders below it, in the order of their names.
+    """Return the image files in ``folder`` and its subfolders, sorted by path.
 
     Raises:
         DatasetError: a folder cannot be listed.
@@ -83,7 +78,7 @@ def find_pictures(folder: Path, left_out: LeftOut) -> list[Path]:
             if is_hidden(path.name):
                 left_out.hidden.append(path)
             elif path.suffix.lower() not in IMAGE_SUFFIXES:
-                left_out.suffixes[shown_name(path.suffix.lower()) or _NO_SUFFIX] += 1
+                left_out.suffixes[escaped(path.suffix.lower()) or _NO_SUFFIX] += 1
             elif not path.is_file():
                 left_out.no_files.append(path)
             else:
@@ -92,10 +87,10 @@ def find_pictures(folder: Path, left_out: LeftOut) -> list[Path]:
 
 
 def visible_folders(folder: Path) -> list[Path]:
-    """Return the folders in ``folder`` that are not hidden, in the order of their names.
+    """Return the folders in ``folder`` that are not hidden, sorted by name.
 
     Raises:
-        DatasetError: it cannot be listed.
+        DatasetError: ``folder`` cannot be listed.
     """
     try:
         return sorted(path for path in folder.iterdir() if not is_hidden(path.name) and path.is_dir())
@@ -105,35 +100,18 @@ def visible_folders(folder: Path) -> list[Path]:
 
 
 def holds_pictures(folder: Path) -> bool:
-    """Tell whether picture files stand in ``folder`` itself."""
+    """Return whether there are image files in ``folder`` itself."""
     return any(is_picture(path) for path in folder.iterdir())
 
 
 def is_picture(path: Path) -> bool:
-    """Tell whether ``path`` is a picture file by its name, and not hidden."""
+    """Return whether ``path`` is an image file by its suffix, and not hidden."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path.name) and path.is_file()
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether ``name`` is one that is left alone."""
+    """Return whether files and folders of this name are ignored."""
     return name.startswith(".") or name in _SYSTEM_NAMES
-
-
-def shown_name(name: str) -> str:
-    r"""Return ``name`` as a line of text can show it: "\xe9" for a byte that is not UTF-8, "\n" as that."""
-    return "".join(character if character.isprintable() else _escaped(character) for character in name)
-
-
-def _escaped(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # how Python holds a byte that is not UTF-8
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    return character.encode("unicode_escape").decode()
-
-
-def first(names: Sequence[str], separator: str = ", ") -> str:
-    """Return the first names, and how many more there are."""
-    rest = len(names) - _NAMES_SHOWN
-    return separator.join(names[:_NAMES_SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def _count_pictures(folder: Path) -> int:
@@ -144,7 +122,7 @@ def _count_pictures(folder: Path) -> int:
 
 
 def _refuse_unlisted(error: OSError) -> None:
-    name = shown_name(os.fsdecode(error.filename or "a folder"))
+    name = escaped(os.fsdecode(error.filename or "a folder"))
     raise DatasetError(
-        f"{name} cannot be listed: {error.strerror or error}; mend its permissions or take it out"
+        f"{name} cannot be listed: {error.strerror or error}; change its permissions or remove it"
     ) from error

@@ -1,4 +1,4 @@
-"""The data sets that ``--dataset`` knows: by name, or as a folder of images."""
+"""Loads the data set that ``--dataset`` names: one of the registry, or a folder of images."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def load_dataset(
     skip_unreadable: bool = False,
     terminal: Terminal | None = None,
 ) -> Dataset:
-    """Find or fetch the data set ``name``, check it and hold it in memory.
+    """Find or download the data set ``name``, check it and load it into memory.
 
-    A given ``folder`` is the only place that is looked in. Any other ``name`` is a folder of images, now at
-    ``folder`` if that is given; ``image``, ``image_size`` and ``skip_unreadable`` are about those alone (see
-    `load_image_folder`).
+    If ``folder`` is given, no other place is searched. A ``name`` that is not in `DATASETS` is a folder of
+    images, now at ``folder`` if that is given; ``image``, ``image_size`` and ``skip_unreadable`` apply only
+    to these (see `load_image_folder`).
 
     Raises:
-        DatasetError: the name is not known, or the files are found nowhere sound.
+        DatasetError: the name is not known, or no place has all files undamaged.
     """
     terminal = terminal or Terminal()
     if name in DATASETS:

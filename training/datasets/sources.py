@@ -1,9 +1,9 @@
-"""Finds or fetches the files of a data set, trying one source after another.
+"""Finds or downloads the files of a data set, trying one place after another.
 
-In this order: a given folder (then nothing else is tried: what was asked for is what is used), the cache, an
-installed Debian package, mirrors, Debian's package unpacked without root. What is fetched goes to the cache,
-or is read from a temporary folder where there is none.
-A source counts only when all its files are read and checked; nothing is mixed or half used.
+If a folder is given, only that one is used. Otherwise the places are the cache, an installed Debian package,
+mirrors, and Debian's package unpacked without root. Downloaded files are written to the cache, or to a
+temporary folder if there is no cache. A place is used only if all its files are read and pass their checks;
+files of different places are not mixed.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ NO_HOME = "there is no home folder; set XDG_CACHE_HOME to have one"
 
 
 class SourceFile(Protocol):
-    """A file of a data set, known exactly: what it is called where it is handed out, and how to read it."""
+    """A file of a data set that can be checked: its name as it is distributed, and how to read it."""
 
     @property
     def packed_name(self) -> str:
-        """Name of the file as it is handed out."""
+        """Name of the file as it is distributed."""
 
     @property
     def limit_bytes(self) -> int:
-        """Length in bytes that it cannot exceed."""
+        """Largest possible size in bytes of the file as it is distributed."""
 
     def read(self, folder: Path) -> NDArray[np.uint8]:
-        """Read and check it, packed or unpacked, in ``folder``; raise DatasetError if it is not sound."""
+        """Read and check the file, packed or unpacked, in ``folder``; raise DatasetError if a check fails."""
 
     def read_packed(self, path: Path) -> NDArray[np.uint8]:
-        """Read and check it as it was handed out; raise DatasetError if it is not sound."""
+        """Read and check the file as it is distributed; raise DatasetError if a check fails."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set may be found; ``files`` maps a part's name ("train_images") to its file."""
+    """The places of a data set; ``files`` maps the name of a part ("train_images") to its file."""
 
     name: str
     files: Mapping[str, SourceFile]
@@ -63,12 +63,12 @@ class Source:
 
 
 def cache_folder(name: str) -> Path | None:
-    """Return where a data set is cached: ``$XDG_CACHE_HOME/foldserve/NAME``, or under ``~/.cache``.
+    """Return the folder to cache a data set in: ``$XDG_CACHE_HOME/foldserve/NAME``, or under ``~/.cache``.
 
-    None where there is no home: no ``HOME``, and a user without an entry that names one.
+    None if there is no home folder: neither ``HOME`` nor an entry for the user in the password database.
     """
     configured = os.environ.get("XDG_CACHE_HOME", "")
-    if Path(configured).is_absolute():  # the XDG specification: a relative path is to be ignored
+    if Path(configured).is_absolute():  # the XDG specification says to ignore relative paths
         return Path(configured) / "foldserve" / name
     try:
         return Path.home() / ".cache" / "foldserve" / name
@@ -77,10 +77,11 @@ def cache_folder(name: str) -> Path | None:
 
 
 def read_source(source: Source, *, folder: Path | None, cache: Path | None, terminal: Terminal) -> Arrays:
-    """Return the arrays of ``source`` by part, from the first place that has all of them sound.
+    """Return the arrays of ``source`` by part, from the first place that has all of them undamaged.
 
     Raises:
-        DatasetError: the given ``folder`` does not have them, or no place does; with a reason for each.
+        DatasetError: ``folder`` or, if it is None, each place lacks a file or has a damaged one; the message
+            has the reason for each place.
     """
     if folder is not None:
         return _read_folder(source, folder)
@@ -105,7 +106,7 @@ def read_source(source: Source, *, folder: Path | None, cache: Path | None, term
         except DatasetError as error:
             reasons.append(f"{place}: {error}")
             terminal.say(f"{source.name} not from {reasons[-1]}")
-        except OSError as error:  # a full disk, most likely
+        except OSError as error:  # probably a full disk
             reasons.append(f"{place}: {error.filename or cache}: {error.strerror or error}")
             terminal.say(f"{source.name} not from {reasons[-1]}")
         else:
@@ -113,7 +114,7 @@ def read_source(source: Source, *, folder: Path | None, cache: Path | None, term
             return arrays
     names = ", ".join(file.packed_name for file in source.files.values())
     raise DatasetError(
-        f"{source.name} was found nowhere; put {names} into a folder and give it with --data-dir "
+        f"{source.name} was not found; put {names} into a folder and give it with --data-dir "
         f"(tried: {'; '.join(reasons)})"
     )
 
@@ -125,7 +126,7 @@ def _read_folder(source: Source, folder: Path) -> Arrays:
 
 
 def _fetch(source: Source, mirror: str, cache: Path | None, terminal: Terminal) -> Arrays:
-    """Bring what the cache lacks or holds damaged from ``mirror``; check each file, then put it in place."""
+    """Download the files that the cache lacks or has damaged from ``mirror``, and check each of them."""
     with _folder_to_fill(cache, terminal) as folder:
         return {part: _fetch_file(file, mirror, folder, terminal) for part, file in source.files.items()}
 
@@ -134,7 +135,7 @@ def _fetch_file(file: SourceFile, mirror: str, cache: Path, terminal: Terminal) 
     try:
         return file.read(cache)
     except DatasetError:
-        pass  # absent or damaged: fetched anew
+        pass  # missing or damaged: download it
     part = cache / f"{file.packed_name}.part"
     resumed = part.exists()
     url = mirror.rstrip("/") + f"/{file.packed_name}"
@@ -144,10 +145,10 @@ def _fetch_file(file: SourceFile, mirror: str, cache: Path, terminal: Terminal) 
     except DatasetError:
         part.unlink(missing_ok=True)
         if not resumed:
-            raise DatasetError(f"{url} is not the file expected, or arrived damaged") from None
-        # The bytes it was resumed from may have been the damaged ones: once more from the start.
+            raise DatasetError(f"{url} is not the expected file, or was damaged on the way") from None
+        # The bytes from an earlier attempt may be the damaged ones: download once more from the start.
         return _fetch_file(file, mirror, cache, terminal)
-    # A packed file comes before an unpacked one beside it, which may have been the damaged one.
+    # Readers prefer the packed file to an unpacked one beside it, which may be the damaged one.
     part.replace(cache / file.packed_name)
     return array
 
@@ -166,22 +167,22 @@ def _unpack(source: Source, package: str, cache: Path | None, terminal: Terminal
 
 @contextmanager
 def _folder_to_fill(cache: Path | None, terminal: Terminal) -> Iterator[Path]:
-    """Yield the cache, for this process alone, or a temporary folder where there is none to be had.
+    """Yield the cache, locked by this process, or a temporary folder if there is no cache.
 
     Other processes wait, and then find the cache filled.
     """
     with ExitStack() as stack:
         try:
             if cache is None:
-                raise FileNotFoundError(NO_HOME)  # taken as any folder that is not to be had
+                raise FileNotFoundError(NO_HOME)  # handled like a folder that cannot be created
             cache.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context((cache / ".lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)  # closing the file gives it back
+            fcntl.flock(lock, fcntl.LOCK_EX)  # closing the file releases the lock
             folder = cache
         except OSError as error:
             place = error.filename or cache
             terminal.say(
-                f"what is fetched is not kept: {f'{place}: ' if place else ''}{error.strerror or error}"
+                f"downloads are not cached: {f'{place}: ' if place else ''}{error.strerror or error}"
             )
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="foldserve-")))
         yield folder

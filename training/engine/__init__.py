@@ -1,1 +1,1 @@
-"""Trains a network: the loop, the optimizer, precision, distributed processes."""
+"""Trains and evaluates a network: loop, optimizer, schedule, precision, distributed processes."""

@@ -1,4 +1,4 @@
-"""Where and how torch computes in this process."""
+"""Selects the device, and sets torch's threads and determinism."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def prepare_device(config: TrainConfig) -> torch.device:
-    """Return the device of ``config`` and set threads and determinism for this process.
+    """Return the device that ``config`` asks for, and set threads and determinism for this process.
 
     Raises:
-        DeviceError: CUDA was asked for and is not there, or there are more processes than GPUs.
+        DeviceError: CUDA was asked for and there is no GPU, or there are more processes than GPUs.
     """
     has_cuda = torch.cuda.is_available()
     if config.device == "cuda" and not has_cuda:
@@ -29,12 +29,12 @@ def prepare_device(config: TrainConfig) -> torch.device:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if config.deterministic:
-        # cuBLAS is deterministic only with this, set before its first use.
+        # cuBLAS is deterministic only if this is set before its first use.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic)
     if not has_cuda or config.device == "cpu":
         return torch.device("cpu")
-    # Under torchrun each process of a machine takes a GPU of its own.
+    # Under torchrun, each process of a machine uses a GPU of its own.
     device = torch.device("cuda", distributed.get_node_local_rank(fallback_rank=0))
     if device.index >= torch.cuda.device_count():
         raise DeviceError(

@@ -1,7 +1,12 @@
-"""A moving average of the weights, ``average += (1 - decay) * (weights - average)`` after each step.
+"""Keeps a moving average of the weights, ``average += (1 - decay) * (weights - average)`` after each step.
 
 Batch norm's running statistics are averaged with the weights they belong to. Early averages would be those of
 the initial weights, so the decay rises with the step n: ``min(decay, (1 + n) / (10 + n))``.
+
+torch.optim.swa_utils.AveragedModel was tried in its place. It copies the network with deepcopy, which fails
+for weights that are computed from others (torch.nn.utils.weight_norm), its update took 8 times as long (0.6
+instead of 0.07 ms for LeNet and 1.9 instead of 0.25 ms for resnet, one thread of a busy CPU), and on a GPU it
+copies its counter to the device at each step.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class WeightAverage:
-    """The average of a network's parameters and buffers; ``weights`` is a state_dict."""
+    """Averages a network's parameters and buffers; ``weights`` is a state_dict."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -29,7 +34,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the network's weights after ``step``, counted from 0."""
+        """Move the average towards the network's weights after ``step``, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         averages, values = zip(*self._averaged, strict=True)
         torch._foreach_lerp_(averages, values, 1 - decay)
@@ -37,6 +42,6 @@ class WeightAverage:
             copy.copy_(value)
 
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Take over ``weights``, of an earlier average."""
+        """Set the average to ``weights``."""
         for name, value in weights.items():
             self.weights[name].copy_(value)

@@ -1,4 +1,4 @@
-"""Judging a network on images that it did not learn from; never augmented, always in float32."""
+"""Evaluates a network on images that it was not trained on, without augmentation and in float32."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from foldserve.training.datasets import Examples
     from foldserve.training.engine.distributed import ProcessGroup
 
-# Values of uint8 pixels a batch: large enough for full speed, small enough for any memory.
+# uint8 values per batch: large enough for full speed, small enough for any memory.
 _BATCH_VALUES = 500 * 28 * 28
 _SMALLEST_BATCH, _LARGEST_BATCH = 8, 500
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean cross entropy, accuracy 0..1; predicted classes int64 [N] with their probabilities, on the CPU."""
+    """Mean cross entropy, accuracy 0..1, predicted classes int64 [N] and their probabilities, on the CPU."""
 
     loss: float
     accuracy: float
@@ -32,19 +32,21 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, examples: Examples, replicas: ProcessGroup = SINGLE_PROCESS) -> Evaluation:
-    """Judge ``model`` (pixels to logits) in eval mode on all of ``examples``; its mode is put back.
+def evaluate(
+    model: nn.Module, examples: Examples, process_group: ProcessGroup = SINGLE_PROCESS
+) -> Evaluation:
+    """Evaluate ``model`` (pixels to logits) in eval mode on all of ``examples``, then restore its mode.
 
-    Each of the ``replicas`` answers its share of the images, each image once; all return the same result.
+    Each process evaluates its shard of the images; all return the same result.
     """
     was_training = model.training
     model.eval()
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    share = replicas.shard(examples.images)
-    # An empty share still needs logits of the right width to exchange, so it answers one image and drops it.
+    share = process_group.shard(examples.images)
+    # An empty shard still has to exchange logits of the right width, so it computes one image and drops it.
     batches = torch.split(share if len(share) else examples.images[:1], _batch_size(examples.images))
     logits = torch.cat([model(images.to(device)) for images in batches]).float()[: len(share)]
-    logits = replicas.gather(logits, len(examples)).cpu()
+    logits = process_group.gather(logits, len(examples)).cpu()
     model.train(was_training)
     labels = examples.labels.cpu()
     confidences, predictions = logits.softmax(dim=1).max(dim=1)

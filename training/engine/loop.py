@@ -1,8 +1,8 @@
-"""One epoch of training.
+"""Trains one epoch.
 
-All images are there as uint8; a batch is a gather by a slice of the epoch's permutation. Random numbers
-depend on the seed and the epoch or step alone, never on what ran before, so that a run taken up at any step
-needs no random state to go on exactly as an uninterrupted one.
+All images are in memory as uint8; a batch is a gather by a slice of the epoch's permutation. Random numbers
+depend only on the seed and on the epoch or step, not on earlier draws. A run resumed at any step thus needs
+no saved random state to continue exactly as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from foldserve.training.engine.distributed import SINGLE_PROCESS, ProcessGroup
-from foldserve.training.engine.optimizer import pace_at, set_pace
+from foldserve.training.engine.schedule import Schedule
 from foldserve.training.errors import DivergedError
 
 if TYPE_CHECKING:
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from foldserve.training.engine.precision import Precision
     from foldserve.training.models import Normalized
 
-# Reading the loss waits for the device: often enough for the display, too seldom to cost anything.
+# Reading the loss waits for the device: often enough for the display, and too rarely to slow training.
 _REPORT_EVERY_STEPS = 20
 
 
 @dataclass
 class EpochTotals:
-    """What an epoch has counted so far in this process; part of a checkpoint, so that no figure is lost.
+    """Counts of the current epoch in this process; saved in checkpoints, so that a resumed epoch keeps them.
 
-    ``losses`` float32 by step of the epoch, ``correct`` and ``seen`` images since the epoch began.
+    ``losses`` is float32, one per step of the epoch; ``correct`` and ``seen`` count images of the epoch.
     """
 
     losses: Tensor
@@ -52,9 +52,9 @@ class EpochTotals:
 
 @dataclass
 class Trainer:
-    """What changes while training, and what that needs; ``model`` maps pixels to logits.
+    """State of training and all that a step needs; ``model`` maps pixels to logits.
 
-    ``forward`` is ``model`` as it is called: compiled, or wrapped to average gradients over ``replicas``.
+    ``forward`` calls ``model``: compiled, or wrapped so that gradients are averaged over ``process_group``.
     """
 
     model: Normalized
@@ -66,24 +66,24 @@ class Trainer:
     precision: Precision
     config: TrainConfig
     steps_per_epoch: int
-    replicas: ProcessGroup = SINGLE_PROCESS
+    process_group: ProcessGroup = SINGLE_PROCESS
     step: int = 0
     totals: EpochTotals | None = None
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
+        """Number of steps of the whole run."""
         return self.steps_per_epoch * self.config.epochs
 
     @property
     def lr(self) -> float:
-        """The learning rate of the last step."""
+        """Learning rate of the last step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Means over the epoch so far, of ``step`` steps of ``steps``; accuracy is on augmented images, 0..1."""
+    """Means over ``step`` of the epoch's ``steps``; accuracy is that of augmented images, 0..1."""
 
     step: int
     steps: int
@@ -99,10 +99,10 @@ def train_one_epoch(
     report: Callable[[Progress], None],
     after_step: Callable[[], None] = lambda: None,
 ) -> Progress:
-    """Train to the end of the epoch that ``trainer.step`` is in, on ``examples``.
+    """Train on ``examples`` to the end of the epoch that ``trainer.step`` is in.
 
-    ``report`` is called every few steps and at the end, ``after_step`` after each step but the last: at both
-    times ``trainer`` holds all that is needed to go on from there.
+    Calls ``report`` every few steps and at the end, and ``after_step`` after each step but the last. At both
+    times, ``trainer`` has all the state from which training can resume.
 
     Raises:
         DivergedError: the loss is no longer finite.
@@ -117,7 +117,9 @@ def train_one_epoch(
     trainer.model.train()
     started = time.perf_counter() - totals.elapsed_s
     for step in range(steps_done, trainer.steps_per_epoch):
-        batch = trainer.replicas.shard(permutation[step * config.batch_size : (step + 1) * config.batch_size])
+        batch = trainer.process_group.shard(
+            permutation[step * config.batch_size : (step + 1) * config.batch_size]
+        )
         loss, correct = _train_step(trainer, examples, batch, generator)
         totals.losses[step] = loss
         totals.correct += correct
@@ -135,14 +137,11 @@ def train_one_epoch(
 def _train_step(
     trainer: Trainer, examples: Examples, batch: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Take one optimizer step on the examples at the indices ``batch``; return loss and number right."""
+    """Take one optimizer step on the examples at the indices ``batch``; return loss and number correct."""
     config, scaler = trainer.config, trainer.precision.scaler
-    set_pace(trainer.optimizer, pace_at(trainer.step, total_steps=trainer.total_steps, config=config))
+    Schedule(config, trainer.total_steps).apply(trainer.optimizer, trainer.step)
     images, labels = _augmented(trainer, examples, batch, generator)
-    partners = shares = None
-    if trainer.mixing:
-        mixed = trainer.mixing(images, generator)
-        images, partners, shares = mixed.images, labels[mixed.partners], mixed.shares
+    images, targets = trainer.mixing(images, labels, generator)
     trainer.optimizer.zero_grad()
     loss_sum = torch.zeros((), device=images.device)
     correct = torch.zeros((), dtype=torch.int64, device=images.device)
@@ -150,13 +149,10 @@ def _train_step(
         rows = slice(int(part[0]), int(part[-1]) + 1)
         with trainer.precision.computing():
             logits = trainer.forward(images[rows]).float()
-        loss = F.cross_entropy(logits, labels[rows], label_smoothing=config.label_smoothing, reduction="none")
-        if partners is not None and shares is not None:
-            other = F.cross_entropy(
-                logits, partners[rows], label_smoothing=config.label_smoothing, reduction="none"
-            )
-            loss = torch.lerp(other, loss, shares[rows])
-        mean_loss = loss.sum() / len(batch)
+        losses = F.cross_entropy(
+            logits, targets[rows], label_smoothing=config.label_smoothing, reduction="none"
+        )
+        mean_loss = losses.sum() / len(batch)
         scaler.scale(mean_loss).backward()  # type: ignore[no-untyped-call]  # torch's own
         loss_sum = loss_sum + mean_loss.detach()
         correct = correct + (logits.detach().argmax(dim=1) == labels[rows]).sum()
@@ -174,12 +170,12 @@ def _train_step(
 def _augmented(
     trainer: Trainer, examples: Examples, batch: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return augmented images and labels at the indices ``batch``, on the device; seed all that is random."""
-    rank = trainer.replicas.rank
+    """Return augmented images and labels at the indices ``batch``, on the device, after seeding."""
+    rank = trainer.process_group.rank
     purpose = f"step of process {rank}" if rank else "step"
     seed = derived_seed(trainer.config.seed, purpose, trainer.step)
     generator.manual_seed(seed)
-    torch.manual_seed(seed)  # dropout draws from the global generator
+    torch.manual_seed(seed)  # dropout uses the global generator
     device = trainer.model.mean.device
     images = examples.images.index_select(0, batch).to(device, non_blocking=True)
     labels = examples.labels.index_select(0, batch).to(device, non_blocking=True)
@@ -196,15 +192,15 @@ def empty_totals(trainer: Trainer) -> EpochTotals:
 
 
 def check_finite(trainer: Trainer, examples: Examples) -> None:
-    """Check the epoch's losses so far and the weights, which a checkpoint must never keep otherwise.
+    """Check that the epoch's losses and the weights are finite, as those of a checkpoint must be.
 
     Raises:
-        DivergedError: one is infinite or not a number; names the first such step and its batch.
+        DivergedError: one is infinite or NaN; describes the first such step and its batch.
     """
     totals, config = trainer.totals, trainer.config
     assert totals is not None
     bad = torch.nonzero(~totals.losses.isfinite())
-    # A sum is finite only if all its terms are, and is formed ten times as fast as they are looked at.
+    # A sum is finite only if all its terms are, and takes a tenth of the time of checking each of them.
     if len(bad) == 0 and all(bool(value.sum().isfinite()) for value in trainer.model.parameters()):
         return
     epoch, steps_done = divmod(trainer.step - 1, trainer.steps_per_epoch)
@@ -222,24 +218,24 @@ def check_finite(trainer: Trainer, examples: Examples) -> None:
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    """Return the order of an epoch's images: drawn on the CPU, so the same on every device."""
+    """Return the order of an epoch's images, drawn on the CPU so that it is the same for every device."""
     generator = torch.Generator().manual_seed(derived_seed(seed, "epoch", epoch))
     return torch.randperm(count, generator=generator)
 
 
 def derived_seed(seed: int, purpose: str, index: int) -> int:
-    """Return a seed for one purpose: hashed, because torch's CPU generator takes the low 32 bits alone."""
+    """Return a seed for one purpose, hashed because torch's CPU generator uses only the low 32 bits."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def _progress(trainer: Trainer, steps: int, *, over_all: bool = False) -> Progress:
-    """Return the means of ``steps`` steps, of this process or ``over_all`` (then all must call it)."""
+    """Return means of ``steps`` steps in this process, or ``over_all`` processes (then all must call it)."""
     totals = trainer.totals
     assert totals is not None
-    replicas = trainer.replicas if over_all else SINGLE_PROCESS
-    loss = replicas.sum(totals.losses[:steps].mean()) / replicas.count
-    counts = replicas.sum(
+    process_group = trainer.process_group if over_all else SINGLE_PROCESS
+    loss = process_group.sum(totals.losses[:steps].mean()) / process_group.world_size
+    counts = process_group.sum(
         torch.stack([totals.correct, torch.full_like(totals.correct, totals.seen)])
     ).tolist()
     return Progress(

@@ -1,4 +1,4 @@
-"""The network of a run: which arguments it is made with, and how it is called while training."""
+"""Builds the network of a run, and the function that calls it in training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from foldserve.errors import DeviceError
 from foldserve.training.engine.sync_batch_norm import synchronise_batch_norm
 from foldserve.training.errors import ModelError
-from foldserve.training.models import MODELS, Normalized, create_model, register_own
+from foldserve.training.models import MODELS, Normalized, create_model, register_custom_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 def network_arguments(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
-    """Return the arguments of `create_model`: the data's shape, and the settings that concern the network.
+    """Return the arguments of `create_model`: the shape of the data, and the settings of the network.
 
     Raises:
-        ModelError: the architecture is not known, or a setting has no meaning for it.
+        ModelError: the architecture is not known, or does not have one of the settings.
     """
-    register_own(config.arch)
+    register_custom_model(config.arch)
     arguments: dict[str, Any] = {
         "in_channels": dataset.image.channels,
         "class_count": len(dataset.labels),
@@ -45,7 +45,7 @@ def network_arguments(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
         "width_factor": (config.width, 1.0),
     }
     for name, (value, usual) in choices.items():
-        # Networks of the registry record what they are made with; one's own need not know these names.
+        # Networks of the registry record all arguments; a custom one need not have arguments of these names.
         if value != usual or (not is_import_path and name != "width_factor"):
             arguments[name] = value
     _check_known(config.arch, arguments)
@@ -53,37 +53,37 @@ def network_arguments(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
 
 
 def build_model(
-    facts: Checkpoint, config: TrainConfig, device: torch.device, replicas: ProcessGroup
+    facts: Checkpoint, config: TrainConfig, device: torch.device, process_group: ProcessGroup
 ) -> Normalized:
     """Return the model of ``facts`` with fresh weights on ``device``.
 
     Raises:
-        ModelError: the architecture does not take this data set's images.
+        ModelError: the architecture does not accept images of this data set.
     """
     network = create_model(facts.arch, **facts.arch_args)
-    if replicas.count > 1:
+    if process_group.world_size > 1:
         network = synchronise_batch_norm(network, device)
     model = Normalized(network, facts.mean, facts.std).to(device)
     if config.channels_last:
-        # Makes pooling 5 times as fast on the CPU, and a whole step of LeNet 1.3 times.
+        # Makes pooling 5 times as fast on the CPU, and a whole step of LeNet 1.3 times as fast.
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
     return model
 
 
 def training_forward(
-    model: Normalized, config: TrainConfig, replicas: ProcessGroup
+    model: Normalized, config: TrainConfig, process_group: ProcessGroup
 ) -> Callable[[Tensor], Tensor]:
-    """Return ``model`` as training calls it: averaging gradients over ``replicas``, compiled if asked for."""
+    """Return ``model`` to be called in training: gradients averaged over processes, compiled if asked for."""
     forward: nn.Module = model
-    if replicas.count > 1:
-        # The running statistics are the same everywhere already: batch norm is over all processes.
+    if process_group.world_size > 1:
+        # Running statistics are equal in all processes already, since batch norm is over all of them.
         forward = DistributedDataParallel(model, broadcast_buffers=False)
     return _compiled(forward) if config.compile else forward
 
 
 def _compiled(forward: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return ``forward`` compiled; it happens at the first call, where its failure becomes a DeviceError."""
-    from torch._dynamo.exc import TorchDynamoException  # noqa: PLC0415  # a second that only this needs
+    """Return ``forward`` compiled. The first call compiles it, and raises DeviceError if that fails."""
+    from torch._dynamo.exc import TorchDynamoException  # noqa: PLC0415  # takes a second, and only this needs it
 
     compiled = torch.compile(forward)
 
@@ -99,9 +99,9 @@ def _compiled(forward: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _check_known(arch: str, arguments: dict[str, Any]) -> None:
-    """Name the flag that a registered network has no argument for; an own factory is asked when called."""
+    """Check that a network of the registry has all ``arguments``; a custom factory checks its own."""
     if arch not in MODELS:
-        return  # create_model names the known ones
+        return  # a custom network, or unknown: then create_model lists the known ones
     parameters = inspect.signature(MODELS[arch]).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return

@@ -1,8 +1,8 @@
-"""Batch norm over the batches of all processes, on any device; torch's own SyncBatchNorm is for GPUs alone.
+"""Computes batch norm over the batches of all processes on the CPU, which torch's SyncBatchNorm cannot.
 
-With sums over all processes, n values a channel, mean m = sum(x) / n and variance v = sum((x - m)^2) / n, the
-layer computes gamma (x - m) / sqrt(v + eps) + beta; running averages take v n / (n - 1), as in one process.
-The gradient flows through both sums.
+With sums over all processes, n values per channel, mean m = sum(x) / n and variance v = sum((x - m)^2) / n,
+the layer computes gamma (x - m) / sqrt(v + eps) + beta; running averages take v n / (n - 1), as in one
+process. The gradient flows through both sums.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """A BatchNorm2d whose statistics, while training, are those of all processes together."""
+    """A BatchNorm2d that standardises by the statistics of all processes together in training."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Return ``images`` [N, C, H, W] normalised."""
@@ -26,16 +26,16 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
             return normalised
         count = torch.tensor(float(images.numel() // images.shape[1]), device=images.device)
         distributed.all_reduce(count)
-        values = images.float()  # sums in bf16 would be off by percents
+        values = images.float()  # sums in bf16 would be wrong by percents
         mean = _sum_over_all(values.sum(dim=(0, 2, 3))) / count
         centred = values - mean[:, None, None]
         variance = _sum_over_all(centred.square().sum(dim=(0, 2, 3))) / count
-        self._reconcile(mean.detach(), (variance * count / (count - 1)).detach())
+        self._update_running(mean.detach(), (variance * count / (count - 1)).detach())
         scale = self.weight / torch.sqrt(variance + self.eps)
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(images.dtype)
 
     @torch.no_grad()
-    def _reconcile(self, mean: Tensor, variance: Tensor) -> None:
+    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -46,7 +46,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronise_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
-    """Return ``network`` with batch norm over all processes, its weights and their names as they were."""
+    """Return ``network`` with batch norm over all processes; weights and their names do not change."""
     if device.type == "cuda":
         synchronised: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         return synchronised
@@ -59,7 +59,7 @@ def synchronise_batch_norm(network: nn.Module, device: torch.device) -> nn.Modul
 
 
 class _SumOverAll(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum over all processes of theirs."""
+    """Sums over all processes; the gradient is the sum of the gradients of all processes."""
 
     @staticmethod
     def forward(_context: Any, value: Tensor) -> Tensor:

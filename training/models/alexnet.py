@@ -1,9 +1,9 @@
-"""AlexNet (Krizhevsky et al. 2012), single-tower as in "One weird trick" (Krizhevsky 2014), in today's parts.
+"""Defines AlexNet (Krizhevsky et al. 2012), single-tower as in "One weird trick" (Krizhevsky 2014).
 
 Five convolutions, some of them followed by overlapping 3x3 max pooling with stride 2, and three linear
-layers, dropout before the first two. New since then: batch norm, in place of local response normalisation.
+layers, with dropout before the first two. Batch norm replaces local response normalisation.
 
-There are two layouts, chosen by the shorter side of the image. From 65 pixels on it is the paper's:
+There are two layouts, chosen by the shorter side of the image. The paper's is used from 65 pixels on:
 
     layer                              output at 3x224x224      weights
     conv1  11x11, stride 4, padding 2    64 x  55 x  55          23,232
@@ -16,8 +16,8 @@ There are two layouts, chosen by the shorter side of the image. From 65 pixels o
     pool5  3x3, stride 2                256 x   6 x   6
     fc6, fc7, fc8                      4096, 4096, K       37,748,736 + 16,777,216 + 4096 K
 
-Up to 64 pixels the first layer keeps every pixel and the pooling is padded. Pooling also follows conv3: half
-of the multiplications of 7x7 maps in conv4 and conv5 are better spent on more epochs (docs/training.md):
+Up to 64 pixels, the first layer keeps the resolution and the pooling is padded. Pooling also follows conv3,
+which halves the multiplications, and more epochs make better use of them (docs/training.md):
 
     layer                              output at 1x28x28        weights
     conv1  5x5, padding 2                24 x  28 x  28             600
@@ -93,13 +93,13 @@ _SMALL = _Layout(
     pool_padding=1,
     hidden_features=256,
 )
-_POOL_SIZE, _POOL_STRIDE = 3, 2  # each window shares a row with the next: the paper's overlapping pooling
+_POOL_SIZE, _POOL_STRIDE = 3, 2  # overlapping, as in the paper
 
 
 class AlexNet(nn.Module):
-    """[N, C, H, W] normalised images to [N, class_count] logits; both sides at least 28 pixels.
+    """Maps normalised images [N, C, H, W] to logits [N, class_count]; both sides at least 28 pixels.
 
-    The layout for small images serves those whose shorter side is 28 to 64 pixels, ImageNet's all larger.
+    Images whose shorter side is 28 to 64 pixels get the small layout, larger ones that of ImageNet.
     """
 
     def __init__(
@@ -121,10 +121,10 @@ class AlexNet(nn.Module):
             class_count: number of logits.
             height: input height in pixels.
             width: input width in pixels.
-            width_factor: scales the channels of every convolution and the features of the hidden layers.
+            width_factor: factor for the channels of every convolution and the features of the hidden layers.
             batch_norm: normalise after each convolution.
             activation: "relu" or "sigmoid".
-            dropout: probability with which a feature before each hidden layer is zeroed while training.
+            dropout: dropout probability before each hidden layer.
 
         Raises:
             ModelError: the input is too small, or an argument is out of range.
@@ -132,7 +132,8 @@ class AlexNet(nn.Module):
         super().__init__()
         if min(height, width) < _SMALLEST_SIDE:
             raise ModelError(
-                f"alexnet takes images from {_SMALLEST_SIDE}x{_SMALLEST_SIDE} pixels on, not {height}x{width}"
+                f"alexnet takes images of at least {_SMALLEST_SIDE}x{_SMALLEST_SIDE} pixels, "
+                f"not {height}x{width}"
             )
         check_dropout(dropout)
         layout = _SMALL if min(height, width) <= _LARGEST_SMALL_SIDE else _IMAGENET

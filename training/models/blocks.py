@@ -1,9 +1,9 @@
-"""The building block of every network here: convolution, batch norm, activation.
+"""Defines the building block of all networks here: convolution, batch norm, activation.
 
 A convolution with ``in_channels`` x ``out_channels`` x ``kernel_size``^2 weights maps a side of n pixels to
-``(n + 2 * padding - kernel_size) // stride + 1``. Batch norm standardises each channel (by the batch's mean
-and variance while training, by running averages of them afterwards), then scales by gamma and shifts by
-beta. The shift makes a convolution bias superfluous, so there is one only where batch norm is off.
+``(n + 2 * padding - kernel_size) // stride + 1``. Batch norm standardises each channel (by the mean and
+variance of the batch in training, by their running averages in evaluation), then scales by gamma and shifts
+by beta. The shift makes a bias of the convolution redundant, so there is one only without batch norm.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmo
 
 
 class ConvBlock(nn.Sequential):
-    """Conv2d, BatchNorm2d where ``batch_norm``, activation; children ``conv``, ``norm``, ``activation``.
+    """Conv2d, BatchNorm2d if ``batch_norm``, activation; the children ``conv``, ``norm``, ``activation``.
 
-    With ``activation`` None there is none: what a residual branch adds to its shortcut is not yet activated.
+    ``activation`` is None in a residual branch, whose output is activated after it is added to the shortcut.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ def create_activation(name: str) -> nn.Module:
 
 
 def check_dropout(dropout: float) -> None:
-    """Check a probability with which features are zeroed.
+    """Check a dropout probability.
 
     Raises:
-        ModelError: ``dropout`` is not from 0 to below 1.
+        ModelError: ``dropout`` is not at least 0 and below 1.
     """
     if not 0 <= dropout < 1:
         raise ModelError(f"dropout is {dropout}; expected a probability from 0 to below 1")
@@ -80,5 +80,5 @@ def scaled_channels(channels: int, width_factor: float) -> int:
 
 
 def convolved_side(side: int, *, kernel_size: int, stride: int = 1, padding: int = 0) -> int:
-    """Return a map's side in pixels after a convolution; below 1 where the kernel does not fit."""
+    """Return the side in pixels of a map after a convolution; below 1 if the kernel does not fit."""
     return (side + 2 * padding - kernel_size) // stride + 1

@@ -1,8 +1,8 @@
-"""LeNet-5 (LeCun et al. 1998, "Gradient-based learning applied to document recognition"), in today's parts.
+"""Defines LeNet-5 (LeCun et al. 1998, "Gradient-based learning applied to document recognition").
 
-The shape is the paper's: two 5x5 convolutions, each followed by 2x2 pooling; a third 5x5 convolution, C5,
-which at 28x28 sees its whole 5x5 map; two fully connected layers. New since then: batch norm, ReLU, max
-pooling, and wider maps.
+The architecture is the paper's: two 5x5 convolutions, each followed by 2x2 pooling; a third 5x5 convolution,
+C5, which at 28x28 covers its whole 5x5 map; two fully connected layers. Batch norm, ReLU, max pooling and
+wider maps are new.
 
     layer                     output at 28x28   weights
     C1  5x5, padding 2        16 x 28 x 28          400
@@ -21,17 +21,17 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from foldserve.training.errors import ModelError
-from foldserve.training.models.blocks import ConvBlock, convolved_side, create_activation
+from foldserve.training.models.blocks import ConvBlock, check_dropout, convolved_side, create_activation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _KERNEL_SIZE = 5
-_SMALLEST_SIDE = 28  # below it the 5x5 kernel of C5 does not fit its map
+_SMALLEST_SIDE = 28  # for smaller images, the 5x5 kernel of C5 does not fit its map
 
 
 class LeNet(nn.Module):
-    """[N, C, H, W] normalised images to [N, class_count] logits; both sides at least 28 pixels."""
+    """Maps normalised images [N, C, H, W] to logits [N, class_count]; both sides at least 28 pixels."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class LeNet(nn.Module):
             width: input width in pixels.
             batch_norm: normalise after each convolution.
             activation: "relu" or "sigmoid".
-            dropout: probability with which a feature before each linear layer is zeroed while training.
+            dropout: dropout probability before each linear layer.
 
         Raises:
             ModelError: the input is too small, or an argument is out of range.
@@ -61,10 +61,10 @@ class LeNet(nn.Module):
         super().__init__()
         if min(height, width) < _SMALLEST_SIDE:
             raise ModelError(
-                f"lenet takes images from {_SMALLEST_SIDE}x{_SMALLEST_SIDE} pixels on, not {height}x{width}"
+                f"lenet takes images of at least {_SMALLEST_SIDE}x{_SMALLEST_SIDE} pixels, "
+                f"not {height}x{width}"
             )
-        if not 0 <= dropout < 1:
-            raise ModelError(f"dropout is {dropout}; expected a probability from 0 to below 1")
+        check_dropout(dropout)
 
         def block(inputs: int, outputs: int, *, padding: int) -> ConvBlock:
             return ConvBlock(

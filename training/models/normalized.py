@@ -1,4 +1,4 @@
-"""A network together with the normalisation of its input: what is served is this, from pixels to logits."""
+"""Wraps a network with the normalisation of its input, so that the served model takes pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Normalized(nn.Module):
-    """``network((pixel / 255 - mean) / std)`` with one ``mean`` and ``std`` a channel (buffers)."""
+    """Computes ``network((pixel / 255 - mean) / std)``, with a ``mean`` and ``std`` per channel (buffers)."""
 
     mean: Tensor
     std: Tensor
@@ -30,7 +30,7 @@ class Normalized(nn.Module):
         super().__init__()
         if len(mean) != len(std) or not all(value > 0 for value in std):
             raise ModelError(
-                f"mean {tuple(mean)} and std {tuple(std)}: expected one of each a channel, std above 0"
+                f"mean {tuple(mean)} and std {tuple(std)}: expected one of each per channel, std above 0"
             )
         self.network = network
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(1, -1, 1, 1))

@@ -1,4 +1,4 @@
-"""The networks that ``--arch`` knows, by name."""
+"""Maps the names that ``--arch`` accepts to networks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from foldserve.training.errors import ModelError
 from foldserve.training.models.alexnet import AlexNet
+from foldserve.training.models.custom_model import is_import_path, load_factory
 from foldserve.training.models.lenet import LeNet
-from foldserve.training.models.own import is_import_path, load_factory
 from foldserve.training.models.resnet import ResNet
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def create_model(arch: str, **arch_args: Any) -> nn.Module:
     """Return the network ``arch`` with fresh weights from torch's global generator.
 
     Raises:
-        ModelError: ``arch`` is not in the registry, or does not take these arguments.
+        ModelError: ``arch`` is not in the registry, or does not accept these arguments.
     """
     if arch not in MODELS:
         raise ModelError(_unknown(arch))
@@ -32,7 +32,7 @@ def create_model(arch: str, **arch_args: Any) -> nn.Module:
         return MODELS[arch](**arch_args)
     except ModelError:
         raise
-    except TypeError as error:  # an argument the factory does not have
+    except TypeError as error:  # an argument that the factory does not have
         raise ModelError(f"architecture {arch!r} cannot be built with {arch_args}: {error}") from error
     except Exception as error:
         if not is_import_path(arch):
@@ -40,13 +40,13 @@ def create_model(arch: str, **arch_args: Any) -> nn.Module:
         raise ModelError(f"architecture {arch!r} failed: {type(error).__name__}: {error}") from error
 
 
-def register_own(arch: str) -> None:
-    """Make a network of one's own known by its name ``package.module:factory``; other names are left alone.
+def register_custom_model(arch: str) -> None:
+    """Add the custom network ``package.module:factory`` to the registry; do nothing for other names.
 
-    Call it with what the user has named, never with what a file says: it runs the module's code.
+    Call it with a name that the user gave, never with one from a file: it runs the module's code.
 
     Raises:
-        ModelError: there is no such module, or no such function in it.
+        ModelError: there is no such module or function.
     """
     if is_import_path(arch) and arch not in MODELS:
         MODELS[arch] = load_factory(arch)

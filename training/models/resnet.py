@@ -1,8 +1,8 @@
-"""A small residual network (He et al. 2016, "Deep residual learning for image recognition", section 4.2).
+"""Defines a small residual network (He et al. 2016, "Deep residual learning ...", section 4.2).
 
 One 3x3 convolution, three stages of n residual blocks with 16, 32 and 64 channels, the mean over the map, one
-linear layer: ``depth`` is 6n + 2 weighted layers. Stages 2 and 3 halve the map in their first block, whose
-shortcut is then a strided 1x1 convolution (the paper's option B) instead of the identity.
+linear layer: ``depth`` is 6n + 2 weighted layers. The first blocks of stages 2 and 3 halve the map; their
+shortcut is a strided 1x1 convolution (the paper's option B) instead of the identity.
 
     depth 14 (n = 2)                      output at 1x28x28      weights
     stem    3x3, padding 1                   16 x 28 x 28           144
@@ -11,8 +11,8 @@ shortcut is then a strided 1x1 convolution (the paper's option B) instead of the
     stage3  the same, first with stride 2    64 x  7 x  7       129,024 + shortcut  2,048
     mean over the map, linear                K                     64 K
 
-Above 64 pixels the stem is the paper's for ImageNet, 7x7 with stride 2 and 3x3 max pooling with stride 2, so
-that the stages see a quarter of the side.
+Above 64 pixels, the stem is the paper's for ImageNet, 7x7 with stride 2 and 3x3 max pooling with stride 2, so
+that the side of the maps in the stages is a quarter.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 _STAGE_CHANNELS = (16, 32, 64)
 _DEPTHS = (8, 14, 20, 26, 32, 44, 56)
-_SMALLEST_SIDE = 8  # below it the last stage sees less than 2x2
+_SMALLEST_SIDE = 8  # for smaller images, the maps of the last stage are smaller than 2x2
 _LARGEST_SMALL_SIDE = 64
 
 
 class ResidualBlock(nn.Module):
-    """``activation(block2(block1(x)) + shortcut(x))``, two 3x3 convolutions, the first with ``stride``."""
+    """Computes ``activation(block2(block1(x)) + shortcut(x))``: two 3x3 convolutions, the first strided."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, stride: int, batch_norm: bool, activation: str
@@ -65,13 +65,13 @@ class ResidualBlock(nn.Module):
         self.activation = create_activation(activation)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return [N, K, H / stride, W / stride], rounded up, of ``maps`` [N, C, H, W]."""
+        """Return maps [N, K, H / stride, W / stride], rounded up, of ``maps`` [N, C, H, W]."""
         activated: Tensor = self.activation(self.block2(self.block1(maps)) + self.shortcut(maps))
         return activated
 
 
 class ResNet(nn.Module):
-    """[N, C, H, W] normalised images to [N, class_count] logits; both sides at least 8 pixels."""
+    """Maps normalised images [N, C, H, W] to logits [N, class_count]; both sides at least 8 pixels."""
 
     def __init__(
         self,
@@ -93,11 +93,11 @@ class ResNet(nn.Module):
             class_count: number of logits.
             height: input height in pixels.
             width: input width in pixels.
-            depth: weighted layers, shortcuts not counted: 8, 14, 20, 26, 32, 44 or 56.
-            width_factor: scales the channels of every convolution.
+            depth: number of weighted layers without shortcuts: 8, 14, 20, 26, 32, 44 or 56.
+            width_factor: factor for the channels of every convolution.
             batch_norm: normalise after each convolution.
             activation: "relu" or "sigmoid".
-            dropout: probability with which a feature before the linear layer is zeroed while training.
+            dropout: dropout probability before the linear layer.
 
         Raises:
             ModelError: the input is too small, or an argument is out of range.
@@ -105,12 +105,13 @@ class ResNet(nn.Module):
         super().__init__()
         if min(height, width) < _SMALLEST_SIDE:
             raise ModelError(
-                f"resnet takes images from {_SMALLEST_SIDE}x{_SMALLEST_SIDE} pixels on, not {height}x{width}"
+                f"resnet takes images of at least {_SMALLEST_SIDE}x{_SMALLEST_SIDE} pixels, "
+                f"not {height}x{width}"
             )
         if depth not in _DEPTHS:
             raise ModelError(f"resnet's depth is {depth}; expected one of {', '.join(map(str, _DEPTHS))}")
         check_dropout(dropout)
-        blocks_a_stage = (depth - 2) // 6
+        blocks_per_stage = (depth - 2) // 6
         channels = scaled_channels(_STAGE_CHANNELS[0], width_factor)
 
         if min(height, width) <= _LARGEST_SMALL_SIDE:
@@ -141,7 +142,7 @@ class ResNet(nn.Module):
         for number, stage_channels in enumerate(_STAGE_CHANNELS, start=1):
             stage = nn.Sequential()
             outputs = scaled_channels(stage_channels, width_factor)
-            for index in range(blocks_a_stage):
+            for index in range(blocks_per_stage):
                 stride = 2 if number > 1 and index == 0 else 1
                 block = ResidualBlock(
                     channels, outputs, stride=stride, batch_norm=batch_norm, activation=activation

@@ -1,1 +1,1 @@
-"""Carries out `foldserve train`: the run's steps, its folder and its report."""
+"""Runs `foldserve train`: trains, resumes, writes the run folder and the report."""

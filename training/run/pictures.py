@@ -1,4 +1,4 @@
-"""The pictures of a finished run: how it learnt, what it confuses, and images."""
+"""Draws the pictures of a report: learning curves, confusion matrix, accuracy per class, and images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _DOTS_PER_INCH = 130
 _TRAINING_COLOUR, _VALIDATION_COLOUR, _RATE_COLOUR = "#4477aa", "#cc6677", "#999933"
-# Beyond these a number a cell, or a name a row, is no longer legible.
+# With more classes, numbers in the cells or names beside the rows are no longer legible.
 _MOST_NUMBERED_CLASSES, _MOST_NAMED_CLASSES = 30, 100
 
 
@@ -49,25 +49,25 @@ def draw_curves(path: Path, history: Sequence[dict[str, Any]], title: str) -> No
 
 
 def confusion_matrix(targets: Tensor, predictions: Tensor, class_count: int) -> Tensor:
-    """Return counts int64 [K, K]: row is the true class, column the predicted one."""
+    """Return counts int64 [K, K]; rows are true classes, columns are predicted ones."""
     counts = torch.bincount(targets * class_count + predictions, minlength=class_count**2)
     return counts.reshape(class_count, class_count)
 
 
 def draw_confusion_matrix(path: Path, counts: Tensor, labels: Sequence[str], title: str) -> None:
-    """Draw ``counts`` [K, K], coloured by their share of the true class, into the PNG ``path``."""
+    """Draw ``counts`` [K, K], coloured by their fraction of the true class, into the PNG ``path``."""
     has_numbers = len(labels) <= _MOST_NUMBERED_CLASSES
     side = max(5.0, (0.72 if has_numbers else 0.2) * min(len(labels), _MOST_NAMED_CLASSES) + 1.8)
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.subplots()
     shares = counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    # The square root spreads the small shares, which are what the picture is looked at for.
+    # The square root makes small fractions visible, which matter most in this picture.
     axes.imshow(shares.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
     for row, column in torch.nonzero(counts).tolist() if has_numbers else []:
         colour = "white" if shares[row, column] > 0.25 else "black"
         axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, fontsize=9)
     axes.set_xlabel("predicted")
-    axes.set_ylabel("true class, and how much of it is found")
+    axes.set_ylabel("true class, with its accuracy")
     if len(labels) <= _MOST_NAMED_CLASSES:
         names = [shown(label) for label in labels]
         axes.set_xticks(range(len(labels)), names, rotation=45, ha="right", rotation_mode="anchor")
@@ -82,7 +82,7 @@ def draw_confusion_matrix(path: Path, counts: Tensor, labels: Sequence[str], tit
 
 
 def draw_class_accuracies(path: Path, counts: Tensor, labels: Sequence[str], title: str) -> None:
-    """Draw how much of each class is found, the worst first, of ``counts`` [K, K], into the PNG ``path``."""
+    """Draw the accuracy of each class from ``counts`` [K, K], the lowest first, into the PNG ``path``."""
     occurs = counts.sum(dim=1) > 0
     shares = 100 * counts.diagonal().double() / counts.sum(dim=1).clamp(min=1)
     order = [index for index in shares.argsort(stable=True).tolist() if occurs[index]][:_MOST_NAMED_CLASSES]
@@ -93,20 +93,20 @@ def draw_class_accuracies(path: Path, counts: Tensor, labels: Sequence[str], tit
     axes.set_yticks(range(len(order)), [shown(labels[index]) for index in order])
     axes.invert_yaxis()
     axes.set_xlim(0, 108)
-    axes.set_xlabel("test images of the class that are found (%)")
+    axes.set_xlabel("accuracy on test images of the class (%)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title)
     figure.savefig(path, dpi=_DOTS_PER_INCH)
 
 
 def shown(label: str, most_characters: int = 24) -> str:
-    """Return ``label`` as a picture can show it: cut short, and no mathematics where it has dollar signs."""
+    """Return ``label`` for a picture: truncated, with dollar signs escaped, which would begin formulas."""
     cut = label if len(label) <= most_characters else f"{label[: most_characters - 1]}…"
     return cut.replace("$", r"\$")
 
 
 def draw_images(path: Path, images: Tensor, captions: Sequence[str], title: str, columns: int = 8) -> None:
-    """Draw uint8 ``images`` [N, C, H, W], each with its caption, row by row into the PNG ``path``."""
+    """Draw uint8 ``images`` [N, C, H, W] with their captions, row by row, into the PNG ``path``."""
     rows = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(1.6 * columns, 1.95 * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)

@@ -1,4 +1,4 @@
-"""A picture of what training sees: each row one image, first as it is and then augmented anew each time."""
+"""Draws a preview of augmented images: per row, one training image and several augmented versions of it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from matplotlib.figure import Figure
 
-from foldserve.training.augmentation.mixing import Mixing
 from foldserve.training.datasets import split_train
 from foldserve.training.engine.loop import derived_seed
 from foldserve.training.errors import RunError
 from foldserve.training.run.pictures import draw_images
-from foldserve.training.run.run_state import chosen_augmentation
+from foldserve.training.run.run_state import chosen_augmentation, chosen_mixing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,10 +25,10 @@ _IMAGES, _DRAWS = 8, 7
 
 
 def check_preview(path: Path) -> None:
-    """Check that ``path`` can be written, before the images that it shows are read.
+    """Check that ``path`` can be written, before any image is read.
 
     Raises:
-        RunError: it cannot.
+        RunError: ``path`` cannot be written.
     """
     known = Figure().canvas.get_supported_filetypes()
     if path.suffix.removeprefix(".").lower() not in known:
@@ -47,7 +46,7 @@ def check_preview(path: Path) -> None:
 
 
 def write_preview(path: Path, config: TrainConfig, dataset: Dataset) -> None:
-    """Draw training images of ``dataset`` with ``config``'s augmentation into the PNG ``path``.
+    """Draw training images of ``dataset``, augmented as ``config`` says, into the PNG ``path``.
 
     Raises:
         RunError: the file cannot be written.
@@ -57,10 +56,10 @@ def write_preview(path: Path, config: TrainConfig, dataset: Dataset) -> None:
     rows = torch.stack(
         [originals, *augmented_draws(originals, config, dataset)], dim=1
     )  # [N, 1 + draws, ...]
-    captions = ["as it is", "augmented"] + [""] * (rows.shape[0] * rows.shape[1] - 2)
+    captions = ["original", "augmented"] + [""] * (rows.shape[0] * rows.shape[1] - 2)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draw_images(path, rows.flatten(0, 1), captions, f"{dataset.name} as {config.arch} is trained on it")
+        draw_images(path, rows.flatten(0, 1), captions, f"{dataset.name} as augmented for {config.arch}")
     except OSError as error:
         raise _cannot_be_written(path, error) from error
 
@@ -70,21 +69,21 @@ def _cannot_be_written(path: Path, error: OSError) -> RunError:
 
 
 def augmented_draws(originals: Tensor, config: TrainConfig, dataset: Dataset) -> list[Tensor]:
-    """Return ``originals`` uint8 [N, C, H, W] augmented several times, as training steps would."""
+    """Return ``originals`` uint8 [N, C, H, W] augmented several times, as in training steps."""
     augmentation = chosen_augmentation(config, dataset)
-    mixing = Mixing(config.mixup, config.cutmix) if config.augment else None
+    mixing = chosen_mixing(config, dataset)
+    # The picture shows no targets, so any class will do.
+    labels = torch.zeros(len(originals), dtype=torch.int64)
     draws = []
     for draw in range(_DRAWS):
         generator = torch.Generator().manual_seed(derived_seed(config.seed, "preview", draw))
-        images = augmentation(originals, generator)
-        if mixing:
-            images = mixing(images, generator).images.round().to(torch.uint8)
-        draws.append(images)
+        images, _ = mixing(augmentation(originals, generator), labels, generator)
+        draws.append(images.round().to(torch.uint8))
     return draws
 
 
 def _one_of_each(labels: Tensor) -> Tensor:
-    """Return indices of images: the first of each class, then the second of each, and so on."""
+    """Return indices of images ordered by occurrence: the first of each class, then the second of each."""
     occurrence = torch.zeros_like(labels)
     for index in range(int(labels.max()) + 1):
         of_class = labels == index

@@ -1,4 +1,4 @@
-"""The report of a finished run: pictures, a page that shows them with figures and settings, and samples."""
+"""Writes the report of a finished run: pictures, a page with figures and settings, and sample images."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def write_report(
     dataset: Dataset,
     config: TrainConfig,
 ) -> None:
-    """Draw what ``test`` says of ``best`` and how the run got there, and write a page of it, into ``folder``.
+    """Write pictures of ``history`` and ``test``, a page that shows them, and sample images into ``folder``.
 
-    Beside them go pictures to classify once the network is served.
+    The sample images are for a try of the served model.
 
     Raises:
         OSError: the folder cannot be written.
@@ -61,22 +61,22 @@ def write_report(
     draw_mistakes(folder / MISTAKES_FILE, test, dataset)
     write_samples(folder / SAMPLES_FOLDER, dataset)
     page = _page(best, history, config)
-    # A run folder may have any name, also one that is not UTF-8.
+    # The name of a run folder need not be UTF-8.
     (folder / PAGE_FILE).write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def worst_mistakes(test: Evaluation, targets: torch.Tensor, count: int) -> torch.Tensor:
-    """Return indices int64 of at most ``count`` images that got a wrong class, the most confident first."""
+    """Return indices int64 of at most ``count`` misclassified images, the most confident first."""
     wrong = torch.nonzero(test.predictions != targets).flatten()
     return wrong[test.confidences[wrong].argsort(descending=True, stable=True)][:count]
 
 
 def draw_mistakes(path: Path, test: Evaluation, dataset: Dataset) -> None:
-    """Draw the most confident mistakes, with what they are and what they were taken for, into ``path``."""
+    """Draw the most confident mistakes, with true and predicted class, into ``path``."""
     worst = worst_mistakes(test, dataset.test_labels, _MISTAKE_COUNT)
     captions = [
-        f"{shown(dataset.labels[target], 14)}, taken\n"
-        f"for {shown(dataset.labels[prediction], 14)} {confidence:.0%}"
+        f"{shown(dataset.labels[target], 14)}, predicted\n"
+        f"{shown(dataset.labels[prediction], 14)} {confidence:.0%}"
         for target, prediction, confidence in zip(
             dataset.test_labels[worst].tolist(),
             test.predictions[worst].tolist(),
@@ -104,10 +104,10 @@ def _page(best: Checkpoint, history: Sequence[dict[str, Any]], config: TrainConf
     pictures = "\n".join(
         f'<h2>{caption}</h2>\n<a href="{file}"><img src="{file}" alt="{caption}"></a>'
         for caption, file in (
-            ("How it learnt", CURVES_FILE),
-            ("What it confuses", CONFUSION_FILE),
-            ("Class by class", CLASSES_FILE),
-            ("Where it is most sure, and wrong", MISTAKES_FILE),
+            ("Learning curves", CURVES_FILE),
+            ("Confusion matrix", CONFUSION_FILE),
+            ("Accuracy per class", CLASSES_FILE),
+            ("Most confident mistakes", MISTAKES_FILE),
         )
     )
     return _TEMPLATE.format(

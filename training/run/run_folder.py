@@ -1,10 +1,11 @@
-"""The folder of a run: who may write it, which settings it belongs to, and what it holds.
+"""Opens the folder of a run for one process, and checks that it belongs to the given settings.
 
 config.json      the settings of the run
-last.pt best.pt  checkpoints: where to go on, and what to use
-metrics.jsonl    one line of figures an epoch
-report/          pictures and a page that shows them, at the end
-tensorboard/     the same figures for TensorBoard, where that is installed
+last.pt          the checkpoint that the run resumes from
+best.pt          the checkpoint to export
+metrics.jsonl    one line of figures per epoch
+report/          pictures and a page that shows them, written at the end
+tensorboard/     the same figures for TensorBoard, if it is installed
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ METRICS_FILE = "metrics.jsonl"
 REPORT_FOLDER = "report"
 TENSORBOARD_FOLDER = "tensorboard"
 
-# Metrics and pictures, with room to spare.
+# An upper bound for metrics and pictures.
 _SMALL_FILES_BYTES = 32 * 1024 * 1024
-# The best, the last, and the one that is being written beside them.
+# The best, the last, and the one being written.
 _CHECKPOINTS_AT_ONCE = 3
 
 
 class RunFolder:
-    """Paths and small files of one run; opened by `open_run_folder`."""
+    """Paths of a run's files, and its metrics file; created by `open_run_folder`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -48,10 +49,10 @@ class RunFolder:
         self._metrics = path / METRICS_FILE
 
     def check_room(self, checkpoint_bytes: int) -> None:
-        """Check before the first epoch that the disk has room for what a run writes.
+        """Check before the first epoch that the disk has room for the files of a run.
 
         Raises:
-            RunError: it has not.
+            RunError: the disk has too little room.
         """
         there = sum(file.stat().st_size for file in (self.best, self.last) if file.exists())
         needed = _CHECKPOINTS_AT_ONCE * checkpoint_bytes + _SMALL_FILES_BYTES - there
@@ -63,7 +64,7 @@ class RunFolder:
             )
 
     def write_history(self, records: Sequence[dict[str, Any]]) -> None:
-        """Make metrics.jsonl hold exactly ``records``: epochs after the checkpoint resumed from go."""
+        """Replace metrics.jsonl by ``records``, dropping epochs after the checkpoint that is resumed from."""
         write_replacing(self._metrics, "".join(_to_line(record) for record in records))
 
     def append_record(self, record: dict[str, Any]) -> None:
@@ -74,12 +75,12 @@ class RunFolder:
 
 @contextmanager
 def open_run_folder(config: TrainConfig, *, is_writer: bool = True) -> Iterator[RunFolder]:
-    """Make or open the folder of ``config``'s run, for this process alone while the context lasts.
+    """Create or open the folder of ``config``'s run, locked by this process while the context lasts.
 
-    Of the processes that train together one ``is_writer``; the others get the paths and touch nothing.
+    Of the processes that train together, one has ``is_writer``; the others get the paths and write nothing.
 
     Raises:
-        RunError: it cannot be written, is in use, or belongs to a run with other settings.
+        RunError: the folder cannot be written, is in use, or belongs to a run with other settings.
     """
     path = config.run_dir
     if not is_writer:
@@ -99,14 +100,14 @@ def open_run_folder(config: TrainConfig, *, is_writer: bool = True) -> Iterator[
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunError(f"another process is training into {path}; use another --run-dir") from None
-        for left in path.glob(".*.part"):  # what a killed process was writing
+        for left in path.glob(".*.part"):  # left by a killed process
             left.unlink()
         _check_settings(path, config)
         yield RunFolder(path)
 
 
 def write_replacing(path: Path, text: str) -> None:
-    """Write ``path`` beside and rename: readers see the old content or the new one, whole."""
+    """Write ``text`` to ``path`` atomically: readers see the old content or the new one."""
     sibling = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         sibling.write_text(text)
@@ -116,13 +117,13 @@ def write_replacing(path: Path, text: str) -> None:
 
 
 def _check_settings(path: Path, config: TrainConfig) -> None:
-    """Compare ``config`` with the settings of the run in the folder, or write them where there is none."""
+    """Compare ``config`` with the settings of the run in the folder, or write them if there is no run yet."""
     file = path / CONFIG_FILE
     given = config.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS))
     has_checkpoints = (path / LAST_FILE).exists() or (path / BEST_FILE).exists()
     if has_checkpoints and not file.exists():
-        raise RunError(f"{path} holds checkpoints but no {CONFIG_FILE}; use another --run-dir")
-    if not has_checkpoints:  # nothing has been trained yet, so nothing belongs to other settings
+        raise RunError(f"{path} has checkpoints but no {CONFIG_FILE}; use another --run-dir")
+    if not has_checkpoints:  # nothing has been trained, so the settings may change
         write_replacing(file, json.dumps(given, indent=2) + "\n")
         return
     try:

@@ -1,4 +1,4 @@
-"""The state of a run: built fresh or taken up from ``last.pt``, and turned into checkpoints."""
+"""Creates the state of a run, restores it from ``last.pt``, and converts it to checkpoints."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from foldserve.text import escaped
 from foldserve.training.augmentation.augment import NO_AUGMENTATION, Augmentation
-from foldserve.training.augmentation.mixing import NO_MIXING, Mixing
+from foldserve.training.augmentation.mixing import Mixing
 from foldserve.training.checkpoint import Checkpoint, check_weights, load_checkpoint
 from foldserve.training.checkpoint_form import TrainerForm, read_form
 from foldserve.training.datasets import channel_statistics
-from foldserve.training.datasets.picture_files import shown_name
 from foldserve.training.engine.distributed import SINGLE_PROCESS, ProcessGroup
 from foldserve.training.engine.ema import WeightAverage
 from foldserve.training.engine.loop import Trainer, derived_seed, empty_totals
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from foldserve.training.run.run_folder import RunFolder
 
 
-# What each finished epoch leaves, and what curves, report and the choice of the best one are made of.
+# The figures of each finished epoch, for curves, report and the choice of the best epoch.
 HISTORY_FIELDS = (
     "epoch",
     "step",
@@ -43,13 +43,13 @@ HISTORY_FIELDS = (
     "train_s",
 )
 
-# What each optimizer remembers of a weight.
+# The state that each optimizer keeps per weight.
 _MOMENTS = {"sgd": frozenset({"momentum_buffer"}), "adamw": frozenset({"step", "exp_avg", "exp_avg_sq"})}
 
 
 @dataclass
 class RunState:
-    """A run at any step: ``facts`` is a checkpoint without weights, ``history`` a record a finished epoch."""
+    """A run at any step; ``facts`` is a checkpoint without weights, ``history`` has a record per epoch."""
 
     trainer: Trainer
     facts: Checkpoint
@@ -57,7 +57,7 @@ class RunState:
 
     @property
     def served_model(self) -> Normalized:
-        """The model with the weights that would be served: the averaged ones where an average is kept."""
+        """The model with the weights that would be served: the averaged ones if an average is kept."""
         model, average = self.trainer.model, self.trainer.average
         if average is None:
             return model
@@ -66,7 +66,7 @@ class RunState:
         return Normalized(network, self.facts.mean, self.facts.std).to(model.mean.device)
 
     def to_checkpoint(self, *, resumable: bool) -> Checkpoint:
-        """Return the weights as they are now, with the last record as metrics, on the CPU."""
+        """Return a checkpoint of the current weights, on the CPU, with the last record as metrics."""
         average = self.trainer.average
         return replace(
             self.facts,
@@ -92,16 +92,16 @@ def start_run(
     dataset: Dataset,
     training: Examples,
     device: torch.device,
-    replicas: ProcessGroup = SINGLE_PROCESS,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> RunState:
-    """Return a run at step 0, its weights drawn from ``config.seed``.
+    """Return a run at step 0, with weights drawn from ``config.seed``.
 
     Raises:
-        ModelError: the architecture is not known or does not take this data set's images.
-        RunError: there are fewer training images than a batch holds, or the batch cannot be divided as asked.
-        DeviceError: the device has no such precision.
+        ModelError: the architecture is not known or does not accept images of this data set.
+        RunError: a batch is larger than the training set, or cannot be divided as asked.
+        DeviceError: the device does not support the precision.
     """
-    _check_batch(config, len(training), replicas)
+    _check_batch(config, len(training), process_group)
     mean, std = channel_statistics(training.images)
     facts = Checkpoint(
         arch=config.arch,
@@ -116,24 +116,24 @@ def start_run(
         fingerprint=dataset.fingerprint,
     )
     torch.manual_seed(derived_seed(config.seed, "weights", 0))
-    model = build_model(facts, config, device, replicas)
+    model = build_model(facts, config, device, process_group)
     trainer = Trainer(
         model=model,
-        forward=training_forward(model, config, replicas),
+        forward=training_forward(model, config, process_group),
         optimizer=create_optimizer(model.network, config),
         average=WeightAverage(model.network, config.ema_decay) if config.ema_decay else None,
         augmentation=chosen_augmentation(config, dataset),
-        mixing=Mixing(config.mixup, config.cutmix) if config.augment else NO_MIXING,
+        mixing=chosen_mixing(config, dataset),
         precision=choose_precision(config, device),
         config=config,
         steps_per_epoch=len(training) // config.batch_size,
-        replicas=replicas,
+        process_group=process_group,
     )
     return RunState(trainer, facts)
 
 
 def chosen_augmentation(config: TrainConfig, dataset: Dataset) -> Augmentation:
-    """Return what ``config`` does to single images of ``dataset``."""
+    """Return the augmentation of single images of ``dataset`` that ``config`` asks for."""
     if not config.augment:
         return NO_AUGMENTATION
     return Augmentation(
@@ -144,31 +144,39 @@ def chosen_augmentation(config: TrainConfig, dataset: Dataset) -> Augmentation:
     )
 
 
+def chosen_mixing(config: TrainConfig, dataset: Dataset) -> Mixing:
+    """Return the mixing of pairs of images of ``dataset`` that ``config`` asks for."""
+    mixup, cutmix = (config.mixup, config.cutmix) if config.augment else (0.0, 0.0)
+    return Mixing(mixup, cutmix, len(dataset.labels))
+
+
 def resume_run(state: RunState, folder: RunFolder) -> bool:
-    """Take up the run in ``folder`` where it was interrupted; tell whether there was anything to take up.
+    """Resume the run in ``folder`` from its last checkpoint; return False if there is none.
 
     Raises:
-        RunError: its last checkpoint is damaged, or was made from other data.
+        RunError: the checkpoint is damaged, or is of other data.
     """
-    replicas = state.trainer.replicas
+    process_group = state.trainer.process_group
     try:
-        found = load_checkpoint(folder.last) if replicas.is_main_process and folder.last.exists() else None
-        checkpoint = replicas.broadcast(found)
+        found = (
+            load_checkpoint(folder.last) if process_group.is_main_process and folder.last.exists() else None
+        )
+        checkpoint = process_group.broadcast(found)
         if checkpoint is None:
             return False
         check_same_data(checkpoint, state.facts)
         _restore(state, checkpoint)
-    except Exception as error:  # optimizer and scaler take what they are given, and fail on it in any way
-        reason = shown_name(" ".join(str(error).split())) or type(error).__name__
+    except Exception as error:  # given a wrong state, optimizer and scaler may raise any error
+        reason = escaped(" ".join(str(error).split())) or type(error).__name__
         raise RunError(
-            f"the run cannot go on: {reason}; use another --run-dir, or delete the folder"
+            f"the run cannot be resumed: {reason}; use another --run-dir, or delete the folder"
         ) from error
     return True
 
 
 def _restore(state: RunState, checkpoint: Checkpoint) -> None:
     if checkpoint.trainer is None:
-        raise CheckpointError("its last checkpoint has no state to go on from")
+        raise CheckpointError("its last checkpoint has no state to resume from")
     trainer, saved = state.trainer, read_form(TrainerForm, checkpoint.trainer)
     _check_progress(trainer, saved["step"], saved["history"])
     check_weights(trainer.model.network, checkpoint.weights)
@@ -182,7 +190,7 @@ def _restore(state: RunState, checkpoint: Checkpoint) -> None:
     if (there := saved["totals"]) is not None:
         totals = trainer.totals = empty_totals(trainer)
         if there.losses.shape != totals.losses.shape or there.correct.shape != totals.correct.shape:
-            raise CheckpointError(f"its checkpoint has the losses of {there.losses.numel()} steps an epoch")
+            raise CheckpointError(f"its checkpoint has the losses of {there.losses.numel()} steps per epoch")
         totals.losses.copy_(there.losses)
         totals.correct.copy_(there.correct)
         totals.seen, totals.elapsed_s = there.seen, there.elapsed_s
@@ -191,7 +199,7 @@ def _restore(state: RunState, checkpoint: Checkpoint) -> None:
 
 
 def _check_progress(trainer: Trainer, step: int, history: list[dict[str, Any]]) -> None:
-    """Check that the step is one of this run, and that each epoch before it left its figures."""
+    """Check that the step is one of this run, and that there are figures of each epoch before it."""
     if step > trainer.total_steps or len(history) != step // trainer.steps_per_epoch:
         raise CheckpointError(
             f"its checkpoint is at step {step} of {trainer.total_steps} with the figures of {len(history)} "
@@ -203,45 +211,48 @@ def _check_progress(trainer: Trainer, step: int, history: list[dict[str, Any]]) 
 
 
 def _load_moments(trainer: Trainer, saved: Any) -> None:
-    """Give the optimizer what it remembered of each weight; its settings are those of this run's config.
+    """Restore the optimizer's state per weight; its settings are those of this run's config.
 
     Raises:
-        CheckpointError: it is not what this optimizer remembers, or not of these weights.
+        CheckpointError: the state is of another optimizer, or of other weights.
     """
     optimizer = trainer.optimizer
     optimizer.load_state_dict({"state": saved, "param_groups": optimizer.state_dict()["param_groups"]})
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    # A network of one's own may have weights that no loss reaches, of which nothing is remembered.
+    # A custom network may have weights that do not affect the loss, for which no state is kept.
     if not is_import_path(trainer.config.arch) and len(optimizer.state) not in (0, len(parameters)):
-        raise CheckpointError(f"its optimizer remembers {len(optimizer.state)} of {len(parameters)} weights")
+        raise CheckpointError(
+            f"its optimizer has state for {len(optimizer.state)} of {len(parameters)} weights"
+        )
     expected = _MOMENTS[trainer.config.optimizer]
     for parameter, moments in optimizer.state.items():
         for name in expected ^ moments.keys():
-            raise CheckpointError(f"its optimizer is not {trainer.config.optimizer}'s: see {name!r}")
+            raise CheckpointError(f"its optimizer is not {trainer.config.optimizer}: see {name!r}")
         for name, value in moments.items():
             shape = () if name == "step" else parameter.shape
             if not isinstance(value, torch.Tensor) or value.shape != shape or value.dtype != torch.float32:
                 raise CheckpointError(
-                    f"its optimizer's {name} is not that of a weight of {list(parameter.shape)}"
+                    f"its optimizer's {name} does not fit a weight of shape {list(parameter.shape)}"
                 )
 
 
-def _check_batch(config: TrainConfig, image_count: int, replicas: ProcessGroup) -> None:
+def _check_batch(config: TrainConfig, image_count: int, process_group: ProcessGroup) -> None:
     if config.batch_size > image_count:
         raise RunError(
             f"batch-size is {config.batch_size}, more than the {image_count} training images; "
             "give a smaller one"
         )
-    if config.batch_size % replicas.count:
+    world_size = process_group.world_size
+    if config.batch_size % world_size:
         raise RunError(
-            f"batch-size is {config.batch_size}, which {replicas.count} processes cannot share evenly; "
+            f"batch-size is {config.batch_size}, which {world_size} processes cannot share evenly; "
             "give a multiple"
         )
-    share = config.batch_size // replicas.count
+    share = config.batch_size // world_size
     if share < 2 * config.accumulate:
         raise RunError(
-            f"batch-size {config.batch_size} leaves {share} images to each of {replicas.count} processes, "
-            f"too few for {config.accumulate} parts of at least 2; give a larger batch-size or a smaller "
+            f"batch-size {config.batch_size} leaves {share} images to each of {world_size} processes, too "
+            f"few for {config.accumulate} parts of at least 2; give a larger batch-size or a smaller "
             "accumulate"
         )
 
@@ -250,7 +261,7 @@ def check_same_data(checkpoint: Checkpoint, facts: Checkpoint) -> None:
     """Check that ``checkpoint`` is of the same data and network as ``facts``.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: the data or the network differ.
     """
     for name in ("dataset", "labels", "image", "arch_args", "mean", "std"):
         there, here = getattr(checkpoint, name), getattr(facts, name)
@@ -263,14 +274,14 @@ def check_same_data(checkpoint: Checkpoint, facts: Checkpoint) -> None:
 
 
 def _shown(fact: Any) -> str:
-    """Return ``fact`` for a message: of many labels their number and the first."""
+    """Return ``fact`` for a message; of a long tuple, its length and the first items."""
     if isinstance(fact, tuple) and len(fact) > 10:
         return f"{len(fact)} ({', '.join(map(str, fact[:3]))}, ...)"
     return str(fact)
 
 
 def _to_cpu(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copy, so that a checkpoint keeps its values while training goes on; contiguous, as they were made."""
+    """Return contiguous copies of ``weights`` on the CPU, which do not change while training continues."""
     return {
         name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, value in weights.items()

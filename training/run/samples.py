@@ -1,4 +1,4 @@
-"""Pictures to try a served network with: the first test image of each class, as PNG files."""
+"""Writes sample images to try a served model with: the first test image of each class, as PNG files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from foldserve.training.datasets import Dataset
 
 SAMPLES_FOLDER = "samples"
-_MOST_CLASSES = 100  # more pictures than anybody looks at
+_MOST_CLASSES = 100  # more images than anybody looks at
 
 
 def write_samples(folder: Path, dataset: Dataset) -> list[Path]:
     """Write the first test image of each class as ``folder/LABEL.png`` and return the paths.
 
-    Classes without a test image have none, and only the first hundred classes do.
+    Only the first hundred classes are written, and no class without test images.
 
     Raises:
         OSError: the folder cannot be written.

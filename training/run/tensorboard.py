@@ -1,4 +1,4 @@
-"""The figures of a run for TensorBoard, where that is installed; metrics.jsonl has them in any case."""
+"""Logs the figures of a run for TensorBoard, if it is installed; metrics.jsonl has them in any case."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def tensorboard_log(folder: Path, start_step: int, *, is_on: bool) -> Iterator[Record]:
-    """Open a log in ``folder`` that goes on at ``start_step``, where it ``is_on``.
+    """Open a log in ``folder`` that resumes at ``start_step``, if ``is_on``.
 
-    The function yielded takes figures and their step. What an interrupted run logged after that step is left
-    out by TensorBoard.
+    Yields a function that logs figures at a step. TensorBoard drops figures that an interrupted run logged
+    after ``start_step``.
     """
     if not is_on or find_spec("tensorboard") is None:
         yield lambda _figures, _step: None

@@ -1,4 +1,4 @@
-"""``foldserve train``: a run from settings to report, taken up again where it was interrupted."""
+"""Runs ``foldserve train`` from settings to report, and resumes an interrupted run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foldserve.terminal import Terminal
+from foldserve.text import escaped, join_first
 from foldserve.training.checkpoint import load_checkpoint, save_checkpoint
 from foldserve.training.datasets import Examples, load_dataset, split_train
 from foldserve.training.datasets.image_folder import fingerprint_of
-from foldserve.training.datasets.picture_files import first, shown_name
 from foldserve.training.engine.device import prepare_device
 from foldserve.training.engine.distributed import join_process_group
 from foldserve.training.engine.evaluation import evaluate
@@ -36,44 +36,60 @@ if TYPE_CHECKING:
     from foldserve.training.run.run_folder import RunFolder
     from foldserve.training.run.run_state import RunState
 
-# Of a checkpoint beyond its tensors: names, settings, history.
+# Size of a checkpoint without its tensors: names, settings, history.
 _CHECKPOINT_FACTS_BYTES = 1024 * 1024
 _CLASSES_SHOWN = 20
 
 
 def train(config: TrainConfig, terminal: Terminal | None = None) -> int:
-    """Train into ``config.run_dir`` and return 0; an interrupted run goes on, a finished one is left.
+    """Train into ``config.run_dir`` and return 0; resume an interrupted run, leave a finished one unchanged.
 
-    Under ``torchrun`` all processes call this; the first one writes and speaks.
+    Under ``torchrun``, all processes call this, and the main process writes files and messages.
 
     Raises:
-        TrainingError: the message says what is wrong and what to do.
+        TrainingError: training is not possible; the message says why, and what to do.
     """
     terminal = terminal or Terminal()
     device = prepare_device(config)
     if config.preview is not None:
         return _preview(config, terminal)
     with (
-        join_process_group(device) as replicas,
-        open_run_folder(config, is_writer=replicas.is_main_process) as folder,
+        join_process_group(device) as process_group,
+        open_run_folder(config, is_writer=process_group.is_main_process) as folder,
     ):
-        _run(config, folder, device, replicas, terminal if replicas.is_main_process else Terminal.silent())
+        _run(
+            config,
+            folder,
+            device,
+            process_group,
+            terminal if process_group.is_main_process else Terminal.silent(),
+        )
     return 0
 
 
 def _run(
-    config: TrainConfig, folder: RunFolder, device: torch.device, replicas: ProcessGroup, terminal: Terminal
+    config: TrainConfig,
+    folder: RunFolder,
+    device: torch.device,
+    process_group: ProcessGroup,
+    terminal: Terminal,
 ) -> None:
-    if (finished := replicas.broadcast(_finished_summary(folder, config))) is not None:
+    if (finished := process_group.broadcast(_finished_summary(folder, config))) is not None:
         terminal.say(f"{folder.path} is finished: {finished}; nothing to do")
         return
     dataset = _load(config, terminal)
     training, validation = split_train(dataset, config.validation_count)
-    _tell_split(dataset, training, validation, terminal)
-    state = start_run(config, dataset, training, device, replicas)
+    _report_split(dataset, training, validation, terminal)
+    state = start_run(config, dataset, training, device, process_group)
     _resume(state, folder, terminal)
     _choose_threads(state, training, terminal)
-    _train_epochs(state, training.near(device), validation.near(device), folder, terminal)
+    _train_epochs(
+        state,
+        training.to_device_if_it_fits(device),
+        validation.to_device_if_it_fits(device),
+        folder,
+        terminal,
+    )
     _evaluate_and_report(state, dataset, folder, terminal)
 
 
@@ -87,8 +103,8 @@ def _load(config: TrainConfig, terminal: Terminal) -> Dataset:
     )
 
 
-def _tell_split(dataset: Dataset, training: Examples, validation: Examples, terminal: Terminal) -> None:
-    """Say how many images there are for what, and of which classes, before anything is learnt from them."""
+def _report_split(dataset: Dataset, training: Examples, validation: Examples, terminal: Terminal) -> None:
+    """Report the number of images of each split, and of each class in training."""
     counts = torch.bincount(training.labels, minlength=len(dataset.labels)).tolist()
     by_label = dict(zip(dataset.labels, counts, strict=True))
     if len(by_label) <= _CLASSES_SHOWN:
@@ -100,10 +116,10 @@ def _tell_split(dataset: Dataset, training: Examples, validation: Examples, term
         f"{len(training):,} images for training ({shown}), {len(validation):,} for validation, "
         f"{len(dataset.test_labels):,} for the test"
     )
-    judged = torch.bincount(dataset.test_labels, minlength=len(dataset.labels)).tolist()
-    if unjudged := [label for label, count in zip(dataset.labels, judged, strict=True) if count == 0]:
+    tested = torch.bincount(dataset.test_labels, minlength=len(dataset.labels)).tolist()
+    if untested := [label for label, count in zip(dataset.labels, tested, strict=True) if count == 0]:
         terminal.say(
-            f"no images for the test of {first(unjudged)}: nothing will be known of how they are told"
+            f"no test images of {join_first(untested)}: the accuracy of these classes will not be known"
         )
 
 
@@ -117,14 +133,18 @@ def _preview(config: TrainConfig, terminal: Terminal) -> int:
 
 def _resume(state: RunState, folder: RunFolder, terminal: Terminal) -> None:
     trainer = state.trainer
-    is_writer = trainer.replicas.is_main_process
+    is_writer = trainer.process_group.is_main_process
     if resume_run(state, folder):
         done, epochs = len(state.history), trainer.config.epochs
         where = f"in epoch {done + 1} of {epochs}" if done < epochs else "after its last epoch"
         terminal.say(f"resuming {folder.path} {where} at step {trainer.step} of {trainer.total_steps}")
     else:
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-        processes = f" in {trainer.replicas.count} processes" if trainer.replicas.count > 1 else ""
+        processes = (
+            f" in {trainer.process_group.world_size} processes"
+            if trainer.process_group.world_size > 1
+            else ""
+        )
         terminal.say(
             f"training {trainer.config.arch} ({parameters:,} parameters) on {state.facts.dataset} "
             f"into {folder.path}, on {trainer.model.mean.device}{processes}, {trainer.precision.name}"
@@ -135,7 +155,7 @@ def _resume(state: RunState, folder: RunFolder, terminal: Terminal) -> None:
 
 
 def _checkpoint_bytes(state: RunState) -> int:
-    """Return about what ``last.pt`` takes: weights, their average, and the optimizer's values for each."""
+    """Return the approximate size of ``last.pt``: weights, their average, and the optimizer's state."""
     trainer = state.trainer
     weights: int = sum(value.nbytes for value in trainer.model.state_dict().values())
     copies = 1 + (trainer.average is not None) + (2 if trainer.config.optimizer == "adamw" else 1)
@@ -143,16 +163,16 @@ def _checkpoint_bytes(state: RunState) -> int:
 
 
 def _choose_threads(state: RunState, training: Examples, terminal: Terminal) -> None:
-    """Try out the number of threads: on the CPU, where none is given and bits need not repeat."""
+    """Set the fastest number of threads: on the CPU, if none is given and bits need not repeat."""
     trainer, config = state.trainer, state.trainer.config
-    is_free = config.threads is None and not config.deterministic and trainer.replicas.count == 1
+    is_free = config.threads is None and not config.deterministic and trainer.process_group.world_size == 1
     if not is_free or trainer.model.mean.device.type != "cpu":
         return
     with trainer.precision.computing():
         count, most = set_fastest_thread_count(trainer.model, training.images[: config.batch_size])
     if count < most:
         terminal.say(
-            f"{count} of {most} threads are faster: the processors are busy, or the network is small"
+            f"using {count} of {most} threads, which is faster: the CPUs are busy, or the network is small"
         )
 
 
@@ -164,7 +184,7 @@ def _train_epochs(
     saver = _Saver(state, training, folder)
     with (
         terminal.training(trainer.total_steps, trainer.step) as show,
-        tensorboard_log(folder.tensorboard, trainer.step, is_on=trainer.replicas.is_main_process) as log,
+        tensorboard_log(folder.tensorboard, trainer.step, is_on=trainer.process_group.is_main_process) as log,
     ):
 
         def report(progress: Progress) -> None:
@@ -173,7 +193,7 @@ def _train_epochs(
 
         while len(state.history) < epochs:
             progress = train_one_epoch(trainer, training, report, saver.after_step)
-            evaluation = evaluate(state.served_model, validation, trainer.replicas)
+            evaluation = evaluate(state.served_model, validation, trainer.process_group)
             state.history.append(_record(state, progress, evaluation))
             terminal.say(_epoch_line(state.history[-1], epochs))
             saver.after_epoch()
@@ -181,15 +201,15 @@ def _train_epochs(
 
 
 class _Saver:
-    """Writes checkpoints: the last one every so many seconds and each epoch, the best one when it is."""
+    """Writes last.pt every ``checkpoint_every`` seconds and per epoch, and best.pt after a best epoch."""
 
     def __init__(self, state: RunState, training: Examples, folder: RunFolder) -> None:
         self._state, self._training, self._folder = state, training, folder
-        self._is_writer = state.trainer.replicas.is_main_process
+        self._is_writer = state.trainer.process_group.is_main_process
         self._saved_at = time.monotonic()
 
     def after_step(self) -> None:
-        """Save the last checkpoint where one is due."""
+        """Write last.pt if it is due."""
         if (
             self._is_writer
             and time.monotonic() - self._saved_at >= self._state.trainer.config.checkpoint_every
@@ -197,7 +217,7 @@ class _Saver:
             self._save_last()
 
     def after_epoch(self) -> None:
-        """Save the best checkpoint where this epoch is it, then the last one, then the epoch's figures."""
+        """Write best.pt if this epoch is the best so far, then last.pt, then the epoch's figures."""
         if not self._is_writer:
             return
         history = self._state.history
@@ -213,11 +233,15 @@ class _Saver:
 
 
 def _evaluate_and_report(state: RunState, dataset: Dataset, folder: RunFolder, terminal: Terminal) -> None:
-    """Judge the weights to serve on the test images, read here alone; draw; mark the run as finished."""
-    replicas, device = state.trainer.replicas, state.trainer.model.mean.device
-    best = replicas.broadcast(_load_best(state, folder) if replicas.is_main_process else state.facts)
-    test = evaluate(best.build().to(device), Examples(dataset.test_images, dataset.test_labels), replicas)
-    if not replicas.is_main_process:
+    """Evaluate the best weights on the test images, only here; write the report; mark the run as finished."""
+    process_group, device = state.trainer.process_group, state.trainer.model.mean.device
+    best = process_group.broadcast(
+        _load_best(state, folder) if process_group.is_main_process else state.facts
+    )
+    test = evaluate(
+        best.build().to(device), Examples(dataset.test_images, dataset.test_labels), process_group
+    )
+    if not process_group.is_main_process:
         return
     best = replace(best, metrics=best.metrics | {"test_loss": test.loss, "test_accuracy": test.accuracy})
     write_report(
@@ -237,7 +261,7 @@ def _load_best(state: RunState, folder: RunFolder) -> Checkpoint:
     try:
         check_same_data(best, state.facts)
     except CheckpointError as error:
-        reason = shown_name(str(error))
+        reason = escaped(str(error))
         raise CheckpointError(f"{folder.best} is not of this run: {reason}; delete the folder") from error
     if missing := [name for name in HISTORY_FIELDS if name not in best.metrics]:
         raise CheckpointError(f"{folder.best} is malformed: its metrics have no {missing[0]}")
@@ -245,7 +269,7 @@ def _load_best(state: RunState, folder: RunFolder) -> Checkpoint:
 
 
 def _finished_summary(folder: RunFolder, config: TrainConfig) -> str | None:
-    """Return what came out of a finished run: one whose best checkpoint was judged on the test images.
+    """Return the result of a finished run, whose best.pt has figures of the test images; else None.
 
     Raises:
         RunError: the images have changed since.
@@ -257,20 +281,20 @@ def _finished_summary(folder: RunFolder, config: TrainConfig) -> str | None:
         return None
     if best.fingerprint and _has_changed(best, config):
         raise RunError(
-            f"{folder.path} holds a finished run on other images than {config.dataset} has now; use another "
+            f"{folder.path} has a finished run on other images than {config.dataset} has now; use another "
             "--run-dir, or delete the folder"
         )
     return _summary(best)
 
 
 def _has_changed(best: Checkpoint, config: TrainConfig) -> bool:
-    """Tell whether a folder of images is not as it was for ``best``; one that is gone has not changed."""
+    """Return whether a folder of images has changed since ``best``; False if it no longer exists."""
     place = config.data_dir or Path(config.dataset)
     return place.exists() and fingerprint_of(place) != best.fingerprint
 
 
 def _record(state: RunState, progress: Progress, evaluation: Evaluation) -> dict[str, Any]:
-    """Return the figures of an epoch as they stand in metrics.jsonl."""
+    """Return the figures of an epoch, as written to metrics.jsonl."""
     return {
         "epoch": len(state.history) + 1,
         "step": state.trainer.step,

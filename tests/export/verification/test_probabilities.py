@@ -26,7 +26,7 @@ from foldserve.runtime.session import Session
 from foldserve.training.checkpoint import Checkpoint, save_checkpoint
 from foldserve.training.datasets import Dataset
 from foldserve.training.datasets.registry import DATASETS
-from foldserve.training.models import create_model, register_own
+from foldserve.training.models import create_model, register_custom_model
 from tests.export.sources import test_onnx_file as files
 from tests.support.own_project import make_project
 from tests.support.probable_networks import ENDS, LOGITS, REFUSED, TAKEN_OFF
@@ -70,7 +70,7 @@ def config(folder: Path, kind: str, index: int, **settings: Any) -> ExportConfig
 
 def own_answers(arch: str, weights: Path) -> np.ndarray:
     """The network's own, by PyTorch alone, in float64."""
-    register_own(arch)
+    register_custom_model(arch)
     network = create_model(arch).double().eval()
     network.load_state_dict(torch.load(weights, weights_only=True))
     floats = (torch.from_numpy(IMAGES).double() / 255 - torch.tensor(MEAN).reshape(3, 1, 1)) / torch.tensor(

@@ -1,4 +1,4 @@
-"""Augmentations move and cover pixels; they never make new ones, and repeat exactly from a seed."""
+"""Augmentations move and erase pixels, make no new ones, and repeat exactly from a seed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def make_images(count: int = 64, channels: int = 1, height: int = 12, width: int = 10) -> torch.Tensor:
-    """Every pixel of an image has its own value, never 0, so that where it went can be told."""
+    """Return images in which each pixel has a value of its own, never 0, so that it can be found again."""
     image = torch.arange(1, channels * height * width + 1).reshape(1, channels, height, width)
     return image.to(torch.int32).expand(count, -1, -1, -1).contiguous()
 
@@ -43,12 +43,12 @@ def test_each_crop_is_a_window_of_its_own_padded_image(padding: int, channels: i
         assert any(torch.equal(crop, window) for window in windows)
 
 
-def test_crops_reach_every_place_also_no_shift():
+def test_random_crops_reach_every_position():
     crops = random_crop(make_images(count=500), 1, seeded())
     assert len({tuple(crop.flatten().tolist()) for crop in crops}) == 9
 
 
-def test_about_half_are_mirrored_and_the_rest_untouched():
+def test_random_flips_mirror_half_and_leave_the_rest_unchanged():
     images = make_images(count=1000)
     flipped = random_horizontal_flip(images, seeded())
     mirrored = (flipped == images.flip(-1)).flatten(1).all(dim=1)
@@ -70,14 +70,14 @@ def test_erased_pixels_are_one_rectangle_within_the_stated_area():
     assert erased[:, 0].any(dim=0).all()  # every place is reached
 
 
-def test_erasing_happens_as_often_as_asked():
+def test_erasing_has_the_given_probability():
     erased = (random_erase(make_images(count=2000), 0.25, seeded()) == 0).flatten(1).any(dim=1)
     assert 400 < erased.sum() < 600  # five standard deviations of 19.4 around 500
     assert not (random_erase(make_images(), 1e-9, seeded()) == 0).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_all_together_keep_shape_and_type_and_repeat_from_a_seed(dtype: torch.dtype):
+def test_augmentation_keeps_shape_and_dtype_and_repeats_from_a_seed(dtype: torch.dtype):
     images = (make_images(channels=3) % 251).to(dtype)
     before = images.clone()
     first, again, other = (ALL(images, seeded(seed)) for seed in (7, 7, 8))
@@ -93,7 +93,7 @@ def test_no_augmentation_returns_the_images():
 
 
 def test_a_resized_crop_is_a_scaled_window_of_its_own_image():
-    """On ramps from 0 to 1 a crop is again a ramp: its ends say where it was cut and how large it was."""
+    """A crop of a ramp from 0 to 1 is a ramp too, whose ends give its position and size."""
     height, width, count = 40, 40, 2000
     ramp = (torch.arange(40) + 0.5) / 40
     rows = ramp[:, None].expand(height, width)
@@ -112,7 +112,7 @@ def test_a_resized_crop_is_a_scaled_window_of_its_own_image():
     assert crops.max() <= 0.9876
 
 
-def test_a_crop_of_everything_changes_nothing_but_the_aspect():
+def test_a_resized_crop_of_the_whole_area_changes_only_the_aspect():
     images = torch.randint(256, (8, 3, 9, 7), dtype=torch.uint8, generator=seeded())
     crops = random_resized_crop(images, 1.0, seeded())
     assert crops.dtype == torch.uint8

@@ -1,4 +1,4 @@
-"""Several processes compute what one does: the same batch, the same statistics, each test image once."""
+"""Several processes compute the same as one: the same batch, the same statistics, each test image once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(("total", "count"), [(10, 1), (10, 2), (11, 2), (11, 3), (2, 3)])
-def test_shares_hold_each_row_once(total: int, count: int):
+def test_shards_hold_each_row_once(total: int, count: int):
     rows = torch.arange(total)
     shares = [ProcessGroup(rank, count).shard(rows) for rank in range(count)]
     assert sorted(torch.cat(shares).tolist()) == list(range(total))
@@ -40,7 +40,8 @@ def train(folder: Path, run_dir: Path, launcher: list[str]) -> str:
     command = [
         *launcher,
         "-m",
-        "training",
+        "foldserve",
+        "train",
         "--dataset",
         str(folder),
         "--run-dir",
@@ -65,7 +66,7 @@ def train(folder: Path, run_dir: Path, launcher: list[str]) -> str:
     return done.stdout
 
 
-def test_two_processes_train_and_judge_as_one_does(tmp_path: Path):
+def test_two_processes_train_and_evaluate_like_one(tmp_path: Path):
     """With batch norm over both: every weight, its average, and each figure of each epoch, within rounding.
 
     Sums of gradients and statistics are formed in another order, so float32 rounds otherwise: 2^-24 a value

@@ -1,4 +1,4 @@
-"""One epoch, and evaluation."""
+"""Training one epoch, and evaluation."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def test_training_sees_augmented_images_and_evaluation_never_does(tiny: Dataset,
     assert set(seen) <= originals
 
 
-def test_mirroring_is_left_out_where_it_changes_the_class(tiny: Dataset, tiny_config: TrainConfig):
+def test_flips_are_disabled_if_they_change_the_class(tiny: Dataset, tiny_config: TrainConfig):
     assert start(tiny_config, tiny)[0].trainer.augmentation == Augmentation(
         1, flip=False, erase_probability=0.0
     )
 
 
-def test_evaluation_uses_running_statistics_and_puts_the_mode_back(tiny: Dataset, tiny_config: TrainConfig):
+def test_evaluation_uses_running_statistics_and_restores_the_mode(tiny: Dataset, tiny_config: TrainConfig):
     state, training, validation = start(tiny_config, tiny)
     train_one_epoch(state.trainer, training, lambda _: None)
     model = state.trainer.model
@@ -94,7 +94,7 @@ def test_evaluation_uses_running_statistics_and_puts_the_mode_back(tiny: Dataset
 
 
 def test_evaluation_of_known_logits_is_exact():
-    """Pixel values as logits: class 0 wins in the first image, class 1 in the second."""
+    """The logits are the pixel values: class 0 wins in the first image, class 1 in the second."""
     images = torch.tensor([[200, 100], [0, 255]], dtype=torch.uint8).reshape(2, 2, 1, 1)
     model = Normalized(torch.nn.Flatten(), (0.0, 0.0), (1.0, 1.0))
     evaluation = evaluate(model, Examples(images, torch.tensor([0, 0])))
@@ -104,7 +104,9 @@ def test_evaluation_of_known_logits_is_exact():
     assert evaluation.loss == pytest.approx(sum(losses) / 2, abs=1e-6)
 
 
-def test_a_loss_that_is_no_number_stops_the_epoch_and_says_where(tiny: Dataset, tiny_config: TrainConfig):
+def test_a_loss_that_is_not_finite_stops_the_epoch_and_names_the_step(
+    tiny: Dataset, tiny_config: TrainConfig
+):
     state, training, _ = start(tiny_config, tiny)
     with torch.no_grad():
         state.trainer.model.network.classifier[-1].bias[0] = math.nan
@@ -127,7 +129,7 @@ def one_step(config: TrainConfig, dataset: Dataset) -> dict[str, torch.Tensor]:
 
 
 def test_parts_of_a_batch_give_the_step_of_the_whole_batch(tiny: Dataset, tiny_config: TrainConfig):
-    """Without batch norm, which sees one part at a time; float32 sums in another order, weights below 1."""
+    """Without batch norm, which sees one part at a time; float32 sums in another order, below 1."""
     plain = tiny_config.model_copy(
         update={"batch_norm": False, "batch_size": 160, "augment": False, "precision": "fp32"}
     )
@@ -154,7 +156,7 @@ def test_gradients_are_clipped_to_their_norm(tiny: Dataset, tiny_config: TrainCo
     assert torch.cat([m.flatten() for m in moved]).norm().item() == pytest.approx(0.02 * 0.01, rel=1e-3)
 
 
-def test_the_loss_of_mixed_images_is_that_of_both_classes_by_share(tiny: Dataset, tiny_config: TrainConfig):
+def test_the_loss_of_mixed_images_is_that_of_their_soft_targets(tiny: Dataset, tiny_config: TrainConfig):
     config = tiny_config.model_copy(update={"batch_size": 160, "mixup": 0.5, "crop_padding": 0, "epochs": 1})
     state, training, _ = start(config, tiny)
     seen = []
@@ -165,17 +167,13 @@ def test_the_loss_of_mixed_images_is_that_of_both_classes_by_share(tiny: Dataset
     images, logits = seen[0]
     generator = torch.Generator().manual_seed(derived_seed(0, "step", 0))
     batch = epoch_order(160, 0, 0)
-    mixed = mixup(training.images[batch], 0.5, generator)
-    assert torch.equal(images, mixed.images)
-    labels, log_shares = training.labels[batch], logits.log_softmax(dim=1)
-    own, other = (-log_shares[torch.arange(160), n] for n in (labels, labels[mixed.partners]))
-    expected = (mixed.shares * own + (1 - mixed.shares) * other).mean().item()
+    mixed, targets = mixup(training.images[batch], torch.eye(4)[training.labels[batch]], 0.5, generator)
+    assert torch.equal(images, mixed)
+    expected = -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean().item()
     assert progress.loss == pytest.approx(expected, abs=1e-5)
 
 
-def test_label_smoothing_spreads_its_share_of_the_target_over_all_classes(
-    tiny: Dataset, tiny_config: TrainConfig
-):
+def test_label_smoothing_spreads_part_of_the_target_over_all_classes(tiny: Dataset, tiny_config: TrainConfig):
     config = tiny_config.model_copy(
         update={"batch_size": 160, "label_smoothing": 0.2, "augment": False, "epochs": 1}
     )
@@ -230,7 +228,7 @@ def test_a_compiled_network_learns_as_the_plain_one_does(tiny: Dataset, tiny_con
         torch.testing.assert_close(compiled[name], value, rtol=0, atol=1e-4)
 
 
-def test_weights_that_are_no_numbers_are_never_saved(tiny: Dataset, tiny_config: TrainConfig):
+def test_weights_that_are_not_finite_are_never_saved(tiny: Dataset, tiny_config: TrainConfig):
     state, training, _ = start(tiny_config, tiny)
 
     def spoil() -> None:

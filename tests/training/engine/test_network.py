@@ -1,4 +1,4 @@
-"""Which network a run trains: from the registry or one's own, with the settings that concern it."""
+"""Building the network of a run, from the registry or a custom one, with its settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from foldserve.training.datasets import Dataset
 
 
-def test_a_network_of_ones_own_is_trained_with_what_it_declares(
+def test_a_custom_network_is_trained_with_the_arguments_it_declares(
     tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "my_nets.py").write_text(
@@ -41,7 +41,7 @@ def test_a_network_of_ones_own_is_trained_with_what_it_declares(
     MODELS.pop(arch)
 
 
-def test_a_setting_that_a_network_does_not_have_is_named(tiny: Dataset):
+def test_a_setting_that_the_network_lacks_is_named(tiny: Dataset):
     with pytest.raises(ModelError, match="lenet has no setting --width; leave it out"):
         network_arguments(TrainConfig(width=2.0), tiny)
     assert network_arguments(TrainConfig(arch="alexnet", width=0.5), tiny)["width_factor"] == 0.5
@@ -49,7 +49,7 @@ def test_a_setting_that_a_network_does_not_have_is_named(tiny: Dataset):
 
 @pytest.mark.parametrize("arch", [*RECIPES, "package.module:factory"])
 @pytest.mark.parametrize("recipe", ["default", "long"])
-def test_recipes_fill_in_what_is_not_given(arch: str, recipe: str):
+def test_recipes_set_the_settings_that_are_not_given(arch: str, recipe: str):
     config = TrainConfig(arch=arch, recipe=recipe)
     assert TrainConfig(**config.model_dump()) == config
     assert TrainConfig(arch=arch, recipe=recipe, epochs=3, lr=0.7).lr == 0.7

@@ -1,4 +1,4 @@
-"""Which number format a run is trained in where none is asked for."""
+"""Choosing the number format of a run, given or automatic."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ CPU = torch.device("cpu")
         pytest.param("flags\t\t: avx512_bf16x\nbugs\t\t: avx512_bf16\n", False, id="not among the flags"),
     ],
 )
-def test_the_processor_says_whether_it_multiplies_in_bf16(tmp_path: Path, facts: str, expected: bool):
+def test_native_bf16_is_read_from_the_flags_of_the_cpu(tmp_path: Path, facts: str, expected: bool):
     (tmp_path / "cpuinfo").write_text(facts)
     assert has_native_bf16(tmp_path / "cpuinfo") is expected
 
 
-def test_a_processor_that_says_nothing_is_not_trusted_with_bf16(tmp_path: Path):
+def test_a_cpu_without_flags_has_no_native_bf16(tmp_path: Path):
     assert not has_native_bf16(tmp_path / "missing")
 
 
@@ -39,14 +39,14 @@ def test_a_processor_that_says_nothing_is_not_trusted_with_bf16(tmp_path: Path):
     [
         pytest.param("lenet", True, "auto", "bf16", id="a network of the registry"),
         pytest.param("alexnet", True, "auto", "bf16", id="another one"),
-        pytest.param("lenet", False, "auto", "fp32", id="a processor without"),
-        pytest.param("my.networks:tiny", True, "auto", "fp32", id="a network of one's own"),
+        pytest.param("lenet", False, "auto", "fp32", id="a CPU without"),
+        pytest.param("my.networks:tiny", True, "auto", "fp32", id="a custom network"),
         pytest.param("lenet", True, "fp32", "fp32", id="float32 asked for"),
         pytest.param("lenet", False, "bf16", "bf16", id="bf16 asked for"),
-        pytest.param("my.networks:tiny", False, "bf16", "bf16", id="bf16 asked for one's own"),
+        pytest.param("my.networks:tiny", False, "bf16", "bf16", id="bf16 asked for a custom network"),
     ],
 )
-def test_the_format_is_what_is_asked_for_or_what_is_faster(
+def test_precision_is_the_given_one_or_the_faster_one(
     monkeypatch: pytest.MonkeyPatch, arch: str, has_bf16: bool, asked: str, expected: str
 ):
     monkeypatch.setattr(precision_module, "has_native_bf16", lambda: has_bf16)

@@ -1,4 +1,4 @@
-"""The pictures at the end show the right numbers."""
+"""The pictures of the report show the right numbers."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_worst_mistakes_are_the_most_confident_wrong_answers():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_are_drawn_in_grey_and_colour(tmp_path: Path, channels: int):
-    """One bright image with a caption: its middle is bright in the picture too, and of its colour."""
+    """One bright image with a caption: the middle of its picture has its colour."""
     images = torch.zeros(1, channels, 8, 8, dtype=torch.uint8)
     images[:, 0] = 250
     draw_images(tmp_path / "images.png", images, ["a caption"], "title", columns=1)
@@ -139,7 +139,7 @@ def test_a_preview_that_cannot_be_written_is_refused(tiny_config: TrainConfig, t
     ("seconds", "text"),
     [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (18420, "5 h 07 min")],
 )
-def test_durations_are_said_to_two_units(seconds: float, text: str):
+def test_durations_are_shown_in_two_units(seconds: float, text: str):
     assert duration_text(seconds) == text
 
 
@@ -164,13 +164,13 @@ def test_text_that_a_terminal_cannot_show_is_escaped(encoding: str, shown: str):
     assert stream.read() == f"{shown}\n"
 
 
-def test_a_run_folder_may_have_a_name_that_is_not_utf_8(tiny_config: TrainConfig):
+def test_the_name_of_a_run_folder_need_not_be_utf_8(tiny_config: TrainConfig):
     run_dir = tiny_config.run_dir.with_name(os.fsdecode(b"caf\xe9"))
     train(tiny_config.model_copy(update={"run_dir": run_dir, "epochs": 1}), LineTerminal())
     assert r"caf\udce9" in (run_dir / "report" / "report.html").read_text(encoding="utf-8")
 
 
-def test_without_a_terminal_a_long_epoch_says_what_is_left(monkeypatch: pytest.MonkeyPatch):
+def test_a_long_epoch_without_a_terminal_reports_the_time_left(monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     terminal = LineTerminal()
@@ -182,7 +182,7 @@ def test_without_a_terminal_a_long_epoch_says_what_is_left(monkeypatch: pytest.M
 
 
 def test_a_report_has_a_picture_of_each_class_to_classify(tiny: Dataset, tmp_path: Path):
-    """Its own pixels, under the class's name; names that no file can have, or two of one, are told apart."""
+    """Each has its own pixels and its class's name; equal or impossible file names are changed."""
     count = len(tiny.labels)
     labels = ("a/b", "a b", "..", *tiny.labels[3:])
     named = replace(tiny, labels=labels)

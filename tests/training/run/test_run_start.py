@@ -1,4 +1,4 @@
-"""The start of a run says what was found: classes, counts, splits."""
+"""The messages at the start of a run: classes, counts, splits."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def lines_until_training(config: TrainConfig) -> list[str]:
     return terminal.lines
 
 
-def test_counts_of_each_split_and_class_are_said(tiny_config: TrainConfig):
+def test_counts_of_each_split_and_class_are_reported(tiny_config: TrainConfig):
     (line, _) = lines_until_training(tiny_config)
     assert line.startswith("160 images for training (north ")
     assert line.endswith(", 40 for validation, 40 for the test")
 
 
-def test_of_many_classes_the_rarest_and_the_most_frequent_are_said(
+def test_of_many_classes_the_rarest_and_the_most_frequent_are_reported(
     tiny_config: TrainConfig, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
 ):
     labels = tuple(f"class {index}" for index in range(30))
     many = replace(tiny, labels=labels, train_labels=torch.arange(200) % 30)
     monkeypatch.setitem(registry.DATASETS, "tiny", lambda _folder, _terminal: many)
-    (counts, unjudged, _) = lines_until_training(tiny_config)
+    (counts, untested, _) = lines_until_training(tiny_config)
     assert "(30 classes, class " in counts
-    assert unjudged.startswith("no images for the test of class 4, class 5, class 6 and 23 more: ")
+    assert untested.startswith("no test images of class 4, class 5, class 6 and 23 more: ")
 
 
 def test_a_folder_with_all_three_splits_takes_no_count_for_validation(
@@ -61,7 +61,7 @@ def test_a_folder_with_all_three_splits_takes_no_count_for_validation(
         train(config.model_copy(update={"validation_count": 4}), LineTerminal())
 
 
-def test_a_finished_run_is_not_taken_for_one_on_images_that_changed(
+def test_a_finished_run_on_images_that_changed_is_refused(
     tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -76,7 +76,7 @@ def test_a_finished_run_is_not_taken_for_one_on_images_that_changed(
     north, south, aside = folder / "north" / "000.png", folder / "south" / "000.png", tmp_path / "aside"
     for source, target in ((north, aside), (south, north), (aside, south)):
         source.rename(target)
-    with pytest.raises(RunError, match=r"holds a finished run on other images than .* use another --run-dir"):
+    with pytest.raises(RunError, match=r"has a finished run on other images than .* use another --run-dir"):
         train(config, LineTerminal())
     shutil.rmtree(folder)
     assert train(config, terminal) == 0

@@ -1,4 +1,4 @@
-"""The figures of a run for TensorBoard, with its writer's place taken by one that remembers."""
+"""The figures of a run for TensorBoard, with a writer that records its calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class RememberingWriter:
-    """What `torch.utils.tensorboard.SummaryWriter` is called with."""
+    """Records the calls of `torch.utils.tensorboard.SummaryWriter`."""
 
     opened: list[RememberingWriter]
 

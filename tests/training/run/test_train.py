@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than training here, and is tested elsewhere."""
+    """Skip drawing, which takes longer than training here and is tested elsewhere."""
     monkeypatch.setattr(run_module, "write_report", lambda *_, **__: None)
 
 
@@ -51,7 +51,7 @@ def changed(config: TrainConfig, **settings: object) -> TrainConfig:
     return TrainConfig(**config.model_dump() | settings)
 
 
-def test_a_run_learns_and_leaves_what_it_promises(tiny_config: TrainConfig, tiny: Dataset):
+def test_a_run_learns_and_writes_all_its_files(tiny_config: TrainConfig, tiny: Dataset):
     lines = train_lines(tiny_config)
     names = {
         str(path.relative_to(tiny_config.run_dir))
@@ -96,9 +96,9 @@ def test_the_test_images_are_read_once_at_the_end(
 ):
     judged = []
 
-    def watch(model, examples, *replicas):
+    def watch(model, examples, *process_group):
         judged.append("test" if examples.images is tiny.test_images else "validation")
-        return evaluate(model, examples, *replicas)
+        return evaluate(model, examples, *process_group)
 
     evaluate = run_module.evaluate
     monkeypatch.setattr(run_module, "evaluate", watch)
@@ -122,7 +122,7 @@ def test_the_test_images_are_read_once_at_the_end(
         pytest.param("epoch 2/3", {"arch": "alexnet", "precision": "bf16"}, id="in bf16"),
     ],
 )
-def test_an_interrupted_run_goes_on_and_ends_bit_identical(
+def test_an_interrupted_run_resumes_and_ends_bit_identical(
     tiny_config: TrainConfig, tmp_path: Path, stop_at: str, settings: dict[str, object]
 ):
     whole = changed(tiny_config, **settings, run_dir=tmp_path / "whole")
@@ -158,10 +158,10 @@ def test_an_interrupted_run_goes_on_and_ends_bit_identical(
         pytest.param(-1, "after its last epoch at step 15 of 15", id="before the test images"),
     ],
 )
-def test_a_run_goes_on_at_any_step_and_ends_bit_identical(
+def test_a_run_resumed_at_any_step_ends_bit_identical(
     tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int, where: str
 ):
-    """With all that has state; a checkpoint after each step, the process gone after so many of them."""
+    """With all settings that have state; a checkpoint after each step, an interruption after some."""
     settings = {"ema_decay": 0.9, "dropout": 0.3, "mixup": 0.5, "cutmix": 1.0, "checkpoint_every": 0.0}
     whole = changed(tiny_config, **settings, run_dir=tmp_path / "whole")
     broken = changed(whole, run_dir=tmp_path / "broken")
@@ -188,7 +188,7 @@ def test_a_run_goes_on_at_any_step_and_ends_bit_identical(
 
 
 def assert_same_records(first: Path, second: Path) -> None:
-    """The figures of each epoch agree, also of the one that was interrupted, but for the time it took."""
+    """Check that the figures of all epochs agree, except for times; also of the interrupted epoch."""
     one, two = (
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in (first, second)
@@ -200,7 +200,7 @@ def assert_same_records(first: Path, second: Path) -> None:
 
 @pytest.mark.usefixtures("no_pictures")
 def test_another_seed_gives_other_weights(tiny_config: TrainConfig, tmp_path: Path):
-    """The twin of the bit-identical test: the comparison can fail."""
+    """Counterpart of the bit-identical tests: their comparison can fail."""
     other = changed(tiny_config, seed=1, run_dir=tmp_path / "other")
     train_lines(tiny_config)
     train_lines(other)
@@ -209,7 +209,7 @@ def test_another_seed_gives_other_weights(tiny_config: TrainConfig, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_finished_run_says_so_and_is_left_alone(tiny_config: TrainConfig):
+def test_a_finished_run_is_reported_and_left_unchanged(tiny_config: TrainConfig):
     train_lines(tiny_config)
     before = {path: path.read_bytes() for path in tiny_config.run_dir.glob("*.*")}
     lines = train_lines(tiny_config)
@@ -228,14 +228,14 @@ def test_other_settings_in_a_run_folder_are_named(tiny_config: TrainConfig):
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_settings_that_trained_nothing_can_be_mended_in_the_same_folder(tiny_config: TrainConfig):
+def test_settings_can_change_until_a_checkpoint_is_written(tiny_config: TrainConfig):
     with pytest.raises(RunError, match="give a smaller one"):
         train(changed(tiny_config, batch_size=161), LineTerminal())
     train_lines(tiny_config)
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_run_can_go_on_elsewhere(tiny_config: TrainConfig):
+def test_a_moved_run_folder_can_be_resumed(tiny_config: TrainConfig):
     with pytest.raises(KeyboardInterrupt):
         train(tiny_config, LineTerminal("epoch 2/3"))
     moved = tiny_config.run_dir.rename(tiny_config.run_dir.with_name("moved"))
@@ -249,7 +249,7 @@ def test_a_damaged_last_checkpoint_is_refused_rather_than_started_over(tiny_conf
     last = tiny_config.run_dir / "last.pt"
     last.write_bytes(last.read_bytes()[:-100])
     with pytest.raises(
-        RunError, match=r"the run cannot go on: .*last\.pt is not a checkpoint, or it is damaged"
+        RunError, match=r"the run cannot be resumed: .*last\.pt is not a checkpoint, or it is damaged"
     ):
         train(tiny_config, LineTerminal())
 
@@ -272,7 +272,7 @@ def test_a_damaged_last_checkpoint_is_refused_rather_than_started_over(tiny_conf
         ),
     ],
 )
-def test_a_data_set_that_has_changed_is_not_gone_on_with(
+def test_a_run_is_not_resumed_on_a_changed_data_set(
     tiny_config: TrainConfig,
     tiny: Dataset,
     monkeypatch: pytest.MonkeyPatch,
@@ -284,13 +284,13 @@ def test_a_data_set_that_has_changed_is_not_gone_on_with(
     last = (tiny_config.run_dir / "last.pt").read_bytes()
     changed_set = replace(tiny, **changes)
     monkeypatch.setitem(registry.DATASETS, "tiny", lambda _folder, _terminal: changed_set)
-    with pytest.raises(RunError, match=f"the run cannot go on: {message}; use another --run-dir"):
+    with pytest.raises(RunError, match=f"the run cannot be resumed: {message}; use another --run-dir"):
         train(tiny_config, LineTerminal())
     assert (tiny_config.run_dir / "last.pt").read_bytes() == last
 
 
 def test_a_run_that_diverges_keeps_the_last_good_checkpoint(tiny_config: TrainConfig):
-    """Each step would be saved; the rate is such that the second or third one overflows float32."""
+    """Each step would be saved; at this rate, the second or third one overflows float32."""
     config = changed(tiny_config, lr=1e20, warmup=0.0, checkpoint_every=0.0, batch_norm=False)
     with pytest.raises(
         DivergedError, match=r"no longer finite at step \d+ of 15 .*; the last good checkpoint is kept"
@@ -302,7 +302,7 @@ def test_a_run_that_diverges_keeps_the_last_good_checkpoint(tiny_config: TrainCo
     assert all(value.isfinite().all() for value in last.weights.values())
 
 
-def test_a_checkpoint_of_other_data_is_not_gone_on_from(tiny_config: TrainConfig):
+def test_a_run_is_not_resumed_from_a_checkpoint_of_other_data(tiny_config: TrainConfig):
     with pytest.raises(KeyboardInterrupt):
         train(tiny_config, LineTerminal("epoch 2/3"))
     last = load_checkpoint(tiny_config.run_dir / "last.pt")
@@ -342,6 +342,6 @@ def test_cuda_without_a_gpu_is_refused(tiny_config: TrainConfig):
     ("settings", "field"),
     [({"epochs": 0}, "epochs"), ({"lr": -1.0}, "lr"), ({"batch_size": 1}, "batch_size"), ({"lrr": 1}, "lrr")],
 )
-def test_settings_that_make_no_sense_are_refused_by_name(settings: dict[str, object], field: str):
+def test_invalid_settings_are_refused_by_name(settings: dict[str, object], field: str):
     with pytest.raises(ValidationError, match=field):
         TrainConfig(**settings)

@@ -1,7 +1,7 @@
-"""Networks of one's own, named ``package.module:factory`` on the command line.
+"""Loads custom networks, which the command line names as ``package.module:factory``.
 
-Naming one runs its code, so only the command line may: a checkpoint that names one is refused until the user
-has named it too (`registry.register_own`).
+Loading one runs its code, so only the user may ask for it: a checkpoint that names a custom network is
+refused until the user has named it too (`registry.register_custom_model`).
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-# What every network of the registry takes; a factory of one's own need only declare what it uses.
+# Every network of the registry takes these; a custom factory need only declare those it uses.
 _SHAPE_ARGUMENTS = ("in_channels", "class_count", "height", "width")
 
 
 def is_import_path(arch: str) -> bool:
-    """Tell whether ``arch`` is written as ``package.module:factory``."""
+    """Return whether ``arch`` has the form ``package.module:factory``."""
     return ":" in arch
 
 
 def load_factory(arch: str) -> Callable[..., nn.Module]:
-    """Import the factory ``arch`` names, with the current folder importable as for ``python -m``.
+    """Import the factory that ``arch`` names; the current folder can be imported from, as by ``python -m``.
 
     Returns:
         A function of in_channels, class_count, height, width (each passed on if the factory declares it) and
         the factory's own keyword arguments.
 
     Raises:
-        ModelError: no such module, no such function in it, or importing the module fails.
+        ModelError: there is no such module or function, or importing the module fails.
     """
     module_name, _, factory_name = arch.partition(":")
     if not module_name or not factory_name:
@@ -49,14 +49,14 @@ def load_factory(arch: str) -> Callable[..., nn.Module]:
         raise ModelError(f"architecture {arch!r}: {file} has no {factory_name!r}")
     if not callable(factory):
         raise ModelError(
-            f"architecture {arch!r} is a {type(factory).__name__}; expected a function that makes a network"
+            f"architecture {arch!r} is a {type(factory).__name__}; expected a function that returns a network"
         )
 
     def create(**arguments: Any) -> nn.Module:
         network = factory(**_declared(factory, arguments))
         if not isinstance(network, nn.Module):
             raise ModelError(
-                f"architecture {arch!r} made a {type(network).__name__}; expected a torch.nn.Module"
+                f"architecture {arch!r} returned a {type(network).__name__}; expected a torch.nn.Module"
             )
         return network
 
@@ -70,7 +70,7 @@ def _import(module_name: str, arch: str) -> ModuleType:
         importlib.invalidate_caches()
     try:
         return importlib.import_module(module_name)
-    except Exception as error:  # whatever the module does while it is imported
+    except Exception as error:  # importing a module may raise any error
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{module_name}.".startswith(f"{missing}."):
             raise ModelError(
@@ -82,7 +82,7 @@ def _import(module_name: str, arch: str) -> ModuleType:
 
 
 def _declared(factory: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the arguments about the data's shape that ``factory`` does not declare."""
+    """Return ``arguments`` without those of the data's shape that ``factory`` does not declare."""
     parameters = inspect.signature(factory).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return arguments

@@ -1,4 +1,4 @@
-"""Networks of one's own: `package.module:factory` from the current folder, if the user names it."""
+"""Custom networks: `package.module:factory` from the current folder, if the user names it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from foldserve.training.errors import ModelError
-from foldserve.training.models import MODELS, create_model, register_own
+from foldserve.training.models import MODELS, create_model, register_custom_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +41,7 @@ constant = 3
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A project of the user's as the current folder; nothing of it stays behind."""
+    """Make a user's project the current folder; remove all traces of it afterwards."""
     (tmp_path / "my_project").mkdir()
     (tmp_path / "my_project" / "networks.py").write_text(NETWORKS)
     (tmp_path / "my_project" / "faulty.py").write_text("import not_installed_anywhere")
@@ -57,7 +57,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def build(arch: str, **arguments) -> nn.Module:
-    register_own(arch)
+    register_custom_model(arch)
     return create_model(arch, **SHAPE, **arguments)
 
 
@@ -76,8 +76,8 @@ def test_a_factory_that_takes_any_keyword_gets_all_of_them():
     assert build("my_project.networks:everything", extra=1).in_features == 5
 
 
-def test_a_name_that_the_user_did_not_give_runs_no_code():
-    """A checkpoint may say `os:system`; only the command line makes it importable."""
+def test_a_custom_network_that_the_user_did_not_name_runs_no_code():
+    """A checkpoint may name `os:system`; only a name on the command line is imported."""
     with pytest.raises(ModelError, match="if you trust its code, name it: --arch my_project"):
         create_model("my_project.networks:flat", **SHAPE)
     assert "my_project.networks" not in sys.modules
@@ -85,8 +85,8 @@ def test_a_name_that_the_user_did_not_give_runs_no_code():
 
 def test_registering_a_built_in_name_changes_nothing():
     before = dict(MODELS)
-    register_own("lenet")
-    register_own("no-such-network")
+    register_custom_model("lenet")
+    register_custom_model("no-such-network")
     assert before == MODELS
 
 
@@ -98,7 +98,7 @@ def test_registering_a_built_in_name_changes_nothing():
         pytest.param("my_project.networks:flatt", r"networks.py has no 'flatt'", id="no such function"),
         pytest.param("my_project.networks:constant", "is a int; expected a function", id="not a function"),
         pytest.param(
-            "my_project.networks:a_number", "made a int; expected a torch.nn.Module", id="no network"
+            "my_project.networks:a_number", "returned a int; expected a torch.nn.Module", id="no network"
         ),
         pytest.param("my_project.networks:broken", "failed: ZeroDivisionError: by hand", id="factory fails"),
         pytest.param(
@@ -111,7 +111,7 @@ def test_registering_a_built_in_name_changes_nothing():
         pytest.param("my_project.networks:", "expected package.module:factory", id="no function name"),
     ],
 )
-def test_what_is_no_network_is_refused_by_name(arch: str, message: str):
+def test_objects_that_are_not_networks_are_refused_by_name(arch: str, message: str):
     with pytest.raises(ModelError, match=message):
         build(arch)
 
