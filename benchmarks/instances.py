@@ -25,7 +25,7 @@ from benchmarks.serving.networks import Network, alexnet, lenet
 from foldserve.runtime.cpus import find_cpus
 from foldserve.runtime.runner import ModelRunner
 from foldserve.runtime.session import Session
-from foldserve.serving.batching.batcher import Batcher
+from foldserve.serving.batching.batcher import DynamicBatcher
 from foldserve.serving.batching.request import Outcome, Request
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Shape:
         self.name = f"{instances} x {threads}" + (f", {spare} spare" if spare else "")
         self._network = network
         session = Session(network.model_file.read_bytes(), device="cpu", intra_op_threads=threads)
-        self._batcher: Batcher[Request] = Batcher(
+        self._batcher: DynamicBatcher[Request] = DynamicBatcher(
             ModelRunner(session), max_batch_size=_MAX_BATCH_SIZE, max_queue_rows=8192, max_queue_bytes=1 << 30
         )
         self._batcher.start(instances, spare)

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from foldserve.serving.batching.crew import Crew
 from foldserve.serving.batching.request import (
     Arrays,
     Execution,
@@ -36,6 +35,7 @@ from foldserve.serving.batching.request import (
     concatenate_slices,
     drop_reason,
 )
+from foldserve.serving.batching.worker_pool import WorkerPool
 from foldserve.serving.errors import ModelUnloadedError, ResourceExhaustedError, UnavailableError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ _IDLE_S = 10.0
 _log = logging.getLogger(__name__)
 
 
-class Batcher(Generic[R]):
+class DynamicBatcher(Generic[R]):
     """Queues requests and runs them in batches, one an instance at the same time.
 
     Args:
@@ -87,9 +87,9 @@ class Batcher(Generic[R]):
         self._clock = clock
         lock = threading.Lock()
         self._changed = threading.Condition(lock)  # of interest to `close` alone: something has ended
-        self._crew = Crew(lock, idle_s)
+        self._workers = WorkerPool(lock, idle_s)
         # Spare instances sleep apart: woken for each request, they would only find that others have taken it.
-        self._spare_crew = Crew(lock, idle_s)
+        self._overflow_workers = WorkerPool(lock, idle_s)
         self._queue: deque[RequestSlice[R]] = deque()
         self._queued_rows = 0
         self._queued_bytes = 0
@@ -101,9 +101,9 @@ class Batcher(Generic[R]):
     def start(self, instance_count: int, overflow_count: int = 0, name: str = "batcher") -> None:
         """Let ``instance_count`` instances work, and ``overflow_count`` spare ones, as requests need them."""
         with self._changed:
-            self._instance_count = self._crew.most = instance_count
-            self._overflow_count = self._spare_crew.most = overflow_count
-            self._crew.name, self._spare_crew.name = name, f"{name} spare"
+            self._instance_count = self._workers.max_threads = instance_count
+            self._overflow_count = self._overflow_workers.max_threads = overflow_count
+            self._workers.name, self._overflow_workers.name = name, f"{name} spare"
             self._wake_next()
 
     def submit(self, requests: Sequence[R], on_done: OnDone[R], *, run_inline: bool = False) -> None:
@@ -156,35 +156,35 @@ class Batcher(Generic[R]):
         with self._changed:
             self._closed = True
             self._wake_all()
-            threads = [*self._crew.threads, *self._spare_crew.threads]
+            threads = [*self._workers.threads, *self._overflow_workers.threads]
             while self._is_at_work() and time.monotonic() < give_up_s:
                 self._changed.wait(give_up_s - time.monotonic())
         for thread in threads:
             thread.join(max(0.0, give_up_s - time.monotonic()))
         with self._changed:
-            left = [piece for piece in self._queue if piece.request.unfinished_pieces]
+            left = [piece for piece in self._queue if piece.request.pending_slices]
             for piece in left:
-                piece.request.unfinished_pieces = 0
+                piece.request.pending_slices = 0
             self._queue.clear()
             self._queued_rows = self._queued_bytes = 0
         stopped = UnavailableError("the server stopped before the model ran; try again elsewhere")
         for piece in {id(piece.request): piece for piece in left}.values():
             _deliver(piece.request, piece.on_done, stopped)
 
-    def _work(self, crew: Crew) -> None:
-        while self._take_instance(crew):
+    def _work(self, workers: WorkerPool) -> None:
+        while self._take_instance(workers):
             self._run_and_release()
 
-    def _take_instance(self, crew: Crew) -> bool:
+    def _take_instance(self, workers: WorkerPool) -> bool:
         """Wait until a batch is due and an instance free; return False once none has been, or will be."""
         with self._changed:
             is_needed = True
             while (due_in_s := self._due_in_s()) != 0:
                 if not is_needed or (self._closed and not self._queue):
-                    crew.leave()
+                    workers.leave()
                     self._changed.notify_all()
                     return False
-                is_needed = crew.wait(due_in_s)
+                is_needed = workers.wait(due_in_s)
             self._running_count += 1
             return True
 
@@ -207,18 +207,25 @@ class Batcher(Generic[R]):
         if self._due_in_s() is None:
             return True
         is_free = self._running_count < self._instance_count
-        first, second = (self._crew, self._spare_crew) if is_free else (self._spare_crew, self._crew)
+        first, second = (
+            (self._workers, self._overflow_workers) if is_free else (self._overflow_workers, self._workers)
+        )
         # A spare thread may be at what is an instance's, and the other way round.
-        return first.wake(self._work) or second.wake(self._work) or self._is_at_work() or not self._crew.most
+        return (
+            first.wake(self._work)
+            or second.wake(self._work)
+            or self._is_at_work()
+            or not self._workers.max_threads
+        )
 
     def _wake_all(self) -> None:
         self._wake_next()
-        self._crew.wake_all()
-        self._spare_crew.wake_all()
+        self._workers.wake_all()
+        self._overflow_workers.wake_all()
         self._changed.notify_all()
 
     def _is_at_work(self) -> bool:
-        return bool(self._running_count or self._crew.threads or self._spare_crew.threads)
+        return bool(self._running_count or self._workers.threads or self._overflow_workers.threads)
 
     def _due_in_s(self) -> float | None:
         """Return in how many seconds a batch should be formed; None where nothing waits or none is free."""
@@ -258,12 +265,12 @@ class Batcher(Generic[R]):
         row_count = len(request.rows)
         assert row_count >= 1
         if row_count <= self._max_batch_size:
-            request.unfinished_pieces = 1
+            request.pending_slices = 1
             self._queue.append(RequestSlice(request, on_done, 0, request.rows))
         else:
             starts = range(0, row_count, self._max_batch_size)
-            request.unfinished_pieces = len(starts)
-            request.parts = {}
+            request.pending_slices = len(starts)
+            request.slice_outputs = {}
             self._queue.extend(
                 RequestSlice(request, on_done, start, request.rows[start : start + self._max_batch_size])
                 for start in starts
@@ -287,7 +294,7 @@ class Batcher(Generic[R]):
             self._queued_bytes -= piece.rows.nbytes
             if reason is not None:
                 dropped.append((piece, reason))
-            elif piece.request.unfinished_pieces:  # else a sibling piece has already failed the request
+            elif piece.request.pending_slices:  # else a sibling piece has already failed the request
                 batch.append(piece)
                 room -= len(piece.rows)
         return batch, dropped
@@ -336,15 +343,15 @@ class Batcher(Generic[R]):
     def _settle(self, piece: RequestSlice[R], outcome: Outcome) -> bool:
         """Note a piece's outcome; return whether the request's is now known, which happens once."""
         request = piece.request
-        if not request.unfinished_pieces:
+        if not request.pending_slices:
             return False
         if isinstance(outcome, Exception):
-            request.unfinished_pieces = 0
+            request.pending_slices = 0
             return True
-        request.unfinished_pieces -= 1
-        if request.parts is not None:
-            request.parts[piece.start] = outcome
-        return not request.unfinished_pieces
+        request.pending_slices -= 1
+        if request.slice_outputs is not None:
+            request.slice_outputs[piece.start] = outcome
+        return not request.pending_slices
 
 
 def _deliver(request: R, on_done: OnDone[R], outcome: Outcome) -> None:

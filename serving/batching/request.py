@@ -33,8 +33,8 @@ class Request:
     started_s: float = field(default=0.0, init=False)
     finished_s: float = field(default=0.0, init=False)
     # The batcher's bookkeeping: pieces without an outcome, and the outcomes of the others by their start.
-    unfinished_pieces: int = field(default=0, init=False, repr=False)
-    parts: dict[int, Arrays] | None = field(default=None, init=False, repr=False)
+    pending_slices: int = field(default=0, init=False, repr=False)
+    slice_outputs: dict[int, Arrays] | None = field(default=None, init=False, repr=False)
 
 
 R = TypeVar("R", bound=Request)
@@ -72,10 +72,10 @@ class RequestSlice(Generic[R]):
 
 def concatenate_slices(request: Request, outcome: Outcome) -> Outcome:
     """Return the outcome of a whole request, of whose pieces the last one had ``outcome``."""
-    if request.parts is None or isinstance(outcome, Exception):
+    if request.slice_outputs is None or isinstance(outcome, Exception):
         return outcome
-    in_order = [request.parts[start] for start in sorted(request.parts)]
-    return tuple(np.concatenate(parts) for parts in zip(*in_order, strict=True))
+    in_order = [request.slice_outputs[start] for start in sorted(request.slice_outputs)]
+    return tuple(np.concatenate(slice_outputs) for slice_outputs in zip(*in_order, strict=True))
 
 
 def drop_reason(request: Request, now_s: float) -> Exception | None:

@@ -8,7 +8,7 @@ from foldserve.artifact.format import OUTPUTS
 from foldserve.errors import DeviceLostError
 from foldserve.runtime.cpus import usable_cpus
 from foldserve.runtime.session import CPU_PROVIDER
-from foldserve.serving.batching.batcher import Batcher
+from foldserve.serving.batching.batcher import DynamicBatcher
 from foldserve.serving.model.statistics import Statistics
 from foldserve.serving.protocol.infer_response import ResponseHeads
 
@@ -71,7 +71,7 @@ class ServedModel:
         # With several instances the work is meant to spread over threads: none is lent.
         self._runs_inline = verified.is_quick and self.instance_count == 1
         # Any: callers get back the kind of request that they handed in.
-        self._batcher: Batcher[Any] = Batcher(
+        self._batcher: DynamicBatcher[Any] = DynamicBatcher(
             _reporting_loss(verified, on_lost),
             max_batch_size=settings.max_batch_size,
             max_queue_rows=settings.max_queue_rows,
@@ -82,11 +82,11 @@ class ServedModel:
         self._batcher.start(self.instance_count, self.overflow_count, f"{name}/{version}")
 
     def submit(self, calls: Sequence[R], on_done: OnDone[R], *, run_inline: bool = False) -> None:
-        """Queue calls whose rows are read; see `Batcher.submit`."""
+        """Queue calls whose rows are read; see `DynamicBatcher.submit`."""
         self._batcher.submit(calls, on_done, run_inline=run_inline and self._runs_inline)
 
     def waiting(self) -> tuple[int, int]:
-        """Return how many requests and rows wait; see `Batcher.waiting`."""
+        """Return how many requests and rows wait; see `DynamicBatcher.waiting`."""
         return self._batcher.waiting()
 
     def is_made_of(self, artifact: Artifact, settings: ModelSettings) -> bool:
@@ -94,7 +94,7 @@ class ServedModel:
         return self.verified.digests == artifact.digests and self.settings == settings
 
     def close(self, grace_s: float) -> None:
-        """Finish what waits, for up to ``grace_s`` seconds, and stop; see `Batcher.close`."""
+        """Finish what waits, for up to ``grace_s`` seconds, and stop; see `DynamicBatcher.close`."""
         self._batcher.close(grace_s)
         self.verified.session.stop()  # an execution that hangs
 

@@ -12,7 +12,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foldserve.serving.batching.batcher import Batcher
+from foldserve.serving.batching.batcher import DynamicBatcher
 from foldserve.serving.batching.request import Execution, Outcome, Request
 from foldserve.serving.errors import (
     CancelledError,
@@ -64,7 +64,7 @@ class Bench:
         self.model, self.clock = Model(), Clock()
         self.outcomes: list[tuple[Request, Outcome]] = []
         self.counted: list[Execution] = []
-        self.batcher: Batcher[Request] = Batcher(
+        self.batcher: DynamicBatcher[Request] = DynamicBatcher(
             self.model,
             max_batch_size=max_batch_size,
             max_queue_rows=max_queue_rows,
@@ -168,7 +168,7 @@ def test_bytes_of_what_ran_or_was_dropped_no_longer_count() -> None:
 def test_request_of_exactly_a_batch_is_not_cut() -> None:
     bench = Bench(max_batch_size=4)
     (request,) = bench.submit([1, 2, 3, 4])
-    assert request.parts is None
+    assert request.slice_outputs is None
     bench.run()
     outcome = bench.outcome(request)
     assert isinstance(outcome, tuple)
@@ -244,7 +244,7 @@ def test_failing_batch_is_retried_so_that_only_the_guilty_fails() -> None:
 
 def test_model_that_loses_rows_fails_the_request() -> None:
     outcomes: list[Outcome] = []
-    batcher: Batcher[Request] = Batcher(
+    batcher: DynamicBatcher[Request] = DynamicBatcher(
         lambda rows: [rows[:-1]], max_batch_size=4, max_queue_rows=9, max_queue_bytes=9
     )
     batcher.submit([Request(rows=np.zeros((2, 1)))], lambda _, outcome: outcomes.append(outcome))
@@ -283,7 +283,9 @@ def test_closing_waits_for_a_lent_thread() -> None:
         go_on.wait(30)
         return [rows]
 
-    batcher: Batcher[Request] = Batcher(execute, max_batch_size=4, max_queue_rows=9, max_queue_bytes=99)
+    batcher: DynamicBatcher[Request] = DynamicBatcher(
+        execute, max_batch_size=4, max_queue_rows=9, max_queue_bytes=99
+    )
     batcher.start(1)
     outcomes: list[Outcome] = []
     request = Request(rows=np.zeros((1, 1), np.uint8))
@@ -332,7 +334,9 @@ def test_a_lent_thread_does_not_add_an_instance() -> None:
         at_once[0] -= 1
         return [rows]
 
-    batcher: Batcher[Request] = Batcher(execute, max_batch_size=1, max_queue_rows=9, max_queue_bytes=99)
+    batcher: DynamicBatcher[Request] = DynamicBatcher(
+        execute, max_batch_size=1, max_queue_rows=9, max_queue_bytes=99
+    )
     batcher.start(1)
     done: list[str] = []
     rows = np.zeros((1, 1), np.uint8)
@@ -384,7 +388,7 @@ def test_full_batches_run_at_the_same_time_where_an_instance_is_spare() -> None:
 
     for run_inline in (True, False):
         outcomes: list[Outcome] = []
-        batcher: Batcher[Request] = Batcher(
+        batcher: DynamicBatcher[Request] = DynamicBatcher(
             execute, max_batch_size=2, max_queue_rows=100, max_queue_bytes=10**6
         )
         batcher.start(1, overflow_count=1)
@@ -403,7 +407,9 @@ def test_a_spare_instance_ends_with_the_others() -> None:
         assert go_on.wait(30)
         return [rows]
 
-    batcher: Batcher[Request] = Batcher(execute, max_batch_size=9, max_queue_rows=100, max_queue_bytes=10**6)
+    batcher: DynamicBatcher[Request] = DynamicBatcher(
+        execute, max_batch_size=9, max_queue_rows=100, max_queue_bytes=10**6
+    )
     batcher.start(1, overflow_count=1)
     outcomes: list[Outcome] = []
     batcher.submit([Request(rows=np.array([[1]], np.uint8))], lambda _, outcome: outcomes.append(outcome))
@@ -603,7 +609,7 @@ def test_any_schedule_on_threads_gives_each_caller_one_outcome_of_its_own_rows(
             with changed:
                 at_once[0] -= 1
 
-    batcher: Batcher[Request] = Batcher(
+    batcher: DynamicBatcher[Request] = DynamicBatcher(
         execute,
         max_batch_size=max_batch_size,
         max_queue_rows=max_queue_rows,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foldserve.serving.batching.batcher import Batcher
+from foldserve.serving.batching.batcher import DynamicBatcher
 from foldserve.serving.batching.request import Outcome, Request
 from tests.support.repository_changes import eventually
 
@@ -33,7 +33,7 @@ def test_threads_begin_with_the_requests_that_need_them_and_end_when_idle() -> N
             inside.wait(60)
         return [rows]
 
-    batcher: Batcher[Request] = Batcher(
+    batcher: DynamicBatcher[Request] = DynamicBatcher(
         execute, max_batch_size=1, max_queue_rows=9, max_queue_bytes=99, idle_s=0.01
     )
     batcher.start(1, overflow_count=1, name="idle model")
@@ -52,7 +52,7 @@ def test_where_no_thread_can_be_had_the_callers_own_runs_its_request(monkeypatch
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    batcher: Batcher[Request] = Batcher(
+    batcher: DynamicBatcher[Request] = DynamicBatcher(
         lambda rows: [rows], max_batch_size=4, max_queue_rows=9, max_queue_bytes=99
     )
     monkeypatch.setattr(threading.Thread, "start", refuse)

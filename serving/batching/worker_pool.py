@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class Crew:
-    """At most ``most`` threads that do the same; all of it is used with ``lock`` held.
+class WorkerPool:
+    """At most ``max_threads`` threads that do the same; all of it is used with ``lock`` held.
 
     It does not know whose threads they are: those are then freed without the garbage collector.
 
     Attributes:
-        most: 0 until there may be threads.
+        max_threads: 0 until there may be threads.
         name: of the threads, with a number behind it.
         threads: those there are.
     """
 
     def __init__(self, lock: threading.Lock, idle_s: float) -> None:
-        self.most = 0
+        self.max_threads = 0
         self.name = ""
         self.threads: set[threading.Thread] = set()
         self._woken = threading.Condition(lock)
@@ -33,7 +33,7 @@ class Crew:
         self._asleep_count = 0
         self._numbers = itertools.count()
 
-    def wake(self, work: Callable[[Crew], None]) -> bool:
+    def wake(self, work: Callable[[WorkerPool], None]) -> bool:
         """Have one more thread look for work; return False where all are at it, or none can be had.
 
         ``work`` is what a thread runs that has to be begun.
@@ -41,7 +41,7 @@ class Crew:
         if self._asleep_count:
             self._woken.notify()
             return True
-        return len(self.threads) < self.most and self._begin(work)
+        return len(self.threads) < self.max_threads and self._begin(work)
 
     def wake_all(self) -> None:
         """Have all threads look."""
@@ -59,7 +59,7 @@ class Crew:
         """Note that the calling thread ends."""
         self.threads.discard(threading.current_thread())
 
-    def _begin(self, work: Callable[[Crew], None]) -> bool:
+    def _begin(self, work: Callable[[WorkerPool], None]) -> bool:
         thread = threading.Thread(
             target=work, args=(self,), name=f"{self.name}#{next(self._numbers)}", daemon=True
         )
