@@ -162,7 +162,7 @@ def test_bytes_of_what_ran_or_was_dropped_no_longer_count() -> None:
         first.cancelled = True
         bench.run()
     assert not any(isinstance(outcome, ResourceExhaustedError) for _, outcome in bench.outcomes)
-    assert (bench.batcher._queued_rows, bench.batcher._queued_bytes) == (0, 0)
+    assert (bench.batcher._queue.row_count, bench.batcher._queue.byte_count) == (0, 0)
 
 
 def test_request_of_exactly_a_batch_is_not_cut() -> None:
@@ -417,7 +417,7 @@ def test_a_spare_instance_ends_with_the_others() -> None:
     batcher.submit([Request(rows=np.array([[2]], np.uint8))], lambda _, outcome: outcomes.append(outcome))
     closing = threading.Thread(target=batcher.close, args=(60,))
     closing.start()
-    while not batcher._closed:
+    while not batcher._queue.is_closed:
         pass
     go_on.set()
     closing.join(20)
@@ -467,7 +467,7 @@ def test_closing_ends_the_delay() -> None:
     bench.batcher._instance_count = 1
     bench.submit([1], [2])
     assert bench.batcher._due_in_s() == 30.0
-    bench.batcher._closed = True
+    bench.batcher._queue.close()
     assert bench.batcher._due_in_s() == 0
 
 
@@ -488,13 +488,13 @@ def test_executions_are_counted_with_their_requests_rows_and_times() -> None:
     (large,) = bench.submit(list(range(6)))
     bench.run()
     # The first batch fails with the poisoned row in it and is run again request by request.
-    assert [(count.request_count, count.row_count) for count in bench.counted] == [
+    assert [(len(count.waits_s), count.row_count) for count in bench.counted] == [
         (1, 1),
         (1, 2),
         (1, 4),
         (0, 2),
     ]
-    assert [count.queue_s for count in bench.counted] == [2.0, 2.0, 0.0, 0.0]
+    assert [sum(count.waits_s) for count in bench.counted] == [2.0, 2.0, 0.0, 0.0]
     assert (large.queued_s, large.started_s, large.finished_s) == (2.0, 2.0, 2.0)
 
 
@@ -653,4 +653,4 @@ def test_any_schedule_on_threads_gives_each_caller_one_outcome_of_its_own_rows(
             assert request.cancelled
         else:
             assert isinstance(outcome, ResourceExhaustedError)
-    assert (batcher._queued_rows, batcher._queued_bytes, batcher._running_count) == (0, 0, 0)
+    assert (batcher._queue.row_count, batcher._queue.byte_count, batcher._running_count) == (0, 0, 0)
