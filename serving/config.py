@@ -9,11 +9,12 @@ from typing import Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from foldserve.imaging import MAX_PIXELS
+from foldserve.runtime.model_settings import ModelSettings, SharedSettings
 from foldserve.runtime.options import Device  # noqa: TC001  # pydantic reads the annotations
 
 
-class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
-    """Serve every version in a model repository over gRPC."""
+class ListenConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """What is served, where, and over which transport."""
 
     repository: Path = Path("models")
     """Folder of models, laid out as REPOSITORY/NAME/VERSION/."""
@@ -41,28 +42,14 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     trust_callers: bool = False
     """Let auto take native on an address that others reach. Any of them can then end the server with a few
     bytes: say so only where you trust everybody who reaches the port."""
-    max_batch_size: int = Field(default=32, ge=1, le=65536)
-    """Most images in one execution; larger requests are cut and rejoined."""
-    max_queue_delay_ms: float = Field(default=0.0, ge=0, le=10_000)
-    """Milliseconds that a request may wait for company, where something else is in flight; a lone one never
-    waits."""
-    batch_invariant: bool = False
-    """Make an image's logits the same bits in any batch, padding every execution to --max-batch-size where
-    needed."""
-    instances: int | None = Field(default=None, ge=1, le=256)
-    """Executions of one model that may run at the same time. By default one, and full batches of a model that
-    takes under 5 ms for one run beside it on idle processors."""
-    intra_op_threads: int | None = Field(default=None, ge=1)
-    """Threads one execution may use. By default measured: one where a full batch takes under 5 ms, else an
-    instance's share of the usable processors."""
+
+
+class ServeConfig(SharedSettings, ListenConfig, frozen=True):
+    """Serve every version in a model repository over gRPC."""
+
     max_model_memory_mib: int | None = Field(default=None, ge=64)
     """Most MiB that all models together may take on the CPU; a model or request that would need more is
     refused. By default four fifths of what this process may use."""
-    max_queue_rows: int = Field(default=8192, ge=1)
-    """Most images that may wait for one model; more are refused at once with RESOURCE_EXHAUSTED."""
-    max_queue_mib: int = Field(default=256, ge=1)
-    """Most MiB of images that may wait for one model, or to be decoded; more are refused at once with
-    RESOURCE_EXHAUSTED."""
     max_message_mib: int | None = Field(default=None, ge=1, le=2047)
     """Largest request in MiB; more is refused with RESOURCE_EXHAUSTED. By default a full batch of whatever
     model serves, but from 32 (for encoded images) to 128."""
@@ -120,6 +107,12 @@ class ServeConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
         if self.load_model and self.control != "explicit":
             raise ValueError("--load-model goes with --control explicit; without it all models are loaded")
         return self
+
+    @property
+    def model_defaults(self) -> ModelSettings:
+        """The settings of a model that has no model.toml."""
+        shared = self.model_dump(include={"device", *SharedSettings.model_fields})
+        return ModelSettings.model_validate(shared)
 
     @property
     def allows_model_control(self) -> bool:

@@ -131,7 +131,7 @@ def _open_with(artifact: Artifact, settings: ModelSettings, threads: int, stop: 
         artifact.model,
         device=settings.device,
         intra_op_threads=threads,
-        options=settings.runtime,
+        options=settings,
         stop=stop,
     )
 

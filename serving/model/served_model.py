@@ -66,8 +66,8 @@ class ServedModel:
         self.settings = settings
         self.statistics = Statistics()
         self.response_heads = ResponseHeads(name, self.version_text, self.metadata.labels, verified.sha256)
-        self.instance_count = settings.instance_count or 1
-        self.overflow_count = _overflow_count(verified) if settings.instance_count is None else 0
+        self.instance_count = settings.instances or 1
+        self.overflow_count = _overflow_count(verified) if settings.instances is None else 0
         # With several instances the work is meant to spread over threads: none is lent.
         self._runs_inline = verified.is_quick and self.instance_count == 1
         # Any: callers get back the kind of request that they handed in.

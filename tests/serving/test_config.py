@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from foldserve.runtime.model_settings import ModelSettings, SharedSettings
 from foldserve.serving.commands.command_configs import ClassifyConfig
 from foldserve.serving.config import ServeConfig
 
@@ -94,3 +95,19 @@ def test_a_commands_token_is_not_shown() -> None:
     assert config.token == "secret"
     assert "secret" not in repr(config)
     assert "secret" not in str(config.model_dump())
+
+
+def test_every_shared_flag_is_the_default_of_all_models() -> None:
+    given = {
+        "device": "cpu",
+        "max_batch_size": 8,
+        "max_queue_delay_ms": 2.5,
+        "batch_invariant": True,
+        "instances": 2,
+        "intra_op_threads": 3,
+        "max_queue_rows": 40,
+        "max_queue_mib": 5,
+    }
+    assert given.keys() - {"device"} == SharedSettings.model_fields.keys()
+    assert ServeConfig(**given).model_defaults == ModelSettings(**given)
+    assert ServeConfig().model_defaults == ModelSettings()

@@ -116,6 +116,17 @@ def test_cancelled_and_expired_requests_make_room_in_the_batch() -> None:
     assert (queue.row_count, queue.byte_count) == (0, 0)
 
 
+def test_cancelled_request_that_does_not_fit_lets_the_next_one_into_the_batch() -> None:
+    queue, cancelled = Queue(), request_of(4)
+    queue.put(2)
+    queue.add(cancelled, ignore, 0.0)
+    queue.put(2)
+    cancelled.cancelled = True
+    batch, dropped = queue.take_batch()
+    assert [len(part.rows) for part in batch] == [2, 2]
+    assert [part.request for part, _ in dropped] == [cancelled]
+
+
 def test_expired_request_behind_a_full_batch_is_not_looked_at() -> None:
     """It is dropped with the next batch, not before its turn."""
     queue = Queue(max_batch_size=2)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from foldserve.runtime.model_settings import ModelSettings
-from foldserve.runtime.options import RuntimeOptions
+from foldserve.runtime.options import CudaOptions
 from foldserve.serving.errors import SettingsError
-from foldserve.serving.repository.model_file import CudaSettings, ModelFile, read_model_settings
+from foldserve.serving.repository.model_file import ModelFile, read_model_settings
 from foldserve.serving.repository.version_policy import ALL_VERSIONS, VersionPolicy
 from tests.conftest import ROOT
 
@@ -58,19 +58,23 @@ def test_every_key_has_its_effect(tmp_path: Path) -> None:
         gpu_mem_limit_mib = 3
         """,
     )
-    runtime = RuntimeOptions(2, "basic", False, "EXHAUSTIVE", True, 3 * 1024 * 1024)
     assert settings == ModelSettings(
         device="cpu",
         max_batch_size=8,
         max_queue_rows=100,
-        max_queue_bytes=2 * 1024 * 1024,
-        max_queue_delay_s=0.0015,
-        instance_count=2,
+        max_queue_mib=2,
+        max_queue_delay_ms=1.5,
+        instances=2,
         intra_op_threads=4,
+        inter_op_threads=2,
+        graph_optimization="basic",
+        arena=False,
         batch_invariant=True,
         warm_up_sizes=(1, 8),
-        runtime=runtime,
+        cuda=CudaOptions(cudnn_conv_algo_search="EXHAUSTIVE", use_tf32=True, gpu_mem_limit_mib=3),
     )
+    assert settings.max_queue_bytes == 2 * 1024 * 1024
+    assert settings.max_queue_delay_s == 0.0015
     assert policy == VersionPolicy(specific=(1, 3))
 
 
@@ -91,6 +95,9 @@ def test_every_key_has_its_effect(tmp_path: Path) -> None:
             "cuda.use_tf = true\n",
             "model.toml line 1: cuda.use_tf: there is no such key; did you mean use_tf32?",
             id="dotted key",
+        ),
+        pytest.param(
+            'device = "cpu"\n', "model.toml line 1: device: there is no such key", id="only the server's"
         ),
         pytest.param(
             "max_batch_size = 0\n",
@@ -139,9 +146,9 @@ def test_what_is_no_text_or_not_inside_is_refused(tmp_path: Path) -> None:
 def test_every_key_is_documented() -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
     rows = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
-    keys = {*ModelFile.model_fields} - {"cuda"} | {f"cuda.{name}" for name in CudaSettings.model_fields}
+    keys = {*ModelFile.model_fields} - {"cuda"} | {f"cuda.{name}" for name in CudaOptions.model_fields}
     assert keys <= rows, "keys without a row in the table of docs/operations.md"
-    described = [*ModelFile.model_fields.values(), *CudaSettings.model_fields.values()]
+    described = [*ModelFile.model_fields.values(), *CudaOptions.model_fields.values()]
     assert all(field.description for field in described)
 
 
