@@ -18,24 +18,25 @@ class SharedSettings(BaseModel, frozen=True, extra="forbid", use_attribute_docst
     """Settings with a flag for all models and a key in model.toml for one. Docstrings are the flags' help."""
 
     max_batch_size: int = Field(default=32, ge=1, le=65536)
-    """Most images in one execution; larger requests are cut and rejoined."""
+    """Most images in one execution. Larger requests are split, and their answers joined again."""
     max_queue_delay_ms: float = Field(default=0.0, ge=0, le=10_000)
-    """Milliseconds that a request may wait for company, where something else is in flight; a lone one never
+    """Longest time a request waits for a fuller batch, in milliseconds. A request that is alone never
     waits."""
     batch_invariant: bool = False
-    """Make an image's logits the same bits in any batch, padding every execution to --max-batch-size where
-    needed."""
+    """Return bit-identical logits for an image whatever batch it is in; pads every execution to
+    --max-batch-size if needed."""
     instances: int | None = Field(default=None, ge=1, le=256)
-    """Executions of one model that may run at the same time. By default one, and full batches of a model that
-    takes under 5 ms for one run beside it on idle processors."""
+    """Executions of one model that may run at the same time. By default one; if a full batch takes less than
+    5 ms, more full batches run beside it on idle CPUs."""
     intra_op_threads: int | None = Field(default=None, ge=1, le=1024)
-    """Threads one execution may use. By default measured: one where a full batch takes under 5 ms, else an
-    instance's share of the usable processors."""
+    """Threads per execution. By default measured: one if a full batch takes less than 5 ms, otherwise the
+    usable CPUs divided by the number of instances."""
     max_queue_rows: int = Field(default=8192, ge=1)
-    """Most images that may wait for one model; more are refused at once with RESOURCE_EXHAUSTED."""
-    max_queue_mib: int = Field(default=256, ge=1)
-    """Most MiB of images that may wait for one model, or to be decoded; more are refused at once with
+    """Most images that may wait for one model. Requests beyond it are refused at once with
     RESOURCE_EXHAUSTED."""
+    max_queue_mib: int = Field(default=256, ge=1)
+    """Most MiB of images that may wait for one model, or wait to be decoded. Requests beyond it are refused
+    at once with RESOURCE_EXHAUSTED."""
 
     @property
     def max_queue_bytes(self) -> int:

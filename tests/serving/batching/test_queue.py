@@ -159,13 +159,14 @@ def test_lone_request_waits_only_if_something_runs() -> None:
 
 def test_delay_counts_from_the_first_request_until_the_batch_is_full() -> None:
     queue = Queue(max_delay_s=1.0)
+    queue.clock.now_s = 8.0
     queue.put(1)
-    queue.clock.now_s = 0.25
+    queue.clock.now_s = 8.25
     queue.put(1)
     assert queue.due_in_s(is_idle=True) == 0.75
-    queue.clock.now_s = 1.5
+    queue.clock.now_s = 9.5
     assert queue.due_in_s(is_idle=True) == 0, "never negative"
-    queue.clock.now_s = 0.5
+    queue.clock.now_s = 8.5
     assert not queue.has_full_batch
     queue.put(2)
     assert queue.has_full_batch
