@@ -1,6 +1,6 @@
-"""A model's own settings: ``REPOSITORY/NAME/model.toml``, each key of which stands before the server's flags.
+"""Reads the settings of one model, ``REPOSITORY/NAME/model.toml``, which override the server's flags.
 
-The file lies beside the versions, not in them: how a model is run is a choice of the deployment.
+The file lies beside the version folders, not in them: how a model is run is a choice of the deployment.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 SETTINGS_FILE = "model.toml"
 
-# A file with every key and a comment on each has 2 KiB. Python's reader takes a second for one dotted key of
-# this length, and four times as long for twice as much.
+# A file with every key and a comment on each has 2 KiB. Python's TOML parser takes a second for one dotted
+# key of this length, and four times as long for twice the length.
 _MOST_BYTES = 16 * 1024
 _NAMED_FAULTS = 3
 _SHOWN_BITS = 128
@@ -39,20 +39,20 @@ _HEADER = re.compile(r"\s*\[([^\[\]]+)\]")
 
 
 class ModelFile(FileSettings, frozen=True, extra="forbid", strict=True):
-    """The keys of ``model.toml``. For a key that is left out the server's flags hold."""
+    """The keys of ``model.toml``. A key that is left out has the value of the server's flag."""
 
     version_policy: VersionPolicy = ALL_VERSIONS
-    """Which versions are served: "all" (the default), { latest = 2 } for the newest that prove themselves, or
+    """Versions to serve: "all" (the default), { latest = 2 } for the newest ones that pass verification, or
     { specific = [1, 3] }."""
 
 
 def read_model_settings(
     model_folder: Path, defaults: ModelSettings, within: Path
 ) -> tuple[ModelSettings, VersionPolicy]:
-    """Return how a model's versions are run and which of them: ``defaults`` where its file says nothing.
+    """Return a model's settings, with ``defaults`` for keys that its file leaves out, and its version policy.
 
     Raises:
-        SettingsError: the file cannot be read or followed; the message says line and key.
+        SettingsError: the file is unreadable or invalid; the message names line and key.
     """
     path = model_folder / SETTINGS_FILE
     if not os.path.lexists(path):
@@ -67,7 +67,7 @@ def read_model_settings(
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, a number of thousands of digits
         raise SettingsError(f"{SETTINGS_FILE} is not TOML: {error}") from None
     except RecursionError:
-        raise SettingsError(f"{SETTINGS_FILE} is nested too deep to be read") from None
+        raise SettingsError(f"{SETTINGS_FILE} is nested too deeply to be read") from None
     given = {key: getattr(file, key) for key in file.model_fields_set if key != "version_policy"}
     return defaults.model_copy(update=given), file.version_policy
 
@@ -80,7 +80,7 @@ def _describe_all(error: ValidationError, text: str) -> str:
 
 
 def _describe(detail: ErrorDetails, text: str) -> str:
-    """Return one fault in words: "model.toml line 3: max_batch: there is no such key; did you mean ...?"."""
+    """Return one error as text: "model.toml line 3: max_batch: there is no such key; did you mean ...?"."""
     location = [str(part) for part in detail["loc"] if not isinstance(part, int)]
     if detail["type"] == "extra_forbidden":
         near = difflib.get_close_matches(location[-1], _keys_beside(location), n=1)
@@ -91,10 +91,10 @@ def _describe(detail: ErrorDetails, text: str) -> str:
 
 
 def _given_text(value: object) -> str:
-    """Return a value of the file, shown: of one that holds others, or is very large, only the kind."""
+    """Return a value as text; only its kind if it is a table, an array or a huge number."""
     if isinstance(value, dict | list):
         return "a table" if isinstance(value, dict) else "an array"
-    if isinstance(value, int) and value.bit_length() > _SHOWN_BITS:  # Python may refuse to write its digits
+    if isinstance(value, int) and value.bit_length() > _SHOWN_BITS:  # Python may refuse to print its digits
         return f"a number of {value.bit_length()} bits"
     return quote(str(value))
 
@@ -106,9 +106,9 @@ def _keys_beside(location: list[str]) -> list[str]:
 
 
 def _line_of(location: list[str], text: str) -> int:
-    """Return the line that sets the key at ``location``, or the innermost table around it; 1 where none does.
+    """Return the line that sets the key at ``location`` or the innermost table around it; 1 if none does.
 
-    Python's TOML reader keeps no places, so the text is looked through: table headers, and keys before "=".
+    Python's TOML parser reports no positions, so this searches for table headers and keys before "=".
     """
     table: list[str] = []
     best_line, best_depth = 1, 0

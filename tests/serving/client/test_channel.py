@@ -66,7 +66,7 @@ def test_server_that_says_nothing_is_told_from_none(monkeypatch: pytest.MonkeyPa
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         for connection in (Connection(), Connection(tls=True)):
-            assert "it takes connections, but answers no calls" in str(
+            assert "it accepts connections but answers no calls" in str(
                 connection.explain(f"127.0.0.1:{port}")
             )
     assert "no server answers" in str(Connection().explain(f"127.0.0.1:{port}"))
