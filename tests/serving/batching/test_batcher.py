@@ -36,7 +36,7 @@ def test_waiting_requests_share_one_execution_and_get_their_own_rows() -> None:
     assert outcome[1].tolist() == [[3], [4]]
 
 
-def test_request_larger_than_a_batch_is_cut_and_rejoined_in_order() -> None:
+def test_request_larger_than_a_batch_is_sliced_and_rejoined_in_order() -> None:
     bench = Bench(max_batch_size=4)
     (request,) = bench.submit(list(range(10)))
     bench.run()

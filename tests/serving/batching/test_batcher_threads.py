@@ -148,7 +148,7 @@ def test_an_overflow_instance_ends_with_the_others() -> None:
     assert len(outcomes) == 2
 
 
-def test_a_lone_caller_is_not_delayed_though_a_delay_is_set() -> None:
+def test_a_lone_request_is_not_delayed() -> None:
     bench = Bench(max_queue_delay_s=30.0)
     bench.batcher.start(1)
     answered = threading.Event()

@@ -1,4 +1,4 @@
-"""Threads of a batcher's instances: as many as there is work for, none for a model that nobody asks."""
+"""Threads of a batcher's instances: as many as there is work for, none for a model without requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def thread_names(start: str) -> list[str]:
     return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith(start))
 
 
-def test_threads_begin_with_the_requests_that_need_them_and_end_when_idle() -> None:
+def test_threads_start_with_requests_and_end_when_idle() -> None:
     """Two requests of each wave are inside the model at once, or neither comes out again."""
     inside = threading.Barrier(2)
 
@@ -48,7 +48,7 @@ def test_threads_begin_with_the_requests_that_need_them_and_end_when_idle() -> N
     batcher.close(grace_s=60)
 
 
-def test_where_no_thread_can_be_had_the_callers_own_runs_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callers_run_their_requests_if_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 

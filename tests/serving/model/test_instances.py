@@ -1,4 +1,4 @@
-"""How many instances a served model has, and how many spare ones for full batches."""
+"""How many instances a served model has, and how many overflow instances for full batches."""
 
 from __future__ import annotations
 
