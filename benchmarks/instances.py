@@ -1,4 +1,4 @@
-"""`python -m benchmarks.instances`: several instances of one thread, one of several threads, or overflow ones?
+"""`python -m benchmarks.instances`: several one-thread instances, one of several threads, or overflow ones?
 
 Batches come from callers in this process through the server's own batcher and sessions; there is no wire,
 which would take CPUs from both alike. Rounds are interleaved, and the figures are images per second relative

@@ -85,9 +85,8 @@ class DynamicBatcher(Generic[R]):
             clock=clock,
         )
         self._lock = threading.Lock()
-        self._ended = threading.Condition(
-            self._lock
-        )  # an execution or a thread has ended; only `close` waits
+        # Notified when an execution or a thread has ended; only `close` waits for it.
+        self._ended = threading.Condition(self._lock)
         self._workers = WorkerPool(self._lock, idle_s)
         # Overflow instances sleep apart: woken for each request, they would only find it taken by others.
         self._overflow_workers = WorkerPool(self._lock, idle_s)
@@ -126,7 +125,7 @@ class DynamicBatcher(Generic[R]):
             self._run_and_release()
 
     def run_once(self) -> bool:
-        """Form one batch, run it and deliver; return False if nothing waited. All that the threads do."""
+        """Take one batch, run it and deliver its outcomes; return False if nothing waited."""
         with self._lock:
             batch, dropped = self._queue.take_batch()
             self._wake_next()
@@ -199,7 +198,7 @@ class DynamicBatcher(Generic[R]):
         first, second = self._workers, self._overflow_workers
         if self._running_count >= self._instance_count:
             first, second = second, first
-        # A thread of one pool may be running as an instance of the other: then this pool's turn is taken.
+        # A thread of either pool runs whatever is due, so the first one may be busy with the other's batch.
         return (
             first.wake(self._work)
             or second.wake(self._work)
@@ -217,7 +216,7 @@ class DynamicBatcher(Generic[R]):
         return bool(self._running_count or self._workers.threads or self._overflow_workers.threads)
 
     def _due_in_s(self) -> float | None:
-        """Return in how many seconds a batch is due; None if nothing waits or no instance is free."""
+        """Return in how many seconds a batch is due, or None if nothing waits or no instance is free."""
         if self._running_count < self._instance_count:
             return self._queue.due_in_s(is_idle=not self._running_count)
         has_overflow = self._running_count < self._instance_count + self._overflow_count

@@ -65,9 +65,7 @@ class WorkerPool:
         )
         try:
             thread.start()
-        except (
-            RuntimeError
-        ):  # a limit on threads: the existing ones go on, or the caller's thread runs inline
+        except RuntimeError:  # a limit on threads: those that exist go on, or the caller runs its request
             _log.exception("cannot start a thread for %s", self.name)
             return False
         self.threads.add(thread)
