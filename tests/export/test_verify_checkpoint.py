@@ -169,4 +169,4 @@ def test_what_is_not_there_is_said(folder, flags, message, capsys):
 
 def test_its_flags_alone_are_refused(capsys):
     assert cli.main(["models", "verify", "--name", "lenet"]) == 2
-    assert "--name goes with --against CHECKPOINT" in capsys.readouterr().err
+    assert "--name needs --against CHECKPOINT" in capsys.readouterr().err
