@@ -1,8 +1,8 @@
-"""`python -m benchmarks.instances`: several instances of one thread, one of several threads, or spare ones?
+"""`python -m benchmarks.instances`: several one-thread instances, one of several threads, or overflow ones?
 
 Batches come from callers in this process through the server's own batcher and sessions; there is no wire,
-which would take processors from both alike. Rounds are interleaved, and the figures are images a second
-relative to one instance of one thread in the same round.
+which would take CPUs from both alike. Rounds are interleaved, and the figures are images per second relative
+to one instance of one thread in the same round.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.serving.networks import Network, alexnet, lenet
 from foldserve.runtime.cpus import find_cpus
 from foldserve.runtime.runner import ModelRunner
 from foldserve.runtime.session import Session
-from foldserve.serving.batching.batcher import Batcher
+from foldserve.serving.batching.batcher import DynamicBatcher
 from foldserve.serving.batching.request import Outcome, Request
 
 if TYPE_CHECKING:
@@ -63,17 +63,17 @@ _LOADS = (
 class Shape:
     """A batcher over ``instances`` that share one session of ``threads`` each: as a served model has it.
 
-    ``spare`` instances more run where full batches wait.
+    ``overflow`` more instances run full batches.
     """
 
-    def __init__(self, network: Network, instances: int, threads: int, spare: int = 0) -> None:
-        self.name = f"{instances} x {threads}" + (f", {spare} spare" if spare else "")
+    def __init__(self, network: Network, instances: int, threads: int, overflow: int = 0) -> None:
+        self.name = f"{instances} x {threads}" + (f", {overflow} overflow" if overflow else "")
         self._network = network
         session = Session(network.model_file.read_bytes(), device="cpu", intra_op_threads=threads)
-        self._batcher: Batcher[Request] = Batcher(
+        self._batcher: DynamicBatcher[Request] = DynamicBatcher(
             ModelRunner(session), max_batch_size=_MAX_BATCH_SIZE, max_queue_rows=8192, max_queue_bytes=1 << 30
         )
-        self._batcher.start(instances, spare)
+        self._batcher.start(instances, overflow)
 
     def images_per_s(self, load: Load, seconds: float) -> float:
         """Run ``load`` for so long."""

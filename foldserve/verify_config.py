@@ -1,4 +1,4 @@
-"""Settings of `foldserve models verify`, carried out by serving, or by export if given a checkpoint."""
+"""Defines the settings of `foldserve models verify`, which export carries out if given a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from foldserve.runtime.options import Device  # noqa: TC001  # pydantic reads th
 
 
 class VerifyConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
-    """Check that every version in a repository still proves itself: hashes, then golden pairs."""
+    """Verify every version in a repository: check its hashes, then replay its golden pairs."""
 
     repository: Path = Path("models")
     """Folder of models to verify."""
     device: Device = "auto"
-    """What runs the golden pairs: auto takes CUDA where it works, cuda takes it or fails, cpu never looks."""
+    """Device that replays the golden pairs: cuda, cpu, or auto for CUDA if it works and otherwise the CPU."""
     load_timeout_s: float = Field(default=300.0, ge=1, le=86_400)
-    """Seconds that reading and proving a version may take, and a fifth of it, or 60, a step of it; what takes
-    longer is stopped and has failed."""
+    """Longest time to read and verify a version, in seconds. A single step may take a fifth of it, or 60
+    seconds if that is more. A version that takes longer is stopped and fails."""
     against: Path | None = None
-    """A training run's folder or checkpoint: compare a version with that network once more, as exporting
-    does (needs the export extra); exit status 1 where the version was not made from it."""
+    """Folder or checkpoint of a training run: compare one version with that network again, as export does
+    (needs the export extra). Exit status 1 if the version was not made from it."""
     name: str | None = None
-    """With --against: the model; by default the run folder's name, or the only one there is."""
+    """With --against: name of the model. By default the name of the run folder, or the only model."""
     model_version: int | None = Field(default=None, ge=1)
-    """With --against: the version; the newest by default."""
+    """With --against: version of the model. By default the newest."""
     data_dir: Path | None = None
-    """With --against: folder that holds the data set's files, as in export."""
+    """With --against: folder with the data set's files, as for export."""
     verify_images: int | None = Field(default=None, ge=1)
-    """With --against: test images to compare on, as in export."""
+    """With --against: number of test images to compare on, as for export."""
 
     @model_validator(mode="after")
     def _only_against(self) -> VerifyConfig:
         only = ("name", "model_version", "data_dir", "verify_images")
         given = [name for name in only if getattr(self, name) is not None]
         if given and self.against is None:
-            raise ValueError(f"--{given[0].replace('_', '-')} goes with --against CHECKPOINT")
+            raise ValueError(f"--{given[0].replace('_', '-')} needs --against CHECKPOINT")
         return self

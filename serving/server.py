@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from foldserve.runtime.cpus import find_cpus
 from foldserve.runtime.memory import usable_memory_bytes
-from foldserve.runtime.model_settings import ModelSettings
 from foldserve.runtime.session import require_device, share_arena
 from foldserve.runtime.time_limit import TimeLimit, end_process
 from foldserve.serving.background import run_in_thread
@@ -67,7 +66,7 @@ async def _serve(config: ServeConfig) -> int:
     loads, changes, loading = LoadCounts(), Changes(), TimeLimit(config.load_timeout_s)
     repository = ModelRepository(
         config.repository,
-        _to_settings(config),
+        config.model_defaults,
         on_load=loads.count,
         settle_s=2 * config.poll_s,  # two looks that see the same: what was being written is settled
         time_limit=loading,
@@ -211,19 +210,6 @@ def _stop_signal() -> Iterator[asyncio.Event]:
     finally:
         for number in signals:
             loop.remove_signal_handler(number)
-
-
-def _to_settings(config: ServeConfig) -> ModelSettings:
-    return ModelSettings(
-        device=config.device,
-        max_batch_size=config.max_batch_size,
-        max_queue_rows=config.max_queue_rows,
-        max_queue_bytes=config.max_queue_mib * _MIB,
-        max_queue_delay_s=config.max_queue_delay_ms / 1000,
-        instance_count=config.instances,
-        intra_op_threads=config.intra_op_threads,
-        batch_invariant=config.batch_invariant,
-    )
 
 
 def _ready_line(config: ServeConfig, port: int, index: ModelIndex) -> str:

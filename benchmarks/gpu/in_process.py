@@ -21,7 +21,7 @@ import torch
 
 from foldserve.artifact.format import IMAGE, LOGITS
 from foldserve.export.precision.speed import take_turns
-from foldserve.runtime.options import RuntimeOptions
+from foldserve.runtime.options import CudaOptions
 from foldserve.runtime.session import CUDA_PROVIDER, Session
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _run(content: bytes, images: NDArray[np.uint8], device: str) -> Callable[[],
 def _bound(content: bytes, images: NDArray[np.uint8], *, is_graph: bool) -> Callable[[], NDArray[np.float32]]:
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    cuda = RuntimeOptions().to_cuda_options() | ({"enable_cuda_graph": "1"} if is_graph else {})
+    cuda = CudaOptions().to_provider_options() | ({"enable_cuda_graph": "1"} if is_graph else {})
     session = ort.InferenceSession(content, options, providers=[(CUDA_PROVIDER, cuda)])
     source = ort.OrtValue.ortvalue_from_numpy(images, "cuda", 0)
     class_count = session.get_outputs()[0].shape[1]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Literal
+
+from pydantic import BaseModel, Field
 
 Device = Literal["auto", "cpu", "cuda"]
 GraphOptimization = Literal["none", "basic", "extended", "all"]
@@ -23,30 +24,39 @@ _CUDA_FAILURE = re.compile(r"\b(CUDA|CUDNN|CUBLAS) (?:failure|error) (\d+)", re.
 _HARMLESS = {"CUDA": {2}, "CUBLAS": {3, 15}, "CUDNN": {2, 9, 4003, 4004, *range(3000, 4000)}}
 
 
-@dataclass(frozen=True)
-class RuntimeOptions:
-    """Holds ONNX Runtime's options for one session.
+class CudaOptions(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """Options that count on the GPU only: the table ``[cuda]`` of model.toml."""
 
-    The CUDA options apply on a GPU only. TF32 is on by default in ONNX Runtime and errs near 1e-3;
-    HEURISTIC avoids its default's exhaustive search at each new batch size.
-    """
-
-    inter_op_threads: int = 1
-    graph_optimization: GraphOptimization = "all"
-    arena: bool = True
     cudnn_conv_algo_search: ConvSearch = "HEURISTIC"
+    """How cuDNN chooses its convolutions: HEURISTIC at once, EXHAUSTIVE (ONNX Runtime's own default) by
+    trying all of them at each new batch size, DEFAULT takes the first that works."""
     use_tf32: bool = False
-    gpu_mem_limit_bytes: int | None = None
+    """Compute fp32 with 10 bits of mantissa: faster, but off by near 1e-3, so most golden pairs refuse it."""
+    gpu_mem_limit_mib: int | None = Field(default=None, ge=1)
+    """Most MiB of the GPU's memory for one session's arena."""
 
-    def to_cuda_options(self) -> dict[str, str]:
-        """Return the options of the CUDA provider, with its names and spellings."""
+    def to_provider_options(self) -> dict[str, str]:
+        """Return the options as the CUDA provider spells them."""
         options = {
             "use_tf32": "1" if self.use_tf32 else "0",
             "cudnn_conv_algo_search": self.cudnn_conv_algo_search,
         }
-        if self.gpu_mem_limit_bytes is not None:
-            options["gpu_mem_limit"] = str(self.gpu_mem_limit_bytes)
+        if self.gpu_mem_limit_mib is not None:
+            options["gpu_mem_limit"] = str(self.gpu_mem_limit_mib * 1024 * 1024)
         return options
+
+
+class RuntimeOptions(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """ONNX Runtime's options of one session."""
+
+    inter_op_threads: int = Field(default=1, ge=1, le=1024)
+    """Operators that one execution may run at the same time; only networks with branches gain from 2."""
+    graph_optimization: GraphOptimization = "all"
+    """How far ONNX Runtime rewrites the graph."""
+    arena: bool = True
+    """Keep freed memory for the next execution. Without it less memory is held and runs are slower."""
+    cuda: CudaOptions = CudaOptions()
+    """Options that count on the GPU only."""
 
 
 def is_device_loss(message: str) -> bool:

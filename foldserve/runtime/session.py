@@ -8,7 +8,6 @@ support. So the opened session is asked what runs where.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 # ONNX Runtime's wheels send telemetry unless this is set when they are loaded. A server must not report to
@@ -152,7 +151,7 @@ class Session:
         threads = intra_op_threads or usable_cpus()
         options = options or RuntimeOptions()
         if not optimised:
-            options = replace(options, graph_optimization="none")
+            options = options.model_copy(update={"graph_optimization": "none"})
         self._run_options = ort.RunOptions()
         if stop is not None:
             stop.on_set(self.stop)
@@ -253,7 +252,7 @@ def _open_on(
         session = ort.InferenceSession(
             model,
             to_ort,
-            providers=[(provider, options.to_cuda_options() if on_cuda else {})],
+            providers=[(provider, options.cuda.to_provider_options() if on_cuda else {})],
             enable_fallback=0,
         )
     except (

@@ -89,7 +89,7 @@ def open_artifact(
                 f"padded to {settings.max_batch_size} images; serve it without --batch-invariant"
             )
     stop.note_step()
-    runner.warm_up(artifact.golden.images[:1], settings.warm_up_batch_sizes)
+    runner.warm_up(artifact.golden.images[:1], settings.sizes_to_warm)
     return VerifiedModel(
         session=session,
         runner=runner,
@@ -113,8 +113,8 @@ def _open_session(artifact: Artifact, settings: ModelSettings, stop: StopSignal)
     stop.note_step()
     _check_contract(session, artifact)
     is_quick = _full_batch_s(session, artifact, threads, settings.max_batch_size) <= _QUICK_BATCH_S
-    if not is_quick and settings.max_threads > threads and session.provider == CPU_PROVIDER:
-        threads = settings.max_threads
+    if not is_quick and settings.most_threads > threads and session.provider == CPU_PROVIDER:
+        threads = settings.most_threads
         session = _open_with(artifact, settings, threads, stop)
     return session, threads, is_quick
 
@@ -132,7 +132,7 @@ def _sessions_by_size(
         return []
     full = settings.max_batch_size
     # A limit on memory holds per session, so one session does it all.
-    is_single = settings.batch_invariant or settings.runtime.gpu_mem_limit_bytes is not None
+    is_single = settings.batch_invariant or settings.cuda.gpu_mem_limit_mib is not None
     smaller = [] if is_single else [size for size in _GPU_BATCH_SIZES if size < full]
     threads = settings.intra_op_threads or 1
     return [*((size, _open_with(artifact, settings, threads, stop)) for size in smaller), (full, session)]
@@ -157,7 +157,7 @@ def _open_with(artifact: Artifact, settings: ModelSettings, threads: int, stop: 
         artifact.model,
         device=settings.device,
         intra_op_threads=threads,
-        options=settings.runtime,
+        options=settings,
         stop=stop,
     )
 

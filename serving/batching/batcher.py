@@ -1,18 +1,17 @@
 """Dynamic batching: many callers' rows in, one execution, each caller's own rows out.
 
-A free instance takes what waits, up to ``max_batch_size`` rows: a lone caller pays nothing, and under load
-batches grow by themselves while the instances are busy. Spare instances take nothing but full batches: they
-bring idle processors in where batches can grow no further, and leave small ones together. With a
-``max_queue_delay_s`` it gives company that long to arrive, but only where something else is in flight
-already. Knows neither gRPC nor ONNX Runtime, only arrays whose first dimension counts rows, and a function
-that runs them.
+A free instance takes whatever waits, up to ``max_batch_size`` rows: a lone caller pays nothing, and under
+load batches grow by themselves while the instances are busy. Overflow instances take full batches only: they
+use idle CPUs when batches cannot grow any further, and never split small ones. With a ``max_queue_delay_s`` a
+request waits that long for a fuller batch, but only if something else is in flight already. Knows neither
+gRPC nor ONNX Runtime, only arrays whose first dimension counts rows, and a function that runs them.
 
-What holds for every schedule of arrivals, cancellations and failures:
+These hold for every schedule of arrivals, cancellations and failures:
 - each request submitted gets exactly one outcome, made of its own rows in its own order;
-- no execution sees more than ``max_batch_size`` rows: a larger request is cut, and its pieces rejoined;
+- no execution sees more than ``max_batch_size`` rows: a larger request is cut, and its slices are rejoined;
 - cancelled and expired requests are dropped while a batch is formed and never reach the model;
-- a failing batch is run again request by request, so only the guilty fail;
-- what waits is bounded in rows and bytes, and a full queue refuses at once.
+- a failing batch is run again request by request, so that only the guilty ones fail;
+- the queue is bounded in rows and bytes, and a full one refuses at once.
 """
 
 from __future__ import annotations
@@ -20,47 +19,45 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 
-from foldserve.serving.batching.crew import Crew
+from foldserve.serving.batching.queue import RequestQueue
 from foldserve.serving.batching.request import (
     Arrays,
     Execution,
     OnDone,
     Outcome,
-    Request,
+    R,
     RequestSlice,
     concatenate_slices,
-    drop_reason,
+    record_outcome,
 )
-from foldserve.serving.errors import ModelUnloadedError, ResourceExhaustedError, UnavailableError
+from foldserve.serving.batching.worker_pool import WorkerPool
+from foldserve.serving.errors import UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-R = TypeVar("R", bound=Request)
-
-# An instance's thread without work for so long ends; the next request begins another, which takes 0.1 ms.
+# A thread ends after so long without work; the next request starts another one, which takes 0.1 ms.
 _IDLE_S = 10.0
 
 _log = logging.getLogger(__name__)
 
 
-class Batcher(Generic[R]):
-    """Queues requests and runs them in batches, one an instance at the same time.
+class DynamicBatcher(Generic[R]):
+    """Queues requests and runs them in batches, one per instance at the same time.
 
     Args:
-        execute: runs [n, ...] and returns arrays of n rows each; called from one thread an instance.
+        execute: runs [n, ...] and returns arrays of n rows each; called from one thread per instance.
         max_batch_size: most rows in one execution.
-        max_queue_rows: most rows that wait. An empty queue takes a request of any size.
-        max_queue_bytes: most bytes of rows that wait, with the same exception.
-        max_queue_delay_s: how long a request may wait for company, where something else is in flight.
-        on_execution: told of each execution that succeeded, from the thread that ran it.
+        max_queue_rows: most rows that may wait. An empty queue accepts a request of any size.
+        max_queue_bytes: most bytes of rows that may wait, with the same exception.
+        max_queue_delay_s: longest time a request waits for a fuller batch, if something else is in flight.
+        on_execution: called after each execution that succeeded, from the thread that ran it.
         clock: monotonic seconds.
         idle_s: how long a thread without work stays.
     """
@@ -77,114 +74,106 @@ class Batcher(Generic[R]):
         clock: Callable[[], float] = time.monotonic,
         idle_s: float = _IDLE_S,
     ) -> None:
-        assert max_batch_size >= 1
         self._execute = execute
-        self._max_batch_size = max_batch_size
-        self._max_queue_rows = max_queue_rows
-        self._max_queue_bytes = max_queue_bytes
-        self._max_queue_delay_s = max_queue_delay_s
         self._on_execution = on_execution
         self._clock = clock
-        lock = threading.Lock()
-        self._changed = threading.Condition(lock)  # of interest to `close` alone: something has ended
-        self._crew = Crew(lock, idle_s)
-        # Spare instances sleep apart: woken for each request, they would only find that others have taken it.
-        self._spare_crew = Crew(lock, idle_s)
-        self._queue: deque[RequestSlice[R]] = deque()
-        self._queued_rows = 0
-        self._queued_bytes = 0
-        self._closed = False
+        self._queue: RequestQueue[R] = RequestQueue(
+            max_batch_size=max_batch_size,
+            max_rows=max_queue_rows,
+            max_bytes=max_queue_bytes,
+            max_delay_s=max_queue_delay_s,
+            clock=clock,
+        )
+        self._lock = threading.Lock()
+        # Notified when an execution or a thread has ended; only `close` waits for it.
+        self._ended = threading.Condition(self._lock)
+        self._workers = WorkerPool(self._lock, idle_s)
+        # Overflow instances sleep apart: woken for each request, they would only find it taken by others.
+        self._overflow_workers = WorkerPool(self._lock, idle_s)
         self._instance_count = 0
         self._overflow_count = 0
-        self._running_count = 0  # executions at this moment, on threads of ours or lent ones
+        self._running_count = 0  # executions at this moment, on the pools' threads or inline
 
     def start(self, instance_count: int, overflow_count: int = 0, name: str = "batcher") -> None:
-        """Let ``instance_count`` instances work, and ``overflow_count`` spare ones, as requests need them."""
-        with self._changed:
-            self._instance_count = self._crew.most = instance_count
-            self._overflow_count = self._spare_crew.most = overflow_count
-            self._crew.name, self._spare_crew.name = name, f"{name} spare"
+        """Allow ``instance_count`` instances and ``overflow_count`` overflow ones to run as requests come."""
+        with self._lock:
+            self._instance_count = self._workers.max_threads = instance_count
+            self._overflow_count = self._overflow_workers.max_threads = overflow_count
+            self._workers.name, self._overflow_workers.name = name, f"{name} overflow"
             self._wake_next()
 
     def submit(self, requests: Sequence[R], on_done: OnDone[R], *, run_inline: bool = False) -> None:
         """Queue ``requests`` in order; ``on_done(request, outcome)`` is called exactly once for each.
 
         Refusals (queue full, closed) are delivered before this returns, everything else from an instance's
-        thread. With ``run_inline`` the calling thread is itself the instance for one execution, where one is
+        thread. With ``run_inline`` the calling thread itself is the instance for one execution, if one is
         free: right for models that are done sooner than another thread is awake.
         """
         refused: list[tuple[R, Exception]] = []
-        with self._changed:
+        with self._lock:
             now_s = self._clock()
             for request in requests:
-                refusal = self._refusal(request)
-                if refusal is None:
-                    request.queued_s = now_s
-                    self._enqueue(request, on_done)
-                else:
+                refusal = self._queue.add(request, on_done, now_s)
+                if refusal is not None:
                     refused.append((request, refusal))
-            lent = (run_inline and self._due_in_s() == 0) or not self._wake_next()
-            if lent:
+            runs_here = (run_inline and self._due_in_s() == 0) or not self._wake_next()
+            if runs_here:
                 self._running_count += 1
         for request, refusal in refused:
             _deliver(request, on_done, refusal)
-        if lent:
+        if runs_here:
             self._run_and_release()
 
     def run_once(self) -> bool:
-        """Form one batch, run it and deliver; return False where nothing waited. All that the threads do."""
-        with self._changed:
-            batch, dropped = self._form_batch()
+        """Take one batch, run it and deliver its outcomes; return False if nothing waited."""
+        with self._lock:
+            batch, dropped = self._queue.take_batch()
             self._wake_next()
         outcomes = self._run(batch) if batch else []
-        settled = [*dropped, *zip(batch, outcomes, strict=True)]
-        with self._changed:  # pieces of one request may finish on several instances at once
-            complete = [(piece, outcome) for piece, outcome in settled if self._settle(piece, outcome)]
-        for piece, outcome in complete:
-            _deliver(piece.request, piece.on_done, concatenate_slices(piece.request, outcome))
-        return bool(settled)
+        results = [*dropped, *zip(batch, outcomes, strict=True)]
+        with self._lock:
+            complete = [(part, outcome) for part, outcome in results if record_outcome(part, outcome)]
+        for part, outcome in complete:
+            _deliver(part.request, part.on_done, concatenate_slices(part.request, outcome))
+        return bool(results)
 
     def waiting(self) -> tuple[int, int]:
-        """Return how many requests, of which nothing has run yet, and how many rows wait."""
-        with self._changed:  # a copy of pointers; counted once the callers can go on
-            pieces, row_count = list(self._queue), self._queued_rows
-        return sum(not piece.start for piece in pieces), row_count
+        """Return how many requests wait that have not begun to run, and how many rows wait."""
+        with self._lock:  # a copy of pointers; counted after the callers can go on
+            parts, row_count = list(self._queue), self._queue.row_count
+        return sum(not part.start for part in parts), row_count
 
     def close(self, grace_s: float) -> None:
-        """Refuse new requests, finish what waits within ``grace_s`` seconds, answer the rest UNAVAILABLE."""
+        """Refuse new requests, finish waiting ones for ``grace_s`` seconds, answer the rest UNAVAILABLE."""
         give_up_s = time.monotonic() + grace_s
-        with self._changed:
-            self._closed = True
+        with self._lock:
+            self._queue.close()
             self._wake_all()
-            threads = [*self._crew.threads, *self._spare_crew.threads]
+            threads = [*self._workers.threads, *self._overflow_workers.threads]
             while self._is_at_work() and time.monotonic() < give_up_s:
-                self._changed.wait(give_up_s - time.monotonic())
+                self._ended.wait(give_up_s - time.monotonic())
         for thread in threads:
             thread.join(max(0.0, give_up_s - time.monotonic()))
-        with self._changed:
-            left = [piece for piece in self._queue if piece.request.unfinished_pieces]
-            for piece in left:
-                piece.request.unfinished_pieces = 0
-            self._queue.clear()
-            self._queued_rows = self._queued_bytes = 0
+        with self._lock:
+            unanswered = self._queue.clear()
         stopped = UnavailableError("the server stopped before the model ran; try again elsewhere")
-        for piece in {id(piece.request): piece for piece in left}.values():
-            _deliver(piece.request, piece.on_done, stopped)
+        for part in unanswered:
+            _deliver(part.request, part.on_done, stopped)
 
-    def _work(self, crew: Crew) -> None:
-        while self._take_instance(crew):
+    def _work(self, workers: WorkerPool) -> None:
+        while self._take_instance(workers):
             self._run_and_release()
 
-    def _take_instance(self, crew: Crew) -> bool:
-        """Wait until a batch is due and an instance free; return False once none has been, or will be."""
-        with self._changed:
+    def _take_instance(self, workers: WorkerPool) -> bool:
+        """Wait until a batch is due and an instance is free; return False if the thread should end."""
+        with self._lock:
             is_needed = True
             while (due_in_s := self._due_in_s()) != 0:
-                if not is_needed or (self._closed and not self._queue):
-                    crew.leave()
-                    self._changed.notify_all()
+                if not is_needed or (self._queue.is_closed and not self._queue.row_count):
+                    workers.leave()
+                    self._ended.notify_all()
                     return False
-                is_needed = crew.wait(due_in_s)
+                is_needed = workers.wait(due_in_s)
             self._running_count += 1
             return True
 
@@ -192,125 +181,66 @@ class Batcher(Generic[R]):
         try:
             self.run_once()
         finally:
-            with self._changed:
+            with self._lock:
                 self._running_count -= 1
-                if self._closed:
+                if self._queue.is_closed:
                     self._wake_all()
-                else:  # what came while a lent thread ran is for an own one
+                else:  # what arrived during an inline run is for a thread of the pools
                     self._wake_next()
 
     def _wake_next(self) -> bool:
-        """Wake a thread for the next batch where one may be formed; those at work look for themselves.
+        """Wake a thread if a batch may be formed; those at work look for themselves.
 
-        Returns False where it may and no thread will: there is none, and the system gives none.
+        Returns False if a batch may be formed and no thread will: there is none, and none can be started.
         """
         if self._due_in_s() is None:
             return True
-        is_free = self._running_count < self._instance_count
-        first, second = (self._crew, self._spare_crew) if is_free else (self._spare_crew, self._crew)
-        # A spare thread may be at what is an instance's, and the other way round.
-        return first.wake(self._work) or second.wake(self._work) or self._is_at_work() or not self._crew.most
+        first, second = self._workers, self._overflow_workers
+        if self._running_count >= self._instance_count:
+            first, second = second, first
+        # A thread of either pool runs whatever is due, so the first one may be busy with the other's batch.
+        return (
+            first.wake(self._work)
+            or second.wake(self._work)
+            or self._is_at_work()
+            or not self._workers.max_threads
+        )
 
     def _wake_all(self) -> None:
         self._wake_next()
-        self._crew.wake_all()
-        self._spare_crew.wake_all()
-        self._changed.notify_all()
+        self._workers.wake_all()
+        self._overflow_workers.wake_all()
+        self._ended.notify_all()
 
     def _is_at_work(self) -> bool:
-        return bool(self._running_count or self._crew.threads or self._spare_crew.threads)
+        return bool(self._running_count or self._workers.threads or self._overflow_workers.threads)
 
     def _due_in_s(self) -> float | None:
-        """Return in how many seconds a batch should be formed; None where nothing waits or none is free."""
-        if not self._queue:
-            return None
-        if self._running_count >= self._instance_count:
-            has_spare = self._running_count < self._instance_count + self._overflow_count
-            return 0 if has_spare and self._queued_rows >= self._max_batch_size else None
-        is_alone = len(self._queue) == 1 and not self._running_count
-        if (
-            not self._max_queue_delay_s
-            or is_alone
-            or self._closed
-            or self._queued_rows >= self._max_batch_size
-        ):
-            return 0
-        return max(0, self._queue[0].request.queued_s + self._max_queue_delay_s - self._clock())
-
-    def _refusal(self, request: R) -> Exception | None:
-        if self._closed:
-            return ModelUnloadedError("the model is draining; try again, or elsewhere")
-        if not self._queue:
-            return None
-        row_count, byte_count = len(request.rows), request.rows.nbytes
-        if self._queued_rows + row_count <= self._max_queue_rows and (
-            self._queued_bytes + byte_count <= self._max_queue_bytes
-        ):
-            return None
-        return ResourceExhaustedError(
-            f"the queue is full: {self._queued_rows} images ({self._queued_bytes} bytes) wait, this request "
-            f"brings {row_count} ({byte_count} bytes), and at most {self._max_queue_rows} "
-            f"({self._max_queue_bytes} bytes) may wait; try again later, or raise --max-queue-rows or "
-            "--max-queue-mib"
-        )
-
-    def _enqueue(self, request: R, on_done: OnDone[R]) -> None:
-        row_count = len(request.rows)
-        assert row_count >= 1
-        if row_count <= self._max_batch_size:
-            request.unfinished_pieces = 1
-            self._queue.append(RequestSlice(request, on_done, 0, request.rows))
-        else:
-            starts = range(0, row_count, self._max_batch_size)
-            request.unfinished_pieces = len(starts)
-            request.parts = {}
-            self._queue.extend(
-                RequestSlice(request, on_done, start, request.rows[start : start + self._max_batch_size])
-                for start in starts
-            )
-        self._queued_rows += row_count
-        self._queued_bytes += request.rows.nbytes
-
-    def _form_batch(self) -> tuple[list[RequestSlice[R]], list[tuple[RequestSlice[R], Outcome]]]:
-        """Take pieces from the queue's head while they fit, dropping what nobody waits for any more."""
-        batch: list[RequestSlice[R]] = []
-        dropped: list[tuple[RequestSlice[R], Outcome]] = []
-        room = self._max_batch_size
-        now_s = self._clock()
-        while self._queue and room:
-            piece = self._queue[0]
-            reason = drop_reason(piece.request, now_s)
-            if reason is None and len(piece.rows) > room:
-                break
-            self._queue.popleft()
-            self._queued_rows -= len(piece.rows)
-            self._queued_bytes -= piece.rows.nbytes
-            if reason is not None:
-                dropped.append((piece, reason))
-            elif piece.request.unfinished_pieces:  # else a sibling piece has already failed the request
-                batch.append(piece)
-                room -= len(piece.rows)
-        return batch, dropped
+        """Return in how many seconds a batch is due, or None if nothing waits or no instance is free."""
+        if self._running_count < self._instance_count:
+            return self._queue.due_in_s(is_idle=not self._running_count)
+        has_overflow = self._running_count < self._instance_count + self._overflow_count
+        return 0 if has_overflow and self._queue.has_full_batch else None
 
     def _run(self, batch: list[RequestSlice[R]]) -> list[Outcome]:
-        """Return one outcome a piece; a failing batch is run again piece by piece."""
+        """Return one outcome per slice; a failing batch is run again slice by slice."""
         started_s = self._clock()
         try:
             if len(batch) == 1:
                 outputs = self._execute_checked(batch[0].rows)
             else:
-                outputs = self._execute_checked(np.concatenate([piece.rows for piece in batch]))
+                outputs = self._execute_checked(np.concatenate([part.rows for part in batch]))
         except Exception as error:
             if len(batch) == 1:
                 return [error]
-            return [self._run([piece])[0] for piece in batch]
+            return [self._run([part])[0] for part in batch]
         self._record(batch, started_s, self._clock())
         if len(batch) == 1:
             return [outputs]
         outcomes: list[Outcome] = []
         stop = 0
-        for piece in batch:
-            start, stop = stop, stop + len(piece.rows)
+        for part in batch:
+            start, stop = stop, stop + len(part.rows)
             outcomes.append(tuple([output[start:stop] for output in outputs]))
         return outcomes
 
@@ -324,27 +254,14 @@ class Batcher(Generic[R]):
     def _record(self, batch: list[RequestSlice[R]], started_s: float, finished_s: float) -> None:
         row_count = 0
         waits_s = []
-        for piece in batch:
-            request = piece.request
-            row_count += len(piece.rows)
+        for part in batch:
+            request = part.request
+            row_count += len(part.rows)
             request.finished_s = finished_s
-            if not piece.start:
+            if not part.start:
                 request.started_s = started_s
                 waits_s.append(started_s - request.queued_s)
         self._on_execution(Execution(waits_s, row_count, finished_s - started_s))
-
-    def _settle(self, piece: RequestSlice[R], outcome: Outcome) -> bool:
-        """Note a piece's outcome; return whether the request's is now known, which happens once."""
-        request = piece.request
-        if not request.unfinished_pieces:
-            return False
-        if isinstance(outcome, Exception):
-            request.unfinished_pieces = 0
-            return True
-        request.unfinished_pieces -= 1
-        if request.parts is not None:
-            request.parts[piece.start] = outcome
-        return not request.unfinished_pieces
 
 
 def _deliver(request: R, on_done: OnDone[R], outcome: Outcome) -> None:

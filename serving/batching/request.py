@@ -1,4 +1,4 @@
-"""What a batcher's callers hand in, and what becomes of it."""
+"""Defines what callers hand to a batcher, and the slices of it that wait in the queue."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Request:
     queued_s: float = field(default=0.0, init=False)
     started_s: float = field(default=0.0, init=False)
     finished_s: float = field(default=0.0, init=False)
-    # The batcher's bookkeeping: pieces without an outcome, and the outcomes of the others by their start.
-    unfinished_pieces: int = field(default=0, init=False, repr=False)
-    parts: dict[int, Arrays] | None = field(default=None, init=False, repr=False)
+    # The batcher's bookkeeping: slices without an outcome, and the outputs of the others by their start.
+    pending_slices: int = field(default=0, init=False, repr=False)
+    slice_outputs: dict[int, Arrays] | None = field(default=None, init=False, repr=False)
 
 
 R = TypeVar("R", bound=Request)
@@ -43,26 +43,16 @@ OnDone: TypeAlias = Callable[[R, Outcome], None]
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """One execution that succeeded, for whoever counts: what ran in it, and for how long in seconds."""
+    """Describes one execution that succeeded, for the statistics; times in seconds."""
 
-    waits_s: Sequence[float]  # in the queue, of each request that began with this execution
+    waits_s: Sequence[float]  # time in the queue of each request that began with this execution
     row_count: int
     compute_s: float
-
-    @property
-    def request_count(self) -> int:
-        """Requests that began with this execution."""
-        return len(self.waits_s)
-
-    @property
-    def queue_s(self) -> float:
-        """What those requests waited, together."""
-        return sum(self.waits_s)
 
 
 @dataclass(slots=True, eq=False)
 class RequestSlice(Generic[R]):
-    """At most ``max_batch_size`` consecutive rows of one request, starting at ``start``."""
+    """At most ``max_batch_size`` consecutive rows of one request, starting at row ``start``."""
 
     request: R
     on_done: OnDone[R]
@@ -70,18 +60,36 @@ class RequestSlice(Generic[R]):
     rows: NDArray[Any]
 
 
+def record_outcome(part: RequestSlice[Any], outcome: Outcome) -> bool:
+    """Store a slice's outcome; return True once per request, when its outcome is complete.
+
+    The first slice that fails completes its request. Slices of one request may end on several threads: the
+    caller holds the batcher's lock.
+    """
+    request = part.request
+    if not request.pending_slices:
+        return False
+    if isinstance(outcome, Exception):
+        request.pending_slices = 0
+        return True
+    request.pending_slices -= 1
+    if request.slice_outputs is not None:
+        request.slice_outputs[part.start] = outcome
+    return not request.pending_slices
+
+
 def concatenate_slices(request: Request, outcome: Outcome) -> Outcome:
-    """Return the outcome of a whole request, of whose pieces the last one had ``outcome``."""
-    if request.parts is None or isinstance(outcome, Exception):
+    """Return the outcome of a whole request whose last slice to complete had ``outcome``."""
+    if request.slice_outputs is None or isinstance(outcome, Exception):
         return outcome
-    in_order = [request.parts[start] for start in sorted(request.parts)]
-    return tuple(np.concatenate(parts) for parts in zip(*in_order, strict=True))
+    in_order = [request.slice_outputs[start] for start in sorted(request.slice_outputs)]
+    return tuple(np.concatenate(outputs) for outputs in zip(*in_order, strict=True))
 
 
 def drop_reason(request: Request, now_s: float) -> Exception | None:
-    """Return why nobody waits for a request any more; None where somebody does.
+    """Return why a request need not run any more, or None if its caller still waits.
 
-    The deadline first: a caller whose deadline passes hangs up too, and is counted as expired.
+    The deadline comes first: a caller whose deadline passes also hangs up, and is counted as expired.
     """
     if request.deadline_s <= now_s:
         return DeadlineExceededError("the deadline passed while the request waited in the queue")

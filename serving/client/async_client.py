@@ -1,4 +1,4 @@
-"""Calls a server from asyncio: as `sync_client`, but awaited, so that many calls can be in flight."""
+"""Calls a server from asyncio: `sync_client` with awaited methods, so that many calls can be in flight."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class AsyncClient:
     """A connection to one server; use it as ``async with``, in one event loop.
 
-    Every method raises the ServingError that the server's status stands for.
+    Every method raises the ServingError for the status that the server returns.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class AsyncClient:
         """Connect.
 
         Raises:
-            UnavailableError: nothing answers there within ``connect_timeout_s``, or not to such a connection.
+            UnavailableError: no server answers within ``connect_timeout_s``, or not with this TLS and token.
             CredentialsError: a file of the connection cannot be read.
         """
         self._channel = self._connection.open_aio(self._server)
@@ -81,7 +81,7 @@ class AsyncClient:
                 raise await asyncio.to_thread(self._connection.explain, self._server) from None
 
     async def describe(self, model: str, version: str = "") -> Description:
-        """Return what ``model`` is and takes; the newest version that serves where none is named."""
+        """Return the metadata of ``model``; of the newest version that is ready if none is named."""
         with typed_errors():
             request = pb.ModelMetadataRequest(name=model, version=version)
             return read_description(
@@ -101,7 +101,7 @@ class AsyncClient:
     async def classify(
         self, model: str, images: Sequence[EncodedImage], version: str = "", *, top_k: int = 1
     ) -> Classification:
-        """Return the labels of image files (paths, or what is in them), which the server prepares.
+        """Return the labels of image files (paths or contents), which the server decodes and prepares.
 
         Raises:
             OSError: a file cannot be read.

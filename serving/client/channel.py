@@ -1,4 +1,4 @@
-"""How both clients reach a server: the channel's options, TLS, the token, and why it could not be reached."""
+"""Opens the channel of both clients: its options, TLS, the token, and the error if nothing answers."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _RETRIED = (
     {"service": "foldserve.v1.Classifier", "method": "Classify"},
 )
 _SERVICE_CONFIG = {
-    # Where a name has several addresses, as in a cluster, all of them are used.
+    # If a name has several addresses, as in a cluster, use all of them.
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
             "name": _RETRIED,
-            # A server that drains, or is restarted, is back or replaced within about a second.
+            # A server that drains or restarts is back, or replaced, within about a second.
             "retryPolicy": {
                 "maxAttempts": 4,
                 "initialBackoff": "0.1s",
@@ -42,12 +42,12 @@ _SERVICE_CONFIG = {
     ],
 }
 _CHANNEL_OPTIONS: Sequence[tuple[str, Any]] = (
-    # What a server may send or take is the server's to limit.
+    # The server limits message sizes, not the client.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # gRPC obeys http_proxy, through which a server on this machine or in a cluster is rarely reached.
+    # gRPC obeys http_proxy, but a server on this machine or in a cluster is rarely behind that proxy.
     ("grpc.enable_http_proxy", 0),
-    # A connection that died without a word is noticed while a call waits for it.
+    # Notices a connection that died silently while a call waits for its answer.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # Within the time that a call is tried again. Where connecting fails, as to a server that is ending, gRPC
@@ -56,17 +56,17 @@ _CHANNEL_OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
 )
 
-# Once a connection has not come about in time, a call is tried for as long: it may have by then.
+# How long a first call is tried after connecting has timed out: the server may be there by then.
 ASK_WHY_S = 0.5
 
 
 class ConnectionOptions(TypedDict, total=False):
-    """What the clients take beside the address.
+    """Optional arguments of the clients: TLS and the token.
 
     Attributes:
-        tls: speak TLS, trusting the well-known authorities unless ``tls_ca`` is given.
-        tls_ca: PEM file of the authorities to trust; speaks TLS.
-        tls_cert, tls_key: PEM files of the client's own certificate, for a server that wants one; speaks TLS.
+        tls: use TLS; trust the public certificate authorities unless ``tls_ca`` is given.
+        tls_ca: PEM file with the certificate authorities to trust; enables TLS.
+        tls_cert, tls_key: PEM files with the client's own certificate (mutual TLS); enables TLS.
         token: the bearer token.
     """
 
@@ -79,7 +79,7 @@ class ConnectionOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """How a server is reached: ConnectionOptions, checked. The token is left out of the repr."""
+    """Checked ConnectionOptions. The token is left out of the repr."""
 
     tls: bool = False
     tls_ca: Path | None = None
@@ -91,25 +91,25 @@ class Connection:
         """Check what can be checked without a server.
 
         Raises:
-            CredentialsError: a certificate without its key, or a token that no header can carry.
+            CredentialsError: a certificate without its key, or a token with characters that no header allows.
         """
         if (self.tls_cert is None) != (self.tls_key is None):
             raise CredentialsError("tls_cert and tls_key belong together: give both")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token):
-            raise CredentialsError("the token is empty, or has characters other than printable ASCII")
+            raise CredentialsError("the token is empty or has characters other than printable ASCII")
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether TLS is spoken."""
+        """Whether the connection uses TLS."""
         return self.tls or self.tls_ca is not None or self.tls_cert is not None
 
     @property
     def metadata(self) -> Metadata:
-        """What each call carries."""
+        """Metadata that every call sends: the token, if there is one."""
         return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
 
     def open(self, server: str) -> grpc.Channel:
-        """Return a channel to ``server``, "HOST:PORT"; raises CredentialsError where a file is unreadable."""
+        """Return a channel to ``server``, "HOST:PORT"; raises CredentialsError if a file is unreadable."""
         if not self.is_encrypted:
             return grpc.insecure_channel(server, options=_options(server))
         return grpc.secure_channel(server, self._credentials(), options=_options(server))
@@ -121,7 +121,7 @@ class Connection:
         return grpc.aio.secure_channel(server, self._credentials(), options=_options(server))
 
     def explain(self, server: str) -> UnavailableError:
-        """Return why ``server`` could not be reached, having tried it; takes some seconds at worst."""
+        """Try to connect step by step and return why it fails; takes some seconds at worst."""
         if reason := explain_unreached(server, self):
             return UnavailableError(f"cannot talk to the server at {server}: {reason}")
         return UnavailableError(
@@ -137,15 +137,15 @@ class Connection:
 
 
 def is_unreached(error: grpc.RpcError) -> bool:
-    """Tell whether a call failed on the way, and not by the server's word."""
+    """Tell whether a call failed before it reached a server."""
     return error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 def connection_options(config: ConnectionConfig) -> ConnectionOptions:
-    """Return what a command's flags say of the connection.
+    """Return the connection options in a command's flags.
 
     Raises:
-        CredentialsError: the token's file cannot be read, or holds none.
+        CredentialsError: the token's file cannot be read.
     """
     token = config.token
     if config.token_file is not None:
@@ -163,8 +163,8 @@ def connection_options(config: ConnectionConfig) -> ConnectionOptions:
 def _options(server: str) -> Sequence[tuple[str, Any]]:
     if "," not in server:
         return _CHANNEL_OPTIONS
-    # gRPC would send the whole list as the calls' authority, which is one HOST:PORT: strict servers, as our
-    # native transport, reset such calls.
+    # gRPC would send the whole list as the calls' authority, which must be one HOST:PORT. Strict servers,
+    # such as our native transport, reset such calls.
     first = server.removeprefix("ipv4:").removeprefix("ipv6:").partition(",")[0]
     return (*_CHANNEL_OPTIONS, ("grpc.default_authority", first))
 

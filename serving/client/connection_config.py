@@ -1,4 +1,4 @@
-"""Flags with which a command reaches a server."""
+"""Defines the flags with which a command connects to a server."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ DEFAULT_SERVER = "127.0.0.1:8001"
 
 
 class ConnectionConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
-    """How a command reaches a server that wants TLS or a token."""
+    """TLS and token settings of a command that calls a server."""
 
     tls: bool = False
-    """Speak TLS, trusting the well-known authorities; --tls-ca trusts those of a file instead."""
+    """Use TLS and trust the public certificate authorities; --tls-ca trusts those in a file instead."""
     tls_ca: Path | None = None
-    """Speak TLS with a server whose certificate is by the authorities in this PEM file."""
+    """PEM file with the certificate authorities to trust: enables TLS."""
     tls_cert: Path | None = None
-    """PEM file of the client's own certificate, for a server that wants one."""
+    """PEM file with the client's own certificate, for a server that requires one (mutual TLS)."""
     tls_key: Path | None = None
-    """PEM file of that certificate's private key."""
+    """PEM file with the private key of the client's certificate."""
     token_file: Path | None = None
-    """File with the bearer token for the server; FOLDSERVE_TOKEN in the environment serves as well."""
+    """File with the bearer token for the server. The environment variable FOLDSERVE_TOKEN works as well."""
     _token: str | None = PrivateAttr(default=None)  # never a flag: the process list shows flags
 
     @property
     def token(self) -> str | None:
-        """The token given other than by file."""
+        """The token from the environment."""
         return self._token
 
     def with_token(self, token: str) -> Self:
-        """Return a copy that carries ``token``, for where no file is given."""
+        """Return a copy with ``token``, which is used if no file is given."""
         copy = self.model_copy()
         copy._token = token
         return copy

@@ -1,4 +1,4 @@
-"""What the two clients share: messages to send, answers to read, errors by type."""
+"""Builds requests, reads responses and types errors, for both clients."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# An image for `classify`: a file's path, or what is in it.
+# An image for `classify`: the path of a file, or its contents.
 EncodedImage: TypeAlias = "Path | bytes"
 
 _ERRORS = {
@@ -53,7 +53,7 @@ _ERRORS = {
 
 @dataclass(frozen=True)
 class Description:
-    """A model as its server describes it."""
+    """A model version: its hash, execution provider and metadata."""
 
     name: str
     version: str
@@ -64,7 +64,7 @@ class Description:
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """One version of a model on a server; ``reason`` says why it does not serve."""
+    """One version of a model on a server; ``reason`` says why it is not ready."""
 
     name: str
     version: str
@@ -83,7 +83,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Classification:
-    """The labels of some images, the likeliest first, and the version that gave them."""
+    """Labels per image, most likely first, and the model version that computed them."""
 
     model: str
     version: str
@@ -100,7 +100,7 @@ def infer_request(model: str, images: NDArray[np.uint8], version: str) -> pb.Mod
 
 
 def read_outputs(answer: pb.ModelInferResponse) -> dict[str, NDArray[np.float32]]:
-    """Return an answer's outputs by name, float32 [N, K] each."""
+    """Return the outputs in a response by name, float32 [N, K] each."""
     return {
         output.name: np.frombuffer(raw, np.float32).reshape(tuple(output.shape))
         for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
@@ -110,7 +110,7 @@ def read_outputs(answer: pb.ModelInferResponse) -> dict[str, NDArray[np.float32]
 def classify_request(
     model: str, images: Sequence[EncodedImage], version: str, top_k: int
 ) -> classifier_pb2.ClassifyRequest:
-    """Return the request for the labels of ``images``; raises OSError where a file cannot be read."""
+    """Return the request for the labels of ``images``; raises OSError if a file cannot be read."""
     contents = [image.read_bytes() if isinstance(image, Path) else image for image in images]
     return classifier_pb2.ClassifyRequest(
         model_name=model, model_version=version, images=contents, top_k=top_k
@@ -118,7 +118,7 @@ def classify_request(
 
 
 def read_classification(answer: classifier_pb2.ClassifyResponse) -> Classification:
-    """Return an answer to Classify."""
+    """Return the labels in a response to Classify."""
     return Classification(
         model=answer.model_name,
         version=answer.model_version,
@@ -131,7 +131,7 @@ def read_classification(answer: classifier_pb2.ClassifyResponse) -> Classificati
 
 
 def read_description(answer: pb.ModelMetadataResponse) -> Description:
-    """Return an answer to ModelMetadata."""
+    """Return the description in a response to ModelMetadata."""
     properties = dict(answer.properties)
     return Description(
         name=answer.name,
@@ -143,18 +143,18 @@ def read_description(answer: pb.ModelMetadataResponse) -> Description:
 
 
 def read_index(answer: pb.RepositoryIndexResponse) -> list[IndexEntry]:
-    """Return an answer to RepositoryIndex."""
+    """Return the entries in a response to RepositoryIndex."""
     return [IndexEntry(entry.name, entry.version, entry.state, entry.reason) for entry in answer.models]
 
 
 @contextmanager
 def typed_errors() -> Iterator[None]:
-    """Turn a call's status, or a name that no message can carry, into the ServingError that it stands for."""
+    """Raise the ServingError for a call's status, or for a name that cannot be encoded as UTF-8."""
     try:
         yield
     except UnicodeEncodeError as error:
         raise InvalidArgumentError(
-            f"{quote(error.object)} is not UTF-8, which names of models and versions are"
+            f"{quote(error.object)} cannot be encoded as UTF-8; names of models and versions must be UTF-8"
         ) from error
     except grpc.RpcError as error:
         status = error.code().name

@@ -1,6 +1,6 @@
-"""Why a server cannot be reached, found by trying it step by step: the connection, TLS, HTTP/2.
+"""Finds out why a server cannot be reached, step by step: TCP, TLS, HTTP/2.
 
-gRPC's own words do not tell it reliably: where it tries again, they may be about something else, or missing.
+gRPC's own messages do not tell reliably: after a retry they may be about something else, or missing.
 """
 
 from __future__ import annotations
@@ -14,41 +14,45 @@ if TYPE_CHECKING:
 
     from foldserve.serving.client.channel import Connection
 
-# For each step; long enough for a handshake around the world.
+# Time limit per step; enough for a TLS handshake around the world.
 _STEP_S = 3.0
-# What an HTTP/2 client begins with: its preface and empty settings. A server's first frame is of that type.
+# An HTTP/2 client starts with its preface and empty settings. A server's first frame is a settings frame too.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS = 4
 _FRAME_HEAD_BYTES = 9
 
-_NO_FILES = "the files given with --tls-ca, --tls-cert and --tls-key are no PEM, or no pair"
-_NOT_TRUSTED = "its certificate is not by an authority that is trusted here; give --tls-ca"
-_NO_TLS = "it does not speak TLS; leave out --tls and --tls-ca, or switch its TLS on"
+_NO_FILES = (
+    "the files given with --tls-ca, --tls-cert and --tls-key are not PEM, or the key is not the certificate's"
+)
+_NOT_TRUSTED = "its certificate is not signed by a trusted authority; give --tls-ca"
+_NO_TLS = "it does not speak TLS; leave out --tls and --tls-ca, or enable TLS on the server"
 _WANTS_TLS = "it speaks TLS; give --tls-ca (or --tls)"
 _WANTS_CERTIFICATE = (
-    "it closed the connection; if it wants a client's certificate (mutual TLS), give --tls-cert and "
-    "--tls-key, by an authority that it trusts"
+    "it closed the connection; if it requires a client certificate (mutual TLS), give --tls-cert and "
+    "--tls-key, signed by an authority that it trusts"
 )
-_NO_GRPC = "what answers there does not speak gRPC (HTTP/2); is it another port?"
-_NO_ANSWER = "it takes connections, but answers no calls"
-_NOT_TRUSTED_BY_GRPC = "its certificate is by an authority that gRPC does not trust by itself; give --tls-ca"
-# OpenSSL's codes of what is wrong with a certificate; any other is of who has signed it.
+_NO_GRPC = "what answers there does not speak gRPC (HTTP/2); is the port right?"
+_NO_ANSWER = "it accepts connections but answers no calls"
+_NOT_TRUSTED_BY_GRPC = (
+    "its certificate is signed by an authority that gRPC does not trust by default; give --tls-ca"
+)
+# OpenSSL's error codes for a certificate; all others are about who signed it.
 _VERDICTS = {
     9: "its certificate is not valid yet",
-    10: "its certificate has expired; it needs a new one",
-    62: "its certificate is for another name; use the name that it was made for",
-    64: "its certificate is for another name; use the name that it was made for",
+    10: "its certificate has expired; install a new one on the server",
+    62: "its certificate is for another name; connect by the name in the certificate",
+    64: "its certificate is for another name; connect by the name in the certificate",
 }
 
 
 def explain_unreached(server: str, connection: Connection) -> str:
-    """Return why a channel to ``server`` came to nothing; "" where nothing takes a connection there."""
+    """Return why a channel to ``server`` failed, or "" if nothing accepts a connection there."""
     reasons = (_try(host, port, connection) for host, port in _addresses(server))
     return next((reason for reason in reasons if reason), "")
 
 
 def _addresses(server: str) -> Iterator[tuple[str, int]]:
-    """Yield the hosts and ports of a gRPC target; none of what is no HOST:PORT, such as a socket's path."""
+    """Yield the hosts and ports of a gRPC target; nothing for other targets, such as a socket's path."""
     for scheme in ("dns:///", "dns:", "ipv4:", "ipv6:"):
         server = server.removeprefix(scheme)
     for address in server.split(","):
@@ -66,7 +70,7 @@ def _try(host: str, port: int, connection: Connection) -> str:
                 return _NO_ANSWER
     except TimeoutError:
         return _NO_ANSWER
-    except (OSError, UnicodeError, OverflowError):  # nothing listens, or there is no such name or port
+    except (OSError, UnicodeError, OverflowError):  # nothing listens, or no such name or port exists
         return ""
     return _WANTS_TLS if _speaks_tls(host, port) else _NO_GRPC
 
@@ -88,7 +92,7 @@ def _try_tls(plain: socket.socket, host: str, connection: Connection) -> str:
             is_grpc = _speaks_http2(encrypted)
         except TimeoutError:
             return _NO_ANSWER
-        except OSError:  # TLS 1.3 tells only behind the handshake that a client's certificate is wanted
+        except OSError:  # TLS 1.3 reports a missing client certificate only after the handshake
             return _WANTS_CERTIFICATE
     trusted = _NOT_TRUSTED_BY_GRPC if connection.tls_ca is None else _NO_ANSWER
     return trusted if is_grpc else _NO_GRPC
@@ -103,10 +107,10 @@ def _explain_handshake(error: OSError) -> str:
 
 
 def _speaks_http2(connected: socket.socket) -> bool:
-    """Tell whether what a server says first is HTTP/2.
+    """Tell whether a server's first frame is HTTP/2's.
 
     Raises:
-        OSError: it ends the connection without a word, or with an alert.
+        OSError: the server closes the connection silently, or with a TLS alert.
     """
     connected.sendall(_PREFACE)
     begin = connected.recv(_FRAME_HEAD_BYTES)
@@ -130,4 +134,4 @@ def _speaks_tls(host: str, port: int) -> bool:
         ):
             return True
     except OSError as error:
-        return _is_alert(error)  # of a handshake that it would have had otherwise
+        return _is_alert(error)  # an alert comes from a server that speaks TLS

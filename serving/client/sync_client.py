@@ -1,6 +1,6 @@
-"""A small client: arrays or image files in, arrays or labels out, typed errors.
+"""Calls a server: arrays or image files in, arrays or labels out, typed errors.
 
-Also the example of how to call the server; `foldserve.serving.client.async_client` is the same for asyncio.
+Also an example of how to call the server; `foldserve.serving.client.async_client` is the same for asyncio.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class Client:
     """A connection to one server; use it as a context manager. Methods may be called from any thread.
 
-    Every method raises the ServingError that the server's status stands for.
+    Every method raises the ServingError for the status that the server returns.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class Client:
     ) -> None:
         """Connect to ``server``, as "HOST:PORT"; see ConnectionOptions for TLS and tokens.
 
-        A name of several addresses, or "ipv4:HOST:PORT,HOST:PORT", spreads the calls over all of them.
+        A name with several addresses, or "ipv4:HOST:PORT,HOST:PORT", spreads the calls over all of them.
 
         Raises:
-            UnavailableError: nothing answers there within ``connect_timeout_s``, or not to such a connection.
+            UnavailableError: no server answers within ``connect_timeout_s``, or not with this TLS and token.
             CredentialsError: a file of ``connection`` cannot be read.
         """
         self._connection = Connection(**connection)
@@ -87,7 +87,7 @@ class Client:
                 raise self._connection.explain(server) from None
 
     def describe(self, model: str, version: str = "") -> Description:
-        """Return what ``model`` is and takes; the newest version that serves where none is named."""
+        """Return the metadata of ``model``; of the newest version that is ready if none is named."""
         with typed_errors():
             request = pb.ModelMetadataRequest(name=model, version=version)
             return read_description(
@@ -107,7 +107,7 @@ class Client:
     def classify(
         self, model: str, images: Sequence[EncodedImage], version: str = "", *, top_k: int = 1
     ) -> Classification:
-        """Return the labels of image files (paths, or what is in them), which the server prepares.
+        """Return the labels of image files (paths or contents), which the server decodes and prepares.
 
         Raises:
             OSError: a file cannot be read.

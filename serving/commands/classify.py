@@ -1,4 +1,4 @@
-"""`foldserve classify`: image files and folders -> the server's top labels, as a table or as JSON lines."""
+"""Carries out `foldserve classify`: prints the server's labels for image files, as a table or JSON lines."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from foldserve.serving.commands.command_configs import ClassifyConfig
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
-# Several to a request spare the wire, and enough requests to keep batches full while files are read.
-_IMAGES_A_REQUEST = 8
+# Several images per request save round trips; many requests keep batches full while files are read.
+_IMAGES_PER_REQUEST = 8
 _REQUESTS_IN_FLIGHT = 32
-# Photographs are large: fewer go together then, well within what servers take and hold by default.
-_BYTES_A_REQUEST = 4 * 1024 * 1024
-# Waits before an image that a full server refused is sent again: other callers may be gone by then.
+# Photographs are large: then fewer share a request, so that it stays well within a server's default limits.
+_BYTES_PER_REQUEST = 4 * 1024 * 1024
+# Delays before resending an image that a full server refused: other callers may be done by then.
 _WAITS_S = (0.1, 0.2, 0.4, 0.8, 1.6)
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """What became of one file: its labels, or why it has none."""
+    """The labels of one file, or the error."""
 
     path: Path
     labels: list[Label]
@@ -44,11 +44,11 @@ class _Answer:
 
 
 def classify(config: ClassifyConfig) -> int:
-    """Print each image's likeliest labels; return 0, or 1 where a file has none, of which it says why.
+    """Print the most likely labels of each image; return 0, or 1 if a file failed (its error is printed).
 
     Raises:
         ImageError: a folder has no images.
-        ServingError: no server answers, or it cannot answer this.
+        ServingError: no server answers, or it cannot classify for this model.
     """
     paths = find_images(config.images)
     return asyncio.run(_classify(config, paths))
@@ -58,7 +58,7 @@ async def _classify(config: ClassifyConfig, paths: Sequence[Path]) -> int:
     failed = False
     answers: list[_Answer] = []
     async with AsyncClient(config.server, timeout_s=config.timeout_s, **connection_options(config)) as client:
-        # The version described: an update halfway must not mix two models.
+        # Every request names this version: an update during the run must not mix two models.
         model = await client.describe(config.model, config.model_version)
         try:
             with _progress(len(paths)) as advance:
@@ -69,16 +69,16 @@ async def _classify(config: ClassifyConfig, paths: Sequence[Path]) -> int:
                         print_utf8(_to_json(answer, model))
                     else:
                         answers.append(answer)
-        finally:  # a server that is lost halfway takes nothing back that it has answered
+        finally:  # if the server is lost halfway, the answers so far are still printed
             _print_table(answers)
     return 1 if failed else 0
 
 
 def find_images(given: Sequence[Path]) -> list[Path]:
-    """Return the files given and, for folders, every image file below them that is not hidden, in order.
+    """Return the given files and, for folders, all image files below them that are not hidden, in order.
 
     Raises:
-        ImageError: a folder has none.
+        ImageError: a folder has no image files.
     """
     paths: list[Path] = []
     for path in given:
@@ -97,14 +97,14 @@ def find_images(given: Sequence[Path]) -> list[Path]:
 
 
 def _is_hidden(file: Path, folder: Path) -> bool:
-    """Tell whether ``file``, or a folder that it is in below ``folder``, begins with a dot."""
+    """Tell whether the name of ``file``, or of a folder between it and ``folder``, begins with a dot."""
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 async def _ask_for_all(
     client: AsyncClient, config: ClassifyConfig, model: Description, paths: Sequence[Path]
 ) -> AsyncIterator[_Answer]:
-    """Yield an answer a file, in order, with up to _REQUESTS_IN_FLIGHT requests under way."""
+    """Yield one answer per file, in order, with up to _REQUESTS_IN_FLIGHT requests in flight."""
 
     async def ask(chunk: Sequence[Path]) -> list[_Answer]:
         return await _ask(client, config, model, chunk)
@@ -126,14 +126,13 @@ async def _ask_for_all(
 
 
 def _chunks(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Yield ``paths`` in order, as many together as one request should carry."""
+    """Yield ``paths`` in order, in chunks of one request each."""
     chunk: list[Path] = []
     chunk_bytes = 0
     for path in paths:
-        byte_count = (
-            path.stat().st_size if path.is_file() else 0
-        )  # what cannot be read is said when it is sent
-        if chunk and (len(chunk) == _IMAGES_A_REQUEST or chunk_bytes + byte_count > _BYTES_A_REQUEST):
+        # A file that cannot be read is reported when it is sent.
+        byte_count = path.stat().st_size if path.is_file() else 0
+        if chunk and (len(chunk) == _IMAGES_PER_REQUEST or chunk_bytes + byte_count > _BYTES_PER_REQUEST):
             yield chunk
             chunk, chunk_bytes = [], 0
         chunk.append(path)
@@ -145,7 +144,7 @@ def _chunks(paths: Sequence[Path]) -> Iterator[list[Path]]:
 async def _ask(
     client: AsyncClient, config: ClassifyConfig, model: Description, paths: Sequence[Path]
 ) -> list[_Answer]:
-    """Return the answers to some files; where one is bad, or all are too much, each is asked for alone."""
+    """Return the answers for some files. If one is bad, or all together are too large, send each alone."""
     for wait_s in (*_WAITS_S, None):
         try:
             answer: Classification = await client.classify(
@@ -170,10 +169,10 @@ def _explain(error: OSError | InvalidArgumentError | ResourceExhaustedError) -> 
 
 @contextmanager
 def _progress(count: int) -> Iterator[Callable[[], None]]:
-    """Show a bar on standard error while the block runs, where that is a terminal and there is much to do."""
-    is_shown = sys.stderr.isatty() and count > _IMAGES_A_REQUEST
-    # rich takes what goes to standard output meanwhile and prints it above the bar: right where both are the
-    # terminal; a file or pipe would stay empty.
+    """Show a progress bar while the block runs, if standard error is a terminal and files are many."""
+    is_shown = sys.stderr.isatty() and count > _IMAGES_PER_REQUEST
+    # rich captures standard output meanwhile and prints it above the bar. That is right only if both are the
+    # terminal: a file or pipe would stay empty.
     redirected = sys.stdout.isatty()
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not is_shown, redirect_stdout=redirected) as bar:

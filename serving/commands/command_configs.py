@@ -1,4 +1,4 @@
-"""Settings of the commands that call a server or read a repository; docstrings are the flags' help."""
+"""Defines the settings of the client-side commands; the attributes' docstrings are the flags' help."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from foldserve.serving.security.tokens import Role, check_name  # pydantic reads
 
 
 class TokenConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
-    """Make a bearer token: print it, once, and write its hash where `serve --tokens` finds it."""
+    """Make a bearer token: print it once, and add its hash to the file that `serve --tokens` reads."""
 
     name: str
-    """Who it is for; stands in the server's log when models are loaded or unloaded with it."""
+    """Who the token is for. The server logs this name when the token is used to load or unload models."""
     role: Role = "infer"
-    """What it allows: infer everything but loading and unloading models, admin that as well."""
+    """Permissions: infer allows everything except loading and unloading models, admin allows that too."""
     tokens: Path | None = None
-    """The server's file of tokens, to which the hash is added; by default the line is only shown."""
+    """The server's file of tokens, to which the hash is added. By default the line is only printed."""
 
     _name_fits_a_line = field_validator("name")(check_name)
 
@@ -32,24 +32,24 @@ class ClassifyConfig(ConnectionConfig, frozen=True, extra="forbid", use_attribut
     model: str = Field(min_length=1)
     """Name of the model."""
     model_version: str = ""
-    """Version of the model; the newest that serves by default."""
+    """Version of the model. By default the newest that is ready."""
     server: str = DEFAULT_SERVER
     """Address of the server, as HOST:PORT."""
     top_k: int = Field(default=3, ge=1)
-    """Labels to print for each image."""
+    """Number of labels to print per image."""
     jsonl: bool = False
-    """Print a JSON object a line, in UTF-8, instead of a table; without an answer it says why."""
+    """Print one JSON object per line, in UTF-8, instead of a table. Failed images have an error in it."""
     timeout_s: float = Field(default=30.0, gt=0)
     """Seconds to wait for each answer."""
 
 
 class ListConfig(ConnectionConfig, frozen=True, extra="forbid", use_attribute_docstrings=True):
-    """List the models in a repository, or those of a running server (exit status 1 where it serves none)."""
+    """List the models in a repository, or on a running server (exit status 1 if none of them is ready)."""
 
     repository: Path | None = None
     """Folder of models to read."""
     server: str | None = None
-    """Address of a server to ask instead, as HOST:PORT; asks 127.0.0.1:8001 where neither is given."""
+    """Address of a server to ask instead, as HOST:PORT. By default, without --repository, 127.0.0.1:8001."""
 
     @field_validator("server")
     @classmethod

@@ -1,4 +1,4 @@
-"""`foldserve token`: a new bearer token, and the line that lets it in."""
+"""Carries out `foldserve token`: makes a bearer token, and the line with its hash for the server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def make_token(config: TokenConfig) -> int:
-    """Print a token to standard output and add its line to the file given, or show the line; return 0.
+    """Print a token to standard output; add its line to the given file, or print the line. Return 0.
 
     Raises:
         OSError: the file cannot be written.
@@ -24,7 +24,7 @@ def make_token(config: TokenConfig) -> int:
     line = to_line(Caller(config.name, config.role), token)
     if config.tokens is None:
         print(f"add this line to the file that `foldserve serve --tokens` reads:\n{line}", file=sys.stderr)
-        print("the token itself is shown only now:", file=sys.stderr)
+        print("the token itself, which is not shown again:", file=sys.stderr)
     else:
         _append(config.tokens, line)
         print(f"added {config.name} ({config.role}) to {config.tokens}; the token:", file=sys.stderr)
@@ -33,7 +33,7 @@ def make_token(config: TokenConfig) -> int:
 
 
 def _append(path: Path, line: str) -> None:
-    """Add a line in one write, so that a server that reads meanwhile sees all of it or nothing."""
+    """Append a line in one write, so that a server that reads meanwhile sees all of it or nothing."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(descriptor, "rb+", buffering=0) as file:
         content = file.read()

@@ -1,4 +1,4 @@
-"""`foldserve models list` and `foldserve models verify`."""
+"""Carries out `foldserve models list` and `foldserve models verify`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HEADINGS: Row = ("MODEL", "VERSION", "STATE", "DETAILS")
 
 
 def list_models(config: ListConfig) -> int:
-    """Print a line for each version; return 0, or 1 where a server was asked that serves none of them.
+    """Print one line per version; return 0, or 1 if a server was asked and none of its versions is ready.
 
     Raises:
         ServingError: the repository cannot be read, or no server answers.
@@ -50,12 +50,12 @@ def list_models(config: ListConfig) -> int:
 
 
 def verify_models(config: VerifyConfig) -> int:
-    """Check hashes and replay golden pairs of each version; print a line each, return 1 if any fails.
+    """Check the hashes and replay the golden pairs of every version; return 1 if one fails.
 
     Raises:
-        ServingError: the repository cannot be read, or the device asked for is not there.
+        ServingError: the repository cannot be read, or the requested device is missing.
     """
-    # A list from a server needs no ONNX Runtime.
+    # Imported here because listing a server's models needs no ONNX Runtime.
     from foldserve.runtime.model_settings import ModelSettings  # noqa: PLC0415
     from foldserve.runtime.session import require_device  # noqa: PLC0415
     from foldserve.runtime.verified_model import open_verified  # noqa: PLC0415
@@ -84,7 +84,7 @@ def verify_models(config: VerifyConfig) -> int:
 
 
 def _look_at(folder: Path, repository: Path) -> str:
-    """Return a version's facts as far as its files alone tell them; raises ArtifactError."""
+    """Return the details of a version that its files alone tell; raises ArtifactError."""
     from foldserve.artifact.format import read_artifact  # noqa: PLC0415  # as above
 
     artifact = read_artifact(folder, within=repository)
@@ -100,7 +100,7 @@ def _look_at(folder: Path, repository: Path) -> str:
 def _rows_of_repository(
     repository: Path, describe: Callable[[Path], str], *, sound: str, broken: str
 ) -> list[Row]:
-    """Return a row for each version, and for each model that has none that could be looked at."""
+    """Return one row per version, and one per model whose folder cannot be read."""
     from foldserve.serving.repository.scanner import scan  # noqa: PLC0415  # as above
 
     rows: list[Row] = []
@@ -113,7 +113,7 @@ def _rows_of_repository(
                 rows.append((name, str(version), sound, describe(found.folder / str(version))))
             except FoldserveError as error:
                 rows.append((name, str(version), broken, str(error)))
-            except Exception as error:  # the others are looked at all the same
+            except Exception as error:  # one broken version must not hide the others
                 rows.append((name, str(version), broken, f"{type(error).__name__}: {error}"))
     return rows
 
@@ -126,7 +126,7 @@ def _rows_of_server(server: str, config: ListConfig) -> list[Row]:
             if entry.state == "READY":
                 try:
                     details = _describe(client.describe(entry.name, entry.version), entry.reason)
-                except (ArtifactError, NotFoundError, UnavailableError) as error:  # gone meanwhile, or odd
+                except (ArtifactError, NotFoundError, UnavailableError) as error:  # unloaded meanwhile
                     details = f"cannot be described: {error}"
             rows.append((entry.name, entry.version, entry.state, details))
     return rows

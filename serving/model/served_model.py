@@ -8,7 +8,7 @@ from foldserve.artifact.format import OUTPUTS
 from foldserve.errors import DeviceLostError
 from foldserve.runtime.cpus import usable_cpus
 from foldserve.runtime.session import CPU_PROVIDER
-from foldserve.serving.batching.batcher import Batcher
+from foldserve.serving.batching.batcher import DynamicBatcher
 from foldserve.serving.model.statistics import Statistics
 from foldserve.serving.protocol.infer_response import ResponseHeads
 
@@ -66,12 +66,12 @@ class ServedModel:
         self.settings = settings
         self.statistics = Statistics()
         self.response_heads = ResponseHeads(name, self.version_text, self.metadata.labels, verified.sha256)
-        self.instance_count = settings.instance_count or 1
-        self.overflow_count = _overflow_count(verified) if settings.instance_count is None else 0
-        # With several instances the work is to spread over their threads, so it is not run inline.
+        self.instance_count = settings.instances or 1
+        self.overflow_count = _overflow_count(verified) if settings.instances is None else 0
+        # With several instances the work is meant to spread over threads: none is lent.
         self._runs_inline = verified.is_quick and self.instance_count == 1
-        # Any: callers get back requests of the type that they submitted.
-        self._batcher: Batcher[Any] = Batcher(
+        # Any: callers get back the kind of request that they handed in.
+        self._batcher: DynamicBatcher[Any] = DynamicBatcher(
             _reporting_loss(verified, on_lost),
             max_batch_size=settings.max_batch_size,
             max_queue_rows=settings.max_queue_rows,
@@ -81,12 +81,12 @@ class ServedModel:
         )
         self._batcher.start(self.instance_count, self.overflow_count, f"{name}/{version}")
 
-    def submit(self, requests: Sequence[R], on_done: OnDone[R], *, run_inline: bool = False) -> None:
-        """Queue requests whose rows have been read; see `Batcher.submit`."""
-        self._batcher.submit(requests, on_done, run_inline=run_inline and self._runs_inline)
+    def submit(self, calls: Sequence[R], on_done: OnDone[R], *, run_inline: bool = False) -> None:
+        """Queue calls whose rows are read; see `DynamicBatcher.submit`."""
+        self._batcher.submit(calls, on_done, run_inline=run_inline and self._runs_inline)
 
     def waiting(self) -> tuple[int, int]:
-        """Return the numbers of queued requests and rows; see `Batcher.waiting`."""
+        """Return how many requests and rows wait; see `DynamicBatcher.waiting`."""
         return self._batcher.waiting()
 
     def is_made_of(self, artifact: Artifact, settings: ModelSettings) -> bool:
@@ -94,7 +94,7 @@ class ServedModel:
         return self.verified.digests == artifact.digests and self.settings == settings
 
     def close(self, grace_s: float) -> None:
-        """Finish the queued requests within ``grace_s`` seconds, and stop; see `Batcher.close`."""
+        """Finish what waits, for up to ``grace_s`` seconds, and stop; see `DynamicBatcher.close`."""
         self._batcher.close(grace_s)
         self.verified.session.stop()  # interrupts an execution that hangs
 

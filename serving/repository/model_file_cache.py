@@ -1,4 +1,4 @@
-"""Re-reads ``model.toml`` when it changes, and waits for files that are still being written."""
+"""Re-reads ``model.toml`` of each model when it changes."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Settings: TypeAlias = "tuple[ModelSettings, VersionPolicy]"
 
 
 @dataclass(frozen=True)
-class _Look:
-    fingerprint: Fingerprint
+class _Entry:
+    signature: Fingerprint
     since_s: float
     outcome: Settings | SettingsError
 
 
 class SettingsReader:
-    """Reads ``model.toml`` of models in the repository ``folder``; ``defaults`` are the server's flags.
+    """Caches the settings of the models in the repository ``folder``; ``defaults`` are the server's flags.
 
-    An invalid file may be half written until it has not changed for ``settle_s`` seconds. Each model may be
-    read by one thread at a time. ``clock`` is in monotonic seconds.
+    An invalid file may be half written until it has not changed for ``settle_s`` seconds. Not thread-safe.
+    ``clock`` returns monotonic seconds.
     """
 
     def __init__(
@@ -45,33 +45,33 @@ class SettingsReader:
         self._defaults = defaults
         self._settle_s = settle_s
         self._clock = clock
-        self._looks: dict[str, _Look] = {}
+        self._entries: dict[str, _Entry] = {}
 
     def read(self, name: str, found: FoundModel, *, wait_for_writes: bool) -> Settings | SettingsError | None:
-        """Return a model's settings, or the error if its file is invalid.
+        """Return a model's settings, or the error in its file.
 
-        Returns None if the file is invalid but may still be being written (only with ``wait_for_writes``).
+        Returns None if the file is invalid but, with ``wait_for_writes``, may still be being written.
         """
-        look = self._looks.get(name)
-        if look is None or look.fingerprint != found.settings:
-            look = _Look(found.settings, self._clock(), self._read(found))
-            self._looks[name] = look
+        entry = self._entries.get(name)
+        if entry is None or entry.signature != found.settings:
+            entry = _Entry(found.settings, self._clock(), self._read(found))
+            self._entries[name] = entry
         if (
-            isinstance(look.outcome, SettingsError)
+            isinstance(entry.outcome, SettingsError)
             and wait_for_writes
-            and self._clock() - look.since_s < self._settle_s
+            and self._clock() - entry.since_s < self._settle_s
         ):
             return None
-        return look.outcome
+        return entry.outcome
 
     def forget(self, name: str) -> None:
-        """Have a model's file read again even if it has not changed."""
-        self._looks.pop(name, None)
+        """Read a model's file again the next time, even if it has not changed."""
+        self._entries.pop(name, None)
 
     def _read(self, found: FoundModel) -> Settings | SettingsError:
         try:
             return read_model_settings(found.folder, self._defaults, self._folder)
         except SettingsError as error:
             return error
-        except Exception as error:  # whatever is wrong with the file, other models are not affected
+        except Exception as error:  # a strange file must affect this model alone
             return SettingsError(f"{SETTINGS_FILE} cannot be used: {type(error).__name__}: {error}")

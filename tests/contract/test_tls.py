@@ -116,8 +116,8 @@ def why_not(server: ServerProcess | str, **connection: Path | bool) -> str:
 
 
 def test_server_by_another_authority_is_not_trusted(setting: Setting) -> None:
-    assert "not by an authority that is trusted here" in why_not(setting.server, tls_ca=setting.stranger.ca)
-    assert "not by an authority that is trusted here" in why_not(setting.server, tls=True)
+    assert "not signed by a trusted authority" in why_not(setting.server, tls_ca=setting.stranger.ca)
+    assert "not signed by a trusted authority" in why_not(setting.server, tls=True)
 
 
 def test_client_without_tls_is_told_what_to_give(setting: Setting, command: Command) -> None:
@@ -137,7 +137,7 @@ def test_client_with_tls_is_told_that_a_server_has_none(server: ServerProcess, t
 def test_what_failed_is_named_however_the_server_is(setting: Setting, host: str) -> None:
     """gRPC's own words are about another address, or there are none, where it looks a name up."""
     address = f"{host}:{setting.server.address.rpartition(':')[2]}"
-    untrusted = "its certificate is not by an authority that is trusted here"
+    untrusted = "its certificate is not signed by a trusted authority"
     assert untrusted in why_not(address, tls_ca=setting.stranger.ca)
     assert untrusted in why_not(address, tls=True)
     assert "it speaks TLS; give --tls-ca (or --tls)" in why_not(address)
@@ -149,7 +149,7 @@ def test_each_command_names_what_failed(setting: Setting, tmp_path: Path, comman
     for words in (("models", "list"), ("classify", "--model", "tiny", image)):
         ended = command(*words, "--server", address, "--tls-ca", str(setting.stranger.ca))
         assert ended.returncode == 1
-        expected = f"cannot talk to the server at {address}: its certificate is not by an authority"
+        expected = f"cannot talk to the server at {address}: its certificate is not signed by a trusted"
         assert expected in ended.stderr
         assert ended.stderr.count("\n") == 1
 
@@ -163,7 +163,7 @@ def test_files_that_are_no_certificates_are_explained(
     setting: Setting, tmp_path: Path, command: Command
 ) -> None:
     (tmp_path / "junk.pem").write_text("junk")
-    assert "are no PEM, or no pair" in why_not(setting.server, tls_ca=tmp_path / "junk.pem")
+    assert "are not PEM, or the key is not" in why_not(setting.server, tls_ca=tmp_path / "junk.pem")
     missing = command("models", "list", "--server", setting.server.address, "--tls-ca", "gone.pem")
     assert missing.returncode == 1
     assert "gone.pem cannot be read: No such file" in missing.stderr
@@ -235,7 +235,7 @@ def test_new_certificate_is_served_without_a_restart(repository: Path, tmp_path:
         pair.key.write_bytes(newer.key.read_bytes())
         with Client(server.address, tls_ca=new.ca) as after:
             assert after.index()
-        assert "not by an authority that is trusted" in why_not(server, tls_ca=old.ca)
+        assert "not signed by a trusted authority" in why_not(server, tls_ca=old.ca)
         assert before.index()
         assert "the certificate stays as it was" in server.log
         assert "new certificate from" in server.log
@@ -249,7 +249,7 @@ def test_only_clients_with_a_certificate_are_let_in(mutual: Setting, network: Ti
     with Client(server.address, tls_ca=ca, tls_cert=own.certificate, tls_key=own.key) as client:
         assert np.abs(client.infer("tiny", images)["logits"] - network.logits(images)).max() < 1e-5
     none = why_not(server, tls_ca=ca)
-    assert "wants a client's certificate (mutual TLS), give --tls-cert and --tls-key" in none
+    assert "requires a client certificate (mutual TLS), give --tls-cert and --tls-key" in none
     assert why_not(server, tls_ca=ca, tls_cert=strange.certificate, tls_key=strange.key) == none
     assert "mutual TLS with the certificate" in server.log
     clients = ca.with_name("clients.pem")

@@ -169,4 +169,4 @@ def test_missing_models_and_versions_are_reported(folder, flags, message, capsys
 
 def test_checkpoint_flags_without_against_are_refused(capsys):
     assert cli.main(["models", "verify", "--name", "lenet"]) == 2
-    assert "--name goes with --against CHECKPOINT" in capsys.readouterr().err
+    assert "--name needs --against CHECKPOINT" in capsys.readouterr().err

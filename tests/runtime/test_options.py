@@ -2,7 +2,7 @@
 
 import pytest
 
-from foldserve.runtime.options import RuntimeOptions, heavy_operators, is_device_loss
+from foldserve.runtime.options import CudaOptions, heavy_operators, is_device_loss
 
 
 @pytest.mark.parametrize(
@@ -41,10 +41,10 @@ def test_shape_arithmetic_may_stay_on_the_processor_and_nothing_else_may():
 
 
 def test_cuda_options_are_spelled_as_the_provider_does():
-    options = RuntimeOptions(use_tf32=True, cudnn_conv_algo_search="EXHAUSTIVE", gpu_mem_limit_bytes=1 << 30)
-    assert options.to_cuda_options() == {
+    options = CudaOptions(use_tf32=True, cudnn_conv_algo_search="EXHAUSTIVE", gpu_mem_limit_mib=1024)
+    assert options.to_provider_options() == {
         "use_tf32": "1",
         "cudnn_conv_algo_search": "EXHAUSTIVE",
         "gpu_mem_limit": "1073741824",
     }
-    assert RuntimeOptions().to_cuda_options()["use_tf32"] == "0"
+    assert CudaOptions().to_provider_options()["use_tf32"] == "0"

@@ -15,7 +15,7 @@ from foldserve.artifact.model_outputs import softmax
 from foldserve.errors import ArtifactError, ModelOutputError
 from foldserve.runtime import verified_model
 from foldserve.runtime.model_settings import ModelSettings
-from foldserve.runtime.options import RuntimeOptions
+from foldserve.runtime.options import CudaOptions
 from foldserve.runtime.runner import ModelRunner
 from foldserve.runtime.session import CUDA_PROVIDER, Session
 from foldserve.runtime.verified_model import open_verified
@@ -97,7 +97,7 @@ def test_each_session_sees_batches_of_one_size(counts: list[int]) -> None:
         pytest.param({"max_batch_size": 4}, {1, 4}, id="none above a full batch"),
         pytest.param({"max_batch_size": 32, "batch_invariant": True}, {32}, id="batch invariant"),
         pytest.param(
-            {"max_batch_size": 32, "runtime": RuntimeOptions(gpu_mem_limit_bytes=2**30)},
+            {"max_batch_size": 32, "cuda": CudaOptions(gpu_mem_limit_mib=1024)},
             {32},
             id="a limit on memory, which holds per session",
         ),

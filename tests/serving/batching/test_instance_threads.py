@@ -1,4 +1,4 @@
-"""Threads of a batcher's instances: as many as there is work for, none for a model that nobody asks."""
+"""Threads of a batcher's instances: as many as there is work for, none for a model without requests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foldserve.serving.batching.batcher import Batcher
+from foldserve.serving.batching.batcher import DynamicBatcher
 from foldserve.serving.batching.request import Outcome, Request
 from tests.support.repository_changes import eventually
 
@@ -24,7 +24,7 @@ def thread_names(start: str) -> list[str]:
     return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith(start))
 
 
-def test_threads_begin_with_the_requests_that_need_them_and_end_when_idle() -> None:
+def test_threads_start_with_requests_and_end_when_idle() -> None:
     """Two requests of each wave are inside the model at once, or neither comes out again."""
     inside = threading.Barrier(2)
 
@@ -33,7 +33,7 @@ def test_threads_begin_with_the_requests_that_need_them_and_end_when_idle() -> N
             inside.wait(60)
         return [rows]
 
-    batcher: Batcher[Request] = Batcher(
+    batcher: DynamicBatcher[Request] = DynamicBatcher(
         execute, max_batch_size=1, max_queue_rows=9, max_queue_bytes=99, idle_s=0.01
     )
     batcher.start(1, overflow_count=1, name="idle model")
@@ -48,11 +48,11 @@ def test_threads_begin_with_the_requests_that_need_them_and_end_when_idle() -> N
     batcher.close(grace_s=60)
 
 
-def test_where_no_thread_can_be_had_the_callers_own_runs_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callers_run_their_requests_if_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    batcher: Batcher[Request] = Batcher(
+    batcher: DynamicBatcher[Request] = DynamicBatcher(
         lambda rows: [rows], max_batch_size=4, max_queue_rows=9, max_queue_bytes=99
     )
     monkeypatch.setattr(threading.Thread, "start", refuse)

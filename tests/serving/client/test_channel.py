@@ -1,4 +1,4 @@
-"""Why a server could not be reached, and what a connection refuses before it is tried."""
+"""The reasons why a server cannot be reached, and connections that are refused before they are tried."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ YESTERDAY = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
         pytest.param("example.org", {}, "certificate is for another name", id="another name"),
     ],
 )
-def test_bad_certificate_of_a_server_is_named(
+def test_bad_server_certificate_is_named(
     tmp_path: Path, identity: str, validity: dict[str, Any], reason: str
 ) -> None:
     authority = Authority(tmp_path, "own")
@@ -46,7 +46,7 @@ def test_bad_certificate_of_a_server_is_named(
 
 
 @pytest.mark.parametrize("token", ["", "two\nlines", "é"])
-def test_token_that_no_header_can_carry_is_refused(token: str) -> None:
+def test_token_with_characters_that_no_header_allows_is_refused(token: str) -> None:
     with pytest.raises(CredentialsError, match="printable ASCII"):
         Connection(token=token)
 
@@ -60,13 +60,13 @@ def test_token_is_not_in_the_repr() -> None:
     assert "secret" not in repr(Connection(token="secret"))
 
 
-def test_server_that_says_nothing_is_told_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a stopped process is: the operating system takes the connections."""
+def test_silent_server_is_told_apart_from_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped process is silent: the operating system still accepts connections."""
     monkeypatch.setattr(reachability, "_STEP_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         for connection in (Connection(), Connection(tls=True)):
-            assert "it takes connections, but answers no calls" in str(
+            assert "it accepts connections but answers no calls" in str(
                 connection.explain(f"127.0.0.1:{port}")
             )
     assert "no server answers" in str(Connection().explain(f"127.0.0.1:{port}"))

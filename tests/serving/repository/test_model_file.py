@@ -1,4 +1,4 @@
-"""A model's settings file: what it may say, what it changes, and where it is wrong."""
+"""A model's settings file: its keys, their effects, and the errors in it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from foldserve.runtime.model_settings import ModelSettings
-from foldserve.runtime.options import RuntimeOptions
+from foldserve.runtime.options import CudaOptions
 from foldserve.serving.errors import SettingsError
-from foldserve.serving.repository.model_file import CudaSettings, ModelFile, read_model_settings
+from foldserve.serving.repository.model_file import ModelFile, read_model_settings
 from foldserve.serving.repository.version_policy import ALL_VERSIONS, VersionPolicy
 from tests.conftest import ROOT
 
@@ -31,7 +31,7 @@ def fault(folder: Path, text: str) -> str:
     return str(caught.value)
 
 
-def test_without_a_file_the_flags_hold(tmp_path: Path) -> None:
+def test_without_a_file_the_flags_apply(tmp_path: Path) -> None:
     assert read_model_settings(tmp_path, DEFAULTS, tmp_path) == (DEFAULTS, ALL_VERSIONS)
     assert read(tmp_path, "") == (DEFAULTS, ALL_VERSIONS)
 
@@ -58,19 +58,23 @@ def test_every_key_has_its_effect(tmp_path: Path) -> None:
         gpu_mem_limit_mib = 3
         """,
     )
-    runtime = RuntimeOptions(2, "basic", False, "EXHAUSTIVE", True, 3 * 1024 * 1024)
     assert settings == ModelSettings(
         device="cpu",
         max_batch_size=8,
         max_queue_rows=100,
-        max_queue_bytes=2 * 1024 * 1024,
-        max_queue_delay_s=0.0015,
-        instance_count=2,
+        max_queue_mib=2,
+        max_queue_delay_ms=1.5,
+        instances=2,
         intra_op_threads=4,
+        inter_op_threads=2,
+        graph_optimization="basic",
+        arena=False,
         batch_invariant=True,
         warm_up_sizes=(1, 8),
-        runtime=runtime,
+        cuda=CudaOptions(cudnn_conv_algo_search="EXHAUSTIVE", use_tf32=True, gpu_mem_limit_mib=3),
     )
+    assert settings.max_queue_bytes == 2 * 1024 * 1024
+    assert settings.max_queue_delay_s == 0.0015
     assert policy == VersionPolicy(specific=(1, 3))
 
 
@@ -93,6 +97,9 @@ def test_every_key_has_its_effect(tmp_path: Path) -> None:
             id="dotted key",
         ),
         pytest.param(
+            'device = "cpu"\n', "model.toml line 1: device: there is no such key", id="only the server's"
+        ),
+        pytest.param(
             "max_batch_size = 0\n",
             "model.toml line 1: max_batch_size: Input should be greater than or equal to 1, given '0'",
             id="too small",
@@ -113,17 +120,17 @@ def test_every_key_has_its_effect(tmp_path: Path) -> None:
             id="two policies",
         ),
         pytest.param(
-            "instances = true\n", "instances: Input should be a valid integer", id="truth for a number"
+            "instances = true\n", "instances: Input should be a valid integer", id="boolean for a number"
         ),
-        pytest.param("instances 2\n", "model.toml is not valid TOML: Expected '='", id="no TOML"),
+        pytest.param("instances 2\n", "model.toml is not TOML: Expected '='", id="not TOML"),
         pytest.param("instances = 1\ninstances = 2\n", "(at line 2, column 14)", id="twice"),
     ],
 )
-def test_what_is_wrong_is_said_with_line_and_key(tmp_path: Path, text: str, expected: str) -> None:
+def test_errors_name_line_and_key(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in fault(tmp_path, text)
 
 
-def test_what_is_no_text_or_not_inside_is_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_text_or_outside_the_repository_are_refused(tmp_path: Path) -> None:
     (tmp_path / "models" / "tiny").mkdir(parents=True)
     path = tmp_path / "models" / "tiny" / "model.toml"
     path.write_bytes(b"\xff\xfe")
@@ -139,9 +146,9 @@ def test_what_is_no_text_or_not_inside_is_refused(tmp_path: Path) -> None:
 def test_every_key_is_documented() -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
     rows = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
-    keys = {*ModelFile.model_fields} - {"cuda"} | {f"cuda.{name}" for name in CudaSettings.model_fields}
+    keys = {*ModelFile.model_fields} - {"cuda"} | {f"cuda.{name}" for name in CudaOptions.model_fields}
     assert keys <= rows, "keys without a row in the table of docs/operations.md"
-    described = [*ModelFile.model_fields.values(), *CudaSettings.model_fields.values()]
+    described = [*ModelFile.model_fields.values(), *CudaOptions.model_fields.values()]
     assert all(field.description for field in described)
 
 
@@ -157,7 +164,7 @@ def test_policies_try_the_newest_first(given: object, versions: list[int], expec
     assert VersionPolicy.model_validate(given).candidates(versions) == expected
 
 
-def test_only_latest_ever_has_enough() -> None:
+def test_only_a_latest_policy_stops_at_a_count() -> None:
     latest = VersionPolicy.model_validate({"latest": 2})
     assert [latest.is_enough(count) for count in (0, 1, 2, 3)] == [False, False, True, True]
     assert not ALL_VERSIONS.is_enough(100)

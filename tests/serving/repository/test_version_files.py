@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -43,9 +42,9 @@ class Watched:
     def look(
         self, version: int = 1, *, wait_for_writes: bool = True, **changed: object
     ) -> Artifact | LoadFailure | None:
-        fingerprint = scan(self.folder)["tiny"].versions[version]
-        settings = replace(SETTINGS, **changed)  # type: ignore[arg-type]
-        return self.files.read("tiny", version, fingerprint, settings, wait_for_writes=wait_for_writes)
+        signature = scan(self.folder)["tiny"].versions[version]
+        settings = SETTINGS.model_copy(update=changed)
+        return self.files.read("tiny", version, signature, settings, wait_for_writes=wait_for_writes)
 
 
 @pytest.fixture
