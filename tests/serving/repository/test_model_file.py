@@ -122,7 +122,7 @@ def test_every_key_has_its_effect(tmp_path: Path) -> None:
         pytest.param(
             "instances = true\n", "instances: Input should be a valid integer", id="boolean for a number"
         ),
-        pytest.param("instances 2\n", "model.toml is not TOML: Expected '='", id="not TOML"),
+        pytest.param("instances 2\n", "model.toml is not valid TOML: Expected '='", id="not TOML"),
         pytest.param("instances = 1\ninstances = 2\n", "(at line 2, column 14)", id="twice"),
     ],
 )
