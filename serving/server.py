@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import signal
+import time
 from typing import TYPE_CHECKING
 
 from foldserve.runtime.cpus import find_cpus
@@ -28,6 +29,7 @@ from foldserve.serving.observability.server_metrics import ServerMetrics
 from foldserve.serving.repository.folder_hints import explain_emptiness
 from foldserve.serving.repository.repository import ModelRepository
 from foldserve.serving.repository.watcher import Watcher
+from foldserve.serving.server_state import Lifecycle, ServerState
 from foldserve.serving.services.inference import InferenceService
 from foldserve.serving.services.management import ManagementService
 from foldserve.serving.transport.base import open_transport
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from foldserve.serving.config import ServeConfig
-    from foldserve.serving.transport.base import Transport
 
 _MIB = 1024 * 1024
 _MODELS_SHARE = 0.8  # of the memory that this process may use
@@ -73,16 +74,18 @@ async def _serve(config: ServeConfig) -> int:
     )
     repository.subscribe(changes.notify)
     _log.info("processors: %s", find_cpus())  # after what a wrong path ends with one readable line
+    lifecycle = Lifecycle()
     servicer = InferenceService(
         repository,
+        lifecycle,
         max_decoding_bytes=config.max_queue_mib * _MIB,
         max_image_pixels=config.max_image_pixels,
     )
-    control = ManagementService(repository, servicer, model_control=config.allows_model_control)
+    control = ManagementService(repository, lifecycle, model_control=config.allows_model_control)
     descriptors = share_descriptors()
     wire = wire_settings(config, repository, max_connections=descriptors.max_connections)
     transport = open_transport(
-        config.transport, servicer, control, wire, why_not_native=config.why_not_native
+        config.transport, servicer, control, lifecycle, wire, why_not_native=config.why_not_native
     )
     models, endpoint = ModelMetrics(repository, servicer, loads), HttpEndpoint(descriptors.max_probes)
 
@@ -99,11 +102,11 @@ async def _serve(config: ServeConfig) -> int:
         watching.enter_context(ConnectionGuard(port, descriptors))
         try:
             _write_port(config.port_file, port)
-            server = ServerMetrics(control, servicer, port=port, transport=transport.name)
+            server = ServerMetrics(control, servicer, lifecycle, port=port, transport=transport.name)
             await _open_endpoint(config, endpoint, Pages(control, Metrics(models, server), Pulse()))
             announce(f"listening on {config.host}:{port}, loading {config.repository}", config.log_format)
             if await _load(config, repository, stop):
-                control.end_loading()
+                lifecycle.enter(ServerState.READY)
                 _settle_garbage()
                 log_limits(wire)
                 await publish()
@@ -111,10 +114,19 @@ async def _serve(config: ServeConfig) -> int:
                 if config.control == "poll":
                     watching.enter_context(Watcher(repository, config.poll_s))
             await stop.wait()
-            await _leave(config, transport, servicer)
+            lifecycle.enter(ServerState.LEAVING)
+            await transport.publish_health()
+            await asyncio.sleep(config.drain_delay_s)
         finally:
             watching.close()  # what changes from now on is the next server's
-            await _drain(config, transport, servicer, repository)
+            lifecycle.enter(ServerState.DRAINING)
+            repository.stop_loading()
+            await transport.publish_health()
+            await transport.drain(time.monotonic() + config.grace_period_s)
+            lifecycle.enter(ServerState.STOPPED)
+            await transport.close()
+            servicer.close()
+            repository.close(grace_s=1.0)  # nobody waits any more: only the running execution is left
             _log.info("drained: %d requests were answered OK since the start", models.answered_count())
             following.cancel()
             trimming.cancel()
@@ -144,25 +156,6 @@ async def _load(config: ServeConfig, repository: ModelRepository, stop: asyncio.
         return False
     await loaded
     return True
-
-
-async def _leave(config: ServeConfig, transport: Transport, servicer: InferenceService) -> None:
-    """Say NOT_SERVING, and answer everything for as long as balancers need to notice."""
-    servicer.announce_drain()
-    await transport.enter_shutdown()
-    await asyncio.sleep(config.drain_delay_s)
-
-
-async def _drain(
-    config: ServeConfig, transport: Transport, servicer: InferenceService, repository: ModelRepository
-) -> None:
-    """Refuse new calls, and finish what was accepted."""
-    servicer.begin_drain()
-    repository.stop_loading()
-    await transport.enter_shutdown()
-    await transport.stop(config.grace_period_s)
-    servicer.close()
-    repository.close(grace_s=1.0)  # nobody waits for an answer any more: only the running execution is left
 
 
 def _most_memory_bytes(config: ServeConfig) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
+    from foldserve.serving.server_state import Lifecycle
     from foldserve.serving.services.inference import InferenceService
     from foldserve.serving.services.management import ManagementService
 
@@ -27,16 +28,24 @@ class ServerMetrics(Collector):
 
     Args:
         control: what knows whether the server is ready.
-        servicer: what knows whether it is draining.
+        servicer: what knows how much waits to be decoded.
+        lifecycle: the server's state.
         port: that gRPC's connections come in by.
         transport: its name.
     """
 
     def __init__(
-        self, control: ManagementService, servicer: InferenceService, *, port: int, transport: str
+        self,
+        control: ManagementService,
+        servicer: InferenceService,
+        lifecycle: Lifecycle,
+        *,
+        port: int,
+        transport: str,
     ) -> None:
         self._control = control
         self._servicer = servicer
+        self._lifecycle = lifecycle
         self._port = port
         self._transport = transport
 
@@ -51,7 +60,7 @@ class ServerMetrics(Collector):
         yield build
         gauges = {
             "foldserve_ready": ("1 where the server takes inference.", int(self._control.is_ready())),
-            "foldserve_draining": ("1 from SIGTERM on.", int(self._servicer.leaving)),
+            "foldserve_draining": ("1 from SIGTERM on.", int(self._lifecycle.is_leaving)),
             "foldserve_usable_processors": (
                 "Processors that affinity and quota leave to this process.",
                 usable_cpus(),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from foldserve.serving.batching.request import Outcome
     from foldserve.serving.model.served_model import ServedModel
     from foldserve.serving.repository.repository import ModelRepository
+    from foldserve.serving.server_state import Lifecycle
 
 OnReply: TypeAlias = Callable[[InferenceRequest, Reply], None]
 
@@ -47,26 +48,26 @@ class InferenceService:
 
     Args:
         repository: where models are found.
+        lifecycle: the server's state; from DRAINING on, new calls are refused.
         max_decoding_bytes: most bytes that encoded images may hold while they wait to be decoded.
         max_image_pixels: most pixels, width times height, of an encoded image.
     """
 
     def __init__(
-        self, repository: ModelRepository, *, max_decoding_bytes: int, max_image_pixels: int
+        self,
+        repository: ModelRepository,
+        lifecycle: Lifecycle,
+        *,
+        max_decoding_bytes: int,
+        max_image_pixels: int,
     ) -> None:
         self._repository = repository
+        self._lifecycle = lifecycle
         self._decoder = ImageDecoder(
             thread_count=usable_cpus(), max_bytes=max_decoding_bytes, max_pixels=max_image_pixels
         )
-        self._leaving = False
-        self._draining = False
         self._refused: dict[str, Statistics] = {}
         self.logs_requests = requests_are_logged()
-
-    @property
-    def leaving(self) -> bool:
-        """Whether the end has been announced; nothing is ready any more."""
-        return self._leaving
 
     @property
     def refused(self) -> Mapping[str, Statistics]:
@@ -77,14 +78,6 @@ class InferenceService:
     def decoding_bytes(self) -> int:
         """Bytes that encoded images hold, with their pixels, until they are decoded."""
         return self._decoder.held_bytes
-
-    def announce_drain(self) -> None:
-        """Be ready for nothing from now on, so that callers go elsewhere; inference is still answered."""
-        self._leaving = True
-
-    def begin_drain(self) -> None:
-        """Refuse new inference from now on; what was accepted is still answered."""
-        self._leaving = self._draining = True
 
     def close(self) -> None:
         """Stop the decoding threads."""
@@ -151,7 +144,7 @@ class InferenceService:
 
     def _admit(self, call: InferenceRequest) -> ServedModel:
         """Check everything that can be wrong with a call before it is queued."""
-        if self._draining:
+        if self._lifecycle.refuses_inference:
             raise UnavailableError("the server is draining; try again, or elsewhere")
         message = call.message
         version = message.model_version

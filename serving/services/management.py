@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from foldserve.artifact.format import TensorSpec
     from foldserve.serving.model.served_model import ServedModel
     from foldserve.serving.repository.repository import ModelRepository
-    from foldserve.serving.services.inference import InferenceService
+    from foldserve.serving.server_state import Lifecycle
 
 _PLATFORM = "onnxruntime_onnx"
 _DATA_TYPES = {"UINT8": pb.TYPE_UINT8, "FP32": pb.TYPE_FP32}
@@ -43,13 +43,10 @@ class ManagementService:
         methods: the RPCs of INFERENCE_SERVICE, by name.
     """
 
-    def __init__(
-        self, repository: ModelRepository, servicer: InferenceService, *, model_control: bool
-    ) -> None:
+    def __init__(self, repository: ModelRepository, lifecycle: Lifecycle, *, model_control: bool) -> None:
         self._repository = repository
-        self._servicer = servicer
+        self._lifecycle = lifecycle
         self._model_control = model_control
-        self._loaded = False
         self._known_models: set[str] = set()
         self.methods = {
             "ServerLive": ControlMethod(pb.ServerLiveRequest, self.server_live),
@@ -66,10 +63,6 @@ class ManagementService:
             ),
         }
 
-    def end_loading(self) -> None:
-        """Note that start-up loading has ended."""
-        self._loaded = True
-
     def is_ready(self) -> bool:
         """Tell whether the server takes inference: loaded, something serves, not leaving."""
         return not self.unready_reasons()
@@ -77,9 +70,9 @@ class ManagementService:
     def unready_reasons(self) -> list[str]:
         """Return why the server is not ready; nothing where it is."""
         reasons = []
-        if self._servicer.leaving:
+        if self._lifecycle.is_leaving:
             reasons.append("draining")
-        if not self._loaded:
+        if not self._lifecycle.has_loaded:
             reasons.append("loading the models")
         elif not self._repository.ready_models():
             reasons.append("no model serves")
@@ -95,12 +88,13 @@ class ManagementService:
 
     def health(self) -> dict[str, bool]:
         """Return what grpc.health.v1 should say: of the server (""), its services and each model by name."""
-        ready = self.is_ready()
-        serving = {model.name for model in self._repository.ready_models()}
+        serving = set()
+        if not self._lifecycle.is_leaving:
+            serving = {model.name for model in self._repository.ready_models()}
         # A model that is gone stays NOT_SERVING: who watches it is told.
         self._known_models |= {entry.name for entry in self._repository.index()}
         models = {name: name in serving for name in self._known_models}
-        return models | dict.fromkeys(("", INFERENCE_SERVICE, CLASSIFIER_SERVICE), ready)
+        return models | dict.fromkeys(("", INFERENCE_SERVICE, CLASSIFIER_SERVICE), self.is_ready())
 
     def server_live(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
         """Answer that the process answers."""
@@ -113,7 +107,7 @@ class ManagementService:
     def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
         """Answer whether a model serves; raises NotFoundError where there is no such model or version."""
         ready = self._repository.is_ready(request.name, request.version)
-        return pb.ModelReadyResponse(ready=ready and not self._servicer.leaving)
+        return pb.ModelReadyResponse(ready=ready and not self._lifecycle.is_leaving)
 
     def server_metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
         """Answer the server's name, version and protocol extensions."""

@@ -9,6 +9,7 @@ from foldserve.serving.errors import TransportMissingError
 from foldserve.serving.transport.grpcio.server import GrpcioTransport
 
 if TYPE_CHECKING:
+    from foldserve.serving.server_state import Lifecycle
     from foldserve.serving.services.inference import InferenceService
     from foldserve.serving.services.management import ManagementService
     from foldserve.serving.transport.settings import WireSettings
@@ -27,17 +28,18 @@ class Transport(Protocol):
     async def publish_health(self) -> None:
         """Publish what serves now."""
 
-    async def enter_shutdown(self) -> None:
-        """Publish NOT_SERVING for good."""
+    async def drain(self, give_up_s: float) -> None:
+        """Wait until the running calls are answered, at most until ``give_up_s``."""
 
-    async def stop(self, grace_s: float) -> None:
-        """Finish what runs and close."""
+    async def close(self) -> None:
+        """Close the connections."""
 
 
 def open_transport(
     name: Literal["auto", "grpcio", "native"],
     servicer: InferenceService,
     control: ManagementService,
+    lifecycle: Lifecycle,
     settings: WireSettings,
     *,
     why_not_native: str | None = None,
@@ -48,6 +50,7 @@ def open_transport(
         name: which one.
         servicer: what answers inference.
         control: what answers the rest.
+        lifecycle: the server's state.
         settings: limits and permissions at the wire.
         why_not_native: what makes "auto" take grpcio, as logged; `ServeConfig.why_not_native`.
 
@@ -58,15 +61,17 @@ def open_transport(
         _log.info("transport grpcio: %s", why_not_native)
     elif name != "grpcio":
         try:
-            return _open_native(servicer, control, settings)
+            return _open_native(servicer, control, lifecycle, settings)
         except TransportMissingError as error:
             if name == "native":
                 raise
             _log.info("transport grpcio: %s", error)
-    return GrpcioTransport(servicer, control, settings)
+    return GrpcioTransport(servicer, control, lifecycle, settings)
 
 
-def _open_native(servicer: InferenceService, control: ManagementService, settings: WireSettings) -> Transport:
+def _open_native(
+    servicer: InferenceService, control: ManagementService, lifecycle: Lifecycle, settings: WireSettings
+) -> Transport:
     try:
         from foldserve.serving.transport.native import NativeTransport  # noqa: PLC0415  # an extra that may be missing
     except ImportError as error:
@@ -74,4 +79,4 @@ def _open_native(servicer: InferenceService, control: ManagementService, setting
             f"native, several times faster, needs pygrpc-native, which cannot be imported here ({error}): "
             "pip install 'foldserve[native]', or use --transport grpcio"
         ) from error
-    return NativeTransport(servicer, control, settings)
+    return NativeTransport(servicer, control, lifecycle, settings)

@@ -16,7 +16,7 @@ _PATIENCE_S = 1.0
 
 
 async def wait_until_idle(
-    has_accepted: Callable[[], bool], last_call_s: Callable[[], float], give_up_s: float
+    has_pending: Callable[[], bool], last_call_s: Callable[[], float], give_up_s: float
 ) -> None:
     """Return once nothing accepted is unanswered and no call has come for a moment, or at ``give_up_s``.
 
@@ -26,7 +26,7 @@ async def wait_until_idle(
     while now_s < give_up_s:
         await asyncio.sleep(_QUIET_S / 10)
         now_s = time.monotonic()
-        if has_accepted():
+        if has_pending():
             idle_since_s = now_s
         elif now_s - max(idle_since_s, last_call_s()) >= _QUIET_S or now_s - idle_since_s >= _PATIENCE_S:
             return

@@ -33,6 +33,7 @@ from foldserve.serving.transport.status import LARGE_BYTES, parse, to_status
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from foldserve.serving.server_state import Lifecycle
     from foldserve.serving.services.inference import InferenceService
     from foldserve.serving.services.management import ManagementService
     from foldserve.serving.services.requests import InferenceRequest, Reply
@@ -55,6 +56,7 @@ _LEAST_EVENTS = 8
 _KEEPALIVE_MS = 60_000
 # respond() only hands an answer over; a front closed at once loses it (81 of 200 answers, none after 10 ms).
 _FLUSH_S = 0.2
+_POLL_S = 0.02
 _STATUS_CODES = {
     "CANCELLED": 1,
     "UNKNOWN": 2,
@@ -78,6 +80,7 @@ class NativeTransport:
     Args:
         servicer: what answers inference.
         control: what answers the rest.
+        lifecycle: the server's state.
         settings: limits and permissions at the wire, none of those that only grpcio can do.
 
     Raises:
@@ -87,12 +90,16 @@ class NativeTransport:
     name = "native"
 
     def __init__(
-        self, servicer: InferenceService, control: ManagementService, settings: WireSettings
+        self,
+        servicer: InferenceService,
+        control: ManagementService,
+        lifecycle: Lifecycle,
+        settings: WireSettings,
     ) -> None:
         self._servicer = servicer
         self._settings = settings
         self._inner_name = _free_socket_name()
-        self._fallback = GrpcioTransport(servicer, control, settings, is_fallback=True)
+        self._fallback = GrpcioTransport(servicer, control, lifecycle, settings, is_fallback=True)
         self._listeners: list[_Listener] = []
 
     async def start(self, host: str, port: int) -> int:
@@ -119,27 +126,28 @@ class NativeTransport:
         """Tell Check and Watch what is true now of the server and each model."""
         await self._fallback.publish_health()
 
-    async def enter_shutdown(self) -> None:
-        """Publish NOT_SERVING for everything, for good."""
-        await self._fallback.enter_shutdown()
-
-    async def stop(self, grace_s: float) -> None:
-        """Wait up to ``grace_s`` seconds for the running calls, then close; the rest are cancelled.
-
-        Call it once the servicer refuses new calls.
-        """
-        give_up_s = time.monotonic() + grace_s
+    async def drain(self, give_up_s: float) -> None:
+        """Wait until the running calls are answered and no more come, or until ``give_up_s``; see GrpcioTransport."""
+        while self._has_pending() and time.monotonic() < give_up_s:
+            await asyncio.sleep(_POLL_S)  # grpcio, which then holds calls back, still answers health
         await asyncio.gather(
-            self._fallback.stop(grace_s),
+            self._fallback.drain(give_up_s),
             wait_until_idle(
-                lambda: any(listener.has_accepted() for listener in self._listeners),
+                self._has_pending,
                 lambda: max((listener.last_call_s for listener in self._listeners), default=0.0),
                 give_up_s,
             ),
         )
+
+    async def close(self) -> None:
+        """Close the connections; calls that still run are cancelled."""
+        await self._fallback.close()
         await asyncio.sleep(_FLUSH_S)
         for listener in self._listeners:
             listener.close()
+
+    def _has_pending(self) -> bool:
+        return any(listener.has_pending() for listener in self._listeners)
 
 
 class _Listener:
@@ -198,7 +206,7 @@ class _Listener:
             self._receiver.join(timeout=1.0)
         self._large_reader.shutdown(wait=False, cancel_futures=True)
 
-    def has_accepted(self) -> bool:
+    def has_pending(self) -> bool:
         """Tell whether a call is unanswered that was not refused: it is being read, or was accepted."""
         return any(call.message is None for call in list(self._pending.values()))
 

@@ -118,7 +118,7 @@ def test_auto_takes_grpcio_where_native_cannot_be_imported(
 
 def _assert_falls_back(caplog: pytest.LogCaptureFixture, reason: str) -> None:
     def open_one(name: Any) -> Any:
-        return choose.open_transport(name, None, None, None)  # type: ignore[arg-type]
+        return choose.open_transport(name, None, None, None, None)  # type: ignore[arg-type]
 
     assert open_one("auto").name == "grpcio"
     assert f"transport grpcio: native, several times faster, {reason}" in caplog.text

@@ -113,4 +113,4 @@ def test_transport_that_is_not_installed_is_explained(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "pygrpc_native", None)
     servicer: InferenceService = None  # type: ignore[assignment]  # not reached
     with pytest.raises(TransportMissingError, match="foldserve\\[native\\]"):
-        open_transport("native", servicer, None, None)  # type: ignore[arg-type]
+        open_transport("native", servicer, None, None, None)  # type: ignore[arg-type]

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from foldserve.serving.errors import NotFoundError, UnavailableError
+from foldserve.serving.server_state import ServerState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     import grpc
+
+    from foldserve.serving.server_state import Lifecycle
 
 _Status = health_pb2.HealthCheckResponse
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -25,26 +28,16 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
     """Check and Watch. Every method runs on the event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
         self._serving: dict[str, bool] = {"": False}
         self._changed = asyncio.Event()  # replaced at each change, so that every watcher sees each one
-        self._shutting_down = False
-        self._closed = False
 
     def publish(self, serving: Mapping[str, bool]) -> None:
-        """Say which services serve from now on; those not named are unknown."""
-        self._serving = {name: serves and not self._shutting_down for name, serves in serving.items()}
-        self._notify()
-
-    def enter_shutdown(self) -> None:
-        """Say NOT_SERVING of everything, whatever is published from now on."""
-        self._shutting_down = True
-        self.publish(self._serving)
-
-    def close(self) -> None:
-        """End the Watch streams."""
-        self._closed = True
-        self._notify()
+        """Report which services serve from now on; those not named are unknown. Once STOPPED, end all streams."""
+        self._serving = dict(serving)
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     async def Check(self, request: Any, context: _Context) -> Any:  # noqa: N802  # the protocol's name
         """Answer the status; raises NotFoundError where there is no such service."""
@@ -68,7 +61,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
             if status != told:
                 yield _Status(status=status)
                 told = status
-            if self._closed:
+            if self._lifecycle.state is ServerState.STOPPED:
                 raise UnavailableError("the server is draining; watch another")
             if changed is self._changed:  # nothing happened while the caller took the last status
                 await changed.wait()
@@ -78,7 +71,3 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
         if serves is None:
             return _Status.SERVICE_UNKNOWN
         return _Status.SERVING if serves else _Status.NOT_SERVING
-
-    def _notify(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from foldserve.serving.security.tokens import Caller
+    from foldserve.serving.server_state import Lifecycle
     from foldserve.serving.services.inference import InferenceService
     from foldserve.serving.services.management import ControlMethod, ManagementService
     from foldserve.serving.services.requests import InferenceRequest, Reply
@@ -60,6 +61,7 @@ class GrpcioTransport:
     Args:
         servicer: what answers inference.
         control: what answers the rest.
+        lifecycle: the server's state; from DRAINING on, calls that come are not waited for.
         settings: limits and permissions at the wire. Messages somewhat over the limit are refused in our
             words; larger ones by gRPC in its own, with the same status, before they are held in memory.
         is_fallback: serves what another transport has taken in and passes on, which has looked after the
@@ -72,12 +74,14 @@ class GrpcioTransport:
         self,
         servicer: InferenceService,
         control: ManagementService,
+        lifecycle: Lifecycle,
         settings: WireSettings,
         *,
         is_fallback: bool = False,
     ) -> None:
         self._servicer = servicer
         self._control = control
+        self._lifecycle = lifecycle
         self._settings = settings
         self._limit = settings.message_limit
         self._permissions = settings.permissions
@@ -87,10 +91,9 @@ class GrpcioTransport:
         self._running_count = 0  # calls that came before the drain
         self._last_call_s = 0.0
         self._reader = ThreadPoolExecutor(min(_MAX_READERS, usable_cpus()), thread_name_prefix="read")
-        self._draining = asyncio.Event()
-        self._closing = False
-        self._closed = asyncio.Event()
-        self._health = Health()
+        self._gate = asyncio.Event()  # cleared while calls that come are held back
+        self._gate.set()
+        self._health = Health(lifecycle)
         self._server = grpc.aio.server(options=server_options(settings, is_fallback=is_fallback))
         self._server.add_generic_rpc_handlers(tuple(self._handlers()))
         self._server.add_generic_rpc_handlers(
@@ -127,28 +130,26 @@ class GrpcioTransport:
         """Tell Check and Watch what is true now of the server and each model."""
         self._health.publish(self._control.health())
 
-    async def enter_shutdown(self) -> None:
-        """Publish NOT_SERVING for everything, for good."""
-        self._health.enter_shutdown()
+    async def drain(self, give_up_s: float) -> None:
+        """Wait until the running calls are answered and no more come, or until ``give_up_s``.
 
-    async def stop(self, grace_s: float) -> None:
-        """Wait up to ``grace_s`` seconds for the running calls, then close; the rest are cancelled.
-
-        Call it once the servicer refuses new calls. Streams end when what they asked is answered. gRPC's own
-        stop answers CANCELLED to calls that have arrived but not yet been taken up, so it comes after a quiet
-        moment; and because callers who are refused may try again at once, the last refusals are held back
-        until gRPC has told the connections to send no more.
+        Call it in DRAINING, and `close` after it: from the last answer on, new calls are held back.
+        ``give_up_s`` is on time.monotonic's clock. Streams end when their requests are answered.
         """
-        self._draining.set()
-        give_up_s = time.monotonic() + grace_s
         while self._running_count and time.monotonic() < give_up_s:
             await asyncio.sleep(_POLL_S)
-        self._closing = True
+        # Callers who are refused may try again at once: the last refusals wait until `close` has told the
+        # connections to send no more.
+        self._gate.clear()
+        # gRPC's own stop answers CANCELLED to calls that have arrived but were not taken yet.
         await wait_until_idle(lambda: self._running_count > 0, lambda: self._last_call_s, give_up_s)
-        self._health.close()
+
+    async def close(self) -> None:
+        """End the Watch streams, then close the connections; calls that still run are cancelled."""
+        await self.publish_health()
         stopping = asyncio.ensure_future(self._server.stop(_LEAVING_S))
         await asyncio.sleep(0)  # it has begun: connections are told to send no more
-        self._closed.set()
+        self._gate.set()
         await stopping
         self._reader.shutdown(wait=False, cancel_futures=True)
 
@@ -223,7 +224,7 @@ class GrpcioTransport:
 
             try:
                 self._check(path, context)
-                async for response in answer_in_order(contents, ask, self._draining):
+                async for response in answer_in_order(contents, ask, self._lifecycle):
                     yield response
             except Exception as error:  # ends the stream with a status
                 refuse(context, error)
@@ -287,9 +288,8 @@ class GrpcioTransport:
     async def _enter(self) -> int:
         """Note that a call has come; return what it adds to those that a drain must wait for."""
         self._last_call_s = time.monotonic()
-        if self._closing:
-            await self._closed.wait()
-        running = 0 if self._draining.is_set() else 1
+        await self._gate.wait()
+        running = 0 if self._lifecycle.refuses_inference else 1
         self._running_count += running
         return running
 

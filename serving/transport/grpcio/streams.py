@@ -11,11 +11,14 @@ from foldserve.serving.errors import InvalidArgumentError, UnavailableError
 from foldserve.serving.pb import classifier_pb2
 from foldserve.serving.pb import open_inference_pb2 as pb
 from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVICE
+from foldserve.serving.server_state import ServerState
 from foldserve.serving.services.requests import ImageRequest, InferenceRequest, Reply, TensorRequest
 from foldserve.serving.transport.status import parse_bounded, to_status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from foldserve.serving.server_state import Lifecycle
 
 # Requests of one stream that may be in flight or answered and unread, and most bytes that these requests and
 # answers may have together (a larger one passes alone): enough for full batches. A client that stops reading
@@ -125,14 +128,14 @@ class _Window:
 
 
 async def answer_in_order(
-    contents: AsyncIterator[bytes], ask: Callable[[bytes], Awaitable[bytes]], draining: asyncio.Event
+    contents: AsyncIterator[bytes], ask: Callable[[bytes], Awaitable[bytes]], lifecycle: Lifecycle
 ) -> AsyncIterator[bytes]:
     """Yield ``ask(content)`` for each of ``contents``, in their order, with a window of them under way.
 
     Closing it cancels what is under way.
 
     Raises:
-        UnavailableError: ``draining`` was set before ``contents`` ended; what had been read is answered.
+        UnavailableError: the server began to drain before ``contents`` ended; what had been read is answered.
     """
     window = _Window()
 
@@ -142,7 +145,8 @@ async def answer_in_order(
             window.add(asyncio.ensure_future(ask(content)), len(content))
 
     async def read_until_drained() -> None:
-        reading, drained = asyncio.ensure_future(read()), asyncio.ensure_future(draining.wait())
+        reading = asyncio.ensure_future(read())
+        drained = asyncio.ensure_future(lifecycle.wait_for(ServerState.DRAINING))
         try:
             await asyncio.wait((reading, drained), return_when=asyncio.FIRST_COMPLETED)
             if not reading.done():
