@@ -1,6 +1,7 @@
 """Holds the life cycle of the server: STARTING -> READY -> LEAVING -> DRAINING -> STOPPED.
 
-A signal during start-up leads from STARTING to LEAVING; an error leads from any of the first three to DRAINING.
+A signal during start-up leads from STARTING to LEAVING. An error leads from any of the first three states to
+DRAINING.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ class NativeTransport:
         await self._fallback.publish_health()
 
     async def drain(self, give_up_s: float) -> None:
-        """Wait until the running calls are answered and no more come, or until ``give_up_s``; see GrpcioTransport."""
+        """Wait until the running calls are answered and no more come; see `GrpcioTransport.drain`."""
         while self._has_pending() and time.monotonic() < give_up_s:
             await asyncio.sleep(_POLL_S)  # grpcio, which then holds calls back, still answers health
         await asyncio.gather(

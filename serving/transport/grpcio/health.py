@@ -34,7 +34,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
         self._changed = asyncio.Event()  # replaced at each change, so that every watcher sees each one
 
     def publish(self, serving: Mapping[str, bool]) -> None:
-        """Report which services serve from now on; those not named are unknown. Once STOPPED, end all streams."""
+        """Report which services serve from now on; others are unknown. In STOPPED, end the Watch streams."""
         self._serving = dict(serving)
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
