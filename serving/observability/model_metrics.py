@@ -36,13 +36,13 @@ class ModelMetrics(Collector):
 
     Args:
         repository: whose models are shown.
-        servicer: what counts the calls that reach no version.
+        inference: what counts the calls that reach no version.
         loads: what counts the load attempts.
     """
 
-    def __init__(self, repository: ModelRepository, servicer: InferenceService, loads: LoadCounts) -> None:
+    def __init__(self, repository: ModelRepository, inference: InferenceService, loads: LoadCounts) -> None:
         self._repository = repository
-        self._servicer = servicer
+        self._inference = inference
         self._loads = loads
         self._requests = CounterHistory()
 
@@ -61,7 +61,7 @@ class ModelMetrics(Collector):
         self.note_changes()
         tallies = self._requests.tallies()
         refused = {
-            (name, ""): statistics.tally() for name, statistics in list(self._servicer.refused.items())
+            (name, ""): statistics.tally() for name, statistics in list(self._inference.refused.items())
         }
         yield from _requests(tallies | refused)
         yield from _executions(tallies)

@@ -45,8 +45,8 @@ class Pulse:
 class Pages:
     """Makes them. Every method runs on the HTTP endpoint's event loop."""
 
-    def __init__(self, control: ManagementService, metrics: Metrics, pulse: Pulse) -> None:
-        self._control = control
+    def __init__(self, management: ManagementService, metrics: Metrics, pulse: Pulse) -> None:
+        self._management = management
         self._metrics = metrics
         self._pulse = pulse
         self._scraping = asyncio.Lock()
@@ -64,9 +64,9 @@ class Pages:
 
     async def ready(self, _: str) -> Page:
         """Say whether the server takes inference, and what does not serve."""
-        reasons = self._control.unready_reasons()
+        reasons = self._management.unready_reasons()
         lines = ["ready"] if not reasons else [f"not ready: {reason}" for reason in reasons]
-        lines += [f"{name}/{version}: {reason}" for name, version, reason in self._control.not_serving()]
+        lines += [f"{name}/{version}: {reason}" for name, version, reason in self._management.not_serving()]
         status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
         return Page(status, "".join(f"{line}\n" for line in lines).encode())
 

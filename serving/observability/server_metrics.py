@@ -27,8 +27,8 @@ class ServerMetrics(Collector):
     """Asked of their owners when a scrape comes.
 
     Args:
-        control: what knows whether the server is ready.
-        servicer: what knows how much waits to be decoded.
+        management: what knows whether the server is ready.
+        inference: what knows how much waits to be decoded.
         lifecycle: the server's state.
         port: that gRPC's connections come in by.
         transport: its name.
@@ -36,15 +36,15 @@ class ServerMetrics(Collector):
 
     def __init__(
         self,
-        control: ManagementService,
-        servicer: InferenceService,
+        management: ManagementService,
+        inference: InferenceService,
         lifecycle: Lifecycle,
         *,
         port: int,
         transport: str,
     ) -> None:
-        self._control = control
-        self._servicer = servicer
+        self._management = management
+        self._inference = inference
         self._lifecycle = lifecycle
         self._port = port
         self._transport = transport
@@ -59,7 +59,7 @@ class ServerMetrics(Collector):
         build.add_metric((own_version(), RUNTIME_VERSION, platform.python_version(), self._transport), 1)
         yield build
         gauges = {
-            "foldserve_ready": ("1 where the server takes inference.", int(self._control.is_ready())),
+            "foldserve_ready": ("1 where the server takes inference.", int(self._management.is_ready())),
             "foldserve_draining": ("1 from SIGTERM on.", int(self._lifecycle.is_leaving)),
             "foldserve_usable_processors": (
                 "Processors that affinity and quota leave to this process.",
@@ -69,7 +69,7 @@ class ServerMetrics(Collector):
             "foldserve_connections": ("Connections to the gRPC port.", connection_count(self._port)),
             "foldserve_decoding_bytes": (
                 "Bytes of encoded images, with their pixels, that wait to be decoded.",
-                self._servicer.decoding_bytes,
+                self._inference.decoding_bytes,
             ),
         }
         for name, (text, value) in gauges.items():

@@ -16,7 +16,7 @@ from foldserve.serving.protocol.encoded_images import check_raw_alone, read_enco
 from foldserve.serving.protocol.field_count import read_varint
 from foldserve.serving.protocol.image_count import MAX_IMAGES, check_image_count
 from foldserve.serving.protocol.infer_response import TRITON_PREFIX, Output
-from foldserve.serving.protocol.parameters import shown_parameter
+from foldserve.serving.protocol.parameters import parameter_text
 from foldserve.text import join_names, quote, shape_text
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _read_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, known:
     top_k = getattr(parameter, kind) if kind in ("int64_param", "uint64_param") else 0
     if top_k < 1:
         raise InvalidArgumentError(
-            f"{owner} has classification {shown_parameter(parameter)}; send the number of classes "
+            f"{owner} has classification {parameter_text(parameter)}; send the number of classes "
             "wanted as an int64_param of at least 1"
         )
     return Output(output.name, top_k)

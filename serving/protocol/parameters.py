@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from foldserve.serving.pb import open_inference_pb2 as pb
 
 
-def shown_parameter(parameter: pb.InferParameter) -> str:
+def parameter_text(parameter: pb.InferParameter) -> str:
     """Return a parameter's kind and value; "empty" where it has none."""
     kind = parameter.WhichOneof("parameter_choice")
     # Not str(parameter): protobuf's text of a long value takes seconds.

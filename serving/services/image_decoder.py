@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 class _Job:
     """A call whose first ``done_count`` images are in ``rows`` [N, C, H, W]."""
 
-    call: InferenceRequest
+    request: InferenceRequest
     spec: ImageSpec
     on_decoded: OnDecoded
     byte_count: int
@@ -77,24 +77,24 @@ class ImageDecoder:
         """Bytes that waiting calls hold."""
         return self._held_bytes
 
-    def submit(self, call: InferenceRequest, spec: ImageSpec, on_decoded: OnDecoded) -> None:
-        """Turn ``call.encoded`` into ``call.rows``, then call ``on_decoded`` from a thread of the pool.
+    def submit(self, request: InferenceRequest, spec: ImageSpec, on_decoded: OnDecoded) -> None:
+        """Turn ``request.encoded`` into ``request.rows``, then call ``on_decoded`` from a thread of the pool.
 
         Raises:
             ResourceExhaustedError: the calls that wait, with this one, would hold more than ``max_bytes``.
         """
-        byte_count = sum(map(len, call.encoded)) + len(call.encoded) * int(np.prod(spec.shape))
+        byte_count = sum(map(len, request.encoded)) + len(request.encoded) * int(np.prod(spec.shape))
         with self._changed:
             if self._held_bytes + byte_count > self._max_bytes:
                 raise ResourceExhaustedError(
-                    f"{len(call.encoded)} images need {byte_count} bytes, encoded and decoded; other calls "
+                    f"{len(request.encoded)} images need {byte_count} bytes, encoded and decoded; other calls "
                     f"hold {self._held_bytes} of the {self._max_bytes} that encoded images may: send fewer "
                     "at a time, try again later, or raise --max-queue-mib"
                 )
             self._held_bytes += byte_count
             if not self._threads:
                 self._start()
-        self._short.put(_Job(call, spec, on_decoded, byte_count))
+        self._short.put(_Job(request, spec, on_decoded, byte_count))
 
     def close(self) -> None:
         """Drop what waits; what is being decoded ends by itself."""
@@ -126,15 +126,15 @@ class ImageDecoder:
 
     def _decode_turn(self, job: _Job, *, is_long: bool) -> queue.SimpleQueue[_Job | None] | None:
         """Decode some of a job's images; return where it waits for its next turn, None where it is done."""
-        call = job.call
+        request = job.request
         if job.rows is None:
-            job.rows = np.empty((len(call.encoded), *job.spec.shape), np.uint8)
+            job.rows = np.empty((len(request.encoded), *job.spec.shape), np.uint8)
         give_way_s = time.monotonic() + _TURN_S
-        while job.done_count < len(call.encoded):
-            if call.cancelled or call.deadline_s <= time.monotonic():
+        while job.done_count < len(request.encoded):
+            if request.cancelled or request.deadline_s <= time.monotonic():
                 break  # the batcher, which sees it too, answers
             try:
-                picture = read_picture(call.encoded[job.done_count])
+                picture = read_picture(request.encoded[job.done_count])
                 check_cost(picture, self._max_pixels)
                 if picture.work > _LONG_WORK and not is_long:
                     return self._long
@@ -142,16 +142,16 @@ class ImageDecoder:
             except ImageError as error:
                 raise InvalidArgumentError(f"image {job.done_count}: {error}") from None
             job.done_count += 1
-            if time.monotonic() >= give_way_s and job.done_count < len(call.encoded):
+            if time.monotonic() >= give_way_s and job.done_count < len(request.encoded):
                 return self._short
-        call.rows = job.rows
+        request.rows = job.rows
         return None
 
     def _finish(self, job: _Job, error: Exception | None) -> None:
-        job.call.encoded = ()
+        job.request.encoded = ()
         with self._changed:
             self._held_bytes -= job.byte_count
         try:
-            job.on_decoded(job.call, error)
+            job.on_decoded(job.request, error)
         except Exception:
             _log.exception("a decoded call could not be handed on")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 OnReply: TypeAlias = Callable[[InferenceRequest, Reply], None]
 
 # The unary inference methods, by path, with the kind of call that each makes.
-UNARY_CALLS: dict[str, type[InferenceRequest]] = {
+UNARY_METHODS: dict[str, type[InferenceRequest]] = {
     f"/{INFERENCE_SERVICE}/ModelInfer": TensorRequest,
     f"/{CLASSIFIER_SERVICE}/Classify": ImageRequest,
 }
@@ -84,45 +84,45 @@ class InferenceService:
         self._decoder.close()
 
     def submit(
-        self, calls: Sequence[InferenceRequest], on_reply: OnReply, *, run_inline: bool = False
+        self, requests: Sequence[InferenceRequest], on_reply: OnReply, *, run_inline: bool = False
     ) -> None:
-        """Run ``calls``; ``on_reply(call, reply)`` is called exactly once for each.
+        """Run ``requests``; ``on_reply(request, reply)`` is called exactly once for each.
 
         Refusals are delivered before this returns, everything else from an instance's thread. With
         ``run_inline`` this thread may be that instance, for a model that is quick; see `Batcher.submit`.
         """
 
-        def on_done(call: InferenceRequest, outcome: Outcome) -> None:
+        def on_done(request: InferenceRequest, outcome: Outcome) -> None:
             # Its model was replaced between finding it and its queue: nobody need know.
             if isinstance(outcome, ModelUnloadedError):
                 try:
-                    if successor := self._successor(call):
-                        call.model = successor
-                        successor.submit([call], on_done)
+                    if successor := self._successor(request):
+                        request.model = successor
+                        successor.submit([request], on_done)
                         return
                 except Exception as error:  # becomes the call's answer
                     outcome = error
-            on_reply(call, self._to_reply(call, outcome))
+            on_reply(request, self._to_reply(request, outcome))
 
-        def on_decoded(call: InferenceRequest, error: Exception | None) -> None:
-            assert call.model is not None
+        def on_decoded(request: InferenceRequest, error: Exception | None) -> None:
+            assert request.model is not None
             if error is None:
-                call.model.submit([call], on_done)
+                request.model.submit([request], on_done)
             else:
-                on_done(call, error)
+                on_done(request, error)
 
         by_model: dict[ServedModel, list[InferenceRequest]] = {}
         received_s = time.monotonic()
-        for call in calls:
-            call.received_s = received_s
+        for request in requests:
+            request.received_s = received_s
             try:
-                model = self._admit(call)
-                if call.encoded:
-                    self._decoder.submit(call, model.metadata.image, on_decoded)
+                model = self._admit(request)
+                if request.encoded:
+                    self._decoder.submit(request, model.metadata.image, on_decoded)
                 else:
-                    by_model.setdefault(model, []).append(call)
+                    by_model.setdefault(model, []).append(request)
             except Exception as error:  # becomes the call's answer
-                on_done(call, error)
+                on_done(request, error)
         for model, admitted in by_model.items():
             model.submit(admitted, on_done, run_inline=run_inline)
 
@@ -130,59 +130,59 @@ class InferenceService:
         """Count a call that never became one: its message could not be read, or its caller was gone."""
         self._refused_of("").count_failure(method, _status_of(error))
 
-    def _successor(self, call: InferenceRequest) -> ServedModel | None:
+    def _successor(self, request: InferenceRequest) -> ServedModel | None:
         """Return what is served in the place of a call's model, where it takes the same images.
 
         Raises:
             NotFoundError, UnavailableError: nothing is, any more.
         """
-        before = call.model
+        before = request.model
         assert before is not None
-        model = self._repository.find(before.name, call.asked_version)
+        model = self._repository.find(before.name, request.asked_version)
         is_other = model is not before and model.metadata.image == before.metadata.image
         return model if is_other else None
 
-    def _admit(self, call: InferenceRequest) -> ServedModel:
+    def _admit(self, request: InferenceRequest) -> ServedModel:
         """Check everything that can be wrong with a call before it is queued."""
         if self._lifecycle.refuses_inference:
             raise UnavailableError("the server is draining; try again, or elsewhere")
-        message = call.message
+        message = request.message
         version = message.model_version
         model = self._repository.find(message.model_name, version)
-        call.model = model
-        call.asked_version = version
-        call.read(model)
-        call.message = None
+        request.model = model
+        request.asked_version = version
+        request.read(model)
+        request.message = None
         return model
 
-    def _to_reply(self, call: InferenceRequest, outcome: Outcome) -> Reply:
+    def _to_reply(self, request: InferenceRequest, outcome: Outcome) -> Reply:
         """Return the answer to a call, and count it."""
         if not isinstance(outcome, Exception):
             try:
-                reply = call.write(outcome)
+                reply = request.write(outcome)
             except Exception as error:  # no caller is left without an answer
                 outcome = error
             else:
-                assert call.model is not None
-                call.model.statistics.count_success(call.method, call.received_s)
+                assert request.model is not None
+                request.model.statistics.count_success(request.method, request.received_s)
                 if self.logs_requests:
-                    log_request(call, "OK")
+                    log_request(request, "OK")
                 return reply
-        return self._to_failure(call, outcome)
+        return self._to_failure(request, outcome)
 
-    def _to_failure(self, call: InferenceRequest, error: Exception) -> Exception:
-        self._statistics_of(call).count_failure(call.method, _status_of(error))
+    def _to_failure(self, request: InferenceRequest, error: Exception) -> Exception:
+        self._statistics_of(request).count_failure(request.method, _status_of(error))
         if not isinstance(error, FoldserveError):
-            log_fault(call, error)
+            log_fault(request, error)
             error = InternalError(INTERNAL_ERROR_TEXT)
         if self.logs_requests:
-            log_request(call, _status_of(error), str(error))
+            log_request(request, _status_of(error), str(error))
         return error
 
-    def _statistics_of(self, call: InferenceRequest) -> Statistics:
-        if call.model is not None:
-            return call.model.statistics
-        name = call.message.model_name
+    def _statistics_of(self, request: InferenceRequest) -> Statistics:
+        if request.model is not None:
+            return request.model.statistics
+        name = request.message.model_name
         try:
             self._repository.ready_versions(name)
         except NotFoundError:

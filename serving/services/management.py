@@ -28,7 +28,7 @@ _PLATFORM = "onnxruntime_onnx"
 _DATA_TYPES = {"UINT8": pb.TYPE_UINT8, "FP32": pb.TYPE_FP32}
 
 
-class ControlMethod(NamedTuple):
+class ManagementMethod(NamedTuple):
     """A control RPC: its request's type and what answers; slow ones must not run on an event loop."""
 
     request_type: type[Message]
@@ -49,16 +49,16 @@ class ManagementService:
         self._model_control = model_control
         self._known_models: set[str] = set()
         self.methods = {
-            "ServerLive": ControlMethod(pb.ServerLiveRequest, self.server_live),
-            "ServerReady": ControlMethod(pb.ServerReadyRequest, self.server_ready),
-            "ModelReady": ControlMethod(pb.ModelReadyRequest, self.model_ready),
-            "ServerMetadata": ControlMethod(pb.ServerMetadataRequest, self.server_metadata),
-            "ModelMetadata": ControlMethod(pb.ModelMetadataRequest, self.model_metadata),
-            "ModelConfig": ControlMethod(pb.ModelConfigRequest, self.model_config),
-            "ModelStatistics": ControlMethod(pb.ModelStatisticsRequest, self.model_statistics),
-            "RepositoryIndex": ControlMethod(pb.RepositoryIndexRequest, self.repository_index),
-            "RepositoryModelLoad": ControlMethod(pb.RepositoryModelLoadRequest, self.load, is_slow=True),
-            "RepositoryModelUnload": ControlMethod(
+            "ServerLive": ManagementMethod(pb.ServerLiveRequest, self.server_live),
+            "ServerReady": ManagementMethod(pb.ServerReadyRequest, self.server_ready),
+            "ModelReady": ManagementMethod(pb.ModelReadyRequest, self.model_ready),
+            "ServerMetadata": ManagementMethod(pb.ServerMetadataRequest, self.server_metadata),
+            "ModelMetadata": ManagementMethod(pb.ModelMetadataRequest, self.model_metadata),
+            "ModelConfig": ManagementMethod(pb.ModelConfigRequest, self.model_config),
+            "ModelStatistics": ManagementMethod(pb.ModelStatisticsRequest, self.model_statistics),
+            "RepositoryIndex": ManagementMethod(pb.RepositoryIndexRequest, self.repository_index),
+            "RepositoryModelLoad": ManagementMethod(pb.RepositoryModelLoadRequest, self.load, is_slow=True),
+            "RepositoryModelUnload": ManagementMethod(
                 pb.RepositoryModelUnloadRequest, self.unload, is_slow=True
             ),
         }

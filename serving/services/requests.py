@@ -22,7 +22,7 @@ from foldserve.serving.protocol.infer_request import (
     read_outputs,
 )
 from foldserve.serving.protocol.infer_response import ALL_OUTPUTS, Output, write_infer_response
-from foldserve.serving.protocol.parameters import shown_parameter
+from foldserve.serving.protocol.parameters import parameter_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,7 +113,7 @@ class TensorRequest(InferenceRequest):
             timeout_us = getattr(parameter, kind) if kind in ("int64_param", "uint64_param") else -1
             if timeout_us < 0:
                 raise InvalidArgumentError(
-                    f"parameter 'timeout' is {shown_parameter(parameter)}; send microseconds as an "
+                    f"parameter 'timeout' is {parameter_text(parameter)}; send microseconds as an "
                     "int64_param of at least 0, 0 for none"
                 )
             if timeout_us:

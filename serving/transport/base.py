@@ -37,8 +37,8 @@ class Transport(Protocol):
 
 def open_transport(
     name: Literal["auto", "grpcio", "native"],
-    servicer: InferenceService,
-    control: ManagementService,
+    inference: InferenceService,
+    management: ManagementService,
     lifecycle: Lifecycle,
     settings: WireSettings,
     *,
@@ -48,8 +48,8 @@ def open_transport(
 
     Args:
         name: which one.
-        servicer: what answers inference.
-        control: what answers the rest.
+        inference: what answers inference.
+        management: what answers the rest.
         lifecycle: the server's state.
         settings: limits and permissions at the wire.
         why_not_native: what makes "auto" take grpcio, as logged; `ServeConfig.why_not_native`.
@@ -61,16 +61,16 @@ def open_transport(
         _log.info("transport grpcio: %s", why_not_native)
     elif name != "grpcio":
         try:
-            return _open_native(servicer, control, lifecycle, settings)
+            return _open_native(inference, management, lifecycle, settings)
         except TransportMissingError as error:
             if name == "native":
                 raise
             _log.info("transport grpcio: %s", error)
-    return GrpcioTransport(servicer, control, lifecycle, settings)
+    return GrpcioTransport(inference, management, lifecycle, settings)
 
 
 def _open_native(
-    servicer: InferenceService, control: ManagementService, lifecycle: Lifecycle, settings: WireSettings
+    inference: InferenceService, management: ManagementService, lifecycle: Lifecycle, settings: WireSettings
 ) -> Transport:
     try:
         from foldserve.serving.transport.native import NativeTransport  # noqa: PLC0415  # an extra that may be missing
@@ -79,4 +79,4 @@ def _open_native(
             f"native, several times faster, needs pygrpc-native, which cannot be imported here ({error}): "
             "pip install 'foldserve[native]', or use --transport grpcio"
         ) from error
-    return NativeTransport(servicer, control, lifecycle, settings)
+    return NativeTransport(inference, management, lifecycle, settings)

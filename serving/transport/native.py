@@ -1,6 +1,6 @@
-"""The servicer over pygrpc-native: HTTP/2 and gRPC in Rust, outside the interpreter's lock, calls in batches.
+"""The inference over pygrpc-native: HTTP/2 and gRPC in Rust, outside the interpreter's lock, calls in batches.
 
-Unary inference is taken here. Everything else (control, health, reflection, streams) is passed on by the
+Unary inference is taken here. Everything else (management, health, reflection, streams) is passed on by the
 front, frame by frame, to the grpcio transport on a Unix socket, so all of it answers alike.
 
 What it cannot do, and grpcio can: TLS; refuse a large message, or one without a token, before it is held in
@@ -25,7 +25,7 @@ from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
 from foldserve.serving.addresses import common_port, listen_addresses, to_target
 from foldserve.serving.errors import CancelledError, ListenError, TransportMissingError
-from foldserve.serving.services.inference import UNARY_CALLS
+from foldserve.serving.services.inference import UNARY_METHODS
 from foldserve.serving.transport.draining import wait_until_idle
 from foldserve.serving.transport.grpcio.server import GrpcioTransport, cannot_listen
 from foldserve.serving.transport.status import LARGE_BYTES, parse, to_status
@@ -78,8 +78,8 @@ class NativeTransport:
     """Unary inference natively, the rest through grpcio. Methods run on the event loop, as GrpcioTransport's.
 
     Args:
-        servicer: what answers inference.
-        control: what answers the rest.
+        inference: what answers inference.
+        management: what answers the rest.
         lifecycle: the server's state.
         settings: limits and permissions at the wire, none of those that only grpcio can do.
 
@@ -91,15 +91,15 @@ class NativeTransport:
 
     def __init__(
         self,
-        servicer: InferenceService,
-        control: ManagementService,
+        inference: InferenceService,
+        management: ManagementService,
         lifecycle: Lifecycle,
         settings: WireSettings,
     ) -> None:
-        self._servicer = servicer
+        self._inference = inference
         self._settings = settings
         self._inner_name = _free_socket_name()
-        self._fallback = GrpcioTransport(servicer, control, lifecycle, settings, is_fallback=True)
+        self._fallback = GrpcioTransport(inference, management, lifecycle, settings, is_fallback=True)
         self._listeners: list[_Listener] = []
 
     async def start(self, host: str, port: int) -> int:
@@ -112,7 +112,7 @@ class NativeTransport:
         port = common_port(addresses, port)
         # A front listens on one address only; localhost has two.
         for address in addresses:
-            self._listeners.append(_Listener(to_target(address, port), self._servicer, self._settings))
+            self._listeners.append(_Listener(to_target(address, port), self._inference, self._settings))
         await self._fallback.listen([f"unix-abstract:{self._inner_name}"])
         for listener in self._listeners:
             listener.start(fallback=f"\0{self._inner_name}")
@@ -158,19 +158,19 @@ class _Listener:
 
     Args:
         target: ADDRESS:PORT; port 0 leaves it to the operating system.
-        servicer: what answers inference.
+        inference: what answers inference.
         settings: limits and permissions at the wire.
 
     Raises:
         ListenError: the address is taken or not this machine's.
     """
 
-    def __init__(self, target: str, servicer: InferenceService, settings: WireSettings) -> None:
+    def __init__(self, target: str, inference: InferenceService, settings: WireSettings) -> None:
         self.last_call_s = 0.0
-        self._servicer = servicer
+        self._inference = inference
         self._limit = settings.message_limit
         self._permissions = settings.permissions
-        self._methods = list(UNARY_CALLS.items())  # by method id, which counts from 0 in the order given
+        self._methods = list(UNARY_METHODS.items())  # by method id, which counts from 0 in the order given
         self._pending: dict[int, InferenceRequest] = {}
         self._answers: list[tuple[int, bytes]] = []  # made by the receiver, and not handed over yet
         self._large_reader = ThreadPoolExecutor(_LARGE_READERS, thread_name_prefix="read")
@@ -178,7 +178,7 @@ class _Listener:
         try:
             self._front = NativeGrpcFront(
                 target,
-                [(path, False) for path in UNARY_CALLS],
+                [(path, False) for path in UNARY_METHODS],
                 io_threads=_IO_THREADS,
                 call_details=True,  # deadlines, and word of callers that hang up
                 keepalive_time_ms=_KEEPALIVE_MS,
@@ -208,7 +208,7 @@ class _Listener:
 
     def has_pending(self) -> bool:
         """Tell whether a call is unanswered that was not refused: it is being read, or was accepted."""
-        return any(call.message is None for call in list(self._pending.values()))
+        return any(request.message is None for request in list(self._pending.values()))
 
     def _receive(self) -> None:
         """Take events until the front is closed, as its only reader.
@@ -228,68 +228,68 @@ class _Listener:
 
     def _take(self, events: Sequence[tuple[Any, ...]], now_s: float) -> None:
         """Serve ``events``, which came at ``now_s`` on time.monotonic's clock."""
-        calls: dict[int, InferenceRequest] = {}
-        for kind, call_id, method_id, payload, _, details in events:
-            if kind == EVENT_CANCEL:  # always after its call, often in the same batch
-                self._cancel(call_id, calls)
+        requests: dict[int, InferenceRequest] = {}
+        for event, call_id, method_id, payload, _, details in events:
+            if event == EVENT_CANCEL:  # always after its call, often in the same batch
+                self._cancel(call_id, requests)
                 continue
-            path, call_type = self._methods[method_id]
+            path, kind = self._methods[method_id]
             metadata, _, remaining_s = details
             try:
                 if self._permissions.are_checked:
                     self._permissions.check(path, metadata)
-                call = call_type(
+                request = kind(
                     message=None,
                     deadline_s=math.inf if remaining_s is None else now_s + remaining_s,
                     completion=call_id,
                 )
-                if self._servicer.logs_requests:
-                    call.peer = details[1]
+                if self._inference.logs_requests:
+                    request.peer = details[1]
                 if len(payload) >= LARGE_BYTES:
-                    self._pending[call_id] = call
-                    self._large_reader.submit(self._take_large, call, payload)
+                    self._pending[call_id] = request
+                    self._large_reader.submit(self._take_large, request, payload)
                     continue
-                call.message = parse(call_type.request_type, payload, self._limit)
+                request.message = parse(kind.request_type, payload, self._limit)
             except Exception as error:  # becomes a status, and is logged where unknown
-                self._servicer.count_unread(call_type.unary_method, error)
+                self._inference.count_unread(kind.unary_method, error)
                 self._fail(call_id, error)
                 continue
-            self._pending[call_id] = calls[call_id] = call
-        if not calls:
+            self._pending[call_id] = requests[call_id] = request
+        if not requests:
             return
         try:
-            self._servicer.submit(list(calls.values()), self._on_reply, run_inline=True)
+            self._inference.submit(list(requests.values()), self._on_reply, run_inline=True)
         finally:
             self._hand_over()
 
-    def _take_large(self, call: InferenceRequest, payload: bytes) -> None:
+    def _take_large(self, request: InferenceRequest, payload: bytes) -> None:
         """Serve a call of a large message, in a thread of its own: reading it would hold up everybody."""
         try:
-            call.message = parse(call.request_type, payload, self._limit)
+            request.message = parse(request.request_type, payload, self._limit)
         except Exception as error:  # becomes a status, and is logged where unknown
-            self._servicer.count_unread(call.unary_method, error)
-            if self._pending.pop(call.completion, None) is not None:
-                self._fail(call.completion, error)
+            self._inference.count_unread(request.unary_method, error)
+            if self._pending.pop(request.completion, None) is not None:
+                self._fail(request.completion, error)
             return
-        self._servicer.submit([call], self._on_reply)
+        self._inference.submit([request], self._on_reply)
 
-    def _cancel(self, call_id: int, calls: dict[int, InferenceRequest]) -> None:
-        if (unread := calls.pop(call_id, None)) is not None:
-            self._servicer.count_unread(unread.method, CancelledError("the caller was gone at once"))
-        call = self._pending.pop(call_id, None)
-        if call is not None:
-            call.cancelled = True
+    def _cancel(self, call_id: int, requests: dict[int, InferenceRequest]) -> None:
+        if (unread := requests.pop(call_id, None)) is not None:
+            self._inference.count_unread(unread.method, CancelledError("the caller was gone at once"))
+        request = self._pending.pop(call_id, None)
+        if request is not None:
+            request.cancelled = True
 
-    def _on_reply(self, call: InferenceRequest, reply: Reply) -> None:
+    def _on_reply(self, request: InferenceRequest, reply: Reply) -> None:
         """Answer, from any thread: it is only handed over."""
-        if self._pending.pop(call.completion, None) is None:  # cancelled: nobody waits
+        if self._pending.pop(request.completion, None) is None:  # cancelled: nobody waits
             return
         if not isinstance(reply, bytes):
-            self._fail(call.completion, reply)
+            self._fail(request.completion, reply)
         elif threading.current_thread() is self._receiver:
-            self._answers.append((call.completion, reply))
+            self._answers.append((request.completion, reply))
         else:
-            self._front.respond(call.completion, reply)
+            self._front.respond(request.completion, reply)
 
     def _hand_over(self) -> None:
         """Answer what was run on the receiver's own thread, all at once.

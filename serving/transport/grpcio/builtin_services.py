@@ -10,7 +10,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from foldserve.serving.errors import ResourceExhaustedError
 from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVICE
-from foldserve.serving.transport.grpcio.compression import is_packed, unpack
+from foldserve.serving.transport.grpcio.compression import decompress, is_compressed
 from foldserve.serving.transport.status import parse_bounded, to_status
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _read(message_type: type[_M], content: bytes) -> _M:
         raise ResourceExhaustedError(
             f"the question has {len(content)} bytes, at most {_MAX_BYTES} are taken: it is a name or a symbol"
         )
-    return parse_bounded(message_type, unpack(content, _MAX_BYTES) if is_packed(content) else content)
+    return parse_bounded(message_type, decompress(content, _MAX_BYTES) if is_compressed(content) else content)
 
 
 def refuse(context: Context, error: Exception) -> bytes:

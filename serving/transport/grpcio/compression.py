@@ -1,4 +1,4 @@
-"""Compressed messages, unpacked here and not by gRPC, which unpacks a gigabyte before it looks at its limit.
+"""Compressed messages, decompressed here and not by gRPC, which unpacks a gigabyte before it looks at its limit.
 
 With grpc.per_message_decompression off a compressed message arrives as it was sent, and unmarked. Its first
 bytes tell: no protobuf message begins as gzip does (0x1f would be wire type 7, which there is none of), and
@@ -17,26 +17,26 @@ _DEFLATE = b"\x78"
 _ANY_HEADER = 32 + zlib.MAX_WBITS
 
 
-def is_packed(content: bytes) -> bool:
+def is_compressed(content: bytes) -> bool:
     """Tell whether ``content`` begins as a compressed message does."""
     return content[:2] == _GZIP or content[:1] == _DEFLATE
 
 
-def unpack(content: bytes, max_bytes: int) -> bytes:
+def decompress(content: bytes, max_bytes: int) -> bytes:
     """Return what ``content`` unpacks to; itself where it is damaged, for the parser to refuse.
 
     It takes up to some milliseconds a MiB, without the interpreter's lock: not for an event loop.
 
     Raises:
-        ResourceExhaustedError: it unpacks to more than ``max_bytes``, of which no more was unpacked.
+        ResourceExhaustedError: it unpacks to more than ``max_bytes``, of which no more was decompressed.
     """
     try:
-        unpacked = zlib.decompressobj(_ANY_HEADER).decompress(content, max_bytes + 1)
+        decompressed = zlib.decompressobj(_ANY_HEADER).decompress(content, max_bytes + 1)
     except zlib.error:
         return content
-    if len(unpacked) > max_bytes:
+    if len(decompressed) > max_bytes:
         raise ResourceExhaustedError(
             f"the message's {len(content)} bytes unpack to more than {max_bytes}, which is the most that is "
             "taken: send fewer images at a time, or raise the server's --max-message-mib"
         )
-    return unpacked
+    return decompressed

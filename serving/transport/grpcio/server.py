@@ -1,4 +1,4 @@
-"""The servicer over grpc.aio: the reference transport, and what the native one leaves to it."""
+"""The inference over grpc.aio: the reference transport, and what the native one leaves to it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from foldserve.serving.addresses import common_port, listen_addresses, to_target
 from foldserve.serving.background import run_in_thread
 from foldserve.serving.errors import ListenError, ResourceExhaustedError
 from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVICE
-from foldserve.serving.services.inference import UNARY_CALLS
+from foldserve.serving.services.inference import UNARY_METHODS
 from foldserve.serving.transport.draining import wait_until_idle
 from foldserve.serving.transport.grpcio.builtin_services import built_in_handlers, refuse
-from foldserve.serving.transport.grpcio.compression import is_packed, unpack
+from foldserve.serving.transport.grpcio.compression import decompress, is_compressed
 from foldserve.serving.transport.grpcio.health import Health
 from foldserve.serving.transport.grpcio.options import server_options, to_grpc
 from foldserve.serving.transport.grpcio.streams import STREAMS, answer_in_order
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from foldserve.serving.security.tokens import Caller
     from foldserve.serving.server_state import Lifecycle
     from foldserve.serving.services.inference import InferenceService
-    from foldserve.serving.services.management import ControlMethod, ManagementService
+    from foldserve.serving.services.management import ManagementMethod, ManagementService
     from foldserve.serving.services.requests import InferenceRequest, Reply
     from foldserve.serving.transport.grpcio.streams import StreamMethod
     from foldserve.serving.transport.settings import WireSettings
@@ -56,11 +56,11 @@ _log = logging.getLogger(__name__)
 
 
 class GrpcioTransport:
-    """A grpc.aio server with inference, control, health and reflection. Every method runs on its event loop.
+    """A grpc.aio server with inference, management, health and reflection. Every method runs on its event loop.
 
     Args:
-        servicer: what answers inference.
-        control: what answers the rest.
+        inference: what answers inference.
+        management: what answers the rest.
         lifecycle: the server's state; from DRAINING on, calls that come are not waited for.
         settings: limits and permissions at the wire. Messages somewhat over the limit are refused in our
             words; larger ones by gRPC in its own, with the same status, before they are held in memory.
@@ -72,15 +72,15 @@ class GrpcioTransport:
 
     def __init__(
         self,
-        servicer: InferenceService,
-        control: ManagementService,
+        inference: InferenceService,
+        management: ManagementService,
         lifecycle: Lifecycle,
         settings: WireSettings,
         *,
         is_fallback: bool = False,
     ) -> None:
-        self._servicer = servicer
-        self._control = control
+        self._inference = inference
+        self._management = management
         self._lifecycle = lifecycle
         self._settings = settings
         self._limit = settings.message_limit
@@ -128,7 +128,7 @@ class GrpcioTransport:
 
     async def publish_health(self) -> None:
         """Tell Check and Watch what is true now of the server and each model."""
-        self._health.publish(self._control.health())
+        self._health.publish(self._management.health())
 
     async def drain(self, give_up_s: float) -> None:
         """Wait until the running calls are answered and no more come, or until ``give_up_s``.
@@ -157,12 +157,12 @@ class GrpcioTransport:
         # Messages are parsed here and not by gRPC, which would answer UNKNOWN without a word to bytes that
         # are none.
         by_path: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            path: grpc.unary_unary_rpc_method_handler(self._control_method(path, method))
+            path: grpc.unary_unary_rpc_method_handler(self._management_method(path, method))
             for path, method in (
-                (f"/{INFERENCE_SERVICE}/{name}", method) for name, method in self._control.methods.items()
+                (f"/{INFERENCE_SERVICE}/{name}", method) for name, method in self._management.methods.items()
             )
         }
-        for path, kind in UNARY_CALLS.items():
+        for path, kind in UNARY_METHODS.items():
             by_path[path] = grpc.unary_unary_rpc_method_handler(self._unary_method(path, kind))
         for path, stream in STREAMS.items():
             by_path[path] = grpc.stream_stream_rpc_method_handler(self._stream_method(path, stream))
@@ -177,7 +177,7 @@ class GrpcioTransport:
             handlers.append(grpc.method_handlers_generic_handler(service, own))
         return handlers
 
-    def _control_method(self, path: str, method: ControlMethod) -> _Method:
+    def _management_method(self, path: str, method: ManagementMethod) -> _Method:
         async def answer(content: bytes, context: _Context) -> bytes:
             running = await self._enter()
             try:
@@ -204,7 +204,7 @@ class GrpcioTransport:
             try:
                 self._check(path, context)
             except Exception as error:  # becomes a status
-                self._servicer.count_unread(kind.unary_method, error)
+                self._inference.count_unread(kind.unary_method, error)
                 return refuse(context, error)
             reply = await self._infer(kind, content, context)
             return refuse(context, reply) if isinstance(reply, Exception) else reply
@@ -215,9 +215,9 @@ class GrpcioTransport:
         async def answer(contents: AsyncIterator[bytes], context: _Context) -> AsyncIterator[bytes]:
             async def ask(content: bytes) -> bytes:
                 try:
-                    content = await self._run(content, self._unpacked, content)
+                    content = await self._run(content, self._decompressed, content)
                 except ResourceExhaustedError as error:  # is the answer
-                    self._servicer.count_unread(stream.method, error)
+                    self._inference.count_unread(stream.method, error)
                     return stream.write(b"", error)
                 reply = await self._infer(stream.kind, content, context, stream.method)
                 return await self._run(content, stream.write, content, reply)
@@ -239,17 +239,17 @@ class GrpcioTransport:
 
     async def _run(self, content: bytes, work: Callable[..., _T], *arguments: Any) -> _T:
         """Return ``work(*arguments)``, run in another thread where ``content`` is large or compressed."""
-        if len(content) < LARGE_BYTES and not is_packed(content):
+        if len(content) < LARGE_BYTES and not is_compressed(content):
             return work(*arguments)
         return await self._loop.run_in_executor(self._reader, work, *arguments)
 
-    def _unpacked(self, content: bytes) -> bytes:
+    def _decompressed(self, content: bytes) -> bytes:
         """Return the message that ``content`` is or unpacks to; raises ResourceExhaustedError."""
-        return unpack(content, self._limit.max_bytes()) if is_packed(content) else content
+        return decompress(content, self._limit.max_bytes()) if is_compressed(content) else content
 
     def _read(self, message_type: type[_M], content: bytes) -> _M:
         """Return what `parse` makes of ``content``, unpacked where it is compressed; raises as it does."""
-        return parse(message_type, self._unpacked(content), self._limit)
+        return parse(message_type, self._decompressed(content), self._limit)
 
     async def _infer(
         self, kind: type[InferenceRequest], content: bytes, context: _Context, stream: str = ""
@@ -261,22 +261,22 @@ class GrpcioTransport:
             try:
                 message = await self._run(content, self._read, kind.request_type, content)
             except Exception as error:
-                self._servicer.count_unread(stream or kind.unary_method, error)
+                self._inference.count_unread(stream or kind.unary_method, error)
                 raise
-            call = kind(
+            request = kind(
                 message=message,
                 deadline_s=math.inf if remaining_s is None else time.monotonic() + remaining_s,
                 completion=self._loop.create_future(),
             )
             if stream:
-                call.method = stream
-            if self._servicer.logs_requests:
-                call.peer = context.peer()
+                request.method = stream
+            if self._inference.logs_requests:
+                request.peer = context.peer()
             try:
-                await self._run(content, self._servicer.submit, (call,), self._on_reply)
-                reply: Reply = await call.completion
+                await self._run(content, self._inference.submit, (request,), self._on_reply)
+                reply: Reply = await request.completion
             except asyncio.CancelledError:  # the caller hung up, or its deadline passed
-                call.cancelled = True
+                request.cancelled = True
                 raise
         except Exception as error:  # is the answer
             return error
@@ -293,9 +293,9 @@ class GrpcioTransport:
         self._running_count += running
         return running
 
-    def _on_reply(self, call: InferenceRequest, reply: Reply) -> None:
+    def _on_reply(self, request: InferenceRequest, reply: Reply) -> None:
         """Hand a reply to the event loop, from any thread; one wake-up for all that come before it runs."""
-        self._finished.append((call, reply))
+        self._finished.append((request, reply))
         if not self._wake_up_pending:
             self._wake_up_pending = True
             self._loop.call_soon_threadsafe(self._deliver)
@@ -304,9 +304,9 @@ class GrpcioTransport:
         # Cleared before looking: a reply appended by a thread that saw it set is then still found below.
         self._wake_up_pending = False
         while self._finished:
-            call, reply = self._finished.popleft()
-            if not call.completion.done():
-                call.completion.set_result(reply)
+            request, reply = self._finished.popleft()
+            if not request.completion.done():
+                request.completion.set_result(reply)
 
 
 def cannot_listen(address: str) -> str:

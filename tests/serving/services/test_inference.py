@@ -51,10 +51,10 @@ def test_expired_and_cancelled_calls_are_counted_and_never_run(
         replies.setdefault(id(call), []).append(reply)
         replied.release()
 
-    servicer = InferenceService(repository, Lifecycle(), max_decoding_bytes=10**6, max_image_pixels=10**6)
-    servicer.submit([*expired, *cancelled, sound], on_reply)
+    inference = InferenceService(repository, Lifecycle(), max_decoding_bytes=10**6, max_image_pixels=10**6)
+    inference.submit([*expired, *cancelled, sound], on_reply)
     assert all(replied.acquire(timeout=20) for _ in range(5))
-    servicer.close()
+    inference.close()
     model = repository.find("tiny", "")
     for call in expired:
         (reply,) = replies[id(call)]
