@@ -131,7 +131,7 @@ class _Server:
         """Answer gRPC, before any model is loaded.
 
         Raises:
-            ListenError: the address is taken or not this machine's.
+            ListenError: the address is in use or does not belong to this machine.
         """
         await self._publish()
         self._port = await self._transport.start(self._config.host, self._config.port)
@@ -142,7 +142,7 @@ class _Server:
         """Write the port file, and serve /metrics, /healthz and /readyz if they are wanted.
 
         Raises:
-            ListenError: the address of the pages is taken or not this machine's.
+            ListenError: the address of the pages is in use or does not belong to this machine.
         """
         config = self._config
         _write_port(config.port_file, self._port)

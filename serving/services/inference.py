@@ -1,7 +1,7 @@
-"""What inference calls do: admission, decoding where needed, the model's queue.
+"""Answers inference requests: admits them, decodes their images if needed, and queues them for the model.
 
-Knows no gRPC; any transport can call it. `submit` takes as many calls as a transport has at hand and answers
-each once, with a serialised response or an error. The control RPCs are in `management`.
+Independent of gRPC, so that any transport can use it. `submit` accepts as many requests as a transport has at
+hand and answers each once, with a serialised response or an error. The other RPCs are in `management`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 OnReply: TypeAlias = Callable[[InferenceRequest, Reply], None]
 
-# The unary inference methods, by path, with the kind of call that each makes.
+# The unary inference methods by path, with the kind of request that each receives.
 UNARY_METHODS: dict[str, type[InferenceRequest]] = {
     f"/{INFERENCE_SERVICE}/ModelInfer": TensorRequest,
     f"/{CLASSIFIER_SERVICE}/Classify": ImageRequest,
@@ -41,15 +41,15 @@ UNARY_METHODS: dict[str, type[InferenceRequest]] = {
 
 
 class InferenceService:
-    """Inference over one repository.
+    """Answers inference requests for the models of one repository.
 
     Attributes:
-        logs_requests: whether each request is logged; transports then say who called.
+        logs_requests: whether each request is logged; transports then set ``peer``.
 
     Args:
-        repository: where models are found.
-        lifecycle: the server's state; from DRAINING on, new calls are refused.
-        max_decoding_bytes: most bytes that encoded images may hold while they wait to be decoded.
+        repository: finds the models.
+        lifecycle: the server's state; from DRAINING on, new requests are refused.
+        max_decoding_bytes: most bytes that images waiting to be decoded may hold.
         max_image_pixels: most pixels, width times height, of an encoded image.
     """
 
@@ -71,12 +71,12 @@ class InferenceService:
 
     @property
     def refused(self) -> Mapping[str, Statistics]:
-        """What was counted of calls that reached no version, by model; "" is of models that there are not."""
+        """Statistics of requests that reached no version, by model; "" stands for unknown models."""
         return self._refused
 
     @property
     def decoding_bytes(self) -> int:
-        """Bytes that encoded images hold, with their pixels, until they are decoded."""
+        """Bytes that encoded images and their pixels hold until they are decoded."""
         return self._decoder.held_bytes
 
     def close(self) -> None:
@@ -88,19 +88,19 @@ class InferenceService:
     ) -> None:
         """Run ``requests``; ``on_reply(request, reply)`` is called exactly once for each.
 
-        Refusals are delivered before this returns, everything else from an instance's thread. With
-        ``run_inline`` this thread may be that instance, for a model that is quick; see `Batcher.submit`.
+        Refusals are delivered before this returns, other replies from an instance's thread. With
+        ``run_inline``, a fast model may run on the calling thread; see `Batcher.submit`.
         """
 
         def on_done(request: InferenceRequest, outcome: Outcome) -> None:
-            # Its model was replaced between finding it and its queue: nobody need know.
+            # The model was replaced after it was found and before it was queued: use the new one.
             if isinstance(outcome, ModelUnloadedError):
                 try:
                     if successor := self._successor(request):
                         request.model = successor
                         successor.submit([request], on_done)
                         return
-                except Exception as error:  # becomes the call's answer
+                except Exception as error:  # becomes the request's answer
                     outcome = error
             on_reply(request, self._to_reply(request, outcome))
 
@@ -121,20 +121,20 @@ class InferenceService:
                     self._decoder.submit(request, model.metadata.image, on_decoded)
                 else:
                     by_model.setdefault(model, []).append(request)
-            except Exception as error:  # becomes the call's answer
+            except Exception as error:  # becomes the request's answer
                 on_done(request, error)
         for model, admitted in by_model.items():
             model.submit(admitted, on_done, run_inline=run_inline)
 
     def count_unread(self, method: str, error: Exception) -> None:
-        """Count a call that never became one: its message could not be read, or its caller was gone."""
+        """Count a call that was not read: its message did not parse, or its caller had cancelled."""
         self._refused_of("").count_failure(method, _status_of(error))
 
     def _successor(self, request: InferenceRequest) -> ServedModel | None:
-        """Return what is served in the place of a call's model, where it takes the same images.
+        """Return the model that replaced the request's, None if it takes other images.
 
         Raises:
-            NotFoundError, UnavailableError: nothing is, any more.
+            NotFoundError, UnavailableError: no model has replaced it.
         """
         before = request.model
         assert before is not None
@@ -143,9 +143,9 @@ class InferenceService:
         return model if is_other else None
 
     def _admit(self, request: InferenceRequest) -> ServedModel:
-        """Check everything that can be wrong with a call before it is queued."""
+        """Check the request completely, so that nothing wrong is queued, and return its model."""
         if self._lifecycle.refuses_inference:
-            raise UnavailableError("the server is draining; try again, or elsewhere")
+            raise UnavailableError("the server is draining; try again, or use another server")
         message = request.message
         version = message.model_version
         model = self._repository.find(message.model_name, version)
@@ -156,11 +156,11 @@ class InferenceService:
         return model
 
     def _to_reply(self, request: InferenceRequest, outcome: Outcome) -> Reply:
-        """Return the answer to a call, and count it."""
+        """Return the answer to a request, and count it."""
         if not isinstance(outcome, Exception):
             try:
                 reply = request.write(outcome)
-            except Exception as error:  # no caller is left without an answer
+            except Exception as error:  # every caller gets an answer
                 outcome = error
             else:
                 assert request.model is not None
@@ -186,7 +186,7 @@ class InferenceService:
         try:
             self._repository.ready_versions(name)
         except NotFoundError:
-            name = ""  # callers may send any name, and each would be a time series for ever
+            name = ""  # callers may send any name, and each would stay a time series for ever
         return self._refused_of(name)
 
     def _refused_of(self, name: str) -> Statistics:

@@ -1,4 +1,4 @@
-"""Which transport serves."""
+"""Defines what the server needs of a transport, and chooses one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class Transport(Protocol):
-    """What the server needs of a transport; see GrpcioTransport for each method."""
+    """A gRPC server; see `GrpcioTransport` for each method."""
 
     name: str
 
@@ -26,7 +26,7 @@ class Transport(Protocol):
         """Listen and return the port."""
 
     async def publish_health(self) -> None:
-        """Publish what serves now."""
+        """Publish which models serve now."""
 
     async def drain(self, give_up_s: float) -> None:
         """Wait until the running calls are answered, at most until ``give_up_s``."""
@@ -44,18 +44,18 @@ def open_transport(
     *,
     why_not_native: str | None = None,
 ) -> Transport:
-    """Return the transport asked for; "auto" is native where that works here and nothing speaks against it.
+    """Return the requested transport; "auto" is native if it works here and no setting excludes it.
 
     Args:
-        name: which one.
-        inference: what answers inference.
-        management: what answers the rest.
+        name: the transport.
+        inference: answers inference.
+        management: answers the other RPCs.
         lifecycle: the server's state.
         settings: limits and permissions at the wire.
-        why_not_native: what makes "auto" take grpcio, as logged; `ServeConfig.why_not_native`.
+        why_not_native: why "auto" chooses grpcio, for the log; see `ServeConfig.why_not_native`.
 
     Raises:
-        TransportMissingError: native was asked for and does not work here.
+        TransportMissingError: native was requested and does not work here.
     """
     if name == "auto" and why_not_native is not None:
         _log.info("transport grpcio: %s", why_not_native)
@@ -77,6 +77,6 @@ def _open_native(
     except ImportError as error:
         raise TransportMissingError(
             f"native, several times faster, needs pygrpc-native, which cannot be imported here ({error}): "
-            "pip install 'foldserve[native]', or use --transport grpcio"
+            "run pip install 'foldserve[native]', or use --transport grpcio"
         ) from error
     return NativeTransport(inference, management, lifecycle, settings)

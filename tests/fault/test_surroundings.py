@@ -104,7 +104,7 @@ def test_auto_takes_grpcio_where_native_cannot_have_its_socket(
     monkeypatch.setattr(choose, "GrpcioTransport", _FakeGrpcio)
     monkeypatch.setattr(socket.socket, "bind", _refuse)
     caplog.set_level("INFO")
-    _assert_falls_back(caplog, "needs an abstract Unix socket, which cannot be had here")
+    _assert_falls_back(caplog, "needs an abstract Unix socket, which cannot be created here")
 
 
 def test_auto_takes_grpcio_where_native_cannot_be_imported(

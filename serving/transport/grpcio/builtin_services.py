@@ -1,4 +1,4 @@
-"""What gRPC itself brings along, served as the rest is: health for everybody, reflection for who may call."""
+"""Serves gRPC's standard services: health for everybody, reflection for authorised callers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _M = TypeVar("_M", bound="Message")
 
-# No question to these services is longer than a name.
+# Requests to these services hold no more than a name.
 _MAX_BYTES = 64 * 1024
 
 
@@ -37,8 +37,8 @@ def built_in_handlers(
     return tuple(handlers)
 
 
-# By hand, not by the generated functions: those would give compressed and damaged requests to the parser as
-# they are, and large ones.
+# Handlers are written by hand: the generated ones would pass compressed, damaged and large requests to the
+# parser.
 
 
 def _health_handler(servicer: Any) -> grpc.GenericRpcHandler:
@@ -88,17 +88,18 @@ def _reflection_handler(permissions: Permissions) -> grpc.GenericRpcHandler:
 def _read(message_type: type[_M], content: bytes) -> _M:
     if len(content) > _MAX_BYTES:
         raise ResourceExhaustedError(
-            f"the question has {len(content)} bytes, at most {_MAX_BYTES} are taken: it is a name or a symbol"
+            f"the request has {len(content)} bytes; a request for health or reflection may have at most "
+            f"{_MAX_BYTES}: send one name or symbol"
         )
     return parse_bounded(message_type, decompress(content, _MAX_BYTES) if is_compressed(content) else content)
 
 
 def refuse(context: Context, error: Exception) -> bytes:
-    """Let the call end with the status that ``error`` stands for, and return what it gives for an answer.
+    """Set the status of the call to that of ``error``, and return an empty answer.
 
-    Not by context.abort: the call would refer to the error that it raises, and that, by its traceback, to the
-    call and to the message, which would all stay in memory until the garbage collector comes by. Where
-    ``error`` is gRPC's own, the caller has gone and nobody waits for a status: it is raised as it is.
+    context.abort would instead raise an error that the call refers to, and that refers through its traceback
+    to the call and the message; all would stay in memory until the next garbage collection. If ``error`` is
+    gRPC's own, the caller has hung up and needs no status: it is raised again.
     """
     if isinstance(error, grpc.aio.BaseError):
         raise error

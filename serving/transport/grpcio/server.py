@@ -1,4 +1,4 @@
-"""The inference over grpc.aio: the reference transport, and what the native one leaves to it."""
+"""Serves over grpc.aio: the reference transport, to which the native one leaves all but unary inference."""
 
 from __future__ import annotations
 
@@ -44,28 +44,28 @@ _T = TypeVar("_T")
 _M = TypeVar("_M", bound="Message")
 _Method: TypeAlias = "Callable[[bytes, _Context], Awaitable[bytes]]"
 
-# For what is left once everything accepted is answered: streams that end by themselves, and refusals.
-_LEAVING_S = 1.0
+# Time to close once every accepted request is answered: for streams that end by themselves, and refusals.
+_CLOSE_S = 1.0
 _POLL_S = 0.02
 
-# Threads that unpack and read large messages. Each holds up to the largest message, and parsing holds the
-# interpreter's lock: more would only take turns.
+# Threads that decompress and parse large messages. Each may hold a message of the largest size, and parsing
+# holds the GIL, so that more threads would only take turns.
 _MAX_READERS = 4
 
 _log = logging.getLogger(__name__)
 
 
 class GrpcioTransport:
-    """A grpc.aio server with inference, management, health and reflection. Every method runs on its event loop.
+    """A grpc.aio server for all RPCs: inference, management, health, reflection. Runs on its event loop.
 
     Args:
-        inference: what answers inference.
-        management: what answers the rest.
-        lifecycle: the server's state; from DRAINING on, calls that come are not waited for.
-        settings: limits and permissions at the wire. Messages somewhat over the limit are refused in our
-            words; larger ones by gRPC in its own, with the same status, before they are held in memory.
-        is_fallback: serves what another transport has taken in and passes on, which has looked after the
-            connections itself.
+        inference: answers inference.
+        management: answers the other RPCs.
+        lifecycle: the server's state; `drain` does not wait for calls that come in DRAINING or later.
+        settings: limits and permissions at the wire. Messages slightly over the limit are refused with our
+            text; gRPC refuses larger ones with its own, and the same status, before they are held in memory.
+        is_fallback: whether the server answers calls that another transport forwards; that one then limits
+            the connections.
     """
 
     name = "grpcio"
@@ -101,10 +101,10 @@ class GrpcioTransport:
         )
 
     async def start(self, host: str, port: int) -> int:
-        """Listen, and return the port: the operating system's choice where ``port`` is 0.
+        """Start listening and return the port; if ``port`` is 0, the operating system chooses.
 
         Raises:
-            ListenError: the address is taken or not this machine's.
+            ListenError: the address is in use or does not belong to this machine.
         """
         addresses = listen_addresses(host)
         port = common_port(addresses, port)
@@ -127,35 +127,34 @@ class GrpcioTransport:
         return bound
 
     async def publish_health(self) -> None:
-        """Tell Check and Watch what is true now of the server and each model."""
+        """Publish the current health of the server and each model to Check and Watch."""
         self._health.publish(self._management.health())
 
     async def drain(self, give_up_s: float) -> None:
         """Wait until the running calls are answered and no more come, or until ``give_up_s``.
 
-        Call it in DRAINING, and `close` after it: from the last answer on, new calls are held back.
+        Call it in DRAINING, and then `close`: after the last answer, new calls are held back until then.
         ``give_up_s`` is on time.monotonic's clock. Streams end when their requests are answered.
         """
         while self._running_count and time.monotonic() < give_up_s:
             await asyncio.sleep(_POLL_S)
-        # Callers who are refused may try again at once: the last refusals wait until `close` has told the
-        # connections to send no more.
+        # Refused callers may retry at once, so the last refusals wait until `close` has told the connections
+        # to send no more.
         self._gate.clear()
-        # gRPC's own stop answers CANCELLED to calls that have arrived but were not taken yet.
+        # When gRPC's server stops, it answers CANCELLED to calls that have arrived and not started.
         await wait_until_idle(lambda: self._running_count > 0, lambda: self._last_call_s, give_up_s)
 
     async def close(self) -> None:
         """End the Watch streams, then close the connections; calls that still run are cancelled."""
         await self.publish_health()
-        stopping = asyncio.ensure_future(self._server.stop(_LEAVING_S))
-        await asyncio.sleep(0)  # it has begun: connections are told to send no more
+        stopping = asyncio.ensure_future(self._server.stop(_CLOSE_S))
+        await asyncio.sleep(0)  # let it begin: the connections are told to send no more
         self._gate.set()
         await stopping
         self._reader.shutdown(wait=False, cancel_futures=True)
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:
-        # Messages are parsed here and not by gRPC, which would answer UNKNOWN without a word to bytes that
-        # are none.
+        # Messages are parsed here: gRPC would answer UNKNOWN, without a reason, to bytes that do not parse.
         by_path: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             path: grpc.unary_unary_rpc_method_handler(self._management_method(path, method))
             for path, method in (
@@ -192,7 +191,7 @@ class GrpcioTransport:
                 finally:
                     await self.publish_health()
                 return response.SerializeToString()
-            except Exception as error:  # becomes a status, and is logged where unknown
+            except Exception as error:  # becomes a status, and is logged if unexpected
                 return refuse(context, error)
             finally:
                 self._running_count -= running
@@ -216,7 +215,7 @@ class GrpcioTransport:
             async def ask(content: bytes) -> bytes:
                 try:
                     content = await self._run(content, self._decompressed, content)
-                except ResourceExhaustedError as error:  # is the answer
+                except ResourceExhaustedError as error:  # becomes the answer
                     self._inference.count_unread(stream.method, error)
                     return stream.write(b"", error)
                 reply = await self._infer(stream.kind, content, context, stream.method)
@@ -232,29 +231,29 @@ class GrpcioTransport:
         return answer
 
     def _check(self, path: str, context: _Context) -> Caller | None:
-        """Return who calls; raises UnauthenticatedError or PermissionDeniedError."""
+        """Return the caller, None if no tokens are needed; raises as `Permissions.check`."""
         if not self._permissions.are_checked:
             return None
         return self._permissions.check(path, context.invocation_metadata() or ())
 
     async def _run(self, content: bytes, work: Callable[..., _T], *arguments: Any) -> _T:
-        """Return ``work(*arguments)``, run in another thread where ``content`` is large or compressed."""
+        """Return ``work(*arguments)``, run in another thread if ``content`` is large or compressed."""
         if len(content) < LARGE_BYTES and not is_compressed(content):
             return work(*arguments)
         return await self._loop.run_in_executor(self._reader, work, *arguments)
 
     def _decompressed(self, content: bytes) -> bytes:
-        """Return the message that ``content`` is or unpacks to; raises ResourceExhaustedError."""
+        """Return ``content``, decompressed if it is compressed; raises ResourceExhaustedError."""
         return decompress(content, self._limit.max_bytes()) if is_compressed(content) else content
 
     def _read(self, message_type: type[_M], content: bytes) -> _M:
-        """Return what `parse` makes of ``content``, unpacked where it is compressed; raises as it does."""
+        """Decompress ``content`` if it is compressed, and parse it; raises as `parse`."""
         return parse(message_type, self._decompressed(content), self._limit)
 
     async def _infer(
         self, kind: type[InferenceRequest], content: bytes, context: _Context, stream: str = ""
     ) -> Reply:
-        """Answer one call, or one request of the RPC ``stream``."""
+        """Answer a unary call, or one request of the streaming RPC ``stream``."""
         running = await self._enter()
         remaining_s = context.time_remaining()
         try:
@@ -278,7 +277,7 @@ class GrpcioTransport:
             except asyncio.CancelledError:  # the caller hung up, or its deadline passed
                 request.cancelled = True
                 raise
-        except Exception as error:  # is the answer
+        except Exception as error:  # becomes the answer
             return error
         else:
             return reply
@@ -286,7 +285,7 @@ class GrpcioTransport:
             self._running_count -= running
 
     async def _enter(self) -> int:
-        """Note that a call has come; return what it adds to those that a drain must wait for."""
+        """Register a call; return 1 if `drain` must wait for it, else 0."""
         self._last_call_s = time.monotonic()
         await self._gate.wait()
         running = 0 if self._lifecycle.refuses_inference else 1
@@ -294,14 +293,14 @@ class GrpcioTransport:
         return running
 
     def _on_reply(self, request: InferenceRequest, reply: Reply) -> None:
-        """Hand a reply to the event loop, from any thread; one wake-up for all that come before it runs."""
+        """Pass a reply to the event loop, from any thread; replies that come together wake it once."""
         self._finished.append((request, reply))
         if not self._wake_up_pending:
             self._wake_up_pending = True
             self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        # Cleared before looking: a reply appended by a thread that saw it set is then still found below.
+        # Cleared first: a thread that still saw it set has appended its reply before the loop below ends.
         self._wake_up_pending = False
         while self._finished:
             request, reply = self._finished.popleft()
@@ -312,6 +311,6 @@ class GrpcioTransport:
 def cannot_listen(address: str) -> str:
     """Return the message of a ListenError."""
     return (
-        f"cannot listen on {address}: the port is taken by another server, or the address is not this "
-        "machine's; choose others with --port and --host"
+        f"cannot listen on {address}: another server uses the port, or the address does not belong to this "
+        "machine; choose others with --port and --host"
     )

@@ -20,7 +20,7 @@ def test_what_was_packed_comes_back(pack: object) -> None:
     packed = pack(CONTENT)  # type: ignore[operator]
     assert is_compressed(packed)
     assert decompress(packed, len(CONTENT)) == CONTENT
-    with pytest.raises(ResourceExhaustedError, match=f"unpack to more than {len(CONTENT) - 1}"):
+    with pytest.raises(ResourceExhaustedError, match=f"decompress to more than {len(CONTENT) - 1}"):
         decompress(packed, len(CONTENT) - 1)
 
 
