@@ -1,4 +1,4 @@
-"""What /proc says of this process; None where there is no such file, as on systems other than Linux."""
+"""Reads figures of this process from /proc; they are None on systems without it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _ESTABLISHED = "01"  # include/net/tcp_states.h
 
 
 def thread_count(proc: Path = _PROC) -> int | None:
-    """Return how many threads this process has, those of libraries included."""
+    """Return the number of threads of this process, including those of libraries."""
     try:
         lines = (proc / "self" / "status").read_text().splitlines()
     except OSError:
@@ -18,7 +18,7 @@ def thread_count(proc: Path = _PROC) -> int | None:
 
 
 def connection_count(port: int, proc: Path = _PROC) -> int | None:
-    """Return how many TCP connections to ``port`` of this machine are established."""
+    """Return the number of established TCP connections to ``port`` of this machine."""
     count, found = 0, False
     local = f":{port:04X}"
     for name in ("tcp", "tcp6"):

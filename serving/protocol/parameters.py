@@ -1,4 +1,4 @@
-"""Shows parameters of requests in messages."""
+"""Formats request parameters for error messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def parameter_text(parameter: pb.InferParameter) -> str:
-    """Return a parameter's kind and value; "empty" where it has none."""
+    """Return a parameter's kind and value; "empty" if it has none."""
     kind = parameter.WhichOneof("parameter_choice")
-    # Not str(parameter): protobuf's text of a long value takes seconds.
+    # str(parameter) would take seconds for a long value.
     return f"{kind} {quote(str(getattr(parameter, kind)))}" if kind else "empty"

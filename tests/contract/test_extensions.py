@@ -77,7 +77,7 @@ def test_unary_answers_are_not_called_final(server: ServerProcess, network: Tiny
         (
             "triton_enable_empty_final_response",
             {"string_param": "yes"},
-            "is no bool; send it as a bool_param",
+            "is not a bool; send it as a bool_param",
         ),
         ("triton_final_response", {"bool_param": False}, "only 'triton_enable_empty_final_response' is"),
     ],

@@ -57,7 +57,7 @@ def test_head_has_the_length_and_no_content(server: ServerProcess) -> None:
 def test_an_unknown_path_lists_what_there_is(server: ServerProcess) -> None:
     answer = answer_to(server, b"GET /metric\x1b HTTP/1.1\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 404 Not Found\r\n")
-    assert answer.endswith(b"\r\n\r\nthere is no '/metric\\x1b'; there is /healthz, /readyz, /metrics\n")
+    assert answer.endswith(b"\r\n\r\nno page '/metric\\x1b'; the pages are /healthz, /readyz, /metrics\n")
 
 
 @pytest.mark.parametrize(

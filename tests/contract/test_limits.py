@@ -78,7 +78,7 @@ def seconds_until_closed(server: ServerProcess, content: bytes = PREFACE, most_s
 
 
 def test_larger_messages_are_refused(limited: ServerProcess, network: TinyNetwork) -> None:
-    assert "messages of up to 1 MiB are taken" in limited.log
+    assert "messages of up to 1 MiB are accepted" in limited.log
     for rows in (MIB // 64, 2 * MIB // 64 - 10):
         too_large = infer_request(np.zeros((rows, 1, 8, 8), np.uint8))
         code, text = status_of(lambda given=too_large: limited.stub.ModelInfer(given))  # type: ignore[misc]

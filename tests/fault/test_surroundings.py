@@ -83,7 +83,7 @@ def test_localhost_is_both_addresses(repository: Path, tmp_path: Path, transport
 def test_names_that_are_not_this_machines_are_explained(host: str) -> None:
     from foldserve.serving.addresses import listen_addresses
 
-    with pytest.raises(ListenError, match="is no address or name of this machine's; choose another --host"):
+    with pytest.raises(ListenError, match="is not an address of this machine; choose another --host"):
         listen_addresses(host)
 
 

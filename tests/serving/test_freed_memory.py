@@ -29,7 +29,7 @@ def test_no_more_than_the_least_growth_is_kept(freed_mib: list[int]) -> None:
     memory = FreedMemory(process.resident, process.trim)
     for freed in freed_mib:
         process.kept_mib += freed
-        memory.look()
+        memory.trim_if_grown()
         assert process.kept_mib < 32
 
 
@@ -37,11 +37,11 @@ def test_what_is_in_use_is_not_trimmed_again_and_again() -> None:
     process = Process()
     memory = FreedMemory(process.resident, process.trim)
     process.used_mib = 500
-    assert [memory.look() for _ in range(3)] == [True, False, False]
+    assert [memory.trim_if_grown() for _ in range(3)] == [True, False, False]
     process.used_mib = 100
-    assert not memory.look()
+    assert not memory.trim_if_grown()
     process.kept_mib = 40
-    assert memory.look()
+    assert memory.trim_if_grown()
 
 
 def test_this_process_is_measured() -> None:

@@ -21,7 +21,7 @@ CI, OPS = Caller("ci", "infer"), Caller("ops", "admin")
 
 @pytest.fixture(autouse=True)
 def looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens_module, "_LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(tokens_module, "_CHECK_EVERY_S", 0.0)
 
 
 def write(path: Path, *entries: tuple[Caller, str], start: str = "# callers\n\n") -> Path:
