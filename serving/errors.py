@@ -3,7 +3,7 @@
 ServingError
 ├── InvalidArgumentError     INVALID_ARGUMENT    the request is wrong and will stay wrong
 ├── NotFoundError            NOT_FOUND           no such model or version
-├── UnavailableError         UNAVAILABLE         refused, loading or draining: may work later or on another server
+├── UnavailableError         UNAVAILABLE         refused, loading or draining: may work later or elsewhere
 │   └── ModelUnloadedError   UNAVAILABLE         the version was unloaded or replaced before the request ran
 ├── ResourceExhaustedError   RESOURCE_EXHAUSTED  a bounded queue is full
 ├── DeadlineExceededError    DEADLINE_EXCEEDED   expired before the model ran

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MIB = 1024 * 1024
-# glibc's numbers for the size above which blocks are mapped separately, and for the free memory at the end of a
-# heap above which it is returned. glibc adapts both to the blocks it sees freed, unless one is set.
+# glibc's numbers for the size above which blocks are mapped separately, and for the free memory at the end of
+# a heap above which it is returned. glibc adapts both to the blocks it sees freed, unless one is set.
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 # Less growth is not worth trimming: it costs page faults when the memory is needed again.
 _LEAST_GROWTH_BYTES = 32 * _MIB

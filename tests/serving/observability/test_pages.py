@@ -8,7 +8,7 @@ from http import HTTPStatus
 from foldserve.serving.observability.pages import Pages, Pulse
 
 
-def test_loop_that_gives_no_sign_for_long_is_reported() -> None:
+def test_blocked_event_loop_is_reported() -> None:
     now_s = 100.0
 
     async def probe() -> None:

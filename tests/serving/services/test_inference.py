@@ -34,7 +34,7 @@ def repository(tmp_path: Path, network: TinyNetwork) -> Iterator[ModelRepository
     repository.close(grace_s=5)
 
 
-def test_expired_and_cancelled_calls_are_counted_and_never_run(
+def test_expired_and_cancelled_requests_are_counted_and_never_run(
     repository: ModelRepository, network: TinyNetwork
 ) -> None:
     """Pixels and encoded images alike; the sound call behind them is answered and alone in the rows."""

@@ -16,7 +16,7 @@ CONTENT = pb.ModelInferRequest(model_name="tiny", raw_input_contents=[bytes(100)
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zlib.compress], ids=["gzip", "deflate"])
-def test_what_was_packed_comes_back(pack: object) -> None:
+def test_compressed_messages_are_decompressed(pack: object) -> None:
     packed = pack(CONTENT)  # type: ignore[operator]
     assert is_compressed(packed)
     assert decompress(packed, len(CONTENT)) == CONTENT
@@ -24,14 +24,14 @@ def test_what_was_packed_comes_back(pack: object) -> None:
         decompress(packed, len(CONTENT) - 1)
 
 
-def test_plain_and_damaged_messages_are_left_alone() -> None:
+def test_plain_and_damaged_messages_are_returned_unchanged() -> None:
     assert not is_compressed(CONTENT)
     assert not is_compressed(b"")
     damaged = gzip.compress(CONTENT)[:5] + b"\xff" * 40
     assert decompress(damaged, 1000) == damaged
 
 
-def test_bomb_takes_no_more_memory_than_the_limit() -> None:
+def test_decompression_bomb_takes_no_more_memory_than_the_limit() -> None:
     bomb = gzip.compress(bytes(200 * 2**20), compresslevel=1)
     assert len(bomb) < 2**20
     tracemalloc.start()
