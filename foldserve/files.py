@@ -1,4 +1,4 @@
-"""Reading files of a repository that strangers may have filled: regular ones, inside it, and nothing else.
+"""Reads files of a repository that strangers may have filled: only regular ones, and only inside it.
 
 A path is looked at before it is opened, since a FIFO keeps its reader waiting and a device may act upon being
 opened. What counts is the file that was opened, so a link that is exchanged in between gains nothing.
@@ -10,12 +10,31 @@ import os
 import stat
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from foldserve.errors import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+# Device, inode, size, mtime and ctime in ns. The kernel sets the ctime on any change, so a copy that keeps
+# the mtime (`cp -p`) is detected too.
+FileFingerprint: TypeAlias = tuple[int, int, int, int, int]
+
+
+def file_fingerprint(path: str | Path) -> FileFingerprint | None:
+    """Return numbers that change when a file is written or replaced; None if there is no file.
+
+    The file is not read. A dangling link has the fingerprint of the link.
+    """
+    for look in (os.stat, os.lstat):
+        try:
+            facts = look(path)
+        except OSError:
+            continue
+        return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+    return None
 
 
 def read_regular_file(path: Path, within: Path | None, most_bytes: int) -> bytes:

@@ -11,6 +11,8 @@ import select
 import sys
 from typing import TYPE_CHECKING, ParamSpec
 
+from foldserve.text import escape_controls
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import TextIO
@@ -20,9 +22,7 @@ if TYPE_CHECKING:
 # As a shell sees a process that SIGPIPE ended, which is how `head` ends most programs.
 READER_GONE = 128 + 13
 
-# What terminals act upon instead of showing it: control characters, separators of lines, marks that turn the
-# direction of writing. And halves of surrogate pairs, as which Python reads bytes that are no UTF-8.
-_ILLEGIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Halves of surrogate pairs, as which Python reads bytes that are not UTF-8.
 _NO_UTF8 = re.compile("[\ud800-\udfff]")
 
 
@@ -73,15 +73,10 @@ def drop_unread_output() -> bool:
     return bool(unread)
 
 
-def legible(text: str) -> str:
-    """Return ``text``, which came from outside, as it may stand in a line on a terminal."""
-    return _ILLEGIBLE.sub(_escape, text)
-
-
 def to_json_line(content: Mapping[str, object]) -> str:
     r"""Return ``content`` as a line of JSON, where bytes that are no UTF-8 stand as "\xe9", say."""
     line = json.dumps(content, ensure_ascii=False)
-    return _NO_UTF8.sub(lambda found: "\\" + _escape(found), line)
+    return _NO_UTF8.sub(lambda found: "\\" + escape_controls(found[0]), line)
 
 
 def print_utf8(line: str) -> None:
@@ -89,12 +84,6 @@ def print_utf8(line: str) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() not in ("utf-8", "utf8"):
         sys.stdout.reconfigure(encoding="utf-8")
     print(line)
-
-
-def _escape(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    is_byte = code <= 0xFF or 0xDC80 <= code <= 0xDCFF
-    return f"\\x{code & 0xFF:02x}" if is_byte else f"\\u{code:04x}"
 
 
 def _end_output() -> int:

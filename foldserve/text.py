@@ -43,11 +43,16 @@ def is_legible(text: str) -> bool:
     return _ILLEGIBLE.search(text) is None
 
 
+def escape_controls(text: str) -> str:
+    """Return ``text`` with the characters escaped that are not legible."""
+    return _ILLEGIBLE.sub(_escape, text)
+
+
 def legible(text: str) -> str:
-    """Return ``text`` with what is not legible escaped, and shortened where it is very long."""
+    """Return ``text`` with the characters escaped that are not legible, truncated if it is very long."""
     if len(text) > _LEGIBLE_CHARACTERS:
         text = text[:_LEGIBLE_CHARACTERS] + "…"
-    return _ILLEGIBLE.sub(_escape, text)
+    return escape_controls(text)
 
 
 def join_names(names: Iterable[str]) -> str:

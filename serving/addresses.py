@@ -1,4 +1,4 @@
-"""Which addresses a host stands for when a server listens on it."""
+"""Resolves the host that a server listens on into addresses, and opens sockets on them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ _LOOPBACK = ("127.0.0.1", "::1")
 
 
 def listen_addresses(host: str) -> list[str]:
-    """Return the addresses to listen on for ``host``: itself, or what the name stands for on this machine.
+    """Return the addresses to listen on for ``host``, an address or a name that resolves to this machine's.
 
-    "localhost" is both loopback addresses, whatever the hosts file says of it (RFC 6761, 6.3): clients may
+    "localhost" is both loopback addresses, whatever the hosts file says (RFC 6761, 6.3), because clients may
     try either first.
 
     Raises:
-        ListenError: the name stands for none of this machine's.
+        ListenError: the name resolves to no address of this machine.
     """
     if _is_address(host):
         return [host]
     found = list(_LOOPBACK) if host == "localhost" else _resolve(host)
     own = [address for address in found if _is_own(address)]
     if not own:
-        named = f"stands for {', '.join(found)}, none of which is" if found else "is no address or name of"
-        raise ListenError(f"cannot listen on {host}: it {named} this machine's; choose another --host")
+        reason = f"resolves to {', '.join(found)}, not to" if found else "is not"
+        raise ListenError(
+            f"cannot listen on {host}: it {reason} an address of this machine; choose another --host"
+        )
     return own
 
 
@@ -35,10 +37,10 @@ def to_target(address: str, port: int) -> str:
 
 
 def common_port(addresses: list[str], port: int) -> int:
-    """Return ``port``, or, where it is 0 and there are several addresses, one that is free on all of them."""
+    """Return ``port``; if it is 0 and there are several addresses, a port that is free on all of them."""
     if port or len(addresses) == 1:
         return port
-    for _ in range(100):  # the first address's free port is rarely taken on another
+    for _ in range(100):  # a port that is free on the first address is rarely in use on another
         with _listener(addresses[0], 0) as first:
             chosen: int = first.getsockname()[1]
             try:
@@ -48,16 +50,16 @@ def common_port(addresses: list[str], port: int) -> int:
                 continue
         return chosen
     raise ListenError(
-        f"cannot listen on {', '.join(addresses)}: no port is free on all; choose one with --port"
+        f"cannot listen on {', '.join(addresses)}: found no port that is free on all; choose one with --port"
     )
 
 
 def listening_sockets(host: str, port: int) -> list[socket.socket]:
-    """Return sockets that listen on every address of ``host``, all on one port.
+    """Return listening sockets on every address of ``host``, all with the same port.
 
     Raises:
-        OSError: an address is taken or not this machine's.
-        ListenError: the host is no name of this machine's.
+        OSError: an address is in use or does not belong to this machine.
+        ListenError: the host resolves to no address of this machine.
     """
     addresses = listen_addresses(host)
     port = common_port(addresses, port)
@@ -72,7 +74,7 @@ def listening_sockets(host: str, port: int) -> list[socket.socket]:
 
 
 def _listener(address: str, port: int) -> socket.socket:
-    """Return a socket that listens; "::" takes IPv4 as well, as gRPC's does."""
+    """Return a listening socket; "::" accepts IPv4 as well, like gRPC's sockets."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     return socket.create_server((address, port), family=family, dualstack_ipv6=address == "::", backlog=128)
 

@@ -1,4 +1,4 @@
-"""Long work beside an event loop."""
+"""Runs long work in a thread beside an event loop."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ _T = TypeVar("_T")
 
 
 def run_in_thread(work: Callable[[], _T], name: str) -> asyncio.Future[_T]:
-    """Start ``work`` in a thread of its own and return the running loop's future of its result.
+    """Start ``work`` in a thread of its own and return a future of its result on the running loop.
 
-    Not the loop's executor: its threads are waited for at exit, and work that hangs must not keep SIGTERM
-    from ending the process.
+    The loop's executor would not do: Python waits for its threads at exit, and work that hangs must not keep
+    SIGTERM from ending the process.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_T] = loop.create_future()
 
     def finish(result: _T | None, error: Exception | None) -> None:
-        if future.done():  # cancelled: nobody waits
+        if future.done():  # cancelled: nothing waits for it
             return
         if error is not None:
             future.set_exception(error)
         else:
-            future.set_result(result)  # type: ignore[arg-type]  # None only where work returns None
+            future.set_result(result)  # type: ignore[arg-type]  # None only if work returns None
 
     def run() -> None:
         result, failure = None, None
         try:
             result = work()
-        except Exception as error:  # handed over
+        except Exception as error:  # passed to the future
             failure = error
-        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits for it
             loop.call_soon_threadsafe(finish, result, failure)
 
     threading.Thread(target=run, name=name, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Word of changes, from any thread to the event loop."""
+"""Reports changes from any thread to an event loop."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _log = logging.getLogger(__name__)
 
 
 class Changes:
-    """Many changes at once are told once. Made on the event loop that it tells."""
+    """Combines changes that come together into one report. Create it on the event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
 
     def notify(self) -> None:
-        """Note, from any thread, that something has changed."""
-        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody listens
+        """Report a change. May be called from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._changed.set)
 
-    async def follow(self, tell: Callable[[], Awaitable[None]]) -> None:
-        """Call ``tell`` after each change, until cancelled; what it fails with is logged."""
+    async def follow(self, publish: Callable[[], Awaitable[None]]) -> None:
+        """Call ``publish`` after changes, until cancelled; its errors are logged."""
         while True:
             await self._changed.wait()
             self._changed.clear()
             try:
-                await tell()
+                await publish()
             except Exception:
                 _log.exception("publishing a change failed")

@@ -1,4 +1,4 @@
-"""Every error that serving raises on purpose; each class names the gRPC status it becomes on the wire.
+"""Defines the errors that serving raises; each class names the gRPC status it becomes.
 
 ServingError
 ├── InvalidArgumentError     INVALID_ARGUMENT    the request is wrong and will stay wrong
@@ -8,14 +8,14 @@ ServingError
 ├── ResourceExhaustedError   RESOURCE_EXHAUSTED  a bounded queue is full
 ├── DeadlineExceededError    DEADLINE_EXCEEDED   expired before the model ran
 ├── CancelledError           CANCELLED           the caller has gone
-├── UnimplementedError       UNIMPLEMENTED       the protocol has it, this server does not
-├── PermissionDeniedError    PERMISSION_DENIED   this server was told not to do it
-├── UnauthenticatedError     UNAUTHENTICATED     no token, or none that is known
-├── InternalError            INTERNAL            ours; logged where it happened, the text says nothing
-├── ListenError              UNAVAILABLE         the address cannot be listened on
-├── TransportMissingError    UNAVAILABLE         the transport asked for is not installed
-├── CredentialsError         UNAVAILABLE         a certificate, key or token file that cannot be used
-└── SettingsError            UNAVAILABLE         a model's settings file that says what cannot be done
+├── UnimplementedError       UNIMPLEMENTED       in the protocol, but not supported by this server
+├── PermissionDeniedError    PERMISSION_DENIED   the caller or this server's settings do not allow it
+├── UnauthenticatedError     UNAUTHENTICATED     no token, or an unknown one
+├── InternalError            INTERNAL            a fault of the server: the log has the details
+├── ListenError              UNAVAILABLE         the server cannot listen on the address
+├── TransportMissingError    UNAVAILABLE         the requested transport does not work here
+├── CredentialsError         UNAVAILABLE         a certificate, key or token file cannot be used
+└── SettingsError            UNAVAILABLE         a model's settings file is invalid
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ INTERNAL_ERROR_TEXT = "internal error; the server's log has the details"
 
 
 class ServingError(FoldserveError):
-    """Base of the tree; a status is a name, so that only the transports import grpc."""
+    """Base of the tree. Statuses are names, so that only the transports import grpc."""
 
 
 class InvalidArgumentError(ServingError):
@@ -48,7 +48,7 @@ class UnavailableError(ServingError):
 
 
 class ModelUnloadedError(UnavailableError):
-    """The version stopped before the request ran; what has taken its place, if anything, may answer."""
+    """The version was unloaded before the request ran; its successor, if any, may answer."""
 
 
 class ResourceExhaustedError(ServingError):
@@ -70,48 +70,48 @@ class CancelledError(ServingError):
 
 
 class UnimplementedError(ServingError):
-    """The protocol has this, the server does not."""
+    """The protocol has this feature; the server does not support it."""
 
     status = "UNIMPLEMENTED"
 
 
 class PermissionDeniedError(ServingError):
-    """This server was told not to do it."""
+    """The caller's role or the server's settings do not allow this."""
 
     status = "PERMISSION_DENIED"
 
 
 class UnauthenticatedError(ServingError):
-    """The caller has no token, or one that this server does not know."""
+    """The call has no token, or one that the server does not know."""
 
     status = "UNAUTHENTICATED"
 
 
 class InternalError(ServingError):
-    """Something failed that nobody meant to; the log has it, and callers get a fixed text."""
+    """The server failed unexpectedly; the log has the error, and callers get a fixed text."""
 
     status = "INTERNAL"
 
 
 class ListenError(ServingError):
-    """The address cannot be listened on."""
+    """The server cannot listen on the address."""
 
     status = "UNAVAILABLE"
 
 
 class TransportMissingError(ServingError):
-    """The transport asked for is not installed."""
+    """The requested transport is not installed, or does not work here."""
 
     status = "UNAVAILABLE"
 
 
 class CredentialsError(ServingError):
-    """A file of certificates, keys or tokens cannot be used; the message names it and says why."""
+    """A certificate, key or token file cannot be used; the message names it and says why."""
 
     status = "UNAVAILABLE"
 
 
 class SettingsError(ServingError):
-    """A model's settings file that cannot be followed; the message says file, line and key."""
+    """A model's settings file is invalid; the message names the file, line and key."""
 
     status = "UNAVAILABLE"

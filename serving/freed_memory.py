@@ -1,9 +1,9 @@
-"""Gives memory that large messages took back to the system once they are gone.
+"""Returns the memory of large messages to the system after they are freed.
 
-The C library (glibc) keeps what is freed for the next allocation: after 40 refused messages of 30 MiB the
-process had 220 MiB more than before. Mapping each block of 1 MiB anew instead costs 6 ms for 5 MiB, four
-times what reading them takes. So what is free at the end of a heap goes back at once if it is much, which
-costs nothing measurable, and what is free between blocks in use when the process has grown.
+The C library (glibc) keeps freed memory for the next allocation: after 40 refused messages of 30 MiB the
+process held 220 MiB more than before. Mapping each block of 1 MiB separately instead takes 6 ms for 5 MiB,
+four times as long as reading them. So much free memory at the end of a heap is returned at once, which costs
+nothing measurable, and free memory between used blocks is returned when the process has grown.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MIB = 1024 * 1024
-# glibc's numbers for "larger blocks come from the system and go back to it" and "so much at the end of a heap
-# goes back". By itself it learns both from the first large block that is freed; setting one ends that.
+# glibc's numbers for the size above which blocks are mapped separately, and for the free memory at the end of
+# a heap above which it is returned. glibc adapts both to the blocks it sees freed, unless one is set.
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
-# Growth below this is left alone: trimming costs page faults when the memory is needed again.
+# Less growth is not worth trimming: it costs page faults when the memory is needed again.
 _LEAST_GROWTH_BYTES = 32 * _MIB
-_LOOK_EVERY_S = 1.0
+_CHECK_EVERY_S = 1.0
 # Bounds the pause between trims that free nothing: its square, in looks.
 _MOST_FAILED = 8
 
@@ -39,8 +39,8 @@ class FreedMemory:
     trimmed again. While that frees nothing, it is tried ever less often.
 
     Args:
-        resident: returns the bytes of the process that are in memory.
-        trim: gives back what is free.
+        resident: returns the bytes of the process in memory.
+        trim: returns free memory to the system.
     """
 
     def __init__(self, resident: Callable[[], int], trim: Callable[[], None]) -> None:
@@ -50,8 +50,8 @@ class FreedMemory:
         self._failed_count = 0  # trims in a row that freed next to nothing
         self._skipped_count = 0
 
-    def look(self) -> bool:
-        """Trim if there is a reason to, and return whether it was done."""
+    def trim_if_grown(self) -> bool:
+        """Trim if the process has grown by 32 MiB, and return whether it was done."""
         now_bytes = self._resident()
         self._least_bytes = min(self._least_bytes, now_bytes)
         if now_bytes < self._least_bytes + _LEAST_GROWTH_BYTES:
@@ -69,19 +69,19 @@ class FreedMemory:
 
 
 async def give_back_freed_memory() -> None:
-    """Set glibc's limits, and look once a second until cancelled."""
+    """Set glibc's limits, and check once per second until cancelled."""
     with contextlib.suppress(AttributeError, OSError):
         adjust = ctypes.CDLL(None).mallopt
         adjust(_M_MMAP_THRESHOLD, 32 * _MIB)
         adjust(_M_TRIM_THRESHOLD, 16 * _MIB)
     memory = FreedMemory(resident_bytes, trim_heap)
     while True:
-        await asyncio.sleep(_LOOK_EVERY_S)
-        await run_in_thread(memory.look, "trim")
+        await asyncio.sleep(_CHECK_EVERY_S)
+        await run_in_thread(memory.trim_if_grown, "trim")
 
 
 def resident_bytes() -> int:
-    """Return how many bytes of this process are in memory; 0 if the system does not say."""
+    """Return the bytes of this process in memory; 0 if the system does not tell."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -89,16 +89,16 @@ def resident_bytes() -> int:
 
 
 def trim_heap() -> None:
-    """Give the free memory of the C library back to the system; nothing happens unless it is glibc."""
+    """Return the C library's free memory to the system; does nothing unless it is glibc."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def return_memory() -> None:
-    """Have ONNX Runtime and the C library (glibc) give freed memory back to the system.
+    """Make ONNX Runtime and the C library (glibc) return freed memory to the system.
 
-    Otherwise what a large model held stays with the process, in pieces that the next one may not fit.
+    Otherwise the memory of a large model stays with the process, in pieces too small for the next model.
     """
     give_back_memory()
     trim_heap()

@@ -1,4 +1,4 @@
-"""`foldserve serve`: assemble the server, load what proves itself, answer until SIGTERM, drain."""
+"""Runs `foldserve serve`: assembles the server, loads the models, answers until SIGTERM, drains."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import signal
+import time
 from typing import TYPE_CHECKING
 
 from foldserve.runtime.cpus import find_cpus
@@ -27,6 +28,7 @@ from foldserve.serving.observability.server_metrics import ServerMetrics
 from foldserve.serving.repository.layout import Layout
 from foldserve.serving.repository.repository import ModelRepository
 from foldserve.serving.repository.watcher import Watcher
+from foldserve.serving.server_state import Lifecycle, ServerState
 from foldserve.serving.services.inference import InferenceService
 from foldserve.serving.services.management import ManagementService
 from foldserve.serving.transport.base import open_transport
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
 
     from foldserve.serving.config import ServeConfig
     from foldserve.serving.repository.index import ModelIndex
-    from foldserve.serving.transport.base import Transport
 
 _MIB = 1024 * 1024
 _MODELS_SHARE = 0.8  # of the memory that this process may use
@@ -52,92 +53,177 @@ def serve(config: ServeConfig) -> int:
     """Serve until SIGTERM or SIGINT, drain, and return 0.
 
     Raises:
-        ServingError: the repository cannot be read, the address is taken, or the device asked for cannot run
+        ServingError: the repository cannot be read, the address is taken, or the requested device cannot run
             the models.
     """
     log_to_stderr(config.log_level, config.log_format)
     hush_libraries()
     require_device(config.device)
-    share_arena(_most_memory_bytes(config))
+    share_arena(_max_model_memory_bytes(config))
     return asyncio.run(_serve(config))
 
 
 async def _serve(config: ServeConfig) -> int:
-    loads, changes, loading = LoadCounts(), Changes(), TimeLimit(config.load_timeout_s)
-    repository = ModelRepository(
-        config.repository,
-        config.model_defaults,
-        on_load=loads.count,
-        settle_s=2 * config.poll_s,  # two looks that see the same: what was being written is settled
-        time_limit=loading,
-        model_name=config.model_name,
-    )
-    repository.index.subscribe(changes.notify)
-    _log.info("processors: %s", find_cpus())  # after what a wrong path ends with one readable line
-    servicer = InferenceService(
-        repository.index,
-        max_decoding_bytes=config.max_queue_mib * _MIB,
-        max_image_pixels=config.max_image_pixels,
-    )
-    control = ManagementService(repository, servicer, model_control=config.allows_model_control)
-    descriptors = share_descriptors()
-    wire = wire_settings(config, repository.index, max_connections=descriptors.max_connections)
-    transport = open_transport(
-        config.transport, servicer, control, wire, why_not_native=config.why_not_native
-    )
-    models, endpoint = ModelMetrics(repository.index, servicer, loads), HttpEndpoint(descriptors.max_probes)
-
-    async def publish() -> None:
-        models.note_changes()
-        await transport.publish_health()
-
-    following = asyncio.ensure_future(changes.follow(publish))
-    trimming = asyncio.ensure_future(give_back_freed_memory())
-    with _stop_signal() as stop, contextlib.ExitStack() as watching:
-        await publish()
+    """Take the server through its states; see `ServerState`."""
+    server = _Server(config)
+    with _stop_signal() as stop:
         # Another server of the port answers what comes before this one can.
-        loaded = config.reuse_port and await _load(config, repository, stop)
+        is_loaded = config.reuse_port and await _load(config, server.repository, stop)
         if stop.is_set():
-            servicer.close()
-            repository.close(grace_s=1.0)
-            return _end(loading)
-        port = await transport.start(config.host, config.port)
-        log_who_may_call(config, wire)
-        watching.enter_context(ConnectionGuard(port, descriptors))
+            server.abandon()
+            return server.exit_status()
+        await server.listen()
         try:
-            _write_port(config.port_file, port)
-            server = ServerMetrics(control, servicer, port=port, transport=transport.name)
-            await _open_endpoint(config, endpoint, Pages(control, Metrics(models, server), Pulse()))
-            announce(f"listening on {config.host}:{port}, loading {config.repository}", config.log_format)
-            if loaded or await _load(config, repository, stop):
-                control.end_loading()
-                _settle_garbage()
-                log_limits(wire)
-                await publish()
-                announce(_ready_line(config, port, repository.index), config.log_format)
-                if config.control == "poll":
-                    watching.enter_context(Watcher(repository, config.poll_s))
+            await server.open_pages()
+            if is_loaded or await _load(config, server.repository, stop):
+                await server.enter_ready()
             await stop.wait()
-            await _leave(config, transport, servicer)
+            await server.enter_leaving()
         finally:
-            watching.close()  # what changes from now on is the next server's
-            await _drain(config, transport, servicer, repository)
-            _log.info("drained: %d requests were answered OK since the start", models.answered_count())
-            following.cancel()
-            trimming.cancel()
-            await endpoint.close()
-    return _end(loading)
+            await server.enter_draining()
+            await server.enter_stopped()
+    return server.exit_status()
 
 
-async def _open_endpoint(config: ServeConfig, endpoint: HttpEndpoint, pages: Pages) -> None:
-    if config.metrics:
-        port = await endpoint.start(config.host, config.metrics_port, pages.by_path())
-        _write_port(config.metrics_port_file, port)
-        _log.info("/metrics, /healthz and /readyz on http://%s:%d", config.host, port)
+class _Server:
+    """The parts of a server, and what each change of its state does to them."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._config = config
+        self._lifecycle = Lifecycle()
+        self._loads, self._loading = LoadCounts(), TimeLimit(config.load_timeout_s)
+        self.repository = ModelRepository(
+            config.repository,
+            config.model_defaults,
+            on_load=self._loads.count,
+            settle_s=2 * config.poll_s,  # files that look the same at two polls have been written completely
+            time_limit=self._loading,
+            model_name=config.model_name,
+        )
+        # Logged after the repository was opened, so that a wrong path prints one error line and nothing else.
+        _log.info("CPUs: %s", find_cpus())
+        self._inference = InferenceService(
+            self.repository.index,
+            self._lifecycle,
+            max_decoding_bytes=config.max_queue_mib * _MIB,
+            max_image_pixels=config.max_image_pixels,
+        )
+        self._management = ManagementService(
+            self.repository, self._lifecycle, model_control=config.allows_model_control
+        )
+        self._descriptors = share_descriptors()
+        max_connections = self._descriptors.max_connections
+        self._wire = wire_settings(config, self.repository.index, max_connections=max_connections)
+        self._transport = open_transport(
+            config.transport,
+            self._inference,
+            self._management,
+            self._lifecycle,
+            self._wire,
+            why_not_native=config.why_not_native,
+        )
+        self._models = ModelMetrics(self.repository.index, self._inference, self._loads)
+        self._endpoint = HttpEndpoint(self._descriptors.max_probes)
+        self._watching = contextlib.ExitStack()
+        self._port = 0
+        changes = Changes()
+        self.repository.index.subscribe(changes.notify)
+        self._tasks = [
+            asyncio.ensure_future(changes.follow(self._publish)),
+            asyncio.ensure_future(give_back_freed_memory()),
+        ]
+
+    async def listen(self) -> None:
+        """Answer gRPC, before any model is loaded.
+
+        Raises:
+            ListenError: the address is in use or does not belong to this machine.
+        """
+        await self._publish()
+        self._port = await self._transport.start(self._config.host, self._config.port)
+        log_who_may_call(self._config, self._wire)
+        self._watching.enter_context(ConnectionGuard(self._port, self._descriptors))
+
+    async def open_pages(self) -> None:
+        """Write the port file, and serve /metrics, /healthz and /readyz if they are wanted.
+
+        Raises:
+            ListenError: the address of the pages is in use or does not belong to this machine.
+        """
+        config = self._config
+        _write_port(config.port_file, self._port)
+        if config.metrics:
+            server = ServerMetrics(
+                *(self._management, self._inference, self._lifecycle),
+                port=self._port,
+                transport=self._transport.name,
+            )
+            pages = Pages(self._management, Metrics(self._models, server), Pulse())
+            port = await self._endpoint.start(config.host, config.metrics_port, pages.by_path())
+            _write_port(config.metrics_port_file, port)
+            _log.info("/metrics, /healthz and /readyz on http://%s:%d", config.host, port)
+        announce(f"listening on {config.host}:{self._port}, loading {config.repository}", config.log_format)
+
+    async def enter_ready(self) -> None:
+        """Report readiness, now that the models are loaded, and follow the repository from now on."""
+        config = self._config
+        self._lifecycle.enter(ServerState.READY)
+        _settle_garbage()
+        log_limits(self._wire)
+        await self._publish()
+        announce(_ready_line(config, self._port, self.repository.index), config.log_format)
+        if config.control == "poll":
+            self._watching.enter_context(Watcher(self.repository, config.poll_s))
+
+    def abandon(self) -> None:
+        """Close what was prepared, if the server is stopped before it listens."""
+        self._inference.close()
+        self.repository.close(grace_s=1.0)
+        for task in self._tasks:
+            task.cancel()
+
+    async def enter_leaving(self) -> None:
+        """Report NOT_SERVING, and answer calls for as long as load balancers need to notice."""
+        self._lifecycle.enter(ServerState.LEAVING)
+        await self._transport.publish_health()
+        await asyncio.sleep(self._config.drain_delay_s)
+
+    async def enter_draining(self) -> None:
+        """Refuse new inference, load nothing more, and wait until the accepted requests are answered."""
+        self._watching.close()
+        self._lifecycle.enter(ServerState.DRAINING)
+        self.repository.stop_loading()
+        await self._transport.publish_health()
+        await self._transport.drain(time.monotonic() + self._config.grace_period_s)
+
+    async def enter_stopped(self) -> None:
+        """Close the connections, the models and the pages."""
+        self._lifecycle.enter(ServerState.STOPPED)
+        await self._transport.close()
+        self._inference.close()
+        self.repository.close(grace_s=1.0)  # nobody waits for an answer: only the running execution is left
+        answered_count = self._models.answered_count()
+        _log.info("drained: %d requests were answered OK since the start", answered_count)
+        for task in self._tasks:
+            task.cancel()
+        await self._endpoint.close()
+
+    def exit_status(self) -> int:
+        """Return 0; ends the process here if a load that hangs would keep it alive."""
+        if self._loading.unfinished_count:
+            _log.warning(
+                "%d loads cannot be stopped; they end with the process", self._loading.unfinished_count
+            )
+            end_process(0)
+        return 0
+
+    async def _publish(self) -> None:
+        self._models.note_changes()
+        await self._transport.publish_health()
 
 
 async def _load(config: ServeConfig, repository: ModelRepository, stop: asyncio.Event) -> bool:
-    """Load while the server answers; return False where a signal came first."""
+    """Load the models while the server answers; return False if a signal came first."""
     only = config.load_model if config.control == "explicit" else None
     loaded = run_in_thread(lambda: repository.load_all(only), "load")
     stopped = asyncio.ensure_future(stop.wait())
@@ -150,49 +236,22 @@ async def _load(config: ServeConfig, repository: ModelRepository, stop: asyncio.
     return True
 
 
-async def _leave(config: ServeConfig, transport: Transport, servicer: InferenceService) -> None:
-    """Say NOT_SERVING, and answer everything for as long as balancers need to notice."""
-    servicer.announce_drain()
-    await transport.enter_shutdown()
-    await asyncio.sleep(config.drain_delay_s)
-
-
-async def _drain(
-    config: ServeConfig, transport: Transport, servicer: InferenceService, repository: ModelRepository
-) -> None:
-    """Refuse new calls, and finish what was accepted."""
-    servicer.begin_drain()
-    repository.stop_loading()
-    await transport.enter_shutdown()
-    await transport.stop(config.grace_period_s)
-    servicer.close()
-    repository.close(grace_s=1.0)  # nobody waits for an answer any more: only the running execution is left
-
-
-def _end(loading: TimeLimit) -> int:
-    """Return the exit status 0, or end the process with it where loads would keep it from ending."""
-    if loading.unfinished_count:
-        _log.warning("%d loads cannot be stopped; they end with the process", loading.unfinished_count)
-        end_process(0)
-    return 0
-
-
-def _most_memory_bytes(config: ServeConfig) -> int:
-    """Return how much the models may take; the rest is for requests, and for this process itself."""
+def _max_model_memory_bytes(config: ServeConfig) -> int:
+    """Return how much memory the models may take; the rest is for requests and the process itself."""
     if config.max_model_memory_mib is not None:
         return config.max_model_memory_mib * _MIB
     return int(usable_memory_bytes() * _MODELS_SHARE)
 
 
 def _settle_garbage() -> None:
-    """Take what start-up made out of the collector's sight: it stays, and going through it costs time."""
+    """Exempt the objects of start-up from garbage collection: they stay, and each pass costs time."""
     gc.collect()
     gc.freeze()
 
 
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[asyncio.Event]:
-    """Give an event that the first SIGTERM or SIGINT sets; a second one ends the process at once."""
+    """Yield an event that the first SIGTERM or SIGINT sets; a second signal ends the process at once."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 

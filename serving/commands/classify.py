@@ -15,7 +15,8 @@ from foldserve.errors import ImageError
 from foldserve.serving.client.async_client import AsyncClient
 from foldserve.serving.client.channel import connection_options
 from foldserve.serving.errors import InvalidArgumentError, ResourceExhaustedError
-from foldserve.terminal_output import legible, print_utf8, to_json_line
+from foldserve.terminal_output import print_utf8, to_json_line
+from foldserve.text import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -190,12 +191,14 @@ def _to_json(answer: _Answer, model: Description) -> str:
 
 
 def _print_table(answers: Sequence[_Answer]) -> None:
-    names = [legible(str(answer.path)) for answer in answers]
+    names = [escape_controls(str(answer.path)) for answer in answers]
     width = max(map(len, names), default=0)
     for name, answer in zip(names, answers, strict=True):
         if not answer.error:
-            labels = "  ".join(f"{legible(label.name)} {label.probability:.1%}" for label in answer.labels)
+            labels = "  ".join(
+                f"{escape_controls(label.name)} {label.probability:.1%}" for label in answer.labels
+            )
             print(f"{name:<{width}}  {labels}")
     for name, answer in zip(names, answers, strict=True):
         if answer.error:
-            print(f"foldserve classify: {name}{legible(answer.error)}", file=sys.stderr)
+            print(f"foldserve classify: {name}{escape_controls(answer.error)}", file=sys.stderr)

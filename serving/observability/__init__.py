@@ -1,1 +1,1 @@
-"""Shows operators what the server does: metrics, health pages and logs."""
+"""Reports to operators: metrics, health pages and logs."""

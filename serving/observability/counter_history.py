@@ -1,4 +1,4 @@
-"""Counts that outlive what they are of: of versions that serve no more, and of load attempts."""
+"""Keeps the counters of unloaded versions, so that no Prometheus counter disappears or goes backwards."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from foldserve.serving.model.served_model import ServedModel
     from foldserve.serving.model.statistics import Statistics
 
-# Versions that serve no more, whose counts are still shown: enough for any scraper to see their last state.
-_KEPT_RETIRED = 64
-# A version that is loaded anew is counted anew, while the one before may still finish its last requests.
+# Unloaded versions whose counters are still reported: enough for any scraper to see their last values.
+_KEPT_UNLOADED = 64
+# A reloaded version has new counters, while the previous load may still finish its last requests.
 _KEPT_LOADS = 2
 
 
 class CounterHistory:
-    """The tally of every version, by model and version; may be used from any thread."""
+    """Holds the counters of every version, by model and version. May be used from any thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Lock()
-        self._kept: dict[tuple[str, str], _Version] = {}  # those that served last at the end
+        self._kept: dict[tuple[str, str], _Version] = {}  # in the order in which they last served
 
     def note(self, models: Sequence[ServedModel]) -> None:
-        """Keep the counts of ``models``, which are all that serve now."""
+        """Keep the counters of ``models``, all that serve now."""
         with self._changed:
             for model in models:
                 names = (model.name, model.version_text)
@@ -38,19 +38,19 @@ class CounterHistory:
                 version.note(model.statistics)
                 self._kept[names] = version
             serving = {(model.name, model.version_text) for model in models}
-            retired = [names for names in self._kept if names not in serving]
-            for names in retired[: max(0, len(retired) - _KEPT_RETIRED)]:
+            unloaded = [names for names in self._kept if names not in serving]
+            for names in unloaded[: max(0, len(unloaded) - _KEPT_UNLOADED)]:
                 del self._kept[names]
 
-    def tallies(self) -> dict[tuple[str, str], Counters]:
-        """Return what was counted."""
+    def counters(self) -> dict[tuple[str, str], Counters]:
+        """Return the counters by model and version."""
         with self._changed:
             return {names: version.counters() for names, version in sorted(self._kept.items())}
 
 
 @dataclass(slots=True)
 class _Version:
-    """The counts of one version: of its last loads, and of those before together."""
+    """Counters of one version: of its last loads, and the sum of those before."""
 
     loads: list[Statistics]
     before: Counters = field(default_factory=Counters)
@@ -70,7 +70,7 @@ class _Version:
 
 
 class LoadCounts:
-    """How load attempts ended and how long they took; may be used from any thread."""
+    """Counts load attempts by outcome, and their durations. May be used from any thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Lock()
@@ -84,12 +84,12 @@ class LoadCounts:
             self._seconds.setdefault(outcome.name, Histogram(LOAD_BOUNDS_S)).observe(outcome.seconds)
 
     def by_outcome(self) -> dict[tuple[str, str], int]:
-        """Return how many ended how, by model and outcome: "ready" or "refused"."""
+        """Return the number of attempts by model and outcome, "ready" or "refused"."""
         with self._changed:
             return dict(sorted(self._by_outcome.items()))
 
     def seconds(self) -> dict[str, Histogram]:
-        """Return how long they took, by model."""
+        """Return the durations in seconds by model."""
         copies = {}
         with self._changed:
             for name, histogram in sorted(self._seconds.items()):

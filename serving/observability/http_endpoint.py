@@ -1,8 +1,8 @@
-"""A few pages over HTTP/1.1, for probes and Prometheus: GET and HEAD, one request a connection.
+"""Serves a few pages over HTTP/1.1 for probes and Prometheus: GET and HEAD, one request per connection.
 
-It runs in a thread of its own, so that no caller's message, however large, keeps a probe waiting. Slow or
-hostile clients cost little: a connection has seconds to send its request and to take the answer, a request is
-small, and where there are too many connections the oldest gives way.
+It runs in a thread of its own, so that no caller's message, however large, delays a probe. Slow or hostile
+clients cost little: a connection has seconds to send its request and to receive the answer, requests are
+small, and if there are too many connections, the oldest is closed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 _MAX_REQUEST_BYTES = 8192
 _REQUEST_LIMIT_S = 5.0
-# A scrape of many models is some 100 kB.
+# Enough for a scrape of many models, some 100 kB.
 _RESPONSE_LIMIT_S = 10.0
-# An answer may be lost where a connection is closed on bytes that were never read.
+# The answer may be lost if a connection is closed with unread bytes, so they are read for this time.
 _LINGER_S = 0.5
-# Until the next try to accept, where there is no descriptor for it.
+# Pause before accepting again after no descriptor was free.
 _ACCEPT_AGAIN_S = 0.1
 
 _T = TypeVar("_T")
@@ -37,22 +37,22 @@ _log = logging.getLogger(__name__)
 
 
 class Page(NamedTuple):
-    """What is answered."""
+    """An HTTP response."""
 
     status: HTTPStatus
     content: bytes
     content_type: str = "text/plain; charset=utf-8"
 
 
-# Makes a page for a request's Accept header.
+# Makes a page, given a request's Accept header.
 PageMaker: TypeAlias = Callable[[str], Awaitable[Page]]
 
 
 class HttpEndpoint:
-    """Pages on a port. The public methods may be awaited on any event loop; it has another one.
+    """Serves pages on a port, on an event loop of its own; its methods may be awaited on any loop.
 
     Args:
-        max_connections: most that are open at once; the oldest gives way to a new one.
+        max_connections: most connections open at once; for a new one the oldest is closed.
     """
 
     def __init__(self, max_connections: int) -> None:
@@ -60,28 +60,28 @@ class HttpEndpoint:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="http", daemon=True)
         self._pages: Mapping[str, PageMaker] = {}
-        self._connections: dict[asyncio.Task[None], None] = {}  # the oldest first
+        self._connections: dict[asyncio.Task[None], None] = {}  # oldest first
         self._accepting: list[asyncio.Task[None]] = []
 
     async def start(self, host: str, port: int, pages: Mapping[str, PageMaker]) -> int:
-        """Serve ``pages`` by path, and return the port: the operating system's choice where ``port`` is 0.
+        """Serve ``pages`` by path, and return the port; if ``port`` is 0, the operating system chooses.
 
         Raises:
-            ListenError: the address is taken or not this machine's.
+            ListenError: the address is in use or does not belong to this machine.
         """
         self._pages = pages
         self._thread.start()
-        return await self._there(self._listen(host, port))
+        return await self._run(self._listen(host, port))
 
     async def close(self) -> None:
         """Stop listening and end the connections."""
         if self._thread.is_alive():
-            await self._there(self._end())
+            await self._run(self._end())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
         self._loop.close()
 
-    async def _there(self, work: Coroutine[Any, Any, _T]) -> _T:
+    async def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     async def _listen(self, host: str, port: int) -> int:
@@ -89,9 +89,9 @@ class HttpEndpoint:
             listeners = listening_sockets(host, port)
         except OSError as error:
             raise ListenError(
-                f"cannot listen on {host}:{port} for metrics: the port is taken by another server, or the "
-                "address is not this machine's; choose another with --metrics-port, or do without "
-                "(--no-metrics)"
+                f"cannot listen on {host}:{port} for metrics: another server uses the port, or the address "
+                "does not belong to this machine; choose another with --metrics-port, or switch the pages "
+                "off with --no-metrics"
             ) from error
         self._accepting = [asyncio.ensure_future(self._accept(listener)) for listener in listeners]
         bound: int = listeners[0].getsockname()[1]
@@ -104,7 +104,7 @@ class HttpEndpoint:
         await asyncio.gather(*left, return_exceptions=True)
 
     async def _accept(self, listener: socket.socket) -> None:
-        # Not asyncio's own server: where no descriptor is left it logs a traceback for each try, and tries
+        # asyncio's own server would log a traceback for each attempt while no descriptor is free, and attempt
         # more and more often.
         loop = asyncio.get_running_loop()
         with listener:
@@ -121,14 +121,14 @@ class HttpEndpoint:
     def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._connections) >= self._max_connections:
             oldest = next(iter(self._connections))
-            del self._connections[oldest]  # at once: many may come before it has ended
+            del self._connections[oldest]  # at once, since many may come before it has ended
             oldest.cancel()
         connection = asyncio.ensure_future(self._answer_connection(reader, writer))
         self._connections[connection] = None
 
         def end(_: asyncio.Task[None]) -> None:
-            # Not in the task itself: one that gives way before it has begun would never come to it.
-            writer.transport.abort()  # what was not taken in time is dropped
+            # Not in the task itself, which does not run at all if it is cancelled before it starts.
+            writer.transport.abort()  # drops what was not received in time
             self._connections.pop(connection, None)
 
         connection.add_done_callback(end)
@@ -144,7 +144,7 @@ class HttpEndpoint:
                     async with asyncio.timeout(_LINGER_S):
                         await reader.read(_MAX_REQUEST_BYTES)
         except (TimeoutError, OSError):
-            pass  # too slow, or gone
+            pass  # the client is too slow, or gone
         except Exception:
             _log.exception("answering over HTTP failed")
 
@@ -163,33 +163,33 @@ class HttpEndpoint:
         if with_content:
             writer.write(page.content)
         writer.write_eof()
-        writer.transport.set_write_buffer_limits(0)  # `drain` then waits until all of it is gone
+        writer.transport.set_write_buffer_limits(0)  # `drain` then waits until everything is sent
         await writer.drain()
 
     async def _page(self, head: bytes) -> tuple[Page, bool]:
-        """Return the answer, and whether its content is sent."""
+        """Return the page for a request, and whether its content is sent (not for HEAD)."""
         if len(head) > _MAX_REQUEST_BYTES:
             return _refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request is too large"), True
         first, _, rest = head.decode("latin-1").partition("\r\n")
         words = first.split(" ")
         if len(words) != 3 or not words[2].startswith("HTTP/1."):
             return _refusal(
-                HTTPStatus.BAD_REQUEST, "this is no HTTP/1.1 request; gRPC has another port"
+                HTTPStatus.BAD_REQUEST, "this is not an HTTP/1.1 request; gRPC has another port"
             ), True
         method, target, _ = words
         if method not in ("GET", "HEAD"):
-            return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, "there is only GET and HEAD"), True
+            return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are supported"), True
         make = self._pages.get(target.partition("?")[0])
         if make is None:
             known = ", ".join(self._pages)
             return _refusal(
-                HTTPStatus.NOT_FOUND, f"there is no {quote(target)}; there is {known}"
+                HTTPStatus.NOT_FOUND, f"no page {quote(target)}; the pages are {known}"
             ), method == "GET"
         return await make(_accept_header(rest)), method == "GET"
 
 
 async def _read_head(reader: asyncio.StreamReader) -> bytes | None:
-    """Return a request up to its empty line, None where it was cut off, or more bytes than are taken."""
+    """Return a request's head; None if it was cut off, _MAX_REQUEST_BYTES + 1 bytes if it is too large."""
     try:
         return await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError:

@@ -1,6 +1,6 @@
-"""What the server writes: lines for people, or one JSON object a line for machines.
+"""Formats the log: lines for people, or one JSON object per line for machines.
 
-Whoever logs puts what a machine should find under a name of its own into ``extra``; FIELDS are shown in JSON.
+Code that logs passes values that machines should find in ``extra``; those named in FIELDS appear in the JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ExceptionInfo: TypeAlias = (
 
 
 class LineFormatter(logging.Formatter):
-    """A record as one line to read, and its traceback, if any, indented: no text in it passes for a line."""
+    """Formats a record as one line, with an indented traceback if any; no text can forge a line."""
 
     def __init__(self) -> None:
         super().__init__(_HUMAN)
@@ -47,15 +47,15 @@ class LineFormatter(logging.Formatter):
         return escaped(super().formatMessage(record))
 
     def formatException(self, ei: _ExceptionInfo) -> str:  # noqa: N802  # logging's name
-        """Return the lines of the traceback."""
+        """Return the indented traceback."""
         return textwrap.indent(escaped(super().formatException(ei), keep="\n"), "  ")
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one JSON object: time (UTC), level, logger, message, FIELDS, and a traceback if any."""
+    """Formats a record as a JSON object: time (UTC), level, logger, message, FIELDS, traceback if any."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line, without its end."""
+        """Return the line without a newline."""
         content = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -66,24 +66,24 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             content["traceback"] = self.formatException(record.exc_info)
         line = json.dumps(content, ensure_ascii=False, default=str)
-        # JSON itself escapes only what its grammar must; what is not printable stands only in its strings.
+        # json.dumps escapes only what JSON requires; unprintable characters can occur in its strings only.
         return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in line)
 
 
 def log_to_stderr(level: str, log_format: LogFormat) -> None:
-    """Send what is logged at ``level`` or above to standard error, and what would go there unlogged."""
+    """Log records of ``level`` and above to standard error, and what libraries would print there."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else LineFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     log_stray_output()
-    logging.getLogger("PIL").setLevel(logging.INFO)  # at debug it has lines for every part of a picture
-    # gRPC's core writes lines of its own; whatever matters in them reaches us as an error.
+    logging.getLogger("PIL").setLevel(logging.INFO)  # at debug it logs every part of a picture
+    # gRPC's core prints lines of its own; those that matter also reach us as errors.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 @ignores_lost_reader
 def announce(text: str, log_format: LogFormat) -> None:
-    """Say on standard output, whatever the level, what whoever started the server waits for."""
+    """Print to standard output, at any log level, what those who start the server wait for."""
     if log_format == "human":
         print(f"foldserve: {escaped(text)}", flush=True)
         return

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes, as text."""
+"""Renders the metrics that Prometheus scrapes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Metrics:
-    """One registry of this server's own, so that nothing else in the process shows up in it."""
+    """Renders the metrics of a registry of its own, which holds nothing else of the process."""
 
     def __init__(self, models: ModelMetrics, server: ServerMetrics) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
@@ -23,6 +23,6 @@ class Metrics:
         PlatformCollector(registry=self._registry)
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """Return the text and its content type: OpenMetrics where ``accept`` asks for it, else Prometheus."""
+        """Return the text and its content type: OpenMetrics if ``accept`` asks for it, else Prometheus."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type

@@ -1,7 +1,7 @@
-"""The metrics of models: requests, executions, queues, loads.
+"""Collects the metrics of models: requests, executions, queues, loads.
 
-Labels are the repository's models and versions, the protocol's methods and gRPC's statuses, never what a
-caller sent: a call for a model that there is not is counted under the model "".
+Labels are the repository's models and versions, the protocol's methods and gRPC's statuses, never a caller's
+text: a request for an unknown model is counted under the model "".
 """
 
 from __future__ import annotations
@@ -27,51 +27,51 @@ if TYPE_CHECKING:
     from foldserve.serving.services.inference import InferenceService
 
 _MODEL = ("model", "version")
-# What is asked first of requests that got no answer, by the status that says so.
+# Reasons for requests that were never run, by status.
 _DROPPED = {"DEADLINE_EXCEEDED": "expired", "CANCELLED": "cancelled", "RESOURCE_EXHAUSTED": "rejected"}
 
 
 class ModelMetrics(Collector):
-    """Reads what was counted when a scrape comes, so that requests pay nothing for it.
+    """Reads the counters at each scrape, so that requests pay nothing for it.
 
     Args:
-        index: whose models are shown.
-        servicer: what counts the calls that reach no version.
-        loads: what counts the load attempts.
+        index: the models.
+        inference: counts the requests that reach no version.
+        loads: counts the load attempts.
     """
 
-    def __init__(self, index: ModelIndex, servicer: InferenceService, loads: LoadCounts) -> None:
+    def __init__(self, index: ModelIndex, inference: InferenceService, loads: LoadCounts) -> None:
         self._index = index
-        self._servicer = servicer
+        self._inference = inference
         self._loads = loads
-        self._requests = CounterHistory()
+        self._history = CounterHistory()
 
     def note_changes(self) -> None:
-        """Keep the counts of what serves now; call it, from any thread, after each change of that."""
-        self._requests.note(self._index.ready_models())
+        """Keep the counters of the models that serve now. Call it after each change, from any thread."""
+        self._history.note(self._index.ready_models())
 
     def answered_count(self) -> int:
         """Return how many requests were answered OK."""
         self.note_changes()
-        tallies = self._requests.tallies().values()
-        return sum(tally.total_s.count for tally in tallies)
+        counters = self._history.counters().values()
+        return sum(counter.total_s.count for counter in counters)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families, each with all its models."""
         self.note_changes()
-        tallies = self._requests.tallies()
+        counters = self._history.counters()
         refused = {
-            (name, ""): statistics.counters() for name, statistics in list(self._servicer.refused.items())
+            (name, ""): statistics.counters() for name, statistics in list(self._inference.refused.items())
         }
-        yield from _requests(tallies | refused)
-        yield from _executions(tallies)
-        yield from _durations(tallies)
+        yield from _requests(counters | refused)
+        yield from _executions(counters)
+        yield from _durations(counters)
         yield from _serving(self._index.ready_models())
         yield self._readiness()
         yield from self._load_attempts()
 
     def _readiness(self) -> Metric:
-        ready = GaugeMetricFamily("foldserve_model_ready", "1 where the version serves.", labels=_MODEL)
+        ready = GaugeMetricFamily("foldserve_model_ready", "1 if the version serves.", labels=_MODEL)
         for entry in self._index.entries():
             ready.add_metric((entry.name, str(entry.version)), entry.state == "READY")
         return ready
@@ -92,20 +92,20 @@ class ModelMetrics(Collector):
         yield from (loads, seconds)
 
 
-def _requests(tallies: dict[tuple[str, str], Counters]) -> Iterator[Metric]:
+def _requests(counters: dict[tuple[str, str], Counters]) -> Iterator[Metric]:
     requests = CounterMetricFamily(
         "foldserve_requests",
-        "Requests by the gRPC status of their answer; those that reached no version have none.",
+        "Requests by gRPC status; the label version is empty for requests that reached no version.",
         labels=(*_MODEL, "method", "code"),
     )
     dropped = CounterMetricFamily(
         "foldserve_requests_dropped",
-        "Requests that expired or were cancelled before they ran, or were rejected for want of room.",
+        "Requests that expired or were cancelled before they ran, or were rejected by a full queue.",
         labels=(*_MODEL, "reason"),
     )
-    for names, tally in tallies.items():
+    for names, counter in counters.items():
         by_reason = Counter(dict.fromkeys(_DROPPED.values(), 0))
-        for (method, code), count in sorted(tally.requests.items()):
+        for (method, code), count in sorted(counter.requests.items()):
             requests.add_metric((*names, method, code), count)
             if code in _DROPPED:
                 by_reason[_DROPPED[code]] += count
@@ -114,18 +114,18 @@ def _requests(tallies: dict[tuple[str, str], Counters]) -> Iterator[Metric]:
     yield from (requests, dropped)
 
 
-def _executions(tallies: dict[tuple[str, str], Counters]) -> Iterator[Metric]:
+def _executions(counters: dict[tuple[str, str], Counters]) -> Iterator[Metric]:
     rows = CounterMetricFamily("foldserve_rows", "Rows (images) that the model has run.", labels=_MODEL)
     executions = CounterMetricFamily("foldserve_executions", "Executions that succeeded.", labels=_MODEL)
-    sizes = HistogramMetricFamily("foldserve_execution_rows", "Rows of an execution.", labels=_MODEL)
-    for names, tally in tallies.items():
-        rows.add_metric(names, tally.batch_rows.total)
-        executions.add_metric(names, tally.batch_rows.count)
-        _add_histogram(sizes, names, tally.batch_rows)
+    sizes = HistogramMetricFamily("foldserve_execution_rows", "Rows per execution.", labels=_MODEL)
+    for names, counter in counters.items():
+        rows.add_metric(names, counter.batch_rows.total)
+        executions.add_metric(names, counter.batch_rows.count)
+        _add_histogram(sizes, names, counter.batch_rows)
     yield from (rows, executions, sizes)
 
 
-def _durations(tallies: dict[tuple[str, str], Counters]) -> Iterator[Metric]:
+def _durations(counters: dict[tuple[str, str], Counters]) -> Iterator[Metric]:
     queue = HistogramMetricFamily(
         "foldserve_queue_duration_seconds", "Time that a request waited for its execution.", labels=_MODEL
     )
@@ -137,10 +137,10 @@ def _durations(tallies: dict[tuple[str, str], Counters]) -> Iterator[Metric]:
         "Time from a request's arrival to its answer, of requests answered OK.",
         labels=_MODEL,
     )
-    for names, tally in tallies.items():
-        _add_histogram(queue, names, tally.queue_s)
-        _add_histogram(compute, names, tally.compute_s)
-        _add_histogram(total, names, tally.total_s)
+    for names, counter in counters.items():
+        _add_histogram(queue, names, counter.queue_s)
+        _add_histogram(compute, names, counter.compute_s)
+        _add_histogram(total, names, counter.total_s)
     yield from (queue, compute, total)
 
 
@@ -155,7 +155,7 @@ def _serving(models: Sequence[ServedModel]) -> Iterator[Metric]:
     )
     info = GaugeMetricFamily(
         "foldserve_model_info",
-        "What serves: the model file's hash, what runs it, and how.",
+        "The served versions: hash of the model file, execution provider, precision, batch invariance.",
         labels=(*_MODEL, "sha256", "provider", "precision", "batch_invariant"),
     )
     for model in models:

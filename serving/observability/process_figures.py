@@ -1,4 +1,4 @@
-"""What /proc says of this process; None where there is no such file, as on systems other than Linux."""
+"""Reads figures of this process from /proc; they are None on systems without it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ESTABLISHED = "01"  # include/net/tcp_states.h
 
 
 def thread_count(proc: Path = _PROC) -> int | None:
-    """Return how many threads this process has, those of libraries included."""
+    """Return the number of threads of this process, including those of libraries."""
     try:
         lines = (proc / "self" / "status").read_text().splitlines()
     except OSError:

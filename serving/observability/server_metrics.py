@@ -1,4 +1,4 @@
-"""The metrics of the server itself: what it is, whether it is ready, and what it takes of the machine."""
+"""Collects the metrics of the server itself: build, readiness, use of the machine."""
 
 from __future__ import annotations
 
@@ -18,25 +18,34 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
+    from foldserve.serving.server_state import Lifecycle
     from foldserve.serving.services.inference import InferenceService
     from foldserve.serving.services.management import ManagementService
 
 
 class ServerMetrics(Collector):
-    """Asked of their owners when a scrape comes.
+    """Reads the server's gauges at each scrape.
 
     Args:
-        control: what knows whether the server is ready.
-        servicer: what knows whether it is draining.
-        port: that gRPC's connections come in by.
-        transport: its name.
+        management: knows whether the server is ready.
+        inference: knows how many bytes wait to be decoded.
+        lifecycle: the server's state.
+        port: the gRPC port.
+        transport: the transport's name.
     """
 
     def __init__(
-        self, control: ManagementService, servicer: InferenceService, *, port: int, transport: str
+        self,
+        management: ManagementService,
+        inference: InferenceService,
+        lifecycle: Lifecycle,
+        *,
+        port: int,
+        transport: str,
     ) -> None:
-        self._control = control
-        self._servicer = servicer
+        self._management = management
+        self._inference = inference
+        self._lifecycle = lifecycle
         self._port = port
         self._transport = transport
 
@@ -44,23 +53,23 @@ class ServerMetrics(Collector):
         """Yield the families."""
         build = GaugeMetricFamily(
             "foldserve_build_info",
-            "What runs here.",
+            "Versions of the software that runs here.",
             labels=("version", "onnxruntime", "python", "transport"),
         )
         build.add_metric((own_version(), RUNTIME_VERSION, platform.python_version(), self._transport), 1)
         yield build
         gauges = {
-            "foldserve_ready": ("1 where the server takes inference.", int(self._control.is_ready())),
-            "foldserve_draining": ("1 from SIGTERM on.", int(self._servicer.leaving)),
+            "foldserve_ready": ("1 if the server is ready for inference.", int(self._management.is_ready())),
+            "foldserve_draining": ("1 after SIGTERM.", int(self._lifecycle.is_leaving)),
             "foldserve_usable_processors": (
-                "Processors that affinity and quota leave to this process.",
+                "CPUs that this process may use, by affinity and quota.",
                 usable_cpus(),
             ),
-            "foldserve_threads": ("Threads of this process, all libraries' together.", thread_count()),
+            "foldserve_threads": ("Threads of this process, including those of libraries.", thread_count()),
             "foldserve_connections": ("Connections to the gRPC port.", connection_count(self._port)),
             "foldserve_decoding_bytes": (
-                "Bytes of encoded images, with their pixels, that wait to be decoded.",
-                self._servicer.decoding_bytes,
+                "Bytes of the images that wait to be decoded, encoded and decoded together.",
+                self._inference.decoding_bytes,
             ),
         }
         for name, (text, value) in gauges.items():

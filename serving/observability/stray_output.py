@@ -1,6 +1,6 @@
-"""What libraries and the interpreter would write to standard error by themselves, sent to the log instead.
+"""Sends to the log what libraries and the interpreter would print to standard error.
 
-A log of JSON objects must have no other lines in it, and a warning's usual form tells paths of this machine.
+A JSON log must not contain other lines, and Python's own form of a warning shows paths of this machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 def log_stray_output() -> None:
-    """Log warnings, and exceptions that nobody catches, for the rest of the process."""
+    """Log warnings and uncaught exceptions from now on."""
     warnings.showwarning = _log_warning
     threading.excepthook = _log_end_of_thread
     sys.unraisablehook = _log_unraisable

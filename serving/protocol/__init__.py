@@ -1,1 +1,1 @@
-"""Turns messages of the protocol into arrays, and arrays into messages."""
+"""Turns protocol messages into arrays, and arrays into messages."""

@@ -1,4 +1,4 @@
-"""Values of classes -> the highest of them."""
+"""Finds the classes with the highest values."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ if TYPE_CHECKING:
 
 
 def top_indices(values: NDArray[np.float32], top_k: int) -> list[int]:
-    """Return the indices of up to ``top_k`` highest of ``values`` [K], the highest first, equals in order."""
+    """Return the indices of the ``top_k`` highest of ``values`` [K], highest first, ties in index order."""
     order: list[int] = np.argsort(-values, kind="stable")[:top_k].tolist()
     return order

@@ -1,9 +1,9 @@
-"""Counts the fields of a message before it is parsed, which makes an object of each.
+"""Counts the fields of a message before it is parsed, because parsing creates an object for each.
 
-32 MiB of empty submessages cost the parser 4 s of CPU and 1.4 GiB, with the interpreter's lock held all the
-time. Walking along the lengths costs half a microsecond a field and ends at the limit; pixels and encoded
-images are passed over in one step, so that a sound message of any size takes some ten. Pixels as typed
-contents cost the parser 5 ms a MiB, with the lock held again, and are counted by themselves.
+For 32 MiB of empty submessages the parser took 4 s of CPU and 1.4 GiB, and held the GIL all the time. Walking
+along the lengths takes half a microsecond per field and ends at the limit. Pixels and encoded images are
+skipped in one step, so that a valid message of any size takes some ten steps. Pixels as typed contents take
+the parser 5 ms per MiB, again with the GIL, and are counted separately.
 The encoding: protobuf.dev/programming-guides/encoding.
 """
 
@@ -21,24 +21,24 @@ from foldserve.serving.pb import open_inference_pb2 as pb
 if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor
 
-# Many times the encoded images that a request may have, and no more than the parser takes in 10 ms.
+# Many times the encoded images that a request may have, and few enough to be parsed in 10 ms.
 MAX_FIELDS = 32_768
-# No message of so many bytes can have more: the smallest field is a tag and an empty value.
+# A message of this size cannot have more: the smallest field is a tag and an empty value.
 UNCOUNTED_BYTES = 2 * MAX_FIELDS
-# How values are laid out: the low three bits of a tag.
+# Wire types: the low three bits of a tag.
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
-# Both bounds are the parser's own.
+# Both limits are the parser's own.
 _MAX_TAG, _MAX_VARINT_BYTES = 2**32 - 1, 10
 
-# Stand for packed elements, of at least a byte each: of which each counts, and those that are pixels.
+# Packed elements of at least one byte: those that count as fields, and those that are pixels.
 _PACKED: Final = "packed"
 _PIXELS: Final = "pixels"
-# What is behind the length of a field by its number; fields that are not there are passed over.
+# Contents of length-delimited fields by field number; other fields are skipped.
 _Known: TypeAlias = "dict[int, _Known | str]"
 
 _PIXEL_FIELD = pb.InferTensorContents.DESCRIPTOR.fields_by_name["uint_contents"]
-# The parser copies such elements as they are.
+# The parser copies elements of these types as they are.
 _FIXED_TYPES = {
     *(FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE),
     *(FieldDescriptor.TYPE_FIXED32, FieldDescriptor.TYPE_FIXED64),
@@ -47,24 +47,24 @@ _FIXED_TYPES = {
 
 
 class MalformedError(ValueError):
-    """The bytes are no protobuf message."""
+    """The bytes are not a protobuf message."""
 
 
 @dataclass(slots=True)
 class _Count:
-    fields: int = 0  # with packed elements
+    fields: int = 0  # including packed elements
     pixel_bytes: int = 0
 
 
 def check_field_count(descriptor: Descriptor, content: bytes) -> int:
-    """Check that a message of the type ``descriptor`` has at most MAX_FIELDS fields and packed elements.
+    """Check that a message of type ``descriptor`` has at most MAX_FIELDS fields and packed elements.
 
     Returns:
-        The bytes of its packed UINT8 contents, which are not among them.
+        The number of bytes of its packed UINT8 contents, which are not counted as fields.
 
     Raises:
         InvalidArgumentError: it has more.
-        MalformedError: it is no message.
+        MalformedError: it is not a protobuf message.
     """
     count = _Count()
     try:
@@ -73,14 +73,14 @@ def check_field_count(descriptor: Descriptor, content: bytes) -> int:
         raise MalformedError from None
     if count.fields > MAX_FIELDS:
         raise InvalidArgumentError(
-            f"the message has more than {MAX_FIELDS} fields and elements, those of raw_input_contents and "
-            "UINT8 contents not counted: send pixels in raw_input_contents, and fewer images at a time"
+            f"the message has more than {MAX_FIELDS} fields and elements, not counting raw_input_contents "
+            "and UINT8 contents: send pixels in raw_input_contents, and fewer images per request"
         )
     return count.pixel_bytes
 
 
 def _walk(content: bytes, position: int, stop: int, known: _Known, count: _Count) -> None:
-    """Count what is in content[position:stop], or as much of it as is too much."""
+    """Count the fields in content[position:stop]; stop at the limit."""
     while position < stop and count.fields <= MAX_FIELDS:
         count.fields += 1
         tag, position = read_varint(content, position)
@@ -104,14 +104,14 @@ def _walk(content: bytes, position: int, stop: int, known: _Known, count: _Count
             _, position = read_varint(content, position)
         elif layout in _FIXED_BYTES:
             position += _FIXED_BYTES[layout]
-        else:  # a group, which no definition has had for fifteen years
+        else:  # a group, deprecated since proto2
             raise MalformedError
     if position > stop:
         raise MalformedError
 
 
 def read_varint(content: bytes, position: int) -> tuple[int, int]:
-    """Return the number at ``position``, and where it ends."""
+    """Return the varint at ``position`` and the position behind it."""
     byte = content[position]
     if byte < 128:
         return byte, position + 1

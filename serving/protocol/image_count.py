@@ -1,20 +1,20 @@
-"""Bounds how many images one request may have."""
+"""Limits the number of images per request."""
 
 from __future__ import annotations
 
 from foldserve.serving.errors import InvalidArgumentError
 
-# Most images of one request, except for a model whose batches are larger: as a message of 32 MiB would
-# otherwise hold half a million small ones, and take everybody's turn for as long as they take.
+# Most images per request, except for a model with larger batches. A message of 32 MiB could otherwise hold
+# half a million small ones and delay every other caller while they run.
 MAX_IMAGES = 16_384
-# Most encoded images of one request: decoding the smallest takes 100 us and more.
+# Most encoded images per request: decoding even the smallest takes at least 100 us.
 MAX_ENCODED_IMAGES = 4096
 
 
 def check_image_count(count: int, max_images: int) -> None:
-    """Raise InvalidArgumentError where one request has more images than are taken at once."""
+    """Raise InvalidArgumentError if a request has more than ``max_images`` images."""
     if count > max_images:
         raise InvalidArgumentError(
-            f"the request has more than {max_images} images, the most that are taken at once: send them in "
-            "several"
+            f"the request has more than {max_images} images, the most per request: send them in several "
+            "requests"
         )

@@ -1,7 +1,7 @@
-"""Protobuf -> numpy: reads a request's images, checked against the model's input, and the outputs it wants.
+"""Reads a request's images into numpy, checked against the model's input, and the requested outputs.
 
-Every refusal says what was given, what is expected and what to do. Texts that callers sent are shortened and
-escaped before they go into a message: a status travels in HTTP/2 headers, which are small.
+Every refusal says what was given, what is expected and what to do. Callers' texts are truncated and escaped
+in messages, because a status travels in HTTP/2 headers, which are small.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from foldserve.serving.protocol.encoded_images import check_raw_alone, read_enco
 from foldserve.serving.protocol.field_count import read_varint
 from foldserve.serving.protocol.image_count import MAX_IMAGES, check_image_count
 from foldserve.serving.protocol.infer_response import TRITON_PREFIX, Output
-from foldserve.serving.protocol.parameters import shown_parameter
+from foldserve.serving.protocol.parameters import parameter_text
 from foldserve.text import join_names, quote, shape_text
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from foldserve.artifact.format import TensorSpec
     from foldserve.serving.pb import open_inference_pb2 as pb
 
-# Where the protocol puts typed elements, by datatype. FP16 and BF16 travel only as raw bytes.
+# Fields for typed elements by datatype. FP16 and BF16 are sent as raw bytes only.
 _TYPED_FIELDS = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -42,7 +42,7 @@ _TYPED_FIELDS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-# More than this nobody sets by hand; each is read, and echoed in the response.
+# More than anybody sets by hand; each one is read, and returned in the response.
 _MAX_PARAMETERS = 64
 _EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
 
@@ -50,16 +50,16 @@ _EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
 def read_images(
     request: pb.ModelInferRequest, spec: TensorSpec, *, max_images: int = MAX_IMAGES
 ) -> NDArray[np.uint8] | list[bytes]:
-    """Return the one input of ``request``: uint8 [N, C, H, W], or N encoded images where it is BYTES.
+    """Return the only input of ``request``: uint8 [N, C, H, W], or N encoded images if it is BYTES.
 
-    A view of the message's bytes where it came raw. ``spec`` is the model's input: UINT8 [-1, C, H, W].
+    Raw contents are returned as a view of the message. ``spec`` is the model's input: UINT8 [-1, C, H, W].
 
     Raises:
-        InvalidArgumentError: the request does not carry exactly that input with exactly its elements, or has
-            more images than ``max_images``, or than may be sent encoded.
-        UnimplementedError: it refers to shared memory.
+        InvalidArgumentError: the request does not have exactly that input with exactly its elements, or has
+            more than ``max_images`` images, or more than MAX_ENCODED_IMAGES encoded ones.
+        UnimplementedError: the input is in shared memory.
     """
-    # Every access to a message makes an object, and this is the request path: each field is read once.
+    # Every access to a message creates an object, and every request passes here: each field is read once.
     tensor = _find_input(request, spec)
     if tensor.datatype != spec.datatype:
         if tensor.datatype == "BYTES":
@@ -78,21 +78,22 @@ def read_images(
 
 
 def read_outputs(request: pb.ModelInferRequest, known: Sequence[str]) -> tuple[Output, ...]:
-    """Return the outputs that ``request`` wants, in its order.
+    """Return the outputs that ``request`` names, in its order.
 
     Raises:
-        InvalidArgumentError: an output the model does not have, one named twice, or a bad classification.
-        UnimplementedError: an output is asked for in shared memory.
+        InvalidArgumentError: the model does not have an output, one is named twice, or a classification is
+            invalid.
+        UnimplementedError: an output is requested in shared memory.
     """
     outputs = tuple(_read_output(output, known) for output in request.outputs[: len(known) + 1])
     if len({output.name for output in outputs}) < len(outputs):
         names = [output.name for output in outputs]
-        raise InvalidArgumentError(f"outputs {join_names(names)} name one twice; ask for each once")
+        raise InvalidArgumentError(f"outputs {join_names(names)} include one twice; name each once")
     return outputs
 
 
 def check_parameter_count(parameters: Mapping[str, pb.InferParameter], owner: str) -> None:
-    """Raise InvalidArgumentError where there are more parameters than anybody means to send."""
+    """Raise InvalidArgumentError if there are more than 64 parameters."""
     if len(parameters) > _MAX_PARAMETERS:
         raise InvalidArgumentError(
             f"{owner} has {len(parameters)} parameters; send at most {_MAX_PARAMETERS}"
@@ -100,30 +101,30 @@ def check_parameter_count(parameters: Mapping[str, pb.InferParameter], owner: st
 
 
 def check_triton_parameters(parameters: Mapping[str, pb.InferParameter]) -> None:
-    """Refuse what Triton refuses of the names that it keeps to itself.
+    """Refuse reserved parameters as Triton does.
 
-    The one that is allowed asks for something that is always done here: every request of a stream has exactly
-    one answer, which says that it is the last.
+    The only one allowed requests what is always done here: each request of a stream has exactly one answer,
+    which is marked as the last.
 
     Raises:
-        InvalidArgumentError: another of these names, or the one with a value that is no bool.
+        InvalidArgumentError: another name is reserved, or the value of the allowed one is not a bool.
     """
     for key in parameters:
         if not key.startswith(TRITON_PREFIX):
             continue
         if key != _EMPTY_FINAL_RESPONSE:
             raise InvalidArgumentError(
-                f"parameter {quote(key)} is not known: of the names that begin with '{TRITON_PREFIX}' only "
-                f"'{_EMPTY_FINAL_RESPONSE}' is; choose another name"
+                f"parameter {quote(key)} is reserved: of the names that begin with '{TRITON_PREFIX}' only "
+                f"'{_EMPTY_FINAL_RESPONSE}' is allowed; choose another name"
             )
         if parameters[key].WhichOneof("parameter_choice") != "bool_param":
-            raise InvalidArgumentError(f"parameter '{key}' is no bool; send it as a bool_param")
+            raise InvalidArgumentError(f"parameter '{key}' is not a bool; send it as a bool_param")
 
 
 def _read_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, known: Sequence[str]) -> Output:
     if output.name not in known:
         raise InvalidArgumentError(
-            f"output {quote(output.name)} is not one of the model's, which are {join_names(known)}"
+            f"the model has no output {quote(output.name)}; its outputs are {join_names(known)}"
         )
     if not output.parameters:
         return Output(output.name)
@@ -136,7 +137,7 @@ def _read_output(output: pb.ModelInferRequest.InferRequestedOutputTensor, known:
     top_k = getattr(parameter, kind) if kind in ("int64_param", "uint64_param") else 0
     if top_k < 1:
         raise InvalidArgumentError(
-            f"{owner} has classification {shown_parameter(parameter)}; send the number of classes "
+            f"{owner} has classification {parameter_text(parameter)}; send the number of classes "
             "wanted as an int64_param of at least 1"
         )
     return Output(output.name, top_k)
@@ -155,14 +156,14 @@ def _find_input(request: pb.ModelInferRequest, spec: TensorSpec) -> pb.ModelInfe
     unknown = [tensor.name for tensor in request.inputs if tensor.name != spec.name]
     if unknown:
         raise InvalidArgumentError(
-            f"input {join_names(unknown)} is not the model's; send exactly {_described(spec)}"
+            f"the model has no input {join_names(unknown)}; send exactly {_described(spec)}"
         )
     raise InvalidArgumentError(f"input '{spec.name}' is sent {len(request.inputs)} times; send it once")
 
 
 def _datatype_message(tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec) -> str:
     advice = (
-        "send raw 0..255 pixels, for normalisation (mean, std) is inside the model"
+        "send raw 0..255 pixels, because normalisation (mean, std) is inside the model"
         if tensor.datatype in ("FP16", "BF16", "FP32", "FP64")
         else f"convert the pixels to {spec.datatype}"
     )
@@ -185,14 +186,16 @@ def _shape_message(shape: tuple[int, ...], spec: TensorSpec) -> str:
     elif shape[1:] == channels_last:
         advice = f"channels come first: send pixels.transpose(0, 3, 1, 2), {shape_text((shape[0], *image))}"
     elif shape[1:] == image:
-        advice = "N counts the images and must be at least 1"
+        advice = "N is the number of images and must be at least 1"
     elif len(shape) == 4 and shape[1] == channels and min(shape) >= 1:
-        advice = f"bring the images to {height}x{width} pixels as ModelMetadata's property 'resize' says"
+        advice = (
+            f"resize the images to {height}x{width} pixels as ModelMetadata's property 'resize' describes"
+        )
     elif len(shape) == 4 and min(shape) >= 1:
         colours = "grey (1 channel)" if channels == 1 else "RGB (3 channels)"
         advice = f"send {colours} images of {height}x{width} pixels"
     else:
-        advice = "send a batch of N images, N at least 1"
+        advice = "send a batch of N images, with N at least 1"
     return f"input '{spec.name}' has shape {shape_text(shape)}; the model takes {_spec_text(spec)}: {advice}"
 
 
@@ -210,9 +213,9 @@ def _read_typed(
     elements = tensor.contents.uint_contents
     _check_count(len(elements), f"elements in contents.{expected}", shape, tensor)
     check_image_count(shape[0], max_images)
-    # Through protobuf's own bytes, in a tenth of the time that going through the elements takes: 0..127 is
-    # written as one byte, 128..255 as the same byte with a 1 behind it, and whatever is more differently.
-    tensor.contents.DiscardUnknownFields()  # leaves one field: a tag, its length, the elements
+    # Reading the serialised bytes takes a tenth of the time of reading the elements. As a varint, 0..127 is
+    # one byte, 128..255 is the same byte followed by 1, and larger values differ from both.
+    tensor.contents.DiscardUnknownFields()  # one field is left: tag, length, elements
     written = tensor.contents.SerializeToString()
     values = np.frombuffer(written, np.uint8, offset=read_varint(written, 1)[1])
     is_behind = np.zeros(len(values), bool)
@@ -230,19 +233,21 @@ def _read_typed(
 def _check_count(
     given: int, what: str, shape: tuple[int, ...], tensor: TensorSpec | pb.ModelInferRequest.InferInputTensor
 ) -> None:
-    expected = math.prod(shape)  # Python's integers: a shape of 2^62 rows cannot overflow
+    expected = math.prod(shape)  # in Python's integers: a shape of 2^62 rows cannot overflow
     if given != expected:
         raise InvalidArgumentError(
             f"input '{tensor.name}' has {given} {what}, which is too "
             f"{'few' if given < expected else 'many'}: its shape "
-            f"{shape_text(shape)} needs {expected}, one a pixel and channel"
+            f"{shape_text(shape)} needs {expected}, one per pixel and channel"
         )
 
 
 def _check_parameters(parameters: Mapping[str, pb.InferParameter], owner: str) -> None:
     check_parameter_count(parameters, owner)
     if any(key.startswith("shared_memory") for key in parameters):
-        raise UnimplementedError(f"{owner} asks for shared memory; send and take tensors in the messages")
+        raise UnimplementedError(
+            f"{owner} requests shared memory, which is not supported; send tensors in the messages"
+        )
 
 
 def _described(spec: TensorSpec) -> str:

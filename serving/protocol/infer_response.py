@@ -1,9 +1,9 @@
-"""Outputs -> serialised ModelInferResponse messages.
+"""Serialises outputs as ModelInferResponse messages.
 
-A response is written in two halves. The first, which names the model, its version and its file's hash and
-describes the outputs, is the same for all requests of so many rows and is kept; the second has the id and the
-numbers. Joined bytes of two
-messages are one message with the fields of both: protobuf.dev/programming-guides/encoding, "Last One Wins".
+A response is written in two halves. The head names the model, its version and its file's hash and describes
+the outputs; it is the same for all requests with the same number of rows, and is cached. The tail holds the
+id and the values. The concatenated bytes of two messages are one message with the fields of both:
+protobuf.dev/programming-guides/encoding, "Last One Wins".
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
     from foldserve.serving.batching.request import Arrays
 
-# The response parameter that says which file answered: a version's number alone may be used again.
+# The response parameter that identifies the file: a version's number may be reused.
 SHA256_PARAMETER = "model_sha256"
-# Parameters of this name mean something to Triton's servers, in requests and in responses.
+# Triton reserves parameters with this prefix, in requests and in responses.
 TRITON_PREFIX = "triton_"
-# Row counts and choices of outputs that a model keeps heads for: enough for all that recur.
+# Heads cached per model, by row count and outputs: enough for all that recur.
 _KEPT_HEADS = 1024
 
 
 class Output(NamedTuple):
-    """An output that a caller wants: all its values, or the ``top_k`` highest as text where that is not 0."""
+    """A requested output: all its values, or the ``top_k`` highest as text if that is not 0."""
 
     name: str
     top_k: int = 0
@@ -42,7 +42,7 @@ ALL_OUTPUTS = tuple(Output(name) for name in OUTPUTS)
 
 
 class ResponseHeads:
-    """The first halves of one model version's responses; ``labels`` are its classes, in order."""
+    """Builds and caches the heads of one version's responses; ``labels`` are its class names, in order."""
 
     def __init__(self, name: str, version: str, labels: Sequence[str], sha256: str) -> None:
         self._name = name
@@ -87,7 +87,7 @@ def write_infer_response(
     tail = pb.ModelInferResponse(id=request_id, raw_output_contents=contents)
     if parameters:
         for key, parameter in parameters.items():
-            if key != SHA256_PARAMETER and not key.startswith(TRITON_PREFIX):  # ours to say
+            if key != SHA256_PARAMETER and not key.startswith(TRITON_PREFIX):  # set by the server
                 tail.parameters[key].CopyFrom(parameter)
     return heads.get(len(arrays[0]), outputs) + tail.SerializeToString()
 
@@ -100,6 +100,6 @@ def _content(output: Output, arrays: Arrays, labels: Sequence[str]) -> bytes:
 
 
 def _classification(row: NDArray[np.float32], top_k: int, labels: Sequence[str]) -> bytes:
-    """Return the ``top_k`` highest of one row as Triton writes them: BYTES elements "value:index:label"."""
+    """Return the ``top_k`` highest values of a row in Triton's form: BYTES elements "value:index:label"."""
     elements = (f"{row[index]:f}:{index}:{labels[index]}".encode() for index in top_indices(row, top_k))
     return b"".join(struct.pack("<I", len(element)) + element for element in elements)

@@ -1,4 +1,4 @@
-"""Names of the services, as they stand in a method's path."""
+"""Names the gRPC services, as in a method's path."""
 
 from __future__ import annotations
 

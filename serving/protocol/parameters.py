@@ -1,4 +1,4 @@
-"""Shows parameters of requests in messages."""
+"""Formats request parameters for error messages."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from foldserve.serving.pb import open_inference_pb2 as pb
 
 
-def shown_parameter(parameter: pb.InferParameter) -> str:
-    """Return a parameter's kind and value; "empty" where it has none."""
+def parameter_text(parameter: pb.InferParameter) -> str:
+    """Return a parameter's kind and value; "empty" if it has none."""
     kind = parameter.WhichOneof("parameter_choice")
-    # Not str(parameter): protobuf's text of a long value takes seconds.
+    # str(parameter) would take seconds for a long value.
     return f"{kind} {quote(str(getattr(parameter, kind)))}" if kind else "empty"

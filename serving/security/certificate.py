@@ -1,4 +1,4 @@
-"""The server's certificate: tried in a handshake before it is used, and read again when its files change."""
+"""Loads the server's certificate: tests it in a handshake, and reloads it when its files change."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from foldserve.files import file_fingerprint
 from foldserve.serving.errors import CredentialsError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from foldserve.files import FileFingerprint
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What TLS needs, as PEM: the chain, its private key, and the authorities of clients, if any."""
+    """The PEM files of TLS: certificate chain, private key, and the clients' authorities if any."""
 
     chain: bytes
     key: bytes
@@ -27,69 +30,61 @@ class Certificate:
 
 
 class ServerCredentials:
-    """The certificate in some files, as they are now. Methods may be called from any thread.
+    """Provides the current certificate from its files. Methods may be called from any thread.
 
     Args:
         chain: PEM file of the certificate, followed by those of intermediate authorities.
         key: PEM file of the certificate's private key, not encrypted.
-        client_ca: PEM file of the authorities that sign clients' certificates; None asks clients for none.
+        client_ca: PEM file of the authorities that sign clients' certificates; None requires no certificate.
     """
 
     def __init__(self, chain: Path, key: Path, client_ca: Path | None = None) -> None:
         """Read the files.
 
         Raises:
-            CredentialsError: one cannot be read, they do not belong together, or the certificate is not valid
-                today.
+            CredentialsError: a file cannot be read, certificate and key do not match, or the certificate is
+                not valid today.
         """
         self._chain, self._key, self._client_ca = chain, key, client_ca
         self._changing = threading.Lock()
-        self._seen = self._fingerprint()
+        self._seen = self._fingerprints()
         self._current = self._read()
 
     @property
     def wants_client_certificate(self) -> bool:
-        """Whether clients must have a certificate, too (mutual TLS)."""
+        """Whether clients must present a certificate too (mutual TLS)."""
         return self._client_ca is not None
 
     def current(self) -> Certificate:
-        """Return the certificate, read again where a file has changed.
+        """Return the certificate, reloaded if a file has changed.
 
-        Files that cannot be used, such as a new certificate whose key is not there yet, leave the old one in
-        place, and are looked at again when they change again.
+        If the new files cannot be used, for example because the key is not written yet, the old certificate
+        stays in force until they change again.
         """
         with self._changing:
             try:
-                fingerprint = self._fingerprint()
-                if fingerprint == self._seen:
+                fingerprints = self._fingerprints()
+                if fingerprints == self._seen:
                     return self._current
-                self._seen = fingerprint
+                self._seen = fingerprints
                 self._current = self._read()
             except CredentialsError as error:
-                _log.error("the certificate stays as it was: %s", error)
+                _log.error("the certificate stays as it was, because the new one cannot be used: %s", error)
             else:
                 _log.info("new certificate from %s, which expires %s", self._chain, self._current.expires)
             return self._current
 
-    def _fingerprint(self) -> tuple[tuple[int, int, int], ...]:
-        """Return what changes when a file is replaced, written to, or gone."""
-        files = (self._chain, self._key, *([self._client_ca] if self._client_ca else []))
-        facts = []
-        for file in files:
-            try:
-                found = file.stat()
-                facts.append((found.st_ino, found.st_mtime_ns, found.st_size))
-            except OSError:
-                facts.append((0, 0, 0))
-        return tuple(facts)
+    def _fingerprints(self) -> list[FileFingerprint | None]:
+        paths = (self._chain, self._key, self._client_ca)
+        return [file_fingerprint(path) for path in paths if path is not None]
 
     def _read(self) -> Certificate:
         chain, key = _read_file(self._chain), _read_file(self._key)
         client_ca = None if self._client_ca is None else _read_authorities(self._client_ca)
-        expires = _try_out(self._chain, self._key)
-        # OpenSSL has read the files by itself: what was tried must be what is served.
+        expires = _test_handshake(self._chain, self._key)
+        # OpenSSL has read the files itself: the certificate tested must be the one served.
         if (chain, key) != (_read_file(self._chain), _read_file(self._key)):
-            raise CredentialsError(f"{self._chain} or {self._key} changed while it was read")
+            raise CredentialsError(f"{self._chain} or {self._key} changed while being read")
         return Certificate(chain, key, client_ca, expires)
 
 
@@ -106,23 +101,23 @@ def _read_authorities(path: Path) -> bytes:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=content.decode("ascii"))
     except (ssl.SSLError, ValueError) as error:
         raise CredentialsError(
-            f"{path} holds no certificates of authorities; expected PEM, -----BEGIN CERTIFICATE-----"
+            f"{path} holds no certificates of authorities; expected PEM (-----BEGIN CERTIFICATE-----)"
         ) from error
     return content
 
 
-def _try_out(chain: Path, key: Path) -> str:
-    """Shake hands over the pair, both ends in memory, and return when the certificate expires.
+def _test_handshake(chain: Path, key: Path) -> str:
+    """Test the pair in a TLS handshake in memory, and return when the certificate expires.
 
-    The client's end trusts what is in ``chain`` and checks nothing but that the certificate is whole, its
-    key's, meant for servers and valid today.
+    The client trusts the certificates in ``chain``. It checks only that the certificate is intact, matches
+    its key, is meant for servers and is valid today.
 
     Raises:
-        CredentialsError: it fails; the message says why.
+        CredentialsError: the handshake fails; the message says why.
     """
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        # Without a password's callback OpenSSL would ask at the terminal for that of an encrypted key.
+        # Without this callback OpenSSL would ask for an encrypted key's password on the terminal.
         server.load_cert_chain(chain, key, password=lambda: b"")
     except ssl.SSLError as error:
         raise CredentialsError(_pair_message(chain, key, error)) from error
@@ -133,13 +128,17 @@ def _try_out(chain: Path, key: Path) -> str:
     try:
         return str(_shake_hands(server, client).get("notAfter", "never"))
     except ssl.SSLCertVerificationError as error:
-        raise CredentialsError(f"the certificate in {chain} cannot serve: {error.verify_message}") from error
+        raise CredentialsError(
+            f"the certificate in {chain} cannot be used: {error.verify_message}"
+        ) from error
     except ssl.SSLError as error:
-        raise CredentialsError(f"the certificate in {chain} cannot serve: {error.reason or error}") from error
+        raise CredentialsError(
+            f"the certificate in {chain} cannot be used: {error.reason or error}"
+        ) from error
 
 
 def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> dict[str, object]:
-    """Return what the client has seen of the server's certificate."""
+    """Do a handshake, and return the server's certificate as the client received it."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     server_end = server.wrap_bio(to_server, to_client, server_side=True)
     client_end = client.wrap_bio(to_client, to_server)
@@ -155,12 +154,12 @@ def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> dict[str, ob
 
 def _pair_message(chain: Path, key: Path, error: ssl.SSLError) -> str:
     if error.reason == "KEY_VALUES_MISMATCH":
-        return f"the private key in {key} is not that of the certificate in {chain}; give a pair"
+        return f"the private key in {key} is not that of the certificate in {chain}; use a matching pair"
     if b"-----BEGIN CERTIFICATE-----" not in _read_file(chain):
-        return f"{chain} holds no certificate; expected PEM, -----BEGIN CERTIFICATE-----"
+        return f"{chain} holds no certificate; expected PEM (-----BEGIN CERTIFICATE-----)"
     content = _read_file(key)
     if b"PRIVATE KEY-----" not in content:
-        return f"{key} holds no private key; expected PEM, -----BEGIN PRIVATE KEY-----"
+        return f"{key} holds no private key; expected PEM (-----BEGIN PRIVATE KEY-----)"
     if b"ENCRYPTED" in content:
         return f"the private key in {key} is encrypted; decrypt it first: openssl pkey -in {key} -out FILE"
     return f"{chain} and {key} cannot be used: {error}"

@@ -1,4 +1,4 @@
-"""Who may call what. Knows no gRPC: a method's path and the call's metadata are enough."""
+"""Decides who may call which method, from the method's path and the call's metadata."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from foldserve.serving.security.tokens import Caller, Tokens
 
-# What changes the server; everything else is for whoever may infer.
+# Methods that change the server; every token allows the others.
 _ADMIN_PATHS = frozenset(
     {f"/{INFERENCE_SERVICE}/RepositoryModelLoad", f"/{INFERENCE_SERVICE}/RepositoryModelUnload"}
 )
@@ -20,7 +20,7 @@ _SCHEME = "bearer "
 
 
 class Permissions:
-    """The tokens that callers need, if any."""
+    """Checks callers' tokens; ``tokens`` None allows everything to everybody."""
 
     def __init__(self, tokens: Tokens | None) -> None:
         self._tokens = tokens
@@ -31,17 +31,17 @@ class Permissions:
         return self._tokens is not None
 
     def check(self, path: str, metadata: Iterable[tuple[str, str | bytes]]) -> Caller | None:
-        """Return who calls ``path``, None where nobody needs a token.
+        """Return the caller of ``path``, None if no tokens are needed.
 
         Raises:
-            UnauthenticatedError: there is no token, or none that is known.
+            UnauthenticatedError: the call has no token, or an unknown one.
             PermissionDeniedError: the token does not allow this call.
         """
         if self._tokens is None:
             return None
         caller = self._tokens.find(_token(metadata))
         if caller is None:
-            raise UnauthenticatedError("the call's token is not one of this server's; ask whoever runs it")
+            raise UnauthenticatedError("this server does not know the call's token; ask its operator for one")
         if path in _ADMIN_PATHS and caller.role != "admin":
             raise PermissionDeniedError(
                 f"{path.rpartition('/')[2]} needs a token of role 'admin'; the call's is {caller.role!r}"
@@ -54,6 +54,6 @@ def _token(metadata: Iterable[tuple[str, str | bytes]]) -> str:
         if key == "authorization" and isinstance(value, str) and value[: len(_SCHEME)].lower() == _SCHEME:
             return value[len(_SCHEME) :].strip()
     raise UnauthenticatedError(
-        "the call carries no token; send the metadata 'authorization: Bearer TOKEN' (our commands take "
-        "--token-file or FOLDSERVE_TOKEN)"
+        "the call carries no token; send the metadata 'authorization: Bearer TOKEN' (foldserve's commands "
+        "read it from --token-file or FOLDSERVE_TOKEN)"
     )

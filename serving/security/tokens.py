@@ -1,7 +1,7 @@
-"""Bearer tokens: a file of their hashes with what each may do. The tokens themselves are kept nowhere.
+"""Reads bearer tokens from a file of their hashes and roles. The tokens themselves are not stored.
 
-A line is ``ROLE NAME sha256:HEX``; empty lines and those that begin with # are skipped. A token is 32 random
-bytes, so its plain SHA-256 tells nothing: there is no dictionary to try.
+A line is ``ROLE NAME sha256:HEX``; empty lines and lines that begin with # are skipped. A token is 32 random
+bytes, so a plain SHA-256 is enough: no dictionary can contain it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
+from foldserve.files import file_fingerprint
 from foldserve.serving.errors import CredentialsError
 from foldserve.text import quote
 
@@ -23,19 +24,19 @@ if TYPE_CHECKING:
 
 Role: TypeAlias = Literal["infer", "admin"]
 
-# So that whoever finds one, a scanner for leaked secrets for instance, sees what it is.
+# Lets scanners for leaked secrets recognise a token.
 _PREFIX = "foldserve_"
 _TOKEN_BYTES = 32
 _HASH = re.compile(r"sha256:([0-9a-f]{64})")
-# A revoked token may be used for that much longer.
-_LOOK_AGAIN_S = 1.0
+# A revoked token may still be used for this time.
+_CHECK_EVERY_S = 1.0
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who a token was made for, and what it allows: to infer, or everything."""
+    """The holder of a token, and its role: "infer" allows inference, "admin" everything."""
 
     name: str
     role: Role
@@ -48,30 +49,32 @@ class _Entry:
 
 
 class Tokens:
-    """The callers in a file, as it is now.
+    """Finds callers by their tokens in a file, which is read again when it changes.
 
-    Methods may be called from any thread: each change replaces what was there.
+    Methods may be called from any thread: changes replace the tables, which are never modified.
     """
 
     def __init__(self, path: Path) -> None:
         """Read the file.
 
         Raises:
-            CredentialsError: it cannot be read, has no tokens, or a line is none.
+            CredentialsError: it cannot be read, has no tokens, or has an invalid line.
         """
         self._path = path
-        self._seen = self._fingerprint()
+        self._seen = file_fingerprint(path)
         self._entries = _read(path)
         if not self._entries:
-            raise CredentialsError(f"{path} has no tokens: nobody could call; `foldserve token` makes one")
-        # Only of tokens that were right: it cannot grow beyond them.
+            raise CredentialsError(
+                f"{path} has no tokens, so nobody could call; create one with `foldserve token`"
+            )
+        # Holds valid tokens only, so that callers cannot make it grow.
         self._known: dict[str, Caller] = {}
-        self._look_again_s = time.monotonic() + _LOOK_AGAIN_S
+        self._next_check_s = time.monotonic() + _CHECK_EVERY_S
 
     def find(self, token: str) -> Caller | None:
-        """Return whose ``token`` is, None where nobody's."""
-        if time.monotonic() >= self._look_again_s:
-            self._look_again()
+        """Return the holder of ``token``, None if it is unknown."""
+        if time.monotonic() >= self._next_check_s:
+            self._reload_if_changed()
         known, entries = self._known, self._entries
         caller = known.get(token)
         if caller is None:
@@ -80,49 +83,42 @@ class Tokens:
                 known[token] = caller
         return caller
 
-    def _look_again(self) -> None:
-        """Read the file where it has changed; one that cannot be read leaves in place what there was."""
-        self._look_again_s = time.monotonic() + _LOOK_AGAIN_S
-        fingerprint = self._fingerprint()
+    def _reload_if_changed(self) -> None:
+        """Read the file if it has changed. If it cannot be read, the old tokens stay in force."""
+        self._next_check_s = time.monotonic() + _CHECK_EVERY_S
+        fingerprint = file_fingerprint(self._path)
         if fingerprint == self._seen:
             return
         self._seen = fingerprint
         try:
             entries = _read(self._path)
         except CredentialsError as error:
-            _log.error("the tokens stay as they were: %s", error)
+            _log.error("the tokens stay as they were, because the file cannot be used: %s", error)
             return
-        # In this order, and read in the other one: what was known of the old file is never added to the new.
+        # `find` reads these in reverse order, so that it never remembers a token of the old file for the new.
         self._entries = entries
         self._known = {}
         _log.info("%d tokens from %s", len(entries), self._path)
         if not entries:
-            _log.warning("%s has no tokens left: nobody can call", self._path)
-
-    def _fingerprint(self) -> tuple[int, int, int] | None:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
+            _log.warning("%s has no tokens left, so nobody can call", self._path)
 
 
 def create_token() -> str:
-    """Return a token that nobody can guess."""
+    """Return a new random token."""
     return _PREFIX + secrets.token_urlsafe(_TOKEN_BYTES)
 
 
 def to_line(caller: Caller, token: str) -> str:
-    """Return the line that lets ``token`` in."""
+    """Return the line of the file that permits ``token``."""
     return f"{caller.role} {caller.name} sha256:{_digest(token).hex()}"
 
 
 def check_name(name: str) -> str:
-    """Return ``name`` where it can stand in a line; raises ValueError where it cannot."""
+    """Return ``name`` if it is valid in a line; raises ValueError otherwise."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", name):
         raise ValueError(
-            f"the name is {quote(name)}; use up to 64 letters, digits, '.', '_', '@' or '-', a letter or "
-            "digit first"
+            f"the name is {quote(name)}; use up to 64 letters, digits, '.', '_', '@' or '-', and begin with "
+            "a letter or digit"
         )
     return name
 
@@ -132,7 +128,7 @@ def _digest(token: str) -> bytes:
 
 
 def _find(token: str, entries: tuple[_Entry, ...]) -> Caller | None:
-    """Go through all entries, so that the time taken tells nothing of which one, or how nearly, matches."""
+    """Compare with all entries, so that the time taken does not reveal which one matches, or how nearly."""
     digest = _digest(token)
     found = None
     for entry in entries:
@@ -147,20 +143,20 @@ def _read(path: Path) -> tuple[_Entry, ...]:
     except OSError as error:
         raise CredentialsError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise CredentialsError(f"{path} is no text file: {error}") from error
+        raise CredentialsError(f"{path} is not a text file: {error}") from error
     entries: dict[bytes, _Entry] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         entry = _read_line(line.split(), f"{path}, line {number}")
         if entry.digest in entries:
-            raise CredentialsError(f"{path}, line {number}: this token stands in an earlier line already")
+            raise CredentialsError(f"{path}, line {number}: this token is already in an earlier line")
         entries[entry.digest] = entry
     return tuple(entries.values())
 
 
 def _read_line(words: list[str], where: str) -> _Entry:
-    # The line itself is not shown: somebody may have put a token into it.
+    # The line itself is not shown: somebody may have put a token in it.
     if len(words) != 3:
         raise CredentialsError(f"{where} has {len(words)} words; expected ROLE NAME sha256:HEX")
     role, name, digest = words

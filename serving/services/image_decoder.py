@@ -1,8 +1,8 @@
-"""Encoded images -> a model's rows, in threads of their own.
+"""Decodes images into a model's rows, in a pool of threads.
 
-Decoding takes milliseconds, and must hold up neither an event loop nor an instance. Nor may one caller's
-images hold up another's: a call of many gives way to others after a turn, and images that take long have
-threads of their own. The threads are daemons, so that nothing that is decoded keeps a process from ending.
+Decoding takes milliseconds, and must block neither an event loop nor a model instance. Nor may one caller's
+images delay another's: a request of many images yields to others after a turn, and images that take long have
+threads of their own. The threads are daemons, so that no decoding keeps the process from ending.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from foldserve.imaging import ImageSpec
     from foldserve.serving.services.requests import InferenceRequest
 
-# Called with the call and, where its images could not be decoded, why.
+# Called with the request and, if its images could not be decoded, the error.
 OnDecoded: TypeAlias = "Callable[[InferenceRequest, Exception | None], None]"
 
-# After as long a call gives way to others: an image of some megapixels, or hundreds of small ones.
+# A request yields to others after this time: an image of some megapixels, or hundreds of small ones.
 _TURN_S = 0.05
-# In pixels, see Picture.work: 30 Mi in one scan, 20 Mi in the 10 of a progressive JPEG; some 0.4 s.
+# Pixels as counted by Picture.work, some 0.4 s: 30 Mi in one scan, 20 Mi in a progressive JPEG of 10 scans.
 _LONG_WORK = 32 * 1024 * 1024
 
 _log = logging.getLogger(__name__)
@@ -41,9 +41,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class _Job:
-    """A call whose first ``done_count`` images are in ``rows`` [N, C, H, W]."""
+    """A request of which the first ``done_count`` images are decoded into ``rows`` [N, C, H, W]."""
 
-    call: InferenceRequest
+    request: InferenceRequest
     spec: ImageSpec
     on_decoded: OnDecoded
     byte_count: int
@@ -52,13 +52,12 @@ class _Job:
 
 
 class ImageDecoder:
-    """A bounded pool.
+    """Decodes in a bounded pool of threads.
 
     Args:
-        thread_count: images decoded at the same time, beside half as many that take long.
-        max_bytes: most bytes that waiting calls may hold, their images encoded and their pixels decoded taken
-            together.
-        max_pixels: most pixels, width times height, of an image that is decoded.
+        thread_count: images decoded at the same time, in addition to half as many that take long.
+        max_bytes: most bytes that waiting requests may hold, encoded images and decoded pixels together.
+        max_pixels: most pixels, width times height, of one image.
     """
 
     def __init__(self, *, thread_count: int, max_bytes: int, max_pixels: int) -> None:
@@ -74,30 +73,30 @@ class ImageDecoder:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes that waiting calls hold."""
+        """Bytes that waiting requests hold."""
         return self._held_bytes
 
-    def submit(self, call: InferenceRequest, spec: ImageSpec, on_decoded: OnDecoded) -> None:
-        """Turn ``call.encoded`` into ``call.rows``, then call ``on_decoded`` from a thread of the pool.
+    def submit(self, request: InferenceRequest, spec: ImageSpec, on_decoded: OnDecoded) -> None:
+        """Decode ``request.encoded`` into ``request.rows``, then call ``on_decoded`` on a thread of the pool.
 
         Raises:
-            ResourceExhaustedError: the calls that wait, with this one, would hold more than ``max_bytes``.
+            ResourceExhaustedError: with this request, those that wait would hold more than ``max_bytes``.
         """
-        byte_count = sum(map(len, call.encoded)) + len(call.encoded) * int(np.prod(spec.shape))
+        byte_count = sum(map(len, request.encoded)) + len(request.encoded) * int(np.prod(spec.shape))
         with self._changed:
             if self._held_bytes + byte_count > self._max_bytes:
                 raise ResourceExhaustedError(
-                    f"{len(call.encoded)} images need {byte_count} bytes, encoded and decoded; other calls "
-                    f"hold {self._held_bytes} of the {self._max_bytes} that encoded images may: send fewer "
-                    "at a time, try again later, or raise --max-queue-mib"
+                    f"{len(request.encoded)} images need {byte_count} bytes, encoded and decoded; other "
+                    f"requests hold {self._held_bytes} of the {self._max_bytes} available: send fewer images "
+                    "per request, try again later, or raise the server's --max-queue-mib"
                 )
             self._held_bytes += byte_count
             if not self._threads:
                 self._start()
-        self._short.put(_Job(call, spec, on_decoded, byte_count))
+        self._short.put(_Job(request, spec, on_decoded, byte_count))
 
     def close(self) -> None:
-        """Drop what waits; what is being decoded ends by itself."""
+        """Drop the waiting requests; images that are being decoded end by themselves."""
         self._closed = True
         for _ in self._threads:
             self._short.put(None)
@@ -116,7 +115,7 @@ class ImageDecoder:
         while (job := lane.get()) is not None and not self._closed:
             try:
                 following = self._decode_turn(job, is_long=lane is self._long)
-            except Exception as error:  # becomes the call's answer
+            except Exception as error:  # becomes the request's answer
                 self._finish(job, error)
             else:
                 if following is None:
@@ -125,16 +124,16 @@ class ImageDecoder:
                     following.put(job)
 
     def _decode_turn(self, job: _Job, *, is_long: bool) -> queue.SimpleQueue[_Job | None] | None:
-        """Decode some of a job's images; return where it waits for its next turn, None where it is done."""
-        call = job.call
+        """Decode some of a job's images; return the queue for its next turn, None if it is done."""
+        request = job.request
         if job.rows is None:
-            job.rows = np.empty((len(call.encoded), *job.spec.shape), np.uint8)
+            job.rows = np.empty((len(request.encoded), *job.spec.shape), np.uint8)
         give_way_s = time.monotonic() + _TURN_S
-        while job.done_count < len(call.encoded):
-            if call.cancelled or call.deadline_s <= time.monotonic():
-                break  # the batcher, which sees it too, answers
+        while job.done_count < len(request.encoded):
+            if request.cancelled or request.deadline_s <= time.monotonic():
+                break  # the batcher checks this too, and answers
             try:
-                picture = read_picture(call.encoded[job.done_count])
+                picture = read_picture(request.encoded[job.done_count])
                 check_cost(picture, self._max_pixels)
                 if picture.work > _LONG_WORK and not is_long:
                     return self._long
@@ -142,16 +141,16 @@ class ImageDecoder:
             except ImageError as error:
                 raise InvalidArgumentError(f"image {job.done_count}: {error}") from None
             job.done_count += 1
-            if time.monotonic() >= give_way_s and job.done_count < len(call.encoded):
+            if time.monotonic() >= give_way_s and job.done_count < len(request.encoded):
                 return self._short
-        call.rows = job.rows
+        request.rows = job.rows
         return None
 
     def _finish(self, job: _Job, error: Exception | None) -> None:
-        job.call.encoded = ()
+        job.request.encoded = ()
         with self._changed:
             self._held_bytes -= job.byte_count
         try:
-            job.on_decoded(job.call, error)
+            job.on_decoded(job.request, error)
         except Exception:
-            _log.exception("a decoded call could not be handed on")
+            _log.exception("a decoded request could not be passed on")

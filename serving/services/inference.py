@@ -1,7 +1,7 @@
-"""What inference calls do: admission, decoding where needed, the model's queue.
+"""Answers inference requests: admits them, decodes their images if needed, and queues them for the model.
 
-Knows no gRPC; any transport can call it. `submit` takes as many calls as a transport has at hand and answers
-each once, with a serialised response or an error. The control RPCs are in `management`.
+Independent of gRPC, so that any transport can use it. `submit` accepts as many requests as a transport has at
+hand and answers each once, with a serialised response or an error. The other RPCs are in `management`.
 """
 
 from __future__ import annotations
@@ -29,169 +29,164 @@ if TYPE_CHECKING:
     from foldserve.serving.batching.request import Outcome
     from foldserve.serving.model.served_model import ServedModel
     from foldserve.serving.repository.index import ModelIndex
+    from foldserve.serving.server_state import Lifecycle
 
 OnReply: TypeAlias = Callable[[InferenceRequest, Reply], None]
 
-# The unary inference methods, by path, with the kind of call that each makes.
-UNARY_CALLS: dict[str, type[InferenceRequest]] = {
+# The unary inference methods by path, with the kind of request that each receives.
+UNARY_METHODS: dict[str, type[InferenceRequest]] = {
     f"/{INFERENCE_SERVICE}/ModelInfer": TensorRequest,
     f"/{CLASSIFIER_SERVICE}/Classify": ImageRequest,
 }
 
 
 class InferenceService:
-    """Inference over one model index.
+    """Answers inference requests for the models of one repository.
 
     Attributes:
-        logs_requests: whether each request is logged; transports then say who called.
+        logs_requests: whether each request is logged; transports then set ``peer``.
 
     Args:
-        index: where models are found.
-        max_decoding_bytes: most bytes that encoded images may hold while they wait to be decoded.
+        index: finds the models.
+        lifecycle: the server's state; from DRAINING on, new requests are refused.
+        max_decoding_bytes: most bytes that images waiting to be decoded may hold.
         max_image_pixels: most pixels, width times height, of an encoded image.
     """
 
-    def __init__(self, index: ModelIndex, *, max_decoding_bytes: int, max_image_pixels: int) -> None:
+    def __init__(
+        self,
+        index: ModelIndex,
+        lifecycle: Lifecycle,
+        *,
+        max_decoding_bytes: int,
+        max_image_pixels: int,
+    ) -> None:
         self._index = index
+        self._lifecycle = lifecycle
         self._decoder = ImageDecoder(
             thread_count=usable_cpus(), max_bytes=max_decoding_bytes, max_pixels=max_image_pixels
         )
-        self._leaving = False
-        self._draining = False
         self._refused: dict[str, Statistics] = {}
         self.logs_requests = requests_are_logged()
 
     @property
-    def leaving(self) -> bool:
-        """Whether the end has been announced; nothing is ready any more."""
-        return self._leaving
-
-    @property
     def refused(self) -> Mapping[str, Statistics]:
-        """What was counted of calls that reached no version, by model; "" is of models that there are not."""
+        """Statistics of requests that reached no version, by model; "" stands for unknown models."""
         return self._refused
 
     @property
     def decoding_bytes(self) -> int:
-        """Bytes that encoded images hold, with their pixels, until they are decoded."""
+        """Bytes that encoded images and their pixels hold until they are decoded."""
         return self._decoder.held_bytes
-
-    def announce_drain(self) -> None:
-        """Be ready for nothing from now on, so that callers go elsewhere; inference is still answered."""
-        self._leaving = True
-
-    def begin_drain(self) -> None:
-        """Refuse new inference from now on; what was accepted is still answered."""
-        self._leaving = self._draining = True
 
     def close(self) -> None:
         """Stop the decoding threads."""
         self._decoder.close()
 
     def submit(
-        self, calls: Sequence[InferenceRequest], on_reply: OnReply, *, run_inline: bool = False
+        self, requests: Sequence[InferenceRequest], on_reply: OnReply, *, run_inline: bool = False
     ) -> None:
-        """Run ``calls``; ``on_reply(call, reply)`` is called exactly once for each.
+        """Run ``requests``; ``on_reply(request, reply)`` is called exactly once for each.
 
-        Refusals are delivered before this returns, everything else from an instance's thread. With
-        ``run_inline`` this thread may be that instance, for a model that is quick; see `Batcher.submit`.
+        Refusals are delivered before this returns, other replies from an instance's thread. With
+        ``run_inline``, a fast model may run on the calling thread; see `Batcher.submit`.
         """
 
-        def on_done(call: InferenceRequest, outcome: Outcome) -> None:
-            # Its model was replaced between finding it and its queue: nobody need know.
+        def on_done(request: InferenceRequest, outcome: Outcome) -> None:
+            # The model was replaced after it was found and before it was queued: use the new one.
             if isinstance(outcome, ModelUnloadedError):
                 try:
-                    if successor := self._successor(call):
-                        call.model = successor
-                        successor.submit([call], on_done)
+                    if successor := self._successor(request):
+                        request.model = successor
+                        successor.submit([request], on_done)
                         return
-                except Exception as error:  # becomes the call's answer
+                except Exception as error:  # becomes the request's answer
                     outcome = error
-            on_reply(call, self._to_reply(call, outcome))
+            on_reply(request, self._to_reply(request, outcome))
 
-        def on_decoded(call: InferenceRequest, error: Exception | None) -> None:
-            assert call.model is not None
+        def on_decoded(request: InferenceRequest, error: Exception | None) -> None:
+            assert request.model is not None
             if error is None:
-                call.model.submit([call], on_done)
+                request.model.submit([request], on_done)
             else:
-                on_done(call, error)
+                on_done(request, error)
 
         by_model: dict[ServedModel, list[InferenceRequest]] = {}
         received_s = time.monotonic()
-        for call in calls:
-            call.received_s = received_s
+        for request in requests:
+            request.received_s = received_s
             try:
-                model = self._admit(call)
-                if call.encoded:
-                    self._decoder.submit(call, model.metadata.image, on_decoded)
+                model = self._admit(request)
+                if request.encoded:
+                    self._decoder.submit(request, model.metadata.image, on_decoded)
                 else:
-                    by_model.setdefault(model, []).append(call)
-            except Exception as error:  # becomes the call's answer
-                on_done(call, error)
+                    by_model.setdefault(model, []).append(request)
+            except Exception as error:  # becomes the request's answer
+                on_done(request, error)
         for model, admitted in by_model.items():
             model.submit(admitted, on_done, run_inline=run_inline)
 
     def count_unread(self, method: str, error: Exception) -> None:
-        """Count a call that never became one: its message could not be read, or its caller was gone."""
+        """Count a call that was not read: its message did not parse, or its caller had cancelled."""
         self._refused_of("").count_failure(method, _status_of(error))
 
-    def _successor(self, call: InferenceRequest) -> ServedModel | None:
-        """Return what is served in the place of a call's model, where it takes the same images.
+    def _successor(self, request: InferenceRequest) -> ServedModel | None:
+        """Return the model that replaced the request's, None if it takes other images.
 
         Raises:
-            NotFoundError, UnavailableError: nothing is, any more.
+            NotFoundError, UnavailableError: no model has replaced it.
         """
-        before = call.model
+        before = request.model
         assert before is not None
-        model = self._index.find(before.name, call.asked_version)
+        model = self._index.find(before.name, request.asked_version)
         is_other = model is not before and model.metadata.image == before.metadata.image
         return model if is_other else None
 
-    def _admit(self, call: InferenceRequest) -> ServedModel:
-        """Check everything that can be wrong with a call before it is queued."""
-        if self._draining:
-            raise UnavailableError("the server is draining; try again, or elsewhere")
-        message = call.message
+    def _admit(self, request: InferenceRequest) -> ServedModel:
+        """Check the request completely, so that nothing wrong is queued, and return its model."""
+        if self._lifecycle.refuses_inference:
+            raise UnavailableError("the server is draining; try again, or use another server")
+        message = request.message
         version = message.model_version
         model = self._index.find(message.model_name, version)
-        call.model = model
-        call.asked_version = version
-        call.read(model)
-        call.message = None
+        request.model = model
+        request.asked_version = version
+        request.read(model)
+        request.message = None
         return model
 
-    def _to_reply(self, call: InferenceRequest, outcome: Outcome) -> Reply:
-        """Return the answer to a call, and count it."""
+    def _to_reply(self, request: InferenceRequest, outcome: Outcome) -> Reply:
+        """Return the answer to a request, and count it."""
         if not isinstance(outcome, Exception):
             try:
-                reply = call.write(outcome)
-            except Exception as error:  # no caller is left without an answer
+                reply = request.write(outcome)
+            except Exception as error:  # every caller gets an answer
                 outcome = error
             else:
-                assert call.model is not None
-                call.model.statistics.count_success(call.method, call.received_s)
+                assert request.model is not None
+                request.model.statistics.count_success(request.method, request.received_s)
                 if self.logs_requests:
-                    log_request(call, "OK")
+                    log_request(request, "OK")
                 return reply
-        return self._to_failure(call, outcome)
+        return self._to_failure(request, outcome)
 
-    def _to_failure(self, call: InferenceRequest, error: Exception) -> Exception:
-        self._statistics_of(call).count_failure(call.method, _status_of(error))
+    def _to_failure(self, request: InferenceRequest, error: Exception) -> Exception:
+        self._statistics_of(request).count_failure(request.method, _status_of(error))
         if not isinstance(error, FoldserveError):
-            log_fault(call, error)
+            log_fault(request, error)
             error = InternalError(INTERNAL_ERROR_TEXT)
         if self.logs_requests:
-            log_request(call, _status_of(error), str(error))
+            log_request(request, _status_of(error), str(error))
         return error
 
-    def _statistics_of(self, call: InferenceRequest) -> Statistics:
-        if call.model is not None:
-            return call.model.statistics
-        name = call.message.model_name
+    def _statistics_of(self, request: InferenceRequest) -> Statistics:
+        if request.model is not None:
+            return request.model.statistics
+        name = request.message.model_name
         try:
             self._index.ready_versions(name)
         except NotFoundError:
-            name = ""  # callers may send any name, and each would be a time series for ever
+            name = ""  # callers may send any name, and each would stay a time series for ever
         return self._refused_of(name)
 
     def _refused_of(self, name: str) -> Statistics:

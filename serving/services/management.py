@@ -1,4 +1,4 @@
-"""The control RPCs: functions of a message that return a message or raise a ServingError. Know no gRPC."""
+"""Answers the RPCs other than inference: health, metadata, statistics, loading. Independent of gRPC."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from foldserve.artifact.format import TensorSpec
     from foldserve.serving.model.served_model import ServedModel
     from foldserve.serving.repository.repository import ModelRepository
-    from foldserve.serving.services.inference import InferenceService
+    from foldserve.serving.server_state import Lifecycle
 
 _PLATFORM = "onnxruntime_onnx"
 _DATA_TYPES = {"UINT8": pb.TYPE_UINT8, "FP32": pb.TYPE_FP32}
 
 
-class ControlMethod(NamedTuple):
-    """A control RPC: its request's type and what answers; slow ones must not run on an event loop."""
+class ManagementMethod(NamedTuple):
+    """An RPC: the type of its request and the function that answers it; slow ones block an event loop."""
 
     request_type: type[Message]
     answer: Callable[[Any], Message]
@@ -37,57 +37,57 @@ class ControlMethod(NamedTuple):
 
 
 class ManagementService:
-    """What the server says of itself and its models, and what it can be told.
+    """Reports on the server and its models, and loads and unloads models.
+
+    Each RPC is a method that returns a message or raises a ServingError.
 
     Attributes:
-        methods: the RPCs of INFERENCE_SERVICE, by name.
+        methods: the RPCs of INFERENCE_SERVICE by name, without inference.
+
+    Args:
+        repository: the models.
+        lifecycle: the server's state.
+        model_control: whether callers may load and unload models.
     """
 
-    def __init__(
-        self, repository: ModelRepository, servicer: InferenceService, *, model_control: bool
-    ) -> None:
+    def __init__(self, repository: ModelRepository, lifecycle: Lifecycle, *, model_control: bool) -> None:
         self._repository = repository
         self._index = repository.index
-        self._servicer = servicer
+        self._lifecycle = lifecycle
         self._model_control = model_control
-        self._loaded = False
         self._known_models: set[str] = set()
         self.methods = {
-            "ServerLive": ControlMethod(pb.ServerLiveRequest, self.server_live),
-            "ServerReady": ControlMethod(pb.ServerReadyRequest, self.server_ready),
-            "ModelReady": ControlMethod(pb.ModelReadyRequest, self.model_ready),
-            "ServerMetadata": ControlMethod(pb.ServerMetadataRequest, self.server_metadata),
-            "ModelMetadata": ControlMethod(pb.ModelMetadataRequest, self.model_metadata),
-            "ModelConfig": ControlMethod(pb.ModelConfigRequest, self.model_config),
-            "ModelStatistics": ControlMethod(pb.ModelStatisticsRequest, self.model_statistics),
-            "RepositoryIndex": ControlMethod(pb.RepositoryIndexRequest, self.repository_index),
-            "RepositoryModelLoad": ControlMethod(pb.RepositoryModelLoadRequest, self.load, is_slow=True),
-            "RepositoryModelUnload": ControlMethod(
+            "ServerLive": ManagementMethod(pb.ServerLiveRequest, self.server_live),
+            "ServerReady": ManagementMethod(pb.ServerReadyRequest, self.server_ready),
+            "ModelReady": ManagementMethod(pb.ModelReadyRequest, self.model_ready),
+            "ServerMetadata": ManagementMethod(pb.ServerMetadataRequest, self.server_metadata),
+            "ModelMetadata": ManagementMethod(pb.ModelMetadataRequest, self.model_metadata),
+            "ModelConfig": ManagementMethod(pb.ModelConfigRequest, self.model_config),
+            "ModelStatistics": ManagementMethod(pb.ModelStatisticsRequest, self.model_statistics),
+            "RepositoryIndex": ManagementMethod(pb.RepositoryIndexRequest, self.repository_index),
+            "RepositoryModelLoad": ManagementMethod(pb.RepositoryModelLoadRequest, self.load, is_slow=True),
+            "RepositoryModelUnload": ManagementMethod(
                 pb.RepositoryModelUnloadRequest, self.unload, is_slow=True
             ),
         }
 
-    def end_loading(self) -> None:
-        """Note that start-up loading has ended."""
-        self._loaded = True
-
     def is_ready(self) -> bool:
-        """Tell whether the server takes inference: loaded, something serves, not leaving."""
+        """Return whether the server is ready: it has loaded, a model serves, and it is not leaving."""
         return not self.unready_reasons()
 
     def unready_reasons(self) -> list[str]:
-        """Return why the server is not ready; nothing where it is."""
+        """Return why the server is not ready; empty if it is."""
         reasons = []
-        if self._servicer.leaving:
+        if self._lifecycle.is_leaving:
             reasons.append("draining")
-        if not self._loaded:
+        if not self._lifecycle.has_loaded:
             reasons.append("loading the models")
         elif not self._index.ready_models():
             reasons.append("no model serves")
         return reasons
 
     def not_serving(self) -> list[tuple[str, int, str]]:
-        """Return the versions that do not serve, as name, number and reason."""
+        """Return the versions that do not serve: name, number and reason of each."""
         return [
             (entry.name, entry.version, entry.reason)
             for entry in self._index.entries()
@@ -95,16 +95,17 @@ class ManagementService:
         ]
 
     def health(self) -> dict[str, bool]:
-        """Return what grpc.health.v1 should say: of the server (""), its services and each model by name."""
-        ready = self.is_ready()
-        serving = {model.name for model in self._index.ready_models()}
-        # A model that is gone stays NOT_SERVING: who watches it is told.
+        """Return which of these serve, for grpc.health.v1: the server (""), its services, each model."""
+        serving = set()
+        if not self._lifecycle.is_leaving:
+            serving = {model.name for model in self._index.ready_models()}
+        # A removed model stays NOT_SERVING, so that its watchers are told.
         self._known_models |= {entry.name for entry in self._index.entries()}
         models = {name: name in serving for name in self._known_models}
-        return models | dict.fromkeys(("", INFERENCE_SERVICE, CLASSIFIER_SERVICE), ready)
+        return models | dict.fromkeys(("", INFERENCE_SERVICE, CLASSIFIER_SERVICE), self.is_ready())
 
     def server_live(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
-        """Answer that the process answers."""
+        """Answer that the process is alive."""
         return pb.ServerLiveResponse(live=True)
 
     def server_ready(self, _: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
@@ -112,9 +113,9 @@ class ManagementService:
         return pb.ServerReadyResponse(ready=self.is_ready())
 
     def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
-        """Answer whether a model serves; raises NotFoundError where there is no such model or version."""
+        """Answer whether a model serves; raises NotFoundError if the model or version does not exist."""
         ready = self._index.is_ready(request.name, request.version)
-        return pb.ModelReadyResponse(ready=ready and not self._servicer.leaving)
+        return pb.ModelReadyResponse(ready=ready and not self._lifecycle.is_leaving)
 
     def server_metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
         """Answer the server's name, version and protocol extensions."""
@@ -122,7 +123,7 @@ class ManagementService:
         return pb.ServerMetadataResponse(name="foldserve", version=own_version(), extensions=extensions)
 
     def model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
-        """Describe a model; raises NotFoundError or UnavailableError as `find` does."""
+        """Describe a model; raises as `ModelRepository.find`."""
         model = self._index.find(request.name, request.version)
         return pb.ModelMetadataResponse(
             name=model.name,
@@ -134,7 +135,7 @@ class ManagementService:
         )
 
     def model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
-        """Answer how a model is run; raises as `model_metadata`."""
+        """Describe how a model is run; raises as `ModelRepository.find`."""
         model = self._index.find(request.name, request.version)
         settings = model.settings
         kind = pb.ModelInstanceGroup.KIND_CPU
@@ -170,20 +171,20 @@ class ManagementService:
         )
 
     def model_statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
-        """Answer what was counted; raises NotFoundError or UnavailableError as `find` does."""
+        """Answer the statistics of one version, model or all models; raises as `ModelRepository.find`."""
         if request.version:
             models = [self._index.find(request.name, request.version)]
         else:
             models = self._index.ready_models()
             if request.name:
-                self._index.ready_versions(request.name)  # raises where there is no such model
+                self._index.ready_versions(request.name)  # raises if the model does not exist
                 models = [model for model in models if model.name == request.name]
         return pb.ModelStatisticsResponse(
             model_stats=[model.statistics.to_message(model.name, model.version_text) for model in models]
         )
 
     def repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
-        """List the versions; raises NotFoundError where a repository is named."""
+        """List the versions; raises NotFoundError if the request names a repository."""
         _check_repository_name(request.repository_name)
         return pb.RepositoryIndexResponse(
             models=[
@@ -196,12 +197,12 @@ class ManagementService:
         )
 
     def load(self, request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
-        """Look at a model's folder again; raises as `ModelRepository.load`, or PermissionDeniedError."""
+        """Load a model from its folder; raises PermissionDeniedError, or as `ModelRepository.load`."""
         self._check_control(request.repository_name)
         if request.parameters:
             raise UnimplementedError(
-                f"loading with parameters ({join_names(request.parameters)}) is not supported: a model is "
-                "served as it was exported, and run as the server's flags say"
+                f"loading with parameters ({join_names(request.parameters)}) is not supported: send none; "
+                "models are configured by the server's flags and their model.toml"
             )
         self._repository.load(request.model_name)
         return pb.RepositoryModelLoadResponse()
@@ -216,14 +217,14 @@ class ManagementService:
         _check_repository_name(repository_name)
         if not self._model_control:
             raise PermissionDeniedError(
-                "callers may not load or unload models here; start the server with --model-control to let "
-                "them (it is the default only where the server listens on a loopback address)"
+                "callers may not load or unload models on this server; start it with --model-control to "
+                "allow it (the default only if it listens on a loopback address)"
             )
 
 
 def _check_repository_name(name: str) -> None:
     if name:
-        raise NotFoundError(f"there is no repository {quote(name)}; the server has one, leave the name empty")
+        raise NotFoundError(f"no repository {quote(name)}; the server has a single one: leave the name empty")
 
 
 def _facts(model: ServedModel) -> dict[str, str]:
@@ -246,5 +247,5 @@ def own_version() -> str:
     """Return foldserve's version."""
     try:
         return package_version("foldserve")
-    except PackageNotFoundError:  # run from a source folder that was never installed
+    except PackageNotFoundError:  # run from a source folder without installation
         return "0+source"

@@ -1,4 +1,4 @@
-"""How much a message may hold: bytes, as the flag says, else what the models that serve need; and images."""
+"""Decides the largest message accepted: the flag's value, or as much as the served models need."""
 
 from __future__ import annotations
 
@@ -10,50 +10,54 @@ if TYPE_CHECKING:
     from foldserve.serving.repository.index import ModelIndex
 
 _MIB = 1024 * 1024
-# Pixels as typed contents: what takes the parser 40 ms is taken whatever the models.
+# Typed pixels that are accepted whatever the models need: the parser takes 40 ms for them.
 LEAST_TYPED_BYTES = 8 * _MIB
-# Eight encoded images of 4 MiB, which is what our own client sends at once.
+# Eight encoded images of 4 MiB, which our own client sends at once.
 _LEAST_BYTES = 32 * _MIB
-# What the wire takes by default: it is set before any model is loaded, and must not depend on them.
+# Limit of the transports by default: it is set before any model is loaded, so it cannot depend on them.
 _MOST_BYTES = 128 * _MIB
 # As typed contents a pixel above 127 takes two bytes.
-_BYTES_A_VALUE = 2
+_BYTES_PER_VALUE = 2
 # Names, shape, id and parameters.
 _SLACK_BYTES = 64 * 1024
 
 
 class MessageLimit:
-    """The largest message that is taken.
+    """Decides which messages are small enough.
 
-    By default it follows the models: when a larger one is loaded, larger messages are taken from then on.
+    By default the limit follows the models: it rises when one with larger images is loaded.
 
     Attributes:
-        wire_bytes: what a transport must be able to take. Above it, it may refuse in words of its own.
+        wire_bytes: size that a transport must accept. It may refuse larger messages with a text of its own.
+
+    Args:
+        repository: the models.
+        max_bytes: the limit; None lets it follow the models.
     """
 
     def __init__(self, index: ModelIndex, max_bytes: int | None) -> None:
         self._index = index
         self._max_bytes = max_bytes
-        # Messages just above the limit are still read, so that they are refused in our words.
+        # Messages just above the limit are still read, so that they are refused with our text.
         self.wire_bytes = _MOST_BYTES if max_bytes is None else 2 * max_bytes
 
     def allows(self, byte_count: int) -> bool:
-        """Tell whether a message of ``byte_count`` bytes is taken."""
-        # The first comparison answers for nearly all messages, without going through the models.
+        """Return whether a message of ``byte_count`` bytes is accepted."""
+        # The first comparison decides for nearly all messages without looking at the models.
         return byte_count <= (self._max_bytes or _LEAST_BYTES) or byte_count <= self.max_bytes()
 
     def max_bytes(self) -> int:
-        """Return the limit as it is now."""
+        """Return the current limit."""
         if self._max_bytes is not None:
             return self._max_bytes
         return min(max(_LEAST_BYTES, self._needed_bytes()), _MOST_BYTES)
 
     def max_typed_bytes(self) -> int:
-        """Return how many bytes of typed pixels are taken: a full batch of any model that serves now."""
+        """Return the most bytes of typed pixels accepted: a full batch of any served model."""
         return max(LEAST_TYPED_BYTES, self._needed_bytes())
 
     def too_small_for(self) -> dict[str, int]:
-        """Return the models of which not even a full batch fits, with the MiB that one needs."""
+        """Return the models whose full batch does not fit, with the MiB that it needs."""
         limit_bytes = self.max_bytes()
         needed = {
             f"{model.name}/{model.version}": _full_batch_bytes(model) for model in self._index.ready_models()
@@ -66,4 +70,4 @@ class MessageLimit:
 
 def _full_batch_bytes(model: ServedModel) -> int:
     image_bytes = math.prod(model.input.shape[1:])
-    return _BYTES_A_VALUE * model.settings.max_batch_size * image_bytes + _SLACK_BYTES
+    return _BYTES_PER_VALUE * model.settings.max_batch_size * image_bytes + _SLACK_BYTES

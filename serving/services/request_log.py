@@ -1,4 +1,4 @@
-"""Lines about single requests: one each at debug, and one for each that failed by a fault of ours."""
+"""Logs single requests: each one at debug, and those that failed unexpectedly as errors."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from foldserve.text import quote
 if TYPE_CHECKING:
     from foldserve.serving.services.requests import InferenceRequest
 
-# Of names and ids, which callers choose, in one line.
+# Of names and ids, which callers choose.
 _MAX_CHARACTERS = 200
 
 _log = logging.getLogger(__name__)
 
 
 def requests_are_logged() -> bool:
-    """Tell whether `log_request` writes anything; asked once, for it is too much to ask for every request."""
+    """Return whether `log_request` writes anything; called once, since it is slow to check per request."""
     return _log.isEnabledFor(logging.DEBUG)
 
 
-def log_request(call: InferenceRequest, code: str, reason: str = "") -> None:
-    """Log at debug how a request ended."""
-    facts = _facts(call) | {"code": code, "total_s": round(time.monotonic() - call.received_s, 6)}
-    if call.finished_s:
-        facts["queue_s"] = round(call.started_s - call.queued_s, 6)
-        facts["compute_s"] = round(call.finished_s - call.started_s, 6)
+def log_request(request: InferenceRequest, code: str, reason: str = "") -> None:
+    """Log at debug the outcome of a request."""
+    facts = _facts(request) | {"code": code, "total_s": round(time.monotonic() - request.received_s, 6)}
+    if request.finished_s:
+        facts["queue_s"] = round(request.started_s - request.queued_s, 6)
+        facts["compute_s"] = round(request.finished_s - request.started_s, 6)
     times = ", ".join(
         f"{name.removesuffix('_s')} {facts[name] * 1000:.3f} ms"
         for name in ("queue_s", "compute_s", "total_s")
@@ -35,36 +35,36 @@ def log_request(call: InferenceRequest, code: str, reason: str = "") -> None:
     )
     _log.debug(
         "%s %s%s%s: %d rows, %s",
-        *(_subject(facts), code, _origin(facts), f" ({reason})" if reason else "", len(call.rows), times),
-        extra=facts | {"rows": len(call.rows)},
+        *(_subject(facts), code, _origin(facts), f" ({reason})" if reason else "", len(request.rows), times),
+        extra=facts | {"rows": len(request.rows)},
     )
 
 
-def log_fault(call: InferenceRequest, error: Exception) -> None:
-    """Log, with its traceback, that a request failed for a reason that nobody meant."""
-    facts = _facts(call)
+def log_fault(request: InferenceRequest, error: Exception) -> None:
+    """Log the traceback of a request that failed unexpectedly."""
+    facts = _facts(request)
     _log.error("%s failed%s", _subject(facts), _origin(facts), exc_info=error, extra=facts)
 
 
-def _facts(call: InferenceRequest) -> dict[str, Any]:
-    facts: dict[str, Any] = {"method": call.method}
-    if call.model is not None:
-        facts |= {"model": call.model.name, "version": call.model.version_text}
-        request_id = call.request_id
-    else:  # refused before it was read
-        message = call.message
+def _facts(request: InferenceRequest) -> dict[str, Any]:
+    facts: dict[str, Any] = {"method": request.method}
+    if request.model is not None:
+        facts |= {"model": request.model.name, "version": request.model.version_text}
+        request_id = request.request_id
+    else:  # refused before its message was read
+        message = request.message
         facts |= {"model": message.model_name, "version": message.model_version}
         request_id = message.id
     facts = {name: text[:_MAX_CHARACTERS] for name, text in facts.items()}
     if request_id:
         facts["request_id"] = request_id[:_MAX_CHARACTERS]
-    if call.peer:
-        facts["peer"] = call.peer
+    if request.peer:
+        facts["peer"] = request.peer
     return facts
 
 
 def _subject(facts: dict[str, Any]) -> str:
-    """Return what a line begins with; what callers chose is escaped, so that no line can be forged."""
+    """Return the beginning of a line, with callers' texts escaped so that they cannot forge lines."""
     model = "/".join(part for part in (facts["model"], facts["version"]) if part)
     return f"{facts['method']} {quote(model)}"
 

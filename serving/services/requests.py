@@ -1,4 +1,4 @@
-"""The kinds of inference call: each knows how to read its message for a model and how to write its answer."""
+"""Defines the kinds of inference request: each reads its message and writes its response."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from foldserve.serving.protocol.infer_request import (
     read_outputs,
 )
 from foldserve.serving.protocol.infer_response import ALL_OUTPUTS, Output, write_infer_response
-from foldserve.serving.protocol.parameters import shown_parameter
+from foldserve.serving.protocol.parameters import parameter_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from foldserve.serving.model.served_model import ServedModel
 
-# A serialised response, or why there is none.
+# A serialised response, or the error in its place.
 Reply: TypeAlias = bytes | Exception
 
 _PROBABILITIES = OUTPUTS.index("probabilities")
@@ -41,14 +41,14 @@ _NO_ROWS = np.empty((0,), np.uint8)
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class InferenceRequest(Request):
-    """One inference call. Transports put what they answer through into ``completion``.
+    """One inference request. ``completion`` belongs to the transport, which answers through it.
 
     Set ``cancelled`` when the caller goes away; ``deadline_s`` is on time.monotonic's clock.
-    `InferenceService.submit` sets ``received_s``, ``model``, the version asked for (none: "") and either
-    ``rows`` or ``encoded``, and lets go of the message, whose memory they outlive.
+    `InferenceService.submit` sets ``received_s``, ``model``, ``asked_version`` (the requested version, "" for
+    none) and either ``rows`` or ``encoded``, and drops the message so that its memory is freed.
     """
 
-    # Any: each class has its own type of message; None once it has been read.
+    # Any: each class has its own type of message. None once the message has been read.
     message: Any
     completion: Any = None
     rows: NDArray[np.uint8] = field(default_factory=lambda: _NO_ROWS)
@@ -56,9 +56,9 @@ class InferenceRequest(Request):
     model: ServedModel | None = None
     asked_version: str = ""
     request_id: str = ""
-    method: str = ""  # the RPC it came by
-    peer: str = ""  # who called, where that is logged
-    received_s: float = 0.0  # when `InferenceService.submit` got it, on time.monotonic's clock
+    method: str = ""  # the RPC
+    peer: str = ""  # the caller's address, if requests are logged
+    received_s: float = 0.0  # on time.monotonic's clock
 
     request_type: ClassVar[type[Message]]
     unary_method: ClassVar[str]
@@ -69,22 +69,22 @@ class InferenceRequest(Request):
 
     @abstractmethod
     def write(self, arrays: Arrays) -> bytes:
-        """Return the serialised response made of the model's outputs for ``rows``."""
+        """Return the serialised response; ``arrays`` are the model's outputs for ``rows``."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class TensorRequest(InferenceRequest):
-    """One ModelInfer, or one request of ModelStreamInfer."""
+    """A ModelInfer request, or one of a ModelStreamInfer."""
 
     request_type: ClassVar[type[Message]] = open_inference_pb2.ModelInferRequest
     unary_method: ClassVar[str] = "ModelInfer"
 
     method: str = unary_method
     outputs: tuple[Output, ...] = ALL_OUTPUTS
-    parameters: Any = None  # the request's map, where it has any
+    parameters: Any = None  # the request's parameters, if it has any
 
     def read(self, model: ServedModel) -> None:
-        """Take rows or encoded images, outputs, id and parameters from the message."""
+        """Read rows or encoded images, outputs, id and parameters from the message."""
         message = self.message
         self.request_id = message.id
         if message.parameters:
@@ -113,8 +113,8 @@ class TensorRequest(InferenceRequest):
             timeout_us = getattr(parameter, kind) if kind in ("int64_param", "uint64_param") else -1
             if timeout_us < 0:
                 raise InvalidArgumentError(
-                    f"parameter 'timeout' is {shown_parameter(parameter)}; send microseconds as an "
-                    "int64_param of at least 0, 0 for none"
+                    f"parameter 'timeout' is {parameter_text(parameter)}; send microseconds as an "
+                    "int64_param of at least 0 (0 means no timeout)"
                 )
             if timeout_us:
                 self.deadline_s = min(self.deadline_s, time.monotonic() + timeout_us / 1e6)
@@ -123,7 +123,7 @@ class TensorRequest(InferenceRequest):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class ImageRequest(InferenceRequest):
-    """One Classify, or one request of ClassifyStream."""
+    """A Classify request, or one of a ClassifyStream."""
 
     request_type: ClassVar[type[Message]] = classifier_pb2.ClassifyRequest
     unary_method: ClassVar[str] = "Classify"
@@ -132,7 +132,7 @@ class ImageRequest(InferenceRequest):
     top_k: int = 1
 
     def read(self, model: ServedModel) -> None:
-        """Take the encoded images, id and top_k from the message."""
+        """Read the encoded images, id and top_k from the message."""
         del model
         if not self.message.images:
             raise InvalidArgumentError("the request has no images; send at least one, encoded")

@@ -1,4 +1,4 @@
-"""Which transport serves."""
+"""Defines what the server needs of a transport, and chooses one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from foldserve.serving.errors import TransportMissingError
 from foldserve.serving.transport.grpcio.server import GrpcioTransport
 
 if TYPE_CHECKING:
+    from foldserve.serving.server_state import Lifecycle
     from foldserve.serving.services.inference import InferenceService
     from foldserve.serving.services.management import ManagementService
     from foldserve.serving.transport.settings import WireSettings
@@ -17,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class Transport(Protocol):
-    """What the server needs of a transport; see GrpcioTransport for each method."""
+    """A gRPC server; see `GrpcioTransport` for each method."""
 
     name: str
 
@@ -25,53 +26,57 @@ class Transport(Protocol):
         """Listen and return the port."""
 
     async def publish_health(self) -> None:
-        """Publish what serves now."""
+        """Publish which models serve now."""
 
-    async def enter_shutdown(self) -> None:
-        """Publish NOT_SERVING for good."""
+    async def drain(self, give_up_s: float) -> None:
+        """Wait until the running calls are answered, at most until ``give_up_s``."""
 
-    async def stop(self, grace_s: float) -> None:
-        """Finish what runs and close."""
+    async def close(self) -> None:
+        """Close the connections."""
 
 
 def open_transport(
     name: Literal["auto", "grpcio", "native"],
-    servicer: InferenceService,
-    control: ManagementService,
+    inference: InferenceService,
+    management: ManagementService,
+    lifecycle: Lifecycle,
     settings: WireSettings,
     *,
     why_not_native: str | None = None,
 ) -> Transport:
-    """Return the transport asked for; "auto" is native where that works here and nothing speaks against it.
+    """Return the requested transport; "auto" is native if it works here and no setting excludes it.
 
     Args:
-        name: which one.
-        servicer: what answers inference.
-        control: what answers the rest.
+        name: the transport.
+        inference: answers inference.
+        management: answers the other RPCs.
+        lifecycle: the server's state.
         settings: limits and permissions at the wire.
-        why_not_native: what makes "auto" take grpcio, as logged; `ServeConfig.why_not_native`.
+        why_not_native: why "auto" chooses grpcio, for the log; see `ServeConfig.why_not_native`.
 
     Raises:
-        TransportMissingError: native was asked for and does not work here.
+        TransportMissingError: native was requested and does not work here.
     """
     if name == "auto" and why_not_native is not None:
         _log.info("transport grpcio: %s", why_not_native)
     elif name != "grpcio":
         try:
-            return _open_native(servicer, control, settings)
+            return _open_native(inference, management, lifecycle, settings)
         except TransportMissingError as error:
             if name == "native":
                 raise
             _log.info("transport grpcio: %s", error)
-    return GrpcioTransport(servicer, control, settings)
+    return GrpcioTransport(inference, management, lifecycle, settings)
 
 
-def _open_native(servicer: InferenceService, control: ManagementService, settings: WireSettings) -> Transport:
+def _open_native(
+    inference: InferenceService, management: ManagementService, lifecycle: Lifecycle, settings: WireSettings
+) -> Transport:
     try:
         from foldserve.serving.transport.native import NativeTransport  # noqa: PLC0415  # an extra that may be missing
     except ImportError as error:
         raise TransportMissingError(
             f"native, several times faster, needs pygrpc-native, which cannot be imported here ({error}): "
-            "pip install 'foldserve[native]', or use --transport grpcio"
+            "run pip install 'foldserve[native]', or use --transport grpcio"
         ) from error
-    return NativeTransport(servicer, control, settings)
+    return NativeTransport(inference, management, lifecycle, settings)

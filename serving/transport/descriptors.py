@@ -1,8 +1,9 @@
-"""File descriptors: every connection takes one, and a process that has none left is deaf to everybody.
+"""Keeps file descriptors free: each connection needs one, and a process without any can accept no call.
 
-What is free at the start is shared out: most of it is for callers, the rest a reserve for all else (loading
-models, probes, the sockets between the transports). Where callers come near it, those that have asked nothing
-are closed, then those that have been silent longest: their clients connect anew when they need to.
+The descriptors that are free at the start are divided: most are for callers, the rest is a reserve for
+everything else (loading models, probes, the sockets between the transports). When callers use up the others,
+connections that sent no request are closed first, then those idle longest; their clients reconnect when they
+need to.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _OWN = Path("/proc/self/fd")
-# What the server opens for itself once they are shared out: listeners, pollers, sockets between transports.
+# Descriptors that the server opens for itself afterwards: listeners, pollers, sockets between transports.
 _NEEDED_LATER = 12
-# No part of the server opens more than a few files at a time; CUDA's libraries open some dozens.
+# Enough: no part of the server opens more than a few files at a time, and CUDA's libraries some dozens.
 _MOST_RESERVED = 256
-# More than any set of probes and scrapers has open at once.
+# More than any set of probes and scrapers keeps open at the same time.
 _MOST_PROBES = 64
-# Between two looks pass at least and at most so many seconds, and as many as callers need to take all that is
-# free: one who comes while nothing is free is turned away or waits. A look takes that share of the time at
-# most; before Linux 6.2 it goes through all descriptors.
+# Bounds in seconds of the pause between two checks. Within them it is the time in which callers could use up
+# all free descriptors, since a caller who finds none is rejected or waits. Checks take at most this share of
+# the time; before Linux 6.2 each one lists all descriptors.
 _LEAST_PAUSE_S, _MOST_PAUSE_S = 0.01, 0.25
 _MOST_TAKEN_PER_S = 40_000
 _LOOK_SHARE = 0.02
-# The kernel's own most where the limit is said to be infinite (fs.nr_open).
+# The kernel's own maximum (fs.nr_open), used if the limit is infinite.
 _MOST_DESCRIPTORS = 2**20
-# A client that has only said hello has sent its preface, settings and window, some 82 bytes; even a
-# short call comes to more.
+# A client that has only connected has sent its preface, settings and window, some 82 bytes; even a short call
+# sends more.
 _HELLO_BYTES = 128
 # struct tcp_info (linux/tcp.h): milliseconds since data was last sent and received, bytes received.
 _TCP_INFO = struct.Struct("=44x I 4x I 72x Q")
@@ -49,12 +50,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DescriptorShares:
-    """How many descriptors the process may have, and what they are for.
+    """How many descriptors the process may have, and how they are divided.
 
     Attributes:
-        limit: all there may be.
-        reserve: so many are kept free by closing connections that are idle.
-        max_connections: most connections to the gRPC port, closed at once beyond it where the transport can.
+        limit: most descriptors of the process.
+        reserve: how many are kept free by closing idle connections.
+        max_connections: most connections to the gRPC port; if the transport can, it closes further ones.
         max_probes: most connections to the port of metrics and probes.
     """
 
@@ -65,9 +66,9 @@ class DescriptorShares:
 
 
 def share_descriptors() -> DescriptorShares:
-    """Raise the soft limit on descriptors to the hard one, and share out what is free of it."""
+    """Raise the soft limit on descriptors to the hard one, and divide the free ones."""
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # more than the system allows by now
+    with contextlib.suppress(OSError, ValueError):  # the system has lowered what it allows
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
@@ -83,19 +84,18 @@ def share_descriptors() -> DescriptorShares:
 
 
 class _Connection(NamedTuple):
-    """A connection of a caller, in the order in which they are closed."""
+    """A caller's connection; sorts in the order in which connections are closed."""
 
     has_asked: bool
-    active_ms: int  # since it last sent or took anything, negative: the longest idle comes first
+    active_ms: int  # time since its last traffic, negated: the longest idle sorts first
     descriptor: int
-    inode: int  # whether the descriptor is still the same connection
+    inode: int  # to recognise a descriptor that was reused since
 
 
 class ConnectionGuard:
-    """Keeps descriptors free, while it is entered as a context manager, by closing connections to ``port``.
+    """Keeps descriptors free by closing idle connections to ``port``; a context manager.
 
-    It needs nothing of the transport: a connection that is shut down here looks to it as if its client had
-    closed it.
+    It does not depend on the transport, which sees a connection shut down here as closed by its client.
     """
 
     def __init__(self, port: int, shares: DescriptorShares) -> None:
@@ -106,16 +106,16 @@ class ConnectionGuard:
         self._thread = threading.Thread(target=self._watch, name="descriptors", daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin to watch."""
+        """Start watching."""
         self._null = os.open(os.devnull, os.O_RDONLY)
-        # A copy of the descriptor that is looked at: to replace it needs no free one, and what it stands for
-        # cannot become something else in the meantime.
+        # Receives a copy of each descriptor that is examined: replacing it needs no free descriptor, and the
+        # copy refers to the same connection even if the original is closed and reused meanwhile.
         self._pinned = os.dup(self._null)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._stopping.set()
         self._thread.join()
         os.close(self._pinned)
@@ -144,22 +144,22 @@ class ConnectionGuard:
         if now_s - self._logged_s >= _LOG_AGAIN_S:
             self._logged_s = now_s
             _log.warning(
-                "fewer than %d of %d file descriptors are free: closed %d idle connections, and will go on "
-                "so without a word; raise the limit (ulimit -n, LimitNOFILE), or give --max-connections or "
+                "fewer than %d of %d file descriptors are free: closed %d idle connections (logged once per "
+                "hour); raise the limit (ulimit -n, LimitNOFILE), or set --max-connections or "
                 "--max-connection-idle-s",
                 *(self._shares.reserve, self._shares.limit, closed_count),
             )
 
     def _connections(self) -> Iterator[_Connection]:
-        # Where descriptors are short nearly all numbers are taken: a list of them would need one more.
+        # All numbers are tried: nearly all are in use, and listing them would need another descriptor.
         for descriptor in range(self._shares.limit):
-            with contextlib.suppress(OSError):  # closed, no socket, or one that listens
+            with contextlib.suppress(OSError):  # closed, not a socket, or a listening one
                 connection = self._look_at(descriptor)
                 if connection is not None:
                     yield connection
 
     def _look_at(self, descriptor: int) -> _Connection | None:
-        """Return the caller's connection that ``descriptor`` is; None or OSError if it is something else."""
+        """Return the caller's connection behind ``descriptor``; None, or OSError, if it is something else."""
         with self._pin(descriptor) as pinned:
             if pinned.family not in (socket.AF_INET, socket.AF_INET6):
                 return None
@@ -177,13 +177,13 @@ class ConnectionGuard:
                 if os.fstat(self._pinned).st_ino != connection.inode:
                     return False
                 pinned.shutdown(socket.SHUT_RDWR)
-        except OSError:  # it has ended by itself
+        except OSError:  # it was closed meanwhile
             return False
         return True
 
     @contextlib.contextmanager
     def _pin(self, descriptor: int) -> Iterator[socket.socket]:
-        """Give the socket that ``descriptor`` is, while it is entered; raises OSError if it is none."""
+        """Yield a socket on a copy of ``descriptor``; raises OSError if that is not a socket."""
         if descriptor not in (self._pinned, self._null):
             os.dup2(descriptor, self._pinned, inheritable=False)
         pinned = socket.socket(fileno=self._pinned)
@@ -194,9 +194,9 @@ class ConnectionGuard:
 
 
 def _open_count(limit: int) -> int:
-    """Return how many descriptors this process has open."""
+    """Return how many descriptors this process has open, ``limit`` if that cannot be told."""
     try:
-        # The size of the folder says it since Linux 6.2; before, it is 0.
-        return _OWN.stat().st_size or len(os.listdir(_OWN))  # noqa: PTH208  # names alone, and fast
-    except OSError:  # there is none left to look with
+        # Since Linux 6.2 the folder's size is the number of descriptors; before, it is 0.
+        return _OWN.stat().st_size or len(os.listdir(_OWN))  # noqa: PTH208  # needs names only, and must be fast
+    except OSError:  # no descriptor is left to list them with
         return limit

@@ -1,12 +1,12 @@
-"""The servicer over pygrpc-native: HTTP/2 and gRPC in Rust, outside the interpreter's lock, calls in batches.
+"""Serves inference over pygrpc-native: HTTP/2 and gRPC in Rust, without the GIL, requests in batches.
 
-Unary inference is taken here. Everything else (control, health, reflection, streams) is passed on by the
-front, frame by frame, to the grpcio transport on a Unix socket, so all of it answers alike.
+This transport handles unary inference. It forwards everything else (management, health, reflection, streams)
+frame by frame over a Unix socket to the grpcio transport, so that every RPC has one implementation.
 
-What it cannot do, and grpcio can: TLS; refuse a large message, or one without a token, before it is held in
-memory (here it is refused before it is parsed); unpack compressed messages in bounded memory; limits on
-connections, their age and idle time. It also reserves whatever a message's header claims, and the process
-aborts where that is not to be had. So it is for callers who are trusted: see `ServeConfig.trusts_callers`.
+Unlike grpcio it cannot: use TLS; refuse a large message, or one without a token, before it is held in memory
+(here it is refused before it is parsed); decompress messages in bounded memory; limit connections, their age
+and idle time. It also allocates the size that a message's header claims, and the process aborts if that
+fails. So it is for trusted callers: see `ServeConfig.trusts_callers`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import grpc
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
 from foldserve.serving.addresses import common_port, listen_addresses, to_target
 from foldserve.serving.errors import CancelledError, ListenError, TransportMissingError
-from foldserve.serving.services.inference import UNARY_CALLS
+from foldserve.serving.services.inference import UNARY_METHODS
 from foldserve.serving.transport.draining import wait_until_idle
 from foldserve.serving.transport.grpcio.server import GrpcioTransport, cannot_listen
 from foldserve.serving.transport.status import LARGE_BYTES, parse, to_status
@@ -33,116 +34,108 @@ from foldserve.serving.transport.status import LARGE_BYTES, parse, to_status
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from foldserve.serving.server_state import Lifecycle
     from foldserve.serving.services.inference import InferenceService
     from foldserve.serving.services.management import ManagementService
     from foldserve.serving.services.requests import InferenceRequest, Reply
     from foldserve.serving.transport.settings import WireSettings
 
-# A second I/O thread made a call half as dear again on two processors (36 us, not 24, null handler).
+# With a second I/O thread a call took 36 us instead of 24 on two CPUs (handler that does nothing).
 _IO_THREADS = 1
-# Events taken at once: two full batches of single images, by default.
+# Events received at once: by default two full batches of single images.
 _MAX_EVENTS = 64
-# Threads that read large messages. Parsing holds the interpreter's lock, so more only take turns: sixteen of
-# them, on as many CPUs, left a GPU idle nine tenths of the time.
+# Threads that parse large messages. Parsing holds the GIL, so more threads only take turns: with sixteen, on
+# as many CPUs, a GPU was idle nine tenths of the time.
 _LARGE_READERS = 2
-# What was taken is served in halves of at least so many: the first half's callers, and the thread that
-# talks to them, go on while the second half runs. Served whole, all callers wait for the model and then the
-# model for all callers: with 32 of them on two processors a quarter of the time was idle, and is now a tenth,
-# for a fifth more requests/s. (Where Linux schedules server and client as one group, started from one shell,
-# they overlapped before, and it is some 4 % fewer.)
+# Received events are served in two halves of at least this many: the callers of the first half, and the I/O
+# thread, go on while the second half runs. If all are served at once, the callers wait for the model and then
+# the model waits for the callers: with 32 callers on two CPUs a quarter of the time was idle, with halves a
+# tenth, for a fifth more requests/s. (If Linux schedules server and client as one group, started from one
+# shell, they overlapped anyway, and halves cost some 4 %.)
 _LEAST_EVENTS = 8
-# Finds a dead client in a minute and a half instead of two hours.
+# Detects a dead client in a minute and a half instead of two hours.
 _KEEPALIVE_MS = 60_000
-# respond() only hands an answer over; a front closed at once loses it (81 of 200 answers, none after 10 ms).
+# respond() only queues an answer; closing the front at once loses it (81 of 200 answers, none after 10 ms).
 _FLUSH_S = 0.2
 _POLL_S = 0.02
-_STATUS_CODES = {
-    "CANCELLED": 1,
-    "UNKNOWN": 2,
-    "INVALID_ARGUMENT": 3,
-    "DEADLINE_EXCEEDED": 4,
-    "NOT_FOUND": 5,
-    "PERMISSION_DENIED": 7,
-    "RESOURCE_EXHAUSTED": 8,
-    "UNIMPLEMENTED": 12,
-    "INTERNAL": 13,
-    "UNAVAILABLE": 14,
-    "UNAUTHENTICATED": 16,
-}
 
 _log = logging.getLogger(__name__)
 
 
 class NativeTransport:
-    """Unary inference natively, the rest through grpcio. Methods run on the event loop, as GrpcioTransport's.
+    """Serves unary inference natively and the rest through grpcio. Every method runs on the event loop.
 
     Args:
-        servicer: what answers inference.
-        control: what answers the rest.
-        settings: limits and permissions at the wire, none of those that only grpcio can do.
+        inference: answers inference.
+        management: answers the other RPCs.
+        lifecycle: the server's state.
+        settings: limits and permissions at the wire, without those that only grpcio supports.
 
     Raises:
-        TransportMissingError: there is no socket over which it could reach grpcio.
+        TransportMissingError: the socket to grpcio cannot be created.
     """
 
     name = "native"
 
     def __init__(
-        self, servicer: InferenceService, control: ManagementService, settings: WireSettings
+        self,
+        inference: InferenceService,
+        management: ManagementService,
+        lifecycle: Lifecycle,
+        settings: WireSettings,
     ) -> None:
-        self._servicer = servicer
+        self._inference = inference
         self._settings = settings
         self._inner_name = _free_socket_name()
-        self._fallback = GrpcioTransport(servicer, control, settings, is_fallback=True)
+        self._fallback = GrpcioTransport(inference, management, lifecycle, settings, is_fallback=True)
         self._listeners: list[_Listener] = []
 
     async def start(self, host: str, port: int) -> int:
-        """Listen, and return the port: the operating system's choice where ``port`` is 0.
+        """Start listening and return the port; if ``port`` is 0, the operating system chooses.
 
         Raises:
-            ListenError: the address is taken or not this machine's.
+            ListenError: the address is in use or does not belong to this machine.
         """
         addresses = listen_addresses(host)
         port = common_port(addresses, port)
-        # A front listens on one address only; localhost has two.
+        # A front listens on one address only, and localhost has two.
         for address in addresses:
-            self._listeners.append(_Listener(to_target(address, port), self._servicer, self._settings))
+            self._listeners.append(_Listener(to_target(address, port), self._inference, self._settings))
         await self._fallback.listen([f"unix-abstract:{self._inner_name}"])
         for listener in self._listeners:
             listener.start(fallback=f"\0{self._inner_name}")
         _log.info(
-            "transport native: no TLS, no limits on connections; a message is refused, by size or for want "
-            "of a token, only once it is received and unpacked"
+            "transport native: no TLS, no limits on connections; a message that is too large or has no valid "
+            "token is refused only after it was received and decompressed"
         )
         return self._listeners[0].port
 
     async def publish_health(self) -> None:
-        """Tell Check and Watch what is true now of the server and each model."""
+        """Publish the current health of the server and each model to Check and Watch."""
         await self._fallback.publish_health()
 
-    async def enter_shutdown(self) -> None:
-        """Publish NOT_SERVING for everything, for good."""
-        await self._fallback.enter_shutdown()
+    async def drain(self, give_up_s: float) -> None:
+        """Wait until the running calls are answered and no more come; see `GrpcioTransport.drain`.
 
-    async def stop(self, grace_s: float) -> None:
-        """Wait up to ``grace_s`` seconds for the running calls, then close; the rest are cancelled.
-
-        Call it once the servicer refuses new calls. Callers who are refused may try again at once, so the
-        last refusals are held back until just before the port closes: they then come to another server.
+        Callers who are refused may try again at once, so the last refusals are held back until just before
+        the port closes: they then come to another server.
         """
-        give_up_s = time.monotonic() + grace_s
         while self._has_pending() and time.monotonic() < give_up_s:
             await asyncio.sleep(_POLL_S)
         for listener in self._listeners:
             listener.hold_refusals()
         await asyncio.gather(
-            self._fallback.stop(grace_s),
+            self._fallback.drain(give_up_s),
             wait_until_idle(
                 self._has_pending,
                 lambda: max((listener.last_call_s for listener in self._listeners), default=0.0),
                 give_up_s,
             ),
         )
+
+    async def close(self) -> None:
+        """Close the connections; calls that still run are cancelled."""
+        await self._fallback.close()
         for listener in self._listeners:
             listener.tell_refusals()
         await asyncio.sleep(_FLUSH_S)
@@ -150,30 +143,30 @@ class NativeTransport:
             listener.close()
 
     def _has_pending(self) -> bool:
-        return any(listener.has_accepted() for listener in self._listeners)
+        return any(listener.has_pending() for listener in self._listeners)
 
 
 class _Listener:
-    """Takes unary inference at one address.
+    """Serves unary inference on one address.
 
     Attributes:
-        last_call_s: when calls last came, on time.monotonic's clock.
+        last_call_s: when the last call came, on time.monotonic's clock.
 
     Args:
-        target: ADDRESS:PORT; port 0 leaves it to the operating system.
-        servicer: what answers inference.
+        target: ADDRESS:PORT; with port 0 the operating system chooses.
+        inference: answers inference.
         settings: limits and permissions at the wire.
 
     Raises:
-        ListenError: the address is taken or not this machine's.
+        ListenError: the address is in use or does not belong to this machine.
     """
 
-    def __init__(self, target: str, servicer: InferenceService, settings: WireSettings) -> None:
+    def __init__(self, target: str, inference: InferenceService, settings: WireSettings) -> None:
         self.last_call_s = 0.0
-        self._servicer = servicer
+        self._inference = inference
         self._limit = settings.message_limit
         self._permissions = settings.permissions
-        self._methods = list(UNARY_CALLS.items())  # by method id, which counts from 0 in the order given
+        self._methods = list(UNARY_METHODS.items())  # index: method id, in the order given to the front
         self._pending: dict[int, InferenceRequest] = {}
         self._answers: list[tuple[int, bytes]] = []  # made by the receiver, and not handed over yet
         self._holds_refusals = False
@@ -183,9 +176,9 @@ class _Listener:
         try:
             self._front = NativeGrpcFront(
                 target,
-                [(path, False) for path in UNARY_CALLS],
+                [(path, False) for path in UNARY_METHODS],
                 io_threads=_IO_THREADS,
-                call_details=True,  # deadlines, and word of callers that hang up
+                call_details=True,  # deadlines and cancellations
                 keepalive_time_ms=_KEEPALIVE_MS,
                 max_concurrent_streams=settings.max_concurrent_streams,
                 max_metadata_size=settings.max_metadata_bytes,
@@ -200,7 +193,7 @@ class _Listener:
         return self._front.bound_port
 
     def start(self, fallback: str) -> None:
-        """Serve; what is not taken here goes to the Unix socket ``fallback``."""
+        """Start serving; other RPCs go to the Unix socket ``fallback``."""
         self._front.set_fallback(fallback)
         self._front.start()
         self._receiver.start()
@@ -216,20 +209,20 @@ class _Listener:
             self._fail(call_id, error)
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the connections and stop the threads."""
         self._front.close()
         if self._receiver.is_alive():
             self._receiver.join(timeout=1.0)
         self._large_reader.shutdown(wait=False, cancel_futures=True)
 
-    def has_accepted(self) -> bool:
-        """Tell whether a call is unanswered that was not refused: it is being read, or was accepted."""
-        return any(call.message is None for call in list(self._pending.values()))
+    def has_pending(self) -> bool:
+        """Return whether a request is being parsed, or was accepted and is not answered yet."""
+        return any(request.message is None for request in list(self._pending.values()))
 
     def _receive(self) -> None:
-        """Take events until the front is closed, as its only reader.
+        """Receive events until the front is closed, as its only reader.
 
-        Its queue is unbounded, so nothing here may wait.
+        The front's queue is unbounded, so nothing here may block.
         """
         while (events := self._front.recv_batch_details(_MAX_EVENTS)) is not None:
             self.last_call_s = now_s = time.monotonic()
@@ -238,83 +231,83 @@ class _Listener:
                 try:
                     self._take(events[start : start + count], now_s)
                 except Exception:
-                    # A receiver that ended would leave every later caller waiting.
-                    _log.exception("taking calls failed")
-            del events  # the next may be long in coming, and these may be large
+                    # If the receiver ended, every later caller would wait for ever.
+                    _log.exception("receiving calls failed")
+            del events  # free large messages before waiting for the next ones
 
     def _take(self, events: Sequence[tuple[Any, ...]], now_s: float) -> None:
-        """Serve ``events``, which came at ``now_s`` on time.monotonic's clock."""
-        calls: dict[int, InferenceRequest] = {}
-        for kind, call_id, method_id, payload, _, details in events:
-            if kind == EVENT_CANCEL:  # always after its call, often in the same batch
-                self._cancel(call_id, calls)
+        """Serve ``events`` received at ``now_s`` on time.monotonic's clock."""
+        requests: dict[int, InferenceRequest] = {}
+        for event, call_id, method_id, payload, _, details in events:
+            if event == EVENT_CANCEL:  # always after its request, often in the same batch
+                self._cancel(call_id, requests)
                 continue
-            path, call_type = self._methods[method_id]
+            path, kind = self._methods[method_id]
             metadata, _, remaining_s = details
             try:
                 if self._permissions.are_checked:
                     self._permissions.check(path, metadata)
-                call = call_type(
+                request = kind(
                     message=None,
                     deadline_s=math.inf if remaining_s is None else now_s + remaining_s,
                     completion=call_id,
                 )
-                if self._servicer.logs_requests:
-                    call.peer = details[1]
+                if self._inference.logs_requests:
+                    request.peer = details[1]
                 if len(payload) >= LARGE_BYTES:
-                    self._pending[call_id] = call
-                    self._large_reader.submit(self._take_large, call, payload)
+                    self._pending[call_id] = request
+                    self._large_reader.submit(self._take_large, request, payload)
                     continue
-                call.message = parse(call_type.request_type, payload, self._limit)
-            except Exception as error:  # becomes a status, and is logged where unknown
-                self._servicer.count_unread(call_type.unary_method, error)
+                request.message = parse(kind.request_type, payload, self._limit)
+            except Exception as error:  # becomes a status, and is logged if unexpected
+                self._inference.count_unread(kind.unary_method, error)
                 self._fail(call_id, error)
                 continue
-            self._pending[call_id] = calls[call_id] = call
-        if not calls:
+            self._pending[call_id] = requests[call_id] = request
+        if not requests:
             return
         try:
-            self._servicer.submit(list(calls.values()), self._on_reply, run_inline=True)
+            self._inference.submit(list(requests.values()), self._on_reply, run_inline=True)
         finally:
-            self._hand_over()
+            self._flush_answers()
 
-    def _take_large(self, call: InferenceRequest, payload: bytes) -> None:
-        """Serve a call of a large message, in a thread of its own: reading it would hold up everybody."""
+    def _take_large(self, request: InferenceRequest, payload: bytes) -> None:
+        """Parse and serve a large message, in a thread of its own so that it delays no other caller."""
         try:
-            call.message = parse(call.request_type, payload, self._limit)
-        except Exception as error:  # becomes a status, and is logged where unknown
-            self._servicer.count_unread(call.unary_method, error)
-            if self._pending.pop(call.completion, None) is not None:
-                self._fail(call.completion, error)
+            request.message = parse(request.request_type, payload, self._limit)
+        except Exception as error:  # becomes a status, and is logged if unexpected
+            self._inference.count_unread(request.unary_method, error)
+            if self._pending.pop(request.completion, None) is not None:
+                self._fail(request.completion, error)
             return
-        self._servicer.submit([call], self._on_reply)
+        self._inference.submit([request], self._on_reply)
 
-    def _cancel(self, call_id: int, calls: dict[int, InferenceRequest]) -> None:
-        if (unread := calls.pop(call_id, None)) is not None:
-            self._servicer.count_unread(unread.method, CancelledError("the caller was gone at once"))
-        call = self._pending.pop(call_id, None)
-        if call is not None:
-            call.cancelled = True
+    def _cancel(self, call_id: int, requests: dict[int, InferenceRequest]) -> None:
+        if (unread := requests.pop(call_id, None)) is not None:
+            self._inference.count_unread(unread.method, CancelledError("the caller cancelled at once"))
+        request = self._pending.pop(call_id, None)
+        if request is not None:
+            request.cancelled = True
 
-    def _on_reply(self, call: InferenceRequest, reply: Reply) -> None:
-        """Answer, from any thread: it is only handed over."""
-        if self._pending.pop(call.completion, None) is None:  # cancelled: nobody waits
+    def _on_reply(self, request: InferenceRequest, reply: Reply) -> None:
+        """Queue the answer to ``request``. May run on any thread."""
+        if self._pending.pop(request.completion, None) is None:  # cancelled: no caller waits
             return
         if not isinstance(reply, bytes):
             if self._holds_refusals:
-                self._refused.append((call.completion, reply))
+                self._refused.append((request.completion, reply))
             else:
-                self._fail(call.completion, reply)
+                self._fail(request.completion, reply)
         elif threading.current_thread() is self._receiver:
-            self._answers.append((call.completion, reply))
+            self._answers.append((request.completion, reply))
         else:
-            self._front.respond(call.completion, reply)
+            self._front.respond(request.completion, reply)
 
-    def _hand_over(self) -> None:
-        """Answer what was run on the receiver's own thread, all at once.
+    def _flush_answers(self) -> None:
+        """Pass the answers that the receiver thread made to the front, all at once.
 
-        The first answer wakes the I/O thread. One by one, with others still to be written between them, they
-        would wake it again and again: that is a twentieth of what a small request costs.
+        Each answer wakes the I/O thread if it sleeps. Passed one by one, with other answers being made
+        between them, they would wake it again and again, which costs a twentieth of a small request's time.
         """
         answers, self._answers = self._answers, []
         for call_id, answer in answers:
@@ -322,15 +315,15 @@ class _Listener:
 
     def _fail(self, call_id: int, error: Exception) -> None:
         status, text = to_status(error)
-        self._front.fail(call_id, _STATUS_CODES[status], text)
+        self._front.fail(call_id, grpc.StatusCode[status].value[0], text)
 
 
 def _free_socket_name() -> str:
-    """Return a name in the kernel's own name space for Unix sockets ("abstract", unix(7)).
+    """Return a free name for an abstract Unix socket (unix(7)).
 
-    It needs no folder that may be missing, read-only or too long a path, and ends with the process however
-    that ends. Whoever is on this machine may connect, as to the port itself: permissions are checked behind
-    it.
+    Such a socket needs no folder, which could be missing, read-only or have too long a path, and it goes away
+    with the process however that ends. Anyone on this machine may connect to it, as to the port itself;
+    permissions are checked behind it.
     """
     name = f"foldserve-{secrets.token_hex(16)}"
     try:
@@ -338,6 +331,7 @@ def _free_socket_name() -> str:
             probe.bind(f"\0{name}")
     except OSError as error:
         raise TransportMissingError(
-            f"native, several times faster, needs an abstract Unix socket, which cannot be had here ({error})"
+            "native, several times faster, needs an abstract Unix socket, which cannot be created here "
+            f"({error})"
         ) from error
     return name

@@ -1,4 +1,4 @@
-"""What both transports are told; which of it each can do stands in docs/operations.md."""
+"""Holds the settings of both transports; docs/operations.md lists which of them each transport supports."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class WireSettings:
     """Limits and permissions at the wire.
 
     Attributes:
-        message_limit: the largest message taken.
-        permissions: who may call what.
-        credentials: the certificate where TLS is spoken; grpcio only.
-        max_metadata_bytes: most metadata of a call, counted as HTTP/2 counts a header list.
-        max_concurrent_streams: most open calls of a connection.
+        message_limit: the largest message accepted.
+        permissions: who may call which method.
+        credentials: the server's certificate if it uses TLS; grpcio only.
+        max_metadata_bytes: most bytes of metadata per call, counted as HTTP/2 counts a header list.
+        max_concurrent_streams: most open calls per connection.
         max_connections, max_connection_age_s, max_connection_idle_s: limits on connections; grpcio only.
-        grace_s: how long the calls of a connection that is too old may go on.
-        reflection: whether callers may ask for the services' definitions.
+        grace_s: seconds that the calls of an expired connection may go on.
+        reflection: whether callers may list the services and their messages.
         reuse_port: whether other servers may listen on the same port.
     """
 
@@ -50,7 +50,7 @@ class WireSettings:
 
 
 def wire_settings(config: ServeConfig, index: ModelIndex, *, max_connections: int) -> WireSettings:
-    """Return what ``config`` says of the wire, its files read, and at most ``max_connections`` connections.
+    """Read the files named in ``config`` and return its transport settings, with at most ``max_connections``.
 
     Raises:
         CredentialsError: a certificate, key or token file cannot be used.
@@ -75,32 +75,33 @@ def wire_settings(config: ServeConfig, index: ModelIndex, *, max_connections: in
 
 
 def log_who_may_call(config: ServeConfig, settings: WireSettings) -> None:
-    """Log how callers prove themselves, and warn where they need not and others reach the server."""
+    """Log how callers authenticate; warn if they need not and the server listens beyond this machine."""
     if settings.credentials is not None:
         mutual = "mutual TLS" if settings.credentials.wants_client_certificate else "TLS"
         expires = settings.credentials.current().expires
         _log.info("%s with the certificate in %s, which expires %s", mutual, config.tls_cert, expires)
     if config.transport == "native" and not config.trusts_callers:
         _log.warning(
-            "whoever reaches %s can end this server with a few bytes, for native reserves what a message's "
-            "header claims: use --transport grpcio, or say --trust-callers",
+            "anyone who reaches %s can end this server with a few bytes, because native allocates the size "
+            "that a message's header claims: use --transport grpcio, or confirm with --trust-callers",
             config.host,
         )
     if config.is_open_to_strangers:
         _log.warning(
-            "whoever reaches %s may call: give --tokens or --tls-client-ca to say who, or --host 127.0.0.1",
+            "anyone who reaches %s may call: restrict callers with --tokens or --tls-client-ca, or use "
+            "--host 127.0.0.1",
             config.host,
         )
 
 
 def log_limits(settings: WireSettings) -> None:
-    """Log how large a message may be, with a warning for each model of which not even a full batch fits."""
+    """Log the largest message accepted, and warn for each model whose full batch does not fit into one."""
     limit = settings.message_limit
-    _log.info("messages of up to %d MiB are taken", limit.max_bytes() // _MIB)
+    _log.info("messages of up to %d MiB are accepted", limit.max_bytes() // _MIB)
     for name, needed_mib in limit.too_small_for().items():
         _log.warning(
-            "a full batch of %s may take %d MiB, which is over the limit: send fewer images at a time, or "
-            "give --max-message-mib %d",
+            "a full batch of %s may take %d MiB, which is over the limit: send fewer images per request, or "
+            "set --max-message-mib %d",
             name,
             needed_mib,
             needed_mib,

@@ -1,4 +1,4 @@
-"""What both transports do alike: bytes to messages, errors to statuses. The same words for the same fault."""
+"""Parses messages and turns errors into gRPC statuses, so that both transports answer alike."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ if TYPE_CHECKING:
 
 _M = TypeVar("_M", bound="Message")
 
-# A message of so many bytes is read in a thread of its own: a millisecond or more.
+# Parsing a message of this size takes a millisecond or more, so it runs in a thread of its own.
 LARGE_BYTES = 1024 * 1024
 
-# Statuses travel in HTTP/2 headers: beyond some 8 kB clients report an error of their own instead.
+# Statuses travel in HTTP/2 headers; if they exceed some 8 kB, clients report an error of their own instead.
 _MAX_TEXT = 2000
 
 _log = logging.getLogger(__name__)
 
 
 def parse(message_type: type[_M], content: bytes, limit: MessageLimit) -> _M:
-    """Return the message that ``content`` is.
+    """Parse ``content``, unless it is larger than ``limit``.
 
     Raises:
-        ResourceExhaustedError: it is larger than messages may be; it is refused without being parsed.
-        InvalidArgumentError: it is no such message, or one of too many fields or typed pixels.
+        ResourceExhaustedError: it is larger than ``limit``; it is refused without being parsed.
+        InvalidArgumentError: it is not such a message, or has too many fields or typed pixels.
     """
     if not limit.allows(len(content)):
         raise ResourceExhaustedError(
-            f"the message has {len(content)} bytes, at most {limit.max_bytes()} are taken: send fewer "
-            "images at a time, or raise the server's --max-message-mib"
+            f"the message has {len(content)} bytes; the server accepts at most {limit.max_bytes()}: send "
+            "fewer images per request, or raise the server's --max-message-mib"
         )
     return parse_bounded(message_type, content, limit)
 
 
 def parse_bounded(message_type: type[_M], content: bytes, limit: MessageLimit | None = None) -> _M:
-    """Return the message that ``content``, of any size, is.
+    """Parse ``content`` of any size.
 
     Raises:
-        InvalidArgumentError: it is no such message, or one of too many fields or typed pixels.
+        InvalidArgumentError: it is not such a message, or has too many fields or typed pixels.
     """
     try:
         if len(content) > UNCOUNTED_BYTES:
@@ -57,8 +57,8 @@ def parse_bounded(message_type: type[_M], content: bytes, limit: MessageLimit | 
         return message_type.FromString(content)
     except (DecodeError, MalformedError):
         raise InvalidArgumentError(
-            f"the {len(content)} bytes received are no {message_type.DESCRIPTOR.full_name} message; is the "
-            "client made from another definition of the protocol?"
+            f"cannot parse the {len(content)} bytes received as {message_type.DESCRIPTOR.full_name}; was the "
+            "client generated from a different .proto?"
         ) from None
 
 
@@ -67,21 +67,20 @@ def _check_contents(message_type: type[Message], content: bytes, limit: MessageL
     if typed_bytes > LEAST_TYPED_BYTES and (limit is None or typed_bytes > limit.max_typed_bytes()):
         raise InvalidArgumentError(
             f"the message has {typed_bytes} bytes of pixels as typed contents, more than a full batch of any "
-            "model that serves: send them in raw_input_contents, or fewer images at a time"
+            "model served here: send them in raw_input_contents, or fewer images per request"
         )
 
 
 def to_status(error: Exception) -> tuple[str, str]:
-    """Return the gRPC status by name and its message; errors that nobody meant to raise are logged.
+    """Return the name and message of the gRPC status for ``error``; unexpected errors are logged.
 
-    The error forgets what it was raised through. That holds the message, and mostly something that comes to
-    hold the error, a call or a future: a circle, which would stay in memory until the garbage collector comes
-    by.
+    Clears the error's traceback and context. They refer to the request's message and often, through a call
+    or a future, to the error itself: such a cycle would stay in memory until the next garbage collection.
     """
     status, text = "INTERNAL", INTERNAL_ERROR_TEXT
     if isinstance(error, FoldserveError):
         status, text = error.status, escaped(str(error))
     else:
-        _log.error("a call failed", exc_info=error)
+        _log.error("a call failed unexpectedly", exc_info=error)
     error.__traceback__ = error.__context__ = None
     return status, text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"

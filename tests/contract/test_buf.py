@@ -98,6 +98,6 @@ def test_buf_curl_streams(server: ServerProcess, network: TinyNetwork, flags: li
 
 
 @pytest.mark.parametrize("command", [["lint"], ["format", "--diff", "--exit-code"]], ids=["lint", "format"])
-def test_the_protocols_files_are_in_bufs_form(command: list[str]) -> None:
+def test_proto_files_are_formatted_as_buf_does(command: list[str]) -> None:
     ended = run_client(BUF, *command, SOURCE / "protos")
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -84,7 +84,7 @@ def test_classify_walks_folders_and_prints_json_lines(
     assert "not an image" in lines[20]["error"]
 
 
-def test_classify_takes_files_that_are_large_together(
+def test_classify_splits_files_that_are_large_together(
     repository: Path, tmp_path: Path, network: TinyNetwork
 ) -> None:
     """Several to a request would be more than the server takes, and all in flight more than it holds."""
@@ -191,7 +191,7 @@ def test_list_shows_a_server(server: ServerProcess) -> None:
     ]
 
 
-def test_verify_proves_every_version(repository: Path) -> None:
+def test_verify_checks_every_version(repository: Path) -> None:
     ended = run_cli("models", "verify", "--repository", str(repository), "--device", "cpu")
     assert ended.returncode == 0, ended.stdout
     assert ended.stdout.count("32 synthetic golden pairs reproduced on CPUExecutionProvider") == 3
@@ -223,7 +223,7 @@ def test_async_client_explains_that_no_server_answers() -> None:
         asyncio.run(ask())
 
 
-def test_clients_classify_files_and_what_is_in_them(
+def test_clients_classify_paths_and_bytes(
     server: ServerProcess, network: TinyNetwork, tmp_path: Path
 ) -> None:
     image = network.random_images(1)[0]

@@ -113,7 +113,7 @@ def test_malformed_elements_are_explained(
     assert all(fragment in text for fragment in fragments), text
 
 
-def test_more_images_than_may_be_held_decoded_are_refused_at_once(repository: Path, tmp_path: Path) -> None:
+def test_images_beyond_the_decoding_memory_are_refused_at_once(repository: Path, tmp_path: Path) -> None:
     """Less on the wire than may be held: what counts is what they take with their pixels."""
     with ServerProcess(repository, tmp_path, "--max-queue-mib", "1") as server:
         code, text = status_of(lambda: server.stub.ModelInfer(request([b"x" * 200] * 4000)))
@@ -121,7 +121,7 @@ def test_more_images_than_may_be_held_decoded_are_refused_at_once(repository: Pa
     assert "--max-queue-mib" in text
 
 
-def test_more_images_than_are_taken_at_once_are_refused(server: ServerProcess) -> None:
+def test_too_many_encoded_images_are_refused(server: ServerProcess) -> None:
     stub = classifier_pb2_grpc.ClassifierStub(server.channel)
     images = [b"x"] * 4097
     for ask in (
@@ -133,7 +133,7 @@ def test_more_images_than_are_taken_at_once_are_refused(server: ServerProcess) -
         assert "more than 4096 images" in text
 
 
-def test_classify_answers_labels_probabilities_and_what_answered(
+def test_classify_answers_labels_probabilities_and_model(
     server: ServerProcess, colour_network: TinyNetwork
 ) -> None:
     files = [encode(photo(seed), "JPEG") for seed in range(4)]
@@ -154,7 +154,7 @@ def test_classify_answers_labels_probabilities_and_what_answered(
         assert [label.probability for label in result.labels] == row[best].tolist()
 
 
-def test_classify_gives_one_label_unless_asked_and_all_at_most(server: ServerProcess) -> None:
+def test_classify_returns_top_k_labels_one_by_default(server: ServerProcess) -> None:
     stub = classifier_pb2_grpc.ClassifierStub(server.channel)
 
     def label_count(top_k: int) -> int:
@@ -164,7 +164,7 @@ def test_classify_gives_one_label_unless_asked_and_all_at_most(server: ServerPro
     assert (label_count(0), label_count(3), label_count(1_000_000)) == (1, 3, 5)
 
 
-def test_classify_explains_what_is_wrong(server: ServerProcess) -> None:
+def test_classify_explains_bad_requests(server: ServerProcess) -> None:
     stub = classifier_pb2_grpc.ClassifierStub(server.channel)
     for message, code, fragment in (
         (classifier_pb2.ClassifyRequest(model_name="nets", images=[b"x"]), "NOT_FOUND", "'nets'"),
@@ -176,7 +176,7 @@ def test_classify_explains_what_is_wrong(server: ServerProcess) -> None:
         assert fragment in text
 
 
-def test_classify_stream_answers_in_order_and_outlives_a_bad_image(server: ServerProcess) -> None:
+def test_classify_stream_answers_in_order_and_survives_a_bad_image(server: ServerProcess) -> None:
     stub = classifier_pb2_grpc.ClassifierStub(server.channel)
     sound = encode(photo(), "JPEG")
 
@@ -192,7 +192,9 @@ def test_classify_stream_answers_in_order_and_outlives_a_bad_image(server: Serve
     assert "not an image" in answers[50].error.message
 
 
-def test_pixels_still_fit_beside_images(server: ServerProcess, colour_network: TinyNetwork) -> None:
+def test_pixels_and_encoded_images_are_served_together(
+    server: ServerProcess, colour_network: TinyNetwork
+) -> None:
     """Calls that decode and calls that do not go through one queue."""
     pixels = colour_network.random_images(2)
     with ThreadPoolExecutor(8) as callers:

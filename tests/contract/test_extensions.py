@@ -32,7 +32,7 @@ def test_stream_answers_every_request_in_order(server: ServerProcess, network: T
         assert np.abs(logits - network.logits(images)).max() < 1e-5
 
 
-def test_stream_outlives_a_bad_request(server: ServerProcess, network: TinyNetwork) -> None:
+def test_stream_survives_a_bad_request(server: ServerProcess, network: TinyNetwork) -> None:
     images = network.random_images(1)
     bad = infer_request(images, "nets", id="bad")
     first, second, third = server.stub.ModelStreamInfer(
@@ -45,7 +45,7 @@ def test_stream_outlives_a_bad_request(server: ServerProcess, network: TinyNetwo
 
 
 @pytest.mark.parametrize("parameters", [{}, {"triton_enable_empty_final_response": {"bool_param": True}}])
-def test_every_answer_of_a_stream_is_its_requests_last(
+def test_stream_answers_are_marked_as_final(
     server: ServerProcess, network: TinyNetwork, parameters: dict[str, dict[str, bool]]
 ) -> None:
     """Triton says so in each, asked or not; clients that count answers wait for it, after errors too."""
@@ -65,7 +65,7 @@ def test_every_answer_of_a_stream_is_its_requests_last(
     assert answers[0].infer_response.parameters["mine"].int64_param == 7
 
 
-def test_unary_answers_are_not_called_final(server: ServerProcess, network: TinyNetwork) -> None:
+def test_unary_answers_are_not_marked_as_final(server: ServerProcess, network: TinyNetwork) -> None:
     parameters = {"triton_enable_empty_final_response": {"bool_param": True}}
     answer = server.infer(network.random_images(1), parameters=parameters)
     assert set(answer.parameters) == {"model_sha256"}
@@ -77,12 +77,12 @@ def test_unary_answers_are_not_called_final(server: ServerProcess, network: Tiny
         (
             "triton_enable_empty_final_response",
             {"string_param": "yes"},
-            "is no bool; send it as a bool_param",
+            "is not a bool; send it as a bool_param",
         ),
         ("triton_final_response", {"bool_param": False}, "only 'triton_enable_empty_final_response' is"),
     ],
 )
-def test_parameters_that_triton_keeps_to_itself_are_refused(
+def test_parameters_reserved_by_triton_are_refused(
     server: ServerProcess, network: TinyNetwork, name: str, value: dict[str, object], message: str
 ) -> None:
     request = infer_request(network.random_images(1), parameters={name: value})
@@ -91,7 +91,7 @@ def test_parameters_that_triton_keeps_to_itself_are_refused(
     assert message in text
 
 
-def test_stream_whose_client_does_not_read_is_held_and_harms_nobody(
+def test_unread_stream_is_held_back_and_delays_no_other_caller(
     server: ServerProcess, network: TinyNetwork
 ) -> None:
     """Flow control reaches the client: of an endless stream that nobody reads only a window is taken."""
@@ -123,7 +123,7 @@ def test_stream_whose_client_does_not_read_is_held_and_harms_nobody(
         assert 0 < taken < 5000
 
 
-def test_config_says_how_a_model_is_run(server: ServerProcess) -> None:
+def test_model_config_describes_how_a_model_is_run(server: ServerProcess) -> None:
     config = server.stub.ModelConfig(pb.ModelConfigRequest(name="colour")).config
     assert (config.name, config.platform, config.backend) == ("colour", "onnxruntime_onnx", "onnxruntime")
     assert (config.max_batch_size, config.default_model_filename) == (32, "model.onnx")
@@ -211,7 +211,7 @@ def test_classification_of_more_classes_than_there_are_gives_all(
     assert len(elements(response.raw_output_contents[0])) == 6
 
 
-def test_parameters_come_back(server: ServerProcess, network: TinyNetwork) -> None:
+def test_request_parameters_are_returned(server: ServerProcess, network: TinyNetwork) -> None:
     parameters = {"trace": {"string_param": "abc"}, "priority": {"int64_param": 3}}
     response = server.infer(network.random_images(1), parameters=parameters)
     assert {key: value.WhichOneof("parameter_choice") for key, value in response.parameters.items()} == {
@@ -242,7 +242,7 @@ def test_too_many_parameters_are_refused(server: ServerProcess, network: TinyNet
 @pytest.mark.parametrize(
     "timeout", [{"int64_param": -1}, {"string_param": "soon"}, {"bool_param": True}, {}], ids=str
 )
-def test_a_timeout_that_is_none_is_explained(
+def test_invalid_timeout_is_explained(
     server: ServerProcess, network: TinyNetwork, timeout: dict[str, object]
 ) -> None:
     code, text = status_of(lambda: server.infer(network.random_images(1), parameters={"timeout": timeout}))
@@ -250,9 +250,7 @@ def test_a_timeout_that_is_none_is_explained(
     assert "microseconds" in text
 
 
-def test_a_generous_timeout_and_one_of_nothing_bound_nothing(
-    server: ServerProcess, network: TinyNetwork
-) -> None:
+def test_long_and_zero_timeouts_do_not_expire(server: ServerProcess, network: TinyNetwork) -> None:
     for timeout_us in (0, 10_000_000):
         parameters = {"timeout": {"int64_param": timeout_us}}
         assert server.infer(network.random_images(1), parameters=parameters).model_name == "tiny"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         pytest.param(("--intra-op-threads", "2"), id="two threads"),
     ],
 )
-def test_right_answers_whatever_the_settings(
+def test_answers_are_right_with_every_setting(
     repository: Path, tmp_path: Path, network: TinyNetwork, flags: tuple[str, ...]
 ) -> None:
     """Forty callers at once, over the transport that auto chooses; what was set is published."""
@@ -58,7 +58,7 @@ def test_right_answers_whatever_the_settings(
         pytest.param(("--transport", "grpcio"), "grpcio", "whoever reaches 0.0.0.0 may call", id="grpcio"),
     ],
 )
-def test_native_meets_strangers_only_if_told(
+def test_native_serves_other_machines_only_with_trust_callers(
     repository: Path, tmp_path: Path, flags: tuple[str, ...], transport: str, logged: str
 ) -> None:
     network = TinyNetwork(seed=2)

@@ -92,7 +92,7 @@ def test_every_watcher_hears_every_change(folder_and_server: tuple[Path, ServerP
     assert "Traceback" not in server.log
 
 
-def test_watchers_hear_of_what_comes_and_goes_in_the_folder(tmp_path: Path) -> None:
+def test_watchers_hear_of_models_added_and_removed_on_disk(tmp_path: Path) -> None:
     """No call tells the server: it looks at its folder, and whoever watches is told."""
     folder = tmp_path / "models"
     TinyNetwork().publish(folder / "tiny")
@@ -125,7 +125,7 @@ def test_a_refused_model_is_not_serving_and_an_unknown_one_not_found(
     assert status_of(lambda: stub.Check(request))[0] == grpc.StatusCode.NOT_FOUND
 
 
-def test_watchers_hear_of_the_end_and_do_not_hold_it_up(
+def test_watchers_hear_of_the_shutdown_and_do_not_delay_it(
     folder_and_server: tuple[Path, ServerProcess],
 ) -> None:
     """NOT_SERVING comes first, then the stream ends; the grace period of 30 s is not waited for."""

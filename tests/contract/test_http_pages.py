@@ -57,7 +57,7 @@ def test_head_has_the_length_and_no_content(server: ServerProcess) -> None:
 def test_an_unknown_path_lists_what_there_is(server: ServerProcess) -> None:
     answer = answer_to(server, b"GET /metric\x1b HTTP/1.1\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 404 Not Found\r\n")
-    assert answer.endswith(b"\r\n\r\nthere is no '/metric\\x1b'; there is /healthz, /readyz, /metrics\n")
+    assert answer.endswith(b"\r\n\r\nno page '/metric\\x1b'; the pages are /healthz, /readyz, /metrics\n")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_an_unknown_path_lists_what_there_is(server: ServerProcess) -> None:
         pytest.param(b"GET /" + b"x" * 6000 + b" HTTP/1.1\r\n\r\n", b"404", id="long path"),
     ],
 )
-def test_what_is_no_question_is_refused(server: ServerProcess, content: bytes, status: bytes) -> None:
+def test_invalid_http_requests_are_refused(server: ServerProcess, content: bytes, status: bytes) -> None:
     try:
         answer = answer_to(server, content)
     except ConnectionError:  # closed on the rest of what was too much
@@ -82,7 +82,7 @@ def test_what_is_no_question_is_refused(server: ServerProcess, content: bytes, s
     assert "Traceback" not in server.log
 
 
-def test_connections_that_ask_nothing_keep_nobody_out(server: ServerProcess) -> None:
+def test_idle_connections_do_not_block_probes(server: ServerProcess) -> None:
     """Three times as many as are held at once, some in the middle of a request; each probe gets through."""
     with ExitStack() as stack:
         silent = [stack.enter_context(connect(server)) for _ in range(192)]
@@ -96,13 +96,13 @@ def test_connections_that_ask_nothing_keep_nobody_out(server: ServerProcess) -> 
 
 
 @pytest.mark.slow
-def test_a_request_that_never_ends_is_cut_off(server: ServerProcess) -> None:
+def test_endless_http_request_is_cut_off(server: ServerProcess) -> None:
     with connect(server) as connection:
         connection.sendall(b"GET /metrics HTTP/1.1\r\n")
         assert connection.recv(1) == b""  # or the socket's own limit of 20 s raises
 
 
-def test_readiness_says_what_does_not_serve(tmp_path: Path) -> None:
+def test_readyz_names_versions_that_do_not_serve(tmp_path: Path) -> None:
     folder = tmp_path / "models"
     network = TinyNetwork()
     network.publish(folder / "tiny")
@@ -121,14 +121,14 @@ def test_readiness_says_what_does_not_serve(tmp_path: Path) -> None:
         assert get(server, "/readyz")[0] == 200
 
 
-def test_the_endpoint_can_be_switched_off(tmp_path: Path, repository: Path) -> None:
+def test_http_endpoint_can_be_switched_off(tmp_path: Path, repository: Path) -> None:
     with ServerProcess(repository, tmp_path / "server", "--no-metrics") as server:
         server.infer(TinyNetwork(seed=2).random_images(1))
         assert not (tmp_path / "server" / "metrics-port").exists()
         assert "/readyz" not in server.log
 
 
-def test_a_port_that_is_taken_is_explained(server: ServerProcess, repository: Path) -> None:
+def test_metrics_port_in_use_is_explained(server: ServerProcess, repository: Path) -> None:
     port = server.http_address.rpartition(":")[2]
     ended = run_cli("serve", "--repository", str(repository), "--port", "0", "--metrics-port", port)
     assert ended.returncode == 1

@@ -77,20 +77,20 @@ def seconds_until_closed(server: ServerProcess, content: bytes = PREFACE, most_s
     return time.monotonic() - started_s
 
 
-def test_larger_messages_are_refused(limited: ServerProcess, network: TinyNetwork) -> None:
-    assert "messages of up to 1 MiB are taken" in limited.log
+def test_messages_over_the_limit_are_refused(limited: ServerProcess, network: TinyNetwork) -> None:
+    assert "messages of up to 1 MiB are accepted" in limited.log
     for rows in (MIB // 64, 2 * MIB // 64 - 10):
         too_large = infer_request(np.zeros((rows, 1, 8, 8), np.uint8))
         code, text = status_of(lambda given=too_large: limited.stub.ModelInfer(given))  # type: ignore[misc]
         assert code == EXHAUSTED
-        assert f"at most {MIB} are taken" in text
+        assert f"at most {MIB}:" in text
         assert "--max-message-mib" in text
     far_too_large = infer_request(np.zeros((4 * MIB // 64, 1, 8, 8), np.uint8))
     assert status_of(lambda: limited.stub.ModelInfer(far_too_large))[0] == EXHAUSTED
     assert_serves(limited, network)
 
 
-def test_more_metadata_is_refused(limited: ServerProcess, network: TinyNetwork) -> None:
+def test_metadata_over_the_limit_is_refused(limited: ServerProcess, network: TinyNetwork) -> None:
     """Each transport's own refusal, before any code of ours: native's is HTTP status 431."""
     request = infer_request(network.random_images(1))
     limited.stub.ModelInfer(request, metadata=(("note", "x" * 3000),))
@@ -101,7 +101,7 @@ def test_more_metadata_is_refused(limited: ServerProcess, network: TinyNetwork) 
     assert_serves(limited, network)
 
 
-def test_further_streams_of_a_connection_wait(limited: ServerProcess, network: TinyNetwork) -> None:
+def test_streams_over_the_limit_wait(limited: ServerProcess, network: TinyNetwork) -> None:
     with grpc.insecure_channel(limited.address) as channel:
         infer = channel.unary_unary(
             "/inference.GRPCInferenceService/ModelInfer",
@@ -144,14 +144,14 @@ def png(width: int, height: int) -> bytes:
     return file.getvalue()
 
 
-def test_images_of_more_pixels_are_refused(limited: ServerProcess) -> None:
+def test_images_over_the_pixel_limit_are_refused(limited: ServerProcess) -> None:
     with Client(limited.address) as client:
         assert client.classify("tiny", [png(10, 10)]).labels
         with pytest.raises(InvalidArgumentError, match="image 1: the image has 11x10 pixels; at most 100"):
             client.classify("tiny", [png(10, 10), png(11, 10)])
 
 
-def test_more_parameters_are_refused(limited: ServerProcess, network: TinyNetwork) -> None:
+def test_parameters_over_the_limit_are_refused(limited: ServerProcess, network: TinyNetwork) -> None:
     parameters = {f"p{index}": {"int64_param": index} for index in range(65)}
     request = infer_request(network.random_images(1), parameters=parameters)
     code, text = status_of(lambda: limited.stub.ModelInfer(request))
@@ -177,7 +177,7 @@ def peak_bytes(server: ServerProcess) -> int:
 
 
 @pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer", "ModelMetadata"])
-def test_bomb_is_refused_and_takes_no_memory(
+def test_decompression_bomb_is_refused_and_takes_no_memory(
     limited: ServerProcess, network: TinyNetwork, method: str
 ) -> None:
     """64 MB in 64 kB. What native answers itself it unpacks first, whatever it becomes: see SECURITY.md."""
@@ -196,7 +196,7 @@ def test_bomb_is_refused_and_takes_no_memory(
             assert code == EXHAUSTED
     assert "--max-message-mib" in text
     if method != "ModelInfer" or "transport native" not in limited.log:
-        assert f"unpack to more than {MIB}" in text
+        assert f"decompress to more than {MIB}" in text
         assert peak_bytes(limited) - before_bytes < 24 * MIB
     assert_serves(limited, network)
 
@@ -231,7 +231,7 @@ def test_compressed_requests_are_answered(
         assert listed.list_services_response.service
 
 
-def test_further_connections_are_closed(counting: ServerProcess, network: TinyNetwork) -> None:
+def test_connections_over_the_limit_are_closed(counting: ServerProcess, network: TinyNetwork) -> None:
     assert "cannot do --max-connections" in counting.log
     held = [connect(counting) for _ in range(8)]
     # Four are taken, one of them perhaps by the caller that is there.
@@ -287,7 +287,7 @@ def test_old_connections_are_closed_without_a_failed_call(
 
 
 @pytest.mark.slow
-def test_connection_that_says_nothing_is_closed(counting: ServerProcess, network: TinyNetwork) -> None:
+def test_silent_connection_is_closed(counting: ServerProcess, network: TinyNetwork) -> None:
     """After twenty seconds, not gRPC's two minutes."""
     assert seconds_until_closed(counting, content=b"", most_s=90) > 10
     assert_serves(counting, network)

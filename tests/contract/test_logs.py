@@ -96,12 +96,12 @@ def test_each_request_is_one_json_line_at_debug(tmp_path: Path, transport: str, 
     assert refused.items() >= {"model": "nobody", "request_id": "eight", "code": "NOT_FOUND"}.items()
 
 
-def test_nothing_is_logged_of_requests_at_info(server: ServerProcess, network: TinyNetwork) -> None:
+def test_requests_are_not_logged_at_info(server: ServerProcess, network: TinyNetwork) -> None:
     server.infer(network.random_images(1), id="an-id-of-its-own")
     assert "an-id-of-its-own" not in server.log
 
 
-def test_a_line_for_people_cannot_be_forged(tmp_path: Path, repository: Path) -> None:
+def test_request_ids_cannot_forge_log_lines(tmp_path: Path, repository: Path) -> None:
     with ServerProcess(repository, tmp_path / "server", "--log-level", "debug") as server:
         server.infer(TinyNetwork(seed=2).random_images(1), id=FORGED)
         assert f"foldserve: serving on {server.address} ({PROVIDER}, " in server.log
@@ -137,7 +137,7 @@ raise KeyError("nobody catches this")
 """
 
 
-def test_whatever_is_written_is_json() -> None:
+def test_every_line_of_a_json_log_is_json() -> None:
     """Warnings and exceptions that nobody catches, of libraries as well; no warning tells a path."""
     ended = subprocess.run(
         [sys.executable, "-W", "always", "-c", STRAY], capture_output=True, check=False, cwd=SOURCE
@@ -179,7 +179,7 @@ def test_no_library_writes_past_the_json_log(tmp_path: Path, transport: str) -> 
 
 
 @pytest.mark.parametrize("log_format", ["human", "json"])
-def test_repository_whose_path_is_no_utf8_is_served(tmp_path: Path, log_format: str) -> None:
+def test_repository_whose_path_is_not_utf8_is_served(tmp_path: Path, log_format: str) -> None:
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     TinyNetwork(seed=2).publish(folder / "tiny")
     with ServerProcess(folder, tmp_path / "server", "--log-format", log_format) as server:
@@ -189,7 +189,7 @@ def test_repository_whose_path_is_no_utf8_is_served(tmp_path: Path, log_format: 
             assert lines_of(server)
 
 
-def test_server_goes_on_where_nobody_reads_what_it_says(tmp_path: Path, repository: Path) -> None:
+def test_server_runs_on_if_nobody_reads_its_output(tmp_path: Path, repository: Path) -> None:
     """`foldserve serve | head -1`: the rest has no reader, which is no reason to stop serving."""
     port_file = tmp_path / "port"
     command = [sys.executable, "-m", "foldserve", "serve", "--repository", str(repository), "--no-metrics"]
@@ -210,7 +210,7 @@ def test_server_goes_on_where_nobody_reads_what_it_says(tmp_path: Path, reposito
 
 @pytest.mark.parametrize("transport", ["grpcio", "native"])
 @pytest.mark.parametrize("log_format", ["human", "json"])
-def test_what_callers_send_is_escaped_in_logs_and_messages(
+def test_callers_texts_are_escaped_in_logs_and_messages(
     tmp_path: Path, transport: str, log_format: str, repository: Path
 ) -> None:
     """Wherever it stands in a request: no character reaches a terminal that would move what stands after."""
@@ -245,7 +245,7 @@ def test_what_callers_send_is_escaped_in_logs_and_messages(
         assert text in {json.loads(line).get("request_id") for line in log.splitlines()}
 
 
-def test_a_traceback_forges_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tracebacks_cannot_forge_log_lines(capsys: pytest.CaptureFixture[str]) -> None:
     log = logging.getLogger("tests.forged")
     log.propagate = False
     handler = logging.StreamHandler()

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 TINY = {"model": "tiny", "version": "2"}
 
 
-def test_requests_rows_executions_and_times_are_those_of_what_was_sent(
-    server: ServerProcess, network: TinyNetwork
-) -> None:
+def test_metrics_match_the_requests_and_rows_sent(server: ServerProcess, network: TinyNetwork) -> None:
     before = scrape(server)
     row_counts = [1 + index % 5 for index in range(60)]
     with ThreadPoolExecutor(8) as callers:
@@ -50,7 +48,7 @@ def test_requests_rows_executions_and_times_are_those_of_what_was_sent(
     assert after.value("foldserve_pending_rows", **TINY) == 0
 
 
-def test_each_method_and_status_is_counted_apart(server: ServerProcess, network: TinyNetwork) -> None:
+def test_each_method_and_status_is_counted_separately(server: ServerProcess, network: TinyNetwork) -> None:
     before = scrape(server)
     image = network.random_images(1)
     list(server.stub.ModelStreamInfer(iter([infer_request(image)] * 3)))
@@ -72,7 +70,7 @@ def test_each_method_and_status_is_counted_apart(server: ServerProcess, network:
     assert grown(model="", version="", method="ModelInfer", code="INVALID_ARGUMENT") == 1
 
 
-def test_names_that_callers_make_up_never_become_labels(server: ServerProcess, network: TinyNetwork) -> None:
+def test_unknown_model_names_never_become_labels(server: ServerProcess, network: TinyNetwork) -> None:
     before = scrape(server)
     for index in range(50):
         code, _ = status_of(lambda name=f"made-up-{index}": server.infer(network.random_images(1), name))  # type: ignore[misc]
@@ -111,7 +109,7 @@ def test_every_metric_is_documented(server: ServerProcess) -> None:
     assert [name for name in sorted(names) if f"`{name}`" not in documented] == []
 
 
-def test_openmetrics_is_spoken_to_who_asks_for_it(server: ServerProcess) -> None:
+def test_openmetrics_is_served_on_request(server: ServerProcess) -> None:
     _, text = get(server, "/metrics", {"Accept": "application/openmetrics-text; version=1.0.0"})
     assert text.endswith("# EOF\n")
     names = {family.name for family in openmetrics.text_string_to_metric_families(text)}

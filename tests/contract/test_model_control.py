@@ -77,7 +77,7 @@ def test_load_finds_new_versions_and_models(folder_and_server: tuple[Path, Serve
     assert server.infer(images).model_version == "1"
 
 
-def test_load_proves_what_it_loads(folder_and_server: tuple[Path, ServerProcess]) -> None:
+def test_load_refuses_a_damaged_version(folder_and_server: tuple[Path, ServerProcess]) -> None:
     folder, server = folder_and_server
     version = TinyNetwork(seed=8).publish(folder / "other")
     content = bytearray((version / "model.onnx").read_bytes())
@@ -89,7 +89,7 @@ def test_load_proves_what_it_loads(folder_and_server: tuple[Path, ServerProcess]
     assert server.infer(TinyNetwork().random_images(1)).model_name == "tiny"
 
 
-def test_load_of_a_bad_update_fails_and_the_old_version_goes_on(
+def test_load_of_a_bad_update_fails_and_the_old_version_still_serves(
     folder_and_server: tuple[Path, ServerProcess],
 ) -> None:
     folder, server = folder_and_server
@@ -102,7 +102,7 @@ def test_load_of_a_bad_update_fails_and_the_old_version_goes_on(
     assert server.infer(TinyNetwork().random_images(1)).model_version == "1"
 
 
-def test_what_cannot_be_loaded_is_explained(folder_and_server: tuple[Path, ServerProcess]) -> None:
+def test_failed_loads_are_explained(folder_and_server: tuple[Path, ServerProcess]) -> None:
     _, server = folder_and_server
     for name in ("nets", "", "../models/tiny"):
         assert status_of(lambda given=name: load(server, given))[0] == grpc.StatusCode.NOT_FOUND  # type: ignore[misc]
@@ -114,7 +114,7 @@ def test_what_cannot_be_loaded_is_explained(folder_and_server: tuple[Path, Serve
     assert "'config'" in text
 
 
-def test_control_can_be_switched_off(tmp_path: Path) -> None:
+def test_model_control_can_be_switched_off(tmp_path: Path) -> None:
     folder = tmp_path / "models"
     TinyNetwork().publish(folder / "tiny")
     with ServerProcess(folder, tmp_path / "server", "--no-model-control") as server:

@@ -64,7 +64,7 @@ def run(*arguments: str, encoding: str = "utf-8", **options: object) -> subproce
 @pytest.mark.parametrize(
     "encoding", ["utf-8:strict", "utf-8:surrogateescape", "latin-1:strict", "ascii:strict"]
 )
-def test_table_has_a_line_for_each_picture(japanese: ServerProcess, pictures: Path, encoding: str) -> None:
+def test_table_has_one_line_per_image(japanese: ServerProcess, pictures: Path, encoding: str) -> None:
     ended = run("classify", "--server", japanese.address, "--model", "tiny", str(pictures), encoding=encoding)
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.decode(encoding.partition(":")[0], "strict").splitlines()
@@ -93,7 +93,7 @@ def test_json_lines_are_utf8_everywhere(japanese: ServerProcess, pictures: Path,
 
 
 @pytest.mark.parametrize("jsonl", [False, True], ids=["table", "JSON lines"])
-def test_pictures_without_an_answer_are_named_and_hide_no_others(
+def test_images_without_an_answer_are_named_and_hide_no_others(
     japanese: ServerProcess, pictures: Path, jsonl: bool
 ) -> None:
     """A damaged one, one that cannot be read, one that is gone: all others are answered."""
@@ -117,7 +117,7 @@ def test_pictures_without_an_answer_are_named_and_hide_no_others(
     assert "gone.png cannot be read" in said[2]
 
 
-def test_hidden_files_are_left_alone_unless_named(japanese: ServerProcess, pictures: Path) -> None:
+def test_hidden_files_are_skipped_unless_named(japanese: ServerProcess, pictures: Path) -> None:
     plain = (pictures / "plain.png").read_bytes()
     for folder in (pictures / ".thumbnails", pictures / "sub" / ".cache" / "deep", pictures / "sub"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ def test_hidden_files_are_left_alone_unless_named(japanese: ServerProcess, pictu
     assert [b'"error"' in line for line in named.stdout.splitlines()] == [False, True]
 
 
-def test_name_of_a_model_that_is_no_utf8_is_explained(japanese: ServerProcess, pictures: Path) -> None:
+def test_model_name_that_is_not_utf8_is_explained(japanese: ServerProcess, pictures: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     ended = run("classify", "--server", japanese.address, "--model", name, str(pictures))
     assert ended.returncode == 2
@@ -159,7 +159,7 @@ def commands(repository: Path, server: ServerProcess, pictures: Path) -> dict[st
     "name",
     ["table", "JSON lines", "models of a folder", "models of a server", "help", "token", "debug"],
 )
-def test_a_reader_that_has_gone_ends_a_command_without_a_word(
+def test_closed_reader_ends_a_command_silently(
     repository: Path, japanese: ServerProcess, pictures: Path, name: str
 ) -> None:
     """As `head` goes. The pipe has lost its reader before a line is written."""
@@ -173,7 +173,7 @@ def test_a_reader_that_has_gone_ends_a_command_without_a_word(
     assert ended.returncode == (0 if name == "help" else 141)
 
 
-def test_a_full_disk_is_said(repository: Path) -> None:
+def test_full_disk_is_reported(repository: Path) -> None:
     with open("/dev/full", "wb") as full:  # noqa: PTH123
         flags = ("models", "list", "--repository", str(repository))
         ended = run(*flags, capture_output=False, stdout=full, stderr=subprocess.PIPE)
@@ -182,7 +182,7 @@ def test_a_full_disk_is_said(repository: Path) -> None:
     assert ended.stderr.count(b"\n") == 1
 
 
-def test_closed_output_is_no_failure(repository: Path) -> None:
+def test_closed_output_is_not_a_failure(repository: Path) -> None:
     command = f"exec {sys.executable} -m foldserve models list --repository {repository} >&-"
     ended = subprocess.run(["sh", "-c", command], capture_output=True, cwd=SOURCE, check=False)
     assert (ended.returncode, ended.stderr) == (0, b"")

@@ -158,7 +158,7 @@ def test_prometheus_sees_exactly_what_was_sent(
 
 
 @pytest.mark.prometheus
-def test_promtool_finds_nothing_to_mend(server: ServerProcess) -> None:
+def test_promtool_accepts_the_metrics(server: ServerProcess) -> None:
     _, text = get(server, "/metrics")
     checked = subprocess.run(
         [binary("promtool"), "check", "metrics"], input=text, capture_output=True, text=True, check=False

@@ -33,7 +33,7 @@ def test_any_row_count_gives_each_row_its_own_logits(
     assert np.abs(outputs["probabilities"] - softmax).max() <= TOLERANCE
 
 
-def test_a_pixel_more_or_less_is_seen_by_the_comparison(server: ServerProcess, network: TinyNetwork) -> None:
+def test_comparison_detects_one_changed_pixel(server: ServerProcess, network: TinyNetwork) -> None:
     """The twin of the test above: were the tolerance blind to a wrong image, it would prove nothing."""
     images = network.random_images(1)
     changed = images ^ np.uint8(4)
@@ -61,7 +61,7 @@ def test_named_version_answers_with_its_own_weights(server: ServerProcess) -> No
     assert np.abs(outputs_of(response)["logits"] - old.logits(images)).max() <= TOLERANCE
 
 
-def test_requested_outputs_come_alone_and_in_the_order_asked(
+def test_only_requested_outputs_are_returned_in_their_order(
     server: ServerProcess, network: TinyNetwork
 ) -> None:
     images = network.random_images(2)
@@ -102,7 +102,7 @@ def test_metadata_carries_tensors_versions_and_labels(
     assert answer.properties["provider"] == PROVIDER
 
 
-def test_server_is_live_ready_and_says_what_it_is(server: ServerProcess) -> None:
+def test_server_is_live_ready_and_described(server: ServerProcess) -> None:
     assert server.stub.ServerLive(pb.ServerLiveRequest()).live
     assert server.stub.ServerReady(pb.ServerReadyRequest()).ready
     assert server.stub.ServerMetadata(pb.ServerMetadataRequest()).name == "foldserve"
@@ -138,7 +138,7 @@ def test_health_of_an_unknown_service_is_not_found(server: ServerProcess) -> Non
     assert status_of(lambda: stub.Check(request))[0] == grpc.StatusCode.NOT_FOUND
 
 
-def test_reflection_hands_out_the_protocol(server: ServerProcess) -> None:
+def test_reflection_describes_the_services(server: ServerProcess) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
     request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="inference.GRPCInferenceService")
     (answer,) = stub.ServerReflectionInfo(iter([request]))

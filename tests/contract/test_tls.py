@@ -62,7 +62,7 @@ def mutual(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield Setting(server, authority, stranger, pair)
 
 
-def test_auto_takes_grpcio_for_tls_and_says_so(setting: Setting) -> None:
+def test_auto_chooses_grpcio_for_tls_and_logs_it(setting: Setting) -> None:
     assert re.search(r"transport grpcio: native, .*, cannot do --tls-cert", setting.server.log)
     assert re.search(r"TLS with the certificate in .*server.pem, which expires", setting.server.log)
 
@@ -88,7 +88,7 @@ def test_generated_stub_is_answered(setting: Setting) -> None:
         assert stub.ServerReady(pb.ServerReadyRequest(), timeout=10).ready
 
 
-def test_commands_speak_tls(setting: Setting, tmp_path: Path, command: Command) -> None:
+def test_commands_use_tls(setting: Setting, tmp_path: Path, command: Command) -> None:
     flags = ("--server", setting.server.address, "--tls-ca", str(setting.authority.ca))
     image = write_png(tmp_path / "image.png", np.zeros((8, 8), np.uint8))
     classified = command("classify", "--model", "tiny", *flags, str(image))
@@ -115,12 +115,12 @@ def why_not(server: ServerProcess | str, **connection: Path | bool) -> str:
     return text
 
 
-def test_server_by_another_authority_is_not_trusted(setting: Setting) -> None:
+def test_server_of_another_authority_is_not_trusted(setting: Setting) -> None:
     assert "not signed by a trusted authority" in why_not(setting.server, tls_ca=setting.stranger.ca)
     assert "not signed by a trusted authority" in why_not(setting.server, tls=True)
 
 
-def test_client_without_tls_is_told_what_to_give(setting: Setting, command: Command) -> None:
+def test_client_without_tls_is_told_which_flag_to_set(setting: Setting, command: Command) -> None:
     assert "it speaks TLS; give --tls-ca (or --tls)" in why_not(setting.server)
     listed = command("models", "list", "--server", setting.server.address)
     assert listed.returncode == 1
@@ -134,7 +134,7 @@ def test_client_with_tls_is_told_that_a_server_has_none(server: ServerProcess, t
 
 
 @pytest.mark.parametrize("host", ["localhost", "dns:///localhost", "ipv4:127.0.0.1"])
-def test_what_failed_is_named_however_the_server_is(setting: Setting, host: str) -> None:
+def test_tls_failures_are_named_for_names_and_addresses(setting: Setting, host: str) -> None:
     """gRPC's own words are about another address, or there are none, where it looks a name up."""
     address = f"{host}:{setting.server.address.rpartition(':')[2]}"
     untrusted = "its certificate is not signed by a trusted authority"
@@ -143,7 +143,7 @@ def test_what_failed_is_named_however_the_server_is(setting: Setting, host: str)
     assert "it speaks TLS; give --tls-ca (or --tls)" in why_not(address)
 
 
-def test_each_command_names_what_failed(setting: Setting, tmp_path: Path, command: Command) -> None:
+def test_each_command_names_the_tls_failure(setting: Setting, tmp_path: Path, command: Command) -> None:
     image = str(write_png(tmp_path / "image.png", np.zeros((8, 8), np.uint8)))
     address = f"localhost:{setting.server.address.rpartition(':')[2]}"
     for words in (("models", "list"), ("classify", "--model", "tiny", image)):
@@ -154,14 +154,12 @@ def test_each_command_names_what_failed(setting: Setting, tmp_path: Path, comman
         assert ended.stderr.count("\n") == 1
 
 
-def test_port_of_the_metrics_is_no_grpc(server: ServerProcess) -> None:
+def test_metrics_port_is_recognised_as_not_grpc(server: ServerProcess) -> None:
     with pytest.raises(UnavailableError, match="does not speak gRPC"):
         Client(server.http_address, connect_timeout_s=0.5)
 
 
-def test_files_that_are_no_certificates_are_explained(
-    setting: Setting, tmp_path: Path, command: Command
-) -> None:
+def test_invalid_certificate_files_are_explained(setting: Setting, tmp_path: Path, command: Command) -> None:
     (tmp_path / "junk.pem").write_text("junk")
     assert "are not PEM, or the key is not" in why_not(setting.server, tls_ca=tmp_path / "junk.pem")
     missing = command("models", "list", "--server", setting.server.address, "--tls-ca", "gone.pem")
@@ -177,7 +175,7 @@ def test_files_that_are_no_certificates_are_explained(
         pytest.param(b"\x16\x03\x01", id="part of a hello"),
     ],
 )
-def test_bytes_that_are_no_handshake_leave_it_serving(setting: Setting, content: bytes) -> None:
+def test_server_survives_bytes_that_are_not_a_handshake(setting: Setting, content: bytes) -> None:
     host, _, port = setting.server.address.partition(":")
     connections = [socket.create_connection((host, int(port))) for _ in range(20)]
     for connection in connections:
@@ -198,9 +196,7 @@ def test_bytes_that_are_no_handshake_leave_it_serving(setting: Setting, content:
     ],
 )
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
-def test_old_versions_of_tls_are_not_spoken(
-    setting: Setting, most: ssl.TLSVersion, spoken: str | None
-) -> None:
+def test_old_tls_versions_are_refused(setting: Setting, most: ssl.TLSVersion, spoken: str | None) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(setting.authority.ca)
     context.set_ciphers("ALL:@SECLEVEL=0")  # the test machine's own policy must not be what refuses
@@ -241,7 +237,7 @@ def test_new_certificate_is_served_without_a_restart(repository: Path, tmp_path:
         assert "new certificate from" in server.log
 
 
-def test_only_clients_with_a_certificate_are_let_in(mutual: Setting, network: TinyNetwork) -> None:
+def test_mutual_tls_refuses_clients_without_a_certificate(mutual: Setting, network: TinyNetwork) -> None:
     own = mutual.authority.sign("client", "ci@here")
     strange = mutual.stranger.sign("strange-client", "ci@here")
     server, ca = mutual.server, mutual.authority.ca
@@ -261,7 +257,7 @@ def test_only_clients_with_a_certificate_are_let_in(mutual: Setting, network: Ti
         clients.write_bytes(ca.read_bytes())
 
 
-def test_certificate_that_cannot_serve_ends_the_start(repository: Path, tmp_path: Path) -> None:
+def test_unusable_certificate_stops_the_start(repository: Path, tmp_path: Path) -> None:
     """Not the first handshake, for somebody else to see. security/test_certificate.py has more."""
     authority = Authority(tmp_path, "own")
     key = authority.sign("x").key

@@ -109,7 +109,7 @@ def png() -> bytes:
         "ServerReflectionInfo",
     ],
 )
-def test_every_call_needs_a_token_and_either_role_will_do(setting: Setting, name: str) -> None:
+def test_every_call_needs_a_token_of_either_role(setting: Setting, name: str) -> None:
     call = calls_of(setting.server)[name]
     for metadata in ((), bearer(setting.infer + "x"), bearer(""), (("authorization", setting.infer),)):
         code, text = status_of(lambda given=metadata: call(given))  # type: ignore[misc]
@@ -145,7 +145,7 @@ def test_health_needs_no_token(setting: Setting) -> None:
     watch.cancel()
 
 
-def test_our_client_and_commands_send_theirs(setting: Setting, tmp_path: Path, command: Command) -> None:
+def test_client_and_commands_send_their_token(setting: Setting, tmp_path: Path, command: Command) -> None:
     network, address = TinyNetwork(), setting.server.address
     images = network.random_images(2)
     with Client(address, token=setting.infer) as client:
@@ -164,7 +164,7 @@ def test_our_client_and_commands_send_theirs(setting: Setting, tmp_path: Path, c
     assert refused.stderr.count("\n") == 1
 
 
-def test_commands_take_the_environments_token(
+def test_commands_read_the_token_from_the_environment(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     monkeypatch.setenv("FOLDSERVE_TOKEN", setting.infer)
@@ -173,7 +173,7 @@ def test_commands_take_the_environments_token(
     assert "READY" in listed.stdout
 
 
-def test_tokens_are_revoked_and_added_while_it_serves(setting: Setting) -> None:
+def test_tokens_are_revoked_and_added_without_a_restart(setting: Setting) -> None:
     server, lines = setting.server, setting.file.read_text()
     token = create_token()
     call = calls_of(server)["ModelInfer"]
@@ -213,7 +213,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def test_log_holds_no_token(setting: Setting) -> None:
+def test_log_contains_no_token(setting: Setting) -> None:
     """Whatever was called before, in whatever order the tests ran."""
     for call in calls_of(setting.server).values():
         call(bearer(setting.infer))
@@ -223,7 +223,7 @@ def test_log_holds_no_token(setting: Setting) -> None:
     assert "Traceback" not in setting.server.log
 
 
-def test_tokens_are_kept_off_the_open_network_unless_told(
+def test_tokens_are_not_sent_unencrypted_to_other_machines_by_default(
     repository: Path, tmp_path: Path, command: Command
 ) -> None:
     tokens = tmp_path / "tokens"

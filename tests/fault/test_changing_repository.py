@@ -82,7 +82,7 @@ def test_removed_version_and_model_are_noticed(server: ServerProcess, repository
 
 
 @pytest.mark.parametrize("ending", ["negated", "over the images", "NaN", "wrong for three images"])
-def test_a_version_with_wrong_probabilities_takes_nothing_over(
+def test_version_with_wrong_probabilities_is_not_served(
     server: ServerProcess, repository: Path, tmp_path: Path, ending: str
 ) -> None:
     """Its logits are right, and its golden pairs are reproduced: beside what serves, and in its place."""
@@ -100,7 +100,7 @@ def test_a_version_with_wrong_probabilities_takes_nothing_over(
     assert error_of(server, name, OLD) < 1e-5
 
 
-def test_half_copied_version_waits_until_it_is_whole(
+def test_half_copied_version_waits_until_it_is_complete(
     server: ServerProcess, repository: Path, model: str, tmp_path: Path
 ) -> None:
     source, target = NEW.publish(tmp_path / "new"), repository / model / "2"
@@ -143,7 +143,7 @@ def test_version_changed_in_place_is_replaced(
     assert error_of(server, model, OLD) < 1e-5
 
 
-def test_update_that_fails_leaves_the_old_one_serving(
+def test_failed_update_leaves_the_old_version_serving(
     server: ServerProcess, repository: Path, model: str
 ) -> None:
     before = sha256_of(repository / model / "1")
@@ -231,7 +231,7 @@ def test_links_out_of_the_repository_are_refused(
     assert error_of(server, model, OLD) < 1e-5
 
 
-def test_what_is_no_file_is_refused(server: ServerProcess, repository: Path, model: str) -> None:
+def test_fifo_in_place_of_a_model_is_refused(server: ServerProcess, repository: Path, model: str) -> None:
     version = NEW.publish(repository / ".fifo" / model)
     (version / "model.onnx").unlink()
     os.mkfifo(version / "model.onnx")
@@ -241,7 +241,7 @@ def test_what_is_no_file_is_refused(server: ServerProcess, repository: Path, mod
     assert error_of(server, model, OLD) < 1e-5
 
 
-def test_folders_that_are_no_versions_are_named_in_the_log(
+def test_folders_without_a_version_number_are_logged(
     server: ServerProcess, repository: Path, model: str
 ) -> None:
     (repository / model / "latest").mkdir()
@@ -254,7 +254,7 @@ def test_folders_that_are_no_versions_are_named_in_the_log(
     eventually(lambda: f"{model}/: the problem is over" in server.log, "it is logged that they are gone")
 
 
-def test_unloaded_model_stays_so_until_it_is_loaded(
+def test_unloaded_model_stays_unloaded_until_it_is_loaded(
     server: ServerProcess, repository: Path, model: str
 ) -> None:
     server.stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name=model))
@@ -266,7 +266,7 @@ def test_unloaded_model_stays_so_until_it_is_loaded(
     assert error_of(server, model, NEW) < 1e-5
 
 
-def test_repository_that_goes_away_and_comes_back(tmp_path: Path) -> None:
+def test_models_serve_on_while_the_repository_is_missing(tmp_path: Path) -> None:
     folder = tmp_path / "models"
     OLD.publish(folder / "tiny")
     with ServerProcess(folder, tmp_path / "server", "--poll-s", "0.1") as server:
@@ -282,7 +282,7 @@ def test_repository_that_goes_away_and_comes_back(tmp_path: Path) -> None:
         assert server.log.count("cannot be read") == 1, "said once, not at every look"
 
 
-def test_explicit_control_loads_what_it_is_told_to(tmp_path: Path) -> None:
+def test_explicit_control_loads_only_named_models(tmp_path: Path) -> None:
     folder = tmp_path / "models"
     OLD.publish(folder / "tiny")
     OLD.publish(folder / "other")
@@ -303,7 +303,7 @@ def test_explicit_control_loads_what_it_is_told_to(tmp_path: Path) -> None:
         assert status_of(lambda: server.stub.ModelInfer(request))[0] == grpc.StatusCode.UNAVAILABLE
 
 
-def test_model_to_load_must_be_there(tmp_path: Path) -> None:
+def test_model_to_load_must_exist(tmp_path: Path) -> None:
     OLD.publish(tmp_path / "models" / "tiny")
     flags = ("--repository", str(tmp_path / "models"), "--port", "0", "--device", "cpu")
     ended = run_cli("serve", *flags, "--control", "explicit", "--load-model", "tony")

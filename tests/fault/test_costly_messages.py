@@ -153,7 +153,7 @@ def assert_kept_little(server: ServerProcess, before_mib: float) -> None:
         time.sleep(0.1)
 
 
-def test_refused_messages_are_not_kept(repository: Path, tmp_path: Path, transport: str) -> None:
+def test_refused_messages_are_not_kept_in_memory(repository: Path, tmp_path: Path, transport: str) -> None:
     """Not even until the garbage collector comes by, which may be long: here it never does."""
     flags = ("--transport", transport)
     module = "tests.support.uncollected_server"
@@ -169,7 +169,7 @@ def test_refused_messages_are_not_kept(repository: Path, tmp_path: Path, transpo
             assert_kept_little(server, before_mib)
 
 
-def test_what_a_bomb_unpacked_to_is_not_kept(server: ServerProcess) -> None:
+def test_decompressed_bombs_are_not_kept_in_memory(server: ServerProcess) -> None:
     """Native unpacks all of it before it refuses it."""
     server.infer(NETWORK.random_images(2))
     before_mib = held_mib(server)
@@ -178,7 +178,7 @@ def test_what_a_bomb_unpacked_to_is_not_kept(server: ServerProcess) -> None:
     assert_kept_little(server, before_mib)
 
 
-def test_probes_are_answered_while_the_event_loop_stands_still(
+def test_probes_are_answered_while_the_event_loop_is_blocked(
     repository: Path, tmp_path: Path, transport: str
 ) -> None:
     """As it does for as long as something holds it up; who probes must not take that for a dead server."""

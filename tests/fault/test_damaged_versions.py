@@ -159,14 +159,14 @@ def test_damaged_version_is_refused_with_its_reason(server: ServerProcess, name:
     assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-def test_sound_model_beside_damaged_ones_is_served(server: ServerProcess) -> None:
+def test_valid_model_beside_damaged_ones_is_served(server: ServerProcess) -> None:
     network = TinyNetwork()
     images = network.random_images(9)
     assert np.abs(outputs_of(server.infer(images))["logits"] - network.logits(images)).max() < 1e-5
     assert server.stub.ServerReady(pb.ServerReadyRequest()).ready
 
 
-def test_older_sound_version_answers_where_the_newest_is_damaged(server: ServerProcess) -> None:
+def test_older_version_answers_if_the_newest_is_damaged(server: ServerProcess) -> None:
     network = TinyNetwork()
     images = network.random_images(2)
     assert server.infer(images, "updated").model_version == "1"
@@ -177,7 +177,7 @@ def test_older_sound_version_answers_where_the_newest_is_damaged(server: ServerP
 
 
 @pytest.mark.parametrize("bit", range(23, 31))
-def test_any_exponent_bit_of_a_weight_is_noticed(tmp_path: Path, bit: int) -> None:
+def test_flipped_exponent_bit_of_any_weight_is_detected(tmp_path: Path, bit: int) -> None:
     from foldserve.errors import ArtifactError
     from foldserve.runtime.model_settings import ModelSettings
     from foldserve.runtime.verified_model import open_verified
@@ -199,7 +199,7 @@ def test_verify_command_names_each_failure_and_exits_1(repository: Path) -> None
     assert {(name, "1", "FAILED") for name in DAMAGES} <= lines
 
 
-def test_server_with_nothing_sound_stays_up_and_says_so(tmp_path: Path) -> None:
+def test_server_without_valid_versions_stays_up_and_reports_it(tmp_path: Path) -> None:
     change_a_byte(TinyNetwork().publish(tmp_path / "models" / "tiny"))
     with ServerProcess(tmp_path / "models", tmp_path / "server") as server:
         assert server.stub.ServerLive(pb.ServerLiveRequest()).live

@@ -52,7 +52,7 @@ def assert_answers(server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("content", [pytest.param(PREFACE, id="HTTP/2"), pytest.param(b"", id="silent")])
-def test_idle_connections_give_way_to_callers(server: ServerProcess, content: bytes) -> None:
+def test_idle_connections_are_closed_for_callers(server: ServerProcess, content: bytes) -> None:
     images = NETWORK.random_images(2)
     server.infer(images)
     lines_before = server.log.count("\n")
@@ -70,7 +70,7 @@ def test_idle_connections_give_way_to_callers(server: ServerProcess, content: by
     assert "Traceback" not in server.log
 
 
-def test_a_call_that_waits_keeps_its_connection(server: ServerProcess) -> None:
+def test_connection_of_a_pending_call_is_kept(server: ServerProcess) -> None:
     """A watcher of health hears nothing for long, and is not the one who gives way."""
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -84,7 +84,7 @@ def test_a_call_that_waits_keeps_its_connection(server: ServerProcess) -> None:
         assert next(statuses).status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-def test_idle_connections_to_the_port_of_probes_give_way(server: ServerProcess) -> None:
+def test_idle_connections_to_the_probe_port_are_closed(server: ServerProcess) -> None:
     lines_before = server.log.count("\n")
     with ExitStack() as held:
         for _ in range(150):
@@ -94,7 +94,7 @@ def test_idle_connections_to_the_port_of_probes_give_way(server: ServerProcess) 
     assert server.log.count("\n") - lines_before < 20, server.log
 
 
-def test_the_repository_is_still_followed(server: ServerProcess, tmp_path: Path) -> None:
+def test_new_models_load_while_descriptors_are_short(server: ServerProcess, tmp_path: Path) -> None:
     """The reserve is for loading what appears, too."""
     other = TinyNetwork(seed=7)
     with ExitStack() as held:

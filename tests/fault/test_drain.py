@@ -79,7 +79,7 @@ def test_no_accepted_request_is_lost_under_load(repository: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_callers_that_try_again_at_once_hold_up_nothing(
+def test_callers_that_retry_at_once_do_not_delay_the_drain(
     repository: Path, tmp_path: Path, transport: str
 ) -> None:
     """The server is never quiet; it must end long before its grace period does, and lose nothing accepted."""
@@ -94,7 +94,7 @@ def test_callers_that_try_again_at_once_hold_up_nothing(
         assert statuses <= {"UNAVAILABLE", "CANCELLED"}, outcomes
 
 
-def test_everything_is_answered_in_the_delay_while_nothing_is_ready(
+def test_drain_delay_answers_calls_and_reports_not_ready(
     repository: Path, tmp_path: Path, transport: str
 ) -> None:
     network = TinyNetwork()

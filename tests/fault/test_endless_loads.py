@@ -51,7 +51,7 @@ def answers(server: ServerProcess, model: str = "zebra", network: TinyNetwork = 
     return bool(np.abs(given - network.logits(IMAGES)).max() < 1e-5)
 
 
-def test_what_sorts_after_all_kinds_of_endless_loads_is_served(tmp_path: Path, transport: str) -> None:
+def test_models_that_sort_after_endless_loads_are_served(tmp_path: Path, transport: str) -> None:
     expected = publish_bad_ones(tmp_path / "models")
     NETWORK.publish(tmp_path / "models" / "zebra")
     flags = ("--transport", transport, "--load-timeout-s", "5", "--max-model-memory-mib", "1024")
@@ -65,9 +65,7 @@ def test_what_sorts_after_all_kinds_of_endless_loads_is_served(tmp_path: Path, t
             assert states(server, name)["1"] == ("UNAVAILABLE", text.partition("does not serve: ")[2])
 
 
-def test_a_hung_load_leaves_the_old_version_serving_and_holds_up_no_other_model(
-    tmp_path: Path, transport: str
-) -> None:
+def test_hung_load_leaves_the_old_version_serving_and_delays_no_other(tmp_path: Path, transport: str) -> None:
     """It never ends within this test: other models are added and replaced meanwhile, and it drains."""
     models = tmp_path / "models"
     for name in ("aardvark", "zebra"):
@@ -88,7 +86,7 @@ def test_a_hung_load_leaves_the_old_version_serving_and_holds_up_no_other_model(
         assert server.process.wait(timeout=30) == 0, "the grace period is as long"
 
 
-def test_a_load_that_cannot_be_stopped_is_left_behind(tmp_path: Path, transport: str) -> None:
+def test_load_that_cannot_be_stopped_is_abandoned(tmp_path: Path, transport: str) -> None:
     models = tmp_path / "models"
     for name in ("hung", "zebra"):
         NETWORK.publish(models / name)
@@ -103,7 +101,7 @@ def test_a_load_that_cannot_be_stopped_is_left_behind(tmp_path: Path, transport:
         assert "1 loads cannot be stopped" in server.log
 
 
-def test_the_end_within_a_long_operator_is_an_ordinary_one(tmp_path: Path, transport: str) -> None:
+def test_server_ends_normally_during_a_long_operator(tmp_path: Path, transport: str) -> None:
     """ONNX Runtime aborts a process whose libraries are unloaded beneath a run."""
     models = tmp_path / "models"
     NETWORK.publish(models / "zebra")
@@ -117,7 +115,7 @@ def test_the_end_within_a_long_operator_is_an_ordinary_one(tmp_path: Path, trans
 
 
 @pytest.mark.parametrize("of_input", [True, False])
-def test_verify_ends_and_says_which_version_does_not(tmp_path: Path, *, of_input: bool) -> None:
+def test_verify_names_the_version_that_never_ends(tmp_path: Path, *, of_input: bool) -> None:
     publish_unproven(EndlessNetwork(of_input=of_input), tmp_path / "endless")
     NETWORK.publish(tmp_path / "zebra")
     flags = ("--repository", str(tmp_path), "--device", "cpu", "--load-timeout-s", "3")

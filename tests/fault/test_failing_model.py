@@ -38,7 +38,7 @@ def counted(server: ServerProcess) -> pb.ModelStatistics:
         pytest.param(GIVES_NAN, "NaN or infinity for 1 of 1 images", id="NaN"),
     ],
 )
-def test_only_the_guilty_request_of_a_batch_fails(
+def test_only_the_failing_request_of_a_batch_fails(
     server: ServerProcess, first_pixel: int, expected: str
 ) -> None:
     """Requests that wait behind a long one share their batches with the guilty; the statistics show it."""
@@ -62,7 +62,7 @@ def test_only_the_guilty_request_of_a_batch_fails(
     assert after.inference_stats.success.count - before.inference_stats.success.count == 41 - len(guilty)
 
 
-def test_a_guilty_request_of_a_stream_fails_alone(server: ServerProcess) -> None:
+def test_failing_request_of_a_stream_fails_alone(server: ServerProcess) -> None:
     images = [NETWORK.random_images(2, seed=index) for index in range(9)]
     images[4] = NETWORK.image_that(BREAKS)
     answers = list(server.stub.ModelStreamInfer(infer_request(each) for each in images))
@@ -73,6 +73,6 @@ def test_a_guilty_request_of_a_stream_fails_alone(server: ServerProcess) -> None
             assert np.abs(logits - NETWORK.logits(sent)).max() < 1e-5
 
 
-def test_the_log_has_the_reason(server: ServerProcess) -> None:
+def test_failed_execution_is_logged_with_its_reason(server: ServerProcess) -> None:
     status_of(lambda: server.infer(NETWORK.image_that(BREAKS)))
     assert "requested shape" in server.log

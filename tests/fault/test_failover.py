@@ -154,13 +154,13 @@ def reluctant(code: grpc.StatusCode, failures: int) -> Iterator[tuple[Reluctant,
 IMAGES = np.zeros((1, 1, 8, 8), np.uint8)
 
 
-def test_unavailable_is_tried_again() -> None:
+def test_unavailable_calls_are_retried() -> None:
     with reluctant(grpc.StatusCode.UNAVAILABLE, failures=2) as (servicer, client):
         assert client.infer("tiny", IMAGES)["logits"].shape == (1, 10)
     assert servicer.calls == 3
 
 
-def test_what_stays_unavailable_is_given_up() -> None:
+def test_retries_end_if_the_server_stays_unavailable() -> None:
     with (
         reluctant(grpc.StatusCode.UNAVAILABLE, failures=100) as (servicer, client),
         pytest.raises(UnavailableError, match="not now"),
@@ -169,7 +169,7 @@ def test_what_stays_unavailable_is_given_up() -> None:
     assert servicer.calls == 4
 
 
-def test_what_is_wrong_is_not_tried_again() -> None:
+def test_invalid_requests_are_not_retried() -> None:
     with (
         reluctant(grpc.StatusCode.INVALID_ARGUMENT, failures=1) as (servicer, client),
         pytest.raises(InvalidArgumentError),

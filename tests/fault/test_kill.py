@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_a_killed_server_leaves_no_call_waiting_and_hinders_no_successor(
-    tmp_path: Path, transport: str
-) -> None:
+def test_killed_server_leaves_no_call_waiting_and_a_new_one_starts(tmp_path: Path, transport: str) -> None:
     """Calls that were under way are told UNAVAILABLE, none of those answered is wrong, none hangs."""
     network = TinyNetwork()
     network.publish(tmp_path / "models" / "tiny")

@@ -32,7 +32,7 @@ def ask(image: bytes) -> classifier_pb2.ClassifyRequest:
     return classifier_pb2.ClassifyRequest(model_name="tiny", images=[image])
 
 
-def test_scans_without_end_are_refused_and_others_answered(
+def test_endless_scans_are_refused_and_other_images_answered(
     repository: Path, tmp_path: Path, transport: str
 ) -> None:
     """Both what is refused for its scans and what is within the limit, from more callers than threads."""
@@ -53,7 +53,7 @@ def test_scans_without_end_are_refused_and_others_answered(
         assert "drained" in server.log
 
 
-def test_server_ends_while_decoding_does_not(repository: Path, tmp_path: Path, transport: str) -> None:
+def test_server_ends_during_endless_decoding(repository: Path, tmp_path: Path, transport: str) -> None:
     flags = ("--transport", transport, "--grace-period-s", "0.5")
     module = "tests.support.stuck_decoder_server"
     with ServerProcess(repository, tmp_path / "server", *flags, module=module) as server:

@@ -141,7 +141,7 @@ def check_stream(both: BothTransports, contents: list[bytes]) -> None:
 
 @given(message=infer_requests())
 @quick
-def test_made_up_inference_is_answered_alike(both: BothTransports, message: Message) -> None:
+def test_random_inference_is_answered_alike(both: BothTransports, message: Message) -> None:
     check_infer(both, message.SerializeToString())
 
 
@@ -157,7 +157,7 @@ def test_damaged_inference_is_answered_alike(both: BothTransports, content: byte
     )
 )
 @quick
-def test_made_up_classification_is_answered_alike(both: BothTransports, content: bytes) -> None:
+def test_random_classification_is_answered_alike(both: BothTransports, content: bytes) -> None:
     status, text, _ = both.ask(CLASSIFY, content)
     if status != "OK":
         check_refusal(status, text)
@@ -165,15 +165,13 @@ def test_made_up_classification_is_answered_alike(both: BothTransports, content:
 
 @given(contents=st.lists(damaged(infer_requests()), max_size=6))
 @settings(quick, max_examples=10)
-def test_made_up_streams_are_answered_as_single_calls_are(
-    both: BothTransports, contents: list[bytes]
-) -> None:
+def test_random_streams_are_answered_like_unary_calls(both: BothTransports, contents: list[bytes]) -> None:
     check_stream(both, contents)
 
 
 @given(path=st.sampled_from(CONTROL), content=st.binary(max_size=30))
 @quick
-def test_made_up_control_is_answered_alike(both: BothTransports, path: str, content: bytes) -> None:
+def test_random_management_is_answered_alike(both: BothTransports, path: str, content: bytes) -> None:
     status, text, _ = both.ask(f"/inference.GRPCInferenceService/{path}", content)
     if status != "OK":
         check_refusal(status, text)
@@ -184,16 +182,14 @@ def test_made_up_control_is_answered_alike(both: BothTransports, path: str, cont
     content=st.one_of(infer_requests().map(lambda made: made.SerializeToString()), damaged(infer_requests()))
 )
 @thorough
-def test_thousands_of_made_up_requests(both: BothTransports, content: bytes) -> None:
+def test_thousands_of_random_requests_are_answered_alike(both: BothTransports, content: bytes) -> None:
     check_infer(both, content)
 
 
 @pytest.mark.slow
 @given(contents=st.lists(damaged(infer_requests()), min_size=20, max_size=60))
 @settings(quick, max_examples=20)
-def test_made_up_requests_at_the_same_time_harm_no_sound_one(
-    both: BothTransports, contents: list[bytes]
-) -> None:
+def test_random_requests_do_not_affect_valid_ones(both: BothTransports, contents: list[bytes]) -> None:
     """Eight callers send what was made up, two what is sound, and the sound ones get what they are owed."""
 
     def refused_or_not(server: ServerProcess, content: bytes) -> str:

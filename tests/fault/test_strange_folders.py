@@ -95,7 +95,7 @@ def check_refused(server: ServerProcess, prefix: str) -> None:
         assert is_legible(entry.reason)
 
 
-def test_server_starts_and_says_what_is_wrong_with_each(server: ServerProcess) -> None:
+def test_server_starts_and_reports_each_fault(server: ServerProcess) -> None:
     for name in SOUND:
         assert error_of(server, name, OLD) < 1e-5
         assert server.stub.ModelMetadata(pb.ModelMetadataRequest(name=name)).properties["labels"]
@@ -107,7 +107,7 @@ def test_server_starts_and_says_what_is_wrong_with_each(server: ServerProcess) -
     assert samples.value("foldserve_model_ready", model="early-caf\\xe9", version="1") == 0
 
 
-def test_load_by_name_says_what_is_wrong(server: ServerProcess) -> None:
+def test_load_by_name_reports_the_fault(server: ServerProcess) -> None:
     def load(name: str) -> tuple[grpc.StatusCode, str]:
         request = pb.RepositoryModelLoadRequest(model_name=name)
         return status_of(lambda: server.stub.RepositoryModelLoad(request))
@@ -125,7 +125,7 @@ def test_load_by_name_says_what_is_wrong(server: ServerProcess) -> None:
     server.stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="zz-sound"))
 
 
-def test_changes_are_followed_whatever_else_is_there(
+def test_changes_are_followed_beside_strange_folders(
     server: ServerProcess, repository: Path, sound: Path, tmp_path: Path
 ) -> None:
     put_strange(repository, sound, "late")
@@ -145,7 +145,7 @@ def test_changes_are_followed_whatever_else_is_there(
     eventually(lambda: not any(states(server, name) for name in strange_names("late")), "they are let go")
 
 
-def test_looks_leave_no_descriptors_open(server: ServerProcess, repository: Path, sound: Path) -> None:
+def test_polls_leave_no_descriptors_open(server: ServerProcess, repository: Path, sound: Path) -> None:
     def look(times: int) -> int:
         for _ in range(times):  # a look has ended when what it found is served, and another when it is gone
             shutil.copytree(sound, repository / "zzz-marker" / "1")

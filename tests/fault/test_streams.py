@@ -110,7 +110,7 @@ def test_many_small_requests_of_a_stream_that_nobody_reads_are_bounded(server: S
     assert grown_mib < 100, grown_mib
 
 
-def test_a_stream_that_was_held_goes_on_when_its_client_reads(server: ServerProcess) -> None:
+def test_held_back_stream_continues_when_its_client_reads(server: ServerProcess) -> None:
     stream = UnreadStream(server, INFER_STREAM, large_message())
     try:
         taken = stream.wait_until_held()

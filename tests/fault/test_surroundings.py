@@ -45,7 +45,7 @@ def ask_everything(server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("place", ["long", "missing", "read-only", "short"])
-def test_the_temporary_folder_is_nothing_to_the_server(
+def test_server_needs_no_temporary_folder(
     repository: Path, tmp_path: Path, transport: str, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     """Neither needed nor filled, also where the server is killed."""
@@ -60,7 +60,9 @@ def test_the_temporary_folder_is_nothing_to_the_server(
     assert not folder.exists() or not list(folder.iterdir())
 
 
-def test_localhost_is_both_addresses(repository: Path, tmp_path: Path, transport: str) -> None:
+def test_localhost_listens_on_both_loopback_addresses(
+    repository: Path, tmp_path: Path, transport: str
+) -> None:
     """Clients may try either first; each answers everything, on the port of gRPC and on that of probes."""
     with ServerProcess(
         repository, tmp_path / "server", "--transport", transport, "--host", "localhost"
@@ -80,10 +82,10 @@ def test_localhost_is_both_addresses(repository: Path, tmp_path: Path, transport
 
 
 @pytest.mark.parametrize("host", ["nobody.invalid", "x" * 80])
-def test_names_that_are_not_this_machines_are_explained(host: str) -> None:
+def test_hosts_that_are_not_this_machine_are_explained(host: str) -> None:
     from foldserve.serving.addresses import listen_addresses
 
-    with pytest.raises(ListenError, match="is no address or name of this machine's; choose another --host"):
+    with pytest.raises(ListenError, match="is not an address of this machine; choose another --host"):
         listen_addresses(host)
 
 
@@ -98,16 +100,16 @@ def _refuse(*_: object) -> None:
     raise PermissionError(1, "Operation not permitted")
 
 
-def test_auto_takes_grpcio_where_native_cannot_have_its_socket(
+def test_auto_chooses_grpcio_if_native_cannot_create_its_socket(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(choose, "GrpcioTransport", _FakeGrpcio)
     monkeypatch.setattr(socket.socket, "bind", _refuse)
     caplog.set_level("INFO")
-    _assert_falls_back(caplog, "needs an abstract Unix socket, which cannot be had here")
+    _assert_falls_back(caplog, "needs an abstract Unix socket, which cannot be created here")
 
 
-def test_auto_takes_grpcio_where_native_cannot_be_imported(
+def test_auto_chooses_grpcio_if_native_cannot_be_imported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(choose, "GrpcioTransport", _FakeGrpcio)
@@ -118,7 +120,7 @@ def test_auto_takes_grpcio_where_native_cannot_be_imported(
 
 def _assert_falls_back(caplog: pytest.LogCaptureFixture, reason: str) -> None:
     def open_one(name: Any) -> Any:
-        return choose.open_transport(name, None, None, None)  # type: ignore[arg-type]
+        return choose.open_transport(name, None, None, None, None)  # type: ignore[arg-type]
 
     assert open_one("auto").name == "grpcio"
     assert f"transport grpcio: native, several times faster, {reason}" in caplog.text

@@ -142,7 +142,7 @@ def swap_under_load(tmp_path: Path, transport: str, count: int) -> tuple[list[in
     return memory, faults
 
 
-def test_no_call_notices_that_versions_are_replaced(tmp_path: Path, transport: str) -> None:
+def test_replacing_versions_fails_no_call(tmp_path: Path, transport: str) -> None:
     """Five updates, one of them bad: a version that fails its proof."""
     _, faults = swap_under_load(tmp_path, transport, GOOD_BETWEEN + 1)
     assert faults == []

@@ -195,7 +195,7 @@ def test_pending_expired_and_cancelled_requests_are_counted(
         assert samples.total("foldserve_pending_requests") == 0
 
 
-def test_callers_that_hang_up_harm_nobody(server: HeldServer, network: TinyNetwork) -> None:
+def test_hang_ups_do_not_affect_other_callers(server: HeldServer, network: TinyNetwork) -> None:
     for _ in range(5):
         server.stub.ModelInfer.future(infer_request(network.random_images(2000))).cancel()
     eventually(lambda: is_answered(server, network), "what was dropped has left the queue")
@@ -220,7 +220,7 @@ def is_answered(server: ServerProcess, network: TinyNetwork) -> bool:
 def test_oversized_message_is_refused(server: ServerProcess, network: TinyNetwork) -> None:
     code, text = status_of(lambda: server.infer(np.zeros((2**18 + 1, 1, 8, 8), np.uint8)))
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert f"at most {16 * 2**20} are taken" in text
+    assert f"at most {16 * 2**20}:" in text
     assert_serves(server, network)
 
 
@@ -304,7 +304,7 @@ def test_second_server_on_one_port_is_refused(
     assert_serves(server, network)
 
 
-def test_missing_repository_is_one_readable_line(tmp_path: Path) -> None:
+def test_missing_repository_ends_with_one_error_line(tmp_path: Path) -> None:
     ended = run_cli("serve", "--repository", str(tmp_path / "nowhere"), "--port", "0")
     assert ended.returncode == 1
     assert "nowhere cannot be read" in ended.stderr
@@ -312,7 +312,7 @@ def test_missing_repository_is_one_readable_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="needs a machine without an NVIDIA driver")
-def test_cuda_where_there_is_none_ends_the_start_up(repository: Path) -> None:
+def test_missing_cuda_device_stops_the_start(repository: Path) -> None:
     ended = run_cli("serve", "--repository", str(repository), "--port", "0", "--device", "cuda")
     assert ended.returncode == 1
     assert "cuda" in ended.stderr.lower()

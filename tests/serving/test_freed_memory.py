@@ -29,7 +29,7 @@ def test_no_more_than_the_least_growth_is_kept(freed_mib: list[int]) -> None:
     memory = FreedMemory(process.resident, process.trim)
     for freed in freed_mib:
         process.kept_mib += freed
-        memory.look()
+        memory.trim_if_grown()
         assert process.kept_mib < 32
 
 
@@ -37,11 +37,11 @@ def test_what_is_in_use_is_trimmed_ever_less_often() -> None:
     process = Process()
     memory = FreedMemory(process.resident, process.trim)
     process.used_mib = 500
-    trimmed = [memory.look() for _ in range(200)]
+    trimmed = [memory.trim_if_grown() for _ in range(200)]
     assert trimmed[:2] == [True, True]
     assert sum(trimmed[2:]) < 10
     process.used_mib, process.kept_mib = 500, 40
-    assert memory.look(), "it has grown"
+    assert memory.trim_if_grown(), "it has grown"
 
 
 def test_what_is_freed_later_is_given_back_too() -> None:
@@ -49,9 +49,9 @@ def test_what_is_freed_later_is_given_back_too() -> None:
     process = Process()
     memory = FreedMemory(process.resident, process.trim)
     process.used_mib = 200
-    memory.look()
+    memory.trim_if_grown()
     process.used_mib, process.kept_mib = 100, 100
-    memory.look()
+    memory.trim_if_grown()
     assert process.kept_mib == 0
 
 

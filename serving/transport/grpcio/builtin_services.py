@@ -1,4 +1,4 @@
-"""What gRPC itself brings along, served as the rest is: health for everybody, reflection for who may call."""
+"""Serves gRPC's standard services: health for everybody, reflection for authorised callers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from foldserve.serving.errors import ResourceExhaustedError
 from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVICE
-from foldserve.serving.transport.grpcio.compression import is_packed, unpack
+from foldserve.serving.transport.grpcio.compression import decompress, is_compressed
 from foldserve.serving.transport.status import parse_bounded, to_status
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _M = TypeVar("_M", bound="Message")
 
-# No question to these services is longer than a name.
+# Requests to these services hold no more than a name.
 _MAX_BYTES = 64 * 1024
 
 
@@ -37,8 +37,8 @@ def built_in_handlers(
     return tuple(handlers)
 
 
-# By hand, not by the generated functions: those would give compressed and damaged requests to the parser as
-# they are, and large ones.
+# Handlers are written by hand: the generated ones would pass compressed, damaged and large requests to the
+# parser.
 
 
 def _health_handler(servicer: Any) -> grpc.GenericRpcHandler:
@@ -88,9 +88,10 @@ def _reflection_handler(permissions: Permissions) -> grpc.GenericRpcHandler:
 def _read(message_type: type[_M], content: bytes) -> _M:
     if len(content) > _MAX_BYTES:
         raise ResourceExhaustedError(
-            f"the question has {len(content)} bytes, at most {_MAX_BYTES} are taken: it is a name or a symbol"
+            f"the request has {len(content)} bytes; a request for health or reflection may have at most "
+            f"{_MAX_BYTES}: send one name or symbol"
         )
-    return parse_bounded(message_type, unpack(content, _MAX_BYTES) if is_packed(content) else content)
+    return parse_bounded(message_type, decompress(content, _MAX_BYTES) if is_compressed(content) else content)
 
 
 async def refuse(context: Context, error: Exception) -> bytes:

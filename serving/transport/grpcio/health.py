@@ -1,7 +1,7 @@
-"""grpc.health.v1 as its specification says; https://github.com/grpc/grpc/blob/master/doc/health-checking.md.
+"""Implements grpc.health.v1; https://github.com/grpc/grpc/blob/master/doc/health-checking.md.
 
-Not grpcio-health-checking's servicer: there, the first of two watchers of one service that leaves takes the
-other's notifications with it, and open Watch streams hold up the server's end for the whole grace period.
+grpcio-health-checking has a servicer, but there the first of two watchers of one service to leave also stops
+the other's notifications, and open Watch streams delay the server's end for the whole grace period.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from foldserve.serving.errors import NotFoundError, UnavailableError
+from foldserve.serving.server_state import ServerState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     import grpc
+
+    from foldserve.serving.server_state import Lifecycle
 
 # Its own status says that the process answers, and nothing of models: a liveness probe asks for it, because a
 # restart mends nothing that the others complain of.
@@ -27,54 +30,44 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
-    """Check and Watch. Every method runs on the event loop."""
+    """Answers Check and Watch. Every method runs on the event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
         self._serving: dict[str, bool] = {"": False}
-        self._changed = asyncio.Event()  # replaced at each change, so that every watcher sees each one
-        self._shutting_down = False
-        self._closed = False
+        self._changed = asyncio.Event()  # replaced at each change, so that every watcher sees every change
 
     def publish(self, serving: Mapping[str, bool]) -> None:
-        """Say which services serve from now on; those not named are unknown."""
-        self._serving = {name: serves and not self._shutting_down for name, serves in serving.items()}
-        self._notify()
-
-    def enter_shutdown(self) -> None:
-        """Say NOT_SERVING of everything but this service, whatever is published from now on."""
-        self._shutting_down = True
-        self.publish(self._serving)
-
-    def close(self) -> None:
-        """End the Watch streams."""
-        self._closed = True
-        self._notify()
+        """Report which services serve from now on; others are unknown. In STOPPED, end the Watch streams."""
+        self._serving = dict(serving)
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     async def Check(self, request: Any, context: _Context) -> Any:  # noqa: N802  # the protocol's name
-        """Answer the status; raises NotFoundError where there is no such service."""
+        """Answer the status of a service or model; raises NotFoundError if it is unknown."""
         del context
         status = self._status(request.service)
         if status == _Status.SERVICE_UNKNOWN:
-            raise NotFoundError("there is no service or model of this name")
+            raise NotFoundError("no service or model has this name")
         return _Status(status=status)
 
     async def Watch(self, request: Any, context: _Context) -> AsyncIterator[Any]:  # noqa: N802
-        """Answer the status at once and whenever it is another; SERVICE_UNKNOWN is one, too.
+        """Answer the status at once and again after each change; SERVICE_UNKNOWN counts as a status.
 
         Raises:
-            UnavailableError: the server has ended.
+            UnavailableError: the server has stopped.
         """
         del context
-        told = None
+        sent = None
         while True:
             changed = self._changed
             status = self._status(request.service)
-            if status != told:
+            if status != sent:
                 yield _Status(status=status)
-                told = status
-            if self._closed:
-                raise UnavailableError("the server is draining; watch another")
-            if changed is self._changed:  # nothing happened while the caller took the last status
+                sent = status
+            if self._lifecycle.state is ServerState.STOPPED:
+                raise UnavailableError("the server is draining; watch another server")
+            if changed is self._changed:  # nothing changed while the caller received the last status
                 await changed.wait()
 
     def _status(self, service: str) -> Any:
@@ -84,7 +77,3 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped
         if serves is None:
             return _Status.SERVICE_UNKNOWN
         return _Status.SERVING if serves else _Status.NOT_SERVING
-
-    def _notify(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()

@@ -1,4 +1,4 @@
-"""The settings of the wire in grpcio's words."""
+"""Translates the wire settings into grpcio's options and credentials."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ if TYPE_CHECKING:
 
 _Options: TypeAlias = "tuple[tuple[str, int], ...]"
 
-# A connection that says nothing is closed after that, not after gRPC's two minutes: whoever opens thousands
-# and stays silent holds them for less long. A client's TLS handshake takes some round trips.
+# A connection that sends nothing is closed after this time instead of gRPC's two minutes, so that a client
+# who opens thousands holds them for less long. A client's TLS handshake takes some round trips.
 _HANDSHAKE_MS = 20_000
-# The front adds no more than this to the metadata of what it passes on.
+# The native front adds at most this much metadata to the calls it forwards.
 _FALLBACK_METADATA_BYTES = 4096
-# What a stream may send ahead of being read: enough for 10 MB/s where the round trip takes 100 ms.
+# What a stream may send before it is read: enough for 10 MB/s with a round trip of 100 ms.
 _AHEAD_BYTES = 1024 * 1024
 
 
 def server_options(settings: WireSettings, *, is_fallback: bool) -> _Options:
-    """Return the options of a server that meets the wire, or of one behind another transport."""
+    """Return the options of a server that callers connect to, or of one behind another transport."""
     metadata_bytes = settings.max_metadata_bytes + (_FALLBACK_METADATA_BYTES if is_fallback else 0)
     options: _Options = (
         # Unless it is asked for, two servers on one port must be an error, not a split of the traffic.
         ("grpc.so_reuseport", int(settings.reuse_port)),
         ("grpc.max_receive_message_length", settings.message_limit.wire_bytes),
-        # See serving.transport.unpack.
+        # See serving.transport.grpcio.compression.
         ("grpc.per_message_decompression", 0),
-        # Clients may look every ten seconds whether a quiet connection lives; gRPC's own limit of
-        # five minutes would close on them.
+        # Clients may ping an idle connection every ten seconds; gRPC's own limit, one ping in five minutes,
+        # would close it.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        # A message that is being read has its size more. gRPC's own estimate grows with the round trip: on a
-        # busy machine it let a stream that was not read send 700 MB.
+        # The window of a stream, in addition to the message being read. gRPC's own estimate grows with the
+        # round trip: on a busy machine it let a stream that nobody read send 700 MB.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", _AHEAD_BYTES),
-        # A response is bounded by its request's rows; a limit here would fail after the work is done.
+        # Responses are bounded by the request's rows; a limit here would fail requests after they ran.
         ("grpc.max_send_message_length", -1),
-        # Both, and alike: between the first and the second gRPC refuses some calls, by chance.
+        # Both with one value: between the two limits gRPC refuses calls at random.
         ("grpc.max_metadata_size", metadata_bytes),
         ("grpc.absolute_max_metadata_size", metadata_bytes),
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
@@ -54,7 +54,7 @@ def _connection_options(settings: WireSettings) -> _Options:
         "grpc.max_connection_idle_ms": _to_ms(settings.max_connection_idle_s),
     }
     if settings.max_connection_age_s is not None:
-        # gRPC makes each connection's age up to a tenth shorter or longer, so that not all end together.
+        # gRPC varies each connection's age by up to a tenth, so that they do not all end together.
         limits["grpc.max_connection_age_ms"] = _to_ms(settings.max_connection_age_s)
         limits["grpc.max_connection_age_grace_ms"] = _to_ms(settings.grace_s)
     return tuple((name, value) for name, value in limits.items() if value is not None)
@@ -65,11 +65,11 @@ def _to_ms(seconds: float | None) -> int | None:
 
 
 def to_grpc(credentials: ServerCredentials) -> grpc.ServerCredentials:
-    """Return credentials that gRPC asks for the certificate at each handshake."""
+    """Return credentials that look for a new certificate at each TLS handshake."""
     served = credentials.current()
 
     def look_again() -> grpc.ServerCertificateConfiguration | None:
-        """Called from threads of gRPC's; None keeps what there is, and costs next to nothing."""
+        """Return a new certificate, or None to keep the current one. Runs on gRPC's threads."""
         nonlocal served
         certificate = credentials.current()
         if certificate is served:
@@ -79,7 +79,7 @@ def to_grpc(credentials: ServerCredentials) -> grpc.ServerCredentials:
 
     return grpc.dynamic_ssl_server_credentials(
         _configuration(served),
-        look_again,  # type: ignore[arg-type]  # types-grpcio leaves out that it may return None
+        look_again,  # type: ignore[arg-type]  # types-grpcio does not know that None is allowed
         require_client_authentication=credentials.wants_client_certificate,
     )
 

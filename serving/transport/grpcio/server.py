@@ -1,4 +1,4 @@
-"""The servicer over grpc.aio: the reference transport, and what the native one leaves to it."""
+"""Serves over grpc.aio: the reference transport, to which the native one leaves all but unary inference."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from foldserve.serving.addresses import common_port, listen_addresses, to_target
 from foldserve.serving.background import run_in_thread
 from foldserve.serving.errors import ListenError, ResourceExhaustedError
 from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVICE
-from foldserve.serving.services.inference import UNARY_CALLS
+from foldserve.serving.services.inference import UNARY_METHODS
 from foldserve.serving.transport.draining import wait_until_idle
 from foldserve.serving.transport.grpcio.builtin_services import built_in_handlers, refuse
-from foldserve.serving.transport.grpcio.compression import is_packed, unpack
+from foldserve.serving.transport.grpcio.compression import decompress, is_compressed
 from foldserve.serving.transport.grpcio.health import Health
 from foldserve.serving.transport.grpcio.options import server_options, to_grpc
 from foldserve.serving.transport.grpcio.streams import STREAMS, answer_in_order
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from foldserve.serving.security.tokens import Caller
+    from foldserve.serving.server_state import Lifecycle
     from foldserve.serving.services.inference import InferenceService
-    from foldserve.serving.services.management import ControlMethod, ManagementService
+    from foldserve.serving.services.management import ManagementMethod, ManagementService
     from foldserve.serving.services.requests import InferenceRequest, Reply
     from foldserve.serving.transport.grpcio.streams import StreamMethod
     from foldserve.serving.transport.settings import WireSettings
@@ -43,41 +44,44 @@ _T = TypeVar("_T")
 _M = TypeVar("_M", bound="Message")
 _Method: TypeAlias = "Callable[[bytes, _Context], Awaitable[bytes]]"
 
-# For what is left once everything accepted is answered: streams that end by themselves, and refusals.
-_LEAVING_S = 1.0
+# Time to close once every accepted request is answered: for streams that end by themselves, and refusals.
+_CLOSE_S = 1.0
 _POLL_S = 0.02
 
-# Threads that unpack and read large messages. Each holds up to the largest message, and parsing holds the
-# interpreter's lock: more would only take turns.
+# Threads that decompress and parse large messages. Each may hold a message of the largest size, and parsing
+# holds the GIL, so that more threads would only take turns.
 _MAX_READERS = 4
 
 _log = logging.getLogger(__name__)
 
 
 class GrpcioTransport:
-    """A grpc.aio server with inference, control, health and reflection. Every method runs on its event loop.
+    """A grpc.aio server for all RPCs: inference, management, health, reflection. Runs on its event loop.
 
     Args:
-        servicer: what answers inference.
-        control: what answers the rest.
-        settings: limits and permissions at the wire. Messages somewhat over the limit are refused in our
-            words; larger ones by gRPC in its own, with the same status, before they are held in memory.
-        is_fallback: serves what another transport has taken in and passes on, which has looked after the
-            connections itself.
+        inference: answers inference.
+        management: answers the other RPCs.
+        lifecycle: the server's state; `drain` does not wait for calls that come in DRAINING or later.
+        settings: limits and permissions at the wire. Messages slightly over the limit are refused with our
+            text; gRPC refuses larger ones with its own, and the same status, before they are held in memory.
+        is_fallback: whether the server answers calls that another transport forwards; that one then limits
+            the connections.
     """
 
     name = "grpcio"
 
     def __init__(
         self,
-        servicer: InferenceService,
-        control: ManagementService,
+        inference: InferenceService,
+        management: ManagementService,
+        lifecycle: Lifecycle,
         settings: WireSettings,
         *,
         is_fallback: bool = False,
     ) -> None:
-        self._servicer = servicer
-        self._control = control
+        self._inference = inference
+        self._management = management
+        self._lifecycle = lifecycle
         self._settings = settings
         self._limit = settings.message_limit
         self._permissions = settings.permissions
@@ -87,10 +91,9 @@ class GrpcioTransport:
         self._running_count = 0  # calls that came before the drain
         self._last_call_s = 0.0
         self._reader = ThreadPoolExecutor(min(_MAX_READERS, usable_cpus()), thread_name_prefix="read")
-        self._draining = asyncio.Event()
-        self._closing = False
-        self._closed = asyncio.Event()
-        self._health = Health()
+        self._gate = asyncio.Event()  # cleared while calls that come are held back
+        self._gate.set()
+        self._health = Health(lifecycle)
         self._server = grpc.aio.server(options=server_options(settings, is_fallback=is_fallback))
         self._server.add_generic_rpc_handlers(tuple(self._handlers()))
         self._server.add_generic_rpc_handlers(
@@ -98,10 +101,10 @@ class GrpcioTransport:
         )
 
     async def start(self, host: str, port: int) -> int:
-        """Listen, and return the port: the operating system's choice where ``port`` is 0.
+        """Start listening and return the port; if ``port`` is 0, the operating system chooses.
 
         Raises:
-            ListenError: the address is taken or not this machine's.
+            ListenError: the address is in use or does not belong to this machine.
         """
         addresses = listen_addresses(host)
         port = common_port(addresses, port)
@@ -124,44 +127,41 @@ class GrpcioTransport:
         return bound
 
     async def publish_health(self) -> None:
-        """Tell Check and Watch what is true now of the server and each model."""
-        self._health.publish(self._control.health())
+        """Publish the current health of the server and each model to Check and Watch."""
+        self._health.publish(self._management.health())
 
-    async def enter_shutdown(self) -> None:
-        """Publish NOT_SERVING for everything, for good."""
-        self._health.enter_shutdown()
+    async def drain(self, give_up_s: float) -> None:
+        """Wait until the running calls are answered and no more come, or until ``give_up_s``.
 
-    async def stop(self, grace_s: float) -> None:
-        """Wait up to ``grace_s`` seconds for the running calls, then close; the rest are cancelled.
-
-        Call it once the servicer refuses new calls. Streams end when what they asked is answered. gRPC's own
-        stop answers CANCELLED to calls that have arrived but not yet been taken up, so it comes after a quiet
-        moment; and because callers who are refused may try again at once, the last refusals are held back
-        until gRPC has told the connections to send no more.
+        Call it in DRAINING, and then `close`: after the last answer, new calls are held back until then.
+        ``give_up_s`` is on time.monotonic's clock. Streams end when their requests are answered.
         """
-        self._draining.set()
-        give_up_s = time.monotonic() + grace_s
         while self._running_count and time.monotonic() < give_up_s:
             await asyncio.sleep(_POLL_S)
-        self._closing = True
+        # Refused callers may retry at once, so the last refusals wait until `close` has told the connections
+        # to send no more.
+        self._gate.clear()
+        # When gRPC's server stops, it answers CANCELLED to calls that have arrived and not started.
         await wait_until_idle(lambda: self._running_count > 0, lambda: self._last_call_s, give_up_s)
-        self._health.close()
-        stopping = asyncio.ensure_future(self._server.stop(_LEAVING_S))
-        await asyncio.sleep(0)  # it has begun: connections are told to send no more
-        self._closed.set()
+
+    async def close(self) -> None:
+        """End the Watch streams, then close the connections; calls that still run are cancelled."""
+        await self.publish_health()
+        stopping = asyncio.ensure_future(self._server.stop(_CLOSE_S))
+        await asyncio.sleep(0)  # let it begin: the connections are told to send no more
+        self._gate.set()
         await stopping
         self._reader.shutdown(wait=False, cancel_futures=True)
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:
-        # Messages are parsed here and not by gRPC, which would answer UNKNOWN without a word to bytes that
-        # are none.
+        # Messages are parsed here: gRPC would answer UNKNOWN, without a reason, to bytes that do not parse.
         by_path: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            path: grpc.unary_unary_rpc_method_handler(self._control_method(path, method))
+            path: grpc.unary_unary_rpc_method_handler(self._management_method(path, method))
             for path, method in (
-                (f"/{INFERENCE_SERVICE}/{name}", method) for name, method in self._control.methods.items()
+                (f"/{INFERENCE_SERVICE}/{name}", method) for name, method in self._management.methods.items()
             )
         }
-        for path, kind in UNARY_CALLS.items():
+        for path, kind in UNARY_METHODS.items():
             by_path[path] = grpc.unary_unary_rpc_method_handler(self._unary_method(path, kind))
         for path, stream in STREAMS.items():
             by_path[path] = grpc.stream_stream_rpc_method_handler(self._stream_method(path, stream))
@@ -176,7 +176,7 @@ class GrpcioTransport:
             handlers.append(grpc.method_handlers_generic_handler(service, own))
         return handlers
 
-    def _control_method(self, path: str, method: ControlMethod) -> _Method:
+    def _management_method(self, path: str, method: ManagementMethod) -> _Method:
         async def answer(content: bytes, context: _Context) -> bytes:
             running = await self._enter()
             try:
@@ -191,7 +191,7 @@ class GrpcioTransport:
                 finally:
                     await self.publish_health()
                 return response.SerializeToString()
-            except Exception as error:  # becomes a status, and is logged where unknown
+            except Exception as error:  # becomes a status, and is logged if unexpected
                 return await refuse(context, error)
             finally:
                 self._running_count -= running
@@ -203,7 +203,7 @@ class GrpcioTransport:
             try:
                 self._check(path, context)
             except Exception as error:  # becomes a status
-                self._servicer.count_unread(kind.unary_method, error)
+                self._inference.count_unread(kind.unary_method, error)
                 return await refuse(context, error)
             reply = await self._infer(kind, content, context)
             return await refuse(context, reply) if isinstance(reply, Exception) else reply
@@ -214,16 +214,16 @@ class GrpcioTransport:
         async def answer(contents: AsyncIterator[bytes], context: _Context) -> AsyncIterator[bytes]:
             async def ask(content: bytes) -> bytes:
                 try:
-                    content = await self._run(content, self._unpacked, content)
-                except ResourceExhaustedError as error:  # is the answer
-                    self._servicer.count_unread(stream.method, error)
+                    content = await self._run(content, self._decompressed, content)
+                except ResourceExhaustedError as error:  # becomes the answer
+                    self._inference.count_unread(stream.method, error)
                     return stream.write(b"", error)
                 reply = await self._infer(stream.kind, content, context, stream.method)
                 return await self._run(content, stream.write, content, reply)
 
             try:
                 self._check(path, context)
-                async for response in answer_in_order(contents, ask, self._draining):
+                async for response in answer_in_order(contents, ask, self._lifecycle):
                     yield response
             except Exception as error:  # ends the stream with a status
                 await refuse(context, error)
@@ -231,53 +231,53 @@ class GrpcioTransport:
         return answer
 
     def _check(self, path: str, context: _Context) -> Caller | None:
-        """Return who calls; raises UnauthenticatedError or PermissionDeniedError."""
+        """Return the caller, None if no tokens are needed; raises as `Permissions.check`."""
         if not self._permissions.are_checked:
             return None
         return self._permissions.check(path, context.invocation_metadata() or ())
 
     async def _run(self, content: bytes, work: Callable[..., _T], *arguments: Any) -> _T:
-        """Return ``work(*arguments)``, run in another thread where ``content`` is large or compressed."""
-        if len(content) < LARGE_BYTES and not is_packed(content):
+        """Return ``work(*arguments)``, run in another thread if ``content`` is large or compressed."""
+        if len(content) < LARGE_BYTES and not is_compressed(content):
             return work(*arguments)
         return await self._loop.run_in_executor(self._reader, work, *arguments)
 
-    def _unpacked(self, content: bytes) -> bytes:
-        """Return the message that ``content`` is or unpacks to; raises ResourceExhaustedError."""
-        return unpack(content, self._limit.max_bytes()) if is_packed(content) else content
+    def _decompressed(self, content: bytes) -> bytes:
+        """Return ``content``, decompressed if it is compressed; raises ResourceExhaustedError."""
+        return decompress(content, self._limit.max_bytes()) if is_compressed(content) else content
 
     def _read(self, message_type: type[_M], content: bytes) -> _M:
-        """Return what `parse` makes of ``content``, unpacked where it is compressed; raises as it does."""
-        return parse(message_type, self._unpacked(content), self._limit)
+        """Decompress ``content`` if it is compressed, and parse it; raises as `parse`."""
+        return parse(message_type, self._decompressed(content), self._limit)
 
     async def _infer(
         self, kind: type[InferenceRequest], content: bytes, context: _Context, stream: str = ""
     ) -> Reply:
-        """Answer one call, or one request of the RPC ``stream``."""
+        """Answer a unary call, or one request of the streaming RPC ``stream``."""
         running = await self._enter()
         remaining_s = context.time_remaining()
         try:
             try:
                 message = await self._run(content, self._read, kind.request_type, content)
             except Exception as error:
-                self._servicer.count_unread(stream or kind.unary_method, error)
+                self._inference.count_unread(stream or kind.unary_method, error)
                 raise
-            call = kind(
+            request = kind(
                 message=message,
                 deadline_s=math.inf if remaining_s is None else time.monotonic() + remaining_s,
                 completion=self._loop.create_future(),
             )
             if stream:
-                call.method = stream
-            if self._servicer.logs_requests:
-                call.peer = context.peer()
+                request.method = stream
+            if self._inference.logs_requests:
+                request.peer = context.peer()
             try:
-                await self._run(content, self._servicer.submit, (call,), self._on_reply)
-                reply: Reply = await call.completion
+                await self._run(content, self._inference.submit, (request,), self._on_reply)
+                reply: Reply = await request.completion
             except asyncio.CancelledError:  # the caller hung up, or its deadline passed
-                call.cancelled = True
+                request.cancelled = True
                 raise
-        except Exception as error:  # is the answer
+        except Exception as error:  # becomes the answer
             return error
         else:
             return reply
@@ -285,33 +285,32 @@ class GrpcioTransport:
             self._running_count -= running
 
     async def _enter(self) -> int:
-        """Note that a call has come; return what it adds to those that a drain must wait for."""
+        """Register a call; return 1 if `drain` must wait for it, else 0."""
         self._last_call_s = time.monotonic()
-        if self._closing:
-            await self._closed.wait()
-        running = 0 if self._draining.is_set() else 1
+        await self._gate.wait()
+        running = 0 if self._lifecycle.refuses_inference else 1
         self._running_count += running
         return running
 
-    def _on_reply(self, call: InferenceRequest, reply: Reply) -> None:
-        """Hand a reply to the event loop, from any thread; one wake-up for all that come before it runs."""
-        self._finished.append((call, reply))
+    def _on_reply(self, request: InferenceRequest, reply: Reply) -> None:
+        """Pass a reply to the event loop, from any thread; replies that come together wake it once."""
+        self._finished.append((request, reply))
         if not self._wake_up_pending:
             self._wake_up_pending = True
             self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        # Cleared before looking: a reply appended by a thread that saw it set is then still found below.
+        # Cleared first: a thread that still saw it set has appended its reply before the loop below ends.
         self._wake_up_pending = False
         while self._finished:
-            call, reply = self._finished.popleft()
-            if not call.completion.done():
-                call.completion.set_result(reply)
+            request, reply = self._finished.popleft()
+            if not request.completion.done():
+                request.completion.set_result(reply)
 
 
 def cannot_listen(address: str) -> str:
     """Return the message of a ListenError."""
     return (
-        f"cannot listen on {address}: the port is taken by another server, or the address is not this "
-        "machine's; choose others with --port and --host, or give --reuse-port to all servers of the port"
+        f"cannot listen on {address}: another server uses the port, or the address does not belong to "
+        "this machine; choose others with --port and --host, or give --reuse-port to all servers of the port"
     )

@@ -1,4 +1,4 @@
-"""Streams of inference requests: answered in order, in bounded memory, one bad request harming none other."""
+"""Answers streams of inference requests: in order, in bounded memory, each bad request by itself."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from foldserve.serving.errors import InvalidArgumentError, UnavailableError
 from foldserve.serving.pb import classifier_pb2
 from foldserve.serving.pb import open_inference_pb2 as pb
 from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVICE
+from foldserve.serving.server_state import ServerState
 from foldserve.serving.services.requests import ImageRequest, InferenceRequest, Reply, TensorRequest
 from foldserve.serving.transport.status import parse_bounded, to_status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-# Requests of one stream that may be in flight or answered and unread, and most bytes that these requests and
-# answers may have together (a larger one passes alone): enough for full batches. A client that stops reading
-# is not read from any more, and gRPC's flow control then holds it.
+    from foldserve.serving.server_state import Lifecycle
+
+# Most requests of one stream that may be in flight, or answered but not read by the client, and most bytes
+# that they and their answers may have together (a larger one is accepted alone): enough for full batches.
+# If a client stops reading, its requests are not read either, and gRPC's flow control holds it back.
 _WINDOW = 64
 _WINDOW_BYTES = 16 * 1024 * 1024
-# Stands in every answer of Triton's streams: whether it is the last one to its request. Here each is.
+# Parameter of every response in Triton's streams: whether it is the last to its request. Here each is.
 _FINAL_PARAMETER = "triton_final_response"
 
 
 class StreamMethod(NamedTuple):
-    """A streaming RPC: its name, the kind of its calls, how a request's bytes and reply become a response."""
+    """A streaming RPC: its name, the kind of its requests, and how to write a response to one."""
 
     method: str
     kind: type[InferenceRequest]
@@ -67,7 +70,7 @@ STREAMS = {
 
 
 class _Window:
-    """What one stream holds: requests under way and answers that nobody has read, as futures in order."""
+    """Bounds one stream: holds its requests in flight and its unread answers, as futures in order."""
 
     def __init__(self) -> None:
         self._answers: deque[asyncio.Future[bytes]] = deque()
@@ -76,14 +79,14 @@ class _Window:
         self._changed = asyncio.Event()
 
     async def wait_for_room(self, byte_count: int) -> None:
-        """Wait until a request of so many bytes may be taken: at once where nothing is held."""
+        """Wait until a request of ``byte_count`` bytes fits; returns at once if the window is empty."""
         while self._answers and (
             len(self._answers) >= _WINDOW or self._held_bytes + byte_count > _WINDOW_BYTES
         ):
             await self._wait()
 
     def add(self, answer: asyncio.Future[bytes], byte_count: int) -> None:
-        """Hold a request of so many bytes, and instead of it, once it is there, its answer."""
+        """Add a request of ``byte_count`` bytes; once it is answered, the answer's bytes count instead."""
         self._answers.append(answer)
         self._held_bytes += byte_count
 
@@ -97,25 +100,25 @@ class _Window:
         self._changed.set()
 
     def end(self) -> None:
-        """Note that nothing is added any more."""
+        """Note that no more requests will be added."""
         self._ended = True
         self._changed.set()
 
     async def first(self) -> asyncio.Future[bytes] | None:
-        """Return the oldest answer, which stays held; None once all have been let go and no more come."""
+        """Return the oldest answer without removing it; None once the window is empty and has ended."""
         while not self._answers:
             if self._ended:
                 return None
             await self._wait()
         return self._answers[0]
 
-    def let_go(self) -> None:
-        """Forget the oldest answer, which has been read."""
+    def remove_first(self) -> None:
+        """Remove the oldest answer, which the client has read."""
         self._held_bytes -= len(self._answers.popleft().result())
         self._changed.set()
 
     def cancel(self) -> None:
-        """Cancel all that is held."""
+        """Cancel every request."""
         for answer in self._answers:
             answer.cancel()
 
@@ -125,14 +128,14 @@ class _Window:
 
 
 async def answer_in_order(
-    contents: AsyncIterator[bytes], ask: Callable[[bytes], Awaitable[bytes]], draining: asyncio.Event
+    contents: AsyncIterator[bytes], ask: Callable[[bytes], Awaitable[bytes]], lifecycle: Lifecycle
 ) -> AsyncIterator[bytes]:
-    """Yield ``ask(content)`` for each of ``contents``, in their order, with a window of them under way.
+    """Yield ``ask(content)`` for each of ``contents``, in order, with a bounded window of them in flight.
 
-    Closing it cancels what is under way.
+    Closing the generator cancels the requests in flight.
 
     Raises:
-        UnavailableError: ``draining`` was set before ``contents`` ended; what had been read is answered.
+        UnavailableError: the server began to drain before ``contents`` ended; the requests read are answered.
     """
     window = _Window()
 
@@ -142,11 +145,12 @@ async def answer_in_order(
             window.add(asyncio.ensure_future(ask(content)), len(content))
 
     async def read_until_drained() -> None:
-        reading, drained = asyncio.ensure_future(read()), asyncio.ensure_future(draining.wait())
+        reading = asyncio.ensure_future(read())
+        drained = asyncio.ensure_future(lifecycle.wait_for(ServerState.DRAINING))
         try:
             await asyncio.wait((reading, drained), return_when=asyncio.FIRST_COMPLETED)
             if not reading.done():
-                raise UnavailableError("the server is draining; open the stream again, or elsewhere")
+                raise UnavailableError("the server is draining; open the stream again, or on another server")
             reading.result()
         finally:
             drained.cancel()
@@ -157,7 +161,7 @@ async def answer_in_order(
     try:
         while (answer := await window.first()) is not None:
             yield await answer
-            window.let_go()
+            window.remove_first()
         await reader
     finally:
         reader.cancel()

@@ -39,7 +39,7 @@ def test_established_connections_to_the_port_alone_are_counted(tmp_path: Path) -
     assert connection_count(8001, tmp_path / "nowhere") is None
 
 
-def test_this_process_is_seen() -> None:
+def test_connections_of_this_process_are_counted() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert connection_count(port) == 0
@@ -66,5 +66,5 @@ stop.set()
     assert ended.stdout == "1\n"
 
 
-def test_a_system_without_proc_has_no_figures(tmp_path: Path) -> None:
+def test_figures_are_none_without_proc(tmp_path: Path) -> None:
     assert thread_count(tmp_path) is None

@@ -53,7 +53,7 @@ COUNTED = {
 
 
 @pytest.mark.parametrize("most", COUNTED.values(), ids=COUNTED.keys())
-def test_so_many_are_taken_and_not_one_more(most: bytes) -> None:
+def test_fields_are_accepted_up_to_the_limit(most: bytes) -> None:
     check_field_count(INFER, PADDING + most)
     pb.ModelInferRequest.FromString(PADDING + most)
     with pytest.raises(InvalidArgumentError, match=f"more than {MAX_FIELDS} fields and elements"):
@@ -71,18 +71,18 @@ NOT_COUNTED = {
 
 
 @pytest.mark.parametrize("content", NOT_COUNTED.values(), ids=NOT_COUNTED.keys())
-def test_what_is_one_value_counts_once(content: bytes) -> None:
+def test_fields_of_any_length_count_once(content: bytes) -> None:
     check_field_count(INFER, content)
     pb.ModelInferRequest.FromString(content)
 
 
-def test_typed_pixels_are_counted_by_themselves() -> None:
+def test_typed_pixels_are_counted_separately() -> None:
     assert check_field_count(INFER, PADDING) == 0
     assert check_field_count(INFER, 2 * contents(field(4, b"\xff\x01" * 10**6))) == 4 * 10**6
 
 
 @pytest.mark.parametrize("smallest", [b"\x2a\x00", inputs(b"\x22\x00"), b"\x70\x00"], ids=bytes.hex)
-def test_message_that_is_not_gone_through_cannot_have_more(smallest: bytes) -> None:
+def test_uncounted_message_cannot_exceed_the_limit(smallest: bytes) -> None:
     check_field_count(INFER, smallest * (UNCOUNTED_BYTES // len(smallest)))
 
 
@@ -100,16 +100,16 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED.keys())
-def test_what_is_no_message_is_not_passed_to_the_parser(content: bytes) -> None:
+def test_malformed_bytes_are_not_parsed(content: bytes) -> None:
     with pytest.raises(MalformedError):
         check_field_count(INFER, PADDING + content)
 
 
 @given(message=infer_requests())
-def test_sound_requests_pass(message: Message) -> None:
+def test_valid_requests_pass(message: Message) -> None:
     check_field_count(INFER, PADDING + message.SerializeToString())
 
 
 @given(message=classify_requests)
-def test_sound_classifications_pass(message: Message) -> None:
+def test_valid_classifications_pass(message: Message) -> None:
     check_field_count(CLASSIFY, CLASSIFY_PADDING + message.SerializeToString())

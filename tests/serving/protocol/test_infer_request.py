@@ -32,7 +32,7 @@ def request(pixels: NDArray[np.uint8], *, typed: bool) -> pb.ModelInferRequest:
 
 
 @given(pixels=images, typed=st.booleans())
-def test_rows_come_back_as_they_were_sent(pixels: NDArray[np.uint8], typed: bool) -> None:
+def test_rows_are_read_as_sent(pixels: NDArray[np.uint8], typed: bool) -> None:
     spec = TensorSpec("image", "UINT8", (-1, *pixels.shape[1:]))
     rows = read_images(request(pixels, typed=typed), spec)
     assert isinstance(rows, np.ndarray)
@@ -42,7 +42,7 @@ def test_rows_come_back_as_they_were_sent(pixels: NDArray[np.uint8], typed: bool
 
 
 @given(pixels=images, shape=st.lists(st.integers(-(2**63), 2**63 - 1), max_size=6))
-def test_only_the_true_shape_is_taken(pixels: NDArray[np.uint8], shape: list[int]) -> None:
+def test_wrong_shapes_are_refused(pixels: NDArray[np.uint8], shape: list[int]) -> None:
     message = request(pixels, typed=False)
     message.inputs[0].ClearField("shape")
     message.inputs[0].shape.extend(shape)
@@ -55,7 +55,7 @@ def test_only_the_true_shape_is_taken(pixels: NDArray[np.uint8], shape: list[int
 
 
 @given(values=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40), unknown=st.booleans())
-def test_typed_values_are_pixels_or_the_first_that_is_none_is_named(values: list[int], unknown: bool) -> None:
+def test_first_typed_value_above_255_is_named(values: list[int], unknown: bool) -> None:
     message = pb.ModelInferRequest(inputs=[{"name": "image", "datatype": "UINT8"}])
     message.inputs[0].shape.extend([len(values), 1, 1, 1])
     message.inputs[0].contents.uint_contents.extend(values)
@@ -81,10 +81,10 @@ def test_raw_rows_are_a_view_of_the_message() -> None:
     assert not rows.flags.writeable
 
 
-def test_shown_text_is_short_and_on_one_line() -> None:
+def test_quoted_text_is_short_and_on_one_line() -> None:
     assert quote("a\nb") == "'a\\nb'"
     assert len(quote("x" * 10_000)) < 100
 
 
-def test_long_lists_are_cut() -> None:
+def test_long_lists_are_truncated() -> None:
     assert join_names(map(str, range(10))).endswith("'7' and 2 more")

@@ -41,7 +41,7 @@ def write(
 
 
 @given(values=logits, request_id=st.text(max_size=20))
-def test_two_halves_make_the_message(values: NDArray[np.float32], request_id: str) -> None:
+def test_head_and_tail_form_one_response(values: NDArray[np.float32], request_id: str) -> None:
     expected = pb.ModelInferResponse(
         model_name="tiny",
         model_version="7",
@@ -57,13 +57,13 @@ def test_two_halves_make_the_message(values: NDArray[np.float32], request_id: st
 
 
 @given(values=logits)
-def test_outputs_come_in_the_order_asked_with_their_own_numbers(values: NDArray[np.float32]) -> None:
+def test_outputs_are_returned_in_the_requested_order(values: NDArray[np.float32]) -> None:
     message = write((Output("probabilities"), Output("logits")), "", values)
     assert [output.name for output in message.outputs] == ["probabilities", "logits"]
     assert list(message.raw_output_contents) == [(-values).tobytes(), values.tobytes()]
 
 
-def test_a_caller_cannot_name_the_file_that_answers() -> None:
+def test_callers_cannot_set_the_hash_of_the_model() -> None:
     parameters = {"model_sha256": pb.InferParameter(string_param="another")}
     values = np.zeros((1, 3), np.float32)
     content = write_infer_response(response_heads(), ALL_OUTPUTS, "", parameters, (values, values))
@@ -71,7 +71,7 @@ def test_a_caller_cannot_name_the_file_that_answers() -> None:
     assert message.parameters["model_sha256"].string_param == SHA256
 
 
-def test_a_kept_head_is_that_of_its_own_rows_and_outputs() -> None:
+def test_cached_heads_match_their_rows_and_outputs() -> None:
     heads = response_heads()
     for _ in range(2):
         for count in (1, 2):
@@ -81,7 +81,7 @@ def test_a_kept_head_is_that_of_its_own_rows_and_outputs() -> None:
                 assert all(output.shape[0] == count for output in message.outputs)
 
 
-def test_endless_row_counts_do_not_fill_the_memory() -> None:
+def test_cache_of_heads_is_bounded() -> None:
     heads = response_heads()
     for count in range(5000):
         heads.get(count, ALL_OUTPUTS)

@@ -14,6 +14,7 @@ from foldserve.runtime.model_settings import ModelSettings
 from foldserve.serving.errors import NotFoundError, UnavailableError
 from foldserve.serving.pb import open_inference_pb2 as pb
 from foldserve.serving.repository.repository import ModelRepository
+from foldserve.serving.server_state import Lifecycle
 from foldserve.serving.services.inference import InferenceService
 from foldserve.serving.services.requests import Reply, TensorRequest
 from tests.support.artifacts import TinyNetwork
@@ -54,7 +55,7 @@ def repository(tmp_path: Path) -> ModelRepository:
 def ask(repository: ModelRepository, found: ServedModel, version: str = "") -> Reply:
     """Return the reply to a call that found ``found``."""
     stale = cast("ModelIndex", FoundTooEarly(repository.index, found))
-    servicer = InferenceService(stale, max_decoding_bytes=1000, max_image_pixels=1000)
+    servicer = InferenceService(stale, Lifecycle(), max_decoding_bytes=1000, max_image_pixels=1000)
     replies: list[Reply] = []
     call = TensorRequest(message=infer_request(IMAGES, model_version=version))
     servicer.submit([call], lambda _, reply: replies.append(reply))

@@ -16,6 +16,7 @@ from foldserve.serving.errors import NotFoundError, UnavailableError
 from foldserve.serving.pb import open_inference_pb2 as pb
 from foldserve.serving.repository.repository import ModelRepository
 from foldserve.serving.repository.scanner import find_versions
+from foldserve.serving.server_state import Lifecycle, ServerState
 from foldserve.serving.services.inference import InferenceService
 from foldserve.serving.services.management import ManagementService
 from foldserve.serving.services.requests import Reply, TensorRequest
@@ -96,12 +97,13 @@ def test_closed_repository_loads_nothing_more(folder: Path) -> None:
 def test_draining_servicer_refuses_new_calls_and_is_not_ready(folder: Path) -> None:
     repository = ModelRepository(folder, SETTINGS)
     repository.load_all()
-    servicer = InferenceService(repository.index, max_decoding_bytes=1000, max_image_pixels=1000)
-    control = ManagementService(repository, servicer, model_control=True)
+    lifecycle = Lifecycle()
+    servicer = InferenceService(repository.index, lifecycle, max_decoding_bytes=1000, max_image_pixels=1000)
+    control = ManagementService(repository, lifecycle, model_control=True)
     assert not control.is_ready(), "start-up loading has not been declared over"
-    control.end_loading()
+    lifecycle.enter(ServerState.READY)
     assert control.is_ready()
-    servicer.begin_drain()
+    lifecycle.enter(ServerState.DRAINING)
     replies: list[Reply] = []
     call = TensorRequest(message=infer_request(TinyNetwork().random_images(1)))
     servicer.submit([call], lambda _, reply: replies.append(reply))

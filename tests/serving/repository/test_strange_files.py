@@ -21,7 +21,7 @@ from foldserve.serving.repository import model_file_cache as settings_reader
 from foldserve.serving.repository import reconciler, version_files
 from foldserve.serving.repository import scanner as scanning
 from foldserve.serving.repository.repository import ModelRepository
-from foldserve.serving.services.inference import InferenceService
+from foldserve.serving.server_state import Lifecycle
 from foldserve.serving.services.management import ManagementService
 from foldserve.text import is_legible, legible
 from tests.support.artifacts import TinyNetwork
@@ -266,11 +266,7 @@ def test_illegible_name_is_refused_escaped(
     repository.refresh()
     repository.refresh()
     assert "rename the folder" in refused(repository, escaped)
-    control = ManagementService(
-        repository,
-        InferenceService(repository.index, max_decoding_bytes=1, max_image_pixels=1),
-        model_control=True,
-    )
+    control = ManagementService(repository, Lifecycle(), model_control=True)
     answer = control.repository_index(pb.RepositoryIndexRequest())
     assert {model.name for model in answer.models} == {"a", escaped, "z"}
     assert escaped in control.health()

@@ -80,7 +80,7 @@ def truncated(authority: Authority) -> Pair:
         pytest.param(truncated, "server.key", id="truncated"),
     ],
 )
-def test_pair_that_cannot_serve_is_explained(
+def test_unusable_certificate_is_explained(
     authority: Authority, pair_of: Callable[[Authority], Pair], reason: str
 ) -> None:
     pair = pair_of(authority)
@@ -88,20 +88,20 @@ def test_pair_that_cannot_serve_is_explained(
         ServerCredentials(*pair)
 
 
-def test_sound_pair_is_taken_and_says_when_it_expires(authority: Authority) -> None:
+def test_valid_certificate_is_loaded_with_its_expiry(authority: Authority) -> None:
     credentials = ServerCredentials(*authority.sign("server", not_after=NOW + DAY))
     expires_s = ssl.cert_time_to_seconds(credentials.current().expires)
     assert abs(expires_s - (NOW + DAY).timestamp()) < 2
     assert not credentials.wants_client_certificate
 
 
-def test_authorities_that_are_none_are_explained(authority: Authority, tmp_path: Path) -> None:
+def test_invalid_authorities_are_explained(authority: Authority, tmp_path: Path) -> None:
     (tmp_path / "junk.pem").write_text("junk")
     with pytest.raises(CredentialsError, match=r"junk\.pem holds no certificates of authorities"):
         ServerCredentials(*authority.sign("server"), client_ca=tmp_path / "junk.pem")
 
 
-def test_changed_files_are_read_again_and_unchanged_ones_are_not(authority: Authority) -> None:
+def test_only_changed_certificate_files_are_reloaded(authority: Authority) -> None:
     credentials = ServerCredentials(*authority.sign("server"))
     first = credentials.current()
     assert credentials.current() is first
@@ -109,7 +109,7 @@ def test_changed_files_are_read_again_and_unchanged_ones_are_not(authority: Auth
     assert credentials.current().chain == pair.certificate.read_bytes() != first.chain
 
 
-def test_half_a_change_leaves_the_old_pair_in_place_until_it_is_whole(
+def test_half_replaced_certificate_leaves_the_old_one_in_force(
     authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     pair = authority.sign("server")

@@ -21,7 +21,7 @@ CI, OPS = Caller("ci", "infer"), Caller("ops", "admin")
 
 @pytest.fixture(autouse=True)
 def looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens_module, "_LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(tokens_module, "_CHECK_EVERY_S", 0.0)
 
 
 def write(path: Path, *entries: tuple[Caller, str], start: str = "# callers\n\n") -> Path:
@@ -29,7 +29,7 @@ def write(path: Path, *entries: tuple[Caller, str], start: str = "# callers\n\n"
     return path
 
 
-def test_each_token_is_its_callers(tmp_path: Path) -> None:
+def test_each_token_identifies_its_caller(tmp_path: Path) -> None:
     first, second = create_token(), create_token()
     tokens = Tokens(write(tmp_path / "tokens", (CI, first), (OPS, second)))
     for _ in range(2):  # the second time out of what is known already
@@ -50,7 +50,7 @@ def test_wrong_tokens_are_not_remembered(tmp_path: Path) -> None:
     assert list(tokens._known) == [token]
 
 
-def test_revoked_token_is_let_in_no_more_and_a_new_one_is(tmp_path: Path) -> None:
+def test_revoked_tokens_are_refused_and_new_ones_accepted(tmp_path: Path) -> None:
     old, new = create_token(), create_token()
     tokens = Tokens(write(tmp_path / "tokens", (CI, old)))
     assert tokens.find(old) == CI
@@ -67,7 +67,7 @@ def test_revoked_token_is_let_in_no_more_and_a_new_one_is(tmp_path: Path) -> Non
         pytest.param(lambda path: path.unlink(), id="gone"),
     ],
 )
-def test_file_that_went_bad_leaves_the_old_tokens(
+def test_invalid_token_file_leaves_the_old_tokens_in_force(
     tmp_path: Path, damage: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     token = create_token()
@@ -80,7 +80,7 @@ def test_file_that_went_bad_leaves_the_old_tokens(
     assert token not in caplog.text
 
 
-def test_emptied_file_lets_nobody_in(tmp_path: Path) -> None:
+def test_emptied_token_file_admits_nobody(tmp_path: Path) -> None:
     token = create_token()
     tokens = Tokens(write(tmp_path / "tokens", (CI, token)))
     (tmp_path / "tokens").write_text("# nobody\n")
@@ -99,13 +99,13 @@ def test_emptied_file_lets_nobody_in(tmp_path: Path) -> None:
         pytest.param(f"infer a sha256:{'0' * 64}\nadmin b sha256:{'0' * 64}", "earlier line", id="twice"),
     ],
 )
-def test_wrong_file_is_explained(tmp_path: Path, content: str, reason: str) -> None:
+def test_invalid_token_file_is_explained(tmp_path: Path, content: str, reason: str) -> None:
     (tmp_path / "tokens").write_text(content)
     with pytest.raises(CredentialsError, match=reason):
         Tokens(tmp_path / "tokens")
 
 
-def test_line_that_holds_a_token_is_not_shown(tmp_path: Path) -> None:
+def test_line_with_a_token_is_not_shown(tmp_path: Path) -> None:
     token = create_token()
     (tmp_path / "tokens").write_text(f"infer ci {token}\n")
     with pytest.raises(CredentialsError, match="line 1") as caught:
@@ -113,7 +113,7 @@ def test_line_that_holds_a_token_is_not_shown(tmp_path: Path) -> None:
     assert token not in str(caught.value)
 
 
-def test_roles(tmp_path: Path) -> None:
+def test_only_admin_tokens_load_and_unload_models(tmp_path: Path) -> None:
     infer, admin = create_token(), create_token()
     permissions = Permissions(Tokens(write(tmp_path / "tokens", (CI, infer), (OPS, admin))))
 
@@ -132,7 +132,7 @@ def test_roles(tmp_path: Path) -> None:
             check(INFER, value, key)
 
 
-def test_nothing_is_asked_where_there_are_no_tokens() -> None:
+def test_no_token_is_needed_without_a_token_file() -> None:
     permissions = Permissions(None)
     assert not permissions.are_checked
     assert permissions.check(LOAD, ()) is None

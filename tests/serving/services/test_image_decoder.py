@@ -73,7 +73,7 @@ def decoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoding]:
     of_two_threads.decoder.close()
 
 
-def test_images_that_take_long_hold_up_no_others(decoding: Decoding) -> None:
+def test_slow_images_do_not_delay_others(decoding: Decoding) -> None:
     long = [decoding.submit(f"long {index}", [LONG]) for index in range(5)]
     calls = [decoding.submit(f"small {index}", [SMALL] * 3) for index in range(50)]
     decoding.wait_for(50)
@@ -85,14 +85,14 @@ def test_images_that_take_long_hold_up_no_others(decoding: Decoding) -> None:
     assert decoding.decoder.held_bytes == 0
 
 
-def test_a_call_with_one_image_that_takes_long_gets_its_others_too(decoding: Decoding) -> None:
+def test_request_with_a_slow_image_is_decoded_completely(decoding: Decoding) -> None:
     decoding.open.set()
     call = decoding.submit("mixed", [SMALL, LONG, SMALL, LONG, SMALL])
     decoding.wait_for(1)
     assert [int(row.max()) for row in call.rows] == [7, 0, 7, 0, 7]
 
 
-def test_a_call_of_many_images_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_of_many_images_yields_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of its images takes a whole turn; what comes after it is not behind all of them."""
     monkeypatch.setattr(image_decoder, "_TURN_S", 0.0)
     decoding = Decoding(monkeypatch, {9}, thread_count=1)
@@ -105,7 +105,7 @@ def test_a_call_of_many_images_gives_way(monkeypatch: pytest.MonkeyPatch) -> Non
     decoding.decoder.close()
 
 
-def test_an_image_that_is_refused_is_named_and_frees_what_its_call_held(decoding: Decoding) -> None:
+def test_refused_image_is_named_and_its_memory_released(decoding: Decoding) -> None:
     decoding.submit("bad", [SMALL, b"nothing"])
     decoding.submit("excessive", [SMALL, SMALL, jpeg_of_scans(8000, 500)])
     decoding.wait_for(2)
@@ -115,7 +115,7 @@ def test_an_image_that_is_refused_is_named_and_frees_what_its_call_held(decoding
     assert decoding.decoder.held_bytes == 0
 
 
-def test_calls_that_nobody_waits_for_are_not_decoded(decoding: Decoding) -> None:
+def test_expired_and_cancelled_requests_are_not_decoded(decoding: Decoding) -> None:
     late = decoding.submit("late", [LONG], deadline_s=time.monotonic() - 1)
     gone = decoding.submit("gone", [SMALL])
     gone.cancelled = True
@@ -124,7 +124,7 @@ def test_calls_that_nobody_waits_for_are_not_decoded(decoding: Decoding) -> None
     assert not late.encoded
 
 
-def test_a_failure_behind_it_leaves_the_threads_decoding(
+def test_failing_callbacks_do_not_stop_the_threads(
     decoding: Decoding, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> None:
@@ -139,7 +139,7 @@ def test_a_failure_behind_it_leaves_the_threads_decoding(
     assert "injected" in caplog.text
 
 
-def test_a_process_ends_while_an_image_is_decoded() -> None:
+def test_process_exits_while_an_image_is_decoded() -> None:
     script = """
 import threading, time
 from foldserve.imaging import ImageSpec

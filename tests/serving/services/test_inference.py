@@ -11,6 +11,7 @@ from foldserve.runtime.model_settings import ModelSettings
 from foldserve.serving.errors import CancelledError, DeadlineExceededError
 from foldserve.serving.pb import classifier_pb2
 from foldserve.serving.repository.repository import ModelRepository
+from foldserve.serving.server_state import Lifecycle
 from foldserve.serving.services.inference import InferenceService
 from foldserve.serving.services.requests import ImageRequest, TensorRequest
 from tests.support.encoded_images import encode
@@ -33,7 +34,7 @@ def repository(tmp_path: Path, network: TinyNetwork) -> Iterator[ModelRepository
     repository.close(grace_s=5)
 
 
-def test_expired_and_cancelled_calls_are_counted_and_never_run(
+def test_expired_and_cancelled_requests_are_counted_and_never_run(
     repository: ModelRepository, network: TinyNetwork
 ) -> None:
     """Pixels and encoded images alike; the sound call behind them is answered and alone in the rows."""
@@ -50,10 +51,12 @@ def test_expired_and_cancelled_calls_are_counted_and_never_run(
         replies.setdefault(id(call), []).append(reply)
         replied.release()
 
-    servicer = InferenceService(repository.index, max_decoding_bytes=10**6, max_image_pixels=10**6)
-    servicer.submit([*expired, *cancelled, sound], on_reply)
+    inference = InferenceService(
+        repository.index, Lifecycle(), max_decoding_bytes=10**6, max_image_pixels=10**6
+    )
+    inference.submit([*expired, *cancelled, sound], on_reply)
     assert all(replied.acquire(timeout=20) for _ in range(5))
-    servicer.close()
+    inference.close()
     model = repository.index.find("tiny", "")
     for call in expired:
         (reply,) = replies[id(call)]

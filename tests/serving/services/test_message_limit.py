@@ -32,7 +32,7 @@ def limit_of(serving: Serving, max_bytes: int | None = None) -> MessageLimit:
     return MessageLimit(serving, max_bytes)  # type: ignore[arg-type]
 
 
-def test_default_follows_the_largest_model_that_serves() -> None:
+def test_default_limit_follows_the_largest_served_model() -> None:
     serving = Serving()
     limit = limit_of(serving)
     assert limit.max_bytes() == 32 * MIB
@@ -48,7 +48,7 @@ def test_default_follows_the_largest_model_that_serves() -> None:
     assert not limit.allows(full_typed_batch)
 
 
-def test_default_ends_where_the_wire_ends_and_names_the_models_it_is_too_small_for() -> None:
+def test_default_limit_is_bounded_and_names_models_it_is_too_small_for() -> None:
     serving = Serving()
     serving.shapes["huge"] = ((3, 1024, 1024), 32)
     limit = limit_of(serving)
@@ -56,7 +56,7 @@ def test_default_ends_where_the_wire_ends_and_names_the_models_it_is_too_small_f
     assert limit.too_small_for() == {"huge/1": 193}
 
 
-def test_flag_wins() -> None:
+def test_flag_overrides_the_default_limit() -> None:
     serving = Serving()
     serving.shapes["large"] = ((3, 224, 224), 256)
     limit = limit_of(serving, 2 * MIB)
@@ -67,7 +67,7 @@ def test_flag_wins() -> None:
     assert limit.too_small_for() == {"large/1": 74}
 
 
-def test_typed_pixels_are_taken_for_a_full_batch_of_what_serves() -> None:
+def test_typed_pixels_are_accepted_up_to_a_full_batch() -> None:
     serving = Serving()
     for limit in (limit_of(serving), limit_of(serving, 2000 * MIB)):
         serving.shapes.clear()

@@ -10,33 +10,33 @@ import pytest
 
 from foldserve.serving.errors import ResourceExhaustedError
 from foldserve.serving.pb import open_inference_pb2 as pb
-from foldserve.serving.transport.grpcio.compression import is_packed, unpack
+from foldserve.serving.transport.grpcio.compression import decompress, is_compressed
 
 CONTENT = pb.ModelInferRequest(model_name="tiny", raw_input_contents=[bytes(100)]).SerializeToString()
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zlib.compress], ids=["gzip", "deflate"])
-def test_what_was_packed_comes_back(pack: object) -> None:
+def test_compressed_messages_are_decompressed(pack: object) -> None:
     packed = pack(CONTENT)  # type: ignore[operator]
-    assert is_packed(packed)
-    assert unpack(packed, len(CONTENT)) == CONTENT
-    with pytest.raises(ResourceExhaustedError, match=f"unpack to more than {len(CONTENT) - 1}"):
-        unpack(packed, len(CONTENT) - 1)
+    assert is_compressed(packed)
+    assert decompress(packed, len(CONTENT)) == CONTENT
+    with pytest.raises(ResourceExhaustedError, match=f"decompress to more than {len(CONTENT) - 1}"):
+        decompress(packed, len(CONTENT) - 1)
 
 
-def test_plain_and_damaged_messages_are_left_alone() -> None:
-    assert not is_packed(CONTENT)
-    assert not is_packed(b"")
+def test_plain_and_damaged_messages_are_returned_unchanged() -> None:
+    assert not is_compressed(CONTENT)
+    assert not is_compressed(b"")
     damaged = gzip.compress(CONTENT)[:5] + b"\xff" * 40
-    assert unpack(damaged, 1000) == damaged
+    assert decompress(damaged, 1000) == damaged
 
 
-def test_bomb_takes_no_more_memory_than_the_limit() -> None:
+def test_decompression_bomb_takes_no_more_memory_than_the_limit() -> None:
     bomb = gzip.compress(bytes(200 * 2**20), compresslevel=1)
     assert len(bomb) < 2**20
     tracemalloc.start()
     with pytest.raises(ResourceExhaustedError):
-        unpack(bomb, 2**20)
+        decompress(bomb, 2**20)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak_bytes < 8 * 2**20

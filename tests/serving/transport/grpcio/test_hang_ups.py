@@ -20,7 +20,9 @@ def hushed() -> None:
 
 
 @pytest.mark.parametrize("error", [grpc.aio.InternalError("execute_batch"), grpc.aio.UsageError("finished")])
-def test_grpcs_own_word_of_it_is_dropped(caplog: pytest.LogCaptureFixture, error: Exception) -> None:
+def test_grpc_log_lines_about_hang_ups_are_dropped(
+    caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
     try:
         raise error
     except type(error):
@@ -28,13 +30,13 @@ def test_grpcs_own_word_of_it_is_dropped(caplog: pytest.LogCaptureFixture, error
     assert not caplog.records
 
 
-def test_other_lines_of_grpcs_log_stay(caplog: pytest.LogCaptureFixture) -> None:
+def test_other_grpc_log_lines_are_kept(caplog: pytest.LogCaptureFixture) -> None:
     GRPC_LOG.error("a fault", exc_info=ValueError("of ours"))
     GRPC_LOG.warning("a warning")
     assert [record.message for record in caplog.records] == ["a fault", "a warning"]
 
 
-def test_no_status_is_made_for_a_caller_who_has_gone(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_status_is_set_after_a_hang_up(caplog: pytest.LogCaptureFixture) -> None:
     gone = grpc.aio.InternalError("execute_batch")
     with pytest.raises(grpc.aio.InternalError):
         asyncio.run(refuse(None, gone))  # type: ignore[arg-type]  # not reached
