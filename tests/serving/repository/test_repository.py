@@ -107,7 +107,7 @@ def test_draining_servicer_refuses_new_calls_and_is_not_ready(folder: Path) -> N
     replies: list[Reply] = []
     call = TensorRequest(message=infer_request(TinyNetwork().random_images(1)))
     servicer.submit([call], lambda _, reply: replies.append(reply))
-    assert [str(reply) for reply in replies] == ["the server is draining; try again, or elsewhere"]
+    assert [str(reply) for reply in replies] == ["the server is draining; try again, or use another server"]
     assert not control.is_ready()
     assert not control.model_ready(pb.ModelReadyRequest(name="tiny")).ready
     repository.close(grace_s=5)
