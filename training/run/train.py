@@ -7,10 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from foldserve.terminal import Terminal
-from foldserve.text import escaped, join_first
+from foldserve.text import escaped
 from foldserve.training.checkpoint import load_checkpoint, save_checkpoint
 from foldserve.training.datasets import Examples, load_dataset, split_train
 from foldserve.training.datasets.image_folder import fingerprint_of
@@ -20,6 +18,7 @@ from foldserve.training.engine.evaluation import evaluate
 from foldserve.training.engine.loop import check_finite, train_one_epoch
 from foldserve.training.engine.threads import set_fastest_thread_count
 from foldserve.training.errors import CheckpointError, RunError
+from foldserve.training.run.messages import epoch_line, progress_text, report_split, result_text
 from foldserve.training.run.preview import check_preview, write_preview
 from foldserve.training.run.report import write_report
 from foldserve.training.run.run_folder import open_run_folder
@@ -27,6 +26,8 @@ from foldserve.training.run.run_state import HISTORY_FIELDS, check_same_data, re
 from foldserve.training.run.tensorboard import tensorboard_log
 
 if TYPE_CHECKING:
+    import torch
+
     from foldserve.training.checkpoint import Checkpoint
     from foldserve.training.config import TrainConfig
     from foldserve.training.datasets import Dataset
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 # Size of a checkpoint without its tensors: names, settings, history.
 _CHECKPOINT_FACTS_BYTES = 1024 * 1024
-_CLASSES_SHOWN = 20
 
 
 def train(config: TrainConfig, terminal: Terminal | None = None) -> int:
@@ -79,7 +79,7 @@ def _run(
         return
     dataset = _load(config, terminal)
     training, validation = split_train(dataset, config.validation_count)
-    _report_split(dataset, training, validation, terminal)
+    report_split(dataset, training, validation, terminal)
     state = start_run(config, dataset, training, device, process_group)
     _resume(state, folder, terminal)
     _choose_threads(state, training, terminal)
@@ -101,26 +101,6 @@ def _load(config: TrainConfig, terminal: Terminal) -> Dataset:
         skip_unreadable=config.skip_unreadable,
         terminal=terminal,
     )
-
-
-def _report_split(dataset: Dataset, training: Examples, validation: Examples, terminal: Terminal) -> None:
-    """Report the number of images of each split, and of each class in training."""
-    counts = torch.bincount(training.labels, minlength=len(dataset.labels)).tolist()
-    by_label = dict(zip(dataset.labels, counts, strict=True))
-    if len(by_label) <= _CLASSES_SHOWN:
-        shown = ", ".join(f"{label} {count:,}" for label, count in by_label.items())
-    else:
-        fewest, most = min(by_label, key=by_label.__getitem__), max(by_label, key=by_label.__getitem__)
-        shown = f"{len(by_label):,} classes, {fewest} {by_label[fewest]:,} to {most} {by_label[most]:,}"
-    terminal.say(
-        f"{len(training):,} images for training ({shown}), {len(validation):,} for validation, "
-        f"{len(dataset.test_labels):,} for the test"
-    )
-    tested = torch.bincount(dataset.test_labels, minlength=len(dataset.labels)).tolist()
-    if untested := [label for label, count in zip(dataset.labels, tested, strict=True) if count == 0]:
-        terminal.say(
-            f"no test images of {join_first(untested)}: the accuracy of these classes will not be known"
-        )
 
 
 def _preview(config: TrainConfig, terminal: Terminal) -> int:
@@ -188,14 +168,14 @@ def _train_epochs(
     ):
 
         def report(progress: Progress) -> None:
-            show(trainer.step, _progress_text(progress, len(state.history) + 1, epochs))
+            show(trainer.step, progress_text(progress, len(state.history) + 1, epochs))
             log({"lr": trainer.lr, "train_step_loss": progress.loss}, trainer.step)
 
         while len(state.history) < epochs:
             progress = train_one_epoch(trainer, training, report, saver.after_step)
             evaluation = evaluate(state.served_model, validation, trainer.process_group)
             state.history.append(_record(state, progress, evaluation))
-            terminal.say(_epoch_line(state.history[-1], epochs))
+            terminal.say(epoch_line(state.history[-1], epochs))
             saver.after_epoch()
             log(state.history[-1], trainer.step)
 
@@ -253,7 +233,7 @@ def _evaluate_and_report(state: RunState, dataset: Dataset, folder: RunFolder, t
         config=state.trainer.config,
     )
     save_checkpoint(folder.best, best)
-    terminal.say(f"{_summary(best)}; checkpoint {folder.best}, report {folder.report}")
+    terminal.say(f"{result_text(best)}; checkpoint {folder.best}, report {folder.report}")
 
 
 def _load_best(state: RunState, folder: RunFolder) -> Checkpoint:
@@ -284,7 +264,7 @@ def _finished_summary(folder: RunFolder, config: TrainConfig) -> str | None:
             f"{folder.path} has a finished run on other images than {config.dataset} has now; use another "
             "--run-dir, or delete the folder"
         )
-    return _summary(best)
+    return result_text(best)
 
 
 def _has_changed(best: Checkpoint, config: TrainConfig) -> bool:
@@ -306,27 +286,3 @@ def _record(state: RunState, progress: Progress, evaluation: Evaluation) -> dict
         "images_per_s": progress.images_per_s,
         "train_s": progress.elapsed_s,
     }
-
-
-def _progress_text(progress: Progress, epoch: int, epochs: int) -> str:
-    return (
-        f"epoch {epoch}/{epochs} step {progress.step}/{progress.steps} loss {progress.loss:.3f} "
-        f"accuracy {progress.accuracy:.1%} {progress.images_per_s:,.0f} images/s"
-    )
-
-
-def _epoch_line(record: dict[str, Any], epochs: int) -> str:
-    return (
-        f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}  "
-        f"training loss {record['train_loss']:.3f} accuracy {record['train_accuracy']:.2%}  "
-        f"validation loss {record['validation_loss']:.3f} accuracy {record['validation_accuracy']:.2%}  "
-        f"{record['images_per_s']:,.0f} images/s {record['train_s']:.1f} s"
-    )
-
-
-def _summary(best: Checkpoint) -> str:
-    metrics = best.metrics
-    return (
-        f"test accuracy {metrics['test_accuracy']:.2%} with the {best.weights_kind} weights of epoch "
-        f"{metrics['epoch']}, the best in validation ({metrics['validation_accuracy']:.2%})"
-    )
