@@ -62,7 +62,7 @@ class RequestQueue(Generic[R]):
         row_count, byte_count = len(request.rows), request.rows.nbytes
         assert row_count >= 1
         if self.is_closed:
-            return ModelUnloadedError("the model is draining; try again, or elsewhere")
+            return ModelUnloadedError("the model is draining; try again, or use another server")
         if self.row_count and (
             self.row_count + row_count > self._max_rows or self.byte_count + byte_count > self._max_bytes
         ):
