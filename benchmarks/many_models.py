@@ -86,7 +86,8 @@ def run_bench(config: ManyModelsConfig) -> int:
 
 def _measure(repository: Path, folder: Path, config: ManyModelsConfig) -> Figures:
     log = folder / "log"
-    command = [sys.executable, "-m", "serving", "--repository", str(repository), "--port", "0"]
+    command = [sys.executable, "-m", "foldserve", "serve", "--repository", str(repository)]
+    command += ["--port", "0"]
     command += ["--device", "cpu", "--no-metrics", "--log-level", "warning"]
     environment = environment_without_settings() | {"PYTHONPATH": str(config.source)}
     started_s = time.monotonic()

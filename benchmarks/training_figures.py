@@ -127,7 +127,7 @@ def run(case: Case, seed: int, runs: Path, shared: list[str]) -> Figures:
     """Train ``case`` with ``seed``, unless that has been done, and return its figures."""
     words = [word.removeprefix("--") for word in (*case.flags[1:], *shared)]
     run_dir = runs / "-".join([*words, "seed", str(seed)]).replace("/", "-")
-    command = [sys.executable, "-m", "training", *case.flags, *shared, "--seed", str(seed)]
+    command = [sys.executable, "-m", "foldserve", "train", *case.flags, *shared, "--seed", str(seed)]
     is_new = not run_dir.exists()
     cost = _run_measured([*command, "--run-dir", str(run_dir)])
     if is_new:

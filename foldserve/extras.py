@@ -43,7 +43,7 @@ def how_to_install(missing: dict[str, list[str]]) -> str:
     """
     packages = list(dict.fromkeys(name for names in missing.values() for name in names))
     extras = ",".join(_runtime_extra() if extra == "runtime" else extra for extra in missing)
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     if (folder / "Makefile").exists():  # a checkout: wheels do not bring it
         source = f"-e {shlex.quote(f'{folder}[{extras}]')}"
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from foldserve.serving.pb import open_inference_pb2 as pb
+    from google.protobuf.message import Message
 
 _SHOWN_CHARACTERS = 80
 _SHOWN_ITEMS = 8
@@ -57,7 +57,7 @@ def join_names(names: Iterable[str]) -> str:
     return f"{text} and {len(every) - _SHOWN_ITEMS} more" if len(every) > _SHOWN_ITEMS else text
 
 
-def shown_parameter(parameter: pb.InferParameter) -> str:
+def shown_parameter(parameter: Message) -> str:
     """Return a parameter's kind and value; "empty" where it has none."""
     kind = parameter.WhichOneof("parameter_choice")
     # Not str(parameter): protobuf's text of a long value takes seconds.

@@ -13,9 +13,8 @@ from foldserve import cli
 from foldserve.cli import COMMANDS
 from foldserve.demo.children import ending_with_us
 from foldserve.environment import flag_fields, variable
+from tests.support.sources import PACKAGE_FOLDERS, ROOT, source_files
 
-ROOT = Path(__file__).parent.parent
-SOURCES = ("benchmarks", "demo", "export", "imaging", "serving", "training")
 # Enough for each command's settings to be whole.
 WORDS = {"inspect": ["lenet"], "classify": ["a.png", "--model", "m"], "token": ["--name", "a"]}
 FOREIGN_VALUES = ["release", "app:*", "", "1", '{"epochs": 2, "repository": "/elsewhere", "list": {}}']
@@ -41,9 +40,9 @@ def test_variables_without_the_prefix_change_nothing(command: str, value: str) -
 @pytest.mark.parametrize(
     ("module", "words"),
     [
-        pytest.param("foldserve", ["models", "list", "--repository", "."], id="console script"),
-        pytest.param("serving", ["--repository", "nowhere"], id="serving alone"),
-        pytest.param("training", ["--epochs", "0"], id="training alone"),
+        pytest.param("foldserve", ["models", "list", "--repository", "."], id="models list"),
+        pytest.param("foldserve", ["serve", "--repository", "nowhere"], id="serve"),
+        pytest.param("foldserve", ["train", "--epochs", "0"], id="train"),
         pytest.param("benchmarks.serving", ["--rounds", "0"], id="serving benchmark"),
         pytest.param("benchmarks.instances", ["--rounds", "x"], id="instances benchmark"),
     ],
@@ -175,7 +174,7 @@ def test_a_server_takes_its_settings_from_its_environment(tmp_path: Path) -> Non
 
 def test_nothing_reads_the_environment_behind_our_back() -> None:
     """BaseSettings and CliApp (which makes one) take every variable by a field's name, without a prefix."""
-    for path in [*ROOT.glob("*.py"), *(p for name in SOURCES for p in (ROOT / name).rglob("*.py"))]:
+    for path in source_files(*PACKAGE_FOLDERS, "benchmarks"):
         imported = {
             alias.name
             for node in ast.walk(ast.parse(path.read_text()))

@@ -1,12 +1,12 @@
-"""`python -m serving` with a fault injected: an execution fails where an image's first pixel is 255."""
+"""`foldserve serve` with a fault injected: an execution fails where an image's first pixel is 255."""
 
 import sys
 from collections.abc import Sequence
 
 import numpy as np
-from foldserve.serving.__main__ import main
 from numpy.typing import NDArray
 
+from foldserve.cli import main
 from foldserve.serving.model.runner import ModelRunner
 
 _run = ModelRunner.__call__

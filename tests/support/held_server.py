@@ -1,4 +1,4 @@
-"""`python -m serving` whose model can be held: an execution waits for as long as the file `hold` is there.
+"""`foldserve serve` whose model can be held: an execution waits for as long as the file `hold` is there.
 
 A test that needs a busy model holds it, and need not guess how long the machine takes for how many rows.
 """
@@ -70,7 +70,7 @@ def _submit_without_lending(
 
 
 if __name__ == "__main__":
-    from foldserve.serving.__main__ import main
+    from foldserve.cli import main
 
     ModelRunner.__call__ = _wait_and_run  # type: ignore[method-assign]
     ServedModel.submit = _submit_without_lending  # type: ignore[method-assign]

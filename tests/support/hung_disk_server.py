@@ -1,13 +1,12 @@
-"""`python -m serving` on a disk that hangs: reading the files of a model called "hung" never ends."""
+"""`foldserve serve` on a disk that hangs: reading the files of a model called "hung" never ends."""
 
 import sys
 import threading
 from pathlib import Path
 
-from foldserve.serving.__main__ import main
-
 import foldserve.serving.repository.version_files
 from foldserve.artifact.format import Artifact, read_artifact
+from foldserve.cli import main
 
 
 def _read(folder: Path, within: Path | None = None) -> Artifact:

@@ -1,4 +1,4 @@
-"""`python -m serving` on a GPU that breaks: ONNX Runtime's answers, with CUDA's name and CUDA's failure.
+"""`foldserve serve` on a GPU that breaks: ONNX Runtime's answers, with CUDA's name and CUDA's failure.
 
 No machine with a GPU is needed, and none would break on demand. Only onnxruntime itself is replaced, beneath
 `runtime.session`: sessions compute on the processor, say that they are CUDA's, and fail as CUDA does after an
@@ -54,6 +54,6 @@ class BreakingRuntime:
 
 if __name__ == "__main__":
     session.ort = BreakingRuntime()
-    from foldserve.serving.__main__ import main
+    from foldserve.cli import main
 
     sys.exit(main())

@@ -29,16 +29,16 @@ START_S = 120.0  # generous: the test machine may be busy
 
 
 class ServerProcess:
-    """`python -m serving` over ``repository``, its output kept in ``log``; a context manager.
+    """A `foldserve serve` process over ``repository``; a context manager whose ``log`` keeps the output.
 
-    ``module`` stands for `serving`, where a test runs it with something broken beneath it.
+    ``module`` replaces `foldserve` if a test runs the command with a fault injected.
     """
 
-    def __init__(self, repository: Path, folder: Path, *flags: str, module: str = "serving") -> None:
+    def __init__(self, repository: Path, folder: Path, *flags: str, module: str = "foldserve") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         port_file, self._log_path = folder / "port", folder / "server.log"
         self._metrics_port_file = folder / "metrics-port"
-        command = [sys.executable, "-m", module, "--repository", str(repository)]
+        command = [sys.executable, "-m", module, "serve", "--repository", str(repository)]
         command += ["--port", "0", "--port-file", str(port_file), "--device", DEVICE]
         command += ["--metrics-port", "0", "--metrics-port-file", str(self._metrics_port_file), *flags]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}

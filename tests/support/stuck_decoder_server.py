@@ -1,11 +1,10 @@
-"""`python -m serving` with a fault injected: decoding never ends where an image is 77 pixels wide."""
+"""`foldserve serve` with a fault injected: decoding never ends where an image is 77 pixels wide."""
 
 import sys
 import time
 from typing import Any
 
-from foldserve.serving.__main__ import main
-
+from foldserve.cli import main
 from foldserve.imaging import Picture
 from foldserve.serving.services import image_decoder
 

@@ -1,11 +1,10 @@
-"""`python -m serving` whose event loop stands still in ServerMetadata until there is a file named "go"."""
+"""`foldserve serve` whose event loop stands still in ServerMetadata until there is a file named "go"."""
 
 import sys
 import time
 from pathlib import Path
 
-from foldserve.serving.__main__ import main
-
+from foldserve.cli import main
 from foldserve.serving.pb import open_inference_pb2 as pb
 from foldserve.serving.services.management import ManagementService
 

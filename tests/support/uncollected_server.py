@@ -1,10 +1,9 @@
-"""`python -m serving` without the garbage collector: what is held in circles stays, and can be measured."""
+"""`foldserve serve` without the garbage collector: what is held in circles stays, and can be measured."""
 
 import gc
 import sys
 
-from foldserve.serving.__main__ import main
-
+from foldserve.cli import main
 from foldserve.serving import server
 
 if __name__ == "__main__":
