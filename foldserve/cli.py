@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import CliSettingsSource, CliSubCommand, SettingsError
 
+from foldserve import __version__
 from foldserve.demo.config import DemoConfig
 from foldserve.environment import flag_fields, help_text, read_environment, variable
 from foldserve.errors import FoldserveError
@@ -66,6 +67,7 @@ _VERIFY_AGAINST = Command(
 )
 
 _HELP = ("--help", "-h")
+_VERSION = "--version"
 
 # Errors whose message is for the person at the terminal. Anything else is a bug and keeps its traceback.
 _EXPECTED = (FoldserveError, OSError)
@@ -154,7 +156,7 @@ def _command_name(words: list[str]) -> str:
 
     Raises:
         SettingsError: they name none; the message has the commands, and the nearest.
-        SystemExit: its help was asked for, and printed.
+        SystemExit: the help or the version was asked for, and printed.
     """
     names = _leading_names(words)
     name = " ".join(names)
@@ -163,13 +165,14 @@ def _command_name(words: list[str]) -> str:
     following = [known.split()[len(names)] for known in COMMANDS if known.split()[: len(names)] == names]
     known = list(dict.fromkeys(following))
     rest = words[len(names) :]
-    if not rest or (rest[0].startswith("-") and rest[0] not in _HELP):
-        found = (_near(rest[0], _HELP) or f"; {rest[0]} goes behind it") if rest else ""
+    printing = _HELP if names else (*_HELP, _VERSION)
+    if not rest or (rest[0].startswith("-") and rest[0] not in printing):
+        found = (_near(rest[0], printing) or f"; {rest[0]} goes behind it") if rest else ""
         raise SettingsError(f"expected a command ({', '.join(known)}){found}")
-    if rest[0] not in _HELP:
+    if rest[0] not in printing:
         near = _near(rest[0], known)
         raise SettingsError(f"unknown command '{rest[0]}'; the commands are {', '.join(known)}{near}")
-    _parse_flags(words, name)  # prints the help and ends the program
+    _parse_flags(words, name)  # prints the help or the version and ends the program
     raise AssertionError(words)
 
 
@@ -197,6 +200,9 @@ def _parse_flags(words: list[str], name: str) -> dict[str, Any]:
             cli_exit_on_error=False,
             cli_enforce_required=False,  # left to pydantic, so that all messages are of one style
             add_parser_method=_add_parser,
+        )
+        source.root_parser.add_argument(
+            _VERSION, action="version", version=f"foldserve {__version__}", help="show the version and exit"
         )
         source.root_parser.epilog = (
             "Flags can be set in the environment as well, as FOLDSERVE_<COMMAND>_<FLAG>; no other variables\n"

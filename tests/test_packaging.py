@@ -17,7 +17,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
+from foldserve.demo.children import ending_with_us
+from tests.support.sources import ROOT
+
+# Packages of a user's own, called as parts of foldserve are.
+_USERS_PACKAGES = ("training", "export", "serving", "demo", "imaging")
+_NETWORK = """
+from torch import nn
+
+
+def net(in_channels, class_count):
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(nn.Conv2d(in_channels, 4, 3), nn.BatchNorm2d(4), pooled, nn.Linear(4, class_count))
+"""
 _BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "foldserve", "training", "export", "serving")
 _START_S = 60.0
 
@@ -66,23 +78,23 @@ class Installed:
     binaries: Path
     folder: Path
 
-    def run(self, *arguments: str, module: bool = False) -> subprocess.CompletedProcess[str]:
-        """Run a command and return how it ended; it must have worked."""
-        start = (
-            [str(self.binaries / "python"), "-m", "foldserve"]
-            if module
-            else [str(self.binaries / "foldserve")]
-        )
+    def run(self, *arguments: str, module: bool = False, folder: Path | None = None) -> str:
+        """Run `foldserve`, or `python -m foldserve`, and return what it printed; it must have worked."""
+        start = ["python", "-m", "foldserve"] if module else ["foldserve"]
+        return self.run_program(*start, *arguments, folder=folder)
+
+    def run_program(self, program: str, *arguments: str, folder: Path | None = None) -> str:
+        """Run a program of the environment and return what it printed; it must have worked."""
         done = subprocess.run(
-            [*start, *arguments],
-            cwd=self.folder,
+            [str(self.binaries / program), *arguments],
+            cwd=folder or self.folder,
             env=clean_environment(),
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
-        return done
+        assert done.returncode == 0, f"{program} {arguments}: {done.stdout}{done.stderr}"
+        return done.stdout
 
 
 def clean_environment() -> dict[str, str]:
@@ -134,17 +146,8 @@ def test_wheel_puts_foldserve_and_nothing_else_into_site_packages(wheel: Path) -
 
 
 def test_old_top_level_names_are_gone(installed: Installed) -> None:
-    names = ("training", "export", "serving", "demo", "imaging")
-    code = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
-    done = subprocess.run(
-        [installed.binaries / "python", "-c", code],
-        cwd=installed.folder,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == "[]"
+    code = f"import importlib.util as u; print([n for n in {_USERS_PACKAGES} if u.find_spec(n)])"
+    assert installed.run_program("python", "-c", code).strip() == "[]"
 
 
 def test_import_gives_the_public_names_and_loads_nothing_heavy(installed: Installed) -> None:
@@ -152,29 +155,55 @@ def test_import_gives_the_public_names_and_loads_nothing_heavy(installed: Instal
         "import sys, foldserve; assert not {'torch', 'grpc', 'onnxruntime'} & sys.modules.keys();"
         "print(foldserve.__version__, foldserve.__file__, foldserve.Client, foldserve.AsyncClient)"
     )
-    done = subprocess.run(
-        [installed.binaries / "python", "-c", code],
-        cwd=installed.folder,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert str(installed.binaries.parent) in done.stdout, "not the checkout's"
+    output = installed.run_program("python", "-c", code)
+    assert str(installed.binaries.parent) in output, "not the checkout's"
+
+
+@pytest.mark.parametrize(
+    ("package", "module"), [("training", False), ("export", True), ("serving", False), ("demo", True)]
+)
+def test_a_network_in_a_package_called_as_a_part_of_ours_is_found(
+    package: str, module: bool, installed: Installed, tmp_path: Path
+) -> None:
+    """By the console script, and by `python -m foldserve`, which puts the current folder first on the path."""
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "networks.py").write_text(_NETWORK)
+    arguments = ("inspect", f"{package}.networks:net", "--input", "1x8x8")
+    output = installed.run(*arguments, module=module, folder=tmp_path)
+    assert "Conv" in output
+
+
+def test_torchrun_starts_training(installed: Installed, tmp_path: Path) -> None:
+    """Which puts the current folder first on the path: a package called `training` is there."""
+    write_pictures(tmp_path / "pictures")
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "networks.py").write_text(_NETWORK)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m", "foldserve")
+    assert "--arch" in installed.run_program("python", *torchrun, "train", "--help", folder=tmp_path)
+    flags = ("--arch", "training.networks:net", "--dataset", "pictures", "--run-dir", "run")
+    flags += ("--epochs", "1", "--batch-size", "16", "--threads", "1", "--image-size", "8")
+    installed.run_program("python", *torchrun, "train", *flags, folder=tmp_path)
+    assert (tmp_path / "run" / "best.pt").is_file()
+
+
+def write_pictures(folder: Path) -> None:
+    """Write two classes of noise, a dark and a light one, into FOLDER/CLASS."""
+    generator = np.random.default_rng(0)
+    for label, offset in (("dark", 0), ("light", 100)):
+        (folder / label).mkdir(parents=True)
+        for index in range(40):
+            pixels = generator.integers(offset, offset + 100, (28, 28, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{index}.png")
 
 
 def test_every_command_works_from_the_wheel(installed: Installed) -> None:
     """From pictures to an answer, in a folder whose own packages are called as ours once were."""
     folder = installed.folder
-    for name in ("training", "export", "serving", "demo", "imaging"):
+    for name in _USERS_PACKAGES:
         (folder / name).mkdir()
         (folder / name / "__init__.py").write_text("raise RuntimeError('the user\\'s own package')\n")
-    generator = np.random.default_rng(0)
-    for label, offset in (("dark", 0), ("light", 100)):
-        (folder / "pictures" / label).mkdir(parents=True)
-        for index in range(40):
-            pixels = generator.integers(offset, offset + 100, (28, 28, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / "pictures" / label / f"{index}.png")
+    write_pictures(folder / "pictures")
+    assert installed.run("--version").startswith("foldserve ")
     installed.run("--help", module=True)
     installed.run("inspect", "lenet")
     train = (
@@ -200,7 +229,7 @@ def test_every_command_works_from_the_wheel(installed: Installed) -> None:
     command = [installed.binaries / "foldserve", "serve", "--repository", "models", "--port", "0"]
     command += ["--metrics-port", str(free_port()), "--port-file", str(port_file)]
     with subprocess.Popen(
-        command, cwd=folder, env=clean_environment(), stderr=subprocess.PIPE, text=True
+        ending_with_us(command), cwd=folder, env=clean_environment(), stderr=subprocess.PIPE, text=True
     ) as server:
         try:
             deadline_s = time.monotonic() + _START_S
@@ -212,8 +241,8 @@ def test_every_command_works_from_the_wheel(installed: Installed) -> None:
             answer = installed.run(
                 "classify", "--server", address, "--model", "shades", "pictures/dark/0.png"
             )
-            assert "dark" in answer.stdout
-            assert "shades" in installed.run("models", "list", "--server", address).stdout
+            assert "dark" in answer
+            assert "shades" in installed.run("models", "list", "--server", address)
         finally:
             server.terminate()
             server.communicate(timeout=60)
