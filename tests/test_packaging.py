@@ -165,7 +165,7 @@ def test_import_gives_the_public_names_and_loads_nothing_heavy(installed: Instal
 def test_a_network_in_a_package_called_as_a_part_of_ours_is_found(
     package: str, module: bool, installed: Installed, tmp_path: Path
 ) -> None:
-    """By the console script, and by `python -m foldserve`, which puts the current folder first on the path."""
+    """By the console script, and by `python -m foldserve`, whose path begins with the current folder."""
     (tmp_path / package).mkdir()
     (tmp_path / package / "networks.py").write_text(_NETWORK)
     arguments = ("inspect", f"{package}.networks:net", "--input", "1x8x8")
