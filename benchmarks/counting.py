@@ -1,7 +1,7 @@
-"""`python -m benchmarks.counting`: what counting costs a request, ours beside prometheus_client's metrics.
+"""`python -m benchmarks.counting`: CPU time of counting a request, beside prometheus_client's metrics.
 
-Both count the same of each batch: requests by method and status, rows, executions, batch size, and the times
-in the queue, in the model and in all. Processor time of one thread, the least of the rounds.
+Both count the same for each batch: requests by method and status, rows, executions, batch size, and the times
+in the queue, in the model and in total. The figure is the CPU time of one thread, the smallest of the rounds.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""What folding and int8 are worth: `python -m benchmarks.export_figures`, the table of docs/export.md.
+"""`python -m benchmarks.export_figures`: speed of folding and int8, the table of docs/export.md.
 
 One network in six forms takes turns, call by call, from uint8 pixels to logits:
 
     eager     PyTorch as trained, in inference mode
-    compiled  the same through torch.compile, where there is a C++ compiler
+    compiled  the same through torch.compile, if there is a C++ compiler
     unfolded  ONNX as PyTorch's exporter writes it with its own fusion off: every batch norm is a
               BatchNormalization node, 1/std a multiplication
-    tidied    the same with its constants computed, as the exporter's optimiser would, batch norm still in it
+    tidied    the same with its constants computed, as the exporter's optimiser would; still with batch norm
     folded    ONNX as `foldserve export` writes it
     int8      the folded file with every layer in int8
 
-ONNX runs in the server's own session, with ONNX Runtime's optimisations at load. These do not fuse batch norm
-in *unfolded*, where the exporter writes a convolution's missing bias as an expression; they do in *tidied*.
-Weights are seeded and batch norm gets random statistics: speed does
-not depend on what was learnt. Prints Markdown, and the bounds that the project has set itself.
+ONNX runs in the server's own session, with ONNX Runtime's optimisations at load. These cannot fuse batch norm
+in *unfolded*, where the exporter writes the missing bias of a convolution as an expression; in *tidied* they
+do. Weights are seeded and batch norm gets random statistics, as speed does not depend on what was learnt.
+Prints Markdown, and the limits that this project set.
 """
 
 from __future__ import annotations

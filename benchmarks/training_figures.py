@@ -1,12 +1,12 @@
-"""The accuracy tables of docs/training.md: `python -m benchmarks.training_figures TABLE`.
+"""`python -m benchmarks.training_figures TABLE`: the accuracy tables of docs/training.md.
 
-accuracy  every network's recipes on Fashion-MNIST, over the seeds given
-ablation  what batch norm, ReLU, augmentation and dropout are each worth, by leaving them out
+accuracy  the recipes of every network on Fashion-MNIST, over the seeds given
+ablation  the effect of batch norm, ReLU, augmentation and dropout, leaving out one at a time
 
-Each run is `foldserve train` itself in a process of its own, into a folder of its own under --runs: what
-is finished is not run again, what was interrupted goes on. Prints a Markdown table: mean and deviation over
-the seeds, the time that training took, and the processor time of the whole command (start, validation, test
-images and report included), with the number of processors that other programs kept busy meanwhile.
+Each run is a `foldserve train` process with a run folder of its own below --runs. Finished runs are not
+repeated; interrupted ones are resumed. Prints a Markdown table: mean and standard deviation over the seeds,
+the training time, and the CPU time of the whole command (start, validation, test images and report
+included), with the number of CPUs that other programs kept busy meanwhile.
 """
 
 from __future__ import annotations

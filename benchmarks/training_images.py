@@ -1,9 +1,10 @@
-"""What training from a folder of images costs above the bare network: `python -m benchmarks.training_images`.
+"""`python -m benchmarks.training_images`: overhead of training from a folder of images.
 
-Writes JPEGs of random shapes into FOLDER/{train,val}/CLASS, and takes turns, on the same network, batch and
-threads, between `foldserve train` on that folder (pixels in the cache, augmentation, checkpoints and all; the
-epochs after the first) and forward, backward and optimizer on one batch of floats that is there already. Both
-are also set against the device's limit: what a large matrix multiplication in the same number format reaches.
+Writes JPEGs of random shapes into FOLDER/{train,val}/CLASS and alternates between two programs on the same
+network, batch size and threads: `foldserve train` on that folder (cached pixels, augmentation, checkpoints;
+the epochs after the first), and forward, backward and optimizer step on one batch of floats in memory. Both
+are also compared with the device's limit: the speed of a large matrix multiplication in the same number
+format.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Watches a server or one of its models: `python examples/watch_health.py [MODEL]`, until Ctrl-C.
 
-Uses the standard gRPC health service, as load balancers and Kubernetes do, and prints a line for each change of
-the status. A server that is told to stop reports NOT_SERVING first and then finishes what it has accepted.
+Uses the standard gRPC health service, as load balancers and Kubernetes do, and prints each change of the
+status. A server that is told to stop reports NOT_SERVING first and then finishes what it has accepted.
 """
 
 from __future__ import annotations

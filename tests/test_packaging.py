@@ -159,18 +159,19 @@ def test_import_gives_the_public_names_and_loads_nothing_heavy(installed: Instal
     assert str(installed.binaries.parent) in output, "not the checkout's"
 
 
-@pytest.mark.parametrize(
-    ("package", "module"), [("training", False), ("export", True), ("serving", False), ("demo", True)]
-)
-def test_a_network_in_a_package_called_as_a_part_of_ours_is_found(
-    package: str, module: bool, installed: Installed, tmp_path: Path
-) -> None:
-    """By the console script, and by `python -m foldserve`, whose path begins with the current folder."""
-    (tmp_path / package).mkdir()
-    (tmp_path / package / "networks.py").write_text(_NETWORK)
-    arguments = ("inspect", f"{package}.networks:net", "--input", "1x8x8")
-    output = installed.run(*arguments, module=module, folder=tmp_path)
-    assert "Conv" in output
+def test_networks_in_packages_called_as_parts_of_ours_are_found(installed: Installed, tmp_path: Path) -> None:
+    for package in _USERS_PACKAGES:
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "networks.py").write_text(_NETWORK)
+    # One process for all, as starting PyTorch takes most of the time.
+    code = f"""
+from foldserve.cli import main
+for package in {_USERS_PACKAGES}:
+    assert main(["inspect", f"{{package}}.networks:net", "--input", "1x8x8"]) == 0
+"""
+    output = installed.run_program("python", "-c", code, folder=tmp_path)
+    for package in _USERS_PACKAGES:
+        assert f"{package}.networks:net, image 1x8x8" in output
 
 
 def test_torchrun_starts_training(installed: Installed, tmp_path: Path) -> None:

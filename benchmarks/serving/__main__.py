@@ -1,4 +1,7 @@
-"""`python -m benchmarks.serving`: start the servers, load them in turn, print the table."""
+"""`python -m benchmarks.serving`: foldserve against bare loops, mosec and raw ONNX Runtime.
+
+Starts the servers, loads them in turn and prints a table of ratios within one run.
+"""
 
 from __future__ import annotations
 
