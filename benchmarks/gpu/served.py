@@ -23,7 +23,7 @@ _SLACK_S = 120.0  # for processes to start, beyond the time measured
 
 @dataclass(frozen=True)
 class Load:
-    """Client processes of ``callers`` threads each; a thread sends one request of ``rows`` images at a time."""
+    """Client processes of ``callers`` threads each, which send one request of ``rows`` images at a time."""
 
     processes: int
     callers: int
