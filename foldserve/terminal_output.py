@@ -1,4 +1,4 @@
-"""Standard output and error: they take any text, and nothing breaks when whoever reads them has gone."""
+"""Makes standard output and error accept any text, and survive a reader that has gone away (`| head`)."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ import select
 import sys
 from typing import TYPE_CHECKING, ParamSpec
 
+from foldserve.text import ILLEGIBLE, escape_character
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import TextIO
 
     Parameters = ParamSpec("Parameters")
 
-# As a shell sees a process that SIGPIPE ended, which is how `head` ends most programs.
+# The status that a shell reports for a process ended by SIGPIPE, as `head` ends most programs.
 READER_GONE = 128 + 13
 
-# What terminals act upon instead of showing it: control characters, separators of lines, marks that turn the
-# direction of writing. And halves of surrogate pairs, as which Python reads bytes that are no UTF-8.
-_ILLEGIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _NO_UTF8 = re.compile("[\ud800-\udfff]")
 
 
 def takes_any_output(main: Callable[Parameters, int]) -> Callable[Parameters, int]:
-    """Let ``main`` print any text, escaped where the terminal's encoding lacks it.
+    """Let ``main`` print any text; characters that the terminal's encoding lacks are escaped.
 
-    Where whoever read its output has gone, it ends without a word and returns READER_GONE.
+    If the reader of standard output has gone away, the function returns READER_GONE without a message.
     """
 
     @functools.wraps(main)
@@ -39,7 +38,7 @@ def takes_any_output(main: Callable[Parameters, int]) -> Callable[Parameters, in
                 stream.reconfigure(errors="backslashreplace")
         try:
             status = main(*arguments, **options)
-        except SystemExit:  # `--help` ends by it
+        except SystemExit:  # raised by `--help`
             _end_output()
             raise
         except BrokenPipeError:
@@ -52,7 +51,7 @@ def takes_any_output(main: Callable[Parameters, int]) -> Callable[Parameters, in
 
 
 def ignores_lost_reader(say: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """Let ``say`` print to nowhere once whoever read standard output has gone."""
+    """Let ``say`` discard its output once the reader of standard output has gone away."""
 
     @functools.wraps(say)
     def run(*arguments: Parameters.args, **options: Parameters.kwargs) -> None:
@@ -66,7 +65,7 @@ def ignores_lost_reader(say: Callable[Parameters, None]) -> Callable[Parameters,
 
 
 def drop_unread_output() -> bool:
-    """Send what nobody reads any more to nowhere, and tell whether that was so of any output."""
+    """Discard further output to streams whose reader has gone away; return whether there was one."""
     unread = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
     for stream in unread:
         _send_nowhere(stream)
@@ -74,31 +73,25 @@ def drop_unread_output() -> bool:
 
 
 def legible(text: str) -> str:
-    """Return ``text``, which came from outside, as it may stand in a line on a terminal."""
-    return _ILLEGIBLE.sub(_escape, text)
+    """Return untrusted ``text`` for a line on a terminal: escaped, not truncated."""
+    return ILLEGIBLE.sub(escape_character, text)
 
 
 def to_json_line(content: Mapping[str, object]) -> str:
-    r"""Return ``content`` as a line of JSON, where bytes that are no UTF-8 stand as "\xe9", say."""
+    r"""Return ``content`` as a line of JSON; bytes that are not UTF-8 are written as "\xe9"."""
     line = json.dumps(content, ensure_ascii=False)
-    return _NO_UTF8.sub(lambda found: "\\" + _escape(found), line)
+    return _NO_UTF8.sub(lambda found: "\\" + escape_character(found), line)
 
 
 def print_utf8(line: str) -> None:
-    """Print ``line`` in UTF-8, whatever the terminal's encoding: other programs read it."""
+    """Print ``line`` in UTF-8 whatever the terminal's encoding, as other programs read it."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() not in ("utf-8", "utf8"):
         sys.stdout.reconfigure(encoding="utf-8")
     print(line)
 
 
-def _escape(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    is_byte = code <= 0xFF or 0xDC80 <= code <= 0xDCFF
-    return f"\\x{code & 0xFF:02x}" if is_byte else f"\\u{code:04x}"
-
-
 def _end_output() -> int:
-    """Write what is still to be written, about which Python would complain too late; return 0 if it works."""
+    """Flush standard output while an error can still be reported; return 0 if it works."""
     if sys.stdout is None or sys.stdout.closed:
         return 0
     try:
@@ -118,7 +111,7 @@ def _is_unread(stream: TextIO | None) -> bool:
         return False
     try:
         descriptor = stream.fileno()
-    except (OSError, ValueError):  # it is a test's, or closed
+    except (OSError, ValueError):  # replaced by a test, or closed
         return False
     poll = select.poll()
     poll.register(descriptor, 0)

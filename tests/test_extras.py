@@ -56,7 +56,7 @@ def test_each_missing_package_is_named_with_the_line_that_installs_it(
     assert cli.main(words_of(command)) == 1
     error = capsys.readouterr().err
     assert error.startswith(
-        f"foldserve {command.removesuffix(' against')}: needs what is not installed: {module}; "
+        f"foldserve {command.removesuffix(' against')}: needs packages that are not installed: {module}; "
     )
     assert error.count("\n") == 1
     assert re.search(r"-m pip install -e '\S+\[\S+\]'$", error.strip())
