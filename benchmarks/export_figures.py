@@ -165,7 +165,7 @@ class Forms:
         return np.random.default_rng(count).integers(0, 256, shape, dtype=np.uint8)
 
     def programs(self, threads: int, batch_size: int) -> dict[str, Callable[[], object]]:
-        """Return what to call for each form; PyTorch's number of threads is set for the process."""
+        """Return the function to call for each form; sets PyTorch's number of threads for the process."""
         images = self.images(batch_size)
         tensor = torch.from_numpy(images)
         torch.set_num_threads(threads)
@@ -198,7 +198,7 @@ def build_unfolded(network: nn.Module, metadata: ModelMetadata, *, is_tidied: bo
 
 
 class _NoFolding(FoldPass):
-    """Leaves 1/std where it is, too."""
+    """Builds the network without folding 1/std either."""
 
     def absorb_scale(self, value: ir.Value, scale: NDArray[np.float64]) -> str:  # noqa: ARG002
         raise DeclinedError("nothing is folded")
@@ -217,7 +217,7 @@ def with_random_statistics(network: nn.Module) -> None:
 
 
 def why_not_compiled() -> str:
-    """Return why torch.compile cannot run here; empty where it can."""
+    """Return why torch.compile cannot run here; empty if it can."""
     if not any(shutil.which(compiler) for compiler in ("g++", "c++", "clang++")):
         return "needs a C++ compiler, and there is none"
     try:
@@ -236,7 +236,7 @@ def measure(forms: Forms, threads: int, batch_size: int, total_s: float) -> Row:
 
 
 def print_verdict(bound: Bound, rows: Sequence[Row]) -> None:
-    """Print a line a network: the ratio at each batch size, and whether their median is enough."""
+    """Print one line per network: the ratio at each batch size, and whether their median is enough."""
     for subject in bound.subjects:
         ratios = [
             row.ratio(bound.top, bound.bottom)

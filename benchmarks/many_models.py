@@ -41,7 +41,7 @@ class ManyModelsConfig(BaseModel, frozen=True, extra="forbid", use_attribute_doc
     versions: int = Field(default=200, ge=1)
     """Versions of one model, of the second."""
     idle_s: float = Field(default=10.0, gt=0)
-    """Seconds over which an idle server's processor time is taken."""
+    """Seconds over which the CPU time of an idle server is measured."""
     source: Path = Path(__file__).parents[1]
     """Folder of the foldserve that serves, to compare another checkout."""
 

@@ -44,14 +44,14 @@ _BARE_STEPS = 8
 
 @dataclass(frozen=True)
 class Rates:
-    """Images a second of one round."""
+    """Images per second of one round."""
 
     loop: float
     bare: float
 
 
 def main() -> None:
-    """Measure and print what both reach."""
+    """Measure and print the speed of both."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -127,7 +127,7 @@ def measure(config: TrainConfig, rounds: int) -> None:
 
 
 def loop_rate(config: TrainConfig) -> float:
-    """Train as the command does and return the images a second of the epochs after the first."""
+    """Train as the command does and return the images per second of the epochs after the first."""
     train(config, Terminal.silent())
     records = [json.loads(line) for line in (config.run_dir / METRICS_FILE).read_text().splitlines()]
     return float(statistics.median(record["images_per_s"] for record in records[1:]))
@@ -151,7 +151,7 @@ def step_flops(config: TrainConfig, dataset: Dataset, training: Examples, device
 
 
 def matrix_flops_a_second(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the operations a second of the fastest of some large matrix multiplications."""
+    """Return the operations per second of the fastest of several large matrix multiplications."""
     side = 8192 if device.type == "cuda" else 2048
     matrix = torch.randn(side, side, device=device).to(dtype)
     fastest_s = min(seconds_of(lambda: matrix @ matrix, device) for _ in range(6))

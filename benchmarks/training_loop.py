@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def random_dataset(count: int, channels: int, side: int) -> Dataset:
-    """Return ``count`` images of noise: speed does not depend on what they show."""
+    """Return ``count`` images of noise; speed does not depend on their content."""
     images = torch.randint(256, (count, channels, side, side), dtype=torch.uint8)
     labels = torch.arange(count) % 10
     return Dataset(

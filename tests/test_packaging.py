@@ -145,6 +145,13 @@ def test_wheel_puts_foldserve_and_nothing_else_into_site_packages(wheel: Path) -
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
+def test_a_wheel_straight_from_a_checkout_holds_the_same_files(wheel: Path, tmp_path: Path) -> None:
+    """As the Dockerfile installs it: through the links."""
+    checkout = wheel.parents[1] / "checkout"
+    direct = build("wheel", checkout, tmp_path / "wheel")
+    assert sorted(zipfile.ZipFile(direct).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
+
+
 def test_old_top_level_names_are_gone(installed: Installed) -> None:
     code = f"import importlib.util as u; print([n for n in {_USERS_PACKAGES} if u.find_spec(n)])"
     assert installed.run_program("python", "-c", code).strip() == "[]"
