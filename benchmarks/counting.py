@@ -38,7 +38,7 @@ def ours() -> Callable[[list[TensorRequest], Execution], None]:
 
 
 def prometheus_client() -> Callable[[list[TensorRequest], Execution], None]:
-    """Return a function that counts a batch in prometheus_client's metrics, its labels resolved in advance."""
+    """Return a function that counts a batch with prometheus_client, its labels looked up in advance."""
     registry = CollectorRegistry()
     names = ("tiny", "1")
     requests = Counter("requests", "", ("model", "version", "method", "code"), registry=registry)

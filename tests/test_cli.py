@@ -1,4 +1,4 @@
-"""The console script: one validated settings object a command, one readable line an error."""
+"""The command line: one validated settings object per command, one readable line per error."""
 
 import re
 import shlex
@@ -108,7 +108,7 @@ def test_a_missing_command_is_asked_for(words: str, capsys: pytest.CaptureFixtur
     assert error.count("\n") == 1
 
 
-def test_a_word_that_is_not_expected_is_no_flag(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unexpected_word_is_named_as_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", "models"]) == 2
     assert "unexpected argument 'models'" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Settings from the environment: those that foldserve documents, by their own names, and no others."""
+"""Settings from the environment: the documented variables and no others."""
 
 import ast
 import json
@@ -138,7 +138,7 @@ def test_a_wrong_variable_is_named(
     assert error.count("\n") == 1
 
 
-def test_variables_that_others_make_are_left_alone() -> None:
+def test_variables_of_other_programs_are_ignored() -> None:
     """Kubernetes sets such ones in every container beside a service called foldserve."""
     environ = {"FOLDSERVE_PORT": "tcp://10.0.0.1:8001", "FOLDSERVE_SERVICE_HOST": "10.0.0.1"}
     environ |= {"FOLDSERVE_TRAIN_EPOCHS": "x", "FOLDSERVE_CACHE": "/cache"}
@@ -172,7 +172,7 @@ def test_a_server_takes_its_settings_from_its_environment(tmp_path: Path) -> Non
     assert (tmp_path / "port").read_text().strip() in line["message"]
 
 
-def test_nothing_reads_the_environment_behind_our_back() -> None:
+def test_no_settings_class_reads_the_environment_itself() -> None:
     """BaseSettings and CliApp (which makes one) take every variable by a field's name, without a prefix."""
     for path in source_files(*PACKAGE_FOLDERS, "benchmarks"):
         imported = {

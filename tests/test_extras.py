@@ -1,4 +1,4 @@
-"""An optional part that is missing: each command says so at once, with the line that installs it."""
+"""Missing extras: each command reports them at once, with the line that installs them."""
 
 from __future__ import annotations
 
@@ -125,13 +125,13 @@ def test_a_bare_install_can_make_tokens_and_show_help() -> None:
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_the_line_from_a_wheel_names_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_line_of_a_wheel_names_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Installed from a wheel no checkout is beside; pip then takes the foldserve that is installed."""
     monkeypatch.setattr(extras, "__file__", str(tmp_path / "foldserve/extras.py"))
     assert extras.how_to_install({"serve": ["grpc"]}).endswith("-m pip install 'foldserve[serve]'")
 
 
-def test_an_environment_of_uv_is_installed_into_by_uv(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_line_uses_uv_in_an_environment_made_by_uv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pip", None)
     line = extras.how_to_install({"serve": ["grpc"]})
     assert f"uv pip install --python {shlex.quote(sys.executable)} -e " in line
