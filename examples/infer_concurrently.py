@@ -27,9 +27,11 @@ async def infer(client: AsyncClient, model: str, image: NDArray[np.uint8]) -> ND
     for attempt in range(_ATTEMPTS):
         try:
             outputs = await client.infer(model, image[np.newaxis])
-            return outputs["probabilities"][0]
         except ResourceExhaustedError:
             await asyncio.sleep(_FIRST_PAUSE_S * 2**attempt)
+        else:
+            probabilities: NDArray[np.float32] = outputs["probabilities"][0]
+            return probabilities
     raise ResourceExhaustedError(f"the queue of {model} was full {_ATTEMPTS} times")
 
 
