@@ -1,15 +1,15 @@
-# Two images from one file: `server` carries no torch and no compiler, `jobs` trains and exports.
+# Builds two images: `server` contains no PyTorch and no compiler, `jobs` trains and exports.
 
 FROM python:3.11-slim AS base
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1
 WORKDIR /app
-# A fixed user, so that host folders can be given to it. The folders are its own from the start, because a new named
-# volume takes over the owner of the folder it is mounted on.
+# A fixed user id, so that host folders can be given to it. The user owns the folders from the start, because a new
+# named volume takes over the owner of the folder that it is mounted on.
 RUN useradd --uid 1000 --create-home foldserve \
     && mkdir /models /runs /cache && chown foldserve:foldserve /models /runs /cache
 COPY constraints.txt pyproject.toml README.md LICENSE ./
-# An empty package stands in for the sources while the dependencies are installed, so that a change of the sources
-# does not install them anew.
+# The dependencies are installed with an empty package instead of the sources, so that a change of the sources does
+# not reinstall them.
 RUN pip install --quiet --constraint constraints.txt setuptools \
     && mkdir foldserve && touch foldserve/__init__.py
 
@@ -35,6 +35,6 @@ RUN pip install --quiet --no-deps --no-build-isolation --force-reinstall .
 USER 1000
 WORKDIR /
 EXPOSE 8001 8002
-# On 0.0.0.0 strangers may call, so this takes the grpcio transport; --trust-callers takes native (docs/serving.md).
+# On 0.0.0.0 anyone may call, so the server uses the grpcio transport; --trust-callers chooses native (docs/serving.md).
 ENTRYPOINT ["foldserve"]
 CMD ["serve", "--repository", "/models", "--host", "0.0.0.0"]

@@ -1,18 +1,18 @@
-# `make demo` and `make test` are all a newcomer needs: each first builds .venv with everything pinned.
+# `make demo` and `make test` are all that a newcomer needs: each first builds .venv with pinned versions.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# ONNX Runtime with CUDA where an NVIDIA driver is there, else for processors only.
+# ONNX Runtime with CUDA if there is an NVIDIA driver, else for the CPU only.
 RUNTIME := $(if $(or $(wildcard /proc/driver/nvidia/version),$(shell command -v nvidia-smi)),gpu,cpu)
 INSTALLED := $(VENV)/.installed-$(RUNTIME)
-# Two at a time: most tests wait for processes that they started. A file's tests share what it sets up.
+# Two workers: most tests wait for processes that they started. Tests of one file share its fixtures.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help install interop demo test test-all lint types format proto bench bench-export bench-serving prometheus clean
+.PHONY: help install interop demo test test-all lint types format proto bench bench-training bench-export bench-serving prometheus clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## build the virtual environment .venv
 
@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  torch==2.13.0 --editable '.[train,export,native,dev,$(RUNTIME)]'
 	@rm -f $(VENV)/.installed-* && touch $@
 
-# Clients whose pins do not fit ours, or that are not Python: the tests that use them skip where they are missing.
+# Clients that are not Python or whose pinned versions conflict with ours; without them their tests skip.
 CLIENTS := tests/contract/clients
 KSERVE := .venv-interop/.installed
 NODE_CLIENT := $(CLIENTS)/node/node_modules/.package-lock.json
@@ -44,10 +44,10 @@ $(NODE_CLIENT): $(CLIENTS)/node/package-lock.json
 	cd $(CLIENTS)/node && npm ci --ignore-scripts --no-audit --no-fund
 	@touch $@
 
-demo: install ## train, export, serve and prove it, on Fashion-MNIST
+demo: install ## train, export, serve and compare all three, on Fashion-MNIST
 	@$(BIN)/foldserve demo
 
-test: lint types ## lint, types and all tests but the slow ones
+test: lint types ## lint, types and all tests except the slow ones
 	$(PYTEST) -m "not slow"
 
 test-all: lint types ## the slow tests too
@@ -63,7 +63,7 @@ lint: install ## ruff, import-linter and buf: rules, formatting, who may import 
 types: install ## mypy, strict
 	@$(BIN)/mypy
 
-format: install ## let ruff mend what it can
+format: install ## let ruff and buf repair what they can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 	@$(BIN)/buf format --write protos
@@ -71,7 +71,10 @@ format: install ## let ruff mend what it can
 proto: install ## regenerate serving/pb from protos/
 	@$(BIN)/python -m grpc_tools.protoc -I foldserve/serving/pb=protos --python_out=. --pyi_out=. --grpc_python_out=. protos/*.proto
 
-bench: install ## the figures of the docs, side by side in one run
+bench: install ## list the benchmarks: each figure in the docs comes from one of them
+	@$(BIN)/python -m benchmarks
+
+bench-training: install ## overhead of the training loop over the bare network
 	$(BIN)/python -m benchmarks.training_loop
 
 bench-export: install ## PyTorch, ONNX unfolded and folded, int8: the table of docs/export.md

@@ -1,1 +1,1 @@
-"""Measurements that back the figures in the docs, each with a command that repeats it."""
+"""Measurements behind the figures in the docs; `python -m benchmarks` lists them."""

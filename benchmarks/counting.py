@@ -1,7 +1,7 @@
-"""`python -m benchmarks.counting`: what counting costs a request, ours beside prometheus_client's metrics.
+"""`python -m benchmarks.counting`: CPU time of counting a request, beside prometheus_client's metrics.
 
-Both count the same of each batch: requests by method and status, rows, executions, batch size, and the times
-in the queue, in the model and in all. Processor time of one thread, the least of the rounds.
+Both count the same for each batch: requests by method and status, rows, executions, batch size, and the times
+in the queue, in the model and in total. The figure is the CPU time of one thread, the smallest of the rounds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REQUESTS_A_ROUND = 20_000
 
 
 def ours() -> Callable[[list[TensorRequest], Execution], None]:
-    """Return what counts a batch as the server does."""
+    """Return a function that counts a batch as the server does."""
     statistics = Statistics()
 
     def count(calls: list[TensorRequest], execution: Execution) -> None:
@@ -38,7 +38,7 @@ def ours() -> Callable[[list[TensorRequest], Execution], None]:
 
 
 def prometheus_client() -> Callable[[list[TensorRequest], Execution], None]:
-    """Return what counts a batch with prometheus_client's metrics, their labels looked up beforehand."""
+    """Return a function that counts a batch with prometheus_client, its labels looked up in advance."""
     registry = CollectorRegistry()
     names = ("tiny", "1")
     requests = Counter("requests", "", ("model", "version", "method", "code"), registry=registry)
@@ -72,7 +72,7 @@ def prometheus_client() -> Callable[[list[TensorRequest], Execution], None]:
 
 
 def microseconds_a_request(count: Callable[[list[TensorRequest], Execution], None], batch_size: int) -> float:
-    """Return the least processor time a request over the rounds."""
+    """Return the CPU time per request in microseconds, the smallest of the rounds."""
     calls = [TensorRequest(message=None) for _ in range(batch_size)]
     execution = Execution([0.0003] * batch_size, batch_size, 0.0005)
     batches = _REQUESTS_A_ROUND // batch_size

@@ -1,8 +1,9 @@
-"""How long `foldserve export` takes with all its checks: `python -m benchmarks.export_duration`.
+"""`python -m benchmarks.export_duration`: duration of `foldserve export` with all its checks.
 
-AlexNet at 224 pixels with seeded weights and random batch norm statistics, proven with a folder of JPEGs
-(1,000 of them for the predictions, as above 64 pixels by default), in a process as a user starts it. Prints
-what the command says, with the second at which each line came, and the bound that the project has set itself.
+Exports AlexNet at 224 pixels with seeded weights and random batch norm statistics. The predictions are
+checked on 1,000 JPEGs of a folder, the default above 64 pixels. The command runs in a process of its own,
+as a user starts it. Prints its output, each line with the second at which it came, and the limit that this
+project set.
 """
 
 from __future__ import annotations

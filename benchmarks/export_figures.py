@@ -1,19 +1,19 @@
-"""What folding and int8 are worth: `python -m benchmarks.export_figures`, the table of docs/export.md.
+"""`python -m benchmarks.export_figures`: speed of folding and int8, the table of docs/export.md.
 
 One network in six forms takes turns, call by call, from uint8 pixels to logits:
 
     eager     PyTorch as trained, in inference mode
-    compiled  the same through torch.compile, where there is a C++ compiler
+    compiled  the same through torch.compile, if there is a C++ compiler
     unfolded  ONNX as PyTorch's exporter writes it with its own fusion off: every batch norm is a
               BatchNormalization node, 1/std a multiplication
-    tidied    the same with its constants computed, as the exporter's optimiser would, batch norm still in it
+    tidied    the same with its constants computed, as the exporter's optimiser would; still with batch norm
     folded    ONNX as `foldserve export` writes it
     int8      the folded file with every layer in int8
 
-ONNX runs in the server's own session, with ONNX Runtime's optimisations at load. These do not fuse batch norm
-in *unfolded*, where the exporter writes a convolution's missing bias as an expression; they do in *tidied*.
-Weights are seeded and batch norm gets random statistics: speed does
-not depend on what was learnt. Prints Markdown, and the bounds that the project has set itself.
+ONNX runs in the server's own session, with ONNX Runtime's optimisations at load. These cannot fuse batch norm
+in *unfolded*, where the exporter writes the missing bias of a convolution as an expression; in *tidied* they
+do. Weights are seeded and batch norm gets random statistics, as speed does not depend on what was learnt.
+Prints Markdown, and the limits that this project set.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Forms:
         return np.random.default_rng(count).integers(0, 256, shape, dtype=np.uint8)
 
     def programs(self, threads: int, batch_size: int) -> dict[str, Callable[[], object]]:
-        """Return what to call for each form; PyTorch's number of threads is set for the process."""
+        """Return the function to call for each form; sets PyTorch's number of threads for the process."""
         images = self.images(batch_size)
         tensor = torch.from_numpy(images)
         torch.set_num_threads(threads)
@@ -198,7 +198,7 @@ def build_unfolded(network: nn.Module, metadata: ModelMetadata, *, is_tidied: bo
 
 
 class _NoFolding(FoldPass):
-    """Leaves 1/std where it is, too."""
+    """Builds the network without folding 1/std either."""
 
     def absorb_scale(self, value: ir.Value, scale: NDArray[np.float64]) -> str:  # noqa: ARG002
         raise DeclinedError("nothing is folded")
@@ -217,7 +217,7 @@ def with_random_statistics(network: nn.Module) -> None:
 
 
 def why_not_compiled() -> str:
-    """Return why torch.compile cannot run here; empty where it can."""
+    """Return why torch.compile cannot run here; empty if it can."""
     if not any(shutil.which(compiler) for compiler in ("g++", "c++", "clang++")):
         return "needs a C++ compiler, and there is none"
     try:
@@ -236,7 +236,7 @@ def measure(forms: Forms, threads: int, batch_size: int, total_s: float) -> Row:
 
 
 def print_verdict(bound: Bound, rows: Sequence[Row]) -> None:
-    """Print a line a network: the ratio at each batch size, and whether their median is enough."""
+    """Print one line per network: the ratio at each batch size, and whether their median is enough."""
     for subject in bound.subjects:
         ratios = [
             row.ratio(bound.top, bound.bottom)

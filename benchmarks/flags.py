@@ -1,4 +1,4 @@
-"""Reads a benchmark's settings from its command line, and from nowhere else."""
+"""Reads the settings of a benchmark from its command line alone."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.instances`: several one-thread instances, one of several threads, or overflow ones?
+"""`python -m benchmarks.instances`: several single-threaded instances against one with several threads.
 
-Batches come from callers in this process through the server's own batcher and sessions; there is no wire,
-which would take CPUs from both alike. Rounds are interleaved, and the figures are images per second relative
-to one instance of one thread in the same round.
+Callers in this process send batches through the server's own batcher and sessions; no network is involved, as
+it would take CPU time from both alike. Rounds are interleaved, and the figures are images per second relative
+to one single-threaded instance in the same round.
 """
 
 from __future__ import annotations

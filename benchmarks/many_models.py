@@ -1,8 +1,8 @@
-"""`python -m benchmarks.many_models`: what a server takes for many models, and for many versions of one.
+"""`python -m benchmarks.many_models`: cost of serving many models, or many versions of one model.
 
-Seconds until it is ready, by the clock and of the processors, threads and memory then, and what an idle
-server takes of one processor: the repository is looked at once a second. All are copies of one LeNet, so
-files are in the page cache.
+Measures the time until the server is ready (wall clock and CPU), its threads and memory at that point, and
+the CPU share of an idle server, which scans the repository once per second. All models are copies of one
+LeNet, so their files are in the page cache.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ManyModelsConfig(BaseModel, frozen=True, extra="forbid", use_attribute_doc
     versions: int = Field(default=200, ge=1)
     """Versions of one model, of the second."""
     idle_s: float = Field(default=10.0, gt=0)
-    """Seconds over which an idle server's processor time is taken."""
+    """Seconds over which the CPU time of an idle server is measured."""
     source: Path = Path(__file__).parents[1]
     """Folder of the foldserve that serves, to compare another checkout."""
 

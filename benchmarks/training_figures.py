@@ -1,12 +1,12 @@
-"""The accuracy tables of docs/training.md: `python -m benchmarks.training_figures TABLE`.
+"""`python -m benchmarks.training_figures TABLE`: the accuracy tables of docs/training.md.
 
-accuracy  every network's recipes on Fashion-MNIST, over the seeds given
-ablation  what batch norm, ReLU, augmentation and dropout are each worth, by leaving them out
+accuracy  the recipes of every network on Fashion-MNIST, over the seeds given
+ablation  the effect of batch norm, ReLU, augmentation and dropout, leaving out one at a time
 
-Each run is `foldserve train` itself in a process of its own, into a folder of its own under --runs: what
-is finished is not run again, what was interrupted goes on. Prints a Markdown table: mean and deviation over
-the seeds, the time that training took, and the processor time of the whole command (start, validation, test
-images and report included), with the number of processors that other programs kept busy meanwhile.
+Each run is a `foldserve train` process with a run folder of its own below --runs. Finished runs are not
+repeated; interrupted ones are resumed. Prints a Markdown table: mean and standard deviation over the seeds,
+the training time, and the CPU time of the whole command (start, validation, test images and report
+included), with the number of CPUs that other programs kept busy meanwhile.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PROCESSOR_TIMES = Path("/proc/stat")
 
 @dataclass(frozen=True)
 class Case:
-    """A row: what is trained, with what that is unlike the recipe."""
+    """A row: a network, and the flags that deviate from its recipe."""
 
     name: str
     arch: str
@@ -57,7 +57,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a whole command took: processor seconds, and processors that others kept busy beside it."""
+    """Cost of a whole command: CPU seconds, and the number of CPUs that other programs kept busy."""
 
     processor_s: float
     others_busy: float
@@ -65,7 +65,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Figures:
-    """What came out of one run; accuracies 0..1; no cost where the run was interrupted."""
+    """Results of one run; accuracies 0..1; no cost if the run was interrupted."""
 
     test_accuracy: float
     validation_accuracy: float
@@ -98,7 +98,7 @@ TABLES = {"accuracy": _RECIPES, "ablation": _ABLATION}
 
 
 def main() -> None:
-    """Train what is missing and print one table."""
+    """Train the missing runs and print one table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -127,7 +127,7 @@ def run(case: Case, seed: int, runs: Path, shared: list[str]) -> Figures:
     """Train ``case`` with ``seed``, unless that has been done, and return its figures."""
     words = [word.removeprefix("--") for word in (*case.flags[1:], *shared)]
     run_dir = runs / "-".join([*words, "seed", str(seed)]).replace("/", "-")
-    command = [sys.executable, "-m", "training", *case.flags, *shared, "--seed", str(seed)]
+    command = [sys.executable, "-m", "foldserve", "train", *case.flags, *shared, "--seed", str(seed)]
     is_new = not run_dir.exists()
     cost = _run_measured([*command, "--run-dir", str(run_dir)])
     if is_new:
@@ -150,7 +150,7 @@ def read_figures(run_dir: Path) -> Figures:
 
 
 def _run_measured(command: list[str]) -> Cost:
-    """Run ``command`` to its end and return what it took.
+    """Run ``command`` to its end and return its cost.
 
     Raises:
         subprocess.CalledProcessError: it failed.
@@ -162,13 +162,13 @@ def _run_measured(command: list[str]) -> Cost:
 
 
 def _children_s() -> float:
-    """Return the processor seconds that children of this process have taken until they ended."""
+    """Return the CPU seconds of all ended children of this process."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def _busy_s() -> float:
-    """Return the seconds that all processors together have worked since the machine's start."""
+    """Return the busy seconds of all CPUs together since the machine started."""
     user, nice, system, _idle, _waiting, interrupts, soft_interrupts = (
         int(ticks) for ticks in _PROCESSOR_TIMES.read_text().split(maxsplit=8)[1:8]
     )

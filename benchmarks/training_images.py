@@ -1,9 +1,10 @@
-"""What training from a folder of images costs above the bare network: `python -m benchmarks.training_images`.
+"""`python -m benchmarks.training_images`: overhead of training from a folder of images.
 
-Writes JPEGs of random shapes into FOLDER/{train,val}/CLASS, and takes turns, on the same network, batch and
-threads, between `foldserve train` on that folder (pixels in the cache, augmentation, checkpoints and all; the
-epochs after the first) and forward, backward and optimizer on one batch of floats that is there already. Both
-are also set against the device's limit: what a large matrix multiplication in the same number format reaches.
+Writes JPEGs of random shapes into FOLDER/{train,val}/CLASS and alternates between two programs on the same
+network, batch size and threads: `foldserve train` on that folder (cached pixels, augmentation, checkpoints;
+the epochs after the first), and forward, backward and optimizer step on one batch of floats in memory. Both
+are also compared with the device's limit: the speed of a large matrix multiplication in the same number
+format.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ _BARE_STEPS = 8
 
 @dataclass(frozen=True)
 class Rates:
-    """Images a second of one round."""
+    """Images per second of one round."""
 
     loop: float
     bare: float
 
 
 def main() -> None:
-    """Measure and print what both reach."""
+    """Measure and print the speed of both."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -126,7 +127,7 @@ def measure(config: TrainConfig, rounds: int) -> None:
 
 
 def loop_rate(config: TrainConfig) -> float:
-    """Train as the command does and return the images a second of the epochs after the first."""
+    """Train as the command does and return the images per second of the epochs after the first."""
     train(config, Terminal.silent())
     records = [json.loads(line) for line in (config.run_dir / METRICS_FILE).read_text().splitlines()]
     return float(statistics.median(record["images_per_s"] for record in records[1:]))
@@ -150,7 +151,7 @@ def step_flops(config: TrainConfig, dataset: Dataset, training: Examples, device
 
 
 def matrix_flops_a_second(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the operations a second of the fastest of some large matrix multiplications."""
+    """Return the operations per second of the fastest of several large matrix multiplications."""
     side = 8192 if device.type == "cuda" else 2048
     matrix = torch.randn(side, side, device=device).to(dtype)
     fastest_s = min(seconds_of(lambda: matrix @ matrix, device) for _ in range(6))

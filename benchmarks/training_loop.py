@@ -1,10 +1,10 @@
-"""What the training loop costs above the bare network: `python -m benchmarks.training_loop`.
+"""`python -m benchmarks.training_loop`: overhead of the training loop over the bare network.
 
-Three programs take turns on the same network, batch size and number of steps: a noisy machine troubles
-them alike: *loop* is `train_one_epoch` as `foldserve train` runs it (gather, augmentation, normalisation,
-schedule, optimizer, statistics); *bare* is forward and backward, and *step* adds the optimizer's step, on one
-batch of floats that is there already. The ratio, the median over the rounds, is what everything around the
-network costs.
+Three programs alternate on the same network, batch size and number of steps, so that a noisy machine
+affects them alike. *loop* is `train_one_epoch` as `foldserve train` runs it (gather, augmentation,
+normalisation, schedule, optimizer, statistics); *bare* is forward and backward on one batch of floats in
+memory; *step* adds the optimizer step. The figure is the median ratio over the rounds: the cost of
+everything around the network.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def random_dataset(count: int, channels: int, side: int) -> Dataset:
-    """Return ``count`` images of noise: speed does not depend on what they show."""
+    """Return ``count`` images of noise; speed does not depend on their content."""
     images = torch.randint(256, (count, channels, side, side), dtype=torch.uint8)
     labels = torch.arange(count) % 10
     return Dataset(

@@ -1,6 +1,6 @@
-"""Trains convolutional networks, exports them with batch norm folded in, serves exactly what was trained.
+"""Trains convolutional networks, exports them with batch norm folded in, and serves exactly what was trained.
 
-Each public name is imported at its first use, so that a client loads no training framework.
+Public names are imported on first use, so that a client loads no training framework.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name at its first use (PEP 562)."""
+    """Import a public name on first use (PEP 562)."""
     if name == "__version__":
         return version("foldserve")
     if name in _MODULES:

@@ -1,4 +1,4 @@
-"""`python -m foldserve COMMAND`: the same as the console script `foldserve`; torchrun takes it too."""
+"""Runs the command line: `python -m foldserve COMMAND`, `torchrun -m foldserve train`."""
 
 import sys
 

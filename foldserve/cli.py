@@ -1,6 +1,7 @@
-"""The console script `foldserve`: flags become one validated settings object, which one function carries out.
+"""Turns the command line into one validated settings object and runs the command's function with it.
 
-Only the settings are imported here; what a command needs (torch, ONNX Runtime, gRPC) waits until it runs.
+Only settings are imported here; a command's heavy packages (torch, ONNX Runtime, gRPC) are loaded when it
+runs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import CliSettingsSource, CliSubCommand, SettingsError
 
+from foldserve import __version__
 from foldserve.demo.config import DemoConfig
 from foldserve.environment import flag_fields, help_text, read_environment, variable
 from foldserve.errors import FoldserveError
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its settings, the function that carries them out, and the optional parts that this needs."""
+    """A command: its settings, the function that takes them ("module:function"), and the extras it needs."""
 
     config: type[BaseModel]
     target: str
@@ -56,42 +58,43 @@ COMMANDS = {
     "token": Command(TokenConfig, "foldserve.serving.commands.make_token:make_token"),
     "demo": Command(DemoConfig, "foldserve.demo.pipeline:run_demo", ("train", "export", "serve", "runtime")),
 }
-# Serving never imports export: what compares a version with its checkpoint is another function.
+# Serving never imports export, so comparing a version with its checkpoint is a separate function.
 _VERIFY_AGAINST = Command(
     VerifyConfig, "foldserve.export.verify_checkpoint:verify_checkpoint", ("export", "serve", "runtime")
 )
 
 _HELP = ("--help", "-h")
+_VERSION = "--version"
 
-# Errors whose message is for the person at the terminal. Anything else is a bug and keeps its traceback.
+# Errors whose message is written for the user. Anything else is a bug and keeps its traceback.
 _EXPECTED = (FoldserveError, OSError)
 
 
 class Models(BaseModel, frozen=True):
-    """Shows what is in a model repository, and whether each version still proves itself."""
+    """Lists the versions in a model repository, or verifies them."""
 
-    list: CliSubCommand[ListConfig] = Field(description="what is in a repository, or on a server")
-    verify: CliSubCommand[VerifyConfig] = Field(description="check hashes, replay golden pairs")
+    list: CliSubCommand[ListConfig] = Field(description="list the versions in a repository or on a server")
+    verify: CliSubCommand[VerifyConfig] = Field(description="check hashes and replay golden pairs")
 
 
 class Foldserve(BaseModel):
-    """Train a convolutional network, export it with batch norm folded in, serve exactly what was trained."""
+    """Trains a convolutional network, exports it with batch norm folded in, and serves it unchanged."""
 
-    train: CliSubCommand[TrainConfig] = Field(description="train a network, with progress, curves and resume")
-    inspect: CliSubCommand[InspectConfig] = Field(description="show a network's layers, with their figures")
-    export: CliSubCommand[ExportConfig] = Field(description="checkpoint -> folded, verified model version")
-    serve: CliSubCommand[ServeConfig] = Field(description="serve a repository over gRPC")
-    classify: CliSubCommand[ClassifyConfig] = Field(description="ask a running server for labels of pictures")
+    train: CliSubCommand[TrainConfig] = Field(description="train a network; resumes an interrupted run")
+    inspect: CliSubCommand[InspectConfig] = Field(description="show the layers of a network")
+    export: CliSubCommand[ExportConfig] = Field(description="turn a checkpoint into a verified model version")
+    serve: CliSubCommand[ServeConfig] = Field(description="serve a model repository over gRPC")
+    classify: CliSubCommand[ClassifyConfig] = Field(description="label pictures with a running server")
     models: CliSubCommand[Models] = Field(description="list or verify the versions in a repository")
     token: CliSubCommand[TokenConfig] = Field(description="make a bearer token for a server's --tokens")
-    demo: CliSubCommand[DemoConfig] = Field(description="all of it on Fashion-MNIST, ending in the proof")
-    debug: bool = Field(default=False, description="show the traceback of an error; may stand anywhere")
+    demo: CliSubCommand[DemoConfig] = Field(description="train, export, serve, and compare all three")
+    debug: bool = Field(default=False, description="show the traceback of an error; allowed anywhere")
 
 
 @takes_any_output
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0 worked, 1 failed, 2 misused."""
-    # gRPC's core writes lines of its own to standard error; whatever matters in them reaches us as an error.
+    """Run the command line and return the exit status: 0 success, 1 failure, 2 wrong usage."""
+    # gRPC's core logs to standard error; everything that matters there also reaches us as an error.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
@@ -124,10 +127,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(words: list[str], environ: Mapping[str, str]) -> BaseModel:
-    """Return the settings of the command that ``words`` name, by its flags and, below them, ``environ``.
+    """Return the settings of the command in ``words``; flags take precedence over ``environ``.
 
     Raises:
-        SettingsError: they cannot be used; the message is one line.
+        SettingsError: the command or a setting is invalid; the message is one line.
     """
     name = _command_name(words)
     flags = _parse_flags(words, name)
@@ -149,8 +152,8 @@ def _command_name(words: list[str]) -> str:
     """Return the command that the leading words name.
 
     Raises:
-        SettingsError: they name none; the message has the commands, and the nearest.
-        SystemExit: its help was asked for, and printed.
+        SettingsError: there is no such command; the message lists the commands and suggests the nearest.
+        SystemExit: the help or the version was requested and has been printed.
     """
     names = _leading_names(words)
     name = " ".join(names)
@@ -159,18 +162,19 @@ def _command_name(words: list[str]) -> str:
     following = [known.split()[len(names)] for known in COMMANDS if known.split()[: len(names)] == names]
     known = list(dict.fromkeys(following))
     rest = words[len(names) :]
-    if not rest or (rest[0].startswith("-") and rest[0] not in _HELP):
-        found = (_near(rest[0], _HELP) or f"; {rest[0]} goes behind it") if rest else ""
+    printing = _HELP if names else (*_HELP, _VERSION)
+    if not rest or (rest[0].startswith("-") and rest[0] not in printing):
+        found = (_near(rest[0], printing) or f"; put {rest[0]} after it") if rest else ""
         raise SettingsError(f"expected a command ({', '.join(known)}){found}")
-    if rest[0] not in _HELP:
+    if rest[0] not in printing:
         near = _near(rest[0], known)
         raise SettingsError(f"unknown command '{rest[0]}'; the commands are {', '.join(known)}{near}")
-    _parse_flags(words, name)  # prints the help and ends the program
+    _parse_flags(words, name)  # prints the help or the version and ends the program
     raise AssertionError(words)
 
 
 def _leading_names(words: list[str]) -> list[str]:
-    """Return the leading words that name a command or a group of them: ["models", "list"]."""
+    """Return the leading words that name a command or a group of commands: ["models", "list"]."""
     names: list[str] = []
     for word in words:
         if not any(known.split()[: len(names) + 1] == [*names, word] for known in COMMANDS):
@@ -180,23 +184,26 @@ def _leading_names(words: list[str]) -> list[str]:
 
 
 def _parse_flags(words: list[str], name: str) -> dict[str, Any]:
-    """Return what is given on the command line, not yet validated, by field of the command ``name``."""
+    """Return the values given on the command line, not yet validated, by field of the command ``name``."""
     try:
-        # Not a BaseSettings, which would read the environment by itself, without a prefix.
+        # Not a BaseSettings, which would also read environment variables that have no prefix.
         source: CliSettingsSource[Any] = CliSettingsSource(
-            Foldserve,  # type: ignore[arg-type]  # it takes any model
+            Foldserve,  # type: ignore[arg-type]  # any model works
             cli_prog_name="foldserve",
             cli_kebab_case=True,
             cli_implicit_flags=True,
             cli_hide_none_type=True,
             cli_avoid_json=True,
             cli_exit_on_error=False,
-            cli_enforce_required=False,  # left to pydantic, so that all messages are of one style
+            cli_enforce_required=False,  # left to pydantic, so that all messages have one style
             add_parser_method=_add_parser,
         )
+        source.root_parser.add_argument(
+            _VERSION, action="version", version=f"foldserve {__version__}", help="show the version and exit"
+        )
         source.root_parser.epilog = (
-            "Flags can be set in the environment as well, as FOLDSERVE_<COMMAND>_<FLAG>; no other variables\n"
-            "and no .env files are read. See `foldserve COMMAND --help`."
+            "Flags can also be set in the environment as FOLDSERVE_<COMMAND>_<FLAG>; other variables and\n"
+            ".env files are not read. See `foldserve COMMAND --help`."
         )
         flags: dict[str, Any] = source(args=words)()
     except SettingsError as error:
@@ -207,7 +214,7 @@ def _parse_flags(words: list[str], name: str) -> dict[str, Any]:
 
 
 def _add_parser(commands: Any, name: str, **settings: Any) -> argparse.ArgumentParser:
-    """Add a command's parser, whose help says how the environment sets its flags."""
+    """Add the parser of a command; its help explains the environment variables."""
     parser = cast("argparse.ArgumentParser", commands.add_parser(name, **settings))
     command = parser.prog.partition(" ")[2]  # of "foldserve models list"
     if command in COMMANDS:
@@ -216,7 +223,7 @@ def _add_parser(commands: Any, name: str, **settings: Any) -> argparse.ArgumentP
 
 
 def _describe_misuse(text: str, name: str) -> str:
-    """Return the parser's message in one line, with the nearest flag of the command ``name``."""
+    """Return the parser's message as one line, with the nearest flag of the command ``name``."""
     text = text.removeprefix("error parsing CLI: ")
     _, unknown, rest = text.partition("unrecognized arguments: ")
     if not unknown:
@@ -228,7 +235,7 @@ def _describe_misuse(text: str, name: str) -> str:
 
 
 def _flags(name: str) -> list[str]:
-    """Return the flags of the command ``name``, as they are typed."""
+    """Return the flags of the command ``name`` as a user types them."""
     config = COMMANDS[name].config
     flags = ["--debug", "--help"]
     for field in flag_fields(config):
@@ -245,14 +252,14 @@ def _near(given: str, known: Iterable[str]) -> str:
 
 
 def _one_line(error: ValidationError, by_environment: Mapping[str, str]) -> str:
-    """Return what is wrong; ``by_environment`` names the variables of the settings that came from there."""
+    """Return all faults as one line; ``by_environment`` maps fields set by the environment to variables."""
     return "; ".join(_describe(cast("dict[str, Any]", fault), by_environment) for fault in error.errors())
 
 
 def _describe(fault: Mapping[str, Any], by_environment: Mapping[str, str]) -> str:
-    # ("lr",) -> "--lr"; the message of a validator of ours arrives with a prefix of pydantic's.
+    # ("lr",) -> "--lr"; pydantic puts a prefix before the messages of our own validators.
     text = fault["msg"].removeprefix("Value error, ")
-    if not fault["loc"]:  # about several settings together
+    if not fault["loc"]:  # a fault of several settings together
         variables = ", ".join(sorted(by_environment.values()))
         return f"{text} (set in the environment: {variables})" if variables else text
     field = str(fault["loc"][0])
@@ -268,7 +275,7 @@ def _describe(fault: Mapping[str, Any], by_environment: Mapping[str, str]) -> st
 
 
 def _with_token(config: BaseModel) -> BaseModel:
-    """Return the settings with the environment's token, where they can take one and name no file of one."""
+    """Return the settings with FOLDSERVE_TOKEN, if the command takes a token and no token file is given."""
     token = os.environ.get("FOLDSERVE_TOKEN")
     if token and isinstance(config, ConnectionConfig) and config.token_file is None:
         return config.with_token(token)

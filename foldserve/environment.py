@@ -1,4 +1,4 @@
-"""Settings from the environment: FOLDSERVE_<COMMAND>_<FLAG>, and no variable by any other name."""
+"""Reads settings from the environment: FOLDSERVE_<COMMAND>_<FLAG> and no other variables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-_POSITIONAL = get_args(CliPositionalArg[str])[1]  # marks what is given by its place, not by a flag
+_POSITIONAL = get_args(CliPositionalArg[str])[1]  # marks positional arguments
 
 
 def variable(command: str, field: str) -> str:
@@ -21,20 +21,20 @@ def variable(command: str, field: str) -> str:
 
 
 def flag_fields(config: type[BaseModel]) -> list[str]:
-    """Return the settings that are flags: all but those given by their place."""
+    """Return the fields that are flags, not positional arguments."""
     return [name for name, field in config.model_fields.items() if _POSITIONAL not in field.metadata]
 
 
 def read_environment(
     command: str, config: type[BaseModel], environ: Mapping[str, str]
 ) -> dict[str, str | list[str]]:
-    """Return the settings of ``command`` that ``environ`` holds, by field, not yet validated.
+    """Return the settings of ``command`` in ``environ``, by field, not yet validated.
 
-    An empty variable counts as not set, as `docker compose` and CI pass on what nobody gave. The variables of
-    other commands, and what merely begins with FOLDSERVE_ (Kubernetes makes such names), are left alone.
+    An empty variable counts as unset, as `docker compose` and CI systems pass on unset ones.
+    Variables of other commands and others that begin with FOLDSERVE_ (Kubernetes sets some) are ignored.
 
     Raises:
-        SettingsError: a variable has the command's prefix, but is none of its flags.
+        SettingsError: a variable has the command's prefix but matches none of its flags.
     """
     fields = {variable(command, field): field for field in flag_fields(config)}
     prefix = variable(command, "")
@@ -53,15 +53,15 @@ def read_environment(
 
 
 def help_text(command: str, config: type[BaseModel]) -> str:
-    """Return what `--help` says about the environment."""
+    """Return the text of `--help` about environment variables."""
     example = flag_fields(config)[0]
     text = (
-        f"Each flag can be set in the environment as well: --{example.replace('_', '-')} is\n"
-        f"{variable(command, example)}. A flag given wins; several values are separated by\n"
-        "commas; true and false stand for a flag and its --no- form. No .env file and no\n"
-        "variable by another name is read"
+        f"Each flag can also be set in the environment: --{example.replace('_', '-')} as\n"
+        f"{variable(command, example)}. Flags take precedence. Separate several values by\n"
+        "commas; use true for a flag and false for its --no- form. .env files and other\n"
+        "variables are not read"
     )
-    return text + (", but FOLDSERVE_TOKEN." if "token_file" in config.model_fields else ".")
+    return text + (", except FOLDSERVE_TOKEN." if "token_file" in config.model_fields else ".")
 
 
 def _takes_several(annotation: Any) -> bool:

@@ -1,13 +1,13 @@
-"""Every error that is raised on purpose has one base; its message is one line for the person at the terminal.
+"""Defines the base of all errors raised on purpose; each message is one line for the user.
 
 FoldserveError
-├── ImageError               INVALID_ARGUMENT  bytes that are no picture, or one that cannot be prepared
+├── ImageError               INVALID_ARGUMENT  bytes that are not a supported image, or a damaged one
 ├── ArtifactError            UNAVAILABLE       a version on disk that must not be served
-├── DeviceError              UNAVAILABLE       the device asked for is not there, or cannot run the model
-├── DeviceLostError          UNAVAILABLE       the device broke while it ran a model
-├── ModelOutputError         INTERNAL          the model gave what is no answer
-├── LoadTimeoutError         UNAVAILABLE       a load took longer than it may
-├── LoadsHangError           UNAVAILABLE       too many loads go on that cannot be stopped
+├── DeviceError              UNAVAILABLE       the requested device is missing or cannot run the model
+├── DeviceLostError          UNAVAILABLE       the device failed while it ran a model
+├── ModelOutputError         INTERNAL          the model gave NaN, infinity or a wrong shape
+├── LoadTimeoutError         UNAVAILABLE       a load exceeded its time limit
+├── LoadsHangError           UNAVAILABLE       too many loads hang and cannot be stopped
 ├── TrainingError            ...               `foldserve.training.errors`
 ├── ExportError              ...               `foldserve.export.errors`
 └── ServingError             ...               `foldserve.serving.errors`
@@ -19,13 +19,13 @@ from typing import ClassVar
 
 
 class FoldserveError(Exception):
-    """Base of all trees; ``status`` names the gRPC status that it becomes if it reaches a caller."""
+    """Base of all error trees; ``status`` is the gRPC status that a caller sees."""
 
     status: ClassVar[str] = "INTERNAL"
 
 
 class ImageError(FoldserveError, ValueError):
-    """The bytes are not an image that can be prepared; the message says why."""
+    """The bytes cannot be decoded to an image; the message says why."""
 
     status = "INVALID_ARGUMENT"
 
@@ -37,13 +37,13 @@ class ArtifactError(FoldserveError):
 
 
 class DeviceError(FoldserveError):
-    """The device asked for is not there, or cannot run the model."""
+    """The requested device is missing or cannot run the model."""
 
     status = "UNAVAILABLE"
 
 
 class DeviceLostError(FoldserveError):
-    """The device broke while it ran a model: nothing on it will answer again in this process."""
+    """The device failed while it ran a model; nothing on it will work again in this process."""
 
     status = "UNAVAILABLE"
 
@@ -55,12 +55,12 @@ class ModelOutputError(FoldserveError):
 
 
 class LoadTimeoutError(FoldserveError):
-    """A version whose loading did not end in time, or was stopped with the server."""
+    """Loading a version exceeded its time limit, or ended because the server stops."""
 
     status = "UNAVAILABLE"
 
 
 class LoadsHangError(FoldserveError):
-    """A version whose loading has not begun, since too many others go on that cannot be stopped."""
+    """Loading a version was not started, as too many other loads hang and cannot be stopped."""
 
     status = "UNAVAILABLE"

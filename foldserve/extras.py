@@ -1,4 +1,4 @@
-"""Names the packages that each extra brings, and the line that installs the missing ones."""
+"""Knows which packages each extra installs, and the command that installs missing ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# Import names, by the extra of pyproject.toml that brings them. `runtime` stands for the extra cpu or gpu.
+# Import names by extra of pyproject.toml. `runtime` stands for the extra cpu or gpu.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("torch", "matplotlib"),
     "export": ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"),
@@ -22,13 +22,13 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 
 
 def missing_packages(extras: Iterable[str]) -> dict[str, list[str]]:
-    """Return the packages of ``extras`` that are not installed, by extra; nothing is imported."""
+    """Return the packages of ``extras`` that are not installed, by extra. Imports nothing."""
     missing = {extra: [name for name in EXTRAS[extra] if not _is_installed(name)] for extra in extras}
     return {extra: names for extra, names in missing.items() if names}
 
 
 def extras_with(module: str) -> dict[str, list[str]]:
-    """Return the first extra that brings the top-level ``module``; empty where none of them does."""
+    """Return the first extra that installs the top-level ``module``, as a dict; empty if none does."""
     for extra, names in EXTRAS.items():
         if module in {name.partition(".")[0] for name in names}:
             return {extra: [module]}
@@ -36,28 +36,29 @@ def extras_with(module: str) -> dict[str, list[str]]:
 
 
 def how_to_install(missing: dict[str, list[str]]) -> str:
-    """Return the message about packages that are missing, ending with the one line that installs them.
+    """Return the message about missing packages, ending with the command that installs them.
 
-    The line is right wherever it is typed: it names this interpreter, and the checkout where foldserve runs
-    from one. Elsewhere the name alone is enough, for pip takes the foldserve that is installed.
+    The command works from any folder: it names this interpreter and, if foldserve runs from a checkout, the
+    checkout. Otherwise the name is enough, as pip then extends the installed foldserve.
     """
     packages = list(dict.fromkeys(name for names in missing.values() for name in names))
     extras = ",".join(_runtime_extra() if extra == "runtime" else extra for extra in missing)
-    folder = Path(__file__).parent
-    if (folder / "Makefile").exists():  # a checkout: wheels do not bring it
+    folder = Path(__file__).parents[1]
+    if (folder / "Makefile").exists():  # a checkout: wheels do not contain it
         source = f"-e {shlex.quote(f'{folder}[{extras}]')}"
     else:
         source = f"'foldserve[{extras}]'"
     python = shlex.quote(sys.executable)
-    # Environments that uv makes hold no pip.
+    # Environments made by uv contain no pip.
     installer = f"{python} -m pip install" if find_spec("pip") else f"uv pip install --python {python}"
-    return f"needs what is not installed: {', '.join(packages)}; install it with: {installer} {source}"
+    names = ", ".join(packages)
+    return f"needs packages that are not installed: {names}; install them with: {installer} {source}"
 
 
 def _is_installed(name: str) -> bool:
     try:
         return find_spec(name) is not None
-    except (ModuleNotFoundError, ValueError):  # its parent is missing; something else stands in its place
+    except (ModuleNotFoundError, ValueError):  # its parent package is missing, or something else has its name
         return False
 
 

@@ -1,7 +1,7 @@
-"""Reads files of a repository that strangers may have filled: only regular ones, and only inside it.
+"""Reads files of an untrusted repository: only regular files inside it.
 
-A path is looked at before it is opened, since a FIFO keeps its reader waiting and a device may act upon being
-opened. What counts is the file that was opened, so a link that is exchanged in between gains nothing.
+A path is checked before it is opened, as opening a FIFO blocks and opening a device may have effects. The
+opened file is then checked again, so that exchanging a link in between gains nothing.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ def file_fingerprint(path: str | Path) -> FileFingerprint | None:
 
 
 def read_regular_file(path: Path, within: Path | None, most_bytes: int) -> bytes:
-    """Return the content of a file; with ``within``, only if the file really lies in that folder.
+    """Return the content of a file, which must lie in the folder ``within`` if that is given.
 
     Raises:
-        ArtifactError: there is no such file, it cannot be read, it is no regular file, it is larger than
-            ``most_bytes``, or links lead out of ``within``; the message is for whoever asked for the version.
+        ArtifactError: the file is missing, unreadable, not a regular file, larger than ``most_bytes``, or
+            reached by links that lead out of ``within``. The message is shown to callers.
     """
     with _opened(path, within) as descriptor:
         size = os.fstat(descriptor).st_size
         if size > most_bytes:
             raise ArtifactError(f"{path.name} has {size} bytes; it may have {most_bytes} at most")
         with open(descriptor, "rb", closefd=False) as stream:
-            return stream.read(size)  # what is written behind it meanwhile makes it another file
+            return stream.read(size)  # bytes appended meanwhile belong to another version of the file
 
 
 def size_inside(path: Path, within: Path | None) -> int:
-    """Return the size in bytes of a file that may be read; raises ArtifactError as `read_regular_file`."""
+    """Return the size of a file in bytes; raises ArtifactError as `read_regular_file` does."""
     with _opened(path, within) as descriptor:
         return os.fstat(descriptor).st_size
 
 
 @contextmanager
 def _opened(path: Path, within: Path | None) -> Iterator[int]:
-    """Give the descriptor of a regular file inside ``within``; raises ArtifactError, also of the body."""
+    """Open a regular file inside ``within``; turns OSErrors, also those of the body, into ArtifactError."""
     try:
         if within is not None:
             _check_inside(path, path, within)
@@ -68,7 +68,7 @@ def _opened(path: Path, within: Path | None) -> Iterator[int]:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
         try:
             _check_regular(path, os.fstat(descriptor))
-            opened = Path(f"/proc/self/fd/{descriptor}")  # a link to what was opened; Linux has it
+            opened = Path(f"/proc/self/fd/{descriptor}")  # Linux: a link to the opened file
             if within is not None and opened.exists():
                 _check_inside(path, opened, within)
             yield descriptor
@@ -82,12 +82,12 @@ def _opened(path: Path, within: Path | None) -> Iterator[int]:
 
 def _check_regular(path: Path, facts: os.stat_result) -> None:
     if not stat.S_ISREG(facts.st_mode):
-        raise ArtifactError(f"{path.name} is not a regular file; copy the file itself there")
+        raise ArtifactError(f"{path.name} is not a regular file; replace it by a copy of the file")
 
 
 def _check_inside(path: Path, where: Path, within: Path) -> None:
     if not Path(os.path.realpath(where)).is_relative_to(os.path.realpath(within)):
         raise ArtifactError(
             f"{path.name} is reached through a symbolic link that leads out of the repository; only files "
-            "inside it are read: copy the file itself there"
+            "inside it are read: replace the link by a copy of the file"
         )

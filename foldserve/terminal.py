@@ -1,4 +1,4 @@
-"""What the user sees: lines, and live progress bars where the output is a terminal."""
+"""Prints lines and, if the output is a terminal, live progress bars."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from rich.progress import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# Without a terminal a line this often shows that a long epoch is alive.
+# Without a terminal, a line at this interval shows that a long epoch is still running.
 _PLAIN_LINE_EVERY_S = 30.0
 
 
 def duration_text(seconds: float) -> str:
-    """Return a duration as one reads it, to two units: "42 s", "3 min 20 s", "5 h 07 min"."""
+    """Return a duration in at most two units: "42 s", "3 min 20 s", "5 h 07 min"."""
     minutes, rest_s = divmod(round(seconds), 60)
     if minutes < 1:
         return f"{rest_s} s"
@@ -35,14 +35,14 @@ def duration_text(seconds: float) -> str:
 
 
 class Terminal:
-    """Standard output; tells a terminal from a file or pipe, where bars would only be noise."""
+    """Standard output; shows progress bars on a terminal only, as they are noise in a file or pipe."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
 
     @classmethod
     def silent(cls) -> Terminal:
-        """Return a terminal that shows nothing: of all processes of a run one speaks."""
+        """Return a terminal that prints nothing, for all but one process of a distributed run."""
         return cls(Console(quiet=True))
 
     @property
@@ -51,7 +51,7 @@ class Terminal:
         return self.console.is_terminal
 
     def say(self, line: str) -> None:
-        """Print one line as it is: no wrapping, no markup; escaped where the terminal cannot show it."""
+        """Print one line without wrapping or markup; escape characters that the encoding lacks."""
         encoding = self.console.encoding
         shown = line.encode(encoding, "backslashreplace").decode(encoding)
         self.console.print(shown, soft_wrap=True, markup=False, highlight=False)
@@ -60,7 +60,7 @@ class Terminal:
     def downloading(
         self, name: str, total_bytes: int | None, done_bytes: int
     ) -> Iterator[Callable[[int], None]]:
-        """Show a download; the function yielded takes the number of bytes that have newly arrived."""
+        """Show a download; call the yielded function with the number of new bytes."""
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with Progress(
             *columns, TimeRemainingColumn(), console=self.console, disable=not self.is_live, transient=True
@@ -70,7 +70,7 @@ class Terminal:
 
     @contextmanager
     def counting(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show work on ``total`` items; the function yielded takes the number that have newly been done."""
+        """Show work on ``total`` items; call the yielded function with the number of newly finished ones."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self.console, disable=not self.is_live, transient=True) as progress:
             task = progress.add_task(name, total=total)
@@ -89,7 +89,7 @@ class Terminal:
 
     @contextmanager
     def training(self, total_steps: int, done_steps: int) -> Iterator[Callable[[int, str], None]]:
-        """Show a run; the function yielded takes the steps done so far and what to say beside the bar."""
+        """Show a training run; call the yielded function with the steps done so far and a text."""
         with Progress(
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f}%"),
@@ -100,7 +100,7 @@ class Terminal:
             console=self.console,
             disable=not self.is_live,
             transient=True,
-            speed_estimate_period=120.0,  # the default's 30 s makes the estimate jump at each evaluation
+            speed_estimate_period=120.0,  # with the default, 30 s, the estimate jumps at each evaluation
         ) as progress:
             task = progress.add_task("", total=total_steps, completed=done_steps)
             started = last_line = time.monotonic()

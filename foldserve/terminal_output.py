@@ -1,4 +1,4 @@
-"""Standard output and error: they take any text, and nothing breaks when whoever reads them has gone."""
+"""Makes standard output and error accept any text, and survive a reader that has gone away (`| head`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Parameters = ParamSpec("Parameters")
 
-# As a shell sees a process that SIGPIPE ended, which is how `head` ends most programs.
+# The status that a shell reports for a process ended by SIGPIPE, as `head` ends most programs.
 READER_GONE = 128 + 13
 
 # Halves of surrogate pairs, as which Python reads bytes that are not UTF-8.
@@ -27,9 +27,9 @@ _NO_UTF8 = re.compile("[\ud800-\udfff]")
 
 
 def takes_any_output(main: Callable[Parameters, int]) -> Callable[Parameters, int]:
-    """Let ``main`` print any text, escaped where the terminal's encoding lacks it.
+    """Let ``main`` print any text; characters that the terminal's encoding lacks are escaped.
 
-    Where whoever read its output has gone, it ends without a word and returns READER_GONE.
+    If the reader of standard output has gone away, the function returns READER_GONE without a message.
     """
 
     @functools.wraps(main)
@@ -39,7 +39,7 @@ def takes_any_output(main: Callable[Parameters, int]) -> Callable[Parameters, in
                 stream.reconfigure(errors="backslashreplace")
         try:
             status = main(*arguments, **options)
-        except SystemExit:  # `--help` ends by it
+        except SystemExit:  # raised by `--help`
             _end_output()
             raise
         except BrokenPipeError:
@@ -52,7 +52,7 @@ def takes_any_output(main: Callable[Parameters, int]) -> Callable[Parameters, in
 
 
 def ignores_lost_reader(say: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """Let ``say`` print to nowhere once whoever read standard output has gone."""
+    """Let ``say`` discard its output once the reader of standard output has gone away."""
 
     @functools.wraps(say)
     def run(*arguments: Parameters.args, **options: Parameters.kwargs) -> None:
@@ -66,7 +66,7 @@ def ignores_lost_reader(say: Callable[Parameters, None]) -> Callable[Parameters,
 
 
 def drop_unread_output() -> bool:
-    """Send what nobody reads any more to nowhere, and tell whether that was so of any output."""
+    """Discard further output to streams whose reader has gone away; return whether there was one."""
     unread = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
     for stream in unread:
         _send_nowhere(stream)
@@ -74,20 +74,20 @@ def drop_unread_output() -> bool:
 
 
 def to_json_line(content: Mapping[str, object]) -> str:
-    r"""Return ``content`` as a line of JSON, where bytes that are no UTF-8 stand as "\xe9", say."""
+    r"""Return ``content`` as a line of JSON; bytes that are not UTF-8 are written as "\xe9"."""
     line = json.dumps(content, ensure_ascii=False)
     return _NO_UTF8.sub(lambda found: "\\" + escape_controls(found[0]), line)
 
 
 def print_utf8(line: str) -> None:
-    """Print ``line`` in UTF-8, whatever the terminal's encoding: other programs read it."""
+    """Print ``line`` in UTF-8 whatever the terminal's encoding, as other programs read it."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() not in ("utf-8", "utf8"):
         sys.stdout.reconfigure(encoding="utf-8")
     print(line)
 
 
 def _end_output() -> int:
-    """Write what is still to be written, about which Python would complain too late; return 0 if it works."""
+    """Flush standard output while an error can still be reported; return 0 if it works."""
     if sys.stdout is None or sys.stdout.closed:
         return 0
     try:
@@ -107,7 +107,7 @@ def _is_unread(stream: TextIO | None) -> bool:
         return False
     try:
         descriptor = stream.fileno()
-    except (OSError, ValueError):  # it is a test's, or closed
+    except (OSError, ValueError):  # replaced by a test, or closed
         return False
     poll = select.poll()
     poll.register(descriptor, 0)

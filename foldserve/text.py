@@ -1,4 +1,4 @@
-"""Texts from outside as they may stand in a message, a log or a table: escaped, and shortened."""
+"""Formats untrusted text and shapes for messages, logs and tables: escaped and truncated."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
 _SHOWN_CHARACTERS = 80
 _SHOWN_ITEMS = 8
 _JOINED_TEXTS = 3
-# Longer texts do not fit where gRPC puts them: headers of some 8 kB, of four bytes a character at worst.
+# gRPC sends messages in headers of some 8 kB, and a character takes up to four bytes.
 _LEGIBLE_CHARACTERS = 1500
-# What terminals and logs act upon instead of showing it (control characters, separators of lines, marks that
-# turn the direction of writing), and halves of surrogate pairs: no UTF-8, so no message can carry them.
+# Characters that terminals and logs act upon instead of showing them (control characters, line separators,
+# marks of writing direction), and halves of surrogate pairs, which UTF-8 and so a message cannot hold.
 _ILLEGIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def quote(text: str) -> str:
-    """Return ``text`` quoted, escaped and shortened."""
+    """Return ``text`` quoted, escaped and truncated."""
     return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")
 
 
 def escaped(text: str, *, keep: str = "") -> str:
-    """Return ``text`` with all that is not printable escaped, but for the characters in ``keep``.
+    """Return ``text`` with all unprintable characters escaped, except those in ``keep``.
 
-    Control and format characters, line separators and marks that turn the direction of writing would let
-    whoever sent them forge lines, or what a terminal shows of them.
+    Control and format characters, line separators and marks of writing direction would let the sender forge
+    lines of a log or change their appearance on a terminal.
     """
     if text.isprintable():
         return text
@@ -45,7 +45,7 @@ def is_legible(text: str) -> bool:
 
 def escape_controls(text: str) -> str:
     """Return ``text`` with the characters escaped that are not legible."""
-    return _ILLEGIBLE.sub(_escape, text)
+    return _ILLEGIBLE.sub(_escape_character, text)
 
 
 def legible(text: str) -> str:
@@ -56,7 +56,7 @@ def legible(text: str) -> str:
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Return ``names`` as a readable list, the first few of them."""
+    """Return the first few ``names``, quoted and separated by commas, and the number of the others."""
     every = list(names)
     text = ", ".join(quote(name) for name in every[:_SHOWN_ITEMS])
     return f"{text} and {len(every) - _SHOWN_ITEMS} more" if len(every) > _SHOWN_ITEMS else text
@@ -69,14 +69,15 @@ def join_first(texts: Sequence[str], separator: str = ", ") -> str:
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """Return ``shape`` in brackets, the first few of its sides."""
+    """Return ``shape`` in brackets, truncated after the first few dimensions."""
     sides = ", ".join(str(side) for side in shape[:_SHOWN_ITEMS])
     return f"[{sides}{', …' if len(shape) > _SHOWN_ITEMS else ''}]"
 
 
-def _escape(found: re.Match[str]) -> str:
+def _escape_character(found: re.Match[str]) -> str:
+    r"""Return the character that ``found`` matched as "\x0a" or "\u2028"."""
     code = ord(found[0])
-    is_byte = code <= 0xFF or 0xDC80 <= code <= 0xDCFF  # the latter: how Python reads a byte that is no UTF-8
+    is_byte = code <= 0xFF or 0xDC80 <= code <= 0xDCFF  # the latter: how Python decodes such a byte
     return f"\\x{code & 0xFF:02x}" if is_byte else f"\\u{code:04x}"
 
 

@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 
-# Set before PyTorch is loaded, here and in the processes that tests start: processes whose threads spin for
-# each other on the same processors take many times as long as they would one after the other.
+# Set before PyTorch is loaded, here and in the processes that tests start: threads of several processes that
+# spin on the same CPUs take many times as long as the processes one after the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What a developer set for foldserve's own commands is not for those that tests run.
+# Variables that a developer set for foldserve must not affect the commands that tests run.
 for name in [name for name in os.environ if name.startswith("FOLDSERVE_")]:
     if name not in ("FOLDSERVE_TEST_DEVICE", "FOLDSERVE_INTEROP"):
         del os.environ[name]
 
-# A busy machine takes a second now and then for what takes a millisecond: time is no reason to fail.
+# On a busy machine an example of a millisecond may take a second, so time is no reason to fail.
 settings.register_profile("foldserve", deadline=None)
 settings.load_profile("foldserve")
 
@@ -65,7 +65,7 @@ def run_demo(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
-    """The demo, once for all tests that look at what it leaves; they must not change it."""
+    """One demo run for all tests that read its files; they must not change them."""
     folder = tmp_path_factory.mktemp("demo")
     done = run_demo(folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -74,7 +74,7 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Escape what is not UTF-8 in a report: names of files in captured logs, which xdist cannot send."""
+    """Escape bytes that are not UTF-8 in reports (file names in captured logs), as xdist cannot send them."""
     report = yield
     report.sections = [(title, _escaped(text)) for title, text in report.sections]
     if report.longrepr is not None and _escaped(str(report.longrepr)) != str(report.longrepr):
@@ -95,14 +95,14 @@ def network() -> TinyNetwork:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    lack = what_a_gpu_test_lacks() if any(item.get_closest_marker("gpu") for item in items) else None
+    missing = missing_for_gpu_tests() if any(item.get_closest_marker("gpu") for item in items) else None
     for item in items:
-        if lack and item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason=lack))
+        if missing and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason=missing))
 
 
-def what_a_gpu_test_lacks() -> str | None:
-    """None where CUDA works for both PyTorch and ONNX Runtime."""
+def missing_for_gpu_tests() -> str | None:
+    """Return the reason to skip GPU tests; None if CUDA works for both PyTorch and ONNX Runtime."""
     import torch
 
     from foldserve.runtime.session import cuda_is_present

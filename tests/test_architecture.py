@@ -1,139 +1,161 @@
-"""Imports point one way, and the light parts stay light."""
+"""Starts load only what they need, and the linters' rules about imports catch what they are there for.
 
-import ast
+The rules themselves are in pyproject.toml: the layers under [tool.importlinter], the ban on relative imports
+and on a second name for our own packages under [tool.ruff].
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
 import subprocess
 import sys
-import tomllib
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.sources import PACKAGE_FOLDERS, ROOT
 
-# What each package may import of ours. `serving` imports neither of the others, `imaging` none at all.
-ALLOWED = {
-    "imaging": set(),
-    "serving": {"imaging"},
-    "training": {"imaging"},
-    "export": {"imaging", "serving", "training"},
-    "demo": {"imaging", "serving", "training", "export"},
-}
-# Third-party packages that a package must never import.
-FORBIDDEN = {
-    "imaging": {"torch", "onnx", "onnxruntime", "grpc"},
-    "serving": {"torch", "onnx", "onnxscript", "matplotlib"},
-    "training": {"onnx", "onnxruntime", "onnxscript", "grpc"},
-    "export": {"grpc"},
-    "demo": {"onnxruntime", "grpc"},
-}
-# Modules that must know neither the wire nor the runtime.
-INNER = {
-    "serving/batching/batcher.py": {"grpc", "onnxruntime", "google"},
-    "serving/batching/request.py": {"grpc", "onnxruntime", "google"},
-    "serving/services/inference.py": {"grpc", "onnxruntime"},
-    "serving/services/requests.py": {"grpc", "onnxruntime"},
-    "serving/services/management.py": {"grpc", "onnxruntime"},
-    "serving/security/permissions.py": {"grpc", "onnxruntime", "google"},
-    "serving/security/tokens.py": {"grpc", "onnxruntime", "google"},
-    "serving/security/certificate.py": {"grpc", "onnxruntime", "google"},
-    "serving/protocol/infer_response.py": {"grpc", "onnxruntime"},
-    "foldserve/artifact/format.py": {"grpc", "onnxruntime", "google"},
-    "serving/model/counters.py": {"grpc", "onnxruntime", "google", "prometheus_client"},
-    "serving/model/statistics.py": {"grpc", "onnxruntime", "prometheus_client"},
-    "serving/observability/model_metrics.py": {"grpc", "onnxruntime", "google"},
-    "serving/observability/http_endpoint.py": {"grpc", "onnxruntime", "google", "prometheus_client"},
-    "serving/repository/repository.py": {"grpc", "onnxruntime", "google"},
-    "serving/repository/index.py": {"grpc", "onnxruntime", "google"},
-    "serving/repository/version_files.py": {"grpc", "onnxruntime", "google"},
-    "serving/repository/scanner.py": {"grpc", "onnxruntime", "google"},
-    "serving/repository/model_file.py": {"grpc", "onnxruntime", "google"},
-}
-
-
-def imported_modules(path: Path) -> set[str]:
-    """Every module that the file imports, wherever in it; those for type checking alone do not count."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            node.body = [ast.Pass()]
-    modules = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            modules |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative imports hide where a module comes from"
-            modules.add((node.module or "").partition(".")[0])
-    return modules
-
-
-def modules_with_entry_point(package: str) -> list[Path]:
-    return [path for path in sorted((ROOT / package).rglob("*.py")) if path.name != "__main__.py"]
-
-
-@pytest.mark.parametrize("package", ALLOWED)
-def test_package_imports_only_what_its_place_allows(package: str) -> None:
-    for path in modules_with_entry_point(package):
-        modules = imported_modules(path)
-        wrong = (modules & ALLOWED.keys() - {package} - ALLOWED[package]) | (modules & FORBIDDEN[package])
-        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
-
-
-@pytest.mark.parametrize("module", INNER)
-def test_inner_modules_know_neither_wire_nor_runtime(module: str) -> None:
-    assert not imported_modules(ROOT / module) & INNER[module]
-
-
-def test_only_the_session_module_imports_onnxruntime() -> None:
-    importers = {
-        str(path.relative_to(ROOT))
-        for package in ALLOWED
-        for path in modules_with_entry_point(package)
-        if "onnxruntime" in imported_modules(path)
-    }
-    # What quantises is part of ONNX Runtime too; it runs nothing.
-    assert importers == {"foldserve/runtime/session.py", "export/precision/quantize.py"}
-
-
-def test_every_package_is_installed() -> None:
-    """The list in pyproject.toml is written by hand; a package missing there is missing from every wheel."""
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    found = {
-        ".".join(path.parent.relative_to(ROOT).parts)
-        for package in ALLOWED
-        for path in (ROOT / package).rglob("__init__.py")
-    }
-    assert sorted(found) == sorted(listed)
-
-
-def test_every_module_beside_the_packages_is_installed() -> None:
-    """In wheels by pyproject.toml, in images by what .dockerignore lets through."""
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["py-modules"]
-    assert sorted(listed) == sorted(path.stem for path in ROOT.glob("*.py"))
-    let_through = (ROOT / ".dockerignore").read_text().splitlines()
-    for name in (*(f"{module}.py" for module in listed), *ALLOWED):
-        assert any(fnmatch(name, line[1:]) for line in let_through if line.startswith("!")), name
-
-
-def test_import_checker_sees_imports_inside_functions(tmp_path: Path) -> None:
-    """The check itself: an import hidden in a function body is found, one for types alone is not."""
-    source = tmp_path / "hidden.py"
-    source.write_text(
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import onnx\ndef f():\n    import torch\n"
-    )
-    assert imported_modules(source) == {"typing", "torch"}
+LINT_IMPORTS = "import sys; from importlinter.cli import lint_imports_command as c; sys.exit(c())"
 
 
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
-        pytest.param("import foldserve", {"torch", "onnx", "onnxruntime", "grpc"}, id="console script"),
+        pytest.param("import foldserve", {"pydantic", "numpy", "torch", "grpc"}, id="package"),
+        pytest.param("import foldserve.cli", {"torch", "onnx", "onnxruntime", "grpc"}, id="command line"),
+        pytest.param("from foldserve import Client", {"torch", "onnx", "onnxruntime"}, id="client"),
         pytest.param("import foldserve.serving.server", {"torch", "onnx", "matplotlib"}, id="server"),
         pytest.param("import foldserve.training.run.train", {"onnx", "onnxruntime", "grpc"}, id="training"),
     ],
 )
-def test_heavy_packages_are_not_loaded_where_not_needed(statement: str, absent: set[str]) -> None:
-    """What counts is what really gets loaded, through whatever chain of imports."""
+def test_a_start_loads_no_heavy_package_that_it_does_not_need(statement: str, absent: set[str]) -> None:
+    """Counts what is really loaded, through any chain of imports."""
     code = f"import sys\n{statement}\nprint(*sorted({absent!r} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.fixture(scope="module")
+def lint_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the import package, for `lint_imports`."""
+    copy = tmp_path_factory.mktemp("lint") / "copy"
+    for folder in PACKAGE_FOLDERS:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    return copy
+
+
+def lint_imports(folder: Path) -> tuple[int, str]:
+    """Check the contracts of ``folder`` and return the exit status and what was printed, on one line."""
+    done = subprocess.run(
+        [sys.executable, "-c", LINT_IMPORTS, "--no-logo"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+def test_every_contract_holds(lint_copy: Path) -> None:
+    status, output = lint_imports(lint_copy)
+    assert status == 0, output
+    assert " 0 broken" in output
+
+
+# File, import and what the linter says of it.
+PLANTS = {
+    "ground imports the command line": (
+        "foldserve/files.py",
+        "foldserve.cli",
+        "foldserve.files -> foldserve.cli",
+    ),
+    "ground imports serving": (
+        "foldserve/artifact/writer.py",
+        "foldserve.serving.errors",
+        "foldserve.artifact.writer -> foldserve.serving.errors",
+    ),
+    "serving imports training": (
+        "serving/addresses.py",
+        "foldserve.training.recipes",
+        "foldserve.serving.addresses -> foldserve.training.recipes",
+    ),
+    "export imports serving": (
+        "export/publish.py",
+        "foldserve.serving.errors",
+        "foldserve.export.publish -> foldserve.serving.errors",
+    ),
+    "a room of serving imports the one above": (
+        "serving/protocol/names.py",
+        "foldserve.serving.services.inference",
+        "foldserve.serving.protocol.names -> foldserve.serving.services.inference",
+    ),
+    "a room of export imports the one above": (
+        "export/graph/__init__.py",
+        "foldserve.export.precision",
+        "foldserve.export.graph -> foldserve.export.precision",
+    ),
+    "a room of training imports the one above": (
+        "training/models/__init__.py",
+        "foldserve.training.engine",
+        "foldserve.training.models -> foldserve.training.engine",
+    ),
+    "the command line imports ONNX Runtime": (
+        "foldserve/cli.py",
+        "onnxruntime",
+        "foldserve.cli -> onnxruntime",
+    ),
+    "export imports ONNX Runtime": (
+        "export/pipeline.py",
+        "onnxruntime",
+        "foldserve.export.pipeline -> onnxruntime",
+    ),
+    "the server imports PyTorch": ("serving/server.py", "torch", "foldserve.serving.server -> torch"),
+    "the model repository imports gRPC": (
+        "serving/repository/scanner.py",
+        "grpc",
+        "foldserve.serving.repository.scanner -> grpc",
+    ),
+}
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_a_planted_import_breaks_its_contract(plant: str, lint_copy: Path) -> None:
+    """Hidden in a function's body, where a reader overlooks it."""
+    name, module, reported = PLANTS[plant]
+    file = lint_copy / name
+    content = file.read_text()
+    file.write_text(f"{content}\n\ndef _planted() -> None:\n    import {module}\n")
+    try:
+        status, output = lint_imports(lint_copy)
+    finally:
+        file.write_text(content)
+    assert status == 1, output
+    assert reported in output
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import serving",
+        "import export.pipeline",
+        "from training.models import create_model",
+        "from .text import quote",
+        "from . import text",
+    ],
+)
+def test_a_second_name_for_our_packages_is_refused(statement: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["ruff", "check", "--no-cache", "--stdin-filename", str(ROOT / "foldserve" / "planted.py"), "-"],
+        input=f'"""Planted."""\n\n{statement}\n',
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "TID25" in done.stdout

@@ -1,14 +1,16 @@
-"""The console script: one validated settings object a command, one readable line an error."""
+"""The command line: one validated settings object per command, one readable line per error."""
 
 import re
 import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
+import foldserve
 from foldserve import cli
 from foldserve.cli import COMMANDS
 from foldserve.environment import flag_fields
@@ -106,7 +108,7 @@ def test_a_missing_command_is_asked_for(words: str, capsys: pytest.CaptureFixtur
     assert error.count("\n") == 1
 
 
-def test_a_word_that_is_not_expected_is_no_flag(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unexpected_word_is_named_as_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", "models"]) == 2
     assert "unexpected argument 'models'" in capsys.readouterr().err
 
@@ -115,6 +117,24 @@ def test_no_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main([])
     assert "subcommands" in capsys.readouterr().out
+
+
+def test_the_version_is_that_of_the_installed_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"foldserve {version('foldserve')}\n"
+    assert foldserve.__version__ == version("foldserve")
+    assert cli.main(["--versoin"]) == 2
+    assert "did you mean --version?" in capsys.readouterr().err
+    assert cli.main(["models", "--version"]) == 2, "a command has no version of its own"
+
+
+def test_public_names_are_the_clients_and_the_version() -> None:
+    assert foldserve.__all__ == ["AsyncClient", "Client", "__version__"]
+    assert all(getattr(foldserve, name) for name in foldserve.__all__)
+    assert dir(foldserve) == foldserve.__all__
+    with pytest.raises(AttributeError, match="no attribute 'Cleint'"):
+        _ = foldserve.Cleint
 
 
 def test_a_missing_required_flag_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Settings from the environment: those that foldserve documents, by their own names, and no others."""
+"""Settings from the environment: the documented variables and no others."""
 
 import ast
 import json
@@ -13,9 +13,8 @@ from foldserve import cli
 from foldserve.cli import COMMANDS
 from foldserve.demo.children import ending_with_us
 from foldserve.environment import flag_fields, variable
+from tests.support.sources import PACKAGE_FOLDERS, ROOT, source_files
 
-ROOT = Path(__file__).parent.parent
-SOURCES = ("benchmarks", "demo", "export", "imaging", "serving", "training")
 # Enough for each command's settings to be whole.
 WORDS = {"inspect": ["lenet"], "classify": ["a.png", "--model", "m"], "token": ["--name", "a"]}
 FOREIGN_VALUES = ["release", "app:*", "", "1", '{"epochs": 2, "repository": "/elsewhere", "list": {}}']
@@ -41,9 +40,9 @@ def test_variables_without_the_prefix_change_nothing(command: str, value: str) -
 @pytest.mark.parametrize(
     ("module", "words"),
     [
-        pytest.param("foldserve", ["models", "list", "--repository", "."], id="console script"),
-        pytest.param("serving", ["--repository", "nowhere"], id="serving alone"),
-        pytest.param("training", ["--epochs", "0"], id="training alone"),
+        pytest.param("foldserve", ["models", "list", "--repository", "."], id="models list"),
+        pytest.param("foldserve", ["serve", "--repository", "nowhere"], id="serve"),
+        pytest.param("foldserve", ["train", "--epochs", "0"], id="train"),
         pytest.param("benchmarks.serving", ["--rounds", "0"], id="serving benchmark"),
         pytest.param("benchmarks.instances", ["--rounds", "x"], id="instances benchmark"),
     ],
@@ -139,7 +138,7 @@ def test_a_wrong_variable_is_named(
     assert error.count("\n") == 1
 
 
-def test_variables_that_others_make_are_left_alone() -> None:
+def test_variables_of_other_programs_are_ignored() -> None:
     """Kubernetes sets such ones in every container beside a service called foldserve."""
     environ = {"FOLDSERVE_PORT": "tcp://10.0.0.1:8001", "FOLDSERVE_SERVICE_HOST": "10.0.0.1"}
     environ |= {"FOLDSERVE_TRAIN_EPOCHS": "x", "FOLDSERVE_CACHE": "/cache"}
@@ -173,9 +172,9 @@ def test_a_server_takes_its_settings_from_its_environment(tmp_path: Path) -> Non
     assert (tmp_path / "port").read_text().strip() in line["message"]
 
 
-def test_nothing_reads_the_environment_behind_our_back() -> None:
+def test_no_settings_class_reads_the_environment_itself() -> None:
     """BaseSettings and CliApp (which makes one) take every variable by a field's name, without a prefix."""
-    for path in [*ROOT.glob("*.py"), *(p for name in SOURCES for p in (ROOT / name).rglob("*.py"))]:
+    for path in source_files(*PACKAGE_FOLDERS, "benchmarks"):
         imported = {
             alias.name
             for node in ast.walk(ast.parse(path.read_text()))

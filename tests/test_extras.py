@@ -1,4 +1,4 @@
-"""An optional part that is missing: each command says so at once, with the line that installs it."""
+"""Missing extras: each command reports them at once, with the line that installs them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from foldserve import cli, extras
 from foldserve.cli import COMMANDS
 from foldserve.extras import EXTRAS
-from tests.test_architecture import ALLOWED, imported_modules
+from tests.support.sources import ROOT, imported_packages, source_files
 
-ROOT = Path(__file__).parent.parent
+if TYPE_CHECKING:
+    from pathlib import Path
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 WORDS = {
     "train": ["--epochs", "1"],
@@ -54,7 +56,7 @@ def test_each_missing_package_is_named_with_the_line_that_installs_it(
     assert cli.main(words_of(command)) == 1
     error = capsys.readouterr().err
     assert error.startswith(
-        f"foldserve {command.removesuffix(' against')}: needs what is not installed: {module}; "
+        f"foldserve {command.removesuffix(' against')}: needs packages that are not installed: {module}; "
     )
     assert error.count("\n") == 1
     assert re.search(r"-m pip install -e '\S+\[\S+\]'$", error.strip())
@@ -85,12 +87,9 @@ def test_one_line_installs_all_that_a_command_needs(
 def test_every_import_is_in_the_base_or_in_an_extra() -> None:
     base = {"numpy", "PIL", "pydantic", "pydantic_core", "pydantic_settings", "rich"}
     known = base | OPTIONAL | {name.partition(".")[0] for names in EXTRAS.values() for name in names}
-    ours = {*ALLOWED, "foldserve", *(path.stem for path in ROOT.glob("foldserve*.py"))}
-    for package in [*ALLOWED, "."]:
-        files = ROOT.glob("*.py") if package == "." else (ROOT / package).rglob("*.py")
-        for path in files:
-            unknown = imported_modules(path) - known - ours - sys.stdlib_module_names
-            assert not unknown, f"{path.relative_to(ROOT)} imports {sorted(unknown)}"
+    for path in source_files():
+        unknown = imported_packages(path) - known - {"foldserve"} - sys.stdlib_module_names
+        assert not unknown, f"{path.relative_to(ROOT)} imports {sorted(unknown)}"
 
 
 def test_an_import_that_fails_later_is_explained_too(
@@ -115,24 +114,24 @@ def test_a_command_needs_no_more_than_it_says(command: str) -> None:
     if not own or not others:
         return
     chosen = cli._VERIFY_AGAINST if command.endswith("against") else COMMANDS[command]
-    code = BLOCK.format(names=sorted(others)) + f"import foldserve\nfoldserve._load({chosen.target!r})\n"
+    code = BLOCK.format(names=sorted(others)) + f"from foldserve import cli\ncli._load({chosen.target!r})\n"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_a_bare_install_can_make_tokens_and_show_help() -> None:
     names = sorted({name for names in EXTRAS.values() for name in names})
     for words in (["token", "--name", "a"], ["--help"], ["serve", "--help"]):
-        code = BLOCK.format(names=names) + f"import foldserve\nsys.exit(cli.main({words!r}))"
+        code = BLOCK.format(names=names) + f"from foldserve import cli\nsys.exit(cli.main({words!r}))"
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_the_line_from_a_wheel_names_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_line_of_a_wheel_names_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Installed from a wheel no checkout is beside; pip then takes the foldserve that is installed."""
     monkeypatch.setattr(extras, "__file__", str(tmp_path / "foldserve/extras.py"))
     assert extras.how_to_install({"serve": ["grpc"]}).endswith("-m pip install 'foldserve[serve]'")
 
 
-def test_an_environment_of_uv_is_installed_into_by_uv(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_line_uses_uv_in_an_environment_made_by_uv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pip", None)
     line = extras.how_to_install({"serve": ["grpc"]})
-    assert f"uv pip install --python {shlex.shown(sys.executable)} -e " in line
+    assert f"uv pip install --python {shlex.quote(sys.executable)} -e " in line

@@ -1,4 +1,4 @@
-"""Where a command is to write is checked at the door: no proof, training or download comes before."""
+"""Output paths are checked first, before any training, verification or download."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def refuses_at_the_door(words: list[str], command: str, monkeypatch: pytest.Monk
     ("command", "field"),
     [(command, field) for command, fields in WRITTEN.items() for field in sorted(fields)],
 )
-def test_what_cannot_be_written_is_refused_first(
+def test_paths_that_cannot_be_written_are_refused_first(
     command: str,
     field: str,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""Texts from outside: whatever they hold, what is shown of them can be sent, logged and printed."""
+"""Untrusted text: whatever it holds, its escaped form can be sent, logged and printed."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,14 +10,14 @@ TEXTS = st.text(st.characters(codec=None), max_size=50)
 
 
 @given(text=TEXTS)
-def test_what_is_shown_can_be_sent_and_printed(text: str) -> None:
+def test_escaped_text_can_be_sent_and_printed(text: str) -> None:
     for result in (legible(text), legible(text * 200), quote(text), join_names([text, text])):
         assert is_legible(result)
         assert len(result.encode()) < 8000, "it fits into a status's message"
 
 
 @given(text=TEXTS.filter(is_legible))
-def test_what_is_legible_stays_as_it_is(text: str) -> None:
+def test_legible_text_is_unchanged(text: str) -> None:
     assert legible(text) == text
 
 
@@ -26,7 +26,7 @@ def test_words_of_any_language_are_legible() -> None:
         assert is_legible(text)
 
 
-def test_bytes_that_are_no_utf_8_are_shown_as_such() -> None:
+def test_bytes_that_are_not_utf_8_are_escaped() -> None:
     assert legible(b"caf\xe9\n\xff".decode(errors="surrogateescape")) == "caf\\xe9\\x0a\\xff"
     assert legible("\u2028\u202e\ud800") == "\\u2028\\u202e\\ud800"
 

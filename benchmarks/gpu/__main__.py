@@ -9,13 +9,18 @@ import tempfile
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from benchmarks.gpu import in_process, served
 from benchmarks.gpu.networks import NAMES, Network, build, publish
+from foldserve.demo.server_process import running_server
 from foldserve.runtime.cpus import usable_cpus
 from foldserve.runtime.session import RUNTIME_VERSION, cuda_is_present
+
+if TYPE_CHECKING:
+    from foldserve.runtime.options import Device
 
 _LOADS = (served.Load(1, 1, 1), served.Load(8, 8, 1), served.Load(8, 2, 32))
 _TRANSPORTS = ("native", "grpcio")
@@ -34,7 +39,7 @@ def main() -> int:
     parser.add_argument("--json-file", type=Path)
     args = parser.parse_args()
 
-    device = "cuda" if torch.cuda.is_available() and cuda_is_present() else "cpu"
+    device: Device = "cuda" if torch.cuda.is_available() and cuda_is_present() else "cpu"
     print(
         f"{_card(device)}, {usable_cpus()} CPUs, torch {torch.__version__}, onnxruntime "
         f"{RUNTIME_VERSION}, Python {platform.python_version()}\n",
@@ -59,15 +64,16 @@ def main() -> int:
     return 0
 
 
-def _serve(network: Network, device: str, seconds: float) -> list[dict[str, object]]:
+def _serve(network: Network, device: Device, seconds: float) -> list[dict[str, object]]:
     columns = ("model", "transport", "max batch", "load", "images/s", "p50, ms")
     print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
     told: list[dict[str, object]] = []
     for precision, transport, max_batch in product(network.files, _TRANSPORTS, _MAX_BATCH_SIZES):
         with tempfile.TemporaryDirectory(prefix="bench-gpu-models-") as folder:
-            model = publish(network, precision, Path(folder))
+            repository, log = Path(folder, "models"), Path(folder, "server.log")
+            model = publish(network, precision, repository)
             flags = ("--transport", transport, "--max-batch-size", str(max_batch))
-            with served.running_server(Path(folder), device, *flags) as address:
+            with running_server(repository, *flags, device=device, log=log) as address:
                 for load in _LOADS:
                     speed, p50_ms = served.measure(address, model, network, load, seconds)
                     values = (model, transport, str(max_batch), str(load), f"{speed:,.0f}", f"{p50_ms:.2f}")

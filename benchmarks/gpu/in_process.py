@@ -1,4 +1,4 @@
-"""Times PyTorch and ONNX Runtime in this process, from uint8 pixels in host memory to logits in host memory.
+"""Measures PyTorch and ONNX Runtime in this process, from pixels to logits, both in host memory.
 
 Four ways take turns:
 

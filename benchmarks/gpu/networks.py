@@ -1,4 +1,4 @@
-"""The networks that are measured: LeNet and AlexNet-224 as PyTorch modules and as exported files."""
+"""Builds the networks to measure: LeNet and AlexNet-224 as PyTorch modules and as exported files."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def publish(network: Network, precision: str, repository: Path) -> str:
     images = network.images(_GOLDEN_COUNT)
     content = network.files[precision]
     (own,) = Session(content, device="cpu").run((LOGITS,), {IMAGE: images})
-    # Only speed is measured here, so the file's own logits stand for the reference, and are held as loosely
-    # as a server takes.
+    # Only speed is measured here, so the file's own logits serve as the reference, with the largest tolerance
+    # that a server accepts.
     tolerance = max_tolerance(own, precision)
     golden = Golden(images, own, own, tolerance, tolerance, synthetic=True)
     name = f"{network.name}-{precision}"

@@ -1,1 +1,1 @@
-"""`python -m benchmarks.serving`: foldserve against bare loops, mosec and raw ONNX Runtime, in one run."""
+"""Compares foldserve with bare loops, mosec and raw ONNX Runtime, in one run."""

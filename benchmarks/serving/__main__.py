@@ -1,4 +1,7 @@
-"""`python -m benchmarks.serving`: start the servers, load them in turn, print the table."""
+"""`python -m benchmarks.serving`: foldserve against bare loops, mosec and raw ONNX Runtime.
+
+Starts the servers, loads them in turn and prints a table of ratios within one run.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ _BUILDERS: dict[str, Callable[[Path, Path | None], Network]] = {
 
 
 def run_bench(config: BenchServingConfig) -> int:
-    """Measure what ``config`` asks for and print it; return 0.
+    """Measure the groups chosen in ``config``, print the tables and return 0.
 
     Raises:
         BenchError: h2load is missing, or a server failed or answered wrongly.
@@ -62,7 +65,7 @@ def run_bench(config: BenchServingConfig) -> int:
 
 
 def _share_processors(count: int) -> None:
-    """Pin this process, and so every server and client that it starts, to the first ``count`` processors."""
+    """Pin this process, and with it every server and client that it starts, to the first ``count`` CPUs."""
     usable = sorted(os.sched_getaffinity(0))
     if len(usable) < count:
         raise BenchError(

@@ -31,7 +31,7 @@ class GreedyBatcher:
         threading.Thread(target=self._run, daemon=True).start()
 
     def submit(self, request: pb.ModelInferRequest) -> Answer:
-        """Queue a request; the future gets its response."""
+        """Queue a request and return the future of its response."""
         answer: Answer = self._loop.create_future()
         self._waiting.put((request, answer))
         return answer

@@ -1,4 +1,4 @@
-"""What the bare servers share: ModelInfer messages through one run of a session, and nothing else.
+"""Runs ModelInfer messages through one session, for the bare servers.
 
 No checks, limits, deadlines or names looked up: this is the least that can answer the protocol, so that what
 foldserve adds to it can be told.
@@ -33,7 +33,7 @@ class BareModel:
         self._session = Session(Path(model).read_bytes(), device="cpu", intra_op_threads=int(threads))
 
     def announce(self, port: int) -> None:
-        """Write the port where the harness looks for it."""
+        """Write the port to the file that the benchmark reads."""
         sibling = self._port_file.with_suffix(".writing")
         sibling.write_text(str(port))
         sibling.replace(self._port_file)

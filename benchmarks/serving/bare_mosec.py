@@ -1,4 +1,4 @@
-"""The field's fastest in Python: mosec over HTTP. Bytes of one uint8 image in, float32 logits out.
+"""Serves the model with mosec, the fastest Python server, over HTTP: bytes of a uint8 image in, logits out.
 
 Runs in an environment of its own (`mosec_environment`), so it imports nothing of this project.
 mosec reads its flags (``--port``, ``--address``) from the command line; the rest comes by environment.

@@ -1,4 +1,4 @@
-"""One request by an independent client: what is measured must also be right."""
+"""Checks the answers of a server with an independent client, as a measured server must also be correct."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TOLERANCE = 1e-5
 
 
 def request_body(server: ServerProcess, network: Network, images: int) -> bytes:
-    """Return what a client sends for ``images`` images: a ModelInferRequest, or bare bytes for mosec."""
+    """Return the message for ``images`` images: a ModelInferRequest, or bare bytes for mosec."""
     pixels = network.images(images)
     if not server.contestant.speaks_grpc:
         return pixels.tobytes()
@@ -74,7 +74,7 @@ def _ask(server: ServerProcess, body: bytes) -> bytes:
         url = f"http://127.0.0.1:{server.port}/inference"
         with urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=30) as response:
             return bytes(response.read())
-    # No limits of the client's own: the servers' are what matters here.
+    # No limits in the client, as those of the servers are under test.
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(f"127.0.0.1:{server.port}", options=options) as channel:
         call = channel.unary_unary(METHOD, request_serializer=bytes, response_deserializer=bytes)

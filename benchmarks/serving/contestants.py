@@ -1,4 +1,4 @@
-"""The servers that are compared, and the command line that starts each."""
+"""Knows the servers to compare, and the command line that starts each."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start a contestant: it writes its port to the harness's file, or is told ``port``."""
+    """The command and environment that start a server; it writes its port to a file, or is given one."""
 
     command: tuple[str, ...]
     environment: dict[str, str]
@@ -57,7 +57,7 @@ def launch(contestant: Contestant, network: Network, *, port_file: Path, free_po
     Raises:
         ContestantMissingError: a package or a transport that it needs is not there.
     """
-    # A small network is done before a second thread has woken up; a large one uses all processors.
+    # A small network finishes before a second thread wakes up; a large one uses all CPUs.
     threads = str(usable_cpus()) if network.name == "alexnet" else "1"
     if contestant.kind == "foldserve":
         return Launch(_foldserve(contestant, network, port_file), {})

@@ -1,8 +1,8 @@
-"""What can keep a measurement from being made; every message is one line for the person at the terminal."""
+"""Defines the errors of the serving benchmark; each message is one line for the user."""
 
 
 class BenchError(Exception):
-    """The benchmark cannot run, or what it measured is wrong."""
+    """The benchmark cannot run, or a server gave a wrong answer."""
 
 
 class ContestantMissingError(BenchError):

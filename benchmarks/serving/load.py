@@ -1,4 +1,4 @@
-"""h2load against a running server: a fixed number of requests over N connections of M streams each."""
+"""Loads a server with h2load: a fixed number of requests over N connections of M streams each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DATA_HEADER_BYTES = 5  # of each gRPC message: the compressed flag and the leng
 
 @dataclass(frozen=True)
 class Load:
-    """How clients call: ``connections`` of ``streams`` calls in flight each, ``images`` to a request."""
+    """The load: ``connections`` with ``streams`` concurrent calls each, ``images`` per request."""
 
     connections: int = 1
     streams: int = 1
@@ -36,7 +36,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one run came to. Latency as the client sees it; processor time is the server's own."""
+    """Result of one run: latency as seen by the client, CPU time of the server."""
 
     requests: int
     requests_per_s: float
@@ -47,7 +47,7 @@ class Measurement:
 
 
 def require_h2load() -> None:
-    """Raise BenchError where h2load is not installed."""
+    """Raise BenchError if h2load is not installed."""
     if shutil.which("h2load") is None:
         raise BenchError("h2load is not installed; it is in Debian's and Ubuntu's package nghttp2-client")
 
@@ -75,7 +75,7 @@ def measure(
         before_s = server.processor_s()
         requests_per_s = _run_h2load(server, flags, requests, message_bytes)
         server_s = server.processor_s() - before_s
-        # Apart, and fewer: writing down each latency takes processor time that the server would have had.
+        # Separate and fewer, as recording each latency takes CPU time from the server.
         logged = max(load.connections * load.streams, requests // _LOGGED_SHARE)
         _run_h2load(server, [*flags, f"--log-file={log}"], logged, message_bytes)
         latencies_us = np.loadtxt(log, usecols=2, ndmin=1)
@@ -90,7 +90,7 @@ def measure(
 
 
 def _run_h2load(server: ServerProcess, flags: list[str], requests: int, message_bytes: int) -> float:
-    """Send ``requests`` and return how many a second were answered, each with ``message_bytes`` of data."""
+    """Send ``requests`` of ``message_bytes`` each and return the number answered per second."""
     url = f"http://127.0.0.1:{server.port}{METHOD if server.contestant.speaks_grpc else '/inference'}"
     finished = subprocess.run(
         ending_with_us(["h2load", f"--requests={requests}", *flags, url]),
@@ -105,7 +105,7 @@ def _run_h2load(server: ServerProcess, flags: list[str], requests: int, message_
 def _check_output(
     server: ServerProcess, finished: subprocess.CompletedProcess[str], requests: int, answer_bytes: int
 ) -> float:
-    """Return the requests a second that h2load reports, having checked that every answer came in full."""
+    """Check that every answer is complete and return the requests per second that h2load reports."""
     server.check_runs()
     output = finished.stdout
     rate = re.search(r"([\d.]+) req/s", output)

@@ -1,4 +1,4 @@
-"""A virtual environment for mosec, made once under ``build/``: mosec is no dependency of this project."""
+"""Makes a virtual environment for mosec under ``build/``, as mosec is not a dependency of this project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The networks that are measured, as artifacts that foldserve serves: two LeNets and AlexNet-224.
+"""Builds the networks to measure, as model versions: two LeNets and AlexNet-224.
 
 Speed does not depend on what was learnt, so they are made here in seconds, with seeded weights. LeNet-5 and
 AlexNet are written down here and need no torch; the LeNet that `make demo` trains, whose maps are wider and
@@ -107,7 +107,7 @@ def alexnet(workspace: Path, repository: Path | None) -> Network:
 
 
 class _Graph:
-    """Nodes in a row, each taking the last one's output, with He-initialised weights."""
+    """A chain of nodes with He-initialised weights."""
 
     def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""What ONNX Runtime alone does in this process at its best batch: the ceiling of anything around it."""
+"""Measures ONNX Runtime alone in this process at its best batch size: the upper limit for any server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PROBE_S = 0.5
 
 
 class RawRuntime:
-    """A session with the batch and thread count that gave most images a second."""
+    """A session with the batch size and thread count that gave the most images per second."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -32,7 +32,7 @@ class RawRuntime:
         )
 
     def measure(self, seconds: float) -> Measurement:
-        """Run for about ``seconds``; a request is one run of the best batch."""
+        """Run for about ``seconds``; one run of the best batch counts as a request."""
         return _measure(self._session, self._batch, self._network, seconds)
 
 

@@ -1,4 +1,4 @@
-"""Two tables: the ratios against their bounds, and what was measured behind them."""
+"""Builds two tables: the ratios with their limits, and the measurements behind them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ratios_table(results: Mapping[Group, GroupResult]) -> Table:
 
 
 def measurements_table(results: Mapping[Group, GroupResult]) -> Table:
-    """Return every trial's medians over the rounds; for what the bounds are about, least and most too."""
+    """Return the medians of every trial over the rounds; for limited quantities also minimum and maximum."""
     columns = ("group", "trial", "requests/s", "images/s", "server CPU us", "p50 us", "p99 us")
     table = Table(*columns, title="Measured; server CPU is processor time a request")
     for group, result in results.items():
@@ -63,7 +63,7 @@ def to_json(results: Mapping[Group, GroupResult]) -> str:
 
 
 def _round_ratios(row: Row, result: GroupResult) -> list[float]:
-    """Return the row's ratio in each round; none where one of its trials was not measured."""
+    """Return the ratio of the row in each round; empty if one of its trials was not measured."""
     tops = result.measurements.get(row.top, [])
     bottoms = result.measurements.get(row.bottom, [])
     return [

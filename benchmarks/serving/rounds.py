@@ -1,4 +1,4 @@
-"""Interleaved rounds: all servers of a group stand at once and are loaded in turn, one at a time."""
+"""Runs interleaved rounds: all servers of a group run at once and are loaded in turn, one at a time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class GroupResult:
 def measure_group(
     group: Group, network: Network, config: BenchServingConfig, say: Callable[[str], None]
 ) -> GroupResult:
-    """Start what the group needs, check its answers, load it round by round, check its answers again.
+    """Start the servers of a group, check their answers, load them round by round, and check again.
 
     Raises:
         BenchError: a server ended, failed or answered wrongly; what is missing is noted instead.
@@ -80,7 +80,7 @@ def _is_there(trial: Trial, servers: dict[Contestant, ServerProcess]) -> bool:
 def _prepare(
     trial: Trial, network: Network, servers: dict[Contestant, ServerProcess], config: BenchServingConfig
 ) -> tuple[Trial, Callable[[], Measurement]]:
-    """Check the answers, warm up, fix the number of requests; return what measures once."""
+    """Check the answers, warm up and fix the number of requests; return a function that measures once."""
     if trial.contestant is None:
         raw = RawRuntime(network)
         return trial, lambda: raw.measure(config.seconds)

@@ -1,4 +1,4 @@
-"""The rows of the table: each is a ratio of two measurements, with what it must and should come to."""
+"""Lists the rows of the table: each is a ratio of two measurements, with its limit and its target."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ ROWS = (
         "trained", "server_us", Trial(_NATIVE, _BUSY), Trial(Contestant("bare_native"), _BUSY), 1.35, 1.1,
     ),
     Row(
-        # More of a request is the model here, which is the same for both.
+        # The model, the same for both, takes a larger share of a request here.
         "LeNet of the demo at 32, native: requests/s / mosec's",
         "trained", "requests_per_s", Trial(_NATIVE, _BUSY), Trial(Contestant("bare_mosec"), _BUSY), 1.1, 1.3,
     ),

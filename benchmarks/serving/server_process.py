@@ -1,4 +1,4 @@
-"""A server process for the length of a block, and the processor time that it takes."""
+"""Runs any of the compared servers for the duration of a block, and measures its CPU time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class ServerProcess:
-    """A started server; it and its children form a session of their own, which ends with this process."""
+    """A started server; it and its children form a process session, which ends with this process."""
 
     contestant: Contestant
     process: subprocess.Popen[bytes]
@@ -39,7 +39,7 @@ class ServerProcess:
     log: Path
 
     def processor_s(self) -> float:
-        """Return the processor time, user and system, that the server's processes have taken so far."""
+        """Return the CPU time, user and system, of the server's processes so far."""
         ticks = 0
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -47,7 +47,7 @@ class ServerProcess:
         return ticks / _TICKS_PER_S
 
     def check_runs(self) -> None:
-        """Raise BenchError where the process has ended, with its last line."""
+        """Raise BenchError with the last line of output if the process has ended."""
         if self.process.poll() is not None:
             lines = self.log.read_text(errors="replace").strip().splitlines() or ["no output"]
             raise BenchError(f"{self.contestant} ended with status {self.process.returncode}: {lines[-1]}")
@@ -55,11 +55,11 @@ class ServerProcess:
 
 @contextmanager
 def running(contestant: Contestant, network: Network) -> Iterator[ServerProcess]:
-    """Run ``contestant`` on ``network``; its affinity is this process's own.
+    """Run ``contestant`` on ``network``, with the CPU affinity of this process.
 
     Raises:
-        ContestantMissingError: it cannot be started here.
-        BenchError: it ended, or did not listen within two minutes.
+        ContestantMissingError: a package that it needs is missing.
+        BenchError: the server ended, or did not listen within two minutes.
     """
     with tempfile.TemporaryDirectory(prefix="bench-serving-") as folder:
         port_file, log = Path(folder) / "port", Path(folder) / "log"

@@ -1,1 +1,1 @@
-"""The whole path on Fashion-MNIST, ending in the proof that what was trained is what is served."""
+"""Trains, exports and serves on Fashion-MNIST, and proves that the served network is the trained one."""

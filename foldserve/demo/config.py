@@ -9,19 +9,19 @@ from pydantic import BaseModel, Field
 
 
 class DemoConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
-    """Trains LeNet on Fashion-MNIST, exports it, serves it and proves that all three answer alike."""
+    """Trains LeNet on Fashion-MNIST, exports and serves it, and proves that all three answer the same."""
 
     run_dir: Path = Path("runs/lenet")
-    """Where the training run, its pictures and the server's log are left."""
+    """Folder for the training run, its pictures and the server's log."""
 
     repository: Path = Path("models")
-    """The model repository that the exported version goes to, as REPOSITORY/lenet/VERSION."""
+    """Model repository for the exported version, REPOSITORY/lenet/VERSION."""
 
     epochs: int | None = Field(default=None, ge=1)
-    """Epochs to train; by default those of `foldserve train`."""
+    """Number of epochs; default: that of `foldserve train`."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """The device that trains and serves; the reference logits are always computed on the CPU."""
+    """Device to train and serve on; the reference logits are always computed on the CPU."""
 
     data_dir: Path | None = None
-    """A folder that holds Fashion-MNIST's four files; by default they are found or fetched."""
+    """Folder with Fashion-MNIST's four files; default: they are searched for, and downloaded if missing."""

@@ -1,4 +1,4 @@
-"""`foldserve demo`: train, export, serve, classify, and prove that what was trained is what is served."""
+"""Runs `foldserve demo`: train, export, serve, classify, compare the answers of all three."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MODEL = "lenet"
 
 
 def run_demo(config: DemoConfig) -> int:
-    """Do all of it and return 0; 1 where the served answers are not those of the trained network.
+    """Run all steps and return 0, or 1 if the served answers differ from those of the trained network.
 
     Raises:
         TrainingError, ExportError, ServingError: a step failed; the message says which and what to do.
@@ -46,7 +46,7 @@ def run_demo(config: DemoConfig) -> int:
     console = Console(highlight=False)
     log = config.run_dir / "server.log"
     model_folder = config.repository / MODEL
-    if not (model_folder.is_dir() and list_versions(model_folder)):  # else there may be nothing to export
+    if not (model_folder.is_dir() and list_versions(model_folder)):  # fail before training
         check_writable(model_folder)
     print_step(console, 1, "Train")
     train(_train_config(config))
@@ -68,7 +68,7 @@ def run_demo(config: DemoConfig) -> int:
 
 
 def prove(run_dir: Path, version: Path, address: str, dataset: Dataset, session: Session) -> list[Comparison]:
-    """Answer all test images with PyTorch, ONNX Runtime here and the server, and compare."""
+    """Compare the answers of PyTorch, ONNX Runtime in this process and the server on all test images."""
     images, labels = dataset.test_images.numpy(), dataset.test_labels.numpy()
     with Client(address) as client:
         served = answer_all(
@@ -92,7 +92,7 @@ def _train_config(config: DemoConfig) -> TrainConfig:
 
 
 def _export(config: DemoConfig) -> Path:
-    """Export, unless the newest version is already this very model, and return its folder."""
+    """Export, unless the newest version is this very model, and return the newest version's folder."""
     export_model(
         ExportConfig(
             source=config.run_dir,

@@ -1,9 +1,9 @@
-"""The proof: PyTorch as trained, ONNX Runtime in this process and the server over gRPC answer alike.
+"""Compares the answers of PyTorch as trained, ONNX Runtime in this process and the server over gRPC.
 
-All three see the same uint8 images. The reference is the unfolded PyTorch network in eval mode on the CPU.
-The others must give its logits within `MAX_LOGIT_DIFFERENCE`, and its predictions wherever these are
-decided: where the two best logits of the reference are closer than twice the tolerance, either of them is a
-right answer. Their probabilities must be the softmax of their logits.
+All three get the same uint8 images. The reference is the unfolded PyTorch network in eval mode on the CPU.
+The others must give its logits within `MAX_LOGIT_DIFFERENCE`, and its prediction if that is decided: if the
+two best logits of the reference are closer than twice the tolerance, either class is correct. Their
+probabilities must be the softmax of their logits.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     Logits = NDArray[np.float32]
     Probabilities = NDArray[np.float32]
 
-# Float32 sums in another order differ by some 1e-5 at logits of 20; a wrong fold or border by 1e-2 and more.
+# Float32 sums in another order differ by some 1e-5 at logits of 20; a wrong fold or border by over 1e-2.
 MAX_LOGIT_DIFFERENCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One way of answering held against the reference, over ``count`` images."""
+    """One set of answers compared with the reference, over ``count`` images."""
 
     name: str
     count: int
@@ -49,7 +49,7 @@ class Comparison:
 def compare_all(
     reference: Logits, others: Sequence[tuple[str, Logits, Probabilities]], labels: NDArray[np.int64]
 ) -> list[Comparison]:
-    """Hold ``others``, both outputs [N, K], against ``reference`` [N, K], which is also the first row."""
+    """Compare ``others``, both outputs [N, K], with ``reference`` [N, K], which is also the first row."""
     return [
         compare("PyTorch (unfolded, eval)", reference, None, reference, labels),
         *(compare(name, logits, probabilities, reference, labels) for name, logits, probabilities in others),
@@ -63,9 +63,9 @@ def compare(
     reference: Logits,
     labels: NDArray[np.int64],
 ) -> Comparison:
-    """Hold ``logits`` [N, K] against ``reference`` [N, K], and ``probabilities``, if any, against ``logits``.
+    """Compare ``logits`` [N, K] with ``reference`` [N, K], and ``probabilities``, if given, with ``logits``.
 
-    What is not finite never passes.
+    Logits that are not finite never pass.
     """
     assert logits.shape == reference.shape
     second, first = np.sort(reference, axis=1)[:, -2:].T

@@ -1,4 +1,4 @@
-"""A real `foldserve serve` process for the length of a block."""
+"""Runs a `foldserve serve` process for the duration of a block."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ if TYPE_CHECKING:
 
     from foldserve.runtime.options import Device
 
-# Loading LeNet takes a second; a machine that is busy or a large repository may take a minute.
+# Loading LeNet takes a second; a large repository or a busy machine may need a minute.
 _START_LIMIT_S = 120.0
 _STOP_LIMIT_S = 40.0
 _POLL_S = 0.05
 
 
 @contextmanager
-def running_server(repository: Path, *, device: Device, log: Path) -> Iterator[str]:
-    """Serve ``repository`` on a port of the operating system's choice; yield HOST:PORT once something serves.
+def running_server(repository: Path, *flags: str, device: Device, log: Path) -> Iterator[str]:
+    """Serve ``repository`` on a free port and yield HOST:PORT once the server is ready.
 
-    Everything the server prints goes to ``log``. It ends with the block, and with this process.
+    Writes all output of the server to ``log``. The server ends with the block, and also if this process dies.
 
     Raises:
-        UnavailableError: it ended or nothing served within two minutes; the message quotes its last line.
+        UnavailableError: the server ended or was not ready within two minutes; the message quotes the last
+            line of its output.
     """
     command = [sys.executable, "-m", "foldserve", "serve", "--repository", str(repository)]
-    command += ["--port", "0", "--metrics-port", "0", "--device", device]
+    command += ["--port", "0", "--metrics-port", "0", "--device", device, *flags]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as stream:
         process = subprocess.Popen(  # noqa: S603  # our own command
@@ -57,14 +58,14 @@ def running_server(repository: Path, *, device: Device, log: Path) -> Iterator[s
 def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
     deadline = time.monotonic() + _START_LIMIT_S
     while time.monotonic() < deadline:
-        # Asked before the log is read: what an ended process wrote is then all there.
+        # Polled before reading the log, so that the log of an ended process is complete.
         ended = process.poll() is not None
         lines = log.read_text().splitlines()
         for line in lines:
             if line.startswith("foldserve: serving on "):
                 return line.removeprefix("foldserve: serving on ").split()[0]
             if line.startswith("foldserve: not ready"):
-                raise UnavailableError(f"the server has nothing to serve: {line} (see {log})")
+                raise UnavailableError(f"the server has no model to serve: {line} (see {log})")
         if ended:
             raise UnavailableError(
                 f"the server ended with status {process.returncode}: "

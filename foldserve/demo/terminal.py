@@ -1,4 +1,4 @@
-"""What the person at the terminal sees of a demo: its steps, the proof, and where everything was left."""
+"""Prints the steps of the demo, its proof and the paths of the files it wrote."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def print_step(console: Console, number: int, title: str) -> None:
 
 
 def print_proof(console: Console, rows: Sequence[Comparison], provider: str) -> None:
-    """Print one row a way of answering, and the verdict; ``provider`` is what ONNX Runtime ran on."""
+    """Print one row per way of answering, and the verdict; ``provider`` is ONNX Runtime's."""
     reference = rows[0]
-    # Narrow enough for 80 columns, where half of all terminals still stand.
+    # Narrow enough for a terminal of 80 columns.
     table = Table(title=f"{reference.count:,} test images, on {provider}", title_justify="left")
     table.add_column("answered by", no_wrap=True)
     for heading in ("accuracy", "identical\npredictions", "largest logit\ndifference"):
@@ -45,19 +45,19 @@ def print_proof(console: Console, rows: Sequence[Comparison], provider: str) -> 
     console.print()
     console.print(table)
     if all(row.passed for row in rows):
-        verdict = "[bold green]Proven:[/] what was trained is what is served"
+        verdict = "[bold green]Proven:[/] the served network is the trained one"
     else:
-        verdict = "[bold red]Not proven:[/] what is served is not what was trained"
+        verdict = "[bold red]Not proven:[/] the served network differs from the trained one"
     console.print(
         f"{verdict}.\n"
-        f"Allowed is a logit difference of {MAX_LOGIT_DIFFERENCE:.0e}, and another prediction where the two\n"
-        f"best logits of the reference are closer than twice that (here in {reference.undecided} images).",
+        f"Logits may differ by {MAX_LOGIT_DIFFERENCE:.0e}, and predictions if the two best logits of the\n"
+        f"reference are closer than twice that (here in {reference.undecided} images).",
         soft_wrap=True,
     )
 
 
 def print_where(console: Console, run_dir: Path, version: Path, log: Path) -> None:
-    """Print where everything was left, and what to do next."""
+    """Print the paths of the written files, and the next command to run."""
     places = {
         "model": version,
         "checkpoint": run_dir / "best.pt",

@@ -1,4 +1,4 @@
-"""Encoded image -> uint8 array, by one rule, for training, export and serving alike."""
+"""Decodes images to uint8 arrays, by one rule for training, export and serving."""
 
 from foldserve.errors import ImageError
 from foldserve.imaging.containers import open_picture, read_picture

@@ -1,4 +1,4 @@
-"""Which format an encoded image has, and Pillow's plugin for it."""
+"""Recognises the format of an encoded image and opens it with Pillow's plugin for that format."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from foldserve.imaging.picture import Picture
 
-# Used by themselves, not by Image.open, they do not warn of large images, nor look for more than one.
+# Used directly: Image.open warns of large images and tries several plugins.
 _PLUGINS: dict[str, type[ImageFile]] = {
     "JPEG": JpegImageFile,
     "PNG": PngImageFile,
@@ -36,15 +36,15 @@ _READERS = (
     (b"GIF89a", read_gif),
     (b"BM", read_bmp),
 )
-# What some web servers write before a picture.
+# Some web servers write white space before a picture.
 _WHITE_SPACE = b" \t\r\n"
 
 
 def read_picture(encoded: bytes) -> Picture:
-    """Return what the pixels of ``encoded`` depend on, and what decoding them will cost.
+    """Return the parts of ``encoded`` that its pixels depend on, and the cost of decoding them.
 
     Raises:
-        ImageError: not an image, of an unsupported kind, or damaged so that this can be told already.
+        ImageError: not an image, of an unsupported format, or visibly damaged.
     """
     if not encoded:
         raise ImageError("the image is empty (0 bytes)")
@@ -62,5 +62,5 @@ def read_picture(encoded: bytes) -> Picture:
 
 
 def open_picture(picture: Picture) -> ImageFile:
-    """Return ``picture`` as Pillow opens it, not yet decoded; raises whatever Pillow does."""
+    """Return ``picture`` opened by Pillow, not yet decoded; raises Pillow's own errors."""
     return _PLUGINS[picture.kind](io.BytesIO(picture.content))

@@ -1,4 +1,4 @@
-"""JPEG: tables and scans are kept, application segments and comments are not."""
+"""Reads JPEG files: keeps tables and scans, drops application segments and comments."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ARITHMETIC = frozenset(range(0xC9, 0xD0)) - {0xCC}
 _APPLICATION = frozenset(range(0xE0, 0xF0))
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xDA)})
-# Which application segments tell how colours are stored.
+# Application segments that say how colours are stored.
 _OF_COLOURS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 
 _MARKER = re.compile(rb"\xff([\x01-\xfe])")
-# In a scan, 0xff before zero is data, and before 0xd0 to 0xd7 a restart.
+# In a scan, 0xff followed by zero is data, and by 0xd0 to 0xd7 a restart marker.
 _MARKER_AFTER_SCAN = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
-# Huffman tables of every scan take some 100 kB at most; Pillow goes through quantisation tables in Python.
+# The Huffman tables of all scans take some 100 kB at most; Pillow reads quantisation tables in Python.
 _MAX_TABLE_BYTES = 1024 * 1024
-# Arithmetic decoding has no cheap pass: 64 decisions and more a block, whatever the file's length.
+# Every pass of arithmetic decoding is expensive: at least 64 decisions per block, whatever the file's length.
 _ARITHMETIC_WEIGHT = 16
 
 
 def read_jpeg(encoded: bytes) -> Picture:
-    """Return the JPEG up to its end marker, with as many passes as it has scans.
+    """Return the JPEG up to its end marker, with one pass per scan.
 
     Raises:
-        ImageError: it has no frame, or too many segments.
+        ImageError: it has no frame header, too many segments, or too large tables.
     """
     kept, exif, xmp = [SIGNATURE[:2]], [], b""
     width = height = scan_count = table_bytes = 0
@@ -60,7 +60,7 @@ def read_jpeg(encoded: bytes) -> Picture:
         kept.append(encoded[start:end])
     if table_bytes > _MAX_TABLE_BYTES:
         raise ImageError(
-            f"the JPEG has {table_bytes:,} bytes of tables; at most {_MAX_TABLE_BYTES:,} are read"
+            f"the JPEG has {table_bytes:,} bytes of tables; at most {_MAX_TABLE_BYTES:,} are allowed"
         )
     if not width:
         raise ImageError("damaged image: the JPEG has no frame header")
@@ -69,12 +69,12 @@ def read_jpeg(encoded: bytes) -> Picture:
 
 
 def _segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield each segment's marker, start and end; a scan's data belongs to its segment."""
+    """Yield marker, start and end of each segment; the data of a scan belongs to its segment."""
     position = len(SIGNATURE) - 1
     while found := _MARKER.search(encoded, position):
         marker, start, end = found[1][0], found.start(), found.end()
         if marker not in _WITHOUT_LENGTH:
-            # The length counts its own two bytes; writers of metadata have been seen to get it wrong.
+            # The length includes its own two bytes; some writers of metadata get it wrong.
             end += max(2, int.from_bytes(encoded[end : end + 2]))
         if marker == _SCAN:
             following = _MARKER_AFTER_SCAN.search(encoded, end)

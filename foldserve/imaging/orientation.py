@@ -1,7 +1,7 @@
-"""How a picture has to be turned, from whatever metadata it carries.
+"""Reads the orientation of a picture from its EXIF or XMP metadata.
 
-Only the orientation is read, in a number of steps that the length bounds: a field that is damaged elsewhere,
-or a directory made to be expensive, costs the picture nothing. What cannot be read is as good as not there.
+Nothing else is read, and the number of steps is bounded by the length, so that metadata that is damaged or
+made to be expensive does no harm. Unreadable metadata counts as missing.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ UPRIGHT = 1
 _EXIF_HEADER = b"Exif\0\0"
 _ORIENTATION = 0x0112
 _ENTRY_BYTES = 12
-# How an entry's type spells a whole number; cameras write SHORT, some editors others.
+# struct formats of the integer types of an entry; cameras write SHORT, some editors write others.
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:\s*=\s*[\"']|>)\s*([1-8])\s*[\"'<]")
 
 
 def read_orientation(exif: bytes, xmp: bytes) -> int:
-    """Return 1 to 8 as EXIF defines them, from EXIF, else from XMP; UPRIGHT where neither says so.
+    """Return the orientation, 1 to 8 as EXIF defines it, from EXIF or else XMP; UPRIGHT if neither has one.
 
     Args:
-        exif: a TIFF structure, behind "Exif" or not; empty where there is none.
-        xmp: an XMP packet; empty where there is none.
+        exif: a TIFF structure, with or without the prefix "Exif"; empty if there is none.
+        xmp: an XMP packet; empty if there is none.
     """
     return _from_exif(exif) or _from_xmp(xmp) or UPRIGHT
 
@@ -46,7 +46,7 @@ def _from_exif(exif: bytes) -> int | None:
         if tag != _ORIENTATION:
             continue
         if kind not in _INTEGERS or not 1 <= value_count <= 4 // struct.calcsize(_INTEGERS[kind]):
-            return None  # more values do not fit into the entry
+            return None  # more values would not fit into the entry
         (value,) = struct.unpack_from(order + _INTEGERS[kind], exif, entry + 8)
         return int(value) if 1 <= value <= 8 else None
     return None

@@ -1,4 +1,4 @@
-"""GIF, WebP and BMP: of an animation the first frame is kept."""
+"""Reads GIF, WebP and BMP files: keeps the first frame of an animation."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _GIF_EXTENSION, _GIF_IMAGE, _GIF_END, _GIF_CONTROL = 0x21, 0x2C, 0x3B, 0xF9
-# Of an extended WebP's flags: profile, EXIF and XMP, which are left out.
+# Flags of an extended WebP for colour profile, EXIF and XMP, which are dropped.
 _WEBP_METADATA = 0x20 | 0x08 | 0x04
 _WEBP_KEPT = frozenset({b"VP8X", b"ANIM", b"ALPH", b"VP8 ", b"VP8L"})
 _BMP_OLD_HEADER_BYTES = 12
-_BMP_RUN_LENGTHS = (1, 2)  # of bytes, of half bytes
-# Pillow goes through run lengths in Python, which holds up every thread: 0.4 s for as much.
+_BMP_RUN_LENGTHS = (1, 2)  # 8-bit and 4-bit run lengths
+# Pillow decodes run lengths in Python, which blocks all threads: 0.4 s for this many pixels.
 _MAX_RUN_LENGTH_PIXELS = 2 * 1024 * 1024
 
 
 def read_gif(encoded: bytes) -> Picture:
-    """Return the GIF with the extensions that its first image needs.
+    """Return the GIF with its first image and the extensions that this needs.
 
     Raises:
         ImageError: it has no image, or too many blocks before it.
-        struct.error: it ends in its header.
+        struct.error: it ends within its header.
     """
     width, height, flags = struct.unpack_from("<HHB", encoded, 6)
     position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
@@ -35,7 +35,7 @@ def read_gif(encoded: bytes) -> Picture:
     for start, end in counted(_gif_blocks(encoded, position)):
         if encoded[start] == _GIF_IMAGE:
             left, top, *size = struct.unpack_from("<4H", encoded, start + 1)
-            kept.append(encoded[start:])  # what follows is never looked at
+            kept.append(encoded[start:])  # the decoder stops after the first image
             width, height = max(width, left + size[0]), max(height, top + size[1])
             return Picture("GIF", b"".join(kept), width, height)
         if encoded[start : start + 2] == bytes([_GIF_EXTENSION, _GIF_CONTROL]):
@@ -44,7 +44,7 @@ def read_gif(encoded: bytes) -> Picture:
 
 
 def _gif_blocks(encoded: bytes, position: int) -> Iterator[tuple[int, int]]:
-    """Yield where each extension and the first image begin and end; bytes between them are skipped."""
+    """Yield start and end of each extension and of the first image; skips stray bytes between them."""
     while position < len(encoded) and encoded[position] != _GIF_END:
         end = position + 1
         if encoded[position] == _GIF_EXTENSION:
@@ -57,11 +57,11 @@ def _gif_blocks(encoded: bytes, position: int) -> Iterator[tuple[int, int]]:
 
 
 def read_webp(encoded: bytes) -> Picture:
-    """Return the WebP with its first frame alone.
+    """Return the WebP with only its first frame.
 
     Raises:
-        ImageError: it is of no kind that there is, or has too many chunks.
-        struct.error: it ends in its header.
+        ImageError: its first chunk is of an unknown kind, or it has too many chunks.
+        struct.error: it ends within its header.
     """
     width, height = _webp_size(encoded)
     kept, has_frame = list[bytes](), False
@@ -90,11 +90,11 @@ def _webp_size(encoded: bytes) -> tuple[int, int]:
     if kind == b"VP8L":
         (bits,) = struct.unpack_from("<I", encoded, 21)
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    raise ImageError("damaged image: the WebP's first chunk is none of VP8, VP8L and VP8X")
+    raise ImageError("damaged image: the first chunk of the WebP is not VP8, VP8L or VP8X")
 
 
 def _webp_chunks(encoded: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield each chunk's kind, start and end, its padding included."""
+    """Yield kind, start and end of each chunk, including its padding."""
     position = 12
     while position + 8 <= len(encoded):
         kind, length = struct.unpack_from("<4sI", encoded, position)
@@ -104,11 +104,11 @@ def _webp_chunks(encoded: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def read_bmp(encoded: bytes) -> Picture:
-    """Return the BMP as it is.
+    """Return the BMP unchanged.
 
     Raises:
-        ImageError: its pixels are run lengths, and many.
-        struct.error: it ends in its header.
+        ImageError: it is run-length encoded and too large.
+        struct.error: it ends within its header.
     """
     (header_bytes,) = struct.unpack_from("<I", encoded, 14)
     compression = 0
@@ -120,7 +120,7 @@ def read_bmp(encoded: bytes) -> Picture:
     cost = max(picture.pixel_count, len(encoded))
     if compression in _BMP_RUN_LENGTHS and cost > _MAX_RUN_LENGTH_PIXELS:
         raise ImageError(
-            f"a BMP with run lengths may have {_MAX_RUN_LENGTH_PIXELS:,} pixels, and as many bytes; this one "
-            f"has {picture.width}x{picture.height} pixels in {len(encoded):,} bytes: save it as PNG"
+            f"a run-length encoded BMP may have {_MAX_RUN_LENGTH_PIXELS:,} pixels and bytes at most; this "
+            f"one has {picture.width}x{picture.height} pixels in {len(encoded):,} bytes: save it as PNG"
         )
     return picture

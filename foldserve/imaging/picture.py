@@ -1,7 +1,7 @@
-"""What of an image file its pixels depend on, found before anything is decoded.
+"""Describes an image file before it is decoded: the bytes its pixels depend on, and the cost of decoding.
 
-A file is walked once. Metadata is left out, damaged or made to be expensive: but for the orientation, it
-says nothing of the pixels. What decoding would cost is known then, and bounded.
+Readers walk through a file once and drop its metadata, which may be damaged or made to be expensive and,
+apart from the orientation, does not affect the pixels. The cost is then known and can be limited.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 # 64 megapixels: above any camera in common use, and at most some 256 MiB while decoding.
 MAX_PIXELS = 64 * 1024 * 1024
-# Times that a decoder may go over the pixels. A progressive JPEG has some 10 scans, an optimised one 20.
+# Number of passes over the pixels. A progressive JPEG has some 10 scans, an optimised one 20.
 MAX_PASSES = 100
-# In pixels, see Picture.work: some 3 s of a processor. 48 scans of the largest image, 100 of 37 megapixels.
+# In pixels, see Picture.work: some 3 s of a CPU. 48 scans of the largest image, 100 of 37 megapixels.
 MAX_WORK = 4 * MAX_PIXELS
-# A pass over the pixels that changes none costs 0.6 ns each; decoding them costs about 10.
+# A pass that changes no pixel costs 0.6 ns per pixel; decoding costs about 10 ns.
 _PASS_SHARE = 1 / 16
-# Segments, chunks or blocks of one file, each of which costs a microsecond: 32 MiB in pieces of 330 bytes.
+# Segments, chunks or blocks per file; each costs a microsecond. 32 MiB in parts of 330 bytes.
 _MAX_PIECES = 100_000
 
 
@@ -36,9 +36,9 @@ class Picture:
 
     Attributes:
         kind: the format, as in FORMATS.
-        content: the file with nothing in it that the pixels do not depend on.
-        width, height: in pixels, as they are stored.
-        passes: times that decoding goes over the pixels.
+        content: the file without the bytes that do not affect the pixels.
+        width, height: in pixels, as stored, before turning upright.
+        passes: number of times that the decoder goes over the pixels.
         orientation: 1 to 8, as EXIF defines them.
     """
 
@@ -56,15 +56,15 @@ class Picture:
 
     @property
     def work(self) -> int:
-        """How long decoding takes, in pixels of an image in one pass (some 10 to 50 ns each)."""
+        """Cost of decoding, as the number of pixels of a one-pass image (some 10 to 50 ns each)."""
         return int(self.pixel_count * (1 + self.passes * _PASS_SHARE))
 
 
 def check_cost(picture: Picture, max_pixels: int) -> None:
-    """Check that ``picture`` can be decoded in bounded memory and time.
+    """Check that decoding ``picture`` takes limited memory and time.
 
     Raises:
-        ImageError: it has more than ``max_pixels`` pixels, or its decoder would go over them too often.
+        ImageError: it has more than ``max_pixels`` pixels, or too many scans for its size.
     """
     size = f"{picture.width}x{picture.height}"
     if picture.pixel_count > max_pixels:
@@ -72,15 +72,15 @@ def check_cost(picture: Picture, max_pixels: int) -> None:
     if picture.passes > MAX_PASSES or picture.work > MAX_WORK:
         raise ImageError(
             f"the image's {size} pixels come in {picture.passes:,} scans, which takes too long to decode; at "
-            f"most {MAX_PASSES} are, and fewer of a large image: save it again, with fewer"
+            f"most {MAX_PASSES} scans are allowed, fewer for a large image: save it again with fewer scans"
         )
 
 
 def counted(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Yield ``pieces`` of a file.
+    """Yield the ``pieces`` of a file.
 
     Raises:
-        ImageError: there are more than any image needs.
+        ImageError: there are too many.
     """
     for count, piece in enumerate(pieces):
         if count == _MAX_PIECES:

@@ -1,4 +1,4 @@
-"""PNG: header, palette, transparency and the default image are kept, text, profiles and frames are not."""
+"""Reads PNG files: keeps header, palette, transparency and the default image, drops everything else."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _KIND = re.compile(rb"[A-Za-z]{4}")
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 _METADATA = frozenset({b"eXIf", b"tEXt", b"zTXt", b"iTXt"})
 _NAMES = _EXIF_AS_TEXT, _XMP = b"Raw profile type exif\0", b"XML:com.adobe.xmp\0"
-# Of metadata that is compressed: an orientation stands near its beginning.
+# Limit for compressed metadata; the orientation is near its beginning.
 _MAX_UNPACKED_BYTES = 1024 * 1024
 
 
 def read_png(encoded: bytes) -> Picture:
-    """Return the PNG's default image, its data in one chunk.
+    """Return the default image of the PNG, with its data in one chunk.
 
     Raises:
         ImageError: it has too many chunks.
-        struct.error: it ends in its header.
+        struct.error: it ends within its header.
     """
     width, height = struct.unpack_from(">II", encoded, 16)
     kept, data, metadata = [SIGNATURE], list[bytes](), dict[bytes, tuple[int, int]]()
@@ -43,7 +43,7 @@ def read_png(encoded: bytes) -> Picture:
             metadata.setdefault(_name(kind, encoded, start + 8, end), (start, end))
         before = kind
     if data:
-        # Pillow does not look at the checksum of data.
+        # Pillow does not check the checksum of data chunks.
         kept += [struct.pack(">I", sum(map(len, data))), b"IDAT", *data, bytes(4)]
     contents = {name: _content(encoded, *metadata.get(name, (0, 0))) for name in (*_NAMES, b"eXIf")}
     exif = contents[b"eXIf"] or _from_digits(contents[_EXIF_AS_TEXT])
@@ -52,7 +52,7 @@ def read_png(encoded: bytes) -> Picture:
 
 
 def _chunks(encoded: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield each chunk's kind, start, and the end of its content, up to where they are no chunks any more."""
+    """Yield kind, start and end of content of each chunk, up to the first invalid one."""
     position = len(SIGNATURE)
     while position + 8 <= len(encoded):
         length, kind = struct.unpack_from(">I4s", encoded, position)
@@ -64,18 +64,18 @@ def _chunks(encoded: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _name(kind: bytes, encoded: bytes, start: int, end: int) -> bytes:
-    """Return the keyword of a text that may tell the orientation, else the chunk's kind."""
+    """Return the keyword of a text chunk that may hold the orientation, else the kind of the chunk."""
     return next((name for name in _NAMES if encoded.startswith(name, start, end)), kind)
 
 
 def _content(encoded: bytes, start: int, end: int) -> bytes:
-    """Return what a chunk holds behind its keyword, as Latin-1 or UTF-8 text where it is text."""
+    """Return the content of a chunk after its keyword, decompressed."""
     kind, content = encoded[start + 4 : start + 8], encoded[start + 8 : end]
     if kind in (b"tEXt", b"zTXt", b"iTXt"):
         content = content.partition(b"\0")[2]
     if kind == b"zTXt":
         return _unpack(content[1:])
-    if kind == b"iTXt":  # two flags, its language, the keyword in that, each ended by a zero
+    if kind == b"iTXt":  # two flags, then language and translated keyword, each ended by a zero
         text = content[2:].split(b"\0", 2)[-1]
         return _unpack(text) if content[:1] == b"\1" else text
     return content

@@ -1,9 +1,8 @@
-"""Decode an encoded image and bring it to a network's input size.
+"""Decodes an image and brings it to a network's input size.
 
-The rule, in order: decode; turn upright by the EXIF orientation; composite transparency over white, as
-viewers do; convert to the colours asked for; scale the shorter side to ``resize_shorter_side`` with
-antialiasing; cut the centre. Training's evaluation, the exporter and the server all call this one function,
-so an image cannot be prepared by two pieces of code.
+The steps: decode; turn upright by the EXIF orientation; composite transparency over white, as viewers do;
+convert to the colours of the network; scale the shorter side to ``resize_shorter_side`` with antialiasing;
+crop the centre. Evaluation in training, the exporter and the server all call this one function.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ if TYPE_CHECKING:
 
     from foldserve.imaging.picture import Picture
 
-# Far above any network's input; without a bound the arithmetic of sides overflows.
+# Far above any network's input; without a limit the arithmetic of sides overflows.
 MAX_SIDE = 65536
 
 ChannelOrder = Literal["L", "RGB"]
 
 
-# What has to be done to the stored image to see it upright, by orientation.
+# Transposition that turns the stored image upright, by orientation.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,16 +38,16 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Rows go over white in bands of about as many pixels: Pillow lets no other thread run meanwhile.
+# Compositing works on bands of about this many pixels, as Pillow blocks other threads meanwhile.
 _BAND_PIXELS = 512 * 1024
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What a network takes: colours, size in pixels, and how an image of another size is brought to it.
+    """The input of a network: colours, size in pixels, and how images of other sizes are scaled.
 
-    ``resize_shorter_side`` is the length in pixels that the shorter side is scaled to before the centre
-    of ``height`` x ``width`` is cut; an image that already has exactly the input size is left as it is.
+    ``resize_shorter_side`` is the length in pixels that the shorter side is scaled to before the centre of
+    ``height`` x ``width`` is cropped. An image that already has the input size is not scaled.
     """
 
     channel_order: ChannelOrder
@@ -68,13 +67,13 @@ class ImageSpec:
             )
         if max(sides) > MAX_SIDE:
             raise ValueError(
-                f"the input size is {self.height}x{self.width}, cut from a shorter side of "
-                f"{self.resize_shorter_side}; at most {MAX_SIDE} pixels are possible"
+                f"the input size is {self.height}x{self.width}, cropped from a shorter side of "
+                f"{self.resize_shorter_side}; at most {MAX_SIDE} pixels are allowed"
             )
         if self.resize_shorter_side < max(self.height, self.width):
             raise ValueError(
                 f"resize_shorter_side is {self.resize_shorter_side}, shorter than the "
-                f"{self.height}x{self.width} that is cut from the scaled image"
+                f"{self.height}x{self.width} that is cropped from the scaled image"
             )
 
     @property
@@ -84,7 +83,7 @@ class ImageSpec:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height, width: one image as the network takes it."""
+        """Channels, height and width of one input image."""
         return (self.channels, self.height, self.width)
 
 
@@ -92,8 +91,8 @@ def prepare_image(encoded: bytes, spec: ImageSpec, *, max_pixels: int = MAX_PIXE
     """Decode ``encoded`` and return it as uint8 [C, H, W] with ``spec``'s colours and size.
 
     Raises:
-        ImageError: not an image, of an unsupported kind, damaged, of more than ``max_pixels`` pixels, or made
-            so that it would take too long.
+        ImageError: not an image, of an unsupported format, damaged, larger than ``max_pixels`` pixels, or too
+            slow to decode.
     """
     return prepare_picture(read_picture(encoded), spec, max_pixels=max_pixels)
 
@@ -102,7 +101,7 @@ def prepare_picture(picture: Picture, spec: ImageSpec, *, max_pixels: int = MAX_
     """Decode ``picture`` and return it as `prepare_image` does.
 
     Raises:
-        ImageError: it is damaged, has more than ``max_pixels`` pixels, or would take too long.
+        ImageError: it is damaged, has more than ``max_pixels`` pixels, or takes too long to decode.
     """
     image = decode_picture(picture, spec.channel_order, max_pixels=max_pixels)
     if image.size != (spec.width, spec.height):
@@ -117,8 +116,8 @@ def decode_image(encoded: bytes, channel_order: ChannelOrder, *, max_pixels: int
     """Decode ``encoded``'s first frame, turned upright, in mode ``channel_order``, at its own size.
 
     Raises:
-        ImageError: not an image, of an unsupported kind, damaged, of more than ``max_pixels`` pixels, or made
-            so that it would take too long.
+        ImageError: not an image, of an unsupported format, damaged, larger than ``max_pixels`` pixels, or too
+            slow to decode.
     """
     return decode_picture(read_picture(encoded), channel_order, max_pixels=max_pixels)
 
@@ -129,13 +128,13 @@ def decode_picture(
     """Decode ``picture`` as `decode_image` does.
 
     Raises:
-        ImageError: it is damaged, has more than ``max_pixels`` pixels, or would take too long.
+        ImageError: it is damaged, has more than ``max_pixels`` pixels, or takes too long to decode.
     """
     check_cost(picture, max_pixels)
     try:
         image = open_picture(picture)
         image.load()
-    except Exception as error:  # Pillow raises many kinds on damaged files: struct.error, SyntaxError, ...
+    except Exception as error:  # Pillow raises many types on damaged files: struct.error, SyntaxError, ...
         raise ImageError(f"damaged image: {error}") from error
     if picture.orientation in _TURNS:
         return _to_colours(image, channel_order).transpose(_TURNS[picture.orientation])
@@ -146,7 +145,7 @@ def _to_colours(image: Image.Image, channel_order: ChannelOrder) -> Image.Image:
     if image.mode.startswith("I;16"):  # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise ImageError(f"pixels are of type {image.mode!r} (32-bit); expected 8 or 16 bits a channel")
+        raise ImageError(f"pixels are of type {image.mode!r} (32-bit); expected 8 or 16 bits per channel")
     if image.has_transparency_data:
         return _over_white(image, channel_order)
     return image.convert(channel_order)
@@ -166,7 +165,7 @@ def _scale_and_cut(image: Image.Image, spec: ImageSpec) -> Image.Image:
     scale = spec.resize_shorter_side / min(image.size)
     width, height = (max(spec.resize_shorter_side, round(side * scale)) for side in image.size)
     left, top = (width - spec.width) // 2, (height - spec.height) // 2
-    # One resampling straight from the source box: a 20000x30 strip is never scaled to its full length.
+    # Resamples directly from the source box, so that a 20000x30 strip is never scaled to its full length.
     box = (
         left * image.width / width,
         top * image.height / height,

@@ -1,4 +1,4 @@
-"""What the serving benchmark measures: also the very network that the demo trains, exported as it is."""
+"""The serving benchmark also measures the very network that the demo trains and exports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def parameter_count(model_file: Path) -> int:
     return sum(size for size in sizes if size >= 10)
 
 
-def test_the_demos_network_is_measured_as_it_is_served(tmp_path: Path) -> None:
+def test_the_network_of_the_demo_is_measured_as_it_is_served(tmp_path: Path) -> None:
     network = trained_lenet(tmp_path, None)
     arch = TrainConfig().arch
     made = create_model(arch, in_channels=1, class_count=10, height=28, width=28, batch_norm=False)
@@ -39,7 +39,7 @@ def test_the_demos_network_is_measured_as_it_is_served(tmp_path: Path) -> None:
     assert NETWORKS["trained"] == network.name
 
 
-def test_a_repository_that_the_demo_left_brings_it(tmp_path: Path) -> None:
+def test_a_repository_written_by_the_demo_is_used(tmp_path: Path) -> None:
     left = lenet(tmp_path)  # stands for it: a model called lenet
     found = trained_lenet(tmp_path / "workspace", left.repository)
     assert (found.repository, found.model_file, found.name) == (left.repository, left.model_file, "lenet")

@@ -1,4 +1,4 @@
-"""Servers and loads that we start end with us, however we end."""
+"""Processes that we start end when we end, even by SIGKILL."""
 
 from __future__ import annotations
 
@@ -116,12 +116,12 @@ def test_a_server_of_our_own_takes_no_settings_of_the_user(monkeypatch: pytest.M
     assert not [name for name in environment_without_settings() if name.startswith("FOLDSERVE_")]
 
 
-@pytest.mark.parametrize("package", ["benchmarks", "demo", "tests"])
-def test_whatever_runs_on_its_own_is_started_so(package: str) -> None:
+@pytest.mark.parametrize("package", ["benchmarks", "foldserve", "examples", "tests"])
+def test_every_started_process_ends_with_its_parent(package: str) -> None:
     """Every Popen, and in benchmarks and demo whatever is waited for as well."""
     for path in sorted((ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.InferenceRequest) or not isinstance(node.func, ast.Attribute):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
             starts = {"Popen"} if package == "tests" else {"Popen", "run", "call", "check_output"}
             if ast.unparse(node.func.value) == "subprocess" and node.func.attr in starts:

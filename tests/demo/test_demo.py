@@ -1,4 +1,4 @@
-"""The whole path on real data: what the demo prints, what it leaves, and that its proof can fail."""
+"""The demo on real data: its output, the files it writes, and a proof that can fail."""
 
 import re
 import shutil
@@ -20,7 +20,7 @@ from foldserve.training.datasets import load_dataset
 from tests.conftest import DemoRun, run_demo
 
 
-def test_it_ends_with_the_proof_on_all_test_images(demo_run: DemoRun) -> None:
+def test_demo_ends_with_the_proof_on_all_test_images(demo_run: DemoRun) -> None:
     rows = re.findall(r"│ (\S.*?) +│ +([\d.]+)% │ +(\S.*?) │ +(\S+) │ +(\w*) +│", demo_run.output)
     names, accuracies, identical, differences, verdicts = zip(*rows, strict=True)
     assert [name.partition(" ")[0] for name in names] == ["PyTorch", "ONNX", "served"]
@@ -34,7 +34,7 @@ def test_it_ends_with_the_proof_on_all_test_images(demo_run: DemoRun) -> None:
     assert "Proven:" in demo_run.output
 
 
-def test_it_says_where_pictures_and_log_are(demo_run: DemoRun) -> None:
+def test_demo_prints_where_pictures_and_log_are(demo_run: DemoRun) -> None:
     for name in ("training curves", "confusion matrix"):
         path = Path(re.search(rf"^{name} +(\S+)$", demo_run.output, flags=re.MULTILINE)[1])
         with Image.open(path) as picture:
@@ -44,7 +44,7 @@ def test_it_says_where_pictures_and_log_are(demo_run: DemoRun) -> None:
     assert "lenet/1 ready" in log.read_text()
 
 
-def test_run_again_it_keeps_run_and_version_and_proves_again(demo_run: DemoRun) -> None:
+def test_second_demo_keeps_run_and_version_and_proves_again(demo_run: DemoRun) -> None:
     done = run_demo(demo_run.folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "is finished" in done.stdout
@@ -87,7 +87,7 @@ with triton.InferenceServerClient(sys.argv[1]) as client:
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, rtol=0, atol=1e-5)
 
 
-def test_a_repository_with_nothing_sound_is_reported_with_the_reason(
+def test_repository_without_a_valid_version_is_reported_with_the_reason(
     demo_run: DemoRun, tmp_path: Path
 ) -> None:
     repository = tmp_path / "models"

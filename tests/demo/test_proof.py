@@ -1,4 +1,4 @@
-"""The comparison behind the demo's table: what passes, and above all what must not."""
+"""The comparison behind the table of the demo: differences that pass, and those that must not."""
 
 from collections.abc import Callable
 

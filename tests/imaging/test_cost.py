@@ -52,8 +52,8 @@ EXCESSIVE = {
         lambda: GIF[:AFTER_PALETTE] + bytes(2**20) + GIF[AFTER_PALETTE:],
         "more than 100,000 parts",
     ),
-    "run lengths of nothing": (lambda: run_lengths(8, bytes(2**22)), "a BMP with run lengths"),
-    "run lengths of a large image": (lambda: run_lengths(8000, b"\1\1"), "a BMP with run lengths"),
+    "run lengths of nothing": (lambda: run_lengths(8, bytes(2**22)), "a run-length encoded BMP"),
+    "run lengths of a large image": (lambda: run_lengths(8000, b"\1\1"), "a run-length encoded BMP"),
 }
 
 

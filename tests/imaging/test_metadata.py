@@ -185,7 +185,7 @@ def bad_checksum(png: bytes) -> bytes:
     ],
 )
 @pytest.mark.parametrize("at_end", [False, True], ids=["before the data", "behind it"])
-def test_chunks_of_a_png_that_say_nothing_of_pixels_are_ignored(chunks, at_end: bool):
+def test_png_chunks_that_do_not_affect_pixels_are_ignored(chunks, at_end: bool):
     encoded = with_chunks(PNG, *chunks, at_end=at_end)
     assert np.array_equal(prepare_image(encoded, SPEC), PIXELS.transpose(2, 0, 1))
 
@@ -199,7 +199,7 @@ def test_chunks_of_a_png_that_say_nothing_of_pixels_are_ignored(chunks, at_end: 
         pytest.param(b"\r\n " + PNG, id="white space before"),
     ],
 )
-def test_what_surrounds_the_pixels_of_a_png_does_not_matter(encoded: bytes):
+def test_metadata_around_the_pixels_of_a_png_is_ignored(encoded: bytes):
     assert np.array_equal(prepare_image(encoded, SPEC), PIXELS.transpose(2, 0, 1))
 
 
@@ -223,7 +223,7 @@ def mpo() -> bytes:
         pytest.param(mpo()[:-200], id="two images, the second cut off"),
     ],
 )
-def test_what_surrounds_the_pixels_of_a_jpeg_does_not_matter(encoded: bytes):
+def test_metadata_around_the_pixels_of_a_jpeg_is_ignored(encoded: bytes):
     assert np.array_equal(prepare_image(encoded, SPEC), prepare_image(JPEG, SPEC))
 
 

@@ -1,4 +1,4 @@
-"""One rule from encoded image to array: orientation, colours, size; what is no image is refused."""
+"""Decoding images to arrays: orientation, colours, size; other bytes are refused."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_mirrored_image_gives_a_mirrored_array():
     assert np.abs(plain[:, ::-1, ::-1].astype(int) - turned).max() <= 1  # rounding to uint8
 
 
-def test_the_centre_is_what_is_kept():
+def test_the_centre_is_cropped():
     pixels = np.zeros((16, 48), dtype=np.uint8)
     pixels[:, 16:32] = 255
     assert np.all(prepare_image(encode(Image.fromarray(pixels)), GREY)[:, :, 1:-1] == 255)
@@ -182,7 +182,7 @@ def test_the_limit_is_exact():
         pytest.param(encode(Image.new("L", (9, 9)), "TIFF"), "JPEG, PNG, WEBP, GIF, BMP", id="tiff"),
     ],
 )
-def test_what_is_no_image_is_refused(encoded: bytes, message: str):
+def test_bytes_that_are_not_an_image_are_refused(encoded: bytes, message: str):
     with pytest.raises(ImageError, match=message):
         prepare_image(encoded, GREY)
 
@@ -230,7 +230,7 @@ def test_any_bytes_are_prepared_or_refused(encoded: bytes):
         (("L", 8, 8, 10**400), "at most 65536 pixels"),
     ],
 )
-def test_an_impossible_spec_is_refused(arguments, message: str):
+def test_an_invalid_spec_is_refused(arguments, message: str):
     with pytest.raises(ValueError, match=message):
         ImageSpec(*arguments)
 

@@ -1,0 +1,109 @@
+"""The scripts in examples/, each run as its first line says against a real server."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from foldserve.demo.children import ending_with_us
+from tests.support.artifacts import TinyNetwork
+from tests.support.image_folders import LABELS, write_classes
+from tests.support.server_process import ServerProcess
+from tests.support.sources import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXAMPLES = ROOT / "examples"
+PROGRAM = f"{os.pathsep}".join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServerProcess]:
+    TinyNetwork().publish(tmp_path / "models" / "tiny")
+    with ServerProcess(tmp_path / "models", tmp_path / "server") as running:
+        yield running
+
+
+def run(script: str, *arguments: str, folder: Path) -> str:
+    """Run an example in ``folder`` and return what it printed; it must have worked."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / script), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_example_is_run_here() -> None:
+    tests = Path(__file__).read_text()
+    for path in EXAMPLES.rglob("*"):
+        if path.is_file() and path.suffix != ".pyc":
+            assert path.name in tests, f"{path} has no test"
+
+
+def test_pictures_are_classified(server: ServerProcess, tmp_path: Path) -> None:
+    pictures = write_classes(tmp_path / "pictures", per_class=1).rglob("*.png")
+    words = ["tiny", *map(str, pictures), "--server", server.address]
+    lines = run("classify_pictures.py", *words, folder=tmp_path).splitlines()
+    assert len(lines) == len(LABELS)
+    for line in lines:
+        assert re.fullmatch(r"\S+\.png(\tlabel \d \d+\.\d%){2}", line)
+
+
+def test_many_requests_are_answered_at_once(server: ServerProcess, tmp_path: Path) -> None:
+    words = ("tiny", "--count", "200", "--server", server.address)
+    output = run("infer_concurrently.py", *words, folder=tmp_path)
+    assert sum(map(int, re.findall(r"(\d+) of 200 images", output))) == 200
+
+
+def test_a_stock_triton_client_is_answered(server: ServerProcess, tmp_path: Path) -> None:
+    output = run("infer_with_tritonclient.py", "tiny", "--server", server.address, folder=tmp_path)
+    probabilities = [float(line.partition(": ")[2]) for line in output.splitlines()]
+    assert len(probabilities) == 3
+    assert sum(probabilities) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_stopping_server_is_seen_to_stop(server: ServerProcess) -> None:
+    command = [sys.executable, EXAMPLES / "watch_health.py", "tiny", "--server", server.address]
+    with subprocess.Popen(ending_with_us(command), stdout=subprocess.PIPE, text=True) as watcher:
+        assert watcher.stdout is not None
+        assert watcher.stdout.readline() == "tiny SERVING\n"
+        server.process.send_signal(signal.SIGTERM)
+        assert watcher.stdout.readline() == "tiny NOT_SERVING\n"
+        watcher.stdout.read()
+    assert watcher.returncode == 0
+
+
+def test_an_own_network_is_trained_exported_and_served(tmp_path: Path) -> None:
+    pictures = write_classes(tmp_path / "pictures", per_class=20)
+    models = tmp_path / "models"
+    project = tmp_path / "own_network"  # a copy, as runs/ is left in it
+    project.mkdir()
+    for name in ("networks.py", "train_and_export.sh"):
+        (project / name).write_bytes((EXAMPLES / "own_network" / name).read_bytes())
+    flags = ("--epochs", "2", "--batch-size", "16", "--threads", "1")
+    done = subprocess.run(
+        ["sh", "train_and_export.sh", pictures, models, *flags],
+        cwd=project,
+        env=os.environ | {"PATH": PROGRAM},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"foldserve serve --repository {models}" in done.stdout
+    with ServerProcess(models, tmp_path / "server") as server:
+        picture = str(pictures / LABELS[0] / "000.png")
+        words = ("tiny", picture, "--server", server.address)
+        assert run("classify_pictures.py", *words, folder=tmp_path).startswith(picture)
