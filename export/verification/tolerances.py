@@ -4,8 +4,8 @@ All are absolute differences of logits. Rounding errors grow with the values sum
 larger of a floor and a fraction of the largest logit; a unit in the last place of fp32 is 1.2e-7 of a value.
 
 reference: folded ONNX against unfolded PyTorch, both fp32; floor 1e-4, fraction 5e-6.
-    Folding and another order of summing cost about 5e-6 on a trained LeNet, whose logits are up to 20; a
-    wrong fold costs 1e-2 and more.
+    1e-4 is what the artifact promises for logits of LeNet's size (up to 20). Folding and another order of
+    summing cost about 5e-6 on a trained LeNet; a wrong fold costs 1e-2 and more.
 
 runtime: one file on two devices or runtimes, fp32; floor 1e-5, fraction 2e-6, or 4 roundings.
     No folding is involved, so it is tight enough to detect one damaged weight. Another correct runtime should

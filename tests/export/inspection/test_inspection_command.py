@@ -33,7 +33,7 @@ def inspect(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, 
     return status, captured.out, captured.err
 
 
-def test_a_name_prints_a_row_a_layer_and_the_totals(capsys: pytest.CaptureFixture[str]):
+def test_network_name_prints_one_row_per_layer_and_the_totals(capsys: pytest.CaptureFixture[str]):
     status, out, err = inspect(capsys, "lenet")
     lines = out.splitlines()
     assert (status, err) == (0, "")
@@ -41,7 +41,7 @@ def test_a_name_prints_a_row_a_layer_and_the_totals(capsys: pytest.CaptureFixtur
     assert lines[1].split() == HEADER
     assert lines[2].split() == FIRST_ROW
     assert "parameters 88,654" in lines
-    assert "MACs 1,668,696 an image" in lines
+    assert "MACs 1,668,696 per image" in lines
     assert "receptive field of the convolutions 32x32" in lines
 
 
@@ -77,7 +77,7 @@ def test_a_model_version_is_shown_from_its_file_alone(
     file.write_bytes(build_network(checkpoint.build().network, metadata).content)
     status, out, _ = inspect(capsys, str(tmp_path))
     assert status == 0
-    assert "MACs 1,668,696 an image" in out
+    assert "MACs 1,668,696 per image" in out
     assert "BatchNorm" not in out
     # The bias that took batch norm's place: 400 weights and 16 biases.
     folded = [*FIRST_ROW[:6], "416", *FIRST_ROW[7:]]

@@ -85,7 +85,7 @@ def test_images_changed_since_training_cause_a_warning(tmp_path: Path, trained: 
     south.rename(north)
     (tmp_path / "aside").rename(south)
     (remark,) = load_source(trained).remarks
-    assert remark.startswith("warning: the images of pictures have changed since the training")
+    assert remark.startswith("warning: the images of pictures have changed since training")
 
 
 @pytest.mark.parametrize("load", [load_source, load_calibration])
