@@ -78,7 +78,7 @@ def test_what_is_no_number_is_no_answer(value: float) -> None:
         logits[1, 2] = value
         return logits
 
-    with pytest.raises(ModelOutputError, match="NaN or infinity for 1 of 3 images"):
+    with pytest.raises(ModelOutputError, match="NaN or infinite for 1 of 3 images"):
         runner(disturb)(IMAGES[:3])
 
 
@@ -100,7 +100,7 @@ def test_probabilities_that_are_no_numbers_are_no_answer(value: float) -> None:
         probabilities[1, 2] = value
         return probabilities
 
-    with pytest.raises(ModelOutputError, match="NaN or infinity for 1 of 3 images"):
+    with pytest.raises(ModelOutputError, match="NaN or infinite for 1 of 3 images"):
         ModelRunner(cast("Session", EndsWrongly(change)))(IMAGES[:3])
 
 
@@ -111,7 +111,7 @@ def test_probabilities_of_another_shape_or_type_are_no_answer(
     change: Callable[[NDArray[np.float32]], NDArray[np.float32]],
 ) -> None:
     """A response says beforehand how many numbers follow."""
-    with pytest.raises(ModelOutputError, match=r"gives probabilities of .* expected float32 \[3, 3\]"):
+    with pytest.raises(ModelOutputError, match=r"probabilities are .* expected float32 \[3, 3\]"):
         ModelRunner(cast("Session", EndsWrongly(change)))(IMAGES[:3])
 
 

@@ -63,7 +63,9 @@ def test_only_so_much_is_left_behind_and_what_ends_after_all_makes_room(release:
     for number in range(4):
         with pytest.raises(LoadTimeoutError):
             limit.run(f"model/{number}", hanging_on(release))
-    with pytest.raises(LoadsHangError, match=r"one of 4 loads that cannot be stopped.*model/0, model/1, model/2, model/3"):
+    with pytest.raises(
+        LoadsHangError, match=r"one of 4 loads that cannot be stopped.*model/0, model/1, model/2, model/3"
+    ):
         limit.run("model/4", lambda _: 7)
     release.set()
     eventually(lambda: limit.unfinished_count == 0, "what was left behind ends")
