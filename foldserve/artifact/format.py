@@ -232,7 +232,7 @@ class Golden:
         if not self.runtime_tolerance <= self.reference_tolerance <= most:
             raise ArtifactError(
                 f"{GOLDEN_FILE} has the tolerances {tolerances}, for the trained model's logits and for the "
-                f"file's own; {f'in {precision}, ' if precision else ''}the first must be at most {most:.3g}, "
+                f"file's own; {f'in {precision} ' if precision else ''}the first must be at most {most:.3g} "
                 "and the second at most the first: export the model again"
             )
 

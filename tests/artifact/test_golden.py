@@ -87,7 +87,7 @@ def test_one_wrong_pair_is_enough(network: TinyNetwork, golden: Golden) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=["nan", "infinity", "minus-infinity"])
-def test_answers_that_are_no_numbers_never_pass(golden: Golden, value: float) -> None:
+def test_outputs_that_are_not_finite_never_pass(golden: Golden, value: float) -> None:
     text = refusal(lambda images: np.full((len(images), 3), value, np.float32), golden)
     assert "10 of 10" in text
 

@@ -30,7 +30,7 @@ ARRAY = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 
 @pytest.mark.parametrize("array", [ARRAY, ARRAY.T, np.float64(2), np.zeros((0, 3)), np.bool_(True)])
-def test_what_numpy_wrote_is_read(array: np.ndarray) -> None:
+def test_archive_written_by_numpy_is_read(array: np.ndarray) -> None:
     content = io.BytesIO()
     np.savez_compressed(content, first=array, second=ARRAY)
     arrays = read_arrays(content.getvalue(), ["first"], 10_000)
@@ -57,13 +57,13 @@ def test_sizes_that_are_wrong_or_too_large_are_refused(member: bytes, message: s
         read_arrays(archive_of(first=member), ["first"], 10_000)
 
 
-def test_a_directory_of_very_many_members_is_not_gone_through() -> None:
+def test_archive_with_very_many_members_is_refused_unread() -> None:
     content = archive_of(**{f"member{number}": b"" for number in range(100)})
     with pytest.raises(ValueError, match="more than 64 members"):
         read_arrays(content, ["member1"], 10_000)
 
 
-def test_declared_size_less_than_what_is_packed_is_not_exceeded() -> None:
+def test_declared_size_is_not_exceeded_by_decompression() -> None:
     """Python's zipfile stops there; what has been cut off does not agree with its checksum."""
     content = bytearray(archive_of(first=member_of(np.zeros(1000))))
     for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):

@@ -109,16 +109,16 @@ def test_quota_of_a_nested_group(tmp_path, lines, files, expected):
     assert usable_cpus(*nested(tmp_path, lines, files)) == expected
 
 
-def test_what_bounds_is_told(tmp_path):
+def test_cpu_limits_are_described(tmp_path):
     found = find_cpus(*nested(tmp_path, "0::/a\n", {"a/cpu.max": "150000 100000"}))
     assert str(found) == "2 usable (8 by affinity, 1.5 by cgroup quota)"
 
 
-def test_without_cgroup_affinity_counts(tmp_path):
+def test_affinity_applies_without_a_cgroup(tmp_path):
     assert usable_cpus(tmp_path, tmp_path / "none") == 8
 
 
-def test_affinity_counts_where_it_is_smaller(tmp_path, monkeypatch):
+def test_smaller_affinity_applies(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
     assert usable_cpus(v2(tmp_path, "400000 100000\n")) == 1
 

@@ -87,7 +87,7 @@ def test_threads_may_share_a_session(session, network):
 
 
 @pytest.mark.parametrize("content", [b"", b"not onnx", b"\x08"], ids=["empty", "text", "cut short"])
-def test_what_onnx_runtime_cannot_load_is_an_artifact_error_of_one_line(content):
+def test_file_that_cannot_be_loaded_is_an_artifact_error_of_one_line(content):
     with pytest.raises(ArtifactError, match=r"ONNX Runtime [0-9.]+ cannot load the model: ") as raised:
         Session(content, device="cpu")
     assert "\n" not in str(raised.value)
@@ -98,7 +98,7 @@ def test_a_cut_file_is_an_artifact_error(network):
         Session(network.to_onnx()[:-200], device="cpu")
 
 
-def test_cpu_is_taken_when_asked_for(session):
+def test_configured_cpu_is_used(session):
     assert session.provider == CPU_PROVIDER
 
 
@@ -129,7 +129,7 @@ class OrtWithCudaOnPaper:
         return self._ort.InferenceSession(model, self._ort.SessionOptions(), providers=[CPU_PROVIDER])
 
 
-def test_cuda_that_falls_back_in_silence_is_refused(network, monkeypatch):
+def test_silent_fallback_from_cuda_is_refused(network, monkeypatch):
     monkeypatch.setattr(session_module, "ort", OrtWithCudaOnPaper(session_module.ort))
     with pytest.raises(
         DeviceError, match=f"{CUDA_PROVIDER} was asked for, but ONNX Runtime uses {CPU_PROVIDER}"
@@ -137,7 +137,7 @@ def test_cuda_that_falls_back_in_silence_is_refused(network, monkeypatch):
         Session(network.to_onnx(), device="cuda")
 
 
-def test_auto_falls_back_openly_to_the_cpu(network, monkeypatch):
+def test_auto_falls_back_to_the_cpu_and_says_why(network, monkeypatch):
     monkeypatch.setattr(session_module, "ort", OrtWithCudaOnPaper(session_module.ort))
     assert Session(network.to_onnx(), device="auto").provider == CPU_PROVIDER
 
@@ -185,18 +185,18 @@ class PartlyOnCuda:
             )
 
 
-def test_cuda_that_leaves_a_heavy_node_to_the_processor_is_refused(network, monkeypatch):
+def test_cuda_that_leaves_a_heavy_node_on_the_cpu_is_refused(network, monkeypatch):
     monkeypatch.setattr(session_module, "ort", OrtThatLeavesNodes(session_module.ort, {"Conv", "Cast"}))
     with pytest.raises(DeviceError, match=f"{CUDA_PROVIDER} does not run the model's Conv, which"):
         Session(network.to_onnx(), device="cuda")
 
 
-def test_shape_arithmetic_on_the_processor_is_no_reason_to_refuse_cuda(network, monkeypatch):
+def test_cuda_that_leaves_shape_arithmetic_on_the_cpu_is_accepted(network, monkeypatch):
     monkeypatch.setattr(session_module, "ort", OrtThatLeavesNodes(session_module.ort, {"Cast"}))
     assert Session(network.to_onnx(), device="cuda").provider == CUDA_PROVIDER
 
 
-def test_auto_says_why_it_took_the_processor(network, monkeypatch):
+def test_auto_says_why_it_chose_the_cpu(network, monkeypatch):
     monkeypatch.setattr(session_module, "ort", OrtThatLeavesNodes(session_module.ort, {"Conv"}))
     assert "does not run the model's Conv" in Session(network.to_onnx(), device="auto").choice
 
@@ -229,7 +229,7 @@ def test_weights_in_files_beside_the_process_are_not_read(tmp_path, monkeypatch)
         pytest.param(RuntimeOptions(arena=False), id="no arena"),
     ],
 )
-def test_options_do_not_change_the_answers(network, options):
+def test_options_do_not_change_the_outputs(network, options):
     images = network.random_images(5)
     (logits,) = Session(network.to_onnx(), device="cpu", options=options).run([LOGITS], {IMAGE: images})
     assert np.abs(logits - network.logits(images)).max() < TOLERANCE
@@ -253,7 +253,7 @@ class FailingRuntime:
         pytest.param(CPU_PROVIDER, "CUDA failure 700: illegal access", RuntimeError, id="not on CUDA"),
     ],
 )
-def test_a_lost_device_is_told_from_a_failed_run(network, provider, message, expected):
+def test_lost_device_is_distinguished_from_a_failed_run(network, provider, message, expected):
     session = Session(network.to_onnx(), device="cpu")
     session._session = FailingRuntime(message)
     session.provider = provider
@@ -278,7 +278,7 @@ def files_left_by_a_session(model, home, **environment):
     return list(home.rglob("*"))
 
 
-def test_onnx_runtime_reports_to_nobody(network, tmp_path):
+def test_onnx_runtime_sends_no_telemetry(network, tmp_path):
     """Its telemetry keeps a store in the home folder, which shows that it is on; by our default it is off."""
     assert files_left_by_a_session(network.to_onnx(), tmp_path / "home") == []
 

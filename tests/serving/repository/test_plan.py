@@ -113,7 +113,7 @@ def test_each_version_has_one_action_and_nothing_is_unloaded_beside_a_load(
 
 
 @given(observations(), servers(), _outcomes, st.booleans())
-def test_what_serves_is_taken_down_only_after_every_wanted_version_was_tried(
+def test_versions_are_unloaded_only_after_every_wanted_version_was_tried(
     observed: Observed, current: Current, loads: dict[int, str | None], wait_for_writes: bool
 ) -> None:
     server = Server(current, loads)

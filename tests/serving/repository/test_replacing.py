@@ -72,7 +72,7 @@ def replace_model(repository: ModelRepository, folder: Path, network: TinyNetwor
     return before
 
 
-def test_call_that_found_the_old_model_is_answered_by_the_new(
+def test_request_for_a_replaced_model_is_answered_by_the_new_one(
     repository: ModelRepository, tmp_path: Path
 ) -> None:
     reply = ask(repository, replace_model(repository, tmp_path))
@@ -83,7 +83,9 @@ def test_call_that_found_the_old_model_is_answered_by_the_new(
     repository.close(grace_s=5)
 
 
-def test_call_for_a_version_that_went_is_told_so(repository: ModelRepository, tmp_path: Path) -> None:
+def test_request_for_an_unloaded_version_is_refused_with_the_reason(
+    repository: ModelRepository, tmp_path: Path
+) -> None:
     before = replace_model(repository, tmp_path)
     reply = ask(repository, before, "1")
     assert isinstance(reply, UnavailableError)
@@ -94,7 +96,7 @@ def test_call_for_a_version_that_went_is_told_so(repository: ModelRepository, tm
     repository.close(grace_s=5)
 
 
-def test_call_whose_images_no_longer_fit_is_not_run(repository: ModelRepository, tmp_path: Path) -> None:
+def test_request_whose_images_no_longer_fit_is_refused(repository: ModelRepository, tmp_path: Path) -> None:
     """Its rows were read for another input; the caller may ask again and be told what fits."""
     from foldserve.imaging import ImageSpec
 
@@ -104,7 +106,7 @@ def test_call_whose_images_no_longer_fit_is_not_run(repository: ModelRepository,
     repository.close(grace_s=5)
 
 
-def test_call_after_the_end_is_refused_and_not_passed_on_for_ever(repository: ModelRepository) -> None:
+def test_request_after_close_is_refused_and_not_retried_for_ever(repository: ModelRepository) -> None:
     model = repository.index.find("tiny", "")
     repository.close(grace_s=5)
     assert isinstance(ask(repository, model), UnavailableError)
@@ -126,7 +128,7 @@ def test_replaced_model_is_freed_at_once(repository: ModelRepository, tmp_path: 
     repository.close(grace_s=5)
 
 
-def test_version_that_is_only_moved_goes_on(repository: ModelRepository, tmp_path: Path) -> None:
+def test_version_that_is_briefly_missing_goes_on_serving(repository: ModelRepository, tmp_path: Path) -> None:
     """A folder that is missing at one look is not missed; at the second it is gone."""
     (tmp_path / "tiny" / "1").rename(tmp_path / ".1")
     repository.refresh()
@@ -142,7 +144,9 @@ def test_version_that_is_only_moved_goes_on(repository: ModelRepository, tmp_pat
     repository.close(grace_s=5)
 
 
-def test_unwanted_version_that_goes_leaves_the_index(repository: ModelRepository, tmp_path: Path) -> None:
+def test_removed_version_that_the_policy_excludes_leaves_the_index(
+    repository: ModelRepository, tmp_path: Path
+) -> None:
     replace_model(repository, tmp_path)
     assert [entry.version for entry in repository.index.entries()] == [1, 2]
     shutil.rmtree(tmp_path / "tiny" / "1")
@@ -152,7 +156,7 @@ def test_unwanted_version_that_goes_leaves_the_index(repository: ModelRepository
     repository.close(grace_s=5)
 
 
-def test_newest_that_goes_is_followed_by_an_older_one_without_a_gap(
+def test_removed_newest_version_is_replaced_by_an_older_one_without_a_gap(
     repository: ModelRepository, tmp_path: Path
 ) -> None:
     replace_model(repository, tmp_path)
@@ -177,7 +181,7 @@ def test_touched_files_are_not_loaded_again(repository: ModelRepository, tmp_pat
     repository.close(grace_s=5)
 
 
-def test_nothing_is_announced_while_nothing_changes(repository: ModelRepository) -> None:
+def test_unchanged_repository_announces_no_changes(repository: ModelRepository) -> None:
     changes: list[None] = []
     repository.index.subscribe(lambda: changes.append(None))
     for _ in range(3):
