@@ -21,7 +21,7 @@ Settings: TypeAlias = "tuple[ModelSettings, VersionPolicy]"
 
 
 @dataclass(frozen=True)
-class _Look:
+class _LastRead:
     fingerprint: Fingerprint
     since_s: float
     outcome: Settings | SettingsError
@@ -45,28 +45,28 @@ class SettingsReader:
         self._defaults = defaults
         self._settle_s = settle_s
         self._clock = clock
-        self._looks: dict[str, _Look] = {}
+        self._last_reads: dict[str, _LastRead] = {}
 
     def read(self, name: str, found: FoundModel, *, wait_for_writes: bool) -> Settings | SettingsError | None:
         """Return a model's settings, or the error if its file is invalid.
 
         Returns None if the file is invalid but may still be being written (only with ``wait_for_writes``).
         """
-        look = self._looks.get(name)
-        if look is None or look.fingerprint != found.settings:
-            look = _Look(found.settings, self._clock(), self._read(found))
-            self._looks[name] = look
+        last = self._last_reads.get(name)
+        if last is None or last.fingerprint != found.settings:
+            last = _LastRead(found.settings, self._clock(), self._read(found))
+            self._last_reads[name] = last
         if (
-            isinstance(look.outcome, SettingsError)
+            isinstance(last.outcome, SettingsError)
             and wait_for_writes
-            and self._clock() - look.since_s < self._settle_s
+            and self._clock() - last.since_s < self._settle_s
         ):
             return None
-        return look.outcome
+        return last.outcome
 
     def forget(self, name: str) -> None:
         """Have a model's file read again even if it has not changed."""
-        self._looks.pop(name, None)
+        self._last_reads.pop(name, None)
 
     def _read(self, found: FoundModel) -> Settings | SettingsError:
         try:

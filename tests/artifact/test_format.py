@@ -1,4 +1,4 @@
-"""The artifact on disk: what is written is read, whole versions only, and damage has a name."""
+"""Tests artifacts on disk: round trips, complete versions only, and messages for damage."""
 
 import dataclasses
 import json

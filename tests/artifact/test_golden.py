@@ -1,4 +1,4 @@
-"""Golden pairs: reproduced ones pass, and any way of differing is told with count, size and tolerance."""
+"""Tests golden pairs: reproduced ones pass, and differences are reported with count, size and tolerance."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def golden(network: TinyNetwork) -> Golden:
 
 
 def with_softmax(infer: Infer) -> Run:
-    """A model whose probabilities are right, whatever its logits are."""
+    """Make a model whose probabilities are right for any logits."""
 
     def run(images: NDArray[np.uint8]) -> Answers:
         logits = infer(images)
@@ -112,7 +112,7 @@ def test_other_class_count_is_refused(golden: Golden) -> None:
 def test_logits_that_depend_on_the_size_of_the_batch_are_refused(
     network: TinyNetwork, golden: Golden, size: int
 ) -> None:
-    """By more than rounding; less is told as not batch invariant."""
+    """They differ by more than rounding; smaller differences only make it not batch invariant."""
     text = refusal(lambda images: network.logits(images) + np.float32(len(images) == size), golden)
     # Ten images are a full batch and one of two, before other sizes are tried.
     how = {1: ", one image alone,", 2: "", 8: ""}.get(size, f", in a batch of {size},")
@@ -201,7 +201,7 @@ def test_probabilities_of_another_shape_or_type_are_refused(
 
 @pytest.mark.parametrize("class_count", [1, 2, 10, 1000, 21841])
 def test_a_float32_softmax_is_within_the_tolerance(class_count: int) -> None:
-    """At every size of logits, summed one after the other: the worst way to round."""
+    """Covers logits of all sizes, summed one by one: the least exact way."""
     random = np.random.default_rng(class_count)
     for scale in (1e-3, 1.0, 20.0, 1000.0):
         logits = (scale * random.normal(size=(8, class_count))).astype(np.float32)

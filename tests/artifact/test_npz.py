@@ -1,4 +1,4 @@
-"""Archives of arrays: what they say of their sizes is checked before anything is unpacked."""
+"""Tests npz archives: declared sizes are checked before anything is decompressed."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_archive_with_very_many_members_is_refused_unread() -> None:
 
 
 def test_declared_size_is_not_exceeded_by_decompression() -> None:
-    """Python's zipfile stops there; what has been cut off does not agree with its checksum."""
+    """Python's zipfile stops at the declared size, and the checksum of the rest is missing."""
     content = bytearray(archive_of(first=member_of(np.zeros(1000))))
     for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
         place = content.index(signature) + offset

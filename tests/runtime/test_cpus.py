@@ -1,4 +1,4 @@
-"""Counting processors: affinity and quota, in both layouts of the cgroup file system."""
+"""Tests counting CPUs by affinity and quota, in both layouts of the cgroup file system."""
 
 import math
 import os
@@ -55,7 +55,7 @@ def test_quota_of_cgroup_v1(tmp_path, quota_us, expected):
 
 
 def nested(tmp_path: Path, lines: str, files: dict[str, str]) -> tuple[Path, Path]:
-    """A cgroup mount with ``files``, and what /proc/self/cgroup says."""
+    """Make a cgroup mount with ``files``, and a /proc/self/cgroup."""
     for name, text in files.items():
         (tmp_path / "mount" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "mount" / name).write_text(text)

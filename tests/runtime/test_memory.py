@@ -1,4 +1,4 @@
-"""Memory that a process may use: the least of the machine's and its cgroups' limits, in both layouts."""
+"""Tests the usable memory: the smallest of the machine's and the cgroups' limits, in both layouts."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What ONNX Runtime's failures mean, and which nodes may stay on the processor."""
+"""Tests the classification of ONNX Runtime's failures and of nodes that may stay on the CPU."""
 
 import pytest
 

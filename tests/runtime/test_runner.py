@@ -1,4 +1,4 @@
-"""A session as it answers: padding, batch invariance measured, and no NaN for an answer."""
+"""Tests running batches: padding, measured batch invariance, and errors for NaN."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class FakeSession:
-    """Computes each image's mean, changed by ``disturb(logits)`` of the whole execution."""
+    """Computes logits from each image; ``disturb`` changes those of a whole execution."""
 
     provider = "FakeProvider"
     outputs = (TensorSpec("logits", "FP32", (-1, 3)), TensorSpec("probabilities", "FP32", (-1, 3)))
@@ -83,7 +83,7 @@ def test_logits_that_are_not_finite_are_an_error(value: float) -> None:
 
 
 class EndsWrongly(FakeSession):
-    """Answers as its base does, with its probabilities changed by ``change``."""
+    """Gives the outputs of its base class, with probabilities changed by ``change``."""
 
     def __init__(self, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> None:
         super().__init__(lambda logits: logits)
@@ -110,7 +110,7 @@ def test_probabilities_that_are_not_finite_are_an_error(value: float) -> None:
 def test_probabilities_of_another_shape_or_type_are_an_error(
     change: Callable[[NDArray[np.float32]], NDArray[np.float32]],
 ) -> None:
-    """A response says beforehand how many numbers follow."""
+    """A response declares its number of values before it sends them."""
     with pytest.raises(ModelOutputError, match=r"probabilities are .* expected float32 \[3, 3\]"):
         ModelRunner(cast("Session", EndsWrongly(change)))(IMAGES[:3])
 

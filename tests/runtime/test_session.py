@@ -1,4 +1,4 @@
-"""Sessions: what they say of a model, that devices are honest, and that errors are ours."""
+"""Tests sessions: the specs that they report, the devices that they use, and their errors."""
 
 import os
 import subprocess
@@ -114,7 +114,7 @@ def test_auto_without_cuda_is_the_cpu(network):
 
 
 class OrtWithCudaOnPaper:
-    """onnxruntime-gpu without a GPU: it lists CUDA, and its sessions quietly run on the processor."""
+    """Acts as onnxruntime-gpu without a GPU: it lists CUDA, and its sessions silently run on the CPU."""
 
     def __init__(self, ort) -> None:
         self._ort = ort
@@ -143,7 +143,7 @@ def test_auto_falls_back_to_the_cpu_and_says_why(network, monkeypatch):
 
 
 class OrtThatLeavesNodes:
-    """onnxruntime with a GPU that cannot run ``left`` operators: those stay on the processor."""
+    """Acts as onnxruntime with a GPU that cannot run ``left`` operators: those stay on the CPU."""
 
     def __init__(self, ort, left) -> None:
         self._ort = ort
@@ -164,7 +164,7 @@ class OrtThatLeavesNodes:
 
 
 class PartlyOnCuda:
-    """A real session's own list of nodes, of which ``left`` are where they are and the others on CUDA."""
+    """Returns a real session's nodes, with all but ``left`` assigned to CUDA."""
 
     def __init__(self, session, left) -> None:
         self._session = session
@@ -202,7 +202,7 @@ def test_auto_says_why_it_chose_the_cpu(network, monkeypatch):
 
 
 def test_weights_in_files_beside_the_process_are_not_read(tmp_path, monkeypatch):
-    """A model's file may point to others; without optimisation ONNX Runtime reads them from this folder."""
+    """An ONNX file may refer to others; by default ONNX Runtime reads them from the current folder."""
     (tmp_path / "secret.bin").write_bytes(np.arange(4, dtype=np.float32).tobytes())
     weights = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[4])
     weights.data_location = onnx.TensorProto.EXTERNAL
@@ -236,7 +236,7 @@ def test_options_do_not_change_the_outputs(network, options):
 
 
 class FailingRuntime:
-    """A session whose runs fail with ``message``, on CUDA."""
+    """Acts as a session on CUDA whose runs fail with ``message``."""
 
     def __init__(self, message) -> None:
         self._message = message
@@ -262,7 +262,7 @@ def test_lost_device_is_distinguished_from_a_failed_run(network, provider, messa
 
 
 def files_left_by_a_session(model, home, **environment):
-    """Run a session in a process whose home is ``home`` and return what it left there."""
+    """Run a session in a process whose home is ``home``; return the files that it left there."""
     home.mkdir()
     (home.parent / "model.onnx").write_bytes(model)
     code = (
@@ -279,7 +279,7 @@ def files_left_by_a_session(model, home, **environment):
 
 
 def test_onnx_runtime_sends_no_telemetry(network, tmp_path):
-    """Its telemetry keeps a store in the home folder, which shows that it is on; by our default it is off."""
+    """Telemetry keeps a file in the home folder if it is on; our default turns it off."""
     assert files_left_by_a_session(network.to_onnx(), tmp_path / "home") == []
 
 

@@ -1,4 +1,4 @@
-"""Work in its time limit: what it gives is handed over, and what does not end is stopped or left behind."""
+"""Tests time limits: results are handed over, and work that does not end is stopped or abandoned."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FOR_EVER_S = 1000.0
 
 @pytest.fixture
 def release() -> Iterator[threading.Event]:
-    """Lets whatever hangs on it end with the test."""
+    """Return an event that is set at the end of the test, so that work waiting for it ends."""
     event = threading.Event()
     yield event
     event.set()
 
 
 def hanging_on(event: threading.Event) -> Callable[[StopSignal], None]:
-    """Work that hears no stop signal, and ends with ``event`` alone."""
+    """Work that ignores the stop signal, and ends only with ``event``."""
 
     def hang(_: StopSignal) -> None:
         event.wait(FOR_EVER_S)
@@ -36,7 +36,7 @@ def hanging_on(event: threading.Event) -> Callable[[StopSignal], None]:
 
 
 def obedient(stop: StopSignal) -> str:
-    """Work that ends when it is told to, and only then."""
+    """Work that ends only when it is told to stop."""
     told = threading.Event()
     stop.on_set(told.set)
     assert told.wait(FOR_EVER_S)
@@ -105,7 +105,7 @@ def test_stop_is_called_at_once_if_the_signal_is_already_set() -> None:
 
 
 def test_each_step_has_a_limit_of_its_own() -> None:
-    """The whole takes many times what a step may, and ends; a step without end is told apart."""
+    """Work may take many times a step's limit in all; a single step may not."""
     limit = TimeLimit(FOR_EVER_S, step_s=2.0)
     tick = threading.Event()
 

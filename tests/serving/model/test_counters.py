@@ -1,4 +1,4 @@
-"""Histograms and the counts that outlive their versions."""
+"""Tests histograms, and counters that are kept after their versions are unloaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUMBERS = st.lists(st.floats(0, 100) | st.sampled_from(DURATION_BOUNDS_S))
 
 @given(NUMBERS, NUMBERS)
 def test_each_bucket_counts_values_up_to_its_bound(first: list[float], second: list[float]) -> None:
-    """By the definition of a Prometheus histogram, for values on a bound and for two added up as well."""
+    """Compares with the definition of a Prometheus histogram, also for values on a bound and for sums."""
     histogram, other = Histogram(DURATION_BOUNDS_S), Histogram(DURATION_BOUNDS_S)
     for value in first:
         histogram.observe(value)
@@ -35,7 +35,7 @@ def test_each_bucket_counts_values_up_to_its_bound(first: list[float], second: l
 
 
 def version(number: int, statistics: Statistics | None = None) -> Any:
-    """What `CounterHistory` looks at of a served model."""
+    """Has the attributes of a served model that `CounterHistory` reads."""
     return SimpleNamespace(
         name="tiny", version_text=str(number), statistics=statistics or answered(request_count=1)
     )

@@ -1,4 +1,4 @@
-"""How many instances a served model has, and how many spare ones for full batches."""
+"""Tests the numbers of instances and of overflow instances."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Word of changes: from any thread to the event loop, and from the repository to whoever listens."""
+"""Tests notifications of changes: from any thread to the event loop, and from the repository to listeners."""
 
 from __future__ import annotations
 

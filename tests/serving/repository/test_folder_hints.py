@@ -1,4 +1,4 @@
-"""Which folder was meant: one level too deep, too high, misspelt or empty."""
+"""Tests hints for a wrong --repository: one level too deep or too high, misspelt or empty."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's settings file: what it may say, what it changes, and where it is wrong."""
+"""Tests ``model.toml``: its keys, their effects, and the messages for invalid files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs side by side: all are done, a slow or failing one holds up no other."""
+"""Tests parallel jobs: all are run, and a slow or failing one does not delay the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def release() -> Iterator[threading.Event]:
-    """Lets whatever hangs on it end with the test."""
+    """Return an event that is set at the end of the test, so that jobs waiting for it end."""
     event = threading.Event()
     yield event
     event.set()
@@ -77,7 +77,7 @@ def test_error_in_a_job_affects_no_other_unless_it_is_fatal(caplog: pytest.LogCa
 
 
 def test_jobs_left_by_earlier_runs_count_too(release: threading.Event) -> None:
-    """However often the repository is looked at, no more than eight slow loads are under way."""
+    """However often the repository is scanned, at most eight slow loads are running."""
     models = ParallelJobs(1, slow_s=0.01)
     begun: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Plans for one model: any folder, any versions that serve, any policy, any loads that fail."""
+"""Tests plans for one model: any folder, any serving versions, any policy, any failing loads."""
 
 from __future__ import annotations
 

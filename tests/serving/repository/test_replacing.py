@@ -1,4 +1,4 @@
-"""One version takes another's place, in process: calls under way are answered, and what was held is freed."""
+"""Tests replacing a version, in process: running requests are answered, and memory is freed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ IMAGES = OLD.random_images(2)
 
 
 class FoundTooEarly:
-    """An index as a request sees it that found a model just before it was replaced."""
+    """Acts as the index for a request that found a model just before it was replaced."""
 
     def __init__(self, index: ModelIndex, found: ServedModel) -> None:
         self._index = index
@@ -52,7 +52,7 @@ def repository(tmp_path: Path) -> ModelRepository:
 
 
 def ask(repository: ModelRepository, found: ServedModel, version: str = "") -> Reply:
-    """Return the reply to a call that found ``found``."""
+    """Return the reply to a request that found ``found``."""
     stale = cast("ModelIndex", FoundTooEarly(repository.index, found))
     servicer = InferenceService(stale, max_decoding_bytes=1000, max_image_pixels=1000)
     replies: list[Reply] = []
@@ -97,7 +97,7 @@ def test_request_for_an_unloaded_version_is_refused_with_the_reason(
 
 
 def test_request_whose_images_no_longer_fit_is_refused(repository: ModelRepository, tmp_path: Path) -> None:
-    """Its rows were read for another input; the caller may ask again and be told what fits."""
+    """Its rows were read for another input; a second attempt tells the caller what fits."""
     from foldserve.imaging import ImageSpec
 
     wider = TinyNetwork(seed=3, image=ImageSpec("L", 9, 9, 9))
@@ -113,7 +113,7 @@ def test_request_after_close_is_refused_and_not_retried_for_ever(repository: Mod
 
 
 def test_replaced_model_is_freed_at_once(repository: ModelRepository, tmp_path: Path) -> None:
-    """Without the garbage collector, which may not run for long, and never sees what start-up froze."""
+    """The garbage collector is off: it may not run for long, and ignores objects frozen at start-up."""
     session = weakref.ref(repository.index.find("tiny", "").verified.session)
     model = weakref.ref(repository.index.find("tiny", ""))
     gc.disable()
@@ -129,7 +129,7 @@ def test_replaced_model_is_freed_at_once(repository: ModelRepository, tmp_path: 
 
 
 def test_version_that_is_briefly_missing_goes_on_serving(repository: ModelRepository, tmp_path: Path) -> None:
-    """A folder that is missing at one look is not missed; at the second it is gone."""
+    """A folder missing at one scan is waited for; at the second it is gone."""
     (tmp_path / "tiny" / "1").rename(tmp_path / ".1")
     repository.refresh()
     assert repository.index.is_ready("tiny", "1")
@@ -137,7 +137,7 @@ def test_version_that_is_briefly_missing_goes_on_serving(repository: ModelReposi
     repository.refresh()
     (tmp_path / "tiny" / "1").rename(tmp_path / ".1")
     repository.refresh()
-    assert repository.index.is_ready("tiny", "1"), "missed for the first time again"
+    assert repository.index.is_ready("tiny", "1"), "missing for the first time again"
     repository.refresh()
     with pytest.raises(NotFoundError):
         repository.index.find("tiny", "")

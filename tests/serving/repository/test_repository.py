@@ -1,4 +1,4 @@
-"""Finding, loading and choosing versions; what a version must be like to be opened."""
+"""Tests finding, loading and choosing versions, and the checks on opening one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One version or model may be anything: it is refused by itself, with its reason; its neighbours serve."""
+"""Tests versions and models of any content: each is refused with its reason, and the others serve."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def models(tmp_path: Path, sound: Path) -> Path:
-    """Three models, the middle one to be damaged by the test."""
+    """Return a folder of three models; the test damages the middle one."""
     for name in ("a", "m", "z"):
         shutil.copytree(sound, tmp_path / "models" / name / "1")
     return tmp_path / "models"
@@ -49,7 +49,7 @@ def models(tmp_path: Path, sound: Path) -> Path:
 
 @pytest.fixture
 def repository(models: Path) -> Iterator[ModelRepository]:
-    """Not loaded yet."""
+    """Return a repository that has not loaded its models yet."""
     opened = ModelRepository(models, SETTINGS, settle_s=0.0)
     yield opened
     opened.close(grace_s=5)
@@ -60,7 +60,7 @@ def serving(repository: ModelRepository) -> set[str]:
 
 
 def refused(repository: ModelRepository, name: str = "m") -> str:
-    """Check that all but one model serve, and return the reason why that one does not."""
+    """Check that all models but ``name`` serve, and return the reason why that one does not."""
     assert serving(repository) == {"a/1", "z/1"}
     (entry,) = (entry for entry in repository.index.entries() if entry.name == name)
     assert entry.state == "UNAVAILABLE"
@@ -221,7 +221,7 @@ def test_unexpected_error_affects_only_its_model(
 def test_unreadable_folder_affects_only_its_model(
     repository: ModelRepository, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tests that run as root are let into every folder, so the refusal is made up."""
+    """Root may read every folder, so the error is simulated."""
     repository.load_all()
     (models / "forbidden").mkdir()
 
@@ -294,7 +294,7 @@ def test_legible_name_wins_over_an_escaped_one_that_reads_the_same(models: Path,
 
 @pytest.fixture(scope="module")
 def strange_repository(tmp_path_factory: pytest.TempPathFactory, sound: Path) -> Path:
-    """Every strange version as a model of its own, beside two sound ones."""
+    """Return a folder with every strange version as a model of its own, and two valid models."""
     folder = tmp_path_factory.mktemp("strange") / "models"
     for name in ("aa-sound", *VERSIONS, "zz-sound"):
         shutil.copytree(sound, folder / name / "1")

@@ -1,4 +1,4 @@
-"""When a version's files are read, waited for and refused; the clock is the test's."""
+"""Tests when a version's files are read, waited for and refused, with a fake clock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SETTINGS = ModelSettings(device="cpu", intra_op_threads=1)
 
 
 class Clock:
-    """Seconds that pass when the test says so."""
+    """Returns a time that only the test changes."""
 
     def __init__(self) -> None:
         self.now_s = 1e6
@@ -32,7 +32,7 @@ class Clock:
 
 
 class Watched:
-    """A repository with the model ``tiny``, looked at as a server does."""
+    """Reads the model ``tiny`` of a repository as a server does."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -108,7 +108,7 @@ def test_load_by_name_does_not_wait_for_writes(watched: Watched) -> None:
 
 
 def test_large_file_being_written_is_not_hashed_at_each_poll(watched: Watched) -> None:
-    """Its size is enough to see that it is not whole; only at the end is it read."""
+    """Its size shows that it is incomplete; only the complete file is read."""
     model = watched.folder / "tiny" / "1" / "model.onnx"
     size = model.stat().st_size
     model.write_bytes(b"short")
