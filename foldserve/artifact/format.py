@@ -270,8 +270,8 @@ def read_artifact(folder: Path, within: Path | None = None) -> Artifact:
     """
     manifest, facts = read_manifest(folder, within)
     contents = {}
-    for name, most_bytes in ((MODEL_FILE, MAX_MODEL_BYTES), (GOLDEN_FILE, MAX_GOLDEN_BYTES)):
-        contents[name] = read_regular_file(folder / name, within, most_bytes)
+    for name, max_bytes in ((MODEL_FILE, MAX_MODEL_BYTES), (GOLDEN_FILE, MAX_GOLDEN_BYTES)):
+        contents[name] = read_regular_file(folder / name, within, max_bytes)
         _check_hash(name, contents[name], facts.files[name].sha256)
     golden = Golden.from_bytes(contents[GOLDEN_FILE])
     golden.check_tolerances(facts.precision)

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 # Largest tolerance for the trained model's logits that an export writes, in fp32 and in any precision: a
 # floor, and a fraction of the largest logit (see export/verification/tolerances.py). A file that is off by a
 # tenth of its largest logit is not the network that was trained.
-_MOST_FP32 = (1e-4, 5e-6)
-_MOST_ANY = (1e-3, 0.1)
+_MAX_FP32 = (1e-4, 5e-6)
+_MAX_ANY = (1e-3, 0.1)
 
 
 def max_tolerance(logits: NDArray[np.float32], precision: str = "") -> float:
     """Return the largest allowed reference tolerance for ``logits`` [G, K]; "" is any precision."""
-    floor, fraction = _MOST_FP32 if precision == "fp32" else _MOST_ANY
+    floor, fraction = _MAX_FP32 if precision == "fp32" else _MAX_ANY
     return max(floor, fraction * float(np.abs(logits).max(initial=0.0)))
 
 

@@ -23,26 +23,26 @@ _READ_HEADER = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 # An archive of arrays has few members; reading a directory of a million takes seconds.
-_MOST_MEMBERS = 64
+_MAX_MEMBERS = 64
 _DIRECTORY_ENTRY = b"PK\x01\x02"
 
 
-def read_arrays(content: bytes, names: Sequence[str], most_bytes: int) -> dict[str, NDArray[Any]]:
-    """Return the named arrays, of at most ``most_bytes`` bytes in total; others are not decompressed.
+def read_arrays(content: bytes, names: Sequence[str], max_bytes: int) -> dict[str, NDArray[Any]]:
+    """Return the named arrays, of at most ``max_bytes`` bytes in total; others are not decompressed.
 
     Raises:
         ValueError: the arrays are too large, or the archive is malformed.
         KeyError: an array is missing.
         zipfile.BadZipFile, OSError, zlib.error: the archive is malformed.
     """
-    if content.count(_DIRECTORY_ENTRY) > _MOST_MEMBERS:
-        raise ValueError(f"it has more than {_MOST_MEMBERS} members, the limit")
+    if content.count(_DIRECTORY_ENTRY) > _MAX_MEMBERS:
+        raise ValueError(f"it has more than {_MAX_MEMBERS} members, the limit")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.getinfo(f"{name}.npy") for name in names}
         total_bytes = sum(member.file_size for member in members.values())
-        if total_bytes > most_bytes:
+        if total_bytes > max_bytes:
             raise ValueError(
-                f"its arrays would have {total_bytes} bytes decompressed; the limit is {most_bytes}"
+                f"its arrays would have {total_bytes} bytes decompressed; the limit is {max_bytes}"
             )
         for name, member in members.items():
             with archive.open(member) as stream:

@@ -27,7 +27,7 @@ class _LastRead:
     outcome: Settings | SettingsError
 
 
-class SettingsReader:
+class ModelFileCache:
     """Reads ``model.toml`` of models in the repository ``folder``; ``defaults`` are the server's flags.
 
     An invalid file may be half written until it has not changed for ``settle_s`` seconds. Each model may be

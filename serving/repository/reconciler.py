@@ -16,7 +16,7 @@ from foldserve.serving.model.loader import LoadOutcome, Refusal, explain_refusal
 from foldserve.serving.repository.index import ModelIndex, VersionEntry
 from foldserve.serving.repository.log_once import LogOnce
 from foldserve.serving.repository.model_faults import settings_or_fault
-from foldserve.serving.repository.model_file_cache import SettingsReader
+from foldserve.serving.repository.model_file_cache import ModelFileCache
 from foldserve.serving.repository.plan import (
     Current,
     Keep,
@@ -78,7 +78,7 @@ class Reconciler:
         self._stopping = threading.Event()
         self._time_limit = time_limit or TimeLimit(math.inf)
         self._files = VersionFiles(folder, settle_s, time_limit=self._time_limit)
-        self._settings = SettingsReader(folder, settings, settle_s)
+        self._settings = ModelFileCache(folder, settings, settle_s)
         self._unloaded: set[str] = set()  # models that stay unloaded until they are loaded by name
         self._missing: dict[str, frozenset[int]] = {}  # versions that the last scan did not find
         self._settled: dict[str, FoundModel] = {}  # models as last found, if nothing of them is waited for
@@ -107,7 +107,7 @@ class Reconciler:
         except (DeviceError, DeviceLostError):
             raise
         except Exception as error:
-            reason = legible(f"following its folder failed: {type(error).__name__}: {error}")
+            reason = legible(f"loading from its folder failed: {type(error).__name__}: {error}")
             self._log_once.update(f"{name} (folder)", reason, error)
             versions = found.versions if found else {}
             for version in versions:
@@ -123,7 +123,7 @@ class Reconciler:
         return [drain for drain in drains if drain]
 
     def forget_failures(self, name: str) -> None:
-        """Have the next `reconcile` of a model read its settings again and retry what was refused."""
+        """Make the next `reconcile` of a model read its settings again and retry its refused versions."""
         self._unloaded.discard(name)
         self._settings.forget(name)
         for entry in self._index.versions_of(name).values():
@@ -168,7 +168,7 @@ class Reconciler:
     def _observe(
         self, name: str, found: FoundModel | None, *, wait_for_writes: bool
     ) -> tuple[Observed, Mapping[int, tuple[Fingerprint, ModelSettings]]]:
-        """Return what to plan for, and the sources of `_Attempt`: none if the settings are invalid."""
+        """Return the input of the plan, and the sources of `_Attempt`: none if the settings are invalid."""
         if found is None:
             return Observed(), {}
         versions = frozenset(found.versions)
@@ -184,7 +184,7 @@ class Reconciler:
         return Observed(versions, policy), sources
 
     def _current(self, attempt: _Attempt, tried: set[int]) -> Current:
-        """Return what to plan from. Versions that were ``tried`` in this attempt are not tried again."""
+        """Return the state to plan from. Versions ``tried`` in this attempt are not tried again."""
         name, known = attempt.name, self._index.versions_of(attempt.name)
         outcomes = {
             version: self._files.last_outcome(name, version)
@@ -283,7 +283,7 @@ class Reconciler:
         _log.info("%s/%d is gone from the repository", name, version)
 
     def _on_lost(self, provider: str, error: DeviceLostError) -> None:
-        """Stop serving all that ran on a device that broke; called from the thread that noticed."""
+        """Unload all models of a lost device; called from the thread that noticed the loss."""
         lost = [model for model in self._index.ready_models() if model.verified.session.provider == provider]
         for model in lost:
             reason = f"the device was lost: {error}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from foldserve.runtime import cpus as processors
+from foldserve.runtime import cpus
 from foldserve.runtime.cpus import find_cpus, usable_cpus
 
 
@@ -30,7 +30,7 @@ def v1(root: Path, quota_us: str, period_us: str = "100000\n") -> Path:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        pytest.param("200000 100000\n", 2, id="two processors"),
+        pytest.param("200000 100000\n", 2, id="two CPUs"),
         pytest.param("150000 100000\n", 2, id="one and a half are two threads"),
         pytest.param("10000 100000\n", 1, id="a tenth is still one"),
         pytest.param("1600000 100000\n", 8, id="more than affinity"),
@@ -124,4 +124,4 @@ def test_smaller_affinity_applies(tmp_path, monkeypatch):
 
 
 def test_this_process_has_a_sane_count():
-    assert 1 <= usable_cpus(processors.CGROUP_ROOT) <= max(8, math.ceil(os.cpu_count() or 1))
+    assert 1 <= usable_cpus(cpus.CGROUP_ROOT) <= max(8, math.ceil(os.cpu_count() or 1))

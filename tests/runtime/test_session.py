@@ -158,7 +158,7 @@ class OrtThatLeavesNodes:
     def InferenceSession(self, model, options, providers, **_):  # noqa: N802  # the library's name
         if providers[0][0] == CPU_PROVIDER:
             return self._ort.InferenceSession(model, options, providers=[CPU_PROVIDER])
-        # With the processor forbidden this is ONNX Runtime's own refusal; else it is where all nodes go.
+        # With the CPU forbidden this is ONNX Runtime's own refusal; else it is where all nodes go.
         session = self._ort.InferenceSession(model, options, providers=["AzureExecutionProvider"])
         return PartlyOnCuda(session, self._left)
 

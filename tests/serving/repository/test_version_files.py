@@ -10,7 +10,7 @@ import pytest
 
 from foldserve.artifact.format import Artifact
 from foldserve.runtime.model_settings import ModelSettings
-from foldserve.serving.repository.model_file_cache import SettingsReader
+from foldserve.serving.repository.model_file_cache import ModelFileCache
 from foldserve.serving.repository.scanner import scan
 from foldserve.serving.repository.version_files import LoadFailure, VersionFiles
 from tests.support.artifacts import TinyNetwork
@@ -120,7 +120,7 @@ def test_large_file_being_written_is_not_hashed_at_each_poll(watched: Watched) -
 def test_settings_being_written_are_waited_for(tmp_path: Path) -> None:
     TinyNetwork().publish(tmp_path / "tiny")
     clock = Clock()
-    reader = SettingsReader(tmp_path, SETTINGS, settle_s=2.0, clock=clock)
+    reader = ModelFileCache(tmp_path, SETTINGS, settle_s=2.0, clock=clock)
     path = tmp_path / "tiny" / "model.toml"
 
     def look(*, wait_for_writes: bool = True) -> object:
