@@ -37,6 +37,6 @@ def test_fp32_may_be_off_by_no_more_than_an_export_in_fp32_writes(logits):
     )
     golden.check("fp32")
     wider = dataclasses.replace(golden, reference_tolerance=golden.reference_tolerance * 1.01)
-    with pytest.raises(ArtifactError, match="in fp32 the first may be"):
+    with pytest.raises(ArtifactError, match="in fp32 the first must be"):
         wider.check("fp32")
     wider.check("int8")
