@@ -1,12 +1,11 @@
-"""The model artifact: what stands in ``REPOSITORY/NAME/VERSION/`` and how it is read.
+"""Defines the model artifact, the files in ``REPOSITORY/NAME/VERSION/``, and reads it.
 
     model.onnx      the network; `ModelMetadata` in its metadata_props makes this file alone enough to serve
     golden.npz      inputs with two sets of logits: the unfolded PyTorch model's and the file's own (`Golden`)
     manifest.json   SHA-256 of the other files, and how they were made and checked
 
-The folders name model and version and nothing inside repeats them, so a version can be copied or renamed. The
-reader owns the format: this is its single definition, with the types and ranges of its texts in
-`artifact_facts`.
+Only the folders name model and version, so a version can be copied or renamed. This module is the single
+definition of the format; `foldserve.artifact.schema` has the types and ranges of its JSON fields.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import numpy as np
 
 from foldserve.artifact.golden_limits import golden_array, max_tolerance
 from foldserve.artifact.npz import read_arrays
-from foldserve.artifact.schema import SCHEMA_VERSION, read_manifest_facts, read_metadata_facts
+from foldserve.artifact.schema import SCHEMA_VERSION, parse_manifest, parse_metadata
 from foldserve.errors import ArtifactError
 from foldserve.files import read_regular_file
 from foldserve.imaging import ImageSpec
@@ -34,15 +33,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from foldserve.artifact.schema import ManifestFacts
+    from foldserve.artifact.schema import ManifestSchema
 
 MODEL_FILE = "model.onnx"
 GOLDEN_FILE = "golden.npz"
 MANIFEST_FILE = "manifest.json"
 
-# The most there may be of each file, and of golden pairs once they are unpacked. A protobuf message, and so
-# an ONNX file, ends at 2 GiB; 1,000 images of 224 by 224 pixels in colour are 144 MiB; the manifest of a
-# network of a thousand layers is some 300 KiB.
+# Largest size of each file, and of golden pairs decompressed. A protobuf message, and so an ONNX file, is
+# limited to 2 GiB; 1,000 colour images of 224 by 224 pixels are 144 MiB; the manifest of a network of a
+# thousand layers is some 300 KiB.
 MAX_MODEL_BYTES = 2**31
 MAX_GOLDEN_BYTES = 2**30
 MAX_MANIFEST_BYTES = 2**22
@@ -50,7 +49,7 @@ MAX_MANIFEST_BYTES = 2**22
 IMAGE = "image"  # UINT8 [N, C, H, W]
 LOGITS = "logits"  # FP32 [N, K]
 PROBABILITIES = "probabilities"  # FP32 [N, K]
-# What an execution gives, in this order.
+# The outputs of an execution, in this order.
 OUTPUTS = (LOGITS, PROBABILITIES)
 
 _PREFIX = "foldserve."
@@ -58,7 +57,7 @@ _PREFIX = "foldserve."
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A named tensor as the protocol describes it: ``datatype`` as in "FP32", -1 for a variable side."""
+    """Describes a tensor as the protocol does: ``datatype`` as in "FP32", -1 for a variable dimension."""
 
     name: str
     datatype: str
@@ -67,10 +66,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What travels inside ``model.onnx`` (metadata_props): all that is needed to use the weights.
+    """Holds the metadata inside ``model.onnx`` (metadata_props): all that is needed to use the weights.
 
-    The network sees ``(pixel / 255 - mean) / std`` per channel; that arithmetic is in the graph, and ``mean``
-    and ``std`` are here to be read, not applied again. ``provenance`` is free text by key (dataset,
+    The network sees ``(pixel / 255 - mean) / std`` per channel. The graph computes that: ``mean`` and ``std``
+    are here for information and must not be applied again. ``provenance`` is free text by key (dataset,
     architecture, ...).
     """
 
@@ -85,7 +84,7 @@ class ModelMetadata:
         return {f"{_PREFIX}{key}": text for key, text in self.to_properties().items()}
 
     def to_properties(self) -> dict[str, str]:
-        """Return the same entries under the short names that ``ModelMetadata.properties`` has."""
+        """Return the same entries under their short names, as in ``ModelMetadata.properties``."""
         properties = {
             "schema": str(SCHEMA_VERSION),
             "labels": json.dumps(self.labels, ensure_ascii=False),
@@ -104,19 +103,22 @@ class ModelMetadata:
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, str]) -> ModelMetadata:
-        """Read what `to_properties` wrote; raises ArtifactError as `from_props` does."""
+        """Parse the entries of `to_properties`.
+
+        Raises:
+            ArtifactError: as `from_props`.
+        """
         return cls.from_props({f"{_PREFIX}{key}": text for key, text in properties.items()})
 
     @classmethod
     def from_props(cls, props: Mapping[str, str]) -> ModelMetadata:
-        """Read what `to_props` wrote.
+        """Parse the entries of `to_props`.
 
         Raises:
-            ArtifactError: an entry is missing, malformed, out of range or of a schema that this version does
-                not know.
+            ArtifactError: an entry is missing, malformed or out of range, or the schema version is unknown.
         """
         entries = {key.removeprefix(_PREFIX): text for key, text in props.items() if key.startswith(_PREFIX)}
-        facts = read_metadata_facts(entries, MODEL_FILE)
+        facts = parse_metadata(entries, MODEL_FILE)
         try:
             image = ImageSpec(facts.channel_order, *facts.resize.crop, facts.resize.shorter_side)
         except ValueError as error:
@@ -137,13 +139,13 @@ class ModelMetadata:
 
 @dataclass(frozen=True)
 class Golden:
-    """Inputs whose answers are known: the proof that a file on a device still computes what was trained.
+    """Holds images with their expected logits, to verify that a file on a device computes the trained model.
 
-    ``images`` uint8 [G, C, H, W]; both logits float32 [G, K]. ``reference_logits`` are those of the unfolded
-    PyTorch model in eval mode on CPU and prove the export; ``runtime_logits`` are the file's own, under ONNX
-    Runtime on the exporting machine, with a tighter tolerance, and catch damage and changed runtimes.
-    Tolerances are absolute. ``synthetic`` says that no real images were given and the inputs are seeded
-    noise.
+    ``images`` are uint8 [G, C, H, W], both logits float32 [G, K]. ``reference_logits`` are those of the
+    unfolded PyTorch model in eval mode on a CPU; they verify the export. ``runtime_logits`` are those of the
+    file under ONNX Runtime on the exporting machine; with a tighter tolerance, they detect damage and changed
+    runtimes. Tolerances are absolute. ``synthetic`` tells that the images are seeded noise, because no real
+    images were given.
     """
 
     images: NDArray[np.uint8]
@@ -169,10 +171,10 @@ class Golden:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Golden:
-        """Read what `to_bytes` wrote.
+        """Parse the contents of ``golden.npz``.
 
         Raises:
-            ArtifactError: not such a file, or its arrays do not fit together.
+            ArtifactError: the file is malformed, or its arrays do not fit together.
         """
         try:
             arrays = read_arrays(content, [each.name for each in fields(cls)], MAX_GOLDEN_BYTES)
@@ -192,7 +194,11 @@ class Golden:
         return golden
 
     def check(self, precision: str = "") -> None:
-        """Raise ArtifactError unless the arrays fit together and could prove something."""
+        """Check that the arrays fit together, are not empty and are finite, and check the tolerances.
+
+        Raises:
+            ArtifactError: they are not.
+        """
         count = len(self.images)
         arrays_fit = (
             self.images.dtype == np.uint8
@@ -204,15 +210,18 @@ class Golden:
         )
         if not arrays_fit or self.images.size == 0 or self.reference_logits.size == 0:
             raise ArtifactError(f"{GOLDEN_FILE} holds no golden pairs, or arrays that do not fit together")
-        # NaN or infinity anywhere would make every comparison pass or fail whatever the model answers.
+        # With NaN or infinity, a comparison would pass or fail whatever the model's outputs are.
         if not (np.isfinite(self.reference_logits).all() and np.isfinite(self.runtime_logits).all()):
             raise ArtifactError(f"{GOLDEN_FILE} holds logits that are not finite")
         self.check_tolerances(precision)
 
     def check_tolerances(self, precision: str) -> None:
-        """Raise ArtifactError unless the tolerances are such as an export in ``precision`` writes.
+        """Check that the tolerances are as small as an export in ``precision`` writes; "" is any precision.
 
-        "" is any precision. A wide tolerance would let through what is not the network that was trained.
+        A wider tolerance would accept a network that is not the trained one.
+
+        Raises:
+            ArtifactError: they are not.
         """
         tolerances = (self.reference_tolerance, self.runtime_tolerance)
         if not all(np.isfinite(value) and value > 0 for value in tolerances):
@@ -222,15 +231,15 @@ class Golden:
         most = max_tolerance(self.reference_logits, precision)
         if not self.runtime_tolerance <= self.reference_tolerance <= most:
             raise ArtifactError(
-                f"{GOLDEN_FILE} has tolerances {tolerances} for the trained model's logits and the file's "
-                f"own; of these logits{f' in {precision}' if precision else ''} the first may be {most:.3g} "
-                "at most, and the second no larger than the first: export the model again"
+                f"{GOLDEN_FILE} has the tolerances {tolerances}, for the trained model's logits and for the "
+                f"file's own; {f'in {precision} ' if precision else ''}the first must be at most {most:.3g} "
+                "and the second at most the first: export the model again"
             )
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One version as read from disk, hashes checked. ``model`` is the very content that was hashed."""
+    """Holds a version's files, whose hashes were checked; ``model`` is the content that was hashed."""
 
     folder: Path
     model: bytes
@@ -244,44 +253,47 @@ class Artifact:
 
     @property
     def digests(self) -> tuple[str, str]:
-        """Hex digests of what is served and of what proves it; equal ones mean that nothing changed."""
+        """Hex digests of ``model.onnx`` and ``golden.npz``; if equal, the version has not changed."""
         return self.model_sha256, str(self.manifest["files"][GOLDEN_FILE]["sha256"])
 
 
 def read_artifact(folder: Path, within: Path | None = None) -> Artifact:
-    """Read a version folder and check it against its manifest.
+    """Read a version's files and check their hashes against its manifest.
 
     Args:
-        folder: the version's.
-        within: the repository, which no link may lead out of; None where whoever asks owns the files.
+        folder: the version's folder.
+        within: the repository, which links must not lead out of; None if the files are trusted.
 
     Raises:
-        ArtifactError: a file is missing, unreadable or elsewhere, the manifest is malformed or of a future
-            schema, or a file's SHA-256 is not the manifest's.
+        ArtifactError: a file is missing, unreadable or outside ``within``, the manifest is malformed or of an
+            unknown schema version, or a file's SHA-256 differs from the manifest's.
     """
     manifest, facts = read_manifest(folder, within)
     contents = {}
-    for name, most_bytes in ((MODEL_FILE, MAX_MODEL_BYTES), (GOLDEN_FILE, MAX_GOLDEN_BYTES)):
-        contents[name] = read_regular_file(folder / name, within, most_bytes)
+    for name, max_bytes in ((MODEL_FILE, MAX_MODEL_BYTES), (GOLDEN_FILE, MAX_GOLDEN_BYTES)):
+        contents[name] = read_regular_file(folder / name, within, max_bytes)
         _check_hash(name, contents[name], facts.files[name].sha256)
     golden = Golden.from_bytes(contents[GOLDEN_FILE])
     golden.check_tolerances(facts.precision)
     return Artifact(folder, contents[MODEL_FILE], golden, manifest)
 
 
-def read_manifest(folder: Path, within: Path | None = None) -> tuple[dict[str, Any], ManifestFacts]:
-    """Read ``manifest.json``, whole and as far as it is used; ``within`` as in `read_artifact`.
+def read_manifest(folder: Path, within: Path | None = None) -> tuple[dict[str, Any], ManifestSchema]:
+    """Read ``manifest.json``; return it as a dict, and its checked fields.
+
+    ``within`` is as in `read_artifact`.
 
     Raises:
-        ArtifactError: missing, unreadable, malformed, of a future schema, or of other files than a version's.
+        ArtifactError: it is missing, unreadable, malformed or of an unknown schema version, or it lists other
+            files than those of a version.
     """
     content = read_regular_file(folder / MANIFEST_FILE, within, MAX_MANIFEST_BYTES)
-    manifest, facts = read_manifest_facts(content, MANIFEST_FILE)
-    # No path is made of a name in it: what a version consists of is known.
+    manifest, facts = parse_manifest(content, MANIFEST_FILE)
+    # File names in the manifest are never used as paths.
     if unknown := facts.files.keys() - {MODEL_FILE, GOLDEN_FILE}:
         raise ArtifactError(
-            f"{MANIFEST_FILE} is malformed: it names {join_names(sorted(unknown))}; a version has "
-            f"{MODEL_FILE} and {GOLDEN_FILE} alone"
+            f"{MANIFEST_FILE} is malformed: it lists {join_names(sorted(unknown))}; a version has only "
+            f"{MODEL_FILE} and {GOLDEN_FILE}"
         )
     if missing := [name for name in (MODEL_FILE, GOLDEN_FILE) if name not in facts.files]:
         raise ArtifactError(f"{MANIFEST_FILE} has no SHA-256 for {missing[0]}")
@@ -289,14 +301,14 @@ def read_manifest(folder: Path, within: Path | None = None) -> tuple[dict[str, A
 
 
 def list_versions(model_folder: Path) -> list[int]:
-    """Return the versions under ``model_folder``, ascending; other names (hidden ones too) are ignored."""
+    """Return the versions under ``model_folder``, ascending; folders with other names are ignored."""
     return sorted(
         int(entry.name) for entry in model_folder.iterdir() if is_version(entry.name) and is_folder(entry)
     )
 
 
 def is_version(name: str) -> bool:
-    """Tell whether a name is a version's: a positive integer, plainly spelt ("01" would collide with "1")."""
+    """Tell whether a name is a version's: a positive integer without leading zeros."""
     return name.isascii() and name.isdigit() and name[0] != "0"
 
 
@@ -304,25 +316,28 @@ def _check_hash(name: str, content: bytes, expected: str) -> None:
     actual = hashlib.sha256(content).hexdigest()
     if actual != expected:
         raise ArtifactError(
-            f"{name} is not the file that was exported: its SHA-256 is {actual}, {MANIFEST_FILE} says "
-            f"{expected}; "
-            "export it again or restore it from a good copy"
+            f"{name} is not the file that was exported: its SHA-256 is {actual}, but {MANIFEST_FILE} says "
+            f"{expected}; export it again or restore it from a good copy"
         )
 
 
 def is_folder(path: Path | os.DirEntry[str]) -> bool:
-    """Tell whether there is a folder, or something of which that cannot be told."""
+    """Tell whether a path is a folder; also True if that cannot be determined."""
     try:
         return path.is_dir()
-    except OSError:  # no leave to look, a broken disk: whoever reads it is told what is wrong
+    except OSError:  # no permission, or a broken disk: reading it reports the error
         return True
 
 
 def check_labels(labels: Sequence[str], class_count: int) -> None:
-    """Raise ArtifactError unless there is exactly one legible label a class."""
+    """Check that there is exactly one legible label per class.
+
+    Raises:
+        ArtifactError: there is not.
+    """
     if len(labels) != class_count:
         raise ArtifactError(
-            f"{len(labels)} labels for {class_count} classes; there must be one label a class"
+            f"{len(labels)} labels for {class_count} classes; there must be one label per class"
         )
     if illegible := [label for label in labels if not is_legible(label)]:
         raise ArtifactError(f"the label {quote(illegible[0])} has control characters, or is not UTF-8")

@@ -1,13 +1,13 @@
-"""Replay an artifact's golden pairs on the session that will serve, and refuse what does not reproduce them.
+"""Replays an artifact's golden pairs on the session that will serve, and refuses models that differ.
 
-Two comparisons of logits, both by the largest absolute difference:
-- against the unfolded PyTorch model's: what was trained is what is served;
-- against the file's own at export, with a tighter tolerance: the file is undamaged and this runtime and
-  device compute it as the exporter's did.
+Logits are compared twice, each time by the largest absolute difference:
+- with those of the unfolded PyTorch model: the trained model is the one that is served;
+- with those of the file at export, at a tighter tolerance: the file is undamaged, and this runtime and device
+  compute it as the exporter's did.
 
-The probabilities must be the softmax of the logits over the classes: so they are proven too, and no golden
-pair need hold them. All of this is asked of full batches, of images alone and of batches of other sizes: an
-image's answer must not depend on those that happen to be beside it.
+The probabilities must be the softmax of the logits over the classes, so golden pairs need not hold them. All
+checks are made on full batches, on single images and on batches of other sizes: an image's outputs must not
+depend on the other images in its batch.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
     from foldserve.artifact.format import Golden
 
-# Sizes besides 1 and the full batch at which answers are compared: even, odd, and across a vector's width.
+# Batch sizes to compare besides 1 and the full batch: even, odd, and across a vector's width.
 _COMPARED_SIZES = (2, 3, 7)
-# Images that are run alone for it: enough to see a difference, quick for a large network.
+# Images to run alone for that: enough to see a difference, and quick for a large network.
 _COMPARED_IMAGES = 8
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What was measured where all pairs were reproduced.
+    """Holds the measurements of a replay that reproduced all pairs.
 
-    ``largest_difference`` is that from the reference logits; ``batch_invariant`` says that each image's
-    logits and probabilities were the same bits alone and in any batch tried.
+    ``largest_difference`` is from the reference logits. ``batch_invariant`` tells whether each image had
+    bit-identical logits and probabilities alone and in any batch tried.
     """
 
     largest_difference: float
@@ -52,18 +52,18 @@ def replay(
     batch_size: int,
     where: str,
 ) -> Replay:
-    """Run every golden image in batches, some alone too and in batches of other sizes and orders.
+    """Run all golden images in full batches, and some alone and in batches of other sizes and orders.
 
     Args:
         run: images uint8 [n, C, H, W] -> logits and probabilities float32 [n, K], on the session that will
             serve.
         golden: the pairs.
-        batch_size: images of a full batch.
-        where: what runs the model, for the message.
+        batch_size: number of images in a full batch.
+        where: name of the execution provider, for messages.
 
     Raises:
-        ArtifactError: some pair is not reproduced, or its probabilities are not the softmax of its logits;
-            the message says how many, by how much and what was allowed.
+        ArtifactError: a pair is not reproduced, or its probabilities are not the softmax of its logits; the
+            message says how many, by how much, and the tolerance.
     """
     count = len(golden.images)
     every = np.arange(count)
@@ -89,13 +89,13 @@ def _run(
     golden: Golden,
     batches: Sequence[NDArray[np.int64]],
 ) -> list[NDArray[np.float32]]:
-    """Return logits and probabilities of the golden images at the places ``batches``, a run for each."""
+    """Return logits and probabilities of golden images, with one run per batch of their indices."""
     runs = []
     for places in batches:
         outputs = run(golden.images[places])
         fault = shape_fault(outputs, len(places), golden.reference_logits.shape[1])
         if fault:
-            raise ArtifactError(f"{fault}: model and golden pairs do not belong together")
+            raise ArtifactError(f"{fault}: the golden pairs are of another model")
         runs.append(outputs)
     return [np.concatenate(arrays) for arrays in zip(*runs, strict=True)]
 
@@ -107,7 +107,7 @@ def _check(
     where: str,
     how: str,
 ) -> float:
-    """Compare the answers for the golden images at ``places``; return how far the logits are off at most."""
+    """Compare the outputs for the golden images at ``places``; return the largest logit difference."""
     logits, probabilities = answers
     whose = f"the trained PyTorch model{how}"
     largest = _compare(
@@ -117,11 +117,11 @@ def _check(
     _compare(logits, golden.runtime_logits[places], golden.runtime_tolerance, whose=whose, where=where)
     wrong, difference = softmax_errors(logits, probabilities)
     if wrong.any():
-        shown = "not a number" if np.isnan(difference) else f"off by up to {difference:.3g}"
+        shown = "NaN" if np.isnan(difference) else f"off by up to {difference:.3g}"
         raise ArtifactError(
             f"the probabilities of {np.count_nonzero(wrong)} of {len(wrong)} golden images on {where}{how} "
-            f"are not the softmax of their logits over the classes ({shown}), so the model is not served: "
-            "export it again or restore it from a good copy"
+            f"are not the softmax of their logits over the classes ({shown}): export the model again or "
+            "restore it from a good copy"
         )
     return largest
 
@@ -129,15 +129,15 @@ def _check(
 def _compare(
     logits: NDArray[np.float32], expected: NDArray[np.float32], tolerance: float, *, whose: str, where: str
 ) -> float:
-    with np.errstate(over="ignore", invalid="ignore"):  # a damaged model may give anything
+    with np.errstate(over="ignore", invalid="ignore"):  # a damaged model may output anything
         differences = np.abs(logits.astype(np.float64) - expected).max(axis=1)  # NaN stays NaN
     wrong = ~(differences <= tolerance)  # written so that NaN is wrong
     if wrong.any():
-        largest = "not a number" if np.isnan(differences).any() else f"{differences.max():.3g}"
+        largest = "NaN" if np.isnan(differences).any() else f"{differences.max():.3g}"
         raise ArtifactError(
             f"{np.count_nonzero(wrong)} of {len(expected)} golden pairs are not reproduced on {where}: "
-            f"compared with {whose} the largest logit difference is {largest}, the tolerance "
-            f"{tolerance:.3g}; the model is damaged or computes differently here, so it is not served: "
-            "export it again or restore it from a good copy"
+            f"compared with {whose} the largest logit difference is {largest}, the tolerance is "
+            f"{tolerance:.3g}; the model is damaged or computes differently here: export it again or "
+            "restore it from a good copy"
         )
     return float(differences.max())

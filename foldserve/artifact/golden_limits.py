@@ -1,4 +1,4 @@
-"""What golden pairs may be like: the kind of each array, and how loosely they may be reproduced."""
+"""Limits golden pairs: the type and dimensions of each array, and the largest tolerances."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# The largest tolerance for the trained model's logits that an export writes, in fp32 and in any precision: a
+# Largest tolerance for the trained model's logits that an export writes, in fp32 and in any precision: a
 # floor, and a fraction of the largest logit (see export/verification/tolerances.py). A file that is off by a
 # tenth of its largest logit is not the network that was trained.
-_MOST_FP32 = (1e-4, 5e-6)
-_MOST_ANY = (1e-3, 0.1)
+_MAX_FP32 = (1e-4, 5e-6)
+_MAX_ANY = (1e-3, 0.1)
 
 
 def max_tolerance(logits: NDArray[np.float32], precision: str = "") -> float:
-    """Return the largest reference tolerance that golden pairs with these reference logits may have."""
-    floor, fraction = _MOST_FP32 if precision == "fp32" else _MOST_ANY
+    """Return the largest allowed reference tolerance for ``logits`` [G, K]; "" is any precision."""
+    floor, fraction = _MAX_FP32 if precision == "fp32" else _MAX_ANY
     return max(floor, fraction * float(np.abs(logits).max(initial=0.0)))
 
 
 def golden_array(
     arrays: Mapping[str, Any], name: str, dtype: type[np.generic], dimensions: int
 ) -> NDArray[Any]:
-    """Return one of the arrays in ``golden.npz``.
+    """Return an array of ``golden.npz``, with its type and number of dimensions checked.
 
     Raises:
-        ArtifactError: it is of another type or has other dimensions, or is no array.
-        KeyError: there is none of this name.
+        ArtifactError: it has another type or number of dimensions, or is not an array.
+        KeyError: there is no array of this name.
     """
     array = arrays[name]
     if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != dimensions:
-        kind = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "no array"
+        kind = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "not an array"
         raise ArtifactError(
-            f"golden.npz: {name} is {kind}; expected {np.dtype(dtype).name} of {dimensions} dimensions"
+            f"golden.npz: {name} is {kind}; expected {np.dtype(dtype).name} with {dimensions} dimensions"
         )
     return array

@@ -1,7 +1,7 @@
-"""Reading arrays of an npz archive, of which nothing is unpacked before its size is known and small enough.
+"""Reads arrays from an untrusted npz archive, and checks their sizes before it decompresses them.
 
-What an archive says of itself may be wrong. Python's zipfile gives no more of a member than the size that is
-declared; numpy takes as much memory as an array's header asks for, so the two are compared before it does.
+The sizes declared in an archive may be wrong. Python's zipfile decompresses no more of a member than its
+declared size; numpy allocates as much as an array's header asks for, so the two are compared first.
 """
 
 from __future__ import annotations
@@ -22,26 +22,27 @@ _READ_HEADER = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-# An archive of arrays has a few; going through a directory of a million takes seconds.
-_MOST_MEMBERS = 64
+# An archive of arrays has few members; reading a directory of a million takes seconds.
+_MAX_MEMBERS = 64
 _DIRECTORY_ENTRY = b"PK\x01\x02"
 
 
-def read_arrays(content: bytes, names: Sequence[str], most_bytes: int) -> dict[str, NDArray[Any]]:
-    """Return the arrays called ``names``, of ``most_bytes`` bytes together at most; others are left packed.
+def read_arrays(content: bytes, names: Sequence[str], max_bytes: int) -> dict[str, NDArray[Any]]:
+    """Return the named arrays, of at most ``max_bytes`` bytes in total; others are not decompressed.
 
     Raises:
-        ValueError: too large, or not such an archive.
-        KeyError, zipfile.BadZipFile, OSError, zlib.error: not such an archive either.
+        ValueError: the arrays are too large, or the archive is malformed.
+        KeyError: an array is missing.
+        zipfile.BadZipFile, OSError, zlib.error: the archive is malformed.
     """
-    if content.count(_DIRECTORY_ENTRY) > _MOST_MEMBERS:
-        raise ValueError(f"it has more than {_MOST_MEMBERS} members")
+    if content.count(_DIRECTORY_ENTRY) > _MAX_MEMBERS:
+        raise ValueError(f"it has more than {_MAX_MEMBERS} members, the limit")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.getinfo(f"{name}.npy") for name in names}
         total_bytes = sum(member.file_size for member in members.values())
-        if total_bytes > most_bytes:
+        if total_bytes > max_bytes:
             raise ValueError(
-                f"its arrays would have {total_bytes} bytes unpacked; they may have {most_bytes} at most"
+                f"its arrays would have {total_bytes} bytes decompressed; the limit is {max_bytes}"
             )
         for name, member in members.items():
             with archive.open(member) as stream:
@@ -54,7 +55,7 @@ def read_arrays(content: bytes, names: Sequence[str], most_bytes: int) -> dict[s
 
 
 def _check_header(name: str, stream: IO[bytes], size: int) -> None:
-    """Raise ValueError unless a member's header asks for just the bytes that follow it."""
+    """Raise ValueError unless a member's header declares exactly the bytes that follow it."""
     version = np.lib.format.read_magic(stream)
     if version not in _READ_HEADER:
         raise ValueError(f"{name} has format {version}; expected one of {sorted(_READ_HEADER)}")
@@ -63,4 +64,4 @@ def _check_header(name: str, stream: IO[bytes], size: int) -> None:
         raise ValueError(f"{name} holds Python objects")
     asked_bytes = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or asked_bytes != size - stream.tell():
-        raise ValueError(f"{name} says that it has {asked_bytes} bytes, {size - stream.tell()} are there")
+        raise ValueError(f"{name} declares {asked_bytes} bytes but has {size - stream.tell()}")

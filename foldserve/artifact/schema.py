@@ -1,8 +1,8 @@
-"""Every fact that an artifact's texts hold, by type and range: of ``manifest.json``, and of the metadata.
+"""Defines and checks the fields of ``manifest.json`` and of a model's metadata.
 
-What is read was written by whoever can write to the repository, and what is passed on must suit every reader:
-numbers are finite and of their very type, texts are UTF-8 without control characters. JSON is read by
-pydantic's reader, which refuses deep nesting and endless numbers with an error of one kind.
+The texts are untrusted: anybody who can write to the repository may have written them. Values that are passed
+on must suit every reader: numbers are finite and of the exact type, texts are UTF-8 without control
+characters. JSON is parsed by pydantic, which refuses deep nesting and endless numbers with one kind of error.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
-# Faults that a message names; one is enough to be refused.
+# Most faults listed in a message.
 _NAMED_FAULTS = 3
 _SHOWN_CHARACTERS = 80
 
 
 def _check_legible(text: str) -> str:
     if not is_legible(text):
-        raise ValueError("text may hold no control characters")
+        raise ValueError("text must not have control characters")
     return text
 
 
@@ -36,17 +36,17 @@ _Text = Annotated[str, AfterValidator(_check_legible)]
 _PerChannel = Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=3)]
 
 
-class FileFacts(BaseModel, frozen=True, strict=True):
-    """What the manifest says of a file."""
+class FileSchema(BaseModel, frozen=True, strict=True):
+    """Describes a file's entry in the manifest."""
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     bytes: Annotated[int, Field(ge=0)] | None = None
 
 
-class ManifestFacts(BaseModel, frozen=True, strict=True):
-    """What is used of a manifest; the rest of it is for people."""
+class ManifestSchema(BaseModel, frozen=True, strict=True):
+    """Describes the fields of a manifest that are used; the others are for people."""
 
-    files: dict[str, FileFacts]
+    files: dict[str, FileSchema]
     precision: Annotated[_Text, Field(max_length=32)] = ""
 
 
@@ -56,8 +56,8 @@ class _Resize(BaseModel, frozen=True, strict=True):
     interpolation: Literal["bilinear"] = "bilinear"
 
 
-class MetadataFacts(BaseModel, frozen=True, strict=True):
-    """The entries of a model's metadata, each a text of JSON but for ``channel_order``."""
+class MetadataSchema(BaseModel, frozen=True, strict=True):
+    """Describes a model's metadata entries: each is JSON text, except ``channel_order``."""
 
     labels: Json[Annotated[tuple[_Text, ...], Field(min_length=1)]]
     mean: Json[_PerChannel]
@@ -74,44 +74,44 @@ class MetadataFacts(BaseModel, frozen=True, strict=True):
         return self
 
 
-def read_manifest_facts(content: bytes, where: str) -> tuple[dict[str, Any], ManifestFacts]:
-    """Return a manifest, whole and as far as it is used; ``where`` names it in messages.
+def parse_manifest(content: bytes, where: str) -> tuple[dict[str, Any], ManifestSchema]:
+    """Return a manifest as a dict, and its checked fields. ``where`` names it in messages.
 
     Raises:
-        ArtifactError: malformed, or of a schema that this version does not know.
+        ArtifactError: it is malformed, or of an unknown schema version.
     """
     try:
         manifest = from_json(content)
         if not isinstance(manifest, dict):
-            raise ArtifactError(f"{where} is malformed: it holds no JSON object")
+            raise ArtifactError(f"{where} is malformed: it is not a JSON object")
         schema = manifest.get("schema_version")
         if type(schema) is not int:  # True would be one
-            raise ArtifactError(f"{where} is malformed: schema_version is {_given(schema)}, no whole number")
+            raise ArtifactError(f"{where} is malformed: schema_version is {_given(schema)}, not an integer")
         _check_schema(schema, where)
-        return manifest, ManifestFacts.model_validate(manifest)
+        return manifest, ManifestSchema.model_validate(manifest)
     except ValidationError as error:
         raise ArtifactError(f"{where} is malformed: {_describe(error)}") from None
     except ValueError as error:
         raise ArtifactError(f"{where} is malformed: {error}") from None
 
 
-def read_metadata_facts(entries: Mapping[str, str], where: str) -> MetadataFacts:
-    """Return what the entries of a model's metadata say, by their short names; ``where`` names its file.
+def parse_metadata(entries: Mapping[str, str], where: str) -> MetadataSchema:
+    """Return the checked metadata ``entries``, given by their short names. ``where`` names the file.
 
     Raises:
-        ArtifactError: an entry is missing, malformed or out of range, or of an unknown schema.
+        ArtifactError: an entry is missing, malformed or out of range, or the schema version is unknown.
     """
-    for name in ("schema", *MetadataFacts.model_fields):
+    for name in ("schema", *MetadataSchema.model_fields):
         if name not in entries:
             raise ArtifactError(
                 f"{where} has no metadata entry 'foldserve.{name}'; it was not written by `foldserve export`"
             )
     schema = entries["schema"]
     if not (schema.isascii() and schema.isdigit() and len(schema) <= 9):
-        raise ArtifactError(f"{where} has malformed metadata: schema is {quote(schema)}, no whole number")
+        raise ArtifactError(f"{where} has malformed metadata: schema is {quote(schema)}, not an integer")
     _check_schema(int(schema), f"{where} metadata")
     try:
-        return MetadataFacts.model_validate(dict(entries))
+        return MetadataSchema.model_validate(dict(entries))
     except ValidationError as error:
         raise ArtifactError(f"{where} has malformed metadata: {_describe(error)}") from None
 
@@ -130,14 +130,14 @@ def _describe(error: ValidationError) -> str:
     for fault in faults[:_NAMED_FAULTS]:
         place = _cut(".".join(str(part) for part in fault["loc"]))
         message = fault["msg"].removeprefix("Value error, ")
-        # The value of the whole is no help.
+        # Without a place, the value is the whole document: too long to show.
         texts.append(f"{place}: {message}, given {_given(fault['input'])}" if place else message)
     more = len(faults) - len(texts)
     return "; ".join(texts) + (f"; and {more} more" if more else "")
 
 
 def _given(value: object) -> str:
-    """Return a value as JSON's reader gave it, shown: of what holds others only the kind."""
+    """Return a parsed JSON value as text; only its kind if it is an object or a list."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
     return quote(value) if isinstance(value, str) else _cut(str(value))

@@ -1,4 +1,4 @@
-"""Writing an artifact as a model's next version, so that a reader sees all of it or nothing."""
+"""Writes an artifact as a model's next version, atomically: readers see all of it or nothing."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 def publish_artifact(
     model_folder: Path, *, model: bytes, golden: Golden, manifest: Mapping[str, Any]
 ) -> Path:
-    """Write the three files as the next free version under ``model_folder`` and return the version's folder.
+    """Write the three files as the next free version under ``model_folder``; return the version's folder.
 
-    ``manifest`` is completed with ``schema_version`` and ``files``. The version appears whole or not at all:
-    it is written to a hidden sibling, synced to disk and renamed. An existing version is never touched.
+    ``schema_version`` and ``files`` are added to ``manifest``. The version is written to a hidden sibling,
+    synced to disk and renamed, so it appears complete or not at all. Existing versions are never changed.
 
     Raises:
         OSError: the folder cannot be written.
-        ArtifactError: the golden pairs could prove nothing.
+        ArtifactError: the golden pairs are not valid.
     """
     golden.check(str(manifest.get("precision", "")))
     model_folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def _rename_to_next_version(staging: Path, model_folder: Path) -> Path:
     while True:
         target = model_folder / str(version)
         try:
-            # Atomic; fails where another exporter's version (never empty) came first.
+            # Atomic; fails if another exporter's version (never empty) came first.
             staging.rename(target)
         except OSError:
             if not target.exists():

@@ -53,7 +53,7 @@ _FOLDED_OF_FILE = 4
 
 # The smallest model, made with onnx.helper: Identity from "x" to "y" on one number. The arena frees memory at
 # the end of a run that asks for it; this model is run for that.
-_LEAST_MODEL = (
+_TINY_MODEL = (
     b'\x08\x08:/\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0b\n\x01x\x12\x06\n\x04\x08\x01\x12\x00'
     b"b\x0b\n\x01y\x12\x06\n\x04\x08\x01\x12\x00B\x04\n\x00\x10\r"
 )
@@ -81,8 +81,8 @@ class _SharedArena:
     giver_back: ort.InferenceSession | None = None
 
 
-def share_arena(most_bytes: int) -> None:
-    """Make all sessions opened from now on share an arena of at most ``most_bytes`` bytes.
+def share_arena(max_bytes: int) -> None:
+    """Make all sessions opened from now on share an arena of at most ``max_bytes`` bytes.
 
     Without it, each session keeps its peak memory for ever, and nothing limits how much a graph may allocate.
     A process has one shared arena: the first call sets its size.
@@ -90,13 +90,13 @@ def share_arena(most_bytes: int) -> None:
     if _SharedArena.giver_back is not None:
         return
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    settings = {"max_mem": most_bytes, "arena_extend_strategy": 0}
+    settings = {"max_mem": max_bytes, "arena_extend_strategy": 0}
     defaults = {"initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg(settings | defaults))
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     _use_shared_arena(options)
-    _SharedArena.giver_back = ort.InferenceSession(_LEAST_MODEL, options, providers=[CPU_PROVIDER])
+    _SharedArena.giver_back = ort.InferenceSession(_TINY_MODEL, options, providers=[CPU_PROVIDER])
     give_back_memory()  # allocates the arena's first chunk, which is never freed
 
 
@@ -241,17 +241,19 @@ def _open_on(
 ) -> ort.InferenceSession:
     """Open a session on one provider; with ``allow_cpu``, shape arithmetic may stay on the CPU."""
     on_cuda = provider == CUDA_PROVIDER
-    to_ort = _to_session_options(threads, options, on_cuda=on_cuda, forbid_cpu=on_cuda and not allow_cpu)
-    most_folded = max(_FOLDED_BYTES, _FOLDED_OF_FILE * len(model))
-    to_ort.add_session_config_entry(
-        "optimization.constant_folding_max_output_size_in_bytes", str(most_folded)
+    session_options = _to_session_options(
+        threads, options, on_cuda=on_cuda, forbid_cpu=on_cuda and not allow_cpu
+    )
+    max_folded_bytes = max(_FOLDED_BYTES, _FOLDED_OF_FILE * len(model))
+    session_options.add_session_config_entry(
+        "optimization.constant_folding_max_output_size_in_bytes", str(max_folded_bytes)
     )
     if stop is not None:
-        stop.on_set(lambda: to_ort.set_load_cancellation_flag(True))
+        stop.on_set(lambda: session_options.set_load_cancellation_flag(True))
     try:
         session = ort.InferenceSession(
             model,
-            to_ort,
+            session_options,
             providers=[(provider, options.cuda.to_provider_options() if on_cuda else {})],
             enable_fallback=0,
         )
@@ -279,30 +281,32 @@ def _open_on(
 def _to_session_options(
     threads: int, options: RuntimeOptions, *, on_cuda: bool, forbid_cpu: bool
 ) -> ort.SessionOptions:
-    to_ort = ort.SessionOptions()
-    to_ort.intra_op_num_threads = threads
-    to_ort.inter_op_num_threads = options.inter_op_threads
+    session_options = ort.SessionOptions()
+    session_options.intra_op_num_threads = threads
+    session_options.inter_op_num_threads = options.inter_op_threads
     if options.inter_op_threads > 1:
-        to_ort.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+        session_options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
     level = ort.GraphOptimizationLevel
-    to_ort.graph_optimization_level = {
+    session_options.graph_optimization_level = {
         "none": level.ORT_DISABLE_ALL,
         "basic": level.ORT_ENABLE_BASIC,
         "extended": level.ORT_ENABLE_EXTENDED,
         "all": level.ORT_ENABLE_ALL,
     }[options.graph_optimization]
-    to_ort.enable_cpu_mem_arena = options.arena
-    to_ort.log_severity_level = _FATAL  # errors are raised as exceptions
-    to_ort.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    to_ort.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    to_ort.add_session_config_entry("session.model_external_initializers_file_folder_path", _NO_FOLDER)
+    session_options.enable_cpu_mem_arena = options.arena
+    session_options.log_severity_level = _FATAL  # errors are raised as exceptions
+    session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session_options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    session_options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", _NO_FOLDER
+    )
     if _SharedArena.giver_back is not None and options.arena and not on_cuda:
-        _use_shared_arena(to_ort)
+        _use_shared_arena(session_options)
     if on_cuda:
-        to_ort.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if forbid_cpu:
-        to_ort.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    return to_ort
+        session_options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return session_options
 
 
 def _check_runs_on(session: ort.InferenceSession, provider: str) -> None:

@@ -26,12 +26,12 @@ _T = TypeVar("_T")
 # A step of a load that takes more than this share of the whole limit is assumed to hang; the longest step of
 # a large network, 95 images of warm-up, takes a third of it. With a small limit, a step may take all of it.
 _STEP_SHARE = 0.2
-_LEAST_STEP_S = 60.0
+_MIN_STEP_S = 60.0
 # Time to stop after being told to: one operator of a large network may take a second.
 _STOP_S = 5.0
 # Each may hold a model's memory, and use idle CPU time, for as long as the process lives.
-_MOST_ABANDONED = 4
-_LEAST_PRIORITY = 19
+_MAX_ABANDONED = 4
+_MIN_PRIORITY = 19
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class TimeLimit:
 
     def __init__(self, limit_s: float, *, step_s: float | None = None, stop_s: float = _STOP_S) -> None:
         self._limit_s = limit_s
-        self._step_s = step_s or min(limit_s, max(_LEAST_STEP_S, limit_s * _STEP_SHARE))
+        self._step_s = step_s or min(limit_s, max(_MIN_STEP_S, limit_s * _STEP_SHARE))
         self._stop_s = stop_s
         self._changing = threading.Lock()
         self._unfinished: set[_Work[Any]] = set()
@@ -108,7 +108,7 @@ class TimeLimit:
         """
         running = _Work(what, work, self._forget)
         with self._changing:
-            if len(self._abandoned) >= _MOST_ABANDONED:
+            if len(self._abandoned) >= _MAX_ABANDONED:
                 hanging = ", ".join(sorted(each.what for each in self._abandoned))
                 raise LoadsHangError(
                     f"it waits until one of {len(self._abandoned)} loads that cannot be stopped ends "
@@ -211,7 +211,7 @@ class _Work(Generic[_T]):
         """Lower the thread's priority to the minimum, if threads have priorities (Linux)."""
         if sys.platform == "linux" and self._thread.native_id is not None:
             with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, self._thread.native_id, _LEAST_PRIORITY)
+                os.setpriority(os.PRIO_PROCESS, self._thread.native_id, _MIN_PRIORITY)
 
     def _run(self) -> None:
         work, self._work = self._work, None

@@ -75,14 +75,14 @@ def open_artifact(
     stop = stop or StopSignal()
     session, threads, is_quick = _open_session(artifact, settings, stop)
     stop.note_step()
-    prove = partial(
+    verify = partial(
         replay, golden=artifact.golden, batch_size=settings.max_batch_size, where=session.provider
     )
     runner = ModelRunner(session, _sessions_by_size(session, artifact, settings, stop))
-    replayed = prove(runner.run_unchecked)
+    replayed = verify(runner.run_unchecked)
     if settings.batch_invariant and not replayed.batch_invariant:
         runner = ModelRunner(session, [(settings.max_batch_size, session)])
-        replayed = prove(runner.run_unchecked)
+        replayed = verify(runner.run_unchecked)
         if not replayed.batch_invariant:
             raise ArtifactError(
                 f"an image's outputs depend on its batch on {session.provider}, even with every execution "

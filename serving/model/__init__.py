@@ -1,1 +1,1 @@
-"""Opens, proves and runs one version of a model."""
+"""Loads, verifies and runs one version of a model."""

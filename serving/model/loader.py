@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 # Each load holds its files in memory twice; this bounds that on machines with many CPUs.
-_MOST_AT_A_TIME = 4
+_MAX_PARALLEL_LOADS = 4
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class LoadOutcome:
 
 def loads_at_a_time(device: Device) -> int:
     """Return how many loads may run at a time: one on a GPU, where they would compete for its memory."""
-    return 1 if device != "cpu" and cuda_is_present() else min(usable_cpus(), _MOST_AT_A_TIME)
+    return 1 if device != "cpu" and cuda_is_present() else min(usable_cpus(), _MAX_PARALLEL_LOADS)
 
 
 def start_model(

@@ -1,1 +1,1 @@
-"""Follows the model repository on disk, and decides which versions are served."""
+"""Loads, replaces and unloads the models of a repository folder as it changes."""

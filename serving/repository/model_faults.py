@@ -9,12 +9,12 @@ from foldserve.text import join_names, legible
 
 if TYPE_CHECKING:
     from foldserve.serving.repository.log_once import LogOnce
-    from foldserve.serving.repository.model_file_cache import Settings, SettingsReader
+    from foldserve.serving.repository.model_file_cache import ModelFileCache, Settings
     from foldserve.serving.repository.scanner import FoundModel
 
 
 def settings_or_fault(
-    name: str, found: FoundModel, reader: SettingsReader, log_once: LogOnce, *, wait_for_writes: bool
+    name: str, found: FoundModel, reader: ModelFileCache, log_once: LogOnce, *, wait_for_writes: bool
 ) -> Settings | str | None:
     """Return a model's settings, or the reason why nothing in its folder may be loaded.
 

@@ -32,7 +32,7 @@ SETTINGS_FILE = "model.toml"
 
 # A file with every key and a comment on each has 2 KiB. Python's TOML parser takes a second for one dotted
 # key of this length, and four times as long for twice the length.
-_MOST_BYTES = 16 * 1024
+_MAX_BYTES = 16 * 1024
 _NAMED_FAULTS = 3
 _SHOWN_BITS = 128
 _HEADER = re.compile(r"\s*\[([^\[\]]+)\]")
@@ -58,7 +58,7 @@ def read_model_settings(
     if not os.path.lexists(path):
         return defaults, ALL_VERSIONS
     try:
-        text = read_regular_file(path, within, _MOST_BYTES).decode()
+        text = read_regular_file(path, within, _MAX_BYTES).decode()
         file = ModelFile.model_validate(tomllib.loads(text))
     except ArtifactError as error:
         raise SettingsError(str(error)) from None

@@ -21,14 +21,14 @@ Settings: TypeAlias = "tuple[ModelSettings, VersionPolicy]"
 
 
 @dataclass(frozen=True)
-class _Entry:
-    signature: Fingerprint
+class _LastRead:
+    fingerprint: Fingerprint
     since_s: float
     outcome: Settings | SettingsError
 
 
-class SettingsReader:
-    """Caches the settings of the models in the repository ``folder``; ``defaults`` are the server's flags.
+class ModelFileCache:
+    """Reads ``model.toml`` of models in the repository ``folder``; ``defaults`` are the server's flags.
 
     An invalid file may be half written until it has not changed for ``settle_s`` seconds. Not thread-safe.
     ``clock`` returns monotonic seconds.
@@ -45,28 +45,28 @@ class SettingsReader:
         self._defaults = defaults
         self._settle_s = settle_s
         self._clock = clock
-        self._entries: dict[str, _Entry] = {}
+        self._last_reads: dict[str, _LastRead] = {}
 
     def read(self, name: str, found: FoundModel, *, wait_for_writes: bool) -> Settings | SettingsError | None:
         """Return a model's settings, or the error in its file.
 
         Returns None if the file is invalid but, with ``wait_for_writes``, may still be being written.
         """
-        entry = self._entries.get(name)
-        if entry is None or entry.signature != found.settings:
-            entry = _Entry(found.settings, self._clock(), self._read(found))
-            self._entries[name] = entry
+        last = self._last_reads.get(name)
+        if last is None or last.fingerprint != found.settings:
+            last = _LastRead(found.settings, self._clock(), self._read(found))
+            self._last_reads[name] = last
         if (
-            isinstance(entry.outcome, SettingsError)
+            isinstance(last.outcome, SettingsError)
             and wait_for_writes
-            and self._clock() - entry.since_s < self._settle_s
+            and self._clock() - last.since_s < self._settle_s
         ):
             return None
-        return entry.outcome
+        return last.outcome
 
     def forget(self, name: str) -> None:
-        """Read a model's file again the next time, even if it has not changed."""
-        self._entries.pop(name, None)
+        """Have a model's file read again even if it has not changed."""
+        self._last_reads.pop(name, None)
 
     def _read(self, found: FoundModel) -> Settings | SettingsError:
         try:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # A job that has run for longer is slow: it no longer takes one of the places that others wait for.
 _SLOW_S = 5.0
 # Most slow jobs at a time: each may hold two copies of a large model in memory.
-_MOST_SLOW = 8
+_MAX_SLOW = 8
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class ParallelJobs:
             while not fatal:
                 now_s = time.monotonic()
                 quick = {name: began for name, began in self._began_s.items() if now_s - began < self._slow_s}
-                most = self._job_count + _MOST_SLOW
+                most = self._job_count + _MAX_SLOW
                 if waiting and len(quick) < self._job_count and len(self._began_s) < most:
                     name, job = waiting.popleft()
                     own.add(name)

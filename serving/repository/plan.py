@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Observed:
-    """One model's folder at one look.
+    """Describes one model's folder as scanned.
 
     Attributes:
         versions: those in the folder.
@@ -32,12 +32,12 @@ class Observed:
 
 @dataclass(frozen=True)
 class Current:
-    """The model as the server has it.
+    """Describes the model as the server has it.
 
     Attributes:
         known: versions in the index.
         serving: those of them that answer requests.
-        missing: versions in the index that the folder did not hold at the previous look.
+        missing: versions in the index that the folder did not hold at the previous scan.
         outcomes: results of loading the files as they are now: "" if they serve, why they were refused, or
             None if they are still being written. Versions that have none are still to be tried.
     """
@@ -64,7 +64,7 @@ class Keep:
 
 @dataclass(frozen=True)
 class Wait:
-    """Leave a version as it is until a later look: its files are still being written, or being moved."""
+    """Leave a version as it is until a later scan: its files are still being written, or being moved."""
 
     version: int
 
@@ -99,7 +99,7 @@ def plan(observed: Observed, current: Current, *, wait_for_writes: bool) -> list
     """Return one action for each version, in the order to apply them.
 
     As long as a version is still to be loaded, nothing is unloaded or removed: apply the plan and make
-    another. With ``wait_for_writes``, a version missing from the folder is removed only if the previous look
+    another. With ``wait_for_writes``, a version missing from the folder is removed only if the previous scan
     missed it too: it may be being moved.
     """
     absent = current.known - observed.versions

@@ -16,7 +16,7 @@ from foldserve.serving.model.loader import LoadOutcome, Refusal, explain_refusal
 from foldserve.serving.repository.index import ModelIndex, VersionEntry
 from foldserve.serving.repository.log_once import LogOnce
 from foldserve.serving.repository.model_faults import settings_or_fault
-from foldserve.serving.repository.model_file_cache import SettingsReader
+from foldserve.serving.repository.model_file_cache import ModelFileCache
 from foldserve.serving.repository.plan import (
     Current,
     Keep,
@@ -45,8 +45,8 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Look:
-    """One look at a model: ``sources`` are the versions that may be loaded, and how to run them."""
+class _Attempt:
+    """Describes one reconciliation; ``sources`` are the versions that may be loaded, with their settings."""
 
     name: str
     sources: Mapping[int, tuple[Fingerprint, ModelSettings]]
@@ -78,9 +78,9 @@ class Reconciler:
         self._stopping = threading.Event()
         self._time_limit = time_limit or TimeLimit(math.inf)
         self._files = VersionFiles(layout, settle_s, time_limit=self._time_limit)
-        self._settings = SettingsReader(layout.folder, settings, settle_s)
+        self._settings = ModelFileCache(layout.folder, settings, settle_s)
         self._unloaded: set[str] = set()  # models that stay unloaded until they are loaded by name
-        self._missing: dict[str, frozenset[int]] = {}  # versions that the last look at a model missed
+        self._missing: dict[str, frozenset[int]] = {}  # versions that the last scan did not find
         self._settled: dict[str, FoundModel] = {}  # models as last found, if nothing of them is waited for
         self._unloader = ModelUnloader()
         self._log_once = LogOnce()
@@ -107,7 +107,7 @@ class Reconciler:
         except (DeviceError, DeviceLostError):
             raise
         except Exception as error:
-            reason = legible(f"following its folder failed: {type(error).__name__}: {error}")
+            reason = legible(f"loading from its folder failed: {type(error).__name__}: {error}")
             self._log_once.update(f"{name} (folder)", reason, error)
             versions = found.versions if found else {}
             for version in versions:
@@ -123,7 +123,7 @@ class Reconciler:
         return [drain for drain in drains if drain]
 
     def forget_failures(self, name: str) -> None:
-        """Have the next `reconcile` of a model read its settings again and retry what was refused."""
+        """Make the next `reconcile` of a model read its settings again and retry its refused versions."""
         self._unloaded.discard(name)
         self._settings.forget(name)
         for entry in self._index.versions_of(name).values():
@@ -144,13 +144,13 @@ class Reconciler:
     ) -> dict[int, str]:
         self._settled.pop(name, None)
         observed, sources = self._observe(name, found, wait_for_writes=wait_for_writes)
-        look = _Look(name, sources, wait_for_writes, at_startup)
+        attempt = _Attempt(name, sources, wait_for_writes, at_startup)
         refused: dict[int, str] = {}
         tried: set[int] = set()
         while True:
-            actions = plan(observed, self._current(look, tried), wait_for_writes=wait_for_writes)
+            actions = plan(observed, self._current(attempt, tried), wait_for_writes=wait_for_writes)
             for action in actions:
-                refused |= self._apply(look, action)
+                refused |= self._apply(attempt, action)
                 if isinstance(action, Load):
                     tried.add(action.version)
                     break  # the rest depends on how it ended: plan again
@@ -168,7 +168,7 @@ class Reconciler:
     def _observe(
         self, name: str, found: FoundModel | None, *, wait_for_writes: bool
     ) -> tuple[Observed, Mapping[int, tuple[Fingerprint, ModelSettings]]]:
-        """Return what to plan for, and the sources of `_Look`: none if the model's settings are not valid."""
+        """Return the input of the plan, and the sources of `_Attempt`: none if the settings are invalid."""
         if found is None:
             return Observed(), {}
         versions = frozenset(found.versions)
@@ -183,14 +183,14 @@ class Reconciler:
         sources = {version: (fingerprint, run_as) for version, fingerprint in found.versions.items()}
         return Observed(versions, policy), sources
 
-    def _current(self, look: _Look, tried: set[int]) -> Current:
-        """Return what to plan from. Versions that were ``tried`` at this look are not tried again."""
-        name, known = look.name, self._index.versions_of(look.name)
+    def _current(self, attempt: _Attempt, tried: set[int]) -> Current:
+        """Return the state to plan from. Versions ``tried`` in this attempt are not tried again."""
+        name, known = attempt.name, self._index.versions_of(attempt.name)
         outcomes = {
             version: self._files.last_outcome(name, version)
-            for version, source in look.sources.items()
+            for version, source in attempt.sources.items()
             if version in tried
-            or not self._files.is_due(name, version, *source, wait_for_writes=look.wait_for_writes)
+            or not self._files.is_due(name, version, *source, wait_for_writes=attempt.wait_for_writes)
         }
         return Current(
             known=frozenset(known),
@@ -199,12 +199,12 @@ class Reconciler:
             outcomes=outcomes,
         )
 
-    def _apply(self, look: _Look, action: Action) -> dict[int, str]:
+    def _apply(self, attempt: _Attempt, action: Action) -> dict[int, str]:
         """Apply one action; return its version with the reason if the version's files are not served."""
-        name = look.name
+        name = attempt.name
         match action:
             case Load(version):
-                reason = self._load(look, version)
+                reason = self._load(attempt, version)
                 return {version: reason} if reason else {}
             case Keep(version):
                 self._index.explain(name, version, "UNAVAILABLE", "")
@@ -217,19 +217,19 @@ class Reconciler:
                 self._remove(name, version)
         return {}
 
-    def _load(self, look: _Look, version: int) -> str:
+    def _load(self, attempt: _Attempt, version: int) -> str:
         """Load a version and serve it; return why it does not serve, "" if it does or is waited for."""
         try:
-            return self._read_and_start(look, version)
-        except LoadsHangError as error:  # too many others are running: at a later look
-            self._files.forget(look.name, version)
-            self._index.explain(look.name, version, "LOADING", str(error))
+            return self._read_and_start(attempt, version)
+        except LoadsHangError as error:  # too many others are running: at a later scan
+            self._files.forget(attempt.name, version)
+            self._index.explain(attempt.name, version, "LOADING", str(error))
             return str(error)
 
-    def _read_and_start(self, look: _Look, version: int) -> str:
-        name, (fingerprint, settings) = look.name, look.sources[version]
+    def _read_and_start(self, attempt: _Attempt, version: int) -> str:
+        name, (fingerprint, settings) = attempt.name, attempt.sources[version]
         started_s = time.monotonic()
-        read = self._files.read(name, version, fingerprint, settings, wait_for_writes=look.wait_for_writes)
+        read = self._files.read(name, version, fingerprint, settings, wait_for_writes=attempt.wait_for_writes)
         if read is None:  # a load by name read it meanwhile
             return ""
         if isinstance(read, LoadFailure) and not read.is_permanent:
@@ -251,7 +251,7 @@ class Reconciler:
             self._unloader.unload(self._index.put(VersionEntry(name, version, "READY", "", loaded)))
             return ""
         if (
-            look.at_startup
+            attempt.at_startup
             and self._device == "cuda"
             and isinstance(loaded.error, DeviceError | DeviceLostError)
         ):
@@ -283,7 +283,7 @@ class Reconciler:
         _log.info("%s/%d is gone from the repository", name, version)
 
     def _on_lost(self, provider: str, error: DeviceLostError) -> None:
-        """Stop serving all that ran on a device that broke; called from the thread that noticed."""
+        """Unload all models of a lost device; called from the thread that noticed the loss."""
         lost = [model for model in self._index.ready_models() if model.verified.session.provider == provider]
         for model in lost:
             reason = f"the device was lost: {error}"

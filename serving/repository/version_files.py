@@ -35,8 +35,8 @@ class LoadFailure:
 
 
 @dataclass(frozen=True)
-class _Look:
-    """Records files as they have been since ``since_s``; ``reason`` is why they were refused, "" if not."""
+class _LastRead:
+    """Records a read of files that are unchanged since ``since_s``; ``reason`` is the refusal, "" if none."""
 
     fingerprint: Fingerprint
     settings: ModelSettings
@@ -45,7 +45,7 @@ class _Look:
     reason: str = ""
 
     def is_of(self, fingerprint: Fingerprint, settings: ModelSettings) -> bool:
-        """Tell whether the files and the settings are those of this look."""
+        """Tell whether the files and the settings are the same as then."""
         return (self.fingerprint, self.settings) == (fingerprint, settings)
 
 
@@ -69,7 +69,7 @@ class VersionFiles:
         self._settle_s = settle_s
         self._time_limit = time_limit or TimeLimit(math.inf)
         self._clock = clock
-        self._looks: dict[tuple[str, int], _Look] = {}
+        self._last_reads: dict[tuple[str, int], _LastRead] = {}
 
     def is_due(
         self,
@@ -81,7 +81,7 @@ class VersionFiles:
         wait_for_writes: bool,
     ) -> bool:
         """Tell whether `read`, called with the same arguments, would read the files."""
-        before = self._looks.get((name, version))
+        before = self._last_reads.get((name, version))
         if before is None or not before.is_of(fingerprint, settings):
             return True
         is_waiting = wait_for_writes and self._clock() - before.since_s < self._settle_s
@@ -107,7 +107,7 @@ class VersionFiles:
         if not self.is_due(name, version, fingerprint, settings, wait_for_writes=wait_for_writes):
             return None
         now_s = self._clock()
-        before = self._looks.get((name, version))
+        before = self._last_reads.get((name, version))
         is_same = before is not None and before.is_of(fingerprint, settings)
         if is_same:  # for long enough; files changed within one clock tick are read again
             wait_for_writes = False
@@ -124,11 +124,11 @@ class VersionFiles:
             raise
         except Exception as error:  # whatever is wrong with the files, other versions are not affected
             since_s = before.since_s if before is not None and is_same else now_s
-            self._looks[name, version] = _Look(
+            self._last_reads[name, version] = _LastRead(
                 fingerprint, settings, since_s, is_permanent=not wait_for_writes
             )
             return LoadFailure(error, is_permanent=not wait_for_writes)
-        self._looks[name, version] = _Look(fingerprint, settings, now_s, is_permanent=True)
+        self._last_reads[name, version] = _LastRead(fingerprint, settings, now_s, is_permanent=True)
         return artifact
 
     def _read_in_time(self, what: str, read: Callable[[], Artifact]) -> Artifact:
@@ -139,23 +139,23 @@ class VersionFiles:
 
     def is_settled(self, name: str, version: int) -> bool:
         """Tell whether the files were read and are not waited for."""
-        look = self._looks.get((name, version))
-        return look is not None and look.is_permanent
+        last = self._last_reads.get((name, version))
+        return last is not None and last.is_permanent
 
     def record_outcome(self, name: str, version: int, reason: str) -> None:
         """Record why the files that were read are refused; "" if they are served."""
-        look = self._looks.get((name, version))
-        if look is not None:
-            self._looks[name, version] = replace(look, reason=reason)
+        last = self._last_reads.get((name, version))
+        if last is not None:
+            self._last_reads[name, version] = replace(last, reason=reason)
 
     def last_outcome(self, name: str, version: int) -> str | None:
         """Return what was recorded; None if the files are waited for or were never read."""
-        look = self._looks.get((name, version))
-        return look.reason if look is not None and look.is_permanent else None
+        last = self._last_reads.get((name, version))
+        return last.reason if last is not None and last.is_permanent else None
 
     def forget(self, name: str, version: int) -> None:
         """Have the files read again even if they have not changed."""
-        self._looks.pop((name, version), None)
+        self._last_reads.pop((name, version), None)
 
 
 def _check_sizes(folder: Path, within: Path) -> None:

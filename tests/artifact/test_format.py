@@ -1,4 +1,4 @@
-"""The artifact on disk: what is written is read, whole versions only, and damage has a name."""
+"""Tests artifacts on disk: round trips, complete versions only, and messages for damage."""
 
 import dataclasses
 import json
@@ -87,7 +87,7 @@ def test_metadata_has_a_fixed_order():
         pytest.param("foldserve.schema", "2", "schema 2.*upgrade foldserve", id="future"),
     ],
 )
-def test_bad_metadata_is_named(key, value, message):
+def test_invalid_metadata_is_reported(key, value, message):
     props = ModelMetadata(("a",), (0.5,), (0.5,), ImageSpec("L", 4, 4, 4)).to_props()
     if value is None:
         del props[key]
@@ -123,7 +123,7 @@ NAN = np.full((4, 3), np.nan, dtype=np.float32)
         pytest.param({"runtime_tolerance": 0.0}, id="no tolerance"),
     ],
 )
-def test_golden_pairs_that_prove_nothing_are_refused_by_reader_and_writer(changes, tmp_path):
+def test_invalid_golden_pairs_are_refused_by_reader_and_writer(changes, tmp_path):
     bad = golden(**changes)
     with pytest.raises(ArtifactError):
         Golden.from_bytes(bad.to_bytes())
@@ -135,12 +135,12 @@ def test_golden_pairs_that_prove_nothing_are_refused_by_reader_and_writer(change
 @pytest.mark.parametrize(
     "content", [b"", b"not npz", golden().to_bytes()[:-50]], ids=["empty", "text", "cut"]
 )
-def test_damaged_golden_files_are_named(content):
+def test_damaged_golden_files_are_reported(content):
     with pytest.raises(ArtifactError, match=r"golden\.npz cannot be read"):
         Golden.from_bytes(content)
 
 
-def test_what_is_published_is_read(version):
+def test_published_version_can_be_read(version):
     read = read_artifact(version)
     assert version.name == "1"
     assert read.model == b"the model"
@@ -162,7 +162,7 @@ def test_versions_count_up_and_gaps_are_not_filled(tmp_path):
     assert list_versions(folder) == [7, 8, 9]
 
 
-def test_names_that_are_no_versions_are_ignored(tmp_path):
+def test_names_that_are_not_versions_are_ignored(tmp_path):
     for name in ("1", "01", "0", "x", ".2", "-3", "4.0", "\u0665"):
         (tmp_path / name).mkdir()
     (tmp_path / "5").write_text("a file")
@@ -207,7 +207,7 @@ def test_one_changed_byte_is_refused_by_the_hash(version, name):
 
 
 @pytest.mark.parametrize("name", [MODEL_FILE, GOLDEN_FILE, MANIFEST_FILE])
-def test_a_missing_file_is_named(version, name):
+def test_missing_file_is_reported(version, name):
     (version / name).unlink()
     with pytest.raises(ArtifactError, match=f"{name} is missing"):
         read_artifact(version)
@@ -227,14 +227,14 @@ def test_a_missing_file_is_named(version, name):
         pytest.param(lambda manifest: json.dumps(manifest | {"files": {}}), "has no SHA-256", id="no hashes"),
     ],
 )
-def test_a_bad_manifest_is_named(version, change, message):
+def test_invalid_manifest_is_reported(version, change, message):
     path = version / MANIFEST_FILE
     path.write_text(change(json.loads(path.read_text())))
     with pytest.raises(ArtifactError, match=message):
         read_artifact(version)
 
 
-def test_labels_and_classes_must_be_as_many():
+def test_label_count_must_equal_class_count():
     check_labels(["a", "b"], 2)
     with pytest.raises(ArtifactError, match="2 labels for 3 classes"):
         check_labels(["a", "b"], 3)

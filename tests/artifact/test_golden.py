@@ -1,4 +1,4 @@
-"""Golden pairs: reproduced ones pass, and any way of differing is told with count, size and tolerance."""
+"""Tests golden pairs: reproduced ones pass, and differences are reported with count, size and tolerance."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def golden(network: TinyNetwork) -> Golden:
 
 
 def with_softmax(infer: Infer) -> Run:
-    """A model whose probabilities are right, whatever its logits are."""
+    """Make a model whose probabilities are right for any logits."""
 
     def run(images: NDArray[np.uint8]) -> Answers:
         logits = infer(images)
@@ -67,14 +67,14 @@ def test_reproduced_pairs_pass_in_batches_and_alone(network: TinyNetwork, golden
 def test_reference_tolerance_is_checked_first_and_named(network: TinyNetwork, golden: Golden) -> None:
     text = refusal(lambda images: network.logits(images) + np.float32(0.5), golden)
     assert "10 of 10 golden pairs" in text
-    assert "largest logit difference is 0.5, the tolerance 0.001" in text
+    assert "largest logit difference is 0.5, the tolerance is 0.001" in text
     assert "the trained PyTorch model" in text
 
 
 def test_runtime_tolerance_catches_what_the_reference_lets_pass(network: TinyNetwork, golden: Golden) -> None:
     text = refusal(lambda images: network.logits(images) + np.float32(1e-4), golden)
     assert "this file at export" in text
-    assert "tolerance 1e-05" in text
+    assert "tolerance is 1e-05" in text
 
 
 def test_one_wrong_pair_is_enough(network: TinyNetwork, golden: Golden) -> None:
@@ -87,14 +87,14 @@ def test_one_wrong_pair_is_enough(network: TinyNetwork, golden: Golden) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=["nan", "infinity", "minus-infinity"])
-def test_answers_that_are_no_numbers_never_pass(golden: Golden, value: float) -> None:
+def test_outputs_that_are_not_finite_never_pass(golden: Golden, value: float) -> None:
     text = refusal(lambda images: np.full((len(images), 3), value, np.float32), golden)
     assert "10 of 10" in text
 
 
 def test_infinite_tolerance_does_not_make_nan_pass(golden: Golden) -> None:
     lax = replace(golden, reference_tolerance=np.inf, runtime_tolerance=np.inf)
-    assert "not a number" in refusal(lambda images: np.full((len(images), 3), np.nan, np.float32), lax)
+    assert "is NaN" in refusal(lambda images: np.full((len(images), 3), np.nan, np.float32), lax)
 
 
 def test_lone_image_computed_differently_is_refused(network: TinyNetwork, golden: Golden) -> None:
@@ -103,14 +103,16 @@ def test_lone_image_computed_differently_is_refused(network: TinyNetwork, golden
 
 
 def test_other_class_count_is_refused(golden: Golden) -> None:
-    assert "do not belong together" in refusal(lambda images: np.zeros((len(images), 4), np.float32), golden)
+    assert "the golden pairs are of another model" in refusal(
+        lambda images: np.zeros((len(images), 4), np.float32), golden
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8])
 def test_logits_that_depend_on_the_size_of_the_batch_are_refused(
     network: TinyNetwork, golden: Golden, size: int
 ) -> None:
-    """By more than rounding; less is told as not batch invariant."""
+    """They differ by more than rounding; smaller differences only make it not batch invariant."""
     text = refusal(lambda images: network.logits(images) + np.float32(len(images) == size), golden)
     # Ten images are a full batch and one of two, before other sizes are tried.
     how = {1: ", one image alone,", 2: "", 8: ""}.get(size, f", in a batch of {size},")
@@ -193,13 +195,13 @@ def test_probabilities_of_another_shape_or_type_are_refused(
         return [logits, change(probabilities)]
 
     text = refusal_of(run, golden)
-    assert "the model gives probabilities of float" in text
+    assert "the model's probabilities are float" in text
     assert "for 8 images, expected float32 [8, 3]" in text
 
 
 @pytest.mark.parametrize("class_count", [1, 2, 10, 1000, 21841])
 def test_a_float32_softmax_is_within_the_tolerance(class_count: int) -> None:
-    """At every size of logits, summed one after the other: the worst way to round."""
+    """Covers logits of all sizes, summed one by one: the least exact way."""
     random = np.random.default_rng(class_count)
     for scale in (1e-3, 1.0, 20.0, 1000.0):
         logits = (scale * random.normal(size=(8, class_count))).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Archives of arrays: what they say of their sizes is checked before anything is unpacked."""
+"""Tests npz archives: declared sizes are checked before anything is decompressed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ARRAY = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 
 @pytest.mark.parametrize("array", [ARRAY, ARRAY.T, np.float64(2), np.zeros((0, 3)), np.bool_(True)])
-def test_what_numpy_wrote_is_read(array: np.ndarray) -> None:
+def test_archive_written_by_numpy_is_read(array: np.ndarray) -> None:
     content = io.BytesIO()
     np.savez_compressed(content, first=array, second=ARRAY)
     arrays = read_arrays(content.getvalue(), ["first"], 10_000)
@@ -42,11 +42,11 @@ def test_what_numpy_wrote_is_read(array: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("member", "message"),
     [
-        pytest.param(member_of(np.zeros(10**6)), "they may have 10000 at most", id="large"),
-        pytest.param(member_of(ARRAY, shape=(10**12, 4)), "says that it has 16000000000000 bytes", id="asks"),
-        pytest.param(member_of(ARRAY, shape=(3, 3)), "36 bytes, 48 are there", id="asks for less"),
-        pytest.param(member_of(ARRAY, shape=(-3, -4)), "48 bytes, 48 are there", id="negative"),
-        pytest.param(member_of(ARRAY, shape=(2**62, 2**62, 0)), "0 bytes, 48 are there", id="none of many"),
+        pytest.param(member_of(np.zeros(10**6)), "the limit is 10000", id="large"),
+        pytest.param(member_of(ARRAY, shape=(10**12, 4)), "declares 16000000000000 bytes", id="asks"),
+        pytest.param(member_of(ARRAY, shape=(3, 3)), "36 bytes but has 48", id="asks for less"),
+        pytest.param(member_of(ARRAY, shape=(-3, -4)), "48 bytes but has 48", id="negative"),
+        pytest.param(member_of(ARRAY, shape=(2**62, 2**62, 0)), "0 bytes but has 48", id="none of many"),
         pytest.param(member_of(ARRAY, descr="|O"), "Python objects", id="pickled"),
         pytest.param(b"\x93NUMPY\x03\x00" + bytes(100), "format", id="of another format"),
         pytest.param(b"", "EOF", id="empty"),
@@ -57,14 +57,14 @@ def test_sizes_that_are_wrong_or_too_large_are_refused(member: bytes, message: s
         read_arrays(archive_of(first=member), ["first"], 10_000)
 
 
-def test_a_directory_of_very_many_members_is_not_gone_through() -> None:
+def test_archive_with_very_many_members_is_refused_unread() -> None:
     content = archive_of(**{f"member{number}": b"" for number in range(100)})
     with pytest.raises(ValueError, match="more than 64 members"):
         read_arrays(content, ["member1"], 10_000)
 
 
-def test_declared_size_less_than_what_is_packed_is_not_exceeded() -> None:
-    """Python's zipfile stops there; what has been cut off does not agree with its checksum."""
+def test_declared_size_is_not_exceeded_by_decompression() -> None:
+    """Python's zipfile stops at the declared size, and the checksum of the rest is missing."""
     content = bytearray(archive_of(first=member_of(np.zeros(1000))))
     for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
         place = content.index(signature) + offset

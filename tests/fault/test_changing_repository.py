@@ -111,7 +111,7 @@ def test_half_copied_version_waits_until_it_is_complete(
         lambda: states(server, model).get("2", ("", ""))[0] == "LOADING", "it is seen to be incomplete"
     )
     assert states(server, model)["2"][1].startswith(
-        "incomplete: model.onnx has 100 bytes, manifest.json says"
+        "incomplete: model.onnx has 100 bytes; manifest.json says"
     )
     assert error_of(server, model, OLD) < 1e-5
     eventually(lambda: states(server, model)["2"][0] == "UNAVAILABLE", "what stays incomplete is refused")

@@ -97,9 +97,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "truncated-hash-mended": (truncate_and_mend, ["cannot load the model"]),
     "flipped-exponent-bit": (
         flip_exponent_bit,
-        ["of 32 golden pairs are not reproduced", "largest logit difference is", "tolerance 0.0001"],
+        ["of 32 golden pairs are not reproduced", "largest logit difference is", "tolerance is 0.0001"],
     ),
-    "nan-weight": (make_weight_nan, ["32 of 32 golden pairs", "not a number"]),
+    "nan-weight": (make_weight_nan, ["32 of 32 golden pairs", "is NaN"]),
     "others-golden-pairs": (swap_golden, ["32 of 32 golden pairs"]),
     "no-manifest": (lambda version: (version / "manifest.json").unlink(), ["manifest.json is missing"]),
     "no-golden-pairs": (lambda version: (version / "golden.npz").unlink(), ["golden.npz is missing"]),
@@ -121,7 +121,7 @@ DAMAGES |= {
 }
 DAMAGES["probabilities-a-class-less"] = (
     partial(end_with, ending="a class less"),
-    ["the model gives probabilities of float32 [32, 2] for 32 images, expected float32 [32, 3]"],
+    ["the model's probabilities are float32 [32, 2] for 32 images, expected float32 [32, 3]"],
 )
 
 

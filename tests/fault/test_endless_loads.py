@@ -39,8 +39,8 @@ def publish_bad_ones(folder: Path) -> dict[str, str]:
         "a-constant-loop": TOO_LONG,
         "a-loop": TOO_LONG,
         "b-constant-of-4-gib": "is smaller than requested bytes of 4294967296",
-        "c-bomb": "they may have 1073741824 at most",
-        "d-liar": "images says that it has 5760000000 bytes, 64000 are there",
+        "c-bomb": "the limit is 1073741824",
+        "d-liar": "images declares 5760000000 bytes but has 64000",
         "e-sparse-file": "model.onnx has 4294967296 bytes; it may have 2147483648 at most",
         "f-sparse-manifest": "manifest.json has 4294967296 bytes; it may have 4194304 at most",
     }

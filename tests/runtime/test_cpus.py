@@ -1,4 +1,4 @@
-"""Counting processors: affinity and quota, in both layouts of the cgroup file system."""
+"""Tests counting CPUs by affinity and quota, in both layouts of the cgroup file system."""
 
 import math
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from foldserve.runtime import cpus as processors
+from foldserve.runtime import cpus
 from foldserve.runtime.cpus import find_cpus, usable_cpus
 
 
@@ -30,7 +30,7 @@ def v1(root: Path, quota_us: str, period_us: str = "100000\n") -> Path:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        pytest.param("200000 100000\n", 2, id="two processors"),
+        pytest.param("200000 100000\n", 2, id="two CPUs"),
         pytest.param("150000 100000\n", 2, id="one and a half are two threads"),
         pytest.param("10000 100000\n", 1, id="a tenth is still one"),
         pytest.param("1600000 100000\n", 8, id="more than affinity"),
@@ -55,7 +55,7 @@ def test_quota_of_cgroup_v1(tmp_path, quota_us, expected):
 
 
 def nested(tmp_path: Path, lines: str, files: dict[str, str]) -> tuple[Path, Path]:
-    """A cgroup mount with ``files``, and what /proc/self/cgroup says."""
+    """Make a cgroup mount with ``files``, and a /proc/self/cgroup."""
     for name, text in files.items():
         (tmp_path / "mount" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "mount" / name).write_text(text)
@@ -109,19 +109,19 @@ def test_quota_of_a_nested_group(tmp_path, lines, files, expected):
     assert usable_cpus(*nested(tmp_path, lines, files)) == expected
 
 
-def test_what_bounds_is_told(tmp_path):
+def test_cpu_limits_are_described(tmp_path):
     found = find_cpus(*nested(tmp_path, "0::/a\n", {"a/cpu.max": "150000 100000"}))
     assert str(found) == "2 usable (8 by affinity, 1.5 by cgroup quota)"
 
 
-def test_without_cgroup_affinity_counts(tmp_path):
+def test_affinity_applies_without_a_cgroup(tmp_path):
     assert usable_cpus(tmp_path, tmp_path / "none") == 8
 
 
-def test_affinity_counts_where_it_is_smaller(tmp_path, monkeypatch):
+def test_smaller_affinity_applies(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
     assert usable_cpus(v2(tmp_path, "400000 100000\n")) == 1
 
 
 def test_this_process_has_a_sane_count():
-    assert 1 <= usable_cpus(processors.CGROUP_ROOT) <= max(8, math.ceil(os.cpu_count() or 1))
+    assert 1 <= usable_cpus(cpus.CGROUP_ROOT) <= max(8, math.ceil(os.cpu_count() or 1))

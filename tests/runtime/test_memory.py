@@ -1,4 +1,4 @@
-"""Memory that a process may use: the least of the machine's and its cgroups' limits, in both layouts."""
+"""Tests the usable memory: the smallest of the machine's and the cgroups' limits, in both layouts."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def limited(root: Path, name: str, text: str) -> int:
 
 
 @pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
-def test_limit_of_the_cgroup_counts(tmp_path: Path, name: str) -> None:
+def test_cgroup_memory_limit_applies(tmp_path: Path, name: str) -> None:
     assert limited(tmp_path, name, f"{GIB // 8}\n") == GIB // 8
 
 
@@ -29,13 +29,13 @@ def test_limit_of_the_cgroup_counts(tmp_path: Path, name: str) -> None:
         pytest.param("other", "1", id="no cgroup"),
     ],
 )
-def test_machines_memory_is_the_most(tmp_path: Path, name: str, text: str) -> None:
+def test_memory_never_exceeds_the_machines(tmp_path: Path, name: str, text: str) -> None:
     everything = usable_memory_bytes(tmp_path / "nowhere", tmp_path / "nowhere")
     assert everything >= GIB // 4
     assert limited(tmp_path, name, text) == everything
 
 
-def test_limit_of_a_group_above_binds_as_well(tmp_path: Path) -> None:
+def test_memory_limit_of_a_parent_cgroup_applies(tmp_path: Path) -> None:
     own = tmp_path / "slice" / "unit"
     own.mkdir(parents=True)
     (own / "memory.max").write_text("max\n")

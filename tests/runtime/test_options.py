@@ -1,4 +1,4 @@
-"""What ONNX Runtime's failures mean, and which nodes may stay on the processor."""
+"""Tests the classification of ONNX Runtime's failures and of nodes that may stay on the CPU."""
 
 import pytest
 
@@ -16,7 +16,7 @@ from foldserve.runtime.options import CudaOptions, heavy_operators, is_device_lo
         "CUDA error 46: all CUDA-capable devices are busy or unavailable",
     ],
 )
-def test_failures_that_stay_are_losses(message):
+def test_permanent_failures_are_device_losses(message):
     assert is_device_loss(message)
 
 
@@ -31,11 +31,11 @@ def test_failures_that_stay_are_losses(message):
         "",
     ],
 )
-def test_failures_of_one_run_are_none(message):
+def test_failures_of_one_run_are_not_device_losses(message):
     assert not is_device_loss(message)
 
 
-def test_shape_arithmetic_may_stay_on_the_processor_and_nothing_else_may():
+def test_only_shape_arithmetic_may_stay_on_the_cpu():
     assert heavy_operators(["Shape", "Gather", "Concat"]) == []
     assert heavy_operators(["Shape", "Conv", "MatMul", "Conv"]) == ["Conv", "MatMul"]
 

@@ -1,4 +1,4 @@
-"""A session as it answers: padding, batch invariance measured, and no NaN for an answer."""
+"""Tests running batches: padding, measured batch invariance, and errors for NaN."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class FakeSession:
-    """Computes each image's mean, changed by ``disturb(logits)`` of the whole execution."""
+    """Computes logits from each image; ``disturb`` changes those of a whole execution."""
 
     provider = "FakeProvider"
     outputs = (TensorSpec("logits", "FP32", (-1, 3)), TensorSpec("probabilities", "FP32", (-1, 3)))
@@ -65,7 +65,7 @@ def test_padding_makes_a_model_that_depends_on_the_size_invariant() -> None:
         assert replayed.batch_invariant == is_invariant
 
 
-def test_padding_runs_one_size_and_gives_back_what_was_asked() -> None:
+def test_padding_runs_one_size_and_returns_the_requested_rows() -> None:
     session = FakeSession(lambda logits: logits)
     padded = ModelRunner(cast("Session", session), [(8, cast("Session", session))])
     for count in (1, 3, 8):
@@ -130,17 +130,17 @@ def test_a_model_on_a_gpu_runs_few_sizes(
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_no_number_is_no_answer(value: float) -> None:
+def test_logits_that_are_not_finite_are_an_error(value: float) -> None:
     def disturb(logits: NDArray[np.float32]) -> NDArray[np.float32]:
         logits[1, 2] = value
         return logits
 
-    with pytest.raises(ModelOutputError, match="NaN or infinity for 1 of 3 images"):
+    with pytest.raises(ModelOutputError, match="NaN or infinite for 1 of 3 images"):
         runner(disturb)(IMAGES[:3])
 
 
 class EndsWrongly(FakeSession):
-    """Answers as its base does, with its probabilities changed by ``change``."""
+    """Gives the outputs of its base class, with probabilities changed by ``change``."""
 
     def __init__(self, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> None:
         super().__init__(lambda logits: logits)
@@ -152,27 +152,27 @@ class EndsWrongly(FakeSession):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_probabilities_that_are_no_numbers_are_no_answer(value: float) -> None:
+def test_probabilities_that_are_not_finite_are_an_error(value: float) -> None:
     def change(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
         probabilities[1, 2] = value
         return probabilities
 
-    with pytest.raises(ModelOutputError, match="NaN or infinity for 1 of 3 images"):
+    with pytest.raises(ModelOutputError, match="NaN or infinite for 1 of 3 images"):
         ModelRunner(cast("Session", EndsWrongly(change)))(IMAGES[:3])
 
 
 @pytest.mark.parametrize(
     "change", [lambda rows: rows[:-1], lambda rows: rows[:, :2], lambda rows: rows.astype(np.float16)]
 )
-def test_probabilities_of_another_shape_or_type_are_no_answer(
+def test_probabilities_of_another_shape_or_type_are_an_error(
     change: Callable[[NDArray[np.float32]], NDArray[np.float32]],
 ) -> None:
-    """A response says beforehand how many numbers follow."""
-    with pytest.raises(ModelOutputError, match=r"gives probabilities of .* expected float32 \[3, 3\]"):
+    """A response declares its number of values before it sends them."""
+    with pytest.raises(ModelOutputError, match=r"probabilities are .* expected float32 \[3, 3\]"):
         ModelRunner(cast("Session", EndsWrongly(change)))(IMAGES[:3])
 
 
-def test_a_model_that_no_padding_helps_is_refused_where_invariance_is_asked_for(
+def test_model_that_varies_with_its_batch_despite_padding_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = TinyNetwork().publish(tmp_path / "tiny")
@@ -189,7 +189,7 @@ def test_a_model_that_no_padding_helps_is_refused_where_invariance_is_asked_for(
     ("batch_s", "is_quick", "threads"),
     [pytest.param(1e-5, True, 1, id="quick"), pytest.param(1.0, False, 4, id="slow")],
 )
-def test_a_quick_model_takes_one_thread_and_a_slow_one_all(
+def test_quick_model_uses_one_thread_and_slow_model_all(
     *, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_s: float, is_quick: bool, threads: int
 ) -> None:
     monkeypatch.setattr(ModelRunner, "seconds_per_batch", lambda *_: batch_s)
@@ -198,6 +198,6 @@ def test_a_quick_model_takes_one_thread_and_a_slow_one_all(
     assert (verified.is_quick, verified.threads) == (is_quick, threads)
 
 
-def test_threads_asked_for_are_taken(tmp_path: Path) -> None:
+def test_configured_threads_are_used(tmp_path: Path) -> None:
     settings = ModelSettings(device="cpu", intra_op_threads=2)
     assert open_verified(TinyNetwork().publish(tmp_path / "tiny"), settings).threads == 2

@@ -1,4 +1,4 @@
-"""Sessions: what they say of a model, that devices are honest, and that errors are ours."""
+"""Tests sessions: the specs that they report, the devices that they use, and their errors."""
 
 import os
 import subprocess
@@ -87,7 +87,7 @@ def test_threads_may_share_a_session(session, network):
 
 
 @pytest.mark.parametrize("content", [b"", b"not onnx", b"\x08"], ids=["empty", "text", "cut short"])
-def test_what_onnx_runtime_cannot_load_is_an_artifact_error_of_one_line(content):
+def test_file_that_cannot_be_loaded_is_an_artifact_error_of_one_line(content):
     with pytest.raises(ArtifactError, match=r"ONNX Runtime [0-9.]+ cannot load the model: ") as raised:
         Session(content, device="cpu")
     assert "\n" not in str(raised.value)
@@ -98,7 +98,7 @@ def test_a_cut_file_is_an_artifact_error(network):
         Session(network.to_onnx()[:-200], device="cpu")
 
 
-def test_cpu_is_taken_when_asked_for(session):
+def test_configured_cpu_is_used(session):
     assert session.provider == CPU_PROVIDER
 
 
@@ -114,7 +114,7 @@ def test_auto_without_cuda_is_the_cpu(network):
 
 
 class OrtWithCudaOnPaper:
-    """onnxruntime-gpu without a GPU: it lists CUDA, and its sessions quietly run on the processor."""
+    """Acts as onnxruntime-gpu without a GPU: it lists CUDA, and its sessions silently run on the CPU."""
 
     def __init__(self, ort) -> None:
         self._ort = ort
@@ -129,7 +129,7 @@ class OrtWithCudaOnPaper:
         return self._ort.InferenceSession(model, self._ort.SessionOptions(), providers=[CPU_PROVIDER])
 
 
-def test_cuda_that_falls_back_in_silence_is_refused(network, monkeypatch):
+def test_silent_fallback_from_cuda_is_refused(network, monkeypatch):
     monkeypatch.setattr(session_module, "ort", OrtWithCudaOnPaper(session_module.ort))
     with pytest.raises(
         DeviceError, match=f"{CUDA_PROVIDER} was asked for, but ONNX Runtime uses {CPU_PROVIDER}"
@@ -137,13 +137,13 @@ def test_cuda_that_falls_back_in_silence_is_refused(network, monkeypatch):
         Session(network.to_onnx(), device="cuda")
 
 
-def test_auto_falls_back_openly_to_the_cpu(network, monkeypatch):
+def test_auto_falls_back_to_the_cpu_and_says_why(network, monkeypatch):
     monkeypatch.setattr(session_module, "ort", OrtWithCudaOnPaper(session_module.ort))
     assert Session(network.to_onnx(), device="auto").provider == CPU_PROVIDER
 
 
 class OrtThatLeavesNodes:
-    """onnxruntime with a GPU that cannot run ``left`` operators: those stay on the processor."""
+    """Acts as onnxruntime with a GPU that cannot run ``left`` operators: those stay on the CPU."""
 
     def __init__(self, ort, left) -> None:
         self._ort = ort
@@ -158,13 +158,13 @@ class OrtThatLeavesNodes:
     def InferenceSession(self, model, options, providers, **_):  # noqa: N802  # the library's name
         if providers[0][0] == CPU_PROVIDER:
             return self._ort.InferenceSession(model, options, providers=[CPU_PROVIDER])
-        # With the processor forbidden this is ONNX Runtime's own refusal; else it is where all nodes go.
+        # With the CPU forbidden this is ONNX Runtime's own refusal; else it is where all nodes go.
         session = self._ort.InferenceSession(model, options, providers=["AzureExecutionProvider"])
         return PartlyOnCuda(session, self._left)
 
 
 class PartlyOnCuda:
-    """A real session's own list of nodes, of which ``left`` are where they are and the others on CUDA."""
+    """Returns a real session's nodes, with all but ``left`` assigned to CUDA."""
 
     def __init__(self, session, left) -> None:
         self._session = session
@@ -185,24 +185,24 @@ class PartlyOnCuda:
             )
 
 
-def test_cuda_that_leaves_a_heavy_node_to_the_processor_is_refused(network, monkeypatch):
+def test_cuda_that_leaves_a_heavy_node_on_the_cpu_is_refused(network, monkeypatch):
     monkeypatch.setattr(session_module, "ort", OrtThatLeavesNodes(session_module.ort, {"Conv", "Cast"}))
     with pytest.raises(DeviceError, match=f"{CUDA_PROVIDER} does not run the model's Conv, which"):
         Session(network.to_onnx(), device="cuda")
 
 
-def test_shape_arithmetic_on_the_processor_is_no_reason_to_refuse_cuda(network, monkeypatch):
+def test_cuda_that_leaves_shape_arithmetic_on_the_cpu_is_accepted(network, monkeypatch):
     monkeypatch.setattr(session_module, "ort", OrtThatLeavesNodes(session_module.ort, {"Cast"}))
     assert Session(network.to_onnx(), device="cuda").provider == CUDA_PROVIDER
 
 
-def test_auto_says_why_it_took_the_processor(network, monkeypatch):
+def test_auto_says_why_it_chose_the_cpu(network, monkeypatch):
     monkeypatch.setattr(session_module, "ort", OrtThatLeavesNodes(session_module.ort, {"Conv"}))
     assert "does not run the model's Conv" in Session(network.to_onnx(), device="auto").choice
 
 
 def test_weights_in_files_beside_the_process_are_not_read(tmp_path, monkeypatch):
-    """A model's file may point to others; without optimisation ONNX Runtime reads them from this folder."""
+    """An ONNX file may refer to others; by default ONNX Runtime reads them from the current folder."""
     (tmp_path / "secret.bin").write_bytes(np.arange(4, dtype=np.float32).tobytes())
     weights = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[4])
     weights.data_location = onnx.TensorProto.EXTERNAL
@@ -229,14 +229,14 @@ def test_weights_in_files_beside_the_process_are_not_read(tmp_path, monkeypatch)
         pytest.param(RuntimeOptions(arena=False), id="no arena"),
     ],
 )
-def test_options_do_not_change_the_answers(network, options):
+def test_options_do_not_change_the_outputs(network, options):
     images = network.random_images(5)
     (logits,) = Session(network.to_onnx(), device="cpu", options=options).run([LOGITS], {IMAGE: images})
     assert np.abs(logits - network.logits(images)).max() < TOLERANCE
 
 
 class FailingRuntime:
-    """A session whose runs fail with ``message``, on CUDA."""
+    """Acts as a session on CUDA whose runs fail with ``message``."""
 
     def __init__(self, message) -> None:
         self._message = message
@@ -253,7 +253,7 @@ class FailingRuntime:
         pytest.param(CPU_PROVIDER, "CUDA failure 700: illegal access", RuntimeError, id="not on CUDA"),
     ],
 )
-def test_a_lost_device_is_told_from_a_failed_run(network, provider, message, expected):
+def test_lost_device_is_distinguished_from_a_failed_run(network, provider, message, expected):
     session = Session(network.to_onnx(), device="cpu")
     session._session = FailingRuntime(message)
     session.provider = provider
@@ -262,7 +262,7 @@ def test_a_lost_device_is_told_from_a_failed_run(network, provider, message, exp
 
 
 def files_left_by_a_session(model, home, **environment):
-    """Run a session in a process whose home is ``home`` and return what it left there."""
+    """Run a session in a process whose home is ``home``; return the files that it left there."""
     home.mkdir()
     (home.parent / "model.onnx").write_bytes(model)
     code = (
@@ -278,8 +278,8 @@ def files_left_by_a_session(model, home, **environment):
     return list(home.rglob("*"))
 
 
-def test_onnx_runtime_reports_to_nobody(network, tmp_path):
-    """Its telemetry keeps a store in the home folder, which shows that it is on; by our default it is off."""
+def test_onnx_runtime_sends_no_telemetry(network, tmp_path):
+    """Telemetry keeps a file in the home folder if it is on; our default turns it off."""
     assert files_left_by_a_session(network.to_onnx(), tmp_path / "home") == []
 
 

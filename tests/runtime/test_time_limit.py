@@ -1,4 +1,4 @@
-"""Work in its time limit: what it gives is handed over, and what does not end is stopped or left behind."""
+"""Tests time limits: results are handed over, and work that does not end is stopped or abandoned."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FOR_EVER_S = 1000.0
 
 @pytest.fixture
 def release() -> Iterator[threading.Event]:
-    """Lets whatever hangs on it end with the test."""
+    """Return an event that is set at the end of the test, so that work waiting for it ends."""
     event = threading.Event()
     yield event
     event.set()
 
 
 def hanging_on(event: threading.Event) -> Callable[[StopSignal], None]:
-    """Work that hears no stop signal, and ends with ``event`` alone."""
+    """Work that ignores the stop signal, and ends only with ``event``."""
 
     def hang(_: StopSignal) -> None:
         event.wait(FOR_EVER_S)
@@ -36,14 +36,14 @@ def hanging_on(event: threading.Event) -> Callable[[StopSignal], None]:
 
 
 def obedient(stop: StopSignal) -> str:
-    """Work that ends when it is told to, and only then."""
+    """Work that ends only when it is told to stop."""
     told = threading.Event()
     stop.on_set(told.set)
     assert told.wait(FOR_EVER_S)
     return "too late"
 
 
-def test_what_ends_in_time_is_returned_or_raised() -> None:
+def test_result_or_exception_in_time_is_handed_over() -> None:
     limit = TimeLimit(FOR_EVER_S)
     assert limit.run("model/1", lambda _: 7) == 7
     with pytest.raises(ZeroDivisionError):
@@ -51,14 +51,14 @@ def test_what_ends_in_time_is_returned_or_raised() -> None:
     assert limit.unfinished_count == 0
 
 
-def test_what_takes_too_long_is_told_to_stop_and_its_result_thrown_away() -> None:
+def test_work_over_the_limit_is_stopped_and_its_result_discarded() -> None:
     limit = TimeLimit(0.01, stop_s=FOR_EVER_S)
     with pytest.raises(LoadTimeoutError, match=r"longer than the limit of 0\.01 s.*--load-timeout-s"):
         limit.run("model/1", obedient)
     assert limit.unfinished_count == 0
 
 
-def test_only_so_much_is_left_behind_and_what_ends_after_all_makes_room(release: threading.Event) -> None:
+def test_abandoned_loads_are_limited_until_one_ends(release: threading.Event) -> None:
     limit = TimeLimit(0.01, stop_s=0.01)
     for number in range(4):
         with pytest.raises(LoadTimeoutError):
@@ -73,7 +73,7 @@ def test_only_so_much_is_left_behind_and_what_ends_after_all_makes_room(release:
         limit.run("model/4", lambda _: None)
 
 
-def test_end_of_the_server_stops_what_is_under_way_and_begins_nothing() -> None:
+def test_close_stops_running_work_and_starts_none() -> None:
     limit = TimeLimit(FOR_EVER_S)
     failures: list[str] = []
     begun = threading.Event()
@@ -97,15 +97,15 @@ def test_end_of_the_server_stops_what_is_under_way_and_begins_nothing() -> None:
         limit.run("model/2", lambda _: 7)
 
 
-def test_stop_is_told_at_once_where_the_signal_came_first() -> None:
+def test_stop_is_called_at_once_if_the_signal_is_already_set() -> None:
     stop, told = StopSignal(), []
     stop.set()
     stop.on_set(lambda: told.append("told"))
     assert told == ["told"]
 
 
-def test_a_step_has_a_limit_of_its_own_that_begins_with_it() -> None:
-    """The whole takes many times what a step may, and ends; a step without end is told apart."""
+def test_each_step_has_a_limit_of_its_own() -> None:
+    """Work may take many times a step's limit in all; a single step may not."""
     limit = TimeLimit(FOR_EVER_S, step_s=2.0)
     tick = threading.Event()
 

@@ -58,7 +58,7 @@ def change_golden(version: Path, **members: Any) -> None:
 
 
 def put_into_golden(version: Path, name: str, content: bytes) -> None:
-    """Put a member that is no array into ``golden.npz``."""
+    """Put a member that is not an array into ``golden.npz``."""
     import zipfile
 
     change_golden(version, **{name.removesuffix(".npy"): None})
@@ -125,7 +125,7 @@ def link_out(version: Path) -> None:
 
 
 KINDS = ("folder", "fifo", "socket", "device", "loop", "long link", "secret", "nothing")
-NO_FILE = "not a regular file", "cannot be read", "leads out of the repository", "not TOML"
+NO_FILE = "not a regular file", "cannot be read", "leads out of the repository", "not valid TOML"
 
 VERSIONS: dict[str, tuple[Damage, tuple[str, ...]]] = {
     f"{name.partition('.')[0]}-{kind.replace(' ', '-')}": (
@@ -172,7 +172,7 @@ _NAMES = ("/etc/shadow", "../../x", "x" * 5000, "a\0b", "", ".", "sub/model.onnx
 VERSIONS |= {
     f"manifest-names-{number}": (
         lambda version, name=name: name_file(version, name),  # type: ignore[misc]
-        ("it names",),
+        ("it lists",),
     )
     for number, name in enumerate(_NAMES)
 }

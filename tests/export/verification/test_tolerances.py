@@ -37,6 +37,6 @@ def test_fp32_tolerance_bound_equals_that_of_an_export(logits):
     )
     golden.check("fp32")
     wider = dataclasses.replace(golden, reference_tolerance=golden.reference_tolerance * 1.01)
-    with pytest.raises(ArtifactError, match="in fp32 the first may be"):
+    with pytest.raises(ArtifactError, match="in fp32 the first must be"):
         wider.check("fp32")
     wider.check("int8")

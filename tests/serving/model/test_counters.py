@@ -1,4 +1,4 @@
-"""Histograms and the counts that outlive their versions."""
+"""Tests histograms, and counters that are kept after their versions are unloaded."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ NUMBERS = st.lists(st.floats(0, 100) | st.sampled_from(DURATION_BOUNDS_S))
 
 
 @given(NUMBERS, NUMBERS)
-def test_each_bound_counts_what_is_not_above_it(first: list[float], second: list[float]) -> None:
-    """By the definition of a Prometheus histogram, for values on a bound and for two added up as well."""
+def test_each_bucket_counts_values_up_to_its_bound(first: list[float], second: list[float]) -> None:
+    """Compares with the definition of a Prometheus histogram, also for values on a bound and for sums."""
     histogram, other = Histogram(DURATION_BOUNDS_S), Histogram(DURATION_BOUNDS_S)
     for value in first:
         histogram.observe(value)
@@ -35,7 +35,7 @@ def test_each_bound_counts_what_is_not_above_it(first: list[float], second: list
 
 
 def version(number: int, statistics: Statistics | None = None) -> Any:
-    """What `CounterHistory` looks at of a served model."""
+    """Has the attributes of a served model that `CounterHistory` reads."""
     return SimpleNamespace(
         name="tiny", version_text=str(number), statistics=statistics or answered(request_count=1)
     )
@@ -49,7 +49,7 @@ def answered(request_count: int) -> Statistics:
     return statistics
 
 
-def test_counts_of_a_version_go_on_when_it_is_loaded_anew() -> None:
+def test_counters_of_a_version_continue_after_a_reload() -> None:
     counts = CounterHistory()
     loads = [answered(request_count) for request_count in (1, 2, 3, 4, 5)]
     for statistics in loads:
@@ -62,7 +62,7 @@ def test_counts_of_a_version_go_on_when_it_is_loaded_anew() -> None:
     assert tally.queue_s.count == 15
 
 
-def test_counts_of_versions_that_serve_no_more_are_kept_and_bounded() -> None:
+def test_counters_of_unloaded_versions_are_kept_and_bounded() -> None:
     counts = CounterHistory()
     oldest = version(1)
     for number in range(2, 202):

@@ -1,4 +1,4 @@
-"""How many instances a served model has, and how many overflow instances for full batches."""
+"""Tests the numbers of instances and of overflow instances."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("settings", "quick_batch_s", "expected"),
     [
-        pytest.param({}, 60.0, (1, 3), id="a quick model has one a processor"),
-        pytest.param({"intra_op_threads": 2}, 60.0, (1, 1), id="of two threads, one a pair of processors"),
-        pytest.param({"intra_op_threads": 8}, 60.0, (1, 0), id="of more threads than processors, none"),
+        pytest.param({}, 60.0, (1, 3), id="a quick model has one per CPU"),
+        pytest.param({"intra_op_threads": 2}, 60.0, (1, 1), id="with two threads each, one per two CPUs"),
+        pytest.param({"intra_op_threads": 8}, 60.0, (1, 0), id="with more threads than CPUs, none"),
         pytest.param({"instances": 1}, 60.0, (1, 0), id="what is asked for is all there is"),
         pytest.param({"instances": 2}, 60.0, (2, 0), id="two are two"),
-        pytest.param({}, 0.0, (1, 0), id="a slow model has the processors already"),
+        pytest.param({}, 0.0, (1, 0), id="a slow model uses all CPUs already"),
     ],
 )
 def test_instances(

@@ -1,4 +1,4 @@
-"""Word of changes: from any thread to the event loop, and from the repository to whoever listens."""
+"""Tests notifications of changes: from any thread to the event loop, and from the repository to listeners."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.support.artifacts import TinyNetwork
 
 
-def test_many_changes_at_once_are_told_once_and_a_failure_ends_nothing(
+def test_changes_are_coalesced_and_a_failing_listener_does_not_end_the_loop(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     told: list[str] = []
@@ -51,7 +51,7 @@ def test_many_changes_at_once_are_told_once_and_a_failure_ends_nothing(
     assert "publishing a change failed" in caplog.text
 
 
-def test_repository_tells_of_each_load_and_of_every_change_of_what_serves(
+def test_repository_reports_each_load_and_each_change_of_its_serving_models(
     tmp_path: Path, network: TinyNetwork
 ) -> None:
     network.publish(tmp_path / "tiny")

@@ -1,4 +1,4 @@
-"""Which folder was meant: one level too deep, too high, misspelt or empty."""
+"""Tests hints for a wrong --repository: one level too deep or too high, misspelt or empty."""
 
 from __future__ import annotations
 
@@ -26,13 +26,17 @@ def models(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("given", "kind"), [("tiny", "the folder of one model"), ("tiny/1", "a version of a model")]
 )
-def test_folder_inside_the_repository_is_named_for_what_it_is(models: Path, given: str, kind: str) -> None:
+def test_model_or_version_folder_given_as_repository_is_explained(
+    models: Path, given: str, kind: str
+) -> None:
     message = f"{models / given} is {kind}; a repository holds .*: give --repository {models}$"
     with pytest.raises(ArtifactError, match=message):
         scan(models / given)
 
 
-def test_the_folder_to_give_is_named_from_inside_too(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_folder_given_as_current_folder_is_explained(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(models / "tiny")
     for command in ("list", "verify"):
         ended = run_cli("models", command, "--repository", ".")
@@ -41,14 +45,14 @@ def test_the_folder_to_give_is_named_from_inside_too(models: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("given", ["tiny", "tiny/1"])
-def test_serve_ends_with_the_folder_to_give(models: Path, given: str) -> None:
+def test_serve_exits_with_the_repository_to_give(models: Path, given: str) -> None:
     ended = run_cli("serve", "--repository", str(models / given), "--port", "0", "--device", "cpu")
     assert ended.returncode == 1
     assert ended.stderr.count("\n") == 1
     assert ended.stderr.endswith(f"give --repository {models}\n")
 
 
-def test_misspelt_repository_is_guessed(models: Path) -> None:
+def test_misspelt_repository_is_suggested(models: Path) -> None:
     with pytest.raises(ArtifactError, match=f"did you mean {models}\\?"):
         scan(models.with_name("model"))
 
@@ -61,14 +65,14 @@ def test_repository_one_level_down_is_found(models: Path) -> None:
     )
 
 
-def test_what_holds_no_models_is_not_called_empty(tmp_path: Path) -> None:
+def test_folder_with_other_files_is_not_called_empty(tmp_path: Path) -> None:
     assert explain_emptiness(tmp_path).startswith("the repository is empty: `foldserve export --repository ")
     (tmp_path / os.fsdecode(b"\xff")).mkdir()
     (tmp_path / "notes.txt").write_text("")
     assert explain_emptiness(tmp_path).startswith("the repository has no readable NAME/VERSION/ folder: ")
 
 
-def test_empty_repository_is_said_and_served_once_it_has_models(tmp_path: Path) -> None:
+def test_empty_repository_is_reported_and_served_once_it_has_models(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     with ServerProcess(tmp_path / "models", tmp_path / "server") as server:
         assert "no model serves; the repository is empty: `foldserve export" in server.log

@@ -1,4 +1,4 @@
-"""A model's settings file: its keys, their effects, and the errors in it."""
+"""Tests ``model.toml``: its keys, their effects, and the messages for invalid files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fault(folder: Path, text: str) -> str:
     return str(caught.value)
 
 
-def test_without_a_file_the_flags_apply(tmp_path: Path) -> None:
+def test_flags_apply_to_a_model_without_a_file(tmp_path: Path) -> None:
     assert read_model_settings(tmp_path, DEFAULTS, tmp_path) == (DEFAULTS, ALL_VERSIONS)
     assert read(tmp_path, "") == (DEFAULTS, ALL_VERSIONS)
 
@@ -126,11 +126,11 @@ def test_every_key_has_its_effect(tmp_path: Path) -> None:
         pytest.param("instances = 1\ninstances = 2\n", "(at line 2, column 14)", id="twice"),
     ],
 )
-def test_errors_name_line_and_key(tmp_path: Path, text: str, expected: str) -> None:
+def test_invalid_settings_are_reported_with_line_and_key(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in fault(tmp_path, text)
 
 
-def test_files_that_are_not_text_or_outside_the_repository_are_refused(tmp_path: Path) -> None:
+def test_settings_that_are_not_text_or_lie_outside_are_refused(tmp_path: Path) -> None:
     (tmp_path / "models" / "tiny").mkdir(parents=True)
     path = tmp_path / "models" / "tiny" / "model.toml"
     path.write_bytes(b"\xff\xfe")
@@ -164,7 +164,7 @@ def test_policies_try_the_newest_first(given: object, versions: list[int], expec
     assert VersionPolicy.model_validate(given).candidates(versions) == expected
 
 
-def test_only_a_latest_policy_stops_at_a_count() -> None:
+def test_only_the_latest_policy_limits_the_count() -> None:
     latest = VersionPolicy.model_validate({"latest": 2})
     assert [latest.is_enough(count) for count in (0, 1, 2, 3)] == [False, False, True, True]
     assert not ALL_VERSIONS.is_enough(100)

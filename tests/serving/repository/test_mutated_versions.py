@@ -1,4 +1,4 @@
-"""Any mutation of a version's files is refused or served, and never disturbs a sound neighbour."""
+"""Mutates versions' files: each is refused or served, and valid models beside them keep serving."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ _files = st.sampled_from([MODEL, GOLDEN, MANIFEST, SETTINGS])
 
 @st.composite
 def changed_bytes(draw: st.DrawFn) -> Mutation:
-    """Bytes of one of the files changed, cut out or put in; the hash is mended now and then.
+    """Change, remove or insert bytes of one of the files; sometimes correct its hash in the manifest.
 
-    Never of the model: what ONNX Runtime makes of bytes that somebody vouched for is not ours to test here.
+    The model file is left alone: how ONNX Runtime handles bytes with a valid hash is not tested here.
     """
     name = draw(_files)
     changes = draw(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 3), st.binary(max_size=4)), min_size=1))
@@ -77,7 +77,7 @@ def changed_bytes(draw: st.DrawFn) -> Mutation:
 
 @st.composite
 def changed_manifests(draw: st.DrawFn) -> Mutation:
-    """Any JSON in the place of the manifest, or of one of its values at any depth."""
+    """Replace the manifest, or one of its values at any depth, by any JSON."""
     value = draw(_json)
     steps = draw(st.lists(st.floats(0, 0.999), max_size=4))
 
@@ -98,7 +98,7 @@ def changed_manifests(draw: st.DrawFn) -> Mutation:
 
 @st.composite
 def changed_metadata(draw: st.DrawFn) -> Mutation:
-    """Any JSON or text in the place of an entry of the metadata."""
+    """Replace an entry of the metadata by any JSON or text."""
     name = draw(
         st.sampled_from(["schema", "labels", "mean", "std", "resize", "channel_order", "provenance.x"])
     )
@@ -114,7 +114,7 @@ def changed_metadata(draw: st.DrawFn) -> Mutation:
 
 @st.composite
 def changed_golden(draw: st.DrawFn) -> Mutation:
-    """Any array, or what is none, in the place of a member of golden.npz."""
+    """Replace a member of golden.npz by any array, or by bytes that are not an array."""
     names = ["images", "reference_logits", "runtime_logits"]
     names += ["reference_tolerance", "runtime_tolerance", "synthetic", "alien"]
     name = draw(st.sampled_from(names))

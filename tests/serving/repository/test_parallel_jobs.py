@@ -1,4 +1,4 @@
-"""Jobs side by side: all are done, a slow or failing one holds up no other."""
+"""Tests parallel jobs: all are run, and a slow or failing one does not delay the others."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def release() -> Iterator[threading.Event]:
-    """Lets whatever hangs on it end with the test."""
+    """Return an event that is set at the end of the test, so that jobs waiting for it end."""
     event = threading.Event()
     yield event
     event.set()
 
 
-def test_all_jobs_are_done_and_only_so_many_at_a_time() -> None:
+def test_all_jobs_run_and_at_most_the_limit_at_a_time() -> None:
     lock, running, most, done = threading.Lock(), 0, 0, []
 
     def job(number: int) -> None:
@@ -41,7 +41,7 @@ def test_all_jobs_are_done_and_only_so_many_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("job_count", [1, 2])
-def test_jobs_that_hang_hold_up_no_other(job_count: int, release: threading.Event) -> None:
+def test_hanging_jobs_do_not_delay_others(job_count: int, release: threading.Event) -> None:
     done: list[str] = []
     jobs: dict[str, Callable[[], object]] = {f"a{number}": release.wait for number in range(5)}
     jobs |= {f"z{number}": lambda number=number: done.append(f"z{number}") for number in range(5)}
@@ -53,7 +53,7 @@ def test_jobs_that_hang_hold_up_no_other(job_count: int, release: threading.Even
     eventually(lambda: not any(models.is_busy(name) for name in jobs), "what was slow ends")
 
 
-def test_one_of_a_name_runs_at_a_time(release: threading.Event) -> None:
+def test_jobs_of_one_name_run_one_at_a_time(release: threading.Event) -> None:
     models = ParallelJobs(2, slow_s=0.01)
     entered = threading.Event()
     with models.alone("model"):
@@ -62,7 +62,7 @@ def test_one_of_a_name_runs_at_a_time(release: threading.Event) -> None:
     assert entered.wait(60)
 
 
-def test_what_one_raises_stays_with_it_but_for_fatal_errors(caplog: pytest.LogCaptureFixture) -> None:
+def test_error_in_a_job_affects_no_other_unless_it_is_fatal(caplog: pytest.LogCaptureFixture) -> None:
     done: list[str] = []
     models = ParallelJobs(1, fatal=(KeyError,))
     models.run({"bad": lambda: 1 // 0, "good": lambda: done.append("good")})
@@ -76,8 +76,8 @@ def test_what_one_raises_stays_with_it_but_for_fatal_errors(caplog: pytest.LogCa
         models.run({"bad": fail, "good": lambda: done.append("again")})
 
 
-def test_what_was_left_by_earlier_runs_counts_as_well(release: threading.Event) -> None:
-    """However often the repository is looked at, no more than eight slow loads are under way."""
+def test_jobs_left_by_earlier_runs_count_too(release: threading.Event) -> None:
+    """However often the repository is scanned, at most eight slow loads are running."""
     models = ParallelJobs(1, slow_s=0.01)
     begun: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Plans for one model: any folder, any versions that serve, any policy, any loads that fail."""
+"""Tests plans for one model: any folder, any serving versions, any policy, any failing loads."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Server:
         version, now = action.version, self.state
         match action:
             case Load():
-                assert version not in self.was_tried, "loaded twice at one look"
+                assert version not in self.was_tried, "loaded twice in one round"
                 self.was_tried.add(version)
                 outcome = self.loads.get(version, "")
                 now = replace(now, known=now.known | {version}, outcomes={**now.outcomes, version: outcome})
@@ -113,7 +113,7 @@ def test_each_version_has_one_action_and_nothing_is_unloaded_beside_a_load(
 
 
 @given(observations(), servers(), _outcomes, st.booleans())
-def test_what_serves_is_taken_down_only_after_every_wanted_version_was_tried(
+def test_versions_are_unloaded_only_after_every_wanted_version_was_tried(
     observed: Observed, current: Current, loads: dict[int, str | None], wait_for_writes: bool
 ) -> None:
     server = Server(current, loads)
@@ -151,7 +151,7 @@ def test_policy_holds_after_any_loads_have_failed(
 
 
 @given(observations(), servers(), _outcomes, st.booleans())
-def test_second_look_at_the_same_folder_changes_nothing(
+def test_second_scan_of_the_same_folder_changes_nothing(
     observed: Observed, current: Current, loads: dict[int, str | None], wait_for_writes: bool
 ) -> None:
     server = Server(current, loads)
@@ -163,7 +163,7 @@ def test_second_look_at_the_same_folder_changes_nothing(
 
 
 @given(observations(), servers())
-def test_version_that_is_being_moved_is_removed_at_the_second_look(
+def test_version_that_is_being_moved_is_removed_at_the_second_scan(
     observed: Observed, current: Current
 ) -> None:
     absent = current.known - observed.versions

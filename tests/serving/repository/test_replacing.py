@@ -1,4 +1,4 @@
-"""One version takes another's place, in process: calls under way are answered, and what was held is freed."""
+"""Tests replacing a version, in process: running requests are answered, and memory is freed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ IMAGES = OLD.random_images(2)
 
 
 class FoundTooEarly:
-    """An index as a request sees it that found a model just before it was replaced."""
+    """Acts as the index for a request that found a model just before it was replaced."""
 
     def __init__(self, index: ModelIndex, found: ServedModel) -> None:
         self._index = index
@@ -53,7 +53,7 @@ def repository(tmp_path: Path) -> ModelRepository:
 
 
 def ask(repository: ModelRepository, found: ServedModel, version: str = "") -> Reply:
-    """Return the reply to a call that found ``found``."""
+    """Return the reply to a request that found ``found``."""
     stale = cast("ModelIndex", FoundTooEarly(repository.index, found))
     servicer = InferenceService(stale, Lifecycle(), max_decoding_bytes=1000, max_image_pixels=1000)
     replies: list[Reply] = []
@@ -73,7 +73,7 @@ def replace_model(repository: ModelRepository, folder: Path, network: TinyNetwor
     return before
 
 
-def test_call_that_found_the_old_model_is_answered_by_the_new(
+def test_request_for_a_replaced_model_is_answered_by_the_new_one(
     repository: ModelRepository, tmp_path: Path
 ) -> None:
     reply = ask(repository, replace_model(repository, tmp_path))
@@ -84,7 +84,9 @@ def test_call_that_found_the_old_model_is_answered_by_the_new(
     repository.close(grace_s=5)
 
 
-def test_call_for_a_version_that_went_is_told_so(repository: ModelRepository, tmp_path: Path) -> None:
+def test_request_for_an_unloaded_version_is_refused_with_the_reason(
+    repository: ModelRepository, tmp_path: Path
+) -> None:
     before = replace_model(repository, tmp_path)
     reply = ask(repository, before, "1")
     assert isinstance(reply, UnavailableError)
@@ -95,8 +97,8 @@ def test_call_for_a_version_that_went_is_told_so(repository: ModelRepository, tm
     repository.close(grace_s=5)
 
 
-def test_call_whose_images_no_longer_fit_is_not_run(repository: ModelRepository, tmp_path: Path) -> None:
-    """Its rows were read for another input; the caller may ask again and be told what fits."""
+def test_request_whose_images_no_longer_fit_is_refused(repository: ModelRepository, tmp_path: Path) -> None:
+    """Its rows were read for another input; a second attempt tells the caller what fits."""
     from foldserve.imaging import ImageSpec
 
     wider = TinyNetwork(seed=3, image=ImageSpec("L", 9, 9, 9))
@@ -105,14 +107,14 @@ def test_call_whose_images_no_longer_fit_is_not_run(repository: ModelRepository,
     repository.close(grace_s=5)
 
 
-def test_call_after_the_end_is_refused_and_not_passed_on_for_ever(repository: ModelRepository) -> None:
+def test_request_after_close_is_refused_and_not_retried_for_ever(repository: ModelRepository) -> None:
     model = repository.index.find("tiny", "")
     repository.close(grace_s=5)
     assert isinstance(ask(repository, model), UnavailableError)
 
 
 def test_replaced_model_is_freed_at_once(repository: ModelRepository, tmp_path: Path) -> None:
-    """Without the garbage collector, which may not run for long, and never sees what start-up froze."""
+    """The garbage collector is off: it may not run for long, and ignores objects frozen at start-up."""
     session = weakref.ref(repository.index.find("tiny", "").verified.session)
     model = weakref.ref(repository.index.find("tiny", ""))
     gc.disable()
@@ -127,8 +129,8 @@ def test_replaced_model_is_freed_at_once(repository: ModelRepository, tmp_path: 
     repository.close(grace_s=5)
 
 
-def test_version_that_is_only_moved_goes_on(repository: ModelRepository, tmp_path: Path) -> None:
-    """A folder that is missing at one look is not missed; at the second it is gone."""
+def test_version_that_is_briefly_missing_goes_on_serving(repository: ModelRepository, tmp_path: Path) -> None:
+    """A folder missing at one scan is waited for; at the second it is gone."""
     (tmp_path / "tiny" / "1").rename(tmp_path / ".1")
     repository.refresh()
     assert repository.index.is_ready("tiny", "1")
@@ -136,14 +138,16 @@ def test_version_that_is_only_moved_goes_on(repository: ModelRepository, tmp_pat
     repository.refresh()
     (tmp_path / "tiny" / "1").rename(tmp_path / ".1")
     repository.refresh()
-    assert repository.index.is_ready("tiny", "1"), "missed for the first time again"
+    assert repository.index.is_ready("tiny", "1"), "missing for the first time again"
     repository.refresh()
     with pytest.raises(NotFoundError):
         repository.index.find("tiny", "")
     repository.close(grace_s=5)
 
 
-def test_unwanted_version_that_goes_leaves_the_index(repository: ModelRepository, tmp_path: Path) -> None:
+def test_removed_version_that_the_policy_excludes_leaves_the_index(
+    repository: ModelRepository, tmp_path: Path
+) -> None:
     replace_model(repository, tmp_path)
     assert [entry.version for entry in repository.index.entries()] == [1, 2]
     shutil.rmtree(tmp_path / "tiny" / "1")
@@ -153,7 +157,7 @@ def test_unwanted_version_that_goes_leaves_the_index(repository: ModelRepository
     repository.close(grace_s=5)
 
 
-def test_newest_that_goes_is_followed_by_an_older_one_without_a_gap(
+def test_removed_newest_version_is_replaced_by_an_older_one_without_a_gap(
     repository: ModelRepository, tmp_path: Path
 ) -> None:
     replace_model(repository, tmp_path)
@@ -178,7 +182,7 @@ def test_touched_files_are_not_loaded_again(repository: ModelRepository, tmp_pat
     repository.close(grace_s=5)
 
 
-def test_nothing_is_announced_while_nothing_changes(repository: ModelRepository) -> None:
+def test_unchanged_repository_announces_no_changes(repository: ModelRepository) -> None:
     changes: list[None] = []
     repository.index.subscribe(lambda: changes.append(None))
     for _ in range(3):

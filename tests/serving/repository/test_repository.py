@@ -1,4 +1,4 @@
-"""Finding, loading and choosing versions; what a version must be like to be opened."""
+"""Tests finding, loading and choosing versions, and the checks on opening one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_hidden_empty_and_misnamed_folders_are_no_versions(folder: Path) -> None:
+def test_hidden_empty_and_misnamed_folders_are_not_versions(folder: Path) -> None:
     for name in (".hidden/1", "empty", "tiny/03", "tiny/latest", "tiny/-4", "tiny/.publishing-x", "tiny/٣"):
         (folder / name).mkdir(parents=True)
     (folder / "README.md").write_text("models")
@@ -46,12 +46,12 @@ def test_hidden_empty_and_misnamed_folders_are_no_versions(folder: Path) -> None
     assert find_versions(folder) == {"tiny": [1, 2]}
 
 
-def test_folder_that_is_none_is_explained(tmp_path: Path) -> None:
+def test_path_that_is_not_a_folder_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="nowhere cannot be read"):
         find_versions(tmp_path / "nowhere")
 
 
-def test_nothing_serves_before_loading_and_the_newest_after(folder: Path) -> None:
+def test_newest_version_serves_after_loading_and_none_before(folder: Path) -> None:
     repository = ModelRepository(folder, SETTINGS)
     assert not repository.index.is_ready("tiny", "")
     with pytest.raises(UnavailableError, match="loading"):
@@ -64,7 +64,7 @@ def test_nothing_serves_before_loading_and_the_newest_after(folder: Path) -> Non
     repository.close(grace_s=5)
 
 
-def test_each_load_attempt_is_reported_once_with_its_end(folder: Path) -> None:
+def test_each_load_attempt_is_reported_once_with_its_outcome(folder: Path) -> None:
     (folder / "tiny" / "1" / "golden.npz").unlink()
     outcomes: list[LoadOutcome] = []
     repository = ModelRepository(folder, SETTINGS, outcomes.append)
@@ -76,7 +76,7 @@ def test_each_load_attempt_is_reported_once_with_its_end(folder: Path) -> None:
     repository.close(grace_s=5)
 
 
-def test_model_unloaded_before_its_turn_is_not_loaded_after_all(folder: Path) -> None:
+def test_model_unloaded_before_its_turn_is_not_loaded(folder: Path) -> None:
     TinyNetwork().publish(folder / "other")
     repository = ModelRepository(folder, SETTINGS)
     repository.unload("tiny")
@@ -94,7 +94,7 @@ def test_closed_repository_loads_nothing_more(folder: Path) -> None:
     assert repository.index.ready_models() == []
 
 
-def test_draining_servicer_refuses_new_calls_and_is_not_ready(folder: Path) -> None:
+def test_draining_service_refuses_new_requests_and_is_not_ready(folder: Path) -> None:
     repository = ModelRepository(folder, SETTINGS)
     repository.load_all()
     lifecycle = Lifecycle()
@@ -113,7 +113,7 @@ def test_draining_servicer_refuses_new_calls_and_is_not_ready(folder: Path) -> N
     repository.close(grace_s=5)
 
 
-def test_labels_must_be_as_many_as_classes(tmp_path: Path) -> None:
+def test_label_count_must_equal_class_count(tmp_path: Path) -> None:
     network = TinyNetwork()
     network.labels = network.labels[:-1]
     with pytest.raises(ArtifactError, match=r"with 2 labels they must include logits FP32 \[-1, 2\]"):

@@ -1,4 +1,4 @@
-"""One version or model may be anything: it is refused by itself, with its reason; its neighbours serve."""
+"""Tests versions and models of any content: each is refused with its reason, and the others serve."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def models(tmp_path: Path, sound: Path) -> Path:
-    """Three models, the middle one to be damaged by the test."""
+    """Return a folder of three models; the test damages the middle one."""
     for name in ("a", "m", "z"):
         shutil.copytree(sound, tmp_path / "models" / name / "1")
     return tmp_path / "models"
@@ -49,7 +49,7 @@ def models(tmp_path: Path, sound: Path) -> Path:
 
 @pytest.fixture
 def repository(models: Path) -> Iterator[ModelRepository]:
-    """Not loaded yet."""
+    """Return a repository that has not loaded its models yet."""
     opened = ModelRepository(models, SETTINGS, settle_s=0.0)
     yield opened
     opened.close(grace_s=5)
@@ -60,7 +60,7 @@ def serving(repository: ModelRepository) -> set[str]:
 
 
 def refused(repository: ModelRepository, name: str = "m") -> str:
-    """Check that all but one model serve, and return the reason why that one does not."""
+    """Check that all models but ``name`` serve, and return the reason why that one does not."""
     assert serving(repository) == {"a/1", "z/1"}
     (entry,) = (entry for entry in repository.index.entries() if entry.name == name)
     assert entry.state == "UNAVAILABLE"
@@ -71,7 +71,9 @@ def refused(repository: ModelRepository, name: str = "m") -> str:
 
 
 @pytest.mark.parametrize("name", VERSIONS)
-def test_strange_version_is_refused_by_itself(repository: ModelRepository, models: Path, name: str) -> None:
+def test_strange_version_is_refused_and_others_serve(
+    repository: ModelRepository, models: Path, name: str
+) -> None:
     damage, reasons = VERSIONS[name]
     damage(models / "m" / "1")
     repository.load_all()
@@ -80,7 +82,7 @@ def test_strange_version_is_refused_by_itself(repository: ModelRepository, model
 
 
 @pytest.mark.parametrize("name", VERSIONS)
-def test_strange_version_keeps_no_later_look_from_its_neighbours(
+def test_strange_version_does_not_stop_later_polls_of_others(
     repository: ModelRepository, models: Path, sound: Path, name: str
 ) -> None:
     repository.load_all()
@@ -100,7 +102,7 @@ def test_strange_version_keeps_no_later_look_from_its_neighbours(
 
 
 @pytest.mark.parametrize("name", SETTINGS_DAMAGES)
-def test_strange_settings_are_refused_by_themselves(
+def test_strange_settings_are_refused_and_others_serve(
     repository: ModelRepository, models: Path, name: str
 ) -> None:
     SETTINGS_DAMAGES[name](models / "m")
@@ -115,7 +117,7 @@ def test_strange_settings_are_refused_by_themselves(
 
 
 @pytest.mark.parametrize("name", SETTINGS_DAMAGES)
-def test_strange_settings_leave_what_serves_as_it_is(
+def test_strange_settings_leave_loaded_versions_serving(
     repository: ModelRepository, models: Path, name: str
 ) -> None:
     repository.load_all()
@@ -130,7 +132,7 @@ def test_strange_settings_leave_what_serves_as_it_is(
     assert serving(repository) == {"a/1"}
 
 
-def test_version_that_is_gone_is_let_go_whatever_the_settings(
+def test_removed_version_is_unloaded_even_with_strange_settings(
     repository: ModelRepository, models: Path, sound: Path
 ) -> None:
     shutil.copytree(sound, models / "m" / "2")
@@ -143,7 +145,7 @@ def test_version_that_is_gone_is_let_go_whatever_the_settings(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_no_file_leaves_no_descriptor_open(tmp_path: Path, kind: str) -> None:
+def test_path_that_is_not_a_file_leaves_no_descriptor_open(tmp_path: Path, kind: str) -> None:
     put_in_place(tmp_path / "manifest.json", kind)
     before = set(Path("/proc/self/fd").iterdir())
     for reader in (partial(read_regular_file, most_bytes=100), size_inside):
@@ -153,7 +155,7 @@ def test_what_is_no_file_leaves_no_descriptor_open(tmp_path: Path, kind: str) ->
     assert len(set(Path("/proc/self/fd").iterdir()) - before) < 5
 
 
-def test_nothing_is_told_of_files_outside(tmp_path: Path) -> None:
+def test_messages_reveal_nothing_about_files_outside(tmp_path: Path) -> None:
     (tmp_path / "inside").mkdir()
     (tmp_path / "secret").write_text("secret")
     for target, name in (("secret", "one"), ("no-secret", "other")):
@@ -187,7 +189,7 @@ PLACES = [
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize(("owner", "attribute"), PLACES)
-def test_whatever_is_raised_stays_with_its_model(
+def test_unexpected_error_affects_only_its_model(
     repository: ModelRepository,
     monkeypatch: pytest.MonkeyPatch,
     owner: object,
@@ -216,10 +218,10 @@ def test_whatever_is_raised_stays_with_its_model(
     assert serving(repository) == {"a/1", "m/1", "z/1"}
 
 
-def test_folder_that_cannot_be_read_stays_with_its_model(
+def test_unreadable_folder_affects_only_its_model(
     repository: ModelRepository, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tests that run as root are let into every folder, so the refusal is made up."""
+    """Root may read every folder, so the error is simulated."""
     repository.load_all()
     (models / "forbidden").mkdir()
 
@@ -238,7 +240,7 @@ def test_folder_that_cannot_be_read_stays_with_its_model(
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "folder"])
-def test_what_is_no_folder_disturbs_nothing(
+def test_paths_that_are_not_folders_are_ignored(
     repository: ModelRepository, models: Path, sound: Path, kind: str
 ) -> None:
     for place in (models, models / "m"):
@@ -279,7 +281,7 @@ def test_illegible_name_is_refused_escaped(
     assert {entry.name for entry in repository.index.entries()} == {"a", "m", "z"}
 
 
-def test_sound_name_stands_where_an_escaped_one_reads_the_same(models: Path, sound: Path) -> None:
+def test_legible_name_wins_over_an_escaped_one_that_reads_the_same(models: Path, sound: Path) -> None:
     for name in (b"caf\xe9", rb"caf\xe9", b"zoo\xe9", rb"zoo\xe9"):
         shutil.copytree(sound, models / os.fsdecode(name) / "1")
     found = scanning.scan(models)
@@ -288,7 +290,7 @@ def test_sound_name_stands_where_an_escaped_one_reads_the_same(models: Path, sou
 
 @pytest.fixture(scope="module")
 def strange_repository(tmp_path_factory: pytest.TempPathFactory, sound: Path) -> Path:
-    """Every strange version as a model of its own, beside two sound ones."""
+    """Return a folder with every strange version as a model of its own, and two valid models."""
     folder = tmp_path_factory.mktemp("strange") / "models"
     for name in ("aa-sound", *VERSIONS, "zz-sound"):
         shutil.copytree(sound, folder / name / "1")
@@ -301,7 +303,7 @@ def strange_repository(tmp_path_factory: pytest.TempPathFactory, sound: Path) ->
 @pytest.mark.parametrize(
     ("command", "sound_state", "broken_state"), [("list", "whole", "BROKEN"), ("verify", "ok", "FAILED")]
 )
-def test_commands_go_on_past_strange_versions(
+def test_commands_list_models_beside_strange_versions(
     strange_repository: Path, command: str, sound_state: str, broken_state: str
 ) -> None:
     device = ["--device", "cpu"] if command == "verify" else []

@@ -1,4 +1,4 @@
-"""When a version's files are read, waited for and refused; the clock is the test's."""
+"""Tests when a version's files are read, waited for and refused, with a fake clock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from foldserve.artifact.format import Artifact
 from foldserve.runtime.model_settings import ModelSettings
 from foldserve.serving.repository.layout import Layout
-from foldserve.serving.repository.model_file_cache import SettingsReader
+from foldserve.serving.repository.model_file_cache import ModelFileCache
 from foldserve.serving.repository.scanner import scan
 from foldserve.serving.repository.version_files import LoadFailure, VersionFiles
 from tests.support.artifacts import TinyNetwork
@@ -22,7 +22,7 @@ SETTINGS = ModelSettings(device="cpu", intra_op_threads=1)
 
 
 class Clock:
-    """Seconds that pass when the test says so."""
+    """Returns a time that only the test changes."""
 
     def __init__(self) -> None:
         self.now_s = 1e6
@@ -32,7 +32,7 @@ class Clock:
 
 
 class Watched:
-    """A repository with the model ``tiny``, looked at as a server does."""
+    """Reads the model ``tiny`` of a repository as a server does."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,7 +53,7 @@ def watched(tmp_path: Path) -> Watched:
     return Watched(tmp_path / "models")
 
 
-def test_whole_files_are_read_once(watched: Watched) -> None:
+def test_complete_files_are_read_once(watched: Watched) -> None:
     assert isinstance(watched.look(), Artifact)
     assert watched.look() is None
     watched.files.record_outcome("tiny", 1, "refused")
@@ -61,7 +61,7 @@ def test_whole_files_are_read_once(watched: Watched) -> None:
     assert watched.files.last_outcome("tiny", 1) == "refused"
 
 
-def test_other_settings_or_other_files_are_something_new(watched: Watched) -> None:
+def test_changed_settings_or_files_are_read_again(watched: Watched) -> None:
     watched.look()
     assert isinstance(watched.look(max_batch_size=2), Artifact)
     assert watched.look(max_batch_size=2) is None
@@ -70,7 +70,7 @@ def test_other_settings_or_other_files_are_something_new(watched: Watched) -> No
     assert isinstance(watched.look(max_batch_size=2), Artifact)
 
 
-def test_half_a_version_waits_as_long_as_it_changes(watched: Watched) -> None:
+def test_incomplete_version_is_waited_for_while_it_changes(watched: Watched) -> None:
     version = watched.folder / "tiny" / "1"
     whole = (version / "model.onnx").read_bytes()
     for size in (10, 20, 30):
@@ -84,7 +84,7 @@ def test_half_a_version_waits_as_long_as_it_changes(watched: Watched) -> None:
     assert isinstance(watched.look(), Artifact)
 
 
-def test_what_stays_half_is_refused_and_still_read_when_it_changes(watched: Watched) -> None:
+def test_version_that_stays_incomplete_is_refused_until_it_changes(watched: Watched) -> None:
     version = watched.folder / "tiny" / "1"
     shutil.move(version / "golden.npz", watched.folder / ".golden")
     watched.look()
@@ -100,15 +100,15 @@ def test_what_stays_half_is_refused_and_still_read_when_it_changes(watched: Watc
     assert isinstance(watched.look(), Artifact)
 
 
-def test_who_asks_by_name_does_not_wait(watched: Watched) -> None:
+def test_load_by_name_does_not_wait_for_writes(watched: Watched) -> None:
     (watched.folder / "tiny" / "1" / "manifest.json").unlink()
     refused = watched.look(wait_for_writes=False)
     assert isinstance(refused, LoadFailure)
     assert refused.is_permanent
 
 
-def test_a_large_file_on_its_way_is_not_hashed_at_each_look(watched: Watched) -> None:
-    """Its size is enough to see that it is not whole; only at the end is it read."""
+def test_large_file_being_written_is_not_hashed_at_each_poll(watched: Watched) -> None:
+    """Its size shows that it is incomplete; only the complete file is read."""
     model = watched.folder / "tiny" / "1" / "model.onnx"
     size = model.stat().st_size
     model.write_bytes(b"short")
@@ -117,10 +117,10 @@ def test_a_large_file_on_its_way_is_not_hashed_at_each_look(watched: Watched) ->
     assert str(found.error) == f"model.onnx has 5 bytes; manifest.json says {size}"
 
 
-def test_settings_on_their_way_are_waited_for(tmp_path: Path) -> None:
+def test_settings_being_written_are_waited_for(tmp_path: Path) -> None:
     TinyNetwork().publish(tmp_path / "tiny")
     clock = Clock()
-    reader = SettingsReader(tmp_path, SETTINGS, settle_s=2.0, clock=clock)
+    reader = ModelFileCache(tmp_path, SETTINGS, settle_s=2.0, clock=clock)
     path = tmp_path / "tiny" / "model.toml"
 
     def look(*, wait_for_writes: bool = True) -> object:
