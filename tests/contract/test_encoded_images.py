@@ -92,9 +92,12 @@ def changed(shape: list[int], raw: bytes) -> pb.ModelInferRequest:
 
 
 MALFORMED = {
-    "length beyond the end": (changed([1], b"\xff\x00\x00\x00abc"), ["255 bytes long", "ends beyond"]),
+    "length beyond the end": (
+        changed([1], b"\xff\x00\x00\x00abc"),
+        ["claims 255 bytes", "exceeds the buffer"],
+    ),
     "half a length": (changed([1], b"\x01\x00"), ["element 0 at byte 0"]),
-    "absurd length": (changed([1], b"\xff\xff\xff\xffabc"), ["4294967295 bytes long"]),
+    "absurd length": (changed([1], b"\xff\xff\xff\xffabc"), ["claims 4294967295 bytes"]),
     "too few": (changed([3], as_elements([b"a"])), ["1 encoded images", "too few", "needs 3"]),
     "too many": (changed([1], as_elements([b"a", b"b"])), ["2 encoded images", "too many"]),
     "absurd shape": (changed([2**62], as_elements([b"a"])), ["too few", str(2**62)]),

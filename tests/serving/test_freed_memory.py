@@ -33,7 +33,7 @@ def test_no_more_than_the_least_growth_is_kept(freed_mib: list[int]) -> None:
         assert process.kept_mib < 32
 
 
-def test_what_is_in_use_is_not_trimmed_again_and_again() -> None:
+def test_memory_in_use_is_trimmed_only_once() -> None:
     process = Process()
     memory = FreedMemory(process.resident, process.trim)
     process.used_mib = 500
