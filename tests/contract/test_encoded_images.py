@@ -117,7 +117,7 @@ def test_malformed_elements_are_explained(
 
 
 def test_images_beyond_the_decoding_memory_are_refused_at_once(repository: Path, tmp_path: Path) -> None:
-    """Less on the wire than may be held: what counts is what they take with their pixels."""
+    """Small on the wire: the limit counts their pixels too."""
     with ServerProcess(repository, tmp_path, "--max-queue-mib", "1") as server:
         code, text = status_of(lambda: server.stub.ModelInfer(request([b"x" * 200] * 4000)))
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def test_answers_are_right_with_every_setting(
     repository: Path, tmp_path: Path, network: TinyNetwork, flags: tuple[str, ...]
 ) -> None:
-    """Forty callers at once, over the transport that auto chooses; what was set is published."""
+    """Forty callers at once, over the transport that auto chooses; the settings are published."""
 
     def ask(index: int) -> float:
         images = network.random_images(1 + index % 5, seed=index)
