@@ -138,7 +138,7 @@ class InferenceService:
         """
         before = request.model
         assert before is not None
-        model = self._repository.find(before.name, request.asked_version)
+        model = self._repository.find(before.name, request.requested_version)
         is_other = model is not before and model.metadata.image == before.metadata.image
         return model if is_other else None
 
@@ -150,7 +150,7 @@ class InferenceService:
         version = message.model_version
         model = self._repository.find(message.model_name, version)
         request.model = model
-        request.asked_version = version
+        request.requested_version = version
         request.read(model)
         request.message = None
         return model
