@@ -56,7 +56,7 @@ def test_counts_of_a_version_go_on_when_it_is_loaded_anew() -> None:
         counts.note([version(1, statistics)])
         counts.note([version(1, statistics)])  # noted again and again while it serves
     loads[-2].count_failure("ModelInfer", "CANCELLED")  # the one before still finishes its last request
-    (tally,) = counts.tallies().values()
+    (tally,) = counts.counters().values()
     assert tally.requests["ModelInfer", "CANCELLED"] == 1 + 2 + 3 + 4 + 5 + 1
     assert tally.batch_rows.total == 15
     assert tally.queue_s.count == 15
@@ -67,7 +67,7 @@ def test_counts_of_versions_that_serve_no_more_are_kept_and_bounded() -> None:
     oldest = version(1)
     for number in range(2, 202):
         counts.note([oldest, version(number)])
-    kept = [int(number) for _, number in counts.tallies()]
+    kept = [int(number) for _, number in counts.counters()]
     assert sorted(kept) == [1, *range(201 - 64, 202)], (
         "what serves is never forgotten, of the rest the last 64"
     )
