@@ -11,7 +11,7 @@ from enum import IntEnum
 
 
 class ServerState(IntEnum):
-    """What the server does at the moment; a later state has the higher value.
+    """The states of a server; a later state has a higher value.
 
     Attributes:
         STARTING: loads the models. Calls are answered, for each model once it serves.
@@ -38,7 +38,7 @@ _NEXT_STATES: dict[ServerState, set[ServerState]] = {
 
 
 class Lifecycle:
-    """Holds the state of one server. `serving.server` changes it; any thread may read it."""
+    """Holds the state of a server. `serving.server` changes it; any thread may read it."""
 
     def __init__(self) -> None:
         self._state = ServerState.STARTING

@@ -165,8 +165,8 @@ def _read_line(words: list[str], where: str) -> _Entry:
     found = _HASH.fullmatch(digest)
     if found is None:
         raise CredentialsError(
-            f"{where}: the third word is not 'sha256:' and 64 hexadecimal digits; `foldserve token` makes "
-            "such lines, and the token itself belongs nowhere but to its caller"
+            f"{where}: the third word is not 'sha256:' and 64 hexadecimal digits; create such lines with "
+            "`foldserve token`, and give the token itself only to its caller"
         )
     try:
         caller = Caller(check_name(name), "admin" if role == "admin" else "infer")

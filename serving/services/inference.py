@@ -150,7 +150,7 @@ class InferenceService:
         version = message.model_version
         model = self._index.find(message.model_name, version)
         request.model = model
-        request.asked_version = version
+        request.requested_version = version
         request.read(model)
         request.message = None
         return model

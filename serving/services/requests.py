@@ -44,8 +44,8 @@ class InferenceRequest(Request):
     """One inference request. ``completion`` belongs to the transport, which answers through it.
 
     Set ``cancelled`` when the caller goes away; ``deadline_s`` is on time.monotonic's clock.
-    `InferenceService.submit` sets ``received_s``, ``model``, ``asked_version`` (the requested version, "" for
-    none) and either ``rows`` or ``encoded``, and drops the message so that its memory is freed.
+    `InferenceService.submit` sets ``received_s``, ``model``, ``requested_version`` ("" for none) and either
+    ``rows`` or ``encoded``, and drops the message so that its memory is freed.
     """
 
     # Any: each class has its own type of message. None once the message has been read.
@@ -54,7 +54,7 @@ class InferenceRequest(Request):
     rows: NDArray[np.uint8] = field(default_factory=lambda: _NO_ROWS)
     encoded: Sequence[bytes] = ()  # images that must be decoded to become rows
     model: ServedModel | None = None
-    asked_version: str = ""
+    requested_version: str = ""
     request_id: str = ""
     method: str = ""  # the RPC
     peer: str = ""  # the caller's address, if requests are logged

@@ -1,4 +1,4 @@
-"""What is wrong with a request is said over the wire: status, what was given, expected, and to be done."""
+"""Bad requests are explained over the wire: status, what was given, what was expected, what to do."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ def test_message_over_the_limit_is_refused_and_the_next_one_served(
 def test_message_that_decompresses_over_the_limit_is_refused(
     server: ServerProcess, network: TinyNetwork
 ) -> None:
-    """A thousandth on the wire: what counts is what it becomes."""
+    """Compressed a thousandfold: the decompressed size counts."""
     too_large = infer_request(np.zeros((2**20 + 1, 1, 8, 8), np.uint8))
     call = server.channel.unary_unary(
         "/inference.GRPCInferenceService/ModelInfer",
@@ -304,7 +304,7 @@ def test_malformed_messages_are_refused_one_by_one(server: ServerProcess, networ
 
 
 def test_bad_requests_do_not_affect_good_callers(server: ServerProcess, network: TinyNetwork) -> None:
-    """Everything above that is small at once, while eight callers ask for what they are owed."""
+    """All small bad requests at once, while eight callers send good ones."""
     small = [case for case in CASES.values() if case[0].ByteSize() < 1_000] * 3
     ended = threading.Event()
 

@@ -92,9 +92,12 @@ def changed(shape: list[int], raw: bytes) -> pb.ModelInferRequest:
 
 
 MALFORMED = {
-    "length beyond the end": (changed([1], b"\xff\x00\x00\x00abc"), ["255 bytes long", "ends beyond"]),
+    "length beyond the end": (
+        changed([1], b"\xff\x00\x00\x00abc"),
+        ["claims 255 bytes", "exceeds the buffer"],
+    ),
     "half a length": (changed([1], b"\x01\x00"), ["element 0 at byte 0"]),
-    "absurd length": (changed([1], b"\xff\xff\xff\xffabc"), ["4294967295 bytes long"]),
+    "absurd length": (changed([1], b"\xff\xff\xff\xffabc"), ["claims 4294967295 bytes"]),
     "too few": (changed([3], as_elements([b"a"])), ["1 encoded images", "too few", "needs 3"]),
     "too many": (changed([1], as_elements([b"a", b"b"])), ["2 encoded images", "too many"]),
     "absurd shape": (changed([2**62], as_elements([b"a"])), ["too few", str(2**62)]),
@@ -114,7 +117,7 @@ def test_malformed_elements_are_explained(
 
 
 def test_images_beyond_the_decoding_memory_are_refused_at_once(repository: Path, tmp_path: Path) -> None:
-    """Less on the wire than may be held: what counts is what they take with their pixels."""
+    """Small on the wire: the limit counts their pixels too."""
     with ServerProcess(repository, tmp_path, "--max-queue-mib", "1") as server:
         code, text = status_of(lambda: server.stub.ModelInfer(request([b"x" * 200] * 4000)))
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def test_answers_are_right_with_every_setting(
     repository: Path, tmp_path: Path, network: TinyNetwork, flags: tuple[str, ...]
 ) -> None:
-    """Forty callers at once, over the transport that auto chooses; what was set is published."""
+    """Forty callers at once, over the transport that auto chooses; the settings are published."""
 
     def ask(index: int) -> float:
         images = network.random_images(1 + index % 5, seed=index)
@@ -53,9 +53,9 @@ def test_answers_are_right_with_every_setting(
         pytest.param((), "grpcio", "transport grpcio: native would take a quarter", id="auto"),
         pytest.param(("--trust-callers",), "native", "transport native: no TLS", id="trusted"),
         pytest.param(
-            ("--transport", "native"), "native", "whoever reaches 0.0.0.0 can end this server", id="native"
+            ("--transport", "native"), "native", "anyone who reaches 0.0.0.0 can end this server", id="native"
         ),
-        pytest.param(("--transport", "grpcio"), "grpcio", "whoever reaches 0.0.0.0 may call", id="grpcio"),
+        pytest.param(("--transport", "grpcio"), "grpcio", "anyone who reaches 0.0.0.0 may call", id="grpcio"),
     ],
 )
 def test_native_serves_other_machines_only_with_trust_callers(

@@ -93,7 +93,7 @@ def test_every_watcher_hears_every_change(folder_and_server: tuple[Path, ServerP
 
 
 def test_watchers_hear_of_models_added_and_removed_on_disk(tmp_path: Path) -> None:
-    """No call tells the server: it looks at its folder, and whoever watches is told."""
+    """Without any call: the server polls its folder and tells its watchers."""
     folder = tmp_path / "models"
     TinyNetwork().publish(folder / "tiny")
     with ServerProcess(folder, tmp_path / "server", "--poll-s", "0.2") as server:

@@ -235,7 +235,7 @@ def test_connections_over_the_limit_are_closed(counting: ServerProcess, network:
     assert "cannot do --max-connections" in counting.log
     held = [connect(counting) for _ in range(8)]
     # Four are taken, one of them perhaps by the caller that is there.
-    eventually(lambda: sum(map(is_closed, held)) >= 4, "what is beyond the limit is closed")
+    eventually(lambda: sum(map(is_closed, held)) >= 4, "connections over the limit are closed")
     assert sum(map(is_closed, held)) < 8
     for connection in held:
         connection.close()
@@ -274,7 +274,7 @@ def test_idle_connections_are_closed_and_calls_go_on(
 def test_old_connections_are_closed_without_a_failed_call(
     repository: Path, tmp_path: Path, network: TinyNetwork
 ) -> None:
-    """Several ages of a client's connection: it is made anew each time, and all calls are answered."""
+    """Several ages of a client's connection: it is reopened each time, and all calls are answered."""
     states: list[grpc.ChannelConnectivity] = []
     with ServerProcess(repository, tmp_path / "server", "--max-connection-age-s", "0.5") as server:
         assert "cannot do --max-connection-age-s" in server.log

@@ -1,4 +1,4 @@
-"""What the server writes: JSON for machines, lines for people, a line a request at debug only."""
+"""The server's log: JSON for machines, lines for people, one line per request at debug only."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_repository_whose_path_is_not_utf8_is_served(tmp_path: Path, log_format:
 
 
 def test_server_runs_on_if_nobody_reads_its_output(tmp_path: Path, repository: Path) -> None:
-    """`foldserve serve | head -1`: the rest has no reader, which is no reason to stop serving."""
+    """`foldserve serve | head -1`: the server runs on although nobody reads the other lines."""
     port_file = tmp_path / "port"
     command = [sys.executable, "-m", "foldserve", "serve", "--repository", str(repository), "--no-metrics"]
     command += ["--port", "0", "--port-file", str(port_file), "--device", DEVICE]

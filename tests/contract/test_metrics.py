@@ -1,4 +1,4 @@
-"""What /metrics says, compared with what was sent, over both transports."""
+"""The metrics match the requests that were sent, over both transports."""
 
 from __future__ import annotations
 

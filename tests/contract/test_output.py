@@ -1,4 +1,4 @@
-"""What commands print: whatever files and labels are called, whatever the terminal, whoever has gone."""
+"""The output of commands, for any names of files and labels, any terminal, and readers that leave."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Prometheus:
 
 @pytest.fixture(scope="module")
 def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """One server: what is scraped has nothing to do with the transport."""
+    """One server: the transport does not matter for scraping."""
     with ServerProcess(repository, tmp_path_factory.mktemp("server")) as process:
         yield process
 
@@ -118,7 +118,7 @@ def settled(prometheus: Prometheus, expressions: list[str]) -> dict[str, float]:
 def test_prometheus_sees_exactly_what_was_sent(
     server: ServerProcess, network: TinyNetwork, prometheus: Prometheus
 ) -> None:
-    """What grew between two of its own readings is what was sent; its readings come by scraping alone."""
+    """The growth between two scrapes by Prometheus is exactly the requests sent between them."""
     tiny = '{model="tiny",version="2",method="ModelInfer",code="OK"}'
     server.infer(network.random_images(1))
     wait_for(

@@ -135,7 +135,7 @@ def test_client_with_tls_is_told_that_a_server_has_none(server: ServerProcess, t
 
 @pytest.mark.parametrize("host", ["localhost", "dns:///localhost", "ipv4:127.0.0.1"])
 def test_tls_failures_are_named_for_names_and_addresses(setting: Setting, host: str) -> None:
-    """gRPC's own words are about another address, or there are none, where it looks a name up."""
+    """gRPC's own text names another address, or is empty, if it resolves a name."""
     address = f"{host}:{setting.server.address.rpartition(':')[2]}"
     untrusted = "its certificate is not signed by a trusted authority"
     assert untrusted in why_not(address, tls_ca=setting.stranger.ca)

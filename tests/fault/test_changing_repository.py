@@ -1,4 +1,4 @@
-"""A server follows its repository: what is whole and proven is served, and nothing takes down what serves."""
+"""A server follows its repository: verified versions are served, and no change stops the old ones."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_version_with_wrong_probabilities_is_not_served(
     assert "not the softmax of their logits" in states(server, name)["2"][1]
     for file in ("golden.npz", "model.onnx", "manifest.json"):
         shutil.copy(repository / name / "2" / file, repository / name / "1" / file)
-    eventually(lambda: "not the softmax" in states(server, name)["1"][1], "what was put in its place is too")
+    eventually(lambda: "not the softmax" in states(server, name)["1"][1], "its replacement is refused too")
     assert error_of(server, name, OLD) < 1e-5
 
 
@@ -170,13 +170,13 @@ def test_settings_file_is_followed(server: ServerProcess, repository: Path, mode
     settings = repository / model / "model.toml"
     settings.write_text("version_policy = { latest = 1 }\nmax_batch_size = 4\ninstances = 2\n")
     eventually(lambda: config().max_batch_size == 4, "the new settings hold")
-    eventually(lambda: states(server, model)["1"][0] == "UNAVAILABLE", "the older version is let go")
+    eventually(lambda: states(server, model)["1"][0] == "UNAVAILABLE", "the older version is unloaded")
     assert states(server, model)["1"][1] == "not served: version_policy is latest 1"
     assert config().instance_group[0].count == 2
     assert error_of(server, model, NEW) < 1e-5
     settings.write_text("version_policy = { specific = [1] }\n\n[cuda]\nuse_tf32 = false\n")
     eventually(lambda: serves(server, model, "1"), "the version asked for is served")
-    eventually(lambda: states(server, model)["2"][0] == "UNAVAILABLE", "the other is let go")
+    eventually(lambda: states(server, model)["2"][0] == "UNAVAILABLE", "the other is unloaded")
     assert config().max_batch_size == 32
     settings.unlink()
     eventually(lambda: serves(server, model, "2"), "without a file all versions are served")
@@ -206,7 +206,7 @@ def test_refused_update_does_not_count_as_latest(server: ServerProcess, reposito
     assert serves(server, model, "1")
     assert error_of(server, model, OLD) < 1e-5
     NEW.publish(repository / model)
-    eventually(lambda: states(server, model)["1"][0] == "UNAVAILABLE", "the older version is let go")
+    eventually(lambda: states(server, model)["1"][0] == "UNAVAILABLE", "the older version is unloaded")
     assert server.infer(IMAGES, model).model_version == "3"
 
 

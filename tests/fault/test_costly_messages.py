@@ -52,7 +52,7 @@ def server(
 
 
 def cpu_s(server: ServerProcess) -> float:
-    """Return the processor time that the server has taken so far."""
+    """Return the CPU time that the server has used so far."""
     fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -81,7 +81,7 @@ def send(
 
 @contextmanager
 def others_are_answered(server: ServerProcess) -> Iterator[None]:
-    """Meanwhile call and probe the server as sound callers do; all of it must be answered, and rightly."""
+    """Meanwhile call and probe the server as good callers do; every answer must be right."""
     images, stop, failures = NETWORK.random_images(2), threading.Event(), []
     expected = NETWORK.logits(images)
 

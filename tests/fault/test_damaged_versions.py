@@ -1,4 +1,4 @@
-"""What must not be served is refused with its reason, and the sound model beside it answers."""
+"""Damaged versions are refused with a reason, and the valid model beside them answers."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     TinyNetwork().publish(folder / "tiny")
     for name, (damage, _) in DAMAGES.items():
         damage(TinyNetwork(seed=5).publish(folder / name))
-    # A sound first version beside a damaged second: the first must go on serving.
+    # A valid first version beside a damaged second: the first must still serve.
     TinyNetwork().publish(folder / "updated")
     change_a_byte(TinyNetwork(seed=6).publish(folder / "updated"))
     return folder

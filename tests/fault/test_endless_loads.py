@@ -26,7 +26,7 @@ TOO_LONG = "loading took longer than the limit of 5 s"
 
 
 def publish_bad_ones(folder: Path) -> dict[str, str]:
-    """Publish one of each kind; return what is said of each, by the model's name."""
+    """Publish one of each kind; return the expected reason of each, by model name."""
     publish_unproven(EndlessNetwork(of_input=False), folder / "a-constant-loop")
     publish_unproven(EndlessNetwork(of_input=True), folder / "a-loop")
     publish_unproven(HugeNetwork(2**32), folder / "b-constant-of-4-gib")

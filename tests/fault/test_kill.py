@@ -1,4 +1,4 @@
-"""The server killed under real load: every call has an outcome, and the next server proves itself anew.
+"""The server killed under real load: every call has an outcome, and the next server verifies its models.
 
 One process does all the work, with a thread an instance: there is no worker to lose but the server itself.
 """

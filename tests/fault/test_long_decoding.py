@@ -35,7 +35,7 @@ def ask(image: bytes) -> classifier_pb2.ClassifyRequest:
 def test_endless_scans_are_refused_and_other_images_answered(
     repository: Path, tmp_path: Path, transport: str
 ) -> None:
-    """Both what is refused for its scans and what is within the limit, from more callers than threads."""
+    """Images with too many scans and images within the limit, from more callers than threads."""
     with ServerProcess(repository, tmp_path / "server", "--transport", transport) as server:
         stub = classifier_pb2_grpc.ClassifierStub(server.channel)
         refused, long = jpeg_of_scans(8000, 5000), jpeg_of_scans(8000, 30)

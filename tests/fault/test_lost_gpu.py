@@ -64,7 +64,7 @@ def test_a_lost_gpu_is_unavailable_and_not_serving_and_the_process_lives(
         assert "restart the server" in text
     assert next(watch).status == not_serving, "who watches is told"
     assert health_of(server, "tiny") == not_serving
-    assert health_of(server, "idle") == not_serving, "what has not run since cannot run either"
+    assert health_of(server, "idle") == not_serving, "a model that has not run since cannot run either"
     assert not server.stub.ServerReady(pb.ServerReadyRequest()).ready
     assert server.stub.ServerLive(pb.ServerLiveRequest()).live
     state, reason = states(server, "tiny")["1"]
@@ -73,7 +73,7 @@ def test_a_lost_gpu_is_unavailable_and_not_serving_and_the_process_lives(
     NETWORK.publish(tmp_path / "models" / "later")
     eventually(lambda: "later" in server.log, "the repository is still followed")
     eventually(lambda: states(server, "later")["1"][0] == "UNAVAILABLE", "nothing new runs on a lost GPU")
-    assert not serves(server, "tiny", "1"), "and what was lost is not tried again and again"
+    assert not serves(server, "tiny", "1"), "and the lost model is not loaded again and again"
     assert server.process.poll() is None
 
 

@@ -190,7 +190,7 @@ def test_thousands_of_random_requests_are_answered_alike(both: BothTransports, c
 @given(contents=st.lists(damaged(infer_requests()), min_size=20, max_size=60))
 @settings(quick, max_examples=20)
 def test_random_requests_do_not_affect_valid_ones(both: BothTransports, contents: list[bytes]) -> None:
-    """Eight callers send what was made up, two what is sound, and the sound ones get what they are owed."""
+    """Eight callers send random requests, two valid ones, and the valid ones are answered rightly."""
 
     def refused_or_not(server: ServerProcess, content: bytes) -> str:
         return _ended(server.channel, INFER, content)[0]

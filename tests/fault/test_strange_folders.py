@@ -1,4 +1,4 @@
-"""A repository full of what is no model: the server starts, serves what is sound, and follows changes."""
+"""A repository full of strange folders: the server starts, serves the valid ones, follows changes."""
 
 from __future__ import annotations
 
@@ -139,10 +139,10 @@ def test_changes_are_followed_beside_strange_folders(
     overwrite(repository / "zzz" / "1", NEW, tmp_path / "new")
     eventually(lambda: error_of(server, "zzz", NEW) < 1e-5, "it is replaced")
     shutil.rmtree(repository / "zzz")
-    eventually(lambda: not states(server, "zzz"), "it is let go")
+    eventually(lambda: not states(server, "zzz"), "it is unloaded")
     for model in repository.glob("late-*"):
         shutil.rmtree(model)
-    eventually(lambda: not any(states(server, name) for name in strange_names("late")), "they are let go")
+    eventually(lambda: not any(states(server, name) for name in strange_names("late")), "they are forgotten")
 
 
 def test_polls_leave_no_descriptors_open(server: ServerProcess, repository: Path, sound: Path) -> None:
@@ -151,7 +151,7 @@ def test_polls_leave_no_descriptors_open(server: ServerProcess, repository: Path
             shutil.copytree(sound, repository / "zzz-marker" / "1")
             eventually(lambda: serves(server, "zzz-marker", "1"), "the marker is served")
             shutil.rmtree(repository / "zzz-marker")
-            eventually(lambda: not states(server, "zzz-marker"), "the marker is let go")
+            eventually(lambda: not states(server, "zzz-marker"), "the marker is unloaded")
         return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
 
     before = look(1)

@@ -37,7 +37,7 @@ def has_ipv6() -> bool:
 
 
 def ask_everything(server: ServerProcess) -> None:
-    """What native answers itself, and what it passes on to grpcio."""
+    """Calls that native answers itself, and calls that it forwards to grpcio."""
     server.infer(TinyNetwork().random_images(1))
     assert server.stub.ModelMetadata(pb.ModelMetadataRequest(name="tiny")).name == "tiny"
     requests = iter([infer_request(TinyNetwork().random_images(1))])
@@ -48,7 +48,7 @@ def ask_everything(server: ServerProcess) -> None:
 def test_server_needs_no_temporary_folder(
     repository: Path, tmp_path: Path, transport: str, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    """Neither needed nor filled, also where the server is killed."""
+    """It is neither needed nor filled, even if the server is killed."""
     folder = tmp_path / {"long": "x" * 150}.get(place, "t")
     if place != "missing":
         folder.mkdir(mode=0o500 if place == "read-only" else 0o700)

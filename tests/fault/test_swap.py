@@ -135,7 +135,7 @@ def swap_under_load(tmp_path: Path, transport: str, count: int) -> tuple[list[in
         if report["hashes"] < len({digest for _, digest in updater.served}):
             faults.append(f"answers of {report['hashes']} files only, {len(updater.served)} were served")
         eventually(
-            lambda: list(states(server, "tiny")) == [updater.served[-1][0]], "what was removed is gone"
+            lambda: list(states(server, "tiny")) == [updater.served[-1][0]], "the removed versions are gone"
         )
         memory.append(resident_kib(server))
         print(f"{transport}: {sum(report['answers'])} answers, resident KiB {memory[0]} -> {memory[-1]}")

@@ -147,7 +147,7 @@ def test_expired_and_cancelled_requests_never_reach_the_model(
 def test_timeout_parameter_bounds_the_wait_in_the_queue(
     repository: Path, tmp_path: Path, network: TinyNetwork, transport: str
 ) -> None:
-    """Triton's `timeout`, in microseconds: alone, in a stream, and where the call's deadline is later."""
+    """Triton's `timeout`, in microseconds: alone, in a stream, and with a later deadline of the call."""
     with HeldServer(repository, tmp_path / "server", *ONE_BY_ONE, transport) as server:
         large = keep_busy(server, network.random_images(10))
         request = infer_request(network.random_images(1), parameters={"timeout": {"int64_param": 1000}})
@@ -198,10 +198,10 @@ def test_pending_expired_and_cancelled_requests_are_counted(
 def test_hang_ups_do_not_affect_other_callers(server: HeldServer, network: TinyNetwork) -> None:
     for _ in range(5):
         server.stub.ModelInfer.future(infer_request(network.random_images(2000))).cancel()
-    eventually(lambda: is_answered(server, network), "what was dropped has left the queue")
+    eventually(lambda: is_answered(server, network), "the dropped requests have left the queue")
     keep_busy(server, network.random_images(2000)).cancel()
     server.release()
-    eventually(lambda: is_answered(server, network), "what was dropped has left the queue")
+    eventually(lambda: is_answered(server, network), "the dropped requests have left the queue")
     assert_serves(server, network)
     assert "Traceback" not in server.log
 

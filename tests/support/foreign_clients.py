@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SOURCE = Path(__file__).parents[2]
-CLIENTS = Path(__file__).with_name("clients")
+CLIENTS = SOURCE / "tests" / "contract" / "clients"
 # Generous: the KServe SDK alone takes seconds to import, and the test machine may be busy.
 TIMEOUT_S = 120
 

@@ -17,7 +17,7 @@ _Options: TypeAlias = "tuple[tuple[str, int], ...]"
 _HANDSHAKE_MS = 20_000
 # The native front adds at most this much metadata to the calls it forwards.
 _FALLBACK_METADATA_BYTES = 4096
-# What a stream may send before it is read: enough for 10 MB/s with a round trip of 100 ms.
+# Bytes that a stream may send before they are read: enough for 10 MB/s with a round trip of 100 ms.
 _AHEAD_BYTES = 1024 * 1024
 
 

@@ -1,4 +1,4 @@
-"""/healthz says that the server is dead where its event loop is, and only then."""
+"""/healthz reports the server dead if its event loop is blocked, and only then."""
 
 from __future__ import annotations
 

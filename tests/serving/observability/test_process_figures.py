@@ -1,4 +1,4 @@
-"""What is read of /proc: by a copy of its layout, and on this very process."""
+"""Figures read from /proc: from a copy of its layout, and of this process."""
 
 from __future__ import annotations
 

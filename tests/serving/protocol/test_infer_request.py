@@ -1,4 +1,4 @@
-"""Requests and arrays: what is written is read back; the wire's bad cases are in tests/contract."""
+"""Requests are read back as arrays; tests/contract has the bad requests."""
 
 from __future__ import annotations
 

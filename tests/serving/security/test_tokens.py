@@ -41,7 +41,7 @@ def test_each_token_identifies_its_caller(tmp_path: Path) -> None:
 
 
 def test_wrong_tokens_are_not_remembered(tmp_path: Path) -> None:
-    """What is remembered is bounded by the file, whatever callers send."""
+    """The cache holds tokens of the file only, whatever callers send."""
     token = create_token()
     tokens = Tokens(write(tmp_path / "tokens", (CI, token)))
     for index in range(1000):

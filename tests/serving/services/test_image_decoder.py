@@ -1,4 +1,4 @@
-"""Who waits for whom while images are decoded; what is decoded is in tests/imaging."""
+"""Scheduling of decoding: which images delay others. tests/imaging tests the decoding itself."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LONG = jpeg_of_scans(6000, 10)  # as 8,000 would be, if so many were decoded at 
 
 
 class Decoding:
-    """A decoder whose images wait for ``open`` where they are of one of ``sides``."""
+    """A decoder in which images of one of ``sides`` wait for ``open``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, sides: set[int], thread_count: int) -> None:
         self.open = threading.Event()

@@ -37,7 +37,7 @@ def repository(tmp_path: Path, network: TinyNetwork) -> Iterator[ModelRepository
 def test_expired_and_cancelled_requests_are_counted_and_never_run(
     repository: ModelRepository, network: TinyNetwork
 ) -> None:
-    """Pixels and encoded images alike; the sound call behind them is answered and alone in the rows."""
+    """For pixels and encoded images; the valid request after them is answered, and only its rows are run."""
     pixels = infer_request(network.random_images(3))
     file = encode(network.random_images(1)[0, 0])
     images = classifier_pb2.ClassifyRequest(model_name="tiny", images=[file])

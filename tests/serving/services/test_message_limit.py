@@ -63,7 +63,7 @@ def test_flag_overrides_the_default_limit() -> None:
     assert limit.max_bytes() == 2 * MIB
     assert limit.allows(2 * MIB)
     assert not limit.allows(2 * MIB + 1)
-    assert limit.wire_bytes == 4 * MIB, "what is just over is refused in our words"
+    assert limit.wire_bytes == 4 * MIB, "messages just over it are refused with our text"
     assert limit.too_small_for() == {"large/1": 74}
 
 
