@@ -138,7 +138,7 @@ class InferenceService:
         """
         before = request.model
         assert before is not None
-        model = self._index.find(before.name, request.asked_version)
+        model = self._index.find(before.name, request.requested_version)
         is_other = model is not before and model.metadata.image == before.metadata.image
         return model if is_other else None
 

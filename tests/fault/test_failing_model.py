@@ -35,7 +35,7 @@ def counted(server: ServerProcess) -> pb.ModelStatistics:
     ("first_pixel", "expected"),
     [
         pytest.param(BREAKS, "internal error; the server's log has the details", id="fails"),
-        pytest.param(GIVES_NAN, "NaN or infinite for 1 of 1 images", id="NaN"),
+        pytest.param(GIVES_NAN, "NaN or infinity for 1 of 1 images", id="NaN"),
     ],
 )
 def test_only_the_failing_request_of_a_batch_fails(

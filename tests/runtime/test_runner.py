@@ -135,7 +135,7 @@ def test_logits_that_are_not_finite_are_an_error(value: float) -> None:
         logits[1, 2] = value
         return logits
 
-    with pytest.raises(ModelOutputError, match="NaN or infinite for 1 of 3 images"):
+    with pytest.raises(ModelOutputError, match="NaN or infinity for 1 of 3 images"):
         runner(disturb)(IMAGES[:3])
 
 
@@ -157,7 +157,7 @@ def test_probabilities_that_are_not_finite_are_an_error(value: float) -> None:
         probabilities[1, 2] = value
         return probabilities
 
-    with pytest.raises(ModelOutputError, match="NaN or infinite for 1 of 3 images"):
+    with pytest.raises(ModelOutputError, match="NaN or infinity for 1 of 3 images"):
         ModelRunner(cast("Session", EndsWrongly(change)))(IMAGES[:3])
 
 
