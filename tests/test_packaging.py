@@ -78,16 +78,16 @@ class Installed:
     binaries: Path
     folder: Path
 
-    def run(self, *arguments: str, module: bool = False, folder: Path | None = None) -> str:
+    def run(self, *arguments: str, module: bool = False) -> str:
         """Run `foldserve`, or `python -m foldserve`, and return what it printed; it must have worked."""
         start = ["python", "-m", "foldserve"] if module else ["foldserve"]
-        return self.run_program(*start, *arguments, folder=folder)
+        return self.run_program(*start, *arguments)
 
-    def run_program(self, program: str, *arguments: str, folder: Path | None = None) -> str:
+    def run_program(self, program: str, *arguments: str) -> str:
         """Run a program of the environment and return what it printed; it must have worked."""
         done = subprocess.run(
             [str(self.binaries / program), *arguments],
-            cwd=folder or self.folder,
+            cwd=self.folder,
             env=clean_environment(),
             capture_output=True,
             text=True,
@@ -102,7 +102,8 @@ def clean_environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+def binaries(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of a virtual environment that has the wheel."""
     folder = tmp_path_factory.mktemp("installed")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
     python = folder / "venv" / "bin" / "python"
@@ -126,9 +127,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     # What the wheel needs is taken from this environment. Its own .pth files are not read there, so that the
     # checkout, installed as editable here, stays out of reach.
     (site / "needs.pth").write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
-    work = folder / "work"
-    work.mkdir()
-    return Installed(folder / "venv" / "bin", work)
+    return folder / "venv" / "bin"
+
+
+@pytest.fixture
+def installed(binaries: Path, tmp_path: Path) -> Installed:
+    return Installed(binaries, tmp_path)
 
 
 def test_wheel_puts_foldserve_and_nothing_else_into_site_packages(wheel: Path) -> None:
@@ -176,7 +180,7 @@ from foldserve.cli import main
 for package in {_USERS_PACKAGES}:
     assert main(["inspect", f"{{package}}.networks:net", "--input", "1x8x8"]) == 0
 """
-    output = installed.run_program("python", "-c", code, folder=tmp_path)
+    output = installed.run_program("python", "-c", code)
     for package in _USERS_PACKAGES:
         assert f"{package}.networks:net, image 1x8x8" in output
 
@@ -187,10 +191,10 @@ def test_torchrun_starts_training(installed: Installed, tmp_path: Path) -> None:
     (tmp_path / "training").mkdir()
     (tmp_path / "training" / "networks.py").write_text(_NETWORK)
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m", "foldserve")
-    assert "--arch" in installed.run_program("python", *torchrun, "train", "--help", folder=tmp_path)
+    assert "--arch" in installed.run_program("python", *torchrun, "train", "--help")
     flags = ("--arch", "training.networks:net", "--dataset", "pictures", "--run-dir", "run")
     flags += ("--epochs", "1", "--batch-size", "16", "--threads", "1", "--image-size", "8")
-    installed.run_program("python", *torchrun, "train", *flags, folder=tmp_path)
+    installed.run_program("python", *torchrun, "train", *flags)
     assert (tmp_path / "run" / "best.pt").is_file()
 
 
