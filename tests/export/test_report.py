@@ -1,4 +1,4 @@
-"""What the exporter says of its proof."""
+"""Checks what an export prints about its verification."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from foldserve.export.verification.parity import Agreement
     [
         pytest.param(50, "50 images: 100.00% the same predictions (CPU)", id="all"),
         pytest.param(48, "50 images: 100.00% the same predictions (2 too close to tell) (CPU)", id="some"),
-        pytest.param(0, "50 images: no prediction is clear enough to be compared", id="none"),
+        pytest.param(0, "50 images: no prediction is clear enough to compare", id="none"),
     ],
 )
 def test_predictions_that_were_not_compared_are_not_claimed(compared, said, capsys):

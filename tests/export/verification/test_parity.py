@@ -83,7 +83,7 @@ def test_float64_reference_detects_an_error_below_the_fp32_tolerance(session, mo
 
     shifted = Shifted.__new__(Shifted)
     shifted.__dict__ = session.__dict__
-    with pytest.raises(ParityError, match=r"off by up to .* from the float64 answer"):
+    with pytest.raises(ParityError, match=r"off by up to .* from the float64 reference"):
         check_parity(shifted, TorchReference(module), images)
 
 

@@ -247,7 +247,7 @@ def test_probabilities_are_detected_by_their_values(scale):
             check_logits(sigmoid)
     else:
         assert check_logits(sigmoid).startswith(
-            "warning: the network's answers for 64 images all lie between"
+            "warning: the network's outputs for 64 images all lie between"
         )
 
 
