@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import socket
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from foldserve.serving.client.channel import Connection
+    from pathlib import Path
 
 # Time limit per step; enough for a TLS handshake around the world.
 _STEP_S = 3.0
@@ -45,7 +44,27 @@ _VERDICTS = {
 }
 
 
-def explain_unreached(server: str, connection: Connection) -> str:
+class TlsFiles(Protocol):
+    """How a connection is encrypted, if it is: the files of `channel.Connection`."""
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether TLS is spoken."""
+
+    @property
+    def tls_ca(self) -> Path | None:
+        """PEM file of the authorities that are trusted; None for the well-known ones."""
+
+    @property
+    def tls_cert(self) -> Path | None:
+        """PEM file of the client's certificate, if it has one."""
+
+    @property
+    def tls_key(self) -> Path | None:
+        """PEM file of that certificate's private key."""
+
+
+def explain_unreached(server: str, connection: TlsFiles) -> str:
     """Return why a channel to ``server`` failed, or "" if nothing accepts a connection there."""
     reasons = (_try(host, port, connection) for host, port in _addresses(server))
     return next((reason for reason in reasons if reason), "")
@@ -61,7 +80,7 @@ def _addresses(server: str) -> Iterator[tuple[str, int]]:
             yield host.strip("[]"), int(port)
 
 
-def _try(host: str, port: int, connection: Connection) -> str:
+def _try(host: str, port: int, connection: TlsFiles) -> str:
     try:
         with socket.create_connection((host, port), timeout=_STEP_S) as plain:
             if connection.is_encrypted:
@@ -75,7 +94,7 @@ def _try(host: str, port: int, connection: Connection) -> str:
     return _WANTS_TLS if _speaks_tls(host, port) else _NO_GRPC
 
 
-def _try_tls(plain: socket.socket, host: str, connection: Connection) -> str:
+def _try_tls(plain: socket.socket, host: str, connection: TlsFiles) -> str:
     try:
         context = ssl.create_default_context(cafile=connection.tls_ca)
         if connection.tls_cert is not None:
