@@ -14,7 +14,7 @@ from foldserve.runtime.options import Device  # noqa: TC001  # pydantic reads th
 
 
 class ListenConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
-    """What is served, where, and over which transport."""
+    """Repository, address, device and transport of a server."""
 
     repository: Path = Path("models")
     """Folder of models, laid out as REPOSITORY/NAME/VERSION/."""

@@ -1,4 +1,4 @@
-"""The request queue: what may wait, what runs next, and when. No threads and no lock of its own."""
+"""Holds waiting requests, and decides which run next and when. Has no threads and no lock of its own."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def record_outcome(part: RequestSlice[Any], outcome: Outcome) -> bool:
 
 
 def concatenate_slices(request: Request, outcome: Outcome) -> Outcome:
-    """Return the outcome of a whole request whose last slice to complete had ``outcome``."""
+    """Return the outcome of a whole request; ``outcome`` is that of the slice that completed it."""
     if request.slice_outputs is None or isinstance(outcome, Exception):
         return outcome
     in_order = [request.slice_outputs[start] for start in sorted(request.slice_outputs)]

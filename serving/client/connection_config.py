@@ -37,7 +37,7 @@ class ConnectionConfig(BaseModel, frozen=True, extra="forbid", use_attribute_doc
         return copy
 
     @model_validator(mode="after")
-    def _certificate_is_whole(self) -> Self:
+    def _check_certificate(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("--tls-cert and --tls-key belong together: give both")
         return self

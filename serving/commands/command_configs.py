@@ -21,7 +21,7 @@ class TokenConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     tokens: Path | None = None
     """The server's file of tokens, to which the hash is added. By default the line is only printed."""
 
-    _name_fits_a_line = field_validator("name")(check_name)
+    _check_name = field_validator("name")(check_name)
 
 
 class ClassifyConfig(ConnectionConfig, frozen=True, extra="forbid", use_attribute_docstrings=True):
@@ -53,7 +53,7 @@ class ListConfig(ConnectionConfig, frozen=True, extra="forbid", use_attribute_do
 
     @field_validator("server")
     @classmethod
-    def _not_both(cls, server: str | None, info: object) -> str | None:
+    def _check_source(cls, server: str | None, info: object) -> str | None:
         given = getattr(info, "data", {})
         if server is not None and given.get("repository") is not None:
             raise ValueError("give --repository or --server, not both")

@@ -36,7 +36,7 @@ def list_models(config: ListConfig) -> int:
     if config.repository is not None:
         folder = config.repository
         rows = _rows_of_repository(
-            folder, lambda version: _look_at(version, folder), sound="whole", broken="BROKEN"
+            folder, lambda version: _details_of_files(version, folder), sound="whole", broken="BROKEN"
         )
     else:
         rows = _rows_of_server(config.server or DEFAULT_SERVER, config)
@@ -83,7 +83,7 @@ def verify_models(config: VerifyConfig) -> int:
     return status
 
 
-def _look_at(folder: Path, repository: Path) -> str:
+def _details_of_files(folder: Path, repository: Path) -> str:
     """Return the details of a version that its files alone tell; raises ArtifactError."""
     from foldserve.artifact.format import read_artifact  # noqa: PLC0415  # as above
 

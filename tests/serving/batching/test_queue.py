@@ -1,4 +1,4 @@
-"""The request queue: its bounds, its batches, and when one is due. Time is a number that the tests set."""
+"""The request queue: its bounds, its batches, and when they are due. The tests set the time."""
 
 from __future__ import annotations
 
