@@ -138,7 +138,7 @@ def test_model_name_that_is_not_utf8_is_explained(japanese: ServerProcess, pictu
     ended = run("classify", "--server", japanese.address, "--model", name, str(pictures))
     assert ended.returncode == 2
     assert ended.stderr.count(b"\n") == 1
-    with Client(japanese.address) as client, pytest.raises(InvalidArgumentError, match="is not UTF-8"):
+    with Client(japanese.address) as client, pytest.raises(InvalidArgumentError, match="cannot be encoded"):
         client.describe(name)
 
 
