@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from foldserve.artifact.golden import replay
-from foldserve.errors import ArtifactError
 from foldserve.export.config import check_name
 from foldserve.export.errors import ParityError, SourceError
 from foldserve.export.graph.build import BuiltModel, build_model
@@ -15,7 +13,7 @@ from foldserve.export.publish import check_writable, find_same, make_manifest, p
 from foldserve.export.report import Report
 from foldserve.export.sources.load import load_source
 from foldserve.export.verification.divergence import first_divergence
-from foldserve.export.verification.golden_pairs import choose_golden, golden_count, make_golden
+from foldserve.export.verification.golden_pairs import choose_golden, golden_count, make_golden, replay_golden
 from foldserve.export.verification.parity import (
     Agreement,
     Comparison,
@@ -26,7 +24,6 @@ from foldserve.export.verification.parity import (
 )
 from foldserve.export.verification.probabilities import check_logits, no_logits_text
 from foldserve.export.verification.reference import in_batches
-from foldserve.runtime.runner import ModelRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,7 +37,6 @@ if TYPE_CHECKING:
     from foldserve.export.sources.load import Source
     from foldserve.runtime.session import Session
 
-_REPLAY_BATCH_SIZE = 32
 _REJECTED_IMAGE_COUNT = 32
 
 
@@ -146,16 +142,7 @@ def _make_golden(
         rounding=rounding,
         synthetic=verification.synthetic,
     )
-    for session in sessions:
-        try:
-            replay(
-                ModelRunner(session).run_unchecked,
-                golden,
-                batch_size=_REPLAY_BATCH_SIZE,
-                where=session.provider,
-            )
-        except ArtifactError as error:
-            raise ParityError(f"{error}; nothing was published") from error
+    replay_golden(sessions, golden)
     return golden
 
 

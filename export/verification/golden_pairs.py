@@ -1,4 +1,4 @@
-"""Chooses golden pairs: images with known logits, which a server checks before it serves a version."""
+"""Chooses, makes and replays golden pairs: images with known logits, which a server checks at load."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foldserve.artifact.format import MAX_GOLDEN_BYTES, Golden
+from foldserve.artifact.golden import replay
+from foldserve.errors import ArtifactError
+from foldserve.export.errors import ParityError
 from foldserve.export.verification.parity import run_logits
 from foldserve.export.verification.tolerances import reference_tolerance, runtime_tolerance
+from foldserve.runtime.runner import ModelRunner
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from foldserve.runtime.session import Session
@@ -20,6 +26,7 @@ COUNT = 256
 # Above 64 pixels an image costs a server milliseconds at start-up, and about 100 KiB of file.
 COUNT_LARGE = 64
 LARGE_SIDE = 64  # pixels
+_REPLAY_BATCH_SIZE = 32
 
 
 def golden_count(image_shape: tuple[int, ...], class_count: int) -> int:
@@ -75,3 +82,21 @@ def make_golden(
     )
     golden.check()
     return golden
+
+
+def replay_golden(sessions: Sequence[Session], golden: Golden) -> None:
+    """Replay golden pairs as a server does at load, in each session.
+
+    Raises:
+        ParityError: a session does not reproduce them.
+    """
+    for session in sessions:
+        try:
+            replay(
+                ModelRunner(session).run_unchecked,
+                golden,
+                batch_size=_REPLAY_BATCH_SIZE,
+                where=session.provider,
+            )
+        except ArtifactError as error:
+            raise ParityError(f"{error}; nothing was published") from error

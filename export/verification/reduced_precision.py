@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foldserve.artifact.golden import replay
 from foldserve.artifact.golden_limits import max_tolerance
-from foldserve.errors import ArtifactError
-from foldserve.export.errors import ParityError
+from foldserve.export.verification.golden_pairs import replay_golden
 from foldserve.export.verification.parity import (
     BATCH_SIZES,
     check_agreement,
@@ -25,18 +23,14 @@ from foldserve.export.verification.parity import (
     run_logits,
 )
 from foldserve.export.verification.tolerances import reduced_runtime_tolerance
-from foldserve.runtime.runner import ModelRunner
 from foldserve.runtime.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from foldserve.artifact.format import Golden
     from foldserve.export.verification.parity import Agreement, Deviation
 
-_REPLAY_BATCH_SIZE = 32
 _SEED = 2013  # of the random images; any fixed number
 
 
@@ -109,22 +103,9 @@ def check_reduced_precision(
         reference_tolerance=tolerance,
         runtime_tolerance=min(reduced_runtime_tolerance(own, rounding, unit), tolerance),
     )
-    _replay(sessions, lower)
+    lower.check()
+    replay_golden(sessions, lower)
     return ReducedParity(tuple(deviations), tuple(agreements), lower)
-
-
-def _replay(sessions: Sequence[Session], golden: Golden) -> None:
-    golden.check()
-    for session in sessions:
-        try:
-            replay(
-                ModelRunner(session).run_unchecked,
-                golden,
-                batch_size=_REPLAY_BATCH_SIZE,
-                where=session.provider,
-            )
-        except ArtifactError as error:
-            raise ParityError(str(error)) from error
 
 
 def _largest_difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
