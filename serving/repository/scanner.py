@@ -89,15 +89,6 @@ def scan_flat(folder: Path, version: int) -> FoundModel:
     return FoundModel(folder, versions, (_fingerprint(f"{path}/{SETTINGS_FILE}"),))
 
 
-def find_versions(repository: Path) -> dict[str, list[int]]:
-    """Return the versions of each model under ``repository``, models and versions sorted.
-
-    Raises:
-        ArtifactError: as `scan`.
-    """
-    return {name: list(model.versions) for name, model in scan(repository).items() if model.versions}
-
-
 def _scan_model(folder: Path) -> FoundModel:
     """Scan one model's folder. An error becomes the model's fault, so that the others are still served."""
     # Strings, not paths: with a thousand models this runs a thousand times per second.

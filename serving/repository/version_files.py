@@ -137,11 +137,6 @@ class VersionFiles:
         except LoadTimeoutError as error:
             raise ArtifactError(str(error)) from None
 
-    def is_settled(self, name: str, version: int) -> bool:
-        """Tell whether the files were read and are not waited for."""
-        last = self._last_reads.get((name, version))
-        return last is not None and last.is_permanent
-
     def record_outcome(self, name: str, version: int, reason: str) -> None:
         """Record why the files that were read are refused; "" if they are served."""
         last = self._last_reads.get((name, version))

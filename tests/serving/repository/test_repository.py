@@ -15,7 +15,7 @@ from foldserve.runtime.verified_model import open_verified
 from foldserve.serving.errors import NotFoundError, UnavailableError
 from foldserve.serving.pb import open_inference_pb2 as pb
 from foldserve.serving.repository.repository import ModelRepository
-from foldserve.serving.repository.scanner import find_versions
+from foldserve.serving.repository.scanner import scan
 from foldserve.serving.server_state import Lifecycle, ServerState
 from foldserve.serving.services.inference import InferenceService
 from foldserve.serving.services.management import ManagementService
@@ -43,12 +43,13 @@ def test_hidden_empty_and_misnamed_folders_are_not_versions(folder: Path) -> Non
         (folder / name).mkdir(parents=True)
     (folder / "README.md").write_text("models")
     (folder / "tiny" / "5").write_text("a file, not a folder")
-    assert find_versions(folder) == {"tiny": [1, 2]}
+    found = scan(folder)
+    assert {name: list(model.versions) for name, model in found.items() if model.versions} == {"tiny": [1, 2]}
 
 
 def test_path_that_is_not_a_folder_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="nowhere cannot be read"):
-        find_versions(tmp_path / "nowhere")
+        scan(tmp_path / "nowhere")
 
 
 def test_newest_version_serves_after_loading_and_none_before(folder: Path) -> None:
