@@ -196,6 +196,21 @@ def test_file_that_disagrees_is_not_published_and_is_saved_as_rejected(run_dir, 
     assert sorted(path.name for path in evidence.iterdir()) == ["images.npy", "model.onnx", "reason.json"]
 
 
+def test_export_whose_golden_pairs_fail_is_not_published(run_dir, tmp_path, monkeypatch):
+    true_golden = pipeline.make_golden
+
+    def wrong_golden(*args, **kwargs):
+        golden = true_golden(*args, **kwargs)
+        wrong = golden.runtime_logits.copy()
+        wrong[0, 0] += 10 * golden.reference_tolerance
+        return dataclasses.replace(golden, runtime_logits=wrong)
+
+    monkeypatch.setattr(pipeline, "make_golden", wrong_golden)
+    with pytest.raises(ParityError, match="nothing was published"):
+        export(run_dir, tmp_path / "models")
+    assert_nothing_published(tmp_path / "models")
+
+
 def with_weights(checkpoint, **changes):
     return dataclasses.replace(checkpoint, weights={**checkpoint.weights, **changes})
 

@@ -1,5 +1,7 @@
 """Golden pairs: which images are taken, and that no damage to a weight hides from them."""
 
+from dataclasses import replace as with_changes
+
 import numpy as np
 import onnx
 import pytest
@@ -7,7 +9,8 @@ from onnx import numpy_helper
 
 from foldserve.artifact.golden import replay
 from foldserve.errors import ArtifactError
-from foldserve.export.verification.golden_pairs import choose_golden, golden_count, make_golden
+from foldserve.export.errors import ParityError
+from foldserve.export.verification.golden_pairs import choose_golden, golden_count, make_golden, replay_golden
 from foldserve.export.verification.parity import check_parity, largest_rounding
 from foldserve.export.verification.reference import TorchReference
 from foldserve.export.verification.tolerances import reference_tolerance, runtime_tolerance
@@ -65,6 +68,15 @@ def test_tolerances_grow_with_the_logits_from_their_floors():
 
 def test_the_exported_file_reproduces_its_golden_pairs(built, golden):
     assert replay_on_cpu(built.content, golden) < golden.reference_tolerance / 2
+
+
+def test_pairs_that_a_session_does_not_reproduce_are_refused(built, golden):
+    session = Session(built.content, device="cpu", intra_op_threads=1)
+    replay_golden([session], golden)
+    wrong = golden.runtime_logits.copy()
+    wrong[-1, 0] += 10 * golden.reference_tolerance
+    with pytest.raises(ParityError, match="nothing was published"):
+        replay_golden([session], with_changes(golden, runtime_logits=wrong))
 
 
 def test_a_flipped_exponent_bit_of_any_weight_is_seen(built, golden):
