@@ -16,8 +16,10 @@ from tests.support.artifacts import TinyNetwork
 from tests.support.repository_changes import eventually
 
 ROOT = Path(__file__).parents[2]
-# Each prints its children's process ids and then waits.
-WAITS = "import signal; signal.pause()"
+# Each prints its children's process ids and then waits, but not for ever if the signal has no effect.
+WAITS = "import time; time.sleep(120)"
+# A shell starts background jobs with SIGINT ignored, which children inherit.
+TAKES_SIGINT = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 PARENTS = {
     "any program": f"""
 import subprocess, sys
@@ -77,7 +79,7 @@ def test_children_end_with_their_parent(parent: str, number: signal.Signals, tmp
     TinyNetwork().publish(tmp_path / "models" / "tiny")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        ending_with_us([sys.executable, "-c", PARENTS[parent]]),
+        ending_with_us([sys.executable, "-c", TAKES_SIGINT + PARENTS[parent]]),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -89,6 +91,7 @@ def test_children_end_with_their_parent(parent: str, number: signal.Signals, tmp
         assert children
         assert all(map(is_running, children))
         process.send_signal(number)
+        process.wait(60)
     eventually(lambda: not any(map(is_running, children)), "the children end")
 
 
