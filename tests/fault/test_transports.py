@@ -119,6 +119,8 @@ def test_transport_that_is_not_installed_is_explained(monkeypatch: pytest.Monkey
     from foldserve.serving.errors import TransportMissingError
     from foldserve.serving.transport.base import open_transport
 
+    # An earlier test may have imported the module already; it has to be imported here, without the package.
+    monkeypatch.delitem(sys.modules, "foldserve.serving.transport.native", raising=False)
     monkeypatch.setitem(sys.modules, "pygrpc_native", None)
     servicer: InferenceService = None  # type: ignore[assignment]  # not reached
     with pytest.raises(TransportMissingError, match="foldserve\\[native\\]"):
