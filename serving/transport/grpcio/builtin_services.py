@@ -10,7 +10,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from foldserve.serving.errors import ResourceExhaustedError
 from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVICE
-from foldserve.serving.transport.grpcio.compression import decompress, is_compressed
+from foldserve.serving.transport.compression import decompress, is_compressed
 from foldserve.serving.transport.status import parse_bounded, to_status
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ def server_options(settings: WireSettings, *, is_fallback: bool) -> _Options:
         # Unless it is asked for, two servers on one port must be an error, not a split of the traffic.
         ("grpc.so_reuseport", int(settings.reuse_port)),
         ("grpc.max_receive_message_length", settings.message_limit.wire_bytes),
-        # See serving.transport.grpcio.compression.
+        # See serving.transport.compression.
         ("grpc.per_message_decompression", 0),
         # Clients may ping an idle connection every ten seconds; gRPC's own limit, one ping in five minutes,
         # would close it.

@@ -10,7 +10,7 @@ import pytest
 
 from foldserve.serving.errors import ResourceExhaustedError
 from foldserve.serving.pb import open_inference_pb2 as pb
-from foldserve.serving.transport.grpcio.compression import decompress, is_compressed
+from foldserve.serving.transport.compression import decompress, is_compressed
 
 CONTENT = pb.ModelInferRequest(model_name="tiny", raw_input_contents=[bytes(100)]).SerializeToString()
 
