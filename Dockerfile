@@ -26,7 +26,7 @@ ENTRYPOINT ["foldserve"]
 FROM base AS server
 # `--build-arg RUNTIME=gpu`: the server for CUDA, with CUDA and cuDNN but not the driver.
 ARG RUNTIME=cpu
-RUN pip install --quiet --constraint constraints.txt --no-build-isolation ".[${RUNTIME},native]" \
+RUN pip install --quiet --constraint constraints.txt --no-build-isolation ".[${RUNTIME},native,http]" \
     && rm -rf build foldserve.egg-info
 COPY . .
 RUN pip install --quiet --no-deps --no-build-isolation --force-reinstall .
@@ -34,7 +34,7 @@ RUN pip install --quiet --no-deps --no-build-isolation --force-reinstall .
 # and the working directory is nobody's home, which only its owner may enter.
 USER 1000
 WORKDIR /
-EXPOSE 8001 8002
+EXPOSE 8000 8001 8002
 # On 0.0.0.0 anyone may call, so the server uses the grpcio transport; --trust-callers chooses native (docs/serving.md).
 ENTRYPOINT ["foldserve"]
 CMD ["serve", "--repository", "/models", "--host", "0.0.0.0"]

@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation \
-	  torch==2.13.0 --editable '.[train,export,native,dev,$(RUNTIME)]'
+	  torch==2.13.0 --editable '.[train,export,native,http,dev,$(RUNTIME)]'
 	@rm -f $(VENV)/.installed-* && touch $@
 
 # Clients that are not Python or whose pinned versions conflict with ours; without them their tests skip.

@@ -17,6 +17,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("torch", "matplotlib"),
     "export": ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"),
     "serve": ("google.protobuf", "grpc", "grpc_health", "grpc_reflection", "prometheus_client"),
+    "http": ("httptools", "starlette", "uvicorn"),
     "runtime": ("onnxruntime",),
 }
 

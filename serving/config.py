@@ -99,6 +99,13 @@ class ServeConfig(SharedSettings, ListenConfig, frozen=True):
     """Port for --metrics; 0 lets the operating system choose (see --metrics-port-file)."""
     metrics_port_file: Path | None = None
     """File to which the metrics port is written once the server listens on it."""
+    http: bool = False
+    """Serve the Open Inference Protocol's REST API over HTTP, too, and pictures at
+    /v2/models/NAME/classify, on the same address."""
+    http_port: int = Field(default=8000, ge=0, le=65535)
+    """Port for --http; 0 lets the operating system choose (see --http-port-file)."""
+    http_port_file: Path | None = None
+    """File to which the port of --http is written once the server listens on it."""
     drain_delay_s: float = Field(default=0.0, ge=0)
     """Seconds after SIGTERM during which calls are still accepted while health and readiness already fail, so
     that load balancers stop sending new ones."""

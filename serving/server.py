@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
     from foldserve.serving.config import ServeConfig
     from foldserve.serving.repository.index import ModelIndex
+    from foldserve.serving.transport.base import Transport
+    from foldserve.serving.transport.http.server import HttpTransport
 
 _MIB = 1024 * 1024
 _MODELS_SHARE = 0.8  # of the memory that this process may use
@@ -122,6 +124,7 @@ class _Server:
             self._wire,
             why_not_native=config.why_not_native,
         )
+        self._http = self._open_http() if config.http else None
         self._models = ModelMetrics(self.repository.index, self._inference, self._loads)
         self._endpoint = HttpEndpoint(self._descriptors.max_probes)
         self._watching = contextlib.ExitStack()
@@ -145,13 +148,18 @@ class _Server:
         self._watching.enter_context(ConnectionGuard(self._port, self._descriptors))
 
     async def open_pages(self) -> None:
-        """Write the port file, and serve /metrics, /healthz and /readyz if they are wanted.
+        """Write the port file, and serve the REST API, /metrics, /healthz and /readyz if they are wanted.
 
         Raises:
-            ListenError: the address of the pages is in use or does not belong to this machine.
+            ListenError: an address is in use or does not belong to this machine.
         """
         config = self._config
         _write_port(config.port_file, self._port)
+        if self._http is not None:
+            port = await self._http.start(config.host, config.http_port)
+            _write_port(config.http_port_file, port)
+            scheme = "http" if self._wire.credentials is None else "https"
+            _log.info("the REST API on %s://%s:%d/v2", scheme, config.host, port)
         if config.metrics:
             server = ServerMetrics(
                 *(self._management, self._inference, self._lifecycle),
@@ -194,12 +202,13 @@ class _Server:
         self._lifecycle.enter(ServerState.DRAINING)
         self.repository.stop_loading()
         await self._transport.publish_health()
-        await self._transport.drain(time.monotonic() + self._config.grace_period_s)
+        give_up_s = time.monotonic() + self._config.grace_period_s
+        await asyncio.gather(*(transport.drain(give_up_s) for transport in self._transports()))
 
     async def enter_stopped(self) -> None:
         """Close the connections, the models and the pages."""
         self._lifecycle.enter(ServerState.STOPPED)
-        await self._transport.close()
+        await asyncio.gather(*(transport.close() for transport in self._transports()))
         self._inference.close()
         self.repository.close(grace_s=1.0)  # nobody waits for an answer: only the running execution is left
         answered_count = self._models.answered_count()
@@ -207,6 +216,18 @@ class _Server:
         for task in self._tasks:
             task.cancel()
         await self._endpoint.close()
+
+    def _open_http(self) -> HttpTransport:
+        # Imported only if it is wanted: it takes a quarter of a second and 15 MiB.
+        from foldserve.serving.transport.http.server import HttpTransport  # noqa: PLC0415
+
+        return HttpTransport(
+            *(self._inference, self._management, self._lifecycle, self.repository.index, self._wire),
+            max_connections=self._descriptors.max_http,
+        )
+
+    def _transports(self) -> list[Transport | HttpTransport]:
+        return [self._transport] if self._http is None else [self._transport, self._http]
 
     def exit_status(self) -> int:
         """Return 0; ends the process here if a load that hangs would keep it alive."""

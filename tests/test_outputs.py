@@ -17,7 +17,7 @@ from foldserve.export.publish import check_writable
 WRITTEN = {
     "train": {"run_dir", "preview"},
     "export": {"repository"},
-    "serve": {"port_file", "metrics_port_file"},
+    "serve": {"port_file", "metrics_port_file", "http_port_file"},
     "token": {"tokens"},
     "demo": {"run_dir", "repository"},
 }
@@ -77,7 +77,7 @@ def test_paths_that_cannot_be_written_are_refused_first(
     settings = needed | {field: tmp_path / "file" / "below.png"}
     words = [command] + (["runs/none"] if command == "export" else [])
     words += [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-    words += ["--port=0", "--metrics-port=0"] if command == "serve" else []
+    words += ["--port=0", "--metrics-port=0", "--http", "--http-port=0"] if command == "serve" else []
     refuses_at_the_door(words, command, monkeypatch)
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"foldserve {command}: ")

@@ -74,6 +74,28 @@ class ServerCredentials:
                 _log.info("new certificate from %s, which expires %s", self._chain, self._current.expires)
             return self._current
 
+    def to_context(self) -> ssl.SSLContext:
+        """Return a context for Python's own TLS, with the current certificate."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self._current.client_ca is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+        self.load_into(context)
+        return context
+
+    def load_into(self, context: ssl.SSLContext) -> None:
+        """Use the current certificate for the new connections of ``context``.
+
+        If its files have changed again and cannot be used, the context stays as it is until they change.
+        """
+        current = self.current()
+        try:
+            context.load_cert_chain(self._chain, self._key, password=lambda: b"")
+        except (ssl.SSLError, OSError) as error:
+            _log.error("HTTP keeps its certificate, because the new one cannot be used: %s", error)
+        if current.client_ca is not None:
+            context.load_verify_locations(cadata=current.client_ca.decode("ascii"))
+
     def _fingerprints(self) -> list[FileFingerprint | None]:
         paths = (self._chain, self._key, self._client_ca)
         return [file_fingerprint(path) for path in paths if path is not None]

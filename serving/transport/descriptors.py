@@ -30,6 +30,8 @@ _NEEDED_LATER = 12
 _MOST_RESERVED = 256
 # More than any set of probes and scrapers keeps open at the same time.
 _MOST_PROBES = 64
+# Clients over HTTP/1.1 have a connection for each call that is under way.
+_MOST_HTTP = 1024
 # Bounds in seconds of the pause between two checks. Within them it is the time in which callers could use up
 # all free descriptors, since a caller who finds none is rejected or waits. Checks take at most this share of
 # the time; before Linux 6.2 each one lists all descriptors.
@@ -57,12 +59,14 @@ class DescriptorShares:
         reserve: how many are kept free by closing idle connections.
         max_connections: most connections to the gRPC port; if the transport can, it closes further ones.
         max_probes: most connections to the port of metrics and probes.
+        max_http: most connections to the port of the REST API, if there is one.
     """
 
     limit: int
     reserve: int
     max_connections: int
     max_probes: int
+    max_http: int
 
 
 def share_descriptors() -> DescriptorShares:
@@ -80,6 +84,7 @@ def share_descriptors() -> DescriptorShares:
         reserve=reserve,
         max_connections=free_count - reserve // 2,
         max_probes=max(1, min(free_count // 8, _MOST_PROBES)),
+        max_http=max(1, min(free_count // 4, _MOST_HTTP)),
     )
 
 

@@ -46,9 +46,11 @@ class ServerProcess:
         folder.mkdir(parents=True, exist_ok=True)
         port_file, self._log_path = folder / "port", folder / "server.log"
         self._metrics_port_file = folder / "metrics-port"
+        self._api_port_file = folder / "http-port"
         command = [*prefix, sys.executable, "-m", module, "serve", "--repository", str(repository)]
         command += ["--port", "0", "--port-file", str(port_file), "--device", DEVICE]
-        command += ["--metrics-port", "0", "--metrics-port-file", str(self._metrics_port_file), *flags]
+        command += ["--metrics-port", "0", "--metrics-port-file", str(self._metrics_port_file)]
+        command += ["--http-port", "0", "--http-port-file", str(self._api_port_file), *flags]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
         with self._log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -84,6 +86,11 @@ class ServerProcess:
     def http_address(self) -> str:
         """HOST:PORT of /metrics, /healthz and /readyz."""
         return f"127.0.0.1:{self._metrics_port_file.read_text().strip()}"
+
+    @property
+    def api_address(self) -> str:
+        """HOST:PORT of the REST API, if the flags have --http."""
+        return f"127.0.0.1:{self._api_port_file.read_text().strip()}"
 
     def infer(self, images: NDArray[Any], model: str = "tiny", **fields: Any) -> pb.ModelInferResponse:
         """Send uint8 images as raw bytes and return the response."""

@@ -18,9 +18,9 @@ from foldserve.serving.background import run_in_thread
 from foldserve.serving.errors import ListenError, ResourceExhaustedError
 from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVICE
 from foldserve.serving.services.inference import UNARY_METHODS
+from foldserve.serving.transport.compression import decompress, is_compressed
 from foldserve.serving.transport.draining import wait_until_idle
 from foldserve.serving.transport.grpcio.builtin_services import built_in_handlers, refuse
-from foldserve.serving.transport.compression import decompress, is_compressed
 from foldserve.serving.transport.grpcio.health import Health
 from foldserve.serving.transport.grpcio.options import server_options, to_grpc
 from foldserve.serving.transport.grpcio.streams import STREAMS, answer_in_order

@@ -1,0 +1,1 @@
+"""Serves the Open Inference Protocol's REST API, and pictures, over HTTP by starlette and uvicorn."""

@@ -1,0 +1,249 @@
+"""Routes HTTP requests to RPCs; docs/http.md lists the paths, and `openapi` describes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from foldserve.serving.errors import InvalidArgumentError, PermissionDeniedError
+from foldserve.serving.pb import classifier_pb2
+from foldserve.serving.pb import open_inference_pb2 as pb
+from foldserve.serving.services.requests import ImageRequest, TensorRequest
+from foldserve.serving.transport.http.infer_format import (
+    JSON_LENGTH_HEADER,
+    read_infer_request,
+    read_pixels,
+    write_infer_response,
+)
+from foldserve.serving.transport.http.json_messages import IndexRequest, LoadRequest, read_json
+from foldserve.serving.transport.http.openapi import openapi_document
+from foldserve.serving.transport.http.plain import to_plain
+from foldserve.serving.transport.http.statuses import NoPageError, WrongMethodError, to_response
+from foldserve.text import quote
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.requests import Request
+
+    from foldserve.serving.repository.index import ModelIndex
+    from foldserve.serving.transport.http.calls import Calls
+    from foldserve.serving.transport.http.infer_format import ReadRequest
+
+_BINARY = "application/octet-stream"
+_MOST_LABELS = 2**32 - 1
+_CALLER_GONE = 499
+
+
+def make_app(calls: Calls, index: ModelIndex) -> Starlette:
+    """Return the application; ``index`` finds the model that a body of pixels alone is for."""
+    pages = _Pages(calls, index)
+    routes = [
+        _route("GET", "/openapi.json", pages.openapi),
+        _route("GET", "/v2", pages.server_metadata),
+        _route("GET", "/v2/health/live", pages.live),
+        _route("GET", "/v2/health/ready", pages.ready),
+        _route("GET", "/v2/models/stats", pages.statistics),
+        _route("POST", "/v2/repository/index", pages.index),
+        _route("POST", "/v2/repository/models/{name}/load", pages.load),
+        _route("POST", "/v2/repository/models/{name}/unload", pages.unload),
+    ]
+    for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        routes += [
+            _route("GET", model, pages.model_metadata),
+            _route("GET", f"{model}/ready", pages.model_ready),
+            _route("GET", f"{model}/config", pages.model_config),
+            _route("GET", f"{model}/stats", pages.statistics),
+            _route("POST", f"{model}/infer", pages.infer),
+            _route("POST", f"{model}/classify", pages.classify),
+        ]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _refuse_path})
+    app.router.redirect_slashes = False
+    return app
+
+
+class _Pages:
+    """Answers the paths."""
+
+    def __init__(self, calls: Calls, index: ModelIndex) -> None:
+        self._calls = calls
+        self._index = index
+
+    async def openapi(self, _: Request) -> Response:
+        """Answer the OpenAPI document of all paths."""
+        return JSONResponse(openapi_document())
+
+    async def live(self, _: Request) -> Response:
+        """Answer that the process is alive. Needs no token, like gRPC's health checks."""
+        return JSONResponse({"live": True})
+
+    async def ready(self, _: Request) -> Response:
+        """Answer whether the server is ready: 200 or 503, with the reasons. Needs no token."""
+        reasons = self._calls.management.unready_reasons()
+        plain = {"ready": not reasons} | ({"reasons": reasons} if reasons else {})
+        return JSONResponse(plain, 503 if reasons else 200)
+
+    async def server_metadata(self, request: Request) -> Response:
+        """Answer the server's name, version and extensions."""
+        return await self._manage(request, "ServerMetadata", lambda _: pb.ServerMetadataRequest())
+
+    async def model_metadata(self, request: Request) -> Response:
+        """Answer a model's inputs, outputs and properties."""
+        return await self._manage(
+            request, "ModelMetadata", lambda _: pb.ModelMetadataRequest(**_names(request))
+        )
+
+    async def model_ready(self, request: Request) -> Response:
+        """Answer whether a model serves: 200 or 503."""
+
+        def read(_: bytes) -> pb.ModelReadyRequest:
+            return pb.ModelReadyRequest(**_names(request))
+
+        answer = await self._calls.manage(request, "ModelReady", read)
+        is_ready = to_plain(answer)["ready"]
+        return JSONResponse(
+            {"name": request.path_params["name"], "ready": is_ready}, 200 if is_ready else 503
+        )
+
+    async def model_config(self, request: Request) -> Response:
+        """Answer how a model is run, as Triton's model configuration."""
+
+        def read(_: bytes) -> pb.ModelConfigRequest:
+            return pb.ModelConfigRequest(**_names(request))
+
+        return JSONResponse(to_plain(await self._calls.manage(request, "ModelConfig", read))["config"])
+
+    async def statistics(self, request: Request) -> Response:
+        """Answer the statistics of one version, of one model or of all."""
+        return await self._manage(
+            request, "ModelStatistics", lambda _: pb.ModelStatisticsRequest(**_names(request))
+        )
+
+    async def index(self, request: Request) -> Response:
+        """List the versions in the repository."""
+
+        def read(body: bytes) -> pb.RepositoryIndexRequest:
+            return pb.RepositoryIndexRequest(ready=read_json(IndexRequest, body).ready)
+
+        return JSONResponse(to_plain(await self._calls.manage(request, "RepositoryIndex", read))["models"])
+
+    async def load(self, request: Request) -> Response:
+        """Load a model from its folder."""
+
+        def read(body: bytes) -> pb.RepositoryModelLoadRequest:
+            message = pb.RepositoryModelLoadRequest(model_name=request.path_params["name"])
+            for name in read_json(LoadRequest, body).parameters:
+                message.parameters[name].SetInParent()
+            return message
+
+        return await self._manage(request, "RepositoryModelLoad", read)
+
+    async def unload(self, request: Request) -> Response:
+        """Stop serving a model."""
+
+        def read(body: bytes) -> pb.RepositoryModelUnloadRequest:
+            read_json(LoadRequest, body)
+            return pb.RepositoryModelUnloadRequest(model_name=request.path_params["name"])
+
+        return await self._manage(request, "RepositoryModelUnload", read)
+
+    async def infer(self, request: Request) -> Response:
+        """Run a model on tensors; see `infer_format`."""
+        names = _names(request)
+        name, version = names["name"], names.get("version", "")
+        read: ReadRequest | None = None
+
+        def read_message(body: bytes) -> pb.ModelInferRequest:
+            nonlocal read
+            length = request.headers.get(JSON_LENGTH_HEADER)
+            if length == "0":
+                read = read_pixels(body, self._index.find(name, version).input, name, version)
+            else:
+                read = read_infer_request(body, length, name, version)
+            return read.message
+
+        answer = await self._calls.infer(request, TensorRequest, read_message)
+        assert read is not None
+        content, json_length = write_infer_response(answer, read)
+        if json_length is None:
+            return Response(content, media_type="application/json")
+        return Response(content, headers={JSON_LENGTH_HEADER: str(json_length)}, media_type=_BINARY)
+
+    async def classify(self, request: Request) -> Response:
+        """Classify the picture that the body is; ``top_k`` in the query is the number of labels wanted."""
+        names = _names(request)
+
+        def read(body: bytes) -> classifier_pb2.ClassifyRequest:
+            return classifier_pb2.ClassifyRequest(
+                model_name=names["name"],
+                model_version=names.get("version", ""),
+                id=request.query_params.get("id", ""),
+                images=[body] if body else [],
+                top_k=_top_k(request.query_params.get("top_k", "1")),
+            )
+
+        answer = await self._calls.infer(request, ImageRequest, read)
+        plain = to_plain(classifier_pb2.ClassifyResponse.FromString(answer))
+        (result,) = plain.pop("results")
+        return JSONResponse(plain | result)
+
+    async def _manage(self, request: Request, method: str, read: Callable[[bytes], Any]) -> Response:
+        return JSONResponse(to_plain(await self._calls.manage(request, method, read)))
+
+
+def _names(request: Request) -> dict[str, str]:
+    return {key: request.path_params[key] for key in ("name", "version") if key in request.path_params}
+
+
+def _top_k(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and 1 <= int(text) <= _MOST_LABELS):
+        raise InvalidArgumentError(f"top_k is {quote(text)}; send the number of labels wanted, at least 1")
+    return int(text)
+
+
+def _route(method: str, path: str, answer: Callable[[Request], Awaitable[Response]]) -> Route:
+    async def guarded(request: Request) -> Response:
+        try:
+            _check_origin(request)
+            return await answer(request)
+        except ClientDisconnect:
+            return Response(status_code=_CALLER_GONE)  # which nobody receives
+        except Exception as error:  # becomes a status, and is logged if unexpected
+            return to_response(error)
+
+    return Route(path, guarded, methods=[method], name=f"{method} {path}")
+
+
+def _check_origin(request: Request) -> None:
+    """Refuse calls that a web page of another site makes through its visitor's browser.
+
+    Such calls reach a server on loopback that nobody else can reach. Browsers name the page in Origin; other
+    clients send no such header.
+
+    Raises:
+        PermissionDeniedError: the call comes from a page of another origin.
+    """
+    origin = request.headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+        raise PermissionDeniedError(
+            f"calls from web pages of {quote(origin)} are not accepted; call from a program, or through a "
+            "proxy of that origin"
+        )
+
+
+async def _refuse_path(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = quote(request.url.path)
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        response = to_response(WrongMethodError(f"{path} takes {allowed}, not {quote(request.method)}"))
+        response.headers["Allow"] = allowed
+        return response
+    return to_response(
+        NoPageError(f"no page {path}; the API is under /v2, and /openapi.json describes all of it")
+    )

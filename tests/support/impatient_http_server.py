@@ -1,0 +1,10 @@
+"""`foldserve serve` that gives an HTTP client little time for the head and the body of a request."""
+
+import sys
+
+from foldserve.cli import main
+from foldserve.serving.transport.http import body, connection
+
+if __name__ == "__main__":
+    connection._HEAD_LIMIT_S = body._BODY_LIMIT_S = 0.5
+    sys.exit(main())
