@@ -49,6 +49,10 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     skip_same: bool = False
     """Publish nothing if the newest version is intact on disk and holds exactly the same model."""
 
+    triton: bool = False
+    """Also write config.pbtxt and labels into the model's folder, so that Triton Inference Server and
+    OpenVINO Model Server serve it."""
+
     arch: str | None = None
     """Your own network as package.module:factory (its code is run), or the name of a built-in network. With a
     run or checkpoint: the network of your own that it was trained with."""

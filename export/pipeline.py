@@ -12,6 +12,7 @@ from foldserve.export.precision.choose import ExactFile, choose_precision, try_p
 from foldserve.export.publish import check_writable, find_same, make_manifest, publish, save_rejected
 from foldserve.export.report import Report
 from foldserve.export.sources.load import load_source
+from foldserve.export.triton_files import check_triton_files, write_triton_files
 from foldserve.export.verification.divergence import first_divergence
 from foldserve.export.verification.golden_pairs import choose_golden, golden_count, make_golden, replay_golden
 from foldserve.export.verification.parity import (
@@ -53,13 +54,15 @@ def export_model(config: ExportConfig) -> int:
     source = load_source(config)
     name = _model_name(config, source)
     model_folder = config.repository / name
+    if config.triton:
+        check_triton_files(model_folder)
     report.started(source, name)
     built = build_model(source.network.to_graph(), source.metadata)
     if built.no_logits and not config.as_logits:
         raise SourceError(no_logits_text(built.no_logits))
     report.folded(built)
     if config.skip_same and config.precision == "fp32" and _is_there(model_folder, built.content, report):
-        return 0
+        return _finish(config, model_folder, source, report)
     check_writable(model_folder)
     sessions = open_sessions(built.content)
     with _saving_rejected(config, name, built, source):
@@ -81,9 +84,16 @@ def export_model(config: ExportConfig) -> int:
         precision=choice.precision,
     )
     if config.skip_same and _is_there(model_folder, choice.content, report):
-        return 0
+        return _finish(config, model_folder, source, report)
     version = publish(model_folder, choice.content, choice.golden, manifest | choice.manifest)
     report.published(version, choice.content, choice.golden, config.repository, choice.precision)
+    return _finish(config, model_folder, source, report)
+
+
+def _finish(config: ExportConfig, model_folder: Path, source: Source, report: Report) -> int:
+    """Write what other servers need beside the versions, if it is wanted; return 0."""
+    if config.triton:
+        report.wrote_for_triton(write_triton_files(model_folder, source.metadata))
     return 0
 
 

@@ -121,6 +121,10 @@ class Report:
         self._line("published", f"{version}{os.sep} ({len(content) / 1024:,.0f} KiB model, {precision})")
         self._line("next", f"foldserve serve --repository {repository}")
 
+    def wrote_for_triton(self, path: Path) -> None:
+        """Print where the configuration for other servers is."""
+        self._line("triton", f"{path}: Triton and OpenVINO Model Server serve the same folder")
+
     def verifying(self, version: Path, checkpoint: Path) -> None:
         """Print which version is compared with which checkpoint."""
         self._line("verify", f"{version}{os.sep} against {checkpoint}")
