@@ -44,6 +44,8 @@ LARGE_IMAGE_COUNT = 1000
 SYNTHETIC_COUNT = 256
 SYNTHETIC_COUNT_LARGE = 64
 _SEED = 1998  # of the synthetic images; any fixed number
+# Grey levels of noise in each synthetic image, an eighth of them all.
+_GRAIN = 32
 
 # The largest batch size that is compared; with fewer images it is not filled.
 FEW = 32
@@ -93,9 +95,11 @@ def load_verification_images(
 
 
 def synthetic_images(image: ImageSpec, asked: int | None) -> VerificationImages:
-    """Return seeded images of random squares of all sizes, from one flat colour to noise of single pixels.
+    """Return seeded images of random squares of all sizes, from one colour to single pixels, with a grain.
 
     On noise alone a deep network gives nearly equal outputs for all images, and most weights go untested.
+    The grain is for layers that divide by an image's own standard deviation: that of a flat colour is next
+    to nothing, so that they magnify rounding tens of times, and differently in every runtime.
     """
     is_large = max(image.height, image.width) > ALL_IMAGES_SIDE
     count = asked or (SYNTHETIC_COUNT_LARGE if is_large else SYNTHETIC_COUNT)
@@ -105,9 +109,10 @@ def synthetic_images(image: ImageSpec, asked: int | None) -> VerificationImages:
     images = np.empty((count, *image.shape), dtype=np.uint8)
     for index in range(count):
         cells = cell_counts[index % len(cell_counts)]
-        colours = random.integers(0, 256, (image.channels, cells, cells), dtype=np.uint8)
+        colours = random.integers(0, 257 - _GRAIN, (image.channels, cells, cells), dtype=np.uint8)
         rows, columns = (np.arange(side) * cells // longest for side in (image.height, image.width))
-        images[index] = colours[:, rows[:, np.newaxis], columns]
+        grain = random.integers(0, _GRAIN, image.shape, dtype=np.uint8)
+        images[index] = colours[:, rows[:, np.newaxis], columns] + grain
     return VerificationImages(images, labels=None, synthetic=True, origin="seeded synthetic images")
 
 
