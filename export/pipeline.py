@@ -21,6 +21,7 @@ from foldserve.export.verification.parity import (
     check_agreement,
     check_parity,
     largest_rounding,
+    make_judge,
     open_sessions,
 )
 from foldserve.export.verification.probabilities import check_logits, no_logits_text
@@ -128,7 +129,12 @@ def _verify(
         warning = "" if as_logits else check_logits(expected)
         agreements = [
             check_agreement(
-                session, expected, verification.images, verification.labels, on_progress=on_progress
+                session,
+                expected,
+                verification.images,
+                verification.labels,
+                judge=make_judge(reference, comparisons),
+                on_progress=on_progress,
             )
             for session in sessions
         ]

@@ -7,7 +7,7 @@ published.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +18,13 @@ from foldserve.artifact.model_outputs import shape_fault, softmax_errors
 from foldserve.errors import DeviceError
 from foldserve.export.errors import ParityError
 from foldserve.export.verification.reference import in_batches
-from foldserve.export.verification.tolerances import float64_tolerance, reference_tolerance
+from foldserve.export.verification.rounding import (
+    Float64Judge,
+    Rounding,
+    image_errors,
+    typical_error,
+)
+from foldserve.export.verification.tolerances import reference_tolerance
 from foldserve.runtime.session import Session, cuda_is_present
 
 if TYPE_CHECKING:
@@ -30,6 +36,8 @@ if TYPE_CHECKING:
 
 BATCH_SIZES = (1, 2, 7, 32)
 _SEED = 2013  # of the random images; any fixed number
+# With fewer images, their largest errors say little about how far rounding reaches.
+_ENOUGH = 8
 
 
 class Reference(Protocol):
@@ -46,7 +54,9 @@ class Reference(Protocol):
 class Comparison:
     """Largest differences of logits on one set of images at one batch size.
 
-    The three fields about float64 are None if there is no float64 reference.
+    The fields about float64 are None if there is no float64 reference. It judges if there is one, image by
+    image; then ``tolerance`` is what that leaves for the difference between network and file. The typical
+    error is compared on all images of a set at once.
     """
 
     provider: str
@@ -57,6 +67,8 @@ class Comparison:
     max_abs_err_float64: float | None
     pytorch_max_abs_err_float64: float | None
     tolerance_float64: float | None
+    typical_err_float64: float | None = None
+    typical_tolerance_float64: float | None = None
 
 
 @dataclass(frozen=True)
@@ -122,12 +134,24 @@ def check_parity(
         kind: _spread(images, count),
     }
     comparisons = []
+    scale = 0.0
     for name, chosen in sets.items():
         expected, exact = reference.logits(chosen), reference.exact_logits(chosen)
-        for batch_size in BATCH_SIZES:
-            rows = slice(0, min(batch_size, len(chosen)))
-            exact_rows = None if exact is None else exact[rows]
-            comparisons.append(_compare(session, name, chosen[rows], expected[rows], exact_rows))
+        sizes = [min(batch_size, len(chosen)) for batch_size in BATCH_SIZES]
+        outputs = [session.run([LOGITS, PROBABILITIES], {IMAGE: chosen[:size]}) for size in sizes]
+        for size, (logits, _) in zip(sizes, outputs, strict=True):
+            _check_shape(logits, expected[:size])
+        if exact is None:
+            judged = None
+        else:
+            # The errors of few images may be small by chance.
+            rounding = Rounding.measure(expected, exact, scale if len(chosen) < _ENOUGH else 0.0)
+            scale = rounding.scale
+            judged = _Judged(exact, rounding, rounding.tolerances(outputs[-1][0], exact))
+        for logits, probabilities in outputs:
+            comparison = _compare(session.provider, name, logits, expected, judged)
+            _check_probabilities(logits, probabilities, _where(comparison))
+            comparisons.append(comparison)
     return comparisons
 
 
@@ -138,19 +162,24 @@ def check_agreement(
     labels: NDArray[np.int64] | None,
     *,
     tolerance: float | None = None,
+    judge: Float64Judge | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Agreement:
     """Compare the file's logits of all ``images`` with ``expected``, the reference's logits.
 
-    ``tolerance`` is that of fp32 by default.
+    ``tolerance`` is that of fp32 by default: what ``judge`` says, or the plain one if there is no float64
+    reference.
 
     Raises:
         ParityError: a logit is off by more than the tolerance, a clear prediction differs, or probabilities
             are not the softmax of the logits.
     """
     logits = in_batches(partial(_checked_logits, session), images, on_progress)
-    tolerance = reference_tolerance(expected) if tolerance is None else tolerance
     max_abs_err = _max_abs_err(logits, expected)
+    if tolerance is None:
+        tolerance = (
+            reference_tolerance(expected) if judge is None else judge.tolerance(images, logits, expected)
+        )
     before, after = expected.argmax(axis=1), logits.argmax(axis=1)
     is_sure = _margins(expected) > 2 * tolerance
     agreement = Agreement(
@@ -169,7 +198,7 @@ def check_agreement(
             f"on {len(images)} images under {session.provider} the file's logits differ by up to "
             f"{max_abs_err:.3g} from the network's (allowed: {tolerance:.3g}), and "
             f"{agreement.top1_agreement:.2%} of {agreement.top1_compared} clear predictions are the "
-            "same; nothing was published"
+            f"same{'' if judge is None else f'; {judge}'}; nothing was published"
         )
     return agreement
 
@@ -226,6 +255,14 @@ def largest_rounding(comparisons: Sequence[Comparison]) -> float:
     )
 
 
+def make_judge(reference: Reference, comparisons: Sequence[Comparison]) -> Float64Judge | None:
+    """Return what judges further images by ``comparisons``; None if there is no float64 reference."""
+    if not has_float64_reference(comparisons):
+        return None
+    scale = max(entry.pytorch_max_abs_err_float64 or 0.0 for entry in comparisons)
+    return Float64Judge(reference.exact_logits, largest_rounding(comparisons), scale)
+
+
 def has_float64_reference(comparisons: Sequence[Comparison]) -> bool:
     """Tell whether every comparison has a float64 reference."""
     return all(entry.max_abs_err_float64 is not None for entry in comparisons)
@@ -245,41 +282,68 @@ def to_manifest(comparisons: list[Comparison], agreements: list[Agreement]) -> d
     }
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """The float64 logits of a set of images, PyTorch's rounding, and each image's tolerance."""
+
+    exact: NDArray[np.float64]
+    rounding: Rounding
+    tolerances: NDArray[np.float64]
+
+
 def _compare(
-    session: Session,
+    provider: str,
     name: str,
-    images: NDArray[np.uint8],
+    logits: NDArray[np.float32],
     expected: NDArray[np.float32],
-    exact: NDArray[np.float64] | None,
+    judged: _Judged | None,
 ) -> Comparison:
-    logits, probabilities = session.run([LOGITS, PROBABILITIES], {IMAGE: images})
-    pytorch_error = None if exact is None else _max_abs_err(expected, exact)
-    comparison = Comparison(
-        provider=session.provider,
+    """Compare the logits of a set's first images, with ``expected`` and ``judged`` of the whole set."""
+    count = len(logits)
+    plain = Comparison(
+        provider=provider,
         images=name,
-        batch_size=len(images),
-        max_abs_err=_max_abs_err(logits, expected),
-        tolerance=reference_tolerance(expected),
-        max_abs_err_float64=None if exact is None else _max_abs_err(logits, exact),
-        pytorch_max_abs_err_float64=pytorch_error,
-        tolerance_float64=(
-            None if exact is None or pytorch_error is None else float64_tolerance(exact, pytorch_error)
-        ),
+        batch_size=count,
+        max_abs_err=_max_abs_err(logits, expected[:count]),
+        tolerance=reference_tolerance(expected[:count]),
+        max_abs_err_float64=None,
+        pytorch_max_abs_err_float64=None,
+        tolerance_float64=None,
     )
-    if not comparison.max_abs_err <= comparison.tolerance:
+    if judged is None:
+        if not plain.max_abs_err <= plain.tolerance:
+            raise ParityError(
+                f"{_where(plain)} the file's logits differ by up to {plain.max_abs_err:.3g} "
+                f"from the network's (allowed: {plain.tolerance:.3g}); nothing was published"
+            )
+        return plain
+    exact, tolerances, own = judged.exact[:count], judged.tolerances[:count], judged.rounding.errors[:count]
+    errors = image_errors(logits, exact)
+    comparison = replace(
+        plain,
+        tolerance=float((own + tolerances).max()),
+        max_abs_err_float64=float(errors.max()),
+        pytorch_max_abs_err_float64=float(own.max()),
+        tolerance_float64=float(tolerances.max()),
+    )
+    wrong = ~(errors <= tolerances)  # written so that NaN is wrong
+    if wrong.any():
+        worst = int(np.argmax(np.where(wrong, errors / tolerances, 0.0)))
         raise ParityError(
-            f"{_where(comparison)} the file's logits differ by up to {comparison.max_abs_err:.3g} "
-            f"from the network's (allowed: {comparison.tolerance:.3g}); nothing was published"
+            f"{_where(comparison)} the file's logits differ by up to {comparison.max_abs_err:.3g} from the "
+            f"network's; they are off by up to {errors[worst]:.3g} from the float64 reference, those of the "
+            f"network in float32 by {own[worst]:.3g} (allowed: {tolerances[worst]:.3g}); nothing was published"
         )
-    error, tolerance = comparison.max_abs_err_float64, comparison.tolerance_float64
-    if error is not None and tolerance is not None and not error <= tolerance:
+    if count < len(expected) or count < _ENOUGH:
+        return comparison
+    typical, allowed = typical_error(logits, exact), judged.rounding.typical_tolerance
+    if not typical <= allowed:
         raise ParityError(
-            f"{_where(comparison)} the file's logits are off by up to {error:.3g} "
-            f"from the float64 reference, those of the network in float32 by {pytorch_error:.3g} "
-            f"(allowed: {tolerance:.3g}); nothing was published"
+            f"{_where(comparison)} the file's logits are typically off by {typical:.3g} "
+            f"from the float64 reference, those of the network in float32 by {judged.rounding.typical:.3g} "
+            f"(allowed: {allowed:.3g}); nothing was published"
         )
-    _check_probabilities(logits, probabilities, _where(comparison))
-    return comparison
+    return replace(comparison, typical_err_float64=typical, typical_tolerance_float64=allowed)
 
 
 def _checked_logits(session: Session, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -310,9 +374,13 @@ def _spread(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
 
 
 def _max_abs_err(actual: NDArray[Any], expected: NDArray[Any]) -> float:
+    _check_shape(actual, expected)
+    return float(np.abs(actual.astype(np.float64) - expected).max())
+
+
+def _check_shape(actual: NDArray[Any], expected: NDArray[Any]) -> None:
     if actual.shape != expected.shape:
         raise ParityError(f"the file outputs {list(actual.shape)}, the network {list(expected.shape)}")
-    return float(np.abs(actual.astype(np.float64) - expected).max())
 
 
 def _margins(logits: NDArray[np.float32]) -> NDArray[np.float32]:

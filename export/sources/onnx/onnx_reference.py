@@ -11,7 +11,7 @@ import numpy as np
 
 from foldserve.export.sources.onnx.float64_graph import Float64Graph
 from foldserve.export.verification.reference import in_batches
-from foldserve.export.verification.tolerances import reference_tolerance
+from foldserve.export.verification.tolerances import credible_rounding
 from foldserve.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class OnnxReference:
         expected = self.logits(images)
         if logits.dtype != np.float64 or logits.shape != expected.shape:
             return None
-        is_credible = float(np.abs(logits - expected).max()) <= reference_tolerance(expected)
+        is_credible = float(np.abs(logits - expected).max()) <= credible_rounding(expected)
         return logits if is_credible else None
 
     def _run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
