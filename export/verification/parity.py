@@ -331,8 +331,8 @@ def _compare(
         worst = int(np.argmax(np.where(wrong, errors / tolerances, 0.0)))
         raise ParityError(
             f"{_where(comparison)} the file's logits differ by up to {comparison.max_abs_err:.3g} from the "
-            f"network's; they are off by up to {errors[worst]:.3g} from the float64 reference, those of the "
-            f"network in float32 by {own[worst]:.3g} (allowed: {tolerances[worst]:.3g}); nothing was published"
+            f"network's; they are off by up to {errors[worst]:.3g} from the float64 reference, those of "
+            f"the network in float32 by {own[worst]:.3g} (allowed: {tolerances[worst]:.3g}); nothing was published"
         )
     if count < len(expected) or count < _ENOUGH:
         return comparison

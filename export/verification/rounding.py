@@ -1,6 +1,6 @@
 """Judges a file's float32 by what PyTorch's own float32 is worth for the same images, against float64.
 
-PyTorch's error is one sample of what float32 rounding does to a network on an image, the file's another. Their
+PyTorch's error is one sample of what rounding does to a network on an image, the file's is another. Their
 sizes vary from image to image and with the order of summing, but their scale is the same. Measured on 15
 networks, seven of torchvision and five that normalise by the image's own statistics among them, the file's
 typical error was 0.3 to 1.5 times PyTorch's, and the largest of an image up to 2.9 times the larger of
