@@ -51,6 +51,7 @@ def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> torch.onnx.O
             traced = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
         except Exception as error:  # torch.export raises types of its own, RuntimeError, AssertionError, ...
             raise TraceError(f"the network cannot be traced: {_first_line(error)}") from error
+        _name_batch_norms(traced.graph_module)
         _check_inference(traced.graph)
         try:
             program = torch.onnx.export(
@@ -76,6 +77,20 @@ def _check_eval_mode(network: nn.Module) -> None:
                 f"{name or 'the network'} ({type(module).__name__}) is in training mode; "
                 "call .eval() before export"
             )
+
+
+def _name_batch_norms(module: torch.fx.GraphModule) -> None:
+    """Turn instance norm with running statistics into batch norm, which then computes the same.
+
+    Both operators take the same arguments. The exporter repeats the statistics of such an instance norm for
+    every image, which no pass could recognise as constants.
+    """
+    for part in module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            for node in part.graph.nodes:
+                if node.target is torch.ops.aten.instance_norm.default and node.args[5] is False:
+                    node.target = torch.ops.aten.batch_norm.default
+            part.recompile()
 
 
 def _check_inference(graph: torch.fx.Graph) -> None:
