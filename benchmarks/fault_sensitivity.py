@@ -1,9 +1,9 @@
 """`python -m benchmarks.fault_sensitivity`: how small a fault in a file its proof still finds.
 
 A fault is made in a copy of a network: the weights of a layer are off by a factor, a batch norm has another
-epsilon, or the mean of the input was folded into a zero-padded convolution, so that its border is not zero but
-a share of the mean. What it changes in the logits is computed in float64 and added to the logits of the sound
-file, which keeps that file's own rounding. The smallest size that the comparison still finds is searched.
+epsilon, or the mean of the input was folded into a zero-padded convolution, so that its border is not zero
+but a share of the mean. What it changes in the logits is computed in float64 and added to the logits of the
+sound file, which keeps that file's own rounding. The search is for the smallest size that is still found.
 
 *Before* is the rule of 0.1: 1e-4 of the network's float32 logits, or 5e-6 of the largest; and against float64
 twice PyTorch's error at each batch size, plus 1e-6 of the largest logit.
@@ -53,10 +53,11 @@ class _PaddedWith(nn.Module):
         super().__init__()
         self.convolution = copy.deepcopy(convolution)
         self.convolution.padding = (0, 0)
-        self.pad = nn.ConstantPad2d(convolution.padding[0], value)
+        self.pad = nn.ConstantPad2d(int(convolution.padding[0]), value)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.convolution(self.pad(images))  # type: ignore[no-any-return]
+        features: Tensor = self.convolution(self.pad(images))
+        return features
 
 
 class ResidualBlock(nn.Module):
@@ -173,8 +174,6 @@ def mean_at_border(network: nn.Module, name: str, size: float) -> nn.Module:
     parent, _, last = name.rpartition(".")
     convolution = network.get_submodule(name)
     assert isinstance(convolution, nn.Conv2d)
-    if not any(convolution.padding):
-        convolution.padding = (1, 1)
     setattr(network.get_submodule(parent), last, _PaddedWith(convolution, size * _MEAN / _STD))
     return network
 
@@ -263,7 +262,7 @@ def smallest_found(case: Case, make: Callable[[float], nn.Module]) -> tuple[str,
                 changes[one.tobytes()] = change
         return _Faulty(session, changes), max(float(np.abs(change).max()) for change in changes.values())
 
-    def smallest(is_found: Callable[..., bool]) -> str:
+    def smallest(is_found: Callable[[Session | _Faulty, _Recorded, NDArray[np.uint8]], bool]) -> str:
         if is_found(session, reference, case.images):
             return "- | refused with no fault"
         # The first halving that is not found: larger faults are found, smaller ones are not.
@@ -273,7 +272,8 @@ def smallest_found(case: Case, make: Callable[[float], nn.Module]) -> tuple[str,
         )
         if passes == 0:
             return f"- | above {_LARGEST:g}"
-        return f"{with_fault(passes - 1)[1]:.1e} | {_LARGEST / 2 ** (passes - 1):.1e}"
+        change = with_fault(passes - 1)[1]
+        return f"changes of {change:.1e} | {_LARGEST * 0.5 ** (passes - 1):.1e}"
 
     return smallest(_found_before), smallest(_found_now)
 
