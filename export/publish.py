@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from foldserve.artifact.format import Golden
     from foldserve.export.graph.build import BuiltModel
     from foldserve.export.sources.load import Source
-    from foldserve.export.verification.parity import Agreement, Comparison
+    from foldserve.export.verification.comparison import Comparison
+    from foldserve.export.verification.parity import Agreement
     from foldserve.runtime.session import Session
 
 _TOOLS = ("foldserve", "torch", "onnx", "onnx-ir", "onnxscript", "numpy")

@@ -7,7 +7,7 @@ published.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,13 +17,17 @@ from foldserve.artifact.format import IMAGE, LOGITS, PROBABILITIES
 from foldserve.artifact.model_outputs import shape_fault, softmax_errors
 from foldserve.errors import DeviceError
 from foldserve.export.errors import ParityError
-from foldserve.export.verification.reference import in_batches
-from foldserve.export.verification.rounding import (
-    Float64Judge,
-    Rounding,
-    image_errors,
-    typical_error,
+from foldserve.export.verification.comparison import (
+    ENOUGH,
+    Comparison,
+    JudgedSet,
+    check_shape,
+    compare,
+    describe,
+    max_abs_err,
 )
+from foldserve.export.verification.reference import in_batches
+from foldserve.export.verification.rounding import Float64Judge, Rounding
 from foldserve.export.verification.tolerances import reference_tolerance
 from foldserve.runtime.session import Session, cuda_is_present
 
@@ -36,8 +40,6 @@ if TYPE_CHECKING:
 
 BATCH_SIZES = (1, 2, 7, 32)
 _SEED = 2013  # of the random images; any fixed number
-# With fewer images, their largest errors say little about how far rounding reaches.
-_ENOUGH = 8
 
 
 class Reference(Protocol):
@@ -48,27 +50,6 @@ class Reference(Protocol):
 
     def exact_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64] | None:
         """Return float64 [N, K]; None if the network cannot be computed in float64."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Largest differences of logits on one set of images at one batch size.
-
-    The fields about float64 are None if there is no float64 reference. It judges if there is one, image by
-    image; then ``tolerance`` is what that leaves for the difference between network and file. The typical
-    error is compared on all images of a set at once.
-    """
-
-    provider: str
-    images: str
-    batch_size: int
-    max_abs_err: float
-    tolerance: float
-    max_abs_err_float64: float | None
-    pytorch_max_abs_err_float64: float | None
-    tolerance_float64: float | None
-    typical_err_float64: float | None = None
-    typical_tolerance_float64: float | None = None
 
 
 @dataclass(frozen=True)
@@ -140,17 +121,17 @@ def check_parity(
         sizes = [min(batch_size, len(chosen)) for batch_size in BATCH_SIZES]
         outputs = [session.run([LOGITS, PROBABILITIES], {IMAGE: chosen[:size]}) for size in sizes]
         for size, (logits, _) in zip(sizes, outputs, strict=True):
-            _check_shape(logits, expected[:size])
+            check_shape(logits, expected[:size])
         if exact is None:
             judged = None
         else:
             # The errors of few images may be small by chance.
-            rounding = Rounding.measure(expected, exact, scale if len(chosen) < _ENOUGH else 0.0)
+            rounding = Rounding.measure(expected, exact, scale if len(chosen) < ENOUGH else 0.0)
             scale = rounding.scale
-            judged = _Judged(exact, rounding, rounding.tolerances(outputs[-1][0], exact))
+            judged = JudgedSet(exact, rounding, rounding.tolerances(outputs[-1][0], exact))
         for logits, probabilities in outputs:
-            comparison = _compare(session.provider, name, logits, expected, judged)
-            _check_probabilities(logits, probabilities, _where(comparison))
+            comparison = compare(session.provider, name, logits, expected, judged)
+            _check_probabilities(logits, probabilities, describe(comparison))
             comparisons.append(comparison)
     return comparisons
 
@@ -175,7 +156,7 @@ def check_agreement(
             are not the softmax of the logits.
     """
     logits = in_batches(partial(_checked_logits, session), images, on_progress)
-    max_abs_err = _max_abs_err(logits, expected)
+    largest = max_abs_err(logits, expected)
     if tolerance is None:
         tolerance = (
             reference_tolerance(expected) if judge is None else judge.tolerance(images, logits, expected)
@@ -189,14 +170,14 @@ def check_agreement(
         accuracy_after=None if labels is None else float((after == labels).mean()),
         top1_compared=int(is_sure.sum()),
         top1_agreement=float((before == after)[is_sure].mean()) if is_sure.any() else 1.0,
-        max_abs_err=max_abs_err,
+        max_abs_err=largest,
         tolerance=tolerance,
     )
     # `not <=` also catches NaN, which compares false with everything.
-    if not max_abs_err <= tolerance or agreement.top1_agreement < 1.0:
+    if not largest <= tolerance or agreement.top1_agreement < 1.0:
         raise ParityError(
             f"on {len(images)} images under {session.provider} the file's logits differ by up to "
-            f"{max_abs_err:.3g} from the network's (allowed: {tolerance:.3g}), and "
+            f"{largest:.3g} from the network's (allowed: {tolerance:.3g}), and "
             f"{agreement.top1_agreement:.2%} of {agreement.top1_compared} clear predictions are the "
             f"same{'' if judge is None else f'; {judge}'}; nothing was published"
         )
@@ -223,7 +204,7 @@ def check_within(
             provider=session.provider,
             images=name,
             batch_size=len(images[rows]),
-            max_abs_err=_max_abs_err(logits, expected[rows]),
+            max_abs_err=max_abs_err(logits, expected[rows]),
             tolerance=tolerance,
         )
         where = f"on {name} images, batch {deviation.batch_size}, under {deviation.provider}"
@@ -282,70 +263,6 @@ def to_manifest(comparisons: list[Comparison], agreements: list[Agreement]) -> d
     }
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """The float64 logits of a set of images, PyTorch's rounding, and each image's tolerance."""
-
-    exact: NDArray[np.float64]
-    rounding: Rounding
-    tolerances: NDArray[np.float64]
-
-
-def _compare(
-    provider: str,
-    name: str,
-    logits: NDArray[np.float32],
-    expected: NDArray[np.float32],
-    judged: _Judged | None,
-) -> Comparison:
-    """Compare the logits of a set's first images, with ``expected`` and ``judged`` of the whole set."""
-    count = len(logits)
-    plain = Comparison(
-        provider=provider,
-        images=name,
-        batch_size=count,
-        max_abs_err=_max_abs_err(logits, expected[:count]),
-        tolerance=reference_tolerance(expected[:count]),
-        max_abs_err_float64=None,
-        pytorch_max_abs_err_float64=None,
-        tolerance_float64=None,
-    )
-    if judged is None:
-        if not plain.max_abs_err <= plain.tolerance:
-            raise ParityError(
-                f"{_where(plain)} the file's logits differ by up to {plain.max_abs_err:.3g} "
-                f"from the network's (allowed: {plain.tolerance:.3g}); nothing was published"
-            )
-        return plain
-    exact, tolerances, own = judged.exact[:count], judged.tolerances[:count], judged.rounding.errors[:count]
-    errors = image_errors(logits, exact)
-    comparison = replace(
-        plain,
-        tolerance=float((own + tolerances).max()),
-        max_abs_err_float64=float(errors.max()),
-        pytorch_max_abs_err_float64=float(own.max()),
-        tolerance_float64=float(tolerances.max()),
-    )
-    wrong = ~(errors <= tolerances)  # written so that NaN is wrong
-    if wrong.any():
-        worst = int(np.argmax(np.where(wrong, errors / tolerances, 0.0)))
-        raise ParityError(
-            f"{_where(comparison)} the file's logits differ by up to {comparison.max_abs_err:.3g} from the "
-            f"network's; they are off by up to {errors[worst]:.3g} from the float64 reference, those of "
-            f"the network in float32 by {own[worst]:.3g} (allowed: {tolerances[worst]:.3g}); nothing was published"
-        )
-    if count < len(expected) or count < _ENOUGH:
-        return comparison
-    typical, allowed = typical_error(logits, exact), judged.rounding.typical_tolerance
-    if not typical <= allowed:
-        raise ParityError(
-            f"{_where(comparison)} the file's logits are typically off by {typical:.3g} "
-            f"from the float64 reference, those of the network in float32 by {judged.rounding.typical:.3g} "
-            f"(allowed: {allowed:.3g}); nothing was published"
-        )
-    return replace(comparison, typical_err_float64=typical, typical_tolerance_float64=allowed)
-
-
 def _checked_logits(session: Session, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return the file's logits of ``images``, after checking that the probabilities are their softmax."""
     logits, probabilities = session.run([LOGITS, PROBABILITIES], {IMAGE: images})
@@ -364,23 +281,9 @@ def _check_probabilities(logits: NDArray[np.float32], probabilities: NDArray[np.
         )
 
 
-def _where(comparison: Comparison) -> str:
-    return f"on {comparison.images} images, batch {comparison.batch_size}, under {comparison.provider}"
-
-
 def _spread(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
     """Return ``count`` of ``images``, evenly spread; all if there are fewer."""
     return images[np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64)]
-
-
-def _max_abs_err(actual: NDArray[Any], expected: NDArray[Any]) -> float:
-    _check_shape(actual, expected)
-    return float(np.abs(actual.astype(np.float64) - expected).max())
-
-
-def _check_shape(actual: NDArray[Any], expected: NDArray[Any]) -> None:
-    if actual.shape != expected.shape:
-        raise ParityError(f"the file outputs {list(actual.shape)}, the network {list(expected.shape)}")
 
 
 def _margins(logits: NDArray[np.float32]) -> NDArray[np.float32]:
