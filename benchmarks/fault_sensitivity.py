@@ -148,7 +148,8 @@ def _noise(side: int) -> NDArray[np.uint8]:
 
 
 def _first_name(network: nn.Module, kind: type[nn.Module]) -> str:
-    return next(name for name, module in network.named_modules() if isinstance(module, kind))
+    found: str = next(name for name, module in network.named_modules() if isinstance(module, kind))
+    return found
 
 
 def weights_off(network: nn.Module, name: str, size: float) -> nn.Module:
@@ -273,7 +274,7 @@ def smallest_found(case: Case, make: Callable[[float], nn.Module]) -> tuple[str,
         if passes == 0:
             return f"- | above {_LARGEST:g}"
         change = with_fault(passes - 1)[1]
-        return f"changes of {change:.1e} | {_LARGEST * 0.5 ** (passes - 1):.1e}"
+        return f"changes of {change:.1e} | {_LARGEST / (1 << passes - 1):.1e}"
 
     return smallest(_found_before), smallest(_found_now)
 

@@ -13,7 +13,6 @@ from foldserve.export.publish import check_writable, find_same, make_manifest, p
 from foldserve.export.report import Report
 from foldserve.export.sources.load import load_source
 from foldserve.export.triton_files import check_triton_files, write_triton_files
-from foldserve.export.verification.comparison import Comparison
 from foldserve.export.verification.divergence import first_divergence
 from foldserve.export.verification.golden_pairs import choose_golden, golden_count, make_golden, replay_golden
 from foldserve.export.verification.parity import (
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from foldserve.artifact.format import Golden
     from foldserve.export.config import ExportConfig
     from foldserve.export.sources.load import Source
+    from foldserve.export.verification.comparison import Comparison
     from foldserve.runtime.session import Session
 
 _REJECTED_IMAGE_COUNT = 32
