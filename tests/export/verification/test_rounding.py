@@ -271,7 +271,7 @@ def test_error_of_every_image_is_found_beside_one_that_the_network_itself_rounds
     rounding = Rounding.measure(network, exact)
     tolerances = rounding.tolerances(file, exact)
     assert (image_errors(file, exact) <= tolerances).all()
-    with pytest.raises(ParityError, match="typically off by 0.0001 from the float64 reference"):
+    with pytest.raises(ParityError, match=r"typically off by 0\.0001 from the float64 reference"):
         compare("CPU", "real", file, network, JudgedSet(exact, rounding, tolerances))
     compare("CPU", "real", network, network, JudgedSet(exact, rounding, tolerances))
 
