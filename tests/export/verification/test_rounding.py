@@ -35,7 +35,11 @@ from foldserve.training.models import Normalized, create_model
 from tests.support.torch_networks import build_network
 
 CLASSES = 10
-SPECS = {"L": ImageSpec("L", 28, 28, 28), "RGB": ImageSpec("RGB", 32, 32, 32)}
+SPECS = {
+    "L": ImageSpec("L", 28, 28, 28),
+    "RGB": ImageSpec("RGB", 32, 32, 32),
+    "large": ImageSpec("RGB", 64, 64, 64),
+}
 
 
 @dataclass
@@ -164,10 +168,10 @@ class OwnStatistics(nn.Module):
 
     def __init__(self, norm) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, 2, 1)
-        self.convs = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1, groups=16) for _ in range(6))
-        self.norms = nn.ModuleList(norm(16) for _ in range(6))
-        self.head = nn.Linear(16, CLASSES)
+        self.stem = nn.Conv2d(3, 32, 3, 2, 1)
+        self.convs = nn.ModuleList(nn.Conv2d(32, 32, 3, padding=1, groups=32) for _ in range(10))
+        self.norms = nn.ModuleList(norm(32) for _ in range(10))
+        self.head = nn.Linear(32, CLASSES)
         with torch.no_grad():
             self.head.weight.mul_(4)
 
@@ -187,7 +191,7 @@ NORMS = {
 @pytest.fixture(scope="module", params=NORMS)
 def own_statistics(request) -> Exported:
     torch.manual_seed(0)
-    return exported(OwnStatistics(NORMS[request.param]))
+    return exported(OwnStatistics(NORMS[request.param]), "large")
 
 
 def test_own_statistics_pass_on_synthetic_images(own_statistics):
@@ -220,7 +224,8 @@ def test_no_synthetic_image_is_flat(order):
     images = synthetic_images(SPECS[order], 32).images.astype(float)
     assert images.std(axis=(2, 3)).min() > 5
     # Yet some have large squares: on noise alone a deep network answers the same for all images.
-    halves = images[:, :, :, :16].mean(axis=(2, 3)), images[:, :, :, 16:].mean(axis=(2, 3))
+    middle = images.shape[3] // 2
+    halves = images[..., :middle].mean(axis=(2, 3)), images[..., middle:].mean(axis=(2, 3))
     assert np.abs(halves[0] - halves[1]).max() > 60
 
 
