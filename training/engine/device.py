@@ -6,9 +6,9 @@ import os
 from typing import TYPE_CHECKING
 
 import torch
-from torch import distributed
 
 from foldserve.errors import DeviceError
+from foldserve.training.engine.launch import find_place
 
 if TYPE_CHECKING:
     from foldserve.training.config import TrainConfig
@@ -19,6 +19,7 @@ def prepare_device(config: TrainConfig) -> torch.device:
 
     Raises:
         DeviceError: CUDA was asked for and there is no GPU, or there are more processes than GPUs.
+        RunError: a launcher's variables are incomplete or wrong.
     """
     has_cuda = torch.cuda.is_available()
     if config.device == "cuda" and not has_cuda:
@@ -34,12 +35,16 @@ def prepare_device(config: TrainConfig) -> torch.device:
     torch.use_deterministic_algorithms(config.deterministic)
     if not has_cuda or config.device == "cpu":
         return torch.device("cpu")
-    # Under torchrun, each process of a machine uses a GPU of its own.
-    device = torch.device("cuda", distributed.get_node_local_rank(fallback_rank=0))
+    # Each process of a machine uses a GPU of its own; under Slurm it may see no other.
+    place = find_place(os.environ)
+    index = 0 if place is None else place.local_rank
+    if place is not None and place.by_slurm and torch.cuda.device_count() == 1:
+        index = 0
+    device = torch.device("cuda", index)
     if device.index >= torch.cuda.device_count():
         raise DeviceError(
             f"process {device.index} of this machine finds only {torch.cuda.device_count()} GPUs; "
-            "give torchrun --nproc-per-node as many, or use --device cpu"
+            "start as many processes, or use --device cpu"
         )
     torch.cuda.set_device(device)
     return device

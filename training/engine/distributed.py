@@ -1,4 +1,4 @@
-"""Joins the processes that ``torchrun`` started, and exchanges tensors between them.
+"""Joins the processes that a launcher started, and exchanges tensors between them.
 
 Each process has a copy of the network and takes every n-th image of each batch. Gradients are averaged and
 batch norm standardises over all processes, so that n processes compute the same as one on the same batch.
@@ -8,12 +8,17 @@ Only augmentation and dropout differ, since each process draws its own random nu
 from __future__ import annotations
 
 import gc
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import distributed
+
+from foldserve.training.engine.launch import Place, find_place
+from foldserve.training.errors import RunError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+
+# Tasks of a cluster start minutes apart, as images are pulled. It is also how long one waits for the others'
+# next exchange: the main process may write a report meanwhile.
+_MEETING_LIMIT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -71,14 +80,43 @@ SINGLE_PROCESS = ProcessGroup()
 
 @contextmanager
 def join_process_group(device: torch.device) -> Iterator[ProcessGroup]:
-    """Join the process group if ``torchrun`` started this process, and leave it on exit."""
-    if not distributed.is_torchelastic_launched():
+    """Join the process group if a launcher started this process as one of several, and leave it on exit.
+
+    A group that is there already, as Ray Train makes it, is used and not left.
+
+    Raises:
+        RunError: the launcher's variables are incomplete or wrong, or the processes do not meet in time.
+    """
+    if distributed.is_initialized():
+        yield ProcessGroup(distributed.get_rank(), distributed.get_world_size())
+        return
+    place = find_place(os.environ)
+    if place is None:
         yield SINGLE_PROCESS
         return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    _initialize("nccl" if device.type == "cuda" else "gloo", place)
     yield ProcessGroup(distributed.get_rank(), distributed.get_world_size())
     # Collect whatever still refers to the group. Otherwise DistributedDataParallel's destructor ends it while
     # holding Python's global lock, and waits for ever for gloo's thread, which waits for that lock.
     gc.collect()
-    # Only after success: a process that fails must not wait here for the others, which torchrun stops.
+    # Only after success: a process that fails must not wait here for the others, which the launcher stops.
     distributed.destroy_process_group()
+
+
+def _initialize(backend: str, place: Place) -> None:
+    if distributed.is_torchelastic_launched():  # torchrun has a store at the address already
+        distributed.init_process_group(backend)
+        return
+    try:
+        distributed.init_process_group(
+            backend,
+            init_method=place.url,
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=_MEETING_LIMIT,
+        )
+    except (distributed.DistError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise RunError(
+            f"process {place.rank} of {place.world_size} did not meet the others at {place.url}: {reason}"
+        ) from error

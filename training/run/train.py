@@ -44,7 +44,7 @@ _CHECKPOINT_FACTS_BYTES = 1024 * 1024
 def train(config: TrainConfig, terminal: Terminal | None = None) -> int:
     """Train into ``config.run_dir`` and return 0; resume an interrupted run, leave a finished one unchanged.
 
-    Under ``torchrun``, all processes call this, and the main process writes files and messages.
+    Under a launcher such as torchrun, all processes call this; the main process writes files and messages.
 
     Raises:
         TrainingError: training is not possible; the message says why, and what to do.
