@@ -15,6 +15,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnxscript import optimizer
 
+from foldserve.export.graph.constants import float64_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -31,7 +33,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 def simplify(model: ir.Model) -> None:
     """Reduce ``model``, in place, to operations on inputs and initializers."""
-    own = set(model.graph.initializers)
+    own = {name for name, value in model.graph.initializers.items() if float64_of(value) is None}
     _remove_dropouts(model.graph)
     optimizer.fold_constants(model)
     _compute_weights(model)

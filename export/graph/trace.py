@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foldserve.export.errors import FoldError, TraceError
+from foldserve.export.graph.constants import compute_constants, find_constants, keep_float64
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +53,9 @@ def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> torch.onnx.O
         except Exception as error:  # torch.export raises types of its own, RuntimeError, AssertionError, ...
             raise TraceError(f"the network cannot be traced: {_first_line(error)}") from error
         _name_batch_norms(traced.graph_module)
-        _check_inference(traced.graph)
+        constants = find_constants(traced)
+        _check_inference(traced.graph, constants)
+        arrays = compute_constants(traced, constants)
         try:
             program = torch.onnx.export(
                 traced,
@@ -67,6 +70,7 @@ def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> torch.onnx.O
             raise TraceError(f"the network cannot be converted to ONNX: {_first_line(error)}") from error
     assert program is not None  # it is None only if a file was asked for
     _check_signature(program.model.graph, image_shape)
+    keep_float64(program.model.graph, arrays)
     return program
 
 
@@ -93,15 +97,18 @@ def _name_batch_norms(module: torch.fx.GraphModule) -> None:
             part.recompile()
 
 
-def _check_inference(graph: torch.fx.Graph) -> None:
-    """Refuse what eval mode does not turn off: batch statistics, calls with training=True, randomness."""
+def _check_inference(graph: torch.fx.Graph, constants: set[torch.fx.Node]) -> None:
+    """Refuse what eval mode does not turn off: batch statistics, calls with training=True, randomness.
+
+    A batch norm of ``constants`` normalises weights, not images.
+    """
     for node in graph.nodes:
         operator = node.target
         if not isinstance(operator, torch._ops.OpOverload):
             continue
         name = operator.__name__
         is_training = _is_training(node, operator)
-        if "batch_norm" in name and is_training:
+        if "batch_norm" in name and is_training and node not in constants:
             raise FoldError(
                 f"{_module_name(node)} normalises by the statistics of the current batch "
                 "(track_running_stats=False, or a functional call with training=True): an image's output "

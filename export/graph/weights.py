@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from foldserve.export.errors import FoldError
+from foldserve.export.graph.constants import float64_of
 from foldserve.export.graph.simplify import add_initializer
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ class Float64Initializers:
             return None
         if value in self._arrays:
             return self._arrays[value]
+        unrounded = float64_of(value)
+        if unrounded is not None:
+            return unrounded
         return value.const_value.numpy().astype(np.float64)
 
     def write(self, value: ir.Value, array: NDArray[np.float64]) -> None:
