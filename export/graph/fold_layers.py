@@ -67,6 +67,16 @@ def read_layer(node: ir.Node, weights: Float64Initializers, where: str) -> Layer
     return Layer(node, name, layout, groups, weight, bias)
 
 
+def consumers(value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """Return the nodes that read the numbers of ``value``, each with the position of its input.
+
+    Shape and Size read the sides only, which no fold changes.
+    """
+    return [
+        (node, index) for node, index in value.uses() if node.domain or node.op_type not in ("Shape", "Size")
+    ]
+
+
 def is_layer(node: ir.Node) -> bool:
     """Tell whether ``node`` is a convolution or linear layer."""
     return _layout(node) is not None

@@ -25,6 +25,7 @@ from foldserve.export.graph.fold_layers import (
     Layer,
     batch_norm_name,
     border_before,
+    consumers,
     is_layer,
     is_padded,
     node_name,
@@ -164,7 +165,7 @@ class FoldPass:
             raise DeclinedError("it is applied to the network's input")
         if producer.graph is not node.graph:
             raise DeclinedError(f"{node_name(producer)} before it is outside the branch")
-        if len(value.uses()) > 1 or value.is_graph_output():
+        if len(consumers(value)) > 1 or value.is_graph_output():
             raise DeclinedError(f"the output of {node_name(producer)} before it is used elsewhere too")
         if value in self._rewritten:
             return self._into_rewritten(value, affine)
@@ -187,12 +188,12 @@ class FoldPass:
         return name
 
     def _into_next(self, value: ir.Value, affine: ChannelAffine) -> str:
-        uses = list(value.uses())
+        uses = consumers(value)
         if value.is_graph_output() and not uses:
             raise DeclinedError("its output is the network's output")
         if len(uses) != 1 or value.is_graph_output():
             raise DeclinedError(f"its output goes to {len(uses) + value.is_graph_output()} places")
-        node, index = uses[0].node, uses[0].idx
+        node, index = uses[0]
         if node.graph is not value.graph:
             raise DeclinedError(f"{node_name(node)} behind it is inside a branch")
         if node.op_type == "Pad" and not node.domain and index == 0:

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import TensorProto
 
 from foldserve.export.graph.fold_pass import FoldPass
 from foldserve.export.graph.weights import Float64Initializers
@@ -285,3 +286,32 @@ def test_batch_norm_that_computes_the_border_value_is_not_folded(mode):
     ]
     constants = {"pads": BORDERS, "one": np.full((1, 1), 3.0, np.float32)} | weights(w_weight=(6, 1, 3, 3))
     check(model_of(nodes, constants | statistics("norm", 1), shape=(1, 8, 8)), ["rewritten"])
+
+
+def test_a_shape_is_no_consumer():
+    """Networks that read their batch size: neither Shape nor Size sees a number of the value."""
+    nodes = [
+        node("Relu", "x -> r"),
+        batch_norm("r -> a", "norm"),
+        node("Shape", "a -> shape", start=0, end=1),
+        node("Size", "a -> count"),
+        node("Cast", "shape -> sides", to=TensorProto.FLOAT),
+        node("Cast", "count -> size", to=TensorProto.FLOAT),
+        node("Conv", "a w.weight -> y"),
+    ]
+    constants = weights(w_weight=(6, 3, 3, 3)) | statistics("norm", 3)
+    folded = check(model_of(nodes, constants, outputs=("y", "sides", "size")), ["folded"])
+    assert "w, which follows it" in folded.reasons
+
+
+def test_a_consumer_of_numbers_is_one():
+    """The twin: what reads the numbers would see others."""
+    nodes = [
+        node("Relu", "x -> r"),
+        batch_norm("r -> a", "norm"),
+        node("Abs", "a -> z"),
+        node("Conv", "a w.weight -> y"),
+    ]
+    constants = weights(w_weight=(6, 3, 3, 3)) | statistics("norm", 3)
+    folded = check(model_of(nodes, constants, outputs=("y", "z")), ["rewritten"])
+    assert "its output goes to 2 places" in folded.reasons

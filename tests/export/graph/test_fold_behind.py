@@ -196,9 +196,10 @@ def test_an_operation_of_another_domain_may_do_anything_and_stays(operation):
     assert [entry.op_type for entry in model_proto.graph.node] == ["Conv", operation, "BatchNormalization"]
 
 
-def test_dropout_whose_mask_is_used_is_not_removed():
+def test_mask_of_a_dropout_that_is_off_stays():
+    """Its mask is made of the shape alone, so that nothing stands between convolution and batch norm."""
     between = [node("Dropout", "a half off -> b mask"), node("Cast", "mask -> z", to=TensorProto.FLOAT)]
-    check(simplified(*between, outputs=("y", "z")), ["rewritten"])
+    check(simplified(*between, outputs=("y", "z")), ["folded"])
 
 
 # Linear layers.
@@ -230,3 +231,14 @@ def test_a_bias_that_is_one_per_image_is_not_taken_for_one_per_feature():
     model_proto = model_of(nodes, constants, shape=(4,))
     model_proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 5
     check(onnx.shape_inference.infer_shapes(model_proto), ["rewritten"])
+
+
+def test_a_shape_between_layer_and_batch_norm_is_no_consumer():
+    nodes = [
+        node("Conv", "x w.weight -> a"),
+        node("Shape", "a -> shape"),
+        node("Cast", "shape -> sides", to=TensorProto.FLOAT),
+        batch_norm("a -> y", "norm"),
+    ]
+    constants = weights(w_weight=(6, 3, 3, 3)) | statistics("norm", 6)
+    check(model_of(nodes, constants, outputs=("y", "sides")), ["folded"])

@@ -234,6 +234,24 @@ def test_input_scaling_is_a_multiplication_if_the_input_has_two_consumers(metada
     assert largest_difference(network, built.content, metadata) < TOLERANCE
 
 
+def test_a_network_that_reads_its_batch_size_takes_the_input_scaling_into_its_weights(metadata):
+    class ClassToken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 8, 4, 4), nn.BatchNorm2d(8)
+            self.token, self.head = nn.Parameter(torch.randn(1, 1, 8)), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.norm(self.conv(x)).flatten(2).transpose(1, 2)
+            return self.head(torch.cat([self.token.expand(x.shape[0], -1, -1), y], 1).softmax(1).mean(1) * 9)
+
+    torch.manual_seed(0)
+    network = randomised(ClassToken())
+    built, actions = exported(network, metadata)
+    assert actions == {"norm": "folded", "input scaling": "folded"}
+    assert largest_difference(network, built.content, metadata) < TOLERANCE
+
+
 def test_normalisation_is_computed_in_float64_and_rounded_once(metadata):
     """Bit for bit: with these figures float32 on the way would be off in the last place of both."""
     mean, std = (0.1307, 0.229, 0.247), (0.229, 0.224, 0.225)
