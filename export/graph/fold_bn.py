@@ -47,6 +47,15 @@ class ChannelAffine:
         """Whether 0 maps to 0, so that zero padding may be applied before or after the map."""
         return not self.shift.any()
 
+    @property
+    def linear(self) -> ChannelAffine:
+        """The map without its shift."""
+        return ChannelAffine(self.scale, np.zeros_like(self.shift))
+
+    def part(self, channels: slice) -> ChannelAffine:
+        """Return the map of some of the channels."""
+        return ChannelAffine(self.scale[channels], self.shift[channels])
+
     def then(self, later: ChannelAffine) -> ChannelAffine:
         """Return the composition: this map, then ``later``."""
         return ChannelAffine(later.scale * self.scale, later.scale * self.shift + later.shift)

@@ -82,6 +82,13 @@ def is_layer(node: ir.Node) -> bool:
     return _layout(node) is not None
 
 
+def channel_axis(node: ir.Node, value: ir.Value | None) -> int | None:
+    """Return the axis of the channels of ``value``, an input or output of layer ``node``; None if unknown."""
+    if node.op_type != "MatMul":
+        return 1
+    return None if value is None or value.shape is None else len(value.shape) - 1
+
+
 def is_padded(node: ir.Node) -> bool:
     """Tell whether a convolution adds zeros around its input."""
     auto_pad = node.attributes.get("auto_pad")
@@ -149,6 +156,11 @@ def _layout(node: ir.Node) -> Layout | None:
         return "conv"
     if node.op_type == "ConvTranspose":
         return "conv_transpose"
+    if node.op_type == "MatMul" and node.inputs[1] is not None:
+        # Of tokens [..., in] with a stored weight [in, out]; a product of two computed values is no layer.
+        weight = node.inputs[1]
+        is_matrix = weight.is_initializer() and weight.shape is not None and len(weight.shape) == 2
+        return "gemm" if is_matrix else None
     if (
         node.op_type == "Gemm"
         and not _int(node, "transA", 0)

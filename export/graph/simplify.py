@@ -25,6 +25,7 @@ _LAYERS = {
     "Conv": ("weight", "bias"),
     "ConvTranspose": ("weight", "bias"),
     "Gemm": ("weight", "bias"),
+    "MatMul": ("weight",),
     "BatchNormalization": ("weight", "bias", "running_mean", "running_var"),
 }
 # The exporter's entry for the modules around an operation, outermost first, the operation last.
@@ -55,6 +56,7 @@ def _compute_weights(model: ir.Model) -> None:
         for node in model.graph.all_nodes()
         if not node.domain and node.op_type in _LAYERS
         for value in node.inputs[1:]
+        if node.op_type != "MatMul" or _is_transposed_constant(value)
     ]
     while waiting:
         value = waiting.pop()
@@ -63,6 +65,14 @@ def _compute_weights(model: ir.Model) -> None:
             makers.add(producer)
             waiting += producer.inputs
     optimizer.fold_constants(model, should_fold=lambda node: node in makers, output_size_limit=sys.maxsize)
+
+
+def _is_transposed_constant(value: ir.Value | None) -> bool:
+    """Tell whether ``value`` is a stored matrix transposed, as a linear layer of tokens has it."""
+    producer = None if value is None else value.producer()
+    if producer is None or producer.op_type != "Transpose" or producer.inputs[0] is None:
+        return False
+    return producer.inputs[0].is_initializer()
 
 
 def _name_weights(graph: ir.Graph, own: set[str]) -> None:

@@ -74,17 +74,23 @@ def test_a_transposed_convolution_takes_only_what_keeps_zero():
     check(norm_conv(constants=constants | without_shift(), **up), ["folded"])
 
 
-def test_a_batch_norm_that_two_layers_read_is_rewritten():
+@pytest.mark.parametrize(
+    ("padding", "expected"), [(0, "folded"), (1, "rewritten")], ids=["unpadded", "one of them padded"]
+)
+def test_a_batch_norm_that_several_layers_read_is_folded_into_all_or_none(padding, expected):
     nodes = [
         node("Relu", "x -> r"),
         batch_norm("r -> a", "norm"),
-        node("Conv", "a one.weight -> b"),
-        node("Conv", "a two.weight -> c"),
-        node("Add", "b c -> y"),
+        node("Conv", "a one.weight -> y"),
+        node("Conv", "a two.weight -> z", pads=[padding] * 4),
     ]
-    constants = weights(one_weight=(6, 3, 3, 3), two_weight=(6, 3, 3, 3)) | statistics("norm", 3)
-    folded = check(model_of(nodes, constants), ["rewritten"])
-    assert "its output goes to 2 places" in folded.reasons
+    constants = weights(one_weight=(6, 3, 3, 3), two_weight=(6, 3, 1, 1)) | statistics("norm", 3)
+    folded = check(model_of(nodes, constants, outputs=("y", "z")), [expected])
+    assert folded.reasons in (
+        "into one, two, which follows it",
+        "Relu (r) before it is neither convolution nor linear; its output goes to 2 places: two behind it is "
+        "zero-padded",
+    )
 
 
 def test_batch_norm_that_is_a_graph_output_is_rewritten():

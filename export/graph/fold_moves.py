@@ -1,0 +1,351 @@
+"""Moves a per-channel affine map into the weights of the layers before it or behind it.
+
+Between the map and a layer there may be operations that move numbers or average them (`fold_routes`), and
+
+    before it   a concatenation: each input takes its part of the map, if all can
+                a sum:           scale (a + b) + shift = (scale a + shift) + (scale b); a constant is mapped
+    behind it   several readers, if all can take it
+                a border of one value (`border_before`)
+                a concatenation: a map of all its channels that leaves the others as they are
+
+A move is planned as a list of steps first, and made only if every layer that has to take part can.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from foldserve.export.graph.fold_bn import ChannelAffine, fold_after, fold_before
+from foldserve.export.graph.fold_layers import (
+    DeclinedError,
+    Layer,
+    border_before,
+    channel_axis,
+    consumers,
+    is_layer,
+    is_padded,
+    node_name,
+    read_layer,
+)
+from foldserve.export.graph.fold_routes import axis_before, axis_behind, is_route
+from foldserve.export.graph.simplify import unused_name
+from foldserve.text import join_first
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from foldserve.export.graph.weights import Float64Initializers
+
+    Arithmetic = Callable[..., tuple[NDArray[np.float64], NDArray[np.float64]]]
+
+# A map is moved past this many operations at most: concatenations and readers may branch at each.
+_MAX_DEPTH = 12
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One change of the graph; ``layer`` is the name of the layer that it changes, "" for anything else."""
+
+    layer: str
+    change: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class _Map:
+    """``affine`` of ``value``, along ``axis``, ``depth`` operations away from where the map was."""
+
+    value: ir.Value
+    axis: int
+    affine: ChannelAffine
+    depth: int = 0
+
+    def moved(self, value: ir.Value | None, axis: int, affine: ChannelAffine) -> _Map:
+        """Return the map at another value, one operation further."""
+        assert value is not None
+        if self.depth == _MAX_DEPTH:
+            raise DeclinedError("the layers that could take it are too far away")
+        return _Map(value, axis, affine, self.depth + 1)
+
+
+class AffineMoves:
+    """Moves maps over one graph; the caller stores ``weights``, the unrounded constants, afterwards."""
+
+    def __init__(self, graph: ir.Graph, weights: Float64Initializers) -> None:
+        self._graph = graph
+        self._weights = weights
+        # Output of a multiply and add that stands for a batch norm -> (multiply, add, batch norm's name).
+        self.rewritten: dict[ir.Value, tuple[ir.Node, ir.Node, str]] = {}
+
+    def into_previous(self, value: ir.Value, affine: ChannelAffine, reader: ir.Node) -> str:
+        """Make ``value``, which ``reader`` reads, ``affine`` of it along axis 1; return the layers' names.
+
+        Raises:
+            DeclinedError: it would not be exact, or is not possible; nothing has changed.
+        """
+        return _make(self._before(_Map(value, 1, affine), reader))
+
+    def into_next(self, value: ir.Value, affine: ChannelAffine) -> str:
+        """Let all that reads ``value`` compute with ``affine`` of it along axis 1; as `into_previous`."""
+        return _make(self._behind(_Map(value, 1, affine)))
+
+    def _before(self, wanted: _Map, reader: ir.Node) -> list[_Step]:
+        value, axis, affine = wanted.value, wanted.axis, wanted.affine
+        producer = value.producer()
+        if producer is None:
+            raise DeclinedError("it is applied to the network's input")
+        if producer.graph is not reader.graph:
+            raise DeclinedError(f"{node_name(producer)} before it is outside the branch")
+        if len(consumers(value)) > 1 or value.is_graph_output():
+            raise DeclinedError(f"the output of {node_name(producer)} before it is used elsewhere too")
+        if value.shape is not None and value.shape[axis] != len(affine.scale):
+            raise DeclinedError(f"{node_name(producer)} before it has one number for several channels")
+        if value in self.rewritten and axis == 1:
+            return [_Step(self.rewritten[value][2], lambda: self._fold_into_rewritten(value, affine))]
+        if producer.op_type == "Concat" and not producer.domain:
+            parts = _parts(producer, axis, affine)
+            return [
+                step
+                for given, part in parts
+                for step in self._before(wanted.moved(given, axis, part), producer)
+            ]
+        if producer.op_type == "Add" and not producer.domain:
+            return self._before_sum(wanted, producer)
+        if is_route(producer):
+            given = producer.inputs[0]
+            assert given is not None
+            moved = wanted.moved(given, axis_before(producer, axis, affine, self._weights), affine)
+            return [*self._before(moved, producer), _renaming(given, "normalised")]
+        layer = read_layer(producer, self._weights, "before it")
+        if channel_axis(producer, value) != axis:
+            raise DeclinedError(f"{layer.name} before it has its channels on another axis")
+        return [_Step(layer.name, lambda: self._fold_into(producer, affine, fold_after))]
+
+    def _before_sum(self, wanted: _Map, node: ir.Node) -> list[_Step]:
+        """Plan for the output of an Add: of a constant (a bias, position embeddings), or of two layers."""
+        first, second = node.inputs
+        assert first is not None
+        assert second is not None
+        axis, affine = wanted.axis, wanted.affine
+        shapes = [value.shape for value in (first, second, wanted.value)]
+        ranks = [None if shape is None else len(shape) for shape in shapes]
+        for index, given in enumerate((second, first)):
+            if self._weights.read(node.inputs[index]) is not None and ranks[1 - index] == ranks[2]:
+                mapping = self._mapping(node, index, wanted)
+                moved = wanted.moved(given, axis, affine.linear)
+                return [*self._before(moved, node), mapping, _renaming(given, "normalised")]
+        if None in ranks or ranks[0] != ranks[1]:
+            raise DeclinedError(f"{node_name(node)} before it adds tensors of different or unknown ranks")
+        return [
+            *self._before(wanted.moved(first, axis, affine), node),
+            *self._before(wanted.moved(second, axis, affine.linear), node),
+            _renaming(first, "normalised"),
+            _renaming(second, "normalised"),
+        ]
+
+    def _mapping(self, node: ir.Node, index: int, wanted: _Map) -> _Step:
+        """Return the step that maps the constant input of an Add."""
+        stored = self._weights.read(node.inputs[index])
+        assert stored is not None
+        assert wanted.value.shape is not None
+        affine, rank = wanted.affine, len(wanted.value.shape)
+        along = (-1, *[1] * (rank - 1 - wanted.axis))
+        sides = np.broadcast_shapes(stored.shape, affine.scale.reshape(along).shape)
+        if len(sides) > rank or math.prod(sides) > max(stored.size, affine.scale.size):
+            raise DeclinedError(f"the constant that {node_name(node)} before it adds would grow")
+        return _Step("", lambda: self._map_constant(node, index, along, affine))
+
+    def _map_constant(self, node: ir.Node, index: int, along: tuple[int, ...], affine: ChannelAffine) -> None:
+        """Write ``affine`` of a constant that ``node`` reads, in a new one if others use it too."""
+        value = node.inputs[index]
+        assert value is not None
+        stored = self._weights.read(value)
+        assert stored is not None
+        mapped = stored * affine.scale.reshape(along) + affine.shift.reshape(along)
+        if len(value.uses()) == 1 and not value.is_graph_output() and mapped.shape == stored.shape:
+            self._weights.write(value, mapped)
+            return
+        dtype = value.dtype or ir.DataType.FLOAT
+        node.replace_input_with(index, self._weights.add(f"{value.name}.normalised", mapped, dtype))
+
+    def _fold_into_rewritten(self, value: ir.Value, affine: ChannelAffine) -> None:
+        multiply, add, _ = self.rewritten[value]
+        scale, shift = multiply.inputs[1], add.inputs[1]
+        assert scale is not None
+        assert shift is not None
+        old_scale, old_shift = self._weights.read(scale), self._weights.read(shift)
+        assert old_scale is not None
+        assert old_shift is not None
+        both = ChannelAffine(old_scale.reshape(-1), old_shift.reshape(-1)).then(affine)
+        self._weights.write(scale, both.scale.reshape(old_scale.shape))
+        self._weights.write(shift, both.shift.reshape(old_shift.shape))
+
+    def _behind(self, given: _Map) -> list[_Step]:
+        value = given.value
+        uses = consumers(value)
+        if value.is_graph_output() and not uses:
+            raise DeclinedError("its output is the network's output")
+        if not uses or value.is_graph_output():
+            raise DeclinedError(f"its output goes to {len(uses) + value.is_graph_output()} places")
+        if len(uses) == 1:
+            return self._behind_in(given, *uses[0])
+        try:
+            return [step for node, index in uses for step in self._behind_in(given, node, index)]
+        except DeclinedError as declined:
+            raise DeclinedError(f"its output goes to {len(uses)} places: {declined}") from declined
+
+    def _behind_in(self, given: _Map, node: ir.Node, index: int) -> list[_Step]:
+        """Plan for one reader: input ``index`` of ``node`` is the value."""
+        value, axis, affine = given.value, given.axis, given.affine
+        if node.graph is not value.graph:
+            raise DeclinedError(f"{node_name(node)} behind it is inside a branch")
+        output = node.outputs[0]
+        # The values in between differ from the network's, so they must not keep its names.
+        renaming = _renaming(output, "unscaled")
+        if node.op_type == "Pad" and not node.domain and index == 0 and axis == 1:
+            border = border_before(node, affine, self._weights)
+            steps = self._behind(given.moved(output, axis, affine))
+            if border is not None:
+                steps.append(_Step("", lambda: self._pad_with(node, border)))
+            return [*steps, renaming]
+        if node.op_type == "Concat" and not node.domain:
+            moved = given.moved(output, axis, _widened(node, index, axis, affine))
+            return [*self._behind(moved), renaming]
+        if is_route(node) and index == 0:
+            moved = given.moved(output, axis_behind(node, axis, affine, self._weights), affine)
+            return [*self._behind(moved), renaming]
+        if index != 0 and is_layer(node):
+            raise DeclinedError(f"{node_name(node)} behind it takes it as weights")
+        layer = read_layer(node, self._weights, "behind it")
+        assert index == 0
+        _check_channels(layer, value, axis, len(affine.scale))
+        if not affine.keeps_zero and layer.layout == "conv_transpose":
+            raise DeclinedError(
+                f"{layer.name} behind it is a transposed convolution, whose taps overlap unevenly"
+            )
+        if not affine.keeps_zero and layer.layout == "conv" and is_padded(node):
+            raise DeclinedError(f"{layer.name} behind it is zero-padded")
+        return [_Step(layer.name, lambda: self._fold_into(node, affine, fold_before))]
+
+    def _pad_with(self, node: ir.Node, border: float) -> None:
+        """Make a Pad write ``border``, in a new constant, since others may use the old one."""
+        data = node.inputs[0]
+        assert data is not None
+        if len(node.inputs) < 3:
+            node.resize_inputs(3)
+        value = self._weights.add(
+            f"{node.outputs[0].name}.border", np.array(border), data.dtype or ir.DataType.FLOAT
+        )
+        node.replace_input_with(2, value)
+
+    def _fold_into(self, node: ir.Node, affine: ChannelAffine, fold: Arithmetic) -> None:
+        """Change the weights of a layer, as they are now: a step before may have changed them."""
+        layer = read_layer(node, self._weights, "")
+        weight, bias = fold(layer.weight, layer.bias, affine, layout=layer.layout, groups=layer.groups)
+        self.replace_weights(layer, weight, bias)
+
+    def replace_weights(self, layer: Layer, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> None:
+        """Give ``layer`` other weights, of the same shapes."""
+        node, weight_value = layer.node, layer.node.inputs[1]
+        assert weight_value is not None
+        assert weight_value.dtype is not None
+        self._weights.write(weight_value, weight)
+        if node.op_type == "MatMul":
+            if bias.any():
+                self._add_behind(layer, bias)
+            return
+        old = node.inputs[2] if len(node.inputs) > 2 else None
+        wanted = f"{layer.name}.bias"
+        is_its_own = old is not None and len(old.uses()) == 1 and not old.is_graph_output()
+        if old is not None and is_its_own and old.name == wanted and old.shape == bias.shape:
+            self._weights.write(old, bias)
+            return
+        # The bias is missing, shared with another layer, or an unnamed one that the exporter made.
+        if len(node.inputs) < 3:
+            node.resize_inputs(3)
+        node.replace_input_with(2, self._weights.add(wanted, bias, weight_value.dtype))
+
+    def _add_behind(self, layer: Layer, bias: NDArray[np.float64]) -> None:
+        """Add ``bias`` [out] to the output of a MatMul: in the Add that follows it, or in a new one."""
+        node, output = layer.node, layer.node.outputs[0]
+        follower, index = next(iter(output.uses())) if len(output.uses()) == 1 else (None, 0)
+        if follower is not None and follower.op_type == "Add" and not output.is_graph_output():
+            stored = self._weights.read(follower.inputs[1 - index])
+            if stored is not None and stored.shape[-1:] == bias.shape:
+                self._map_constant(follower, 1 - index, (-1,), ChannelAffine(np.ones_like(bias), bias))
+                return
+        assert node.graph is not None
+        constant = self._weights.add(f"{layer.name}.bias", bias, output.dtype or ir.DataType.FLOAT)
+        add = ir.node("Add", [output, constant], name=unused_name(self._graph, f"{layer.name}.add"))
+        added = add.outputs[0]
+        added.shape, added.type, added.name = output.shape, output.type, output.name
+        output.name = unused_name(self._graph, f"{output.name}.without_bias")
+        output.replace_all_uses_with(added, replace_graph_outputs=True)
+        add.replace_input_with(0, output)
+        node.graph.insert_after(node, add)
+
+
+def _make(steps: list[_Step]) -> str:
+    """Make the changes; return the names of the layers that took part."""
+    for step in steps:
+        step.change()
+    return join_first(list(dict.fromkeys(step.layer for step in steps if step.layer)))
+
+
+def _renaming(value: ir.Value, what: str) -> _Step:
+    """Return the step that gives ``value``, which will differ from the network's, a name of its own."""
+
+    def rename() -> None:
+        value.name = f"{value.name}.{what}"
+
+    return _Step("", rename)
+
+
+def _check_channels(layer: Layer, value: ir.Value, axis: int, count: int) -> None:
+    if channel_axis(layer.node, value) != axis:
+        raise DeclinedError(f"{layer.name} behind it has its channels on another axis")
+    if value.shape is not None and value.shape[axis] != count:
+        raise DeclinedError(f"{layer.name} behind it does not read one number per channel")
+
+
+def _parts(node: ir.Node, axis: int, affine: ChannelAffine) -> list[tuple[ir.Value, ChannelAffine]]:
+    """Return the inputs of a Concat, each with its part of ``affine``, a map of the output along ``axis``."""
+    inputs = [value for value in node.inputs if value is not None]
+    if _concat_axis(node) != axis:
+        return [(value, affine) for value in inputs]
+    ends = np.cumsum([_side(value, axis, node) for value in inputs])
+    return [
+        (value, affine.part(slice(end - _side(value, axis, node), end)))
+        for value, end in zip(inputs, ends, strict=True)
+    ]
+
+
+def _widened(node: ir.Node, index: int, axis: int, affine: ChannelAffine) -> ChannelAffine:
+    """Return the map of a Concat's output that maps only what comes of input ``index``."""
+    if _concat_axis(node) != axis:
+        raise DeclinedError(f"{node_name(node)} behind it joins it with other values")
+    sides = [0 if value is None else _side(value, axis, node) for value in node.inputs]
+    scale, shift = np.ones(sum(sides)), np.zeros(sum(sides))
+    own = slice(sum(sides[:index]), sum(sides[: index + 1]))
+    scale[own], shift[own] = affine.scale, affine.shift
+    return ChannelAffine(scale, shift)
+
+
+def _concat_axis(node: ir.Node) -> int:
+    axis, shape = node.attributes["axis"].as_int(), node.outputs[0].shape
+    if shape is None:
+        raise DeclinedError(f"the shapes at {node_name(node)} are not known")
+    return axis % len(shape)
+
+
+def _side(value: ir.Value, axis: int, node: ir.Node) -> int:
+    side = None if value.shape is None else value.shape[axis]
+    if not isinstance(side, int):
+        raise DeclinedError(f"the shapes at {node_name(node)} are not known")
+    return side
