@@ -65,12 +65,12 @@ CASES = {
     "functional calls": (networks.Functional(), 6, [F_]),
     "residual": (networks.Residual(), 6, [F_, F_, F_]),
     "dense": (networks.Dense(), 6, [R]),
-    "shared convolution": (networks.SharedConvolution(), 6, [R, R]),
+    "shared convolution": (networks.SharedConvolution(), 6, [R, F_]),
     "shared output": (networks.SharedOutput(), 6, [R]),
     "shared batch norm": (networks.SharedNorm(), 6, [F_, F_]),
     "inverted residual": (networks.InvertedResidual(), 3, [F_, F_, F_]),
     "channel shuffle": (networks.ChannelShuffle(), 6, [F_, F_]),
-    "inception": (networks.Inception(), 12, [F_, F_, F_, R]),
+    "inception": (networks.Inception(), 12, [F_, F_, F_, F_]),
     "bn after relu chain": (
         nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.BatchNorm2d(6), nn.BatchNorm2d(6), nn.ReLU()),
         6,
@@ -189,16 +189,18 @@ def test_any_convolution_folds(*, groups, kernel, stride, padding, dilation, bia
 
 def test_declined_folds_say_why(metadata):
     reasons = {
-        name: exported(randomised(Classifier(body, channels)), metadata)[0].folds[-2].reason
+        name: exported(randomised(Classifier(nn.Sequential(body, nn.ReLU()), channels)), metadata)[0]
+        .folds[-2]
+        .reason
         for name, body, channels in [
             ("convolution", networks.SharedConvolution(), 6),
             ("output", networks.SharedOutput(), 6),
             ("concatenation", networks.Inception(), 12),
         ]
     }
-    assert "the weight of body.conv before it is used 2 times" in reasons["convolution"]
-    assert "the output of body.conv before it is used elsewhere too" in reasons["output"]
-    assert "Concat" in reasons["concatenation"]
+    assert "the weight of body.0.conv before it is used 2 times" in reasons["convolution"]
+    assert "the output of body.0.conv before it is used elsewhere too" in reasons["output"]
+    assert reasons["concatenation"].count("Relu") == 2
 
 
 def test_names_are_those_of_the_network(metadata):
@@ -227,10 +229,21 @@ def test_borders_see_the_normalised_zero_not_a_black_pixel(padding_mode, metadat
     assert largest_difference(network, built.content, metadata) < TOLERANCE
 
 
-def test_input_scaling_is_a_multiplication_if_the_input_has_two_consumers(metadata):
-    network = randomised(Classifier(networks.Residual(), 6))
+@pytest.mark.parametrize("is_layer", [True, False], ids=["a layer", "a product"])
+def test_input_scaling_goes_into_all_that_reads_the_input_if_all_are_layers(is_layer, metadata):
+    class TwoReaders(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.other, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 1), nn.Linear(6, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            other = self.other(x) if is_layer else x.abs().mean(1, keepdim=True)
+            return self.head(F.relu(self.conv(x)).mean((2, 3)) + other.mean((2, 3)))
+
+    torch.manual_seed(0)
+    network = TwoReaders().eval()
     built, actions = exported(network, metadata)
-    assert actions["input scaling"] == "rewritten"
+    assert actions["input scaling"] == ("folded" if is_layer else "rewritten")
     assert largest_difference(network, built.content, metadata) < TOLERANCE
 
 

@@ -31,7 +31,7 @@ NETWORKS = {
     "WideResNet": Expected(residual.wide_resnet, 5, {"Add": 4}),
     "RepVGG": Expected(residual.repvgg, 15, {}),
     "DenseNet": Expected(joined.densenet, 6, {"used elsewhere too; Relu": 7}),
-    "DPN": Expected(joined.dpn, 5, {"used elsewhere too": 3, "Concat (cat_3)": 1}),
+    "DPN": Expected(joined.dpn, 5, {"used elsewhere too": 3, "Slice (slice_10)": 1}),
     "Inception v3": Expected(joined.inception, 12, {}),
     "SqueezeNet": Expected(joined.squeezenet, 0, {}),
     "MobileNetV2": Expected(mobile.mobilenet_v2, 13, {}),
@@ -40,5 +40,5 @@ NETWORKS = {
     "ShuffleNetV2": Expected(mobile.shufflenet_v2, 17, {}),
     "VGG": Expected(plain.vgg_bn, 6, {}),
     "ConvNeXt": Expected(plain.convnext, 0, {}),
-    "ConvMixer": Expected(plain.convmixer, 0, {"goes to 2 places": 2, "behind it is neither": 3}),
+    "ConvMixer": Expected(plain.convmixer, 1, {"goes to 2 places": 2, "behind it is neither": 2}),
 }
