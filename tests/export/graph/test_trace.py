@@ -182,7 +182,8 @@ def test_tied_weights_are_a_shared_convolution(metadata):
     """Two modules, one parameter."""
     one, two = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
     two.weight = one.weight
-    body = nn.Sequential(nn.Conv2d(3, 6, 1), one, nn.BatchNorm2d(6), nn.ReLU(), two, nn.BatchNorm2d(6))
+    norms = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+    body = nn.Sequential(nn.Conv2d(3, 6, 1), one, norms[0], nn.ReLU(), two, norms[1], nn.ReLU())
     built = exported(randomised(Classifier(body, 6)), metadata)
     assert [fold.action for fold in built.folds[:2]] == ["rewritten"] * 2
     assert "is used 2 times" in built.folds[0].reason
@@ -297,7 +298,7 @@ def test_a_network_may_call_its_parameters_as_the_file_calls_its_tensors(metadat
 
 
 def test_a_batch_norm_without_weights_keeps_its_name(metadata):
-    body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.BatchNorm2d(6, affine=False))
+    body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.BatchNorm2d(6, affine=False), nn.ReLU())
     built = exported(randomised(Classifier(body, 6)), metadata)
     assert built.folds[0].name == "body.2"
     assert {"body.2.scale", "body.2.shift"} <= initializers(built)
