@@ -74,6 +74,14 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel, such as 0.229,0.224,0.225. Default: 1."""
 
+    pixel_range: Literal["0-1", "0-255"] | None = None
+    """Range of the pixels that --mean is subtracted from. With 0-255 the network's input is
+    (pixel - mean) / std, as for Caffe's networks. Default: 0-1."""
+
+    channel_order: Literal["rgb", "bgr"] | None = None
+    """Order of the channels that the network takes, which is that of --mean and --std too: bgr for networks
+    from Caffe or OpenCV. Clients send RGB either way: the graph reverses it. Default: rgb."""
+
     resize: int | None = Field(default=None, ge=1)
     """Length in pixels to which the shorter side of an image is scaled before its centre is cropped. Default:
     the longer side of --input."""

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from foldserve.artifact.format import check_labels
 from foldserve.errors import ArtifactError
 from foldserve.export.errors import SourceError
+from foldserve.export.graph.channel_order import fold_channel_order
 from foldserve.export.graph.endings import end_name, find_no_logits
 from foldserve.export.graph.fold_pass import Fold, FoldPass
 from foldserve.export.graph.normalise import add_normalisation, take_pixels
@@ -27,7 +28,7 @@ class BuiltModel:
 
     Attributes:
         content: the bytes of ``model.onnx``.
-        folds: one entry per batch norm, and one for the input's scaling.
+        folds: one entry per batch norm, one for the input's scaling, one for its channels if reordered.
         no_logits: the operation that the network ends in, if its output is not logits; else "".
     """
 
@@ -48,9 +49,10 @@ def build_model(model: ir.Model, metadata: ModelMetadata) -> BuiltModel:
     """
     _check_label_count(model, metadata)
     simplify(model)
+    reordered = fold_channel_order(model.graph)  # before the weights are held in float64
     weights = Float64Initializers(model.graph)
     folder = FoldPass(model.graph, weights)
-    folds = folder.fold_batch_norms()
+    folds = [*folder.fold_batch_norms(), *reordered]
     if model.graph.inputs[0].dtype == ir.DataType.UINT8:
         take_pixels(model.graph)
     else:

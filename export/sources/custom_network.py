@@ -12,9 +12,9 @@ from foldserve.export.errors import SourceError, first_line
 from foldserve.export.sources.check_output import check_output
 from foldserve.export.sources.final_softmax import leave_out_softmax
 from foldserve.export.sources.label_file import check_label_count, read_labels
-from foldserve.export.sources.preprocessing import image_spec, mean_and_std
+from foldserve.export.sources.preprocessing import Preprocessing, image_spec, preprocessing
 from foldserve.export.sources.source import Source, tool_version
-from foldserve.export.sources.torch_network import TorchNetwork
+from foldserve.export.sources.torch_network import ReversedChannels, TorchNetwork
 from foldserve.export.sources.verification_images import load_verification_images
 from foldserve.export.sources.weights_file import load_into, read_weights
 from foldserve.export.verification.probabilities import TAKEN_AS_LOGITS, check_class_count
@@ -39,13 +39,14 @@ def load_custom_network(config: ExportConfig) -> Source:
     assert weights_path is not None
     assert shape is not None
     image = image_spec(shape, config.resize)
-    mean, std, remarks = mean_and_std(config, image.channels)
+    preparation = preprocessing(config, image.channels)
+    remarks = preparation.remarks
     labels = None if config.labels is None else read_labels(config.labels)
     weights = read_weights(weights_path)
     network, arguments = _build(arch, shape, labels)
     load_into(network, weights, weights_path, arch=arch, class_count=arguments.get("class_count"))
     network, more = _for_inference(network)
-    module = Normalized(network, mean, std).eval()
+    module = _normalized(network, preparation).eval()
     more += (TAKEN_AS_LOGITS,) if config.as_logits else leave_out_softmax(module, image.shape)
     class_count = check_output(module, image.shape)
     if not config.as_logits:
@@ -65,7 +66,9 @@ def load_custom_network(config: ExportConfig) -> Source:
     }
     return Source(
         network=TorchNetwork(module, image.shape),
-        metadata=ModelMetadata(labels, mean, std, image, provenance),
+        metadata=ModelMetadata(
+            labels, preparation.mean, preparation.std, image, provenance, preparation.network_channel_order
+        ),
         verification=verification,
         suggested_name=arch.rpartition(":")[2],
         facts={
@@ -96,6 +99,14 @@ def _build(
                 f"--labels FILE is needed (UTF-8, one name per line): {arch} is built for one class per name"
             ) from error
         raise
+
+
+def _normalized(network: nn.Module, preparation: Preprocessing) -> Normalized:
+    """Wrap ``network``, so that it takes pixels as clients send them."""
+    mean, std = preparation.mean, preparation.std
+    if preparation.reversed_channels:
+        return ReversedChannels(network, mean[::-1], std[::-1])
+    return Normalized(network, mean, std)
 
 
 def _for_inference(network: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:

@@ -18,7 +18,20 @@ Kind = Literal["custom network", "run", "onnx"]
 _REFUSED: dict[Kind, tuple[tuple[str, ...], str]] = {
     "custom network": (("data_dir", "output"), "cannot be used with your own network (--arch)"),
     "run": (
-        ("weights", "input", "labels", "mean", "std", "resize", "images", "output"),
+        (
+            *(
+                "weights",
+                "input",
+                "labels",
+                "mean",
+                "std",
+                "pixel_range",
+                "channel_order",
+                "resize",
+                "images",
+            ),
+            "output",
+        ),
         "cannot be used with a training run: the checkpoint and its data set provide it",
     ),
     "onnx": (

@@ -7,15 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from foldserve.export.graph.channel_order import reverse_input_channels
 from foldserve.export.graph.trace import trace
 from foldserve.export.verification.reference import TorchReference
+from foldserve.training.models import Normalized
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from foldserve.training.models import Normalized
+
+class ReversedChannels(Normalized):
+    """Computes ``network``, which takes BGR, from pixels of RGB; ``mean`` and ``std`` are those of BGR."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return logits [N, K] of ``pixels`` [N, 3, H, W] in RGB."""
+        return super().forward(pixels.flip(1))
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,10 @@ class TorchNetwork:
             TraceError: it cannot be traced or converted.
             FoldError: a batch norm depends on the batch.
         """
-        return trace(self.module.network, self.image_shape).model
+        model = trace(self.module.network, self.image_shape).model
+        if isinstance(self.module, ReversedChannels):
+            reverse_input_channels(model.graph)
+        return model
 
     def reference(self) -> TorchReference:
         """Return the module's own logits."""
@@ -50,6 +61,8 @@ class TorchNetwork:
         recorder = _Recorder(program.exported_program.module())
         with torch.inference_mode():
             pixels = torch.from_numpy(images).to(torch.float32)
+            if isinstance(self.module, ReversedChannels):
+                pixels = pixels.flip(1)
             logits = recorder.run((pixels / 255 - self.module.mean) / self.module.std)
         (last,) = (value.name for value in program.model.graph.outputs)
         final = logits[0] if isinstance(logits, tuple | list) else logits

@@ -20,7 +20,7 @@ import numpy as np
 
 from foldserve.artifact.golden_limits import golden_array, max_tolerance
 from foldserve.artifact.npz import read_arrays
-from foldserve.artifact.schema import SCHEMA_VERSION, parse_manifest, parse_metadata
+from foldserve.artifact.schema import SCHEMA_VERSION, NetworkChannelOrder, parse_manifest, parse_metadata
 from foldserve.errors import ArtifactError
 from foldserve.files import read_regular_file
 from foldserve.imaging import ImageSpec
@@ -69,7 +69,9 @@ class ModelMetadata:
     """Holds the metadata inside ``model.onnx`` (metadata_props): all that is needed to use the weights.
 
     The network sees ``(pixel / 255 - mean) / std`` per channel. The graph computes that: ``mean`` and ``std``
-    are here for information and must not be applied again. ``provenance`` is free text by key (dataset,
+    are here for information and must not be applied again. They are per channel of ``image.channel_order``,
+    which clients send. If the network takes another order, the graph reorders the channels, and
+    ``network_channel_order`` says so, for information as well. ``provenance`` is free text by key (dataset,
     architecture, ...).
     """
 
@@ -78,6 +80,7 @@ class ModelMetadata:
     std: tuple[float, ...]
     image: ImageSpec
     provenance: Mapping[str, str] = field(default_factory=dict)
+    network_channel_order: NetworkChannelOrder | None = None
 
     def to_props(self) -> dict[str, str]:
         """Return the metadata_props entries, in a fixed order."""
@@ -99,6 +102,8 @@ class ModelMetadata:
             ),
             "channel_order": self.image.channel_order,
         }
+        if self.network_channel_order is not None:
+            properties["network_channel_order"] = self.network_channel_order
         return properties | {f"provenance.{key}": self.provenance[key] for key in sorted(self.provenance)}
 
     @classmethod
@@ -134,6 +139,7 @@ class ModelMetadata:
                 for key, text in entries.items()
                 if key.startswith(start)
             },
+            network_channel_order=facts.network_channel_order,
         )
 
 

@@ -33,6 +33,7 @@ def _check_legible(text: str) -> str:
 
 
 _Text = Annotated[str, AfterValidator(_check_legible)]
+NetworkChannelOrder = Literal["L", "RGB", "BGR"]
 _PerChannel = Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=3)]
 
 
@@ -57,13 +58,14 @@ class _Resize(BaseModel, frozen=True, strict=True):
 
 
 class MetadataSchema(BaseModel, frozen=True, strict=True):
-    """Describes a model's metadata entries: each is JSON text, except ``channel_order``."""
+    """Describes a model's metadata entries: each is JSON text, except the orders of channels."""
 
     labels: Json[Annotated[tuple[_Text, ...], Field(min_length=1)]]
     mean: Json[_PerChannel]
     std: Json[Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(min_length=1, max_length=3)]]
     resize: Json[_Resize]
     channel_order: Literal["L", "RGB"]
+    network_channel_order: NetworkChannelOrder | None = None
 
     @model_validator(mode="after")
     def _one_number_per_channel(self) -> Self:
@@ -71,6 +73,8 @@ class MetadataSchema(BaseModel, frozen=True, strict=True):
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             if len(numbers) != count:
                 raise ValueError(f"{name} has {len(numbers)} numbers for {count} channels")
+        if self.network_channel_order is not None and len(self.network_channel_order) != count:
+            raise ValueError(f"network_channel_order is {self.network_channel_order} for {count} channels")
         return self
 
 
@@ -101,7 +105,8 @@ def parse_metadata(entries: Mapping[str, str], where: str) -> MetadataSchema:
     Raises:
         ArtifactError: an entry is missing, malformed or out of range, or the schema version is unknown.
     """
-    for name in ("schema", *MetadataSchema.model_fields):
+    required = [name for name, field in MetadataSchema.model_fields.items() if field.is_required()]
+    for name in ("schema", *required):
         if name not in entries:
             raise ArtifactError(
                 f"{where} has no metadata entry 'foldserve.{name}'; it was not written by `foldserve export`"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
+    from foldserve.export.sources.onnx.normalized_file import InputLayout
     from foldserve.export.sources.onnx.read import OnnxFile
 
 _SEED = 2
@@ -35,6 +36,7 @@ def import_onnx(
     image_shape: tuple[int, ...],
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    layout: InputLayout,
 ) -> NormalizedFile:
     """Run the file as given, prepare it for folding, and check that its output is the same at any batch size.
 
@@ -42,13 +44,13 @@ def import_onnx(
         SourceError: it does not run, does not output logits, is random, or needs a fixed batch size.
         FoldError: a batch norm depends on the batch.
     """
-    given = _as_given(file, image, choice.name, mean, std)
+    given = replace(_as_given(file, image, choice.name, mean, std), layout=layout)
     noise = np.random.default_rng(_SEED).integers(0, 256, (max(BATCH_SIZES), *image_shape), dtype=np.uint8)
     given_output = _given_logits(given, noise)
     logits = given_output
     if choice.without_softmax is not None:
         file = replace(file, model_proto=choice.without_softmax, content=b"")
-        given = _as_given(file, image, choice.name, mean, std)
+        given = replace(_as_given(file, image, choice.name, mean, std), layout=layout)
         logits = _given_logits(given, noise)
         if not is_softmax_of(given_output, logits):
             raise SourceError(
@@ -57,7 +59,12 @@ def import_onnx(
             )
     class_count = logits.shape[1]
     prepared = prepare(
-        file, image=image.name, logits=choice.name, image_shape=image_shape, class_count=class_count
+        file,
+        image=image.name,
+        logits=choice.name,
+        image_shape=image_shape,
+        class_count=class_count,
+        layout=layout,
     )
     imported = replace(given, prepared=prepared, class_count=class_count)
     _check_any_batch(imported, noise, logits)
@@ -82,7 +89,7 @@ def _as_given(
         image=image.name,
         logits=logits,
         takes_pixels=tensor.elem_type == TensorProto.UINT8,
-        fixed_batch=int(batch.dim_value) if batch.HasField("dim_value") else None,
+        fixed_batch=int(batch.dim_value) if batch.dim_value > 0 else None,  # -1 is written for any, too
         class_count=0,
         mean=mean,
         std=std,

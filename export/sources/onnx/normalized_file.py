@@ -12,20 +12,42 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class InputLayout:
+    """Tells how the input of a given file differs from [N, C, H, W] of RGB.
+
+    Attributes:
+        channels_last: it is [N, H, W, C].
+        reversed_channels: its channels are in the reverse order, BGR.
+    """
+
+    channels_last: bool = False
+    reversed_channels: bool = False
+
+    def of(self, images: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Bring ``images`` [N, C, H, W] in RGB into this layout."""
+        if self.reversed_channels:
+            images = images[:, ::-1]
+        if self.channels_last:
+            images = images.transpose(0, 2, 3, 1)
+        return np.ascontiguousarray(images)
+
+
+@dataclass(frozen=True)
 class NormalizedFile:
     """``file((pixel / 255 - mean) / std)``, as `training.models.Normalized` is of a PyTorch module.
 
     Attributes:
         given: the file's own content, its external data included; the logits are one of its outputs.
         prepared: the same computation, unfolded: our opset, one input, one output [batch, K], any batch.
-        image: the input's name in both.
+        image: the input's name in both. That of ``prepared`` is [N, C, H, W] in RGB.
+        layout: of the input of ``given``.
         logits: the output's name in ``given``.
         takes_pixels: the input is UINT8 pixels, and ``mean`` and ``std`` are not applied; else it is
             normalised FP32.
         fixed_batch: the only batch size that ``given`` takes; None for any.
         class_count: K.
-        mean: one per channel.
-        std: one per channel.
+        mean: one per channel of RGB.
+        std: one per channel of RGB.
     """
 
     given: bytes
@@ -37,9 +59,13 @@ class NormalizedFile:
     class_count: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    layout: InputLayout = InputLayout()
 
     def network_input(self, pixels: NDArray[np.uint8], dtype: type[np.floating]) -> NDArray[np.generic]:
-        """Return the network's input for ``pixels`` [N, C, H, W], computed in ``dtype`` step by step."""
+        """Return the input of ``prepared`` for ``pixels`` [N, C, H, W], computed step by step in ``dtype``.
+
+        It is [N, C, H, W] of RGB.
+        """
         if self.takes_pixels:
             return pixels
         mean, std = (
@@ -48,3 +74,13 @@ class NormalizedFile:
         )
         floats: NDArray[np.generic] = (pixels.astype(dtype) / dtype(255) - mean) / std
         return floats
+
+    def given_input(self, pixels: NDArray[np.uint8]) -> NDArray[np.generic]:
+        """Return the input of ``given`` for ``pixels`` [N, C, H, W], in its own layout."""
+        return self.layout.of(self.network_input(pixels, np.float32))
+
+
+def rows_of(output: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return an output [N, K, 1, 1], as of a convolution at the end, as [N, K]; any other as it is."""
+    sides = [side for side in output.shape[1:] if side != 1]
+    return output.reshape(len(output), -1) if output.ndim > 2 and len(sides) <= 1 else output

@@ -13,10 +13,17 @@ from foldserve.export.errors import SourceError
 from foldserve.export.inspection.target import file_shape
 from foldserve.export.sources.label_file import check_label_count, read_labels
 from foldserve.export.sources.onnx.import_onnx import import_onnx
+from foldserve.export.sources.onnx.input_layout import channels_first, is_channels_last
 from foldserve.export.sources.onnx.logits import choose_logits
+from foldserve.export.sources.onnx.normalized_file import InputLayout
 from foldserve.export.sources.onnx.onnx_network import OnnxNetwork
 from foldserve.export.sources.onnx.read import find_image, read_onnx
-from foldserve.export.sources.preprocessing import image_spec, mean_and_std
+from foldserve.export.sources.preprocessing import (
+    Preprocessing,
+    image_spec,
+    preprocessing,
+    reverses_channels,
+)
 from foldserve.export.sources.source import Source, sha256_of, tool_version
 from foldserve.export.sources.verification_images import load_verification_images
 from foldserve.export.verification.probabilities import check_class_count
@@ -45,19 +52,36 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
     file = read_onnx(path)
     own = _own_metadata(file)
     image = find_image(file)
-    shape = file_shape(path, ir.from_proto(image), config.input_shape)
+    shape = file_shape(path, ir.from_proto(channels_first(image)), config.input_shape)
     takes_pixels = image.type.tensor_type.elem_type == TensorProto.UINT8
     spec = own.image if own is not None and config.resize is None else image_spec(shape, config.resize)
-    mean, std, remarks = _normalisation(config, own, spec.channels, takes_pixels=takes_pixels)
+    preparation = _preprocessing(config, own, spec.channels, takes_pixels=takes_pixels)
+    layout = InputLayout(is_channels_last(image), preparation.reversed_channels)
     choice = choose_logits(
         file.model_proto, config.output, is_ours=own is not None, as_logits=config.as_logits
     )
-    network_file = import_onnx(file, image, choice, image_shape=shape, mean=mean, std=std)
+    network_file = import_onnx(
+        file,
+        image,
+        choice,
+        image_shape=shape,
+        mean=preparation.mean,
+        std=preparation.std,
+        layout=layout,
+    )
     if not config.as_logits:
         check_class_count(network_file.class_count)
     labels = _labels(config, own, network_file.class_count)
     verification, said = load_verification_images(config.images, spec, labels, config.verify_images)
-    remarks = (*([choice.note] if choice.note else []), *_opset_remarks(file), *remarks, *said)
+    remarks = (
+        *([choice.note] if choice.note else []),
+        *_opset_remarks(file),
+        *(["its input is [N, H, W, C]; the graph transposes images to it"] if layout.channels_last else []),
+        *preparation.remarks,
+        *said,
+    )
+    order = preparation.network_channel_order or (None if own is None else own.network_channel_order)
+    provenance = _provenance(file, own, verification.kind)
     facts = {
         "onnx_file": path.name,
         "onnx_sha256": sha256_of(file.content),
@@ -66,6 +90,7 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
         "opset": file.opset,
         "ir_version": file.model_proto.ir_version,
         "input": image.name,
+        "input_layout": "NHWC" if layout.channels_last else "NCHW",
         "output": choice.name,
         "fixed_batch": network_file.fixed_batch,
         "reference": "the given file under ONNX Runtime on the CPU, its graph optimisations off",
@@ -73,7 +98,7 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
     }
     return Source(
         network=OnnxNetwork(network_file),
-        metadata=ModelMetadata(labels, mean, std, spec, _provenance(file, own, verification.kind)),
+        metadata=ModelMetadata(labels, preparation.mean, preparation.std, spec, provenance, order),
         verification=verification,
         suggested_name=_suggested_name(path),
         facts=facts,
@@ -104,21 +129,26 @@ def _provenance(file: OnnxFile, own: ModelMetadata | None, golden_images: str) -
     return {**(origin if own is None else own.provenance), "golden_images": golden_images}
 
 
-def _normalisation(
+def _preprocessing(
     config: ExportConfig, own: ModelMetadata | None, channels: int, *, takes_pixels: bool
-) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
+) -> Preprocessing:
     if not takes_pixels:
-        return mean_and_std(config, channels)
-    if config.mean is not None or config.std is not None:
+        return preprocessing(config, channels)
+    if config.mean is not None or config.std is not None or config.pixel_range is not None:
         raise SourceError(
-            "--mean and --std cannot be used with a file of UINT8 pixels: it contains its normalisation"
+            "--mean, --std and --pixel-range cannot be used with a file of UINT8 pixels: it contains its "
+            "normalisation"
         )
     if own is not None:
-        return own.mean, own.std, ()
-    return (
-        (0.0,) * channels,
-        (_PIXEL_STD,) * channels,
-        ("its input is UINT8 pixels; no normalisation is added",),
+        if config.channel_order is not None:
+            raise SourceError(
+                "--channel-order cannot be used with a file that foldserve export wrote: its graph takes the "
+                "channels as clients send them"
+            )
+        return Preprocessing(own.mean, own.std)
+    said = "its input is UINT8 pixels; no normalisation is added"
+    return Preprocessing(
+        (0.0,) * channels, (_PIXEL_STD,) * channels, reverses_channels(config, channels), (said,)
     )
 
 

@@ -17,12 +17,15 @@ from onnxscript import optimizer
 
 from foldserve.artifact.format import IMAGE, LOGITS, PROBABILITIES
 from foldserve.export.errors import FoldError, SourceError, first_line
+from foldserve.export.graph.channel_order import reverse_input_channels
 from foldserve.export.graph.fold_pass import BATCH_NORM
-from foldserve.export.graph.serialize import BATCH
-from foldserve.export.graph.simplify import add_initializer
+from foldserve.export.graph.serialize import BATCH, IR_VERSION
+from foldserve.export.graph.simplify import add_initializer, unused_name
 from foldserve.export.graph.trace import OPSET
+from foldserve.export.graph.transposes import cancel_transposes
 
 if TYPE_CHECKING:
+    from foldserve.export.sources.onnx.normalized_file import InputLayout
     from foldserve.export.sources.onnx.read import OnnxFile
 
 # Names of the values that `serialize` adds, and of those that `normalise` adds if the input is FP32.
@@ -31,9 +34,18 @@ _OURS_OF_FLOATS = {"image.floats", "image.cast", "image.subtract_mean", "image.d
 
 
 def prepare(
-    file: OnnxFile, *, image: str, logits: str, image_shape: tuple[int, ...], class_count: int
+    file: OnnxFile,
+    *,
+    image: str,
+    logits: str,
+    image_shape: tuple[int, ...],
+    class_count: int,
+    layout: InputLayout,
 ) -> bytes:
     """Return the file's computation from ``image`` to ``logits``, serialised.
+
+    The input of the result is [batch, C, H, W] and in the clients' order of channels, whatever ``layout`` the
+    file's own has; its output is [batch, ``class_count``], also if the file's has further sides of 1.
 
     Raises:
         SourceError: it cannot be converted to our opset.
@@ -46,13 +58,21 @@ def prepare(
     if model_proto.functions:
         model_proto = inliner.inline_local_functions(model_proto)
     model = ir.from_proto(_upgrade(model_proto, file.opset))
+    # Up to IR 3 every weight has to be an input too; an input could be replaced by a caller.
+    model.ir_version = max(model.ir_version or 0, IR_VERSION)
     fixed_batch = _keep_only(model, image, logits, image_shape)
+    _take_layout(model.graph, layout)
     optimizer.fold_constants(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    if layout.channels_last:
+        _cancel_transposes(model.graph)
+        passes.RemoveUnusedNodesPass()(model)
     _infer_shapes(model)
     if fixed_batch is not None:
         _free_reshapes(model.graph, fixed_batch)
         _infer_shapes(model)
+    if _rank(model.graph.outputs[0]) != 2:
+        _flatten_output(model.graph)
     (output,) = model.graph.outputs
     output.shape = ir.Shape([BATCH, class_count])
     output.type = ir.TensorType(ir.DataType.FLOAT)
@@ -117,7 +137,47 @@ def _keep_only(model: ir.Model, image: str, logits: str, image_shape: tuple[int,
     graph.outputs[:] = [values[logits]]
     pixels.shape = ir.Shape([BATCH, *image_shape])
     passes.RemoveUnusedNodesPass()(model)
-    return batch if isinstance(batch, int) else None
+    return batch if isinstance(batch, int) and batch > 0 else None
+
+
+def _take_layout(graph: ir.Graph, layout: InputLayout) -> None:
+    """Bring the input [batch, C, H, W], in the clients' order of channels, into the layout that is read."""
+    (image,) = graph.inputs
+    if layout.channels_last:
+        uses = list(image.uses())
+        node = ir.node("Transpose", [image], {"perm": [0, 2, 3, 1]}, name=unused_name(graph, "channels_last"))
+        node.outputs[0].name, node.outputs[0].type = node.name, image.type
+        for use in uses:
+            use.node.replace_input_with(use.idx, node.outputs[0])
+        first = next(iter(graph), None)
+        if first is None:
+            graph.append(node)
+        else:
+            graph.insert_before(first, node)
+    if layout.reversed_channels:
+        reverse_input_channels(graph)
+
+
+def _cancel_transposes(graph: ir.Graph) -> None:
+    """Cancel the transposition that `_take_layout` inserted against the file's own."""
+    (image,) = graph.inputs
+    readers = [use.node for use in image.uses()]
+    for start in (image, *(node.outputs[0] for node in readers if node.op_type == "Gather")):
+        cancel_transposes(graph, start)
+
+
+def _rank(value: ir.Value) -> int:
+    """Return the rank of ``value``; 2 if it is not known."""
+    return 2 if value.shape is None else len(value.shape)
+
+
+def _flatten_output(graph: ir.Graph) -> None:
+    """Turn an output [batch, K, 1, 1] into [batch, K]."""
+    (output,) = graph.outputs
+    flatten = ir.node("Flatten", [output], {"axis": 1}, name=unused_name(graph, f"{output.name}.flat"))
+    flatten.outputs[0].name = flatten.name
+    graph.append(flatten)
+    graph.outputs[:] = [flatten.outputs[0]]
 
 
 def _infer_shapes(model: ir.Model) -> None:
@@ -129,11 +189,12 @@ def _free_reshapes(graph: ir.Graph, fixed_batch: int) -> None:
 
     If the file meant something else, its output changes, which `import_onnx` checks afterwards.
     """
+    computed = _computed_from(graph.inputs[0])
     for node in list(graph):
         if node.op_type != "Reshape" or node.domain:
             continue
         data, target = node.inputs[0], node.inputs[1]
-        if data is None or data.is_initializer() or target is None or target.const_value is None:
+        if data not in computed or target is None or target.const_value is None:
             continue
         is_of_batch = not data.shape or not isinstance(data.shape[0], int) or data.shape[0] == fixed_batch
         sides = target.const_value.numpy().copy()
@@ -144,6 +205,17 @@ def _free_reshapes(graph: ir.Graph, fixed_batch: int) -> None:
     for node in graph:
         for value in node.outputs:
             value.shape = None  # it was inferred with the fixed size
+
+
+def _computed_from(image: ir.Value) -> set[ir.Value]:
+    """Return every value that depends on ``image``."""
+    found, waiting = {image}, [image]
+    while waiting:
+        for use in waiting.pop().uses():
+            new = set(use.node.outputs) - found
+            found |= new
+            waiting += new
+    return found
 
 
 def _free_names(graph: ir.Graph) -> None:
