@@ -9,6 +9,7 @@ import torch
 
 from foldserve.artifact.format import ModelMetadata
 from foldserve.export.errors import SourceError
+from foldserve.export.sources.file_kind import refuse_other_kinds
 from foldserve.export.sources.final_softmax import leave_out_softmax
 from foldserve.export.sources.source import Source, VerificationImages, tool_version
 from foldserve.export.sources.torch_network import TorchNetwork
@@ -33,6 +34,7 @@ def load_run(config: ExportConfig, path: Path) -> Source:
     """
     if config.arch is not None:
         register_custom_model(config.arch)
+    refuse_other_kinds(path)
     checkpoint = load_checkpoint(path)
     if config.arch not in {None, checkpoint.arch}:
         raise SourceError(f"--arch {config.arch}: {path} is of architecture {checkpoint.arch}")

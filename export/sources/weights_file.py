@@ -1,22 +1,27 @@
 """Reads weights from a file and loads them into a network, if names and shapes match and all are finite.
 
-The file is a state dict written by `torch.save`, read without running its code, or a .safetensors file.
-Training scripts wrap state dicts: the first of `_WRAPPERS` is unwrapped, averaged weights before raw ones,
-and the prefixes of DataParallel and torch.compile are removed. Each such step adds a remark.
+The file is a .safetensors file, or a state dict written by `torch.save`, read without running its code.
+Training scripts save more: the first of `_WRAPPERS` is unwrapped, averaged weights before raw ones, and
+settings, the optimizer and numbers beside the weights are left out. `weight_names` removes what wrappers
+added to the names. Each such step adds a remark.
 """
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.parameter import is_lazy
 
-from foldserve.export.errors import SourceError
+from foldserve.export.errors import SourceError, first_line
+from foldserve.export.sources.file_kind import refuse_other_kinds
 from foldserve.export.sources.source import sha256_of
-from foldserve.training.torch_file import TorchFileError, UnplainFileError, read_torch_file
+from foldserve.export.sources.torch_weights import Placeholder, module_state, read_torch_weights
+from foldserve.export.sources.weight_names import WRAPPERS, fit_names, without_prefixes
+from foldserve.training.torch_file import TorchFileError, UnplainFileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,8 +30,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 # Averaged weights first: a run that keeps both is evaluated by them.
-_WRAPPERS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")
+_WRAPPERS = (
+    *("model_ema", "state_dict_ema", "ema", "ema_state_dict", "ema_model", "params_ema"),
+    *("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "module"),
+)
+# Deepest nesting of wrappers that is followed.
+_MOST_DEPTH = 5
 # Counters of batch norm and of averaged models: they do not affect the output.
 _COUNTERS = ("num_batches_tracked", "n_averaged")
 _SHOWN = 3
@@ -34,11 +43,15 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, the file's SHA-256, and remarks on how they were unwrapped."""
+    """Tensors by name, the file's SHA-256, and remarks on how they were unwrapped.
+
+    ``versions`` are those of the modules that saved them, by the modules' names; empty if they are not known.
+    """
 
     tensors: dict[str, Tensor]
     sha256: str
     remarks: tuple[str, ...] = ()
+    versions: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_weights(path: Path) -> Weights:
@@ -51,30 +64,43 @@ def read_weights(path: Path) -> Weights:
         content = path.read_bytes()
     except OSError as error:
         raise SourceError(f"--weights {path} cannot be read: {error.strerror or error}") from error
+    refuse_other_kinds(path)
+    if path.suffix == ".onnx":
+        raise SourceError(
+            f"--weights {path} is an ONNX file, which contains its network: export it without --arch"
+        )
     remarks: list[str] = []
-    if path.suffix == ".safetensors":
+    versions: dict[str, int] = {}
+    if path.suffix == ".safetensors" or _is_safetensors(content):
         tensors = _read_safetensors(path, content)
     else:
-        tensors = _unwrap(_read_torch(path), path, remarks)
-    tensors = _without_prefixes(tensors, remarks)
+        state = _unwrap(_read_torch(path), path, remarks)
+        tensors, versions = _tensors_of(state, path, remarks), _versions_of(state)
+    tensors = without_prefixes(tensors, remarks)
     _check_finite(tensors, path)
-    return Weights(tensors, sha256_of(content), tuple(remarks))
+    return Weights(tensors, sha256_of(content), tuple(remarks), versions)
 
 
 def load_into(
     network: nn.Module, weights: Weights, path: Path, *, arch: str, class_count: int | None
-) -> None:
+) -> tuple[str, ...]:
     """Load all of ``weights`` into ``network``, made by ``arch`` for ``class_count`` labels, in place.
+
+    Returns:
+        Remarks on how names were matched.
 
     Raises:
         SourceError: a weight is missing, has another shape, or does not belong to the network.
     """
-    own = network.state_dict()
+    state = network.state_dict()
+    own = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
     if lazy := [name for name, tensor in own.items() if is_lazy(tensor)]:
         raise SourceError(
             f"{arch} has lazy layers without shapes ({_first(lazy)}); let the factory run it once"
         )
-    given = weights.tensors
+    remarks: list[str] = []
+    given = fit_names(weights.tensors, own, remarks)
+    versions = _versions_of(state) | _fit_versions(weights.versions, _versions_of(state))
     shared = _names_sharing_memory(own)
     missing = [
         name
@@ -87,7 +113,9 @@ def load_into(
         for name in own
         if name in given and given[name].shape != own[name].shape
     ]
-    if missing or extra or misshaped:
+    # Weights of an earlier version of a module are converted by the module's own code, if it has any.
+    is_older = any(versions[name] != version for name, version in _versions_of(state).items())
+    if (missing or extra or misshaped) and not (is_older and _is_loaded(network, given, versions)):
         found = [f"missing {_with_near_misses(missing, extra)}"] if missing else []
         found += [f"not in the network {_first(extra)}"] if extra else []
         found += [f"of another shape {_first(misshaped)}"] if misshaped else []
@@ -96,14 +124,62 @@ def load_into(
             f"{path} does not fit {arch}{asked}: {len(missing) + len(extra) + len(misshaped)} of {len(own)} "
             f"weights differ: {'; '.join(found)}"
         )
+    if missing or extra or misshaped:
+        return (*remarks, "its modules converted weights that an earlier version of them had saved")
     # The file may omit counters, and tensors that share memory with another: these are filled in.
-    complete = {name: given.get(name, own[name]) for name in own}
+    complete = {name: given.get(name, tensor) for name, tensor in state.items()}
     complete |= {
         name: given[next(iter(shared[name] & given.keys()))]
         for name in own
         if name not in given and shared[name] & given.keys()
     }
-    network.load_state_dict(complete)
+    try:
+        network.load_state_dict(_with_versions(complete, versions))
+    except Exception as error:  # modules load their weights by code of their own
+        raise SourceError(f"{arch} does not load the weights of {path}: {first_line(error)}") from error
+    return tuple(remarks)
+
+
+def _is_loaded(network: nn.Module, tensors: Mapping[str, Tensor], versions: Mapping[str, int]) -> bool:
+    """Load ``tensors`` by the network's own code, which may convert them; tell whether all of them were."""
+    try:
+        network.load_state_dict(_with_versions(tensors, versions))
+    except Exception:  # as above; the caller says what does not fit
+        return False
+    return True
+
+
+def _with_versions(tensors: Mapping[str, Any], versions: Mapping[str, int]) -> OrderedDict[str, Any]:
+    """Return a state dict with the versions of modules as `torch.nn.Module.state_dict` adds them."""
+    state = OrderedDict(tensors)
+    state._metadata = {name: {"version": version} for name, version in versions.items()}  # type: ignore[attr-defined]
+    return state
+
+
+def _versions_of(state: Any) -> dict[str, int]:
+    """Return the versions in a state dict by the names of modules; those of a file are not trusted."""
+    metadata = getattr(state, "_metadata", None)
+    entries = metadata.items() if isinstance(metadata, dict) else ()
+    return {
+        name: entry["version"]
+        for name, entry in entries
+        if isinstance(name, str) and isinstance(entry, dict) and type(entry.get("version")) is int
+    }
+
+
+def _fit_versions(given: Mapping[str, int], own: Mapping[str, int]) -> dict[str, int]:
+    """Return those of the ``given`` versions whose modules the network has, by the names that it has."""
+    fitted = {}
+    for name, version in given.items():
+        plain = name if name in own else ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        if plain in own:
+            fitted[plain] = version
+    return fitted
+
+
+def _is_safetensors(content: bytes) -> bool:
+    """Tell whether ``content`` begins as a safetensors file: the length of a JSON object, and its brace."""
+    return content[8:9] == b"{" and int.from_bytes(content[:8], "little") < len(content)
 
 
 def _read_safetensors(path: Path, content: bytes) -> dict[str, Tensor]:
@@ -118,7 +194,7 @@ def _read_safetensors(path: Path, content: bytes) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return read_torch_file(path)
+        return read_torch_weights(path)
     except UnplainFileError as error:
         raise SourceError(
             f"{path} is not a state dict: it holds objects that would run code when loaded, or it is "
@@ -130,38 +206,64 @@ def _read_torch(path: Path) -> Any:
         raise SourceError(f"--weights {path} cannot be read: {error.strerror or error}") from error
 
 
-def _unwrap(payload: Any, path: Path, remarks: list[str]) -> dict[str, Tensor]:
-    if isinstance(payload, dict) and str(payload.get("format", "")).startswith("foldserve."):
+def _unwrap(payload: Any, path: Path, remarks: list[str], depth: int = 0) -> Mapping[str, Any]:
+    """Return the state dict in ``payload``, which may be nested in dicts or be that of a pickled module."""
+    if isinstance(payload, Placeholder):
+        state = module_state(payload)
+        if not state:
+            raise SourceError(f"{path} holds a {payload.kind}; expected a state dict: tensors by name")
+        remarks.append(f"weights taken out of a pickled {payload.kind}, none of whose code was run")
+        return state
+    if not isinstance(payload, dict):
+        raise SourceError(f"{path} holds a {type(payload).__name__}; expected a state dict: tensors by name")
+    if str(payload.get("format", "")).startswith("foldserve."):
         raise SourceError(
             f"{path} is a checkpoint of `foldserve train`, which contains its architecture; export it with "
             f"foldserve export {path}"
         )
-    if (
-        isinstance(payload, dict)
-        and payload
-        and all(isinstance(value, torch.Tensor) for value in payload.values())
-    ):
-        return {str(name): tensor for name, tensor in payload.items()}
-    if not isinstance(payload, dict):
-        raise SourceError(f"{path} holds a {type(payload).__name__}; expected a state dict: tensors by name")
-    wrappers = [name for name in _WRAPPERS if isinstance(payload.get(name), dict) and payload[name]]
-    if not wrappers:
+    wrappers = [name for name in _WRAPPERS if _holds_weights(payload.get(name), _MOST_DEPTH - depth)]
+    if wrappers:
+        beside = f" rather than {', '.join(wrappers[1:])}" if len(wrappers) > 1 else ""
+        remarks.append(f"weights taken from {wrappers[0]!r} in {path.name}{beside}")
+        return _unwrap(payload[wrappers[0]], path, remarks, depth + 1)
+    tensors = [name for name, value in payload.items() if isinstance(value, torch.Tensor)]
+    if not tensors:
         raise SourceError(
             f"{path} is not a state dict: it has {_first([str(name) for name in payload]) or 'nothing in it'}"
             f"; expected tensors by name, or one under {', '.join(_WRAPPERS)}"
         )
-    beside = f" rather than {', '.join(wrappers[1:])}" if len(wrappers) > 1 else ""
-    remarks.append(f"weights taken from {wrappers[0]!r} in {path.name}{beside}")
-    return _unwrap(payload[wrappers[0]], path, remarks)
+    return payload
 
 
-def _without_prefixes(tensors: Mapping[str, Tensor], remarks: list[str]) -> dict[str, Tensor]:
-    named = {name: tensor for name, tensor in tensors.items() if name != "n_averaged"}
-    for prefix in (*_PREFIXES, *_PREFIXES):  # each may stand outside the other
-        if named and all(name.startswith(prefix) for name in named):
-            named = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
-            remarks.append(f"removed the prefix {prefix!r} from the name of every weight")
-    return named
+def _holds_weights(value: Any, depth: int) -> bool:
+    """Tell whether ``value`` is a state dict or a pickled module, or a dict that wraps one."""
+    if isinstance(value, Placeholder):
+        return bool(module_state(value))
+    if not isinstance(value, dict) or depth < 1:
+        return False
+    return any(isinstance(tensor, torch.Tensor) for tensor in value.values()) or any(
+        _holds_weights(value.get(name), depth - 1) for name in _WRAPPERS
+    )
+
+
+def _tensors_of(state: Mapping[str, Any], path: Path, remarks: list[str]) -> dict[str, Tensor]:
+    """Return the tensors in a state dict; numbers and texts beside them are left out, with a remark.
+
+    Raises:
+        SourceError: one of them is an object that may stand for a tensor, but could not be read.
+    """
+    others = {name: value for name, value in state.items() if not isinstance(value, torch.Tensor)}
+    if unread := [
+        f"{name} ({value.kind})" for name, value in others.items() if isinstance(value, Placeholder)
+    ]:
+        raise SourceError(
+            f"{path}: {_first(unread)} cannot be read without running code; save plain tensors, with "
+            "torch.save(network.state_dict(), FILE)"
+        )
+    left_out = [str(name) for name in others if not str(name).endswith("_extra_state")]
+    if left_out:
+        remarks.append(f"left out {_first(left_out)} in {path.name}, which are no tensors")
+    return {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
 def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from foldserve.export.errors import SourceError, first_line
+from foldserve.export.sources.file_kind import refuse_other_kinds
 from foldserve.export.sources.source import sha256_of
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def read_onnx(path: Path) -> OnnxFile:
     Raises:
         SourceError: it is not an ONNX model, is damaged or invalid, or its external data is missing.
     """
+    refuse_other_kinds(path)
     try:
         content = path.read_bytes()
         model_proto = onnx.load_model_from_string(content)

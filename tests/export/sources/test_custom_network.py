@@ -278,10 +278,13 @@ def test_weights_that_are_not_exactly_the_networks_are_refused(case, tmp_path):
         load_source(config(tmp_path))
 
 
-def test_a_whole_module_is_refused_since_loading_it_would_run_code(tmp_path):
-    torch.save(sys.modules["own_networks"].Net(), tmp_path / "weights.pt")
-    with pytest.raises(SourceError, match="save only the state dict"):
-        load_source(config(tmp_path))
+def test_weights_of_a_pickled_module_are_read_without_running_its_code(tmp_path):
+    module = sys.modules["own_networks"].Net()
+    module.load_state_dict(trained_weights())
+    torch.save(module, tmp_path / "weights.pt")
+    source = load_source(config(tmp_path))
+    assert torch.equal(source.network.module.network.head.weight, trained_weights()["head.weight"])
+    assert any("a pickled own_networks.Net, none of whose code was run" in said for said in source.remarks)
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])

@@ -241,7 +241,7 @@ def test_a_file_that_takes_pixels_is_given_them_as_they_are(tmp_path, labels):
     # Logits are some hundreds here, for the network sees 0 to 255.
     actual = adopted_logits(tmp_path / "models/adopted/1", IMAGES)
     assert np.abs(actual - expected).max() < 1e-6 * np.abs(expected).max() * 5
-    with pytest.raises(SourceError, match="--mean and --std cannot be used with a file of UINT8"):
+    with pytest.raises(SourceError, match="--pixel-range cannot be used with a file of UINT8"):
         load_source(config(path))
 
 
