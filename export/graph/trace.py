@@ -15,6 +15,7 @@ import torch
 
 from foldserve.export.errors import FoldError, TraceError
 from foldserve.export.graph.constants import compute_constants, find_constants, keep_float64
+from foldserve.export.graph.trace_faults import conversion_fault, silent, tracing_fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +52,7 @@ def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> torch.onnx.O
         try:
             traced = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
         except Exception as error:  # torch.export raises types of its own, RuntimeError, AssertionError, ...
-            raise TraceError(f"the network cannot be traced: {_first_line(error)}") from error
+            raise TraceError(f"the network cannot be traced: {tracing_fault(error, network)}") from error
         _name_batch_norms(traced.graph_module)
         constants = find_constants(traced)
         _check_inference(traced.graph, constants)
@@ -67,7 +68,8 @@ def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> torch.onnx.O
                 output_names=[OUTPUT],
             )
         except Exception as error:
-            raise TraceError(f"the network cannot be converted to ONNX: {_first_line(error)}") from error
+            fault = conversion_fault(error, traced)
+            raise TraceError(f"the network cannot be converted to ONNX: {fault}") from error
     assert program is not None  # it is None only if a file was asked for
     _check_signature(program.model.graph, image_shape)
     keep_float64(program.model.graph, arrays)
@@ -163,12 +165,6 @@ def _module_name(node: torch.fx.Node) -> str:
     return path or f"operation {node.name}"
 
 
-def _first_line(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    text = str(cause).strip() or str(error).strip() or type(error).__name__
-    return text.splitlines()[0].strip()
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporter's own warnings (deprecations inside torch, torchvision not installed)."""
@@ -176,7 +172,7 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), silent():
             warnings.simplefilter("ignore")
             yield
     finally:

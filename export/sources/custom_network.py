@@ -16,6 +16,7 @@ from foldserve.export.sources.preprocessing import Preprocessing, image_spec, pr
 from foldserve.export.sources.source import Source, tool_version
 from foldserve.export.sources.torch_network import ReversedChannels, TorchNetwork
 from foldserve.export.sources.verification_images import load_verification_images
+from foldserve.export.sources.weight_size import check_module_size
 from foldserve.export.sources.weights_file import load_into, read_weights
 from foldserve.export.verification.probabilities import TAKEN_AS_LOGITS, check_class_count
 from foldserve.training.errors import ModelError
@@ -42,8 +43,9 @@ def load_custom_network(config: ExportConfig) -> Source:
     preparation = preprocessing(config, image.channels)
     remarks = preparation.remarks
     labels = None if config.labels is None else read_labels(config.labels)
-    weights = read_weights(weights_path)
     network, arguments = _build(arch, shape, labels)
+    check_module_size(network, arch)
+    weights = read_weights(weights_path)
     renamed = load_into(network, weights, weights_path, arch=arch, class_count=arguments.get("class_count"))
     network, more = _for_inference(network)
     more = (*renamed, *more)

@@ -12,6 +12,7 @@ from onnx import TensorProto
 from foldserve.export.errors import SourceError, first_line
 from foldserve.export.sources.file_kind import refuse_other_kinds
 from foldserve.export.sources.source import sha256_of
+from foldserve.export.sources.weight_size import check_file_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,6 +64,7 @@ def read_onnx(path: Path) -> OnnxFile:
         raise SourceError(f"{path} is not an ONNX model, or it is damaged or cut short") from error
     if not model_proto.graph.node:
         raise SourceError(f"{path} is not an ONNX model, or it computes nothing")
+    check_file_size(model_proto, str(path))
     external = _load_external_data(model_proto, path)
     try:
         onnx.checker.check_model(model_proto)
