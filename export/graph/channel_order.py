@@ -99,7 +99,7 @@ def _into_next(value: ir.Value, order: NDArray[np.int64]) -> str:
                 waiting.append(node.outputs[0])
                 continue
             if node.op_type != "Conv" or node.domain or use.idx != 0:
-                raise DeclinedError(f"{node_name(node)} ({node.op_type}) behind it is not a convolution")
+                raise DeclinedError(f"{node_name(node)} behind it is not a convolution")
             layers.append(node)
     if not layers:
         raise DeclinedError("no convolution is behind it")
@@ -110,7 +110,7 @@ def _into_next(value: ir.Value, order: NDArray[np.int64]) -> str:
         changed = np.empty_like(given)
         changed[:, order] = given
         weight.const_value = ir.tensor(changed, name=weight.name)
-    return ", ".join(node_name(node) for node in layers)
+    return ", ".join(str(weight.name).removesuffix(".weight") for weight in weights)
 
 
 def _own_weight(node: ir.Node, channel_count: int) -> ir.Value:

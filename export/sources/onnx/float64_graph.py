@@ -13,6 +13,7 @@ import onnx
 import torch
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.ops import op_lrn
 from onnx.reference.ops.op_conv import Conv as NumpyConv
 from onnx.reference.ops.op_max_pool import MaxPool as NumpyMaxPool
 from torch.nn import functional as F
@@ -30,7 +31,7 @@ class Float64Graph:
 
     def __init__(self, content: bytes) -> None:
         exact = _to_float64(onnx.load_from_string(content))
-        self._evaluator = ReferenceEvaluator(exact, new_ops=[Conv, MaxPool])
+        self._evaluator = ReferenceEvaluator(exact, new_ops=[Conv, MaxPool, LRN])
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """Return the first output. Operations that the evaluator lacks raise errors of many types."""
@@ -100,6 +101,18 @@ class MaxPool(NumpyMaxPool):
             dilation=tuple(attributes["dilations"] or (1, 1)),
         )
         return (result.numpy(),)
+
+
+class LRN(op_lrn.LRN):
+    """Computes ONNX's LRN; the evaluator's has sums for as many channels as there are images."""
+
+    def _run(
+        self, x: Any, alpha: Any = None, beta: Any = None, bias: Any = None, size: Any = None
+    ) -> tuple[NDArray[Any]]:
+        before = (size - 1) // 2
+        around = np.pad(x * x, [(0, 0), (before, size - 1 - before), *[(0, 0)] * (x.ndim - 2)])
+        squares = sum(around[:, start : start + x.shape[1]] for start in range(size))
+        return (x / (bias + alpha / size * squares) ** beta,)
 
 
 def _torch_pads(pads: Any) -> tuple[int, ...]:
