@@ -1,6 +1,7 @@
 """Finds out whether a graph ends in logits, or in something computed from them.
 
-    softmax   Softmax, LogSoftmax, or written out: exp(x) / sum(exp(x)), exp(x) * (1 / sum(exp(x)))
+    softmax   Softmax, LogSoftmax, or written out: exp(x) / sum(exp(x)), exp(x) * (1 / sum(exp(x))),
+              exp(x - logsumexp(x)), exp(logsoftmax(x)), log(softmax(x))
     sigmoid   Sigmoid, HardSigmoid, or written out: 1 / (1 + exp(-x)), also 1 minus that
     choice    ArgMax, TopK: the classes, without their scores
 
@@ -45,7 +46,7 @@ def find_softmax(value: ir.Value) -> Softmax | None:
     node = _behind_shapes(value)
     if node is None or node.domain:
         return None
-    logits = node.inputs[0] if node.op_type in _SOFTMAX else _written_out_softmax(node)
+    logits = _softmax_input(node)
     return None if logits is None else Softmax(logits, node.outputs[0])
 
 
@@ -66,7 +67,7 @@ def end_name(node: ir.Node) -> str:
     """Return the name of a node whose output is not logits; "" for any other, LogSoftmax included."""
     if node.op_type in _NO_LOGITS:
         return node.op_type
-    if _written_out_softmax(node) is not None:
+    if node.op_type not in ("LogSoftmax", "Log") and _softmax_input(node) is not None:
         return "softmax"
     return "sigmoid" if _is_written_out_sigmoid(node) else ""
 
@@ -76,6 +77,33 @@ def _behind_shapes(value: ir.Value) -> ir.Node | None:
     while node is not None and node.op_type in _RESHAPING and not node.domain and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     return node
+
+
+def _softmax_input(node: ir.Node) -> ir.Value | None:
+    """Return what ``node`` computes the softmax or the log-softmax of; None if it computes neither."""
+    given = node.inputs[0] if node.inputs else None
+    if node.op_type in _SOFTMAX:
+        return given
+    before = None if given is None else _behind_shapes(given)
+    if before is None or before.domain:
+        return _written_out_softmax(node)
+    if node.op_type == "Log" and (before.op_type == "Softmax" or _written_out_softmax(before) is not None):
+        return _softmax_input(before)
+    if node.op_type == "Exp":
+        return before.inputs[0] if before.op_type == "LogSoftmax" else _shifted_by_logsumexp(before)
+    return _written_out_softmax(node)
+
+
+def _shifted_by_logsumexp(node: ir.Node) -> ir.Value | None:
+    """Return x of x - logsumexp(x)."""
+    if node.op_type != "Sub" or node.inputs[1] is None:
+        return None
+    total = node.inputs[1].producer()
+    is_of_the_same = total is not None and (total.op_type, total.inputs[0]) == (
+        "ReduceLogSumExp",
+        node.inputs[0],
+    )
+    return node.inputs[0] if is_of_the_same else None
 
 
 def _written_out_softmax(node: ir.Node) -> ir.Value | None:

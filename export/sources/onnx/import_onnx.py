@@ -49,7 +49,7 @@ def import_onnx(
     """
     given = replace(_as_given(file, image, choice.name, mean, std), layout=layout)
     noise = np.random.default_rng(_SEED).integers(0, 256, (max(BATCH_SIZES), *image_shape), dtype=np.uint8)
-    given_output = _given_logits(given, noise)
+    given_output = _given_logits(given, noise, may_be_log=choice.without_softmax is not None)
     logits = given_output
     if choice.without_softmax is not None:
         file = replace(file, model_proto=choice.without_softmax, content=b"")
@@ -99,7 +99,10 @@ def _as_given(
     )
 
 
-def _given_logits(file: NormalizedFile, noise: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _given_logits(
+    file: NormalizedFile, noise: NDArray[np.uint8], *, may_be_log: bool = False
+) -> NDArray[np.float32]:
+    """Return the logits of ``noise``; ``may_be_log``: they may be logarithms of probabilities that are 0."""
     name, count = file.logits, len(noise)
     try:
         reference = OnnxReference(file)
@@ -114,7 +117,7 @@ def _given_logits(file: NormalizedFile, noise: NDArray[np.uint8]) -> NDArray[np.
             f"the file's {name} is {logits.dtype} {list(logits.shape)} for {count} images; expected float32 "
             f"logits [{count}, classes]; name another tensor with --output"
         )
-    if not np.isfinite(logits).all():
+    if not (np.isfinite(logits) | (may_be_log & np.isneginf(logits))).all():
         raise SourceError(
             f"the file's {name} holds NaN or infinite values for noise; its weights cannot be used"
         )

@@ -102,6 +102,13 @@ FILES_TAKEN_OFF = {
         node("Reciprocal", "sum", "inverse"),
         node("Mul", "powers", "inverse", "out"),
     ],
+    "exponential of logarithms": [node("LogSoftmax", "scores", "logs", axis=1), node("Exp", "logs", "out")],
+    "logarithms of a softmax": [node("Softmax", "scores", "parts", axis=1), node("Log", "parts", "out")],
+    "by the logarithm of a sum": [
+        node("ReduceLogSumExp", "scores", "classes", "sum", keepdims=1),
+        node("Sub", "scores", "sum", "logs"),
+        node("Exp", "logs", "out"),
+    ],
     "with a temperature": [node("Div", "scores", "hundred", "cool"), node("Softmax", "cool", "out", axis=1)],
 }
 FILES_REFUSED = {
