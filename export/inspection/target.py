@@ -109,7 +109,9 @@ def file_shape(path: Path, image: ir.Value, given: tuple[int, ...] | None) -> tu
     Raises:
         SourceError: ``given`` contradicts the file, or the file does not fix a side and none is given.
     """
-    stored = [] if image.shape is None else list(image.shape)[1:]
+    sides_in_file = [] if image.shape is None else list(image.shape)[1:]
+    # Paddle's exporter writes -1 for a side that is open.
+    stored = ["?" if isinstance(side, int) and side < 0 else side for side in sides_in_file]
     if given is not None:
         fits = not stored or (
             len(stored) == len(given)
