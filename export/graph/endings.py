@@ -50,6 +50,14 @@ def find_softmax(value: ir.Value) -> Softmax | None:
     return None if logits is None else Softmax(logits, node.outputs[0])
 
 
+def find_sigmoid(value: ir.Value) -> Softmax | None:
+    """Return the Sigmoid that computes ``value``, apart from its shape and type; None if there is none."""
+    node = _behind_shapes(value)
+    if node is None or node.domain or node.op_type != "Sigmoid" or node.inputs[0] is None:
+        return None
+    return Softmax(node.inputs[0], node.outputs[0])
+
+
 def find_no_logits(value: ir.Value) -> ir.Node | None:
     """Return the node that computes ``value``, apart from arithmetic with constants, if it is not logits."""
     node = _behind_shapes(value)

@@ -14,7 +14,7 @@ from foldserve.export.sources.onnx.normalized_file import NormalizedFile
 from foldserve.export.sources.onnx.onnx_reference import OnnxReference
 from foldserve.export.sources.onnx.prepare_graph import prepare
 from foldserve.export.verification.parity import BATCH_SIZES
-from foldserve.export.verification.probabilities import is_softmax_of
+from foldserve.export.verification.probabilities import is_softmax_of, no_logits_text
 from foldserve.export.verification.tolerances import reference_tolerance
 from foldserve.runtime.session import Session
 
@@ -40,6 +40,7 @@ def import_onnx(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     layout: InputLayout,
+    is_binary: bool = False,
 ) -> NormalizedFile:
     """Run the file as given, prepare it for folding, and check that its output is the same at any batch size.
 
@@ -60,6 +61,18 @@ def import_onnx(
                 f"the file's {choice.name} ends in a softmax that is not over the classes of each image; "
                 "name the tensor that holds the logits with --output"
             )
+    if choice.without_sigmoid is not None:
+        file = replace(file, model_proto=choice.without_sigmoid, content=b"")
+        given = replace(_as_given(file, image, choice.name, mean, std), layout=layout)
+        logits = _given_logits(given, noise)
+        if (
+            logits.shape[1] != 1
+            or np.abs(1 / (1 + np.exp(-logits.astype(np.float64))) - given_output).max() > 1e-3
+        ):
+            raise SourceError(no_logits_text("Sigmoid"))
+    if is_binary and logits.shape[1] == 1:
+        given = replace(given, is_binary=True)
+        logits = given.logits_of(logits)
     class_count = logits.shape[1]
     prepared = prepare(
         file,
@@ -68,6 +81,7 @@ def import_onnx(
         image_shape=image_shape,
         class_count=class_count,
         layout=layout,
+        is_binary=given.is_binary,
     )
     imported = replace(given, prepared=prepared, class_count=class_count)
     _check_any_batch(imported, noise, logits)

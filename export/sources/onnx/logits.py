@@ -10,7 +10,7 @@ from onnx import TensorProto, inliner
 
 from foldserve.artifact.format import LOGITS
 from foldserve.export.errors import SourceError
-from foldserve.export.graph.endings import Softmax, end_name, find_no_logits, find_softmax
+from foldserve.export.graph.endings import Softmax, end_name, find_no_logits, find_sigmoid, find_softmax
 from foldserve.export.verification.probabilities import AS_LOGITS, TAKEN_AS_LOGITS
 
 _SHOWN = 5
@@ -24,15 +24,23 @@ class LogitsChoice:
         name: its name.
         note: why it was chosen; "" if it is the file's only output and nothing was removed.
         without_softmax: the file without the softmax that computed ``name``; None if there is none.
+        without_sigmoid: the file without the sigmoid that computed ``name``, the probability of the second of
+            two classes; None if there is none.
     """
 
     name: str
     note: str = ""
     without_softmax: onnx.ModelProto | None = None
+    without_sigmoid: onnx.ModelProto | None = None
 
 
 def choose_logits(
-    model_proto: onnx.ModelProto, asked: str | None, *, is_ours: bool, as_logits: bool = False
+    model_proto: onnx.ModelProto,
+    asked: str | None,
+    *,
+    is_ours: bool,
+    as_logits: bool = False,
+    is_binary: bool = False,
 ) -> LogitsChoice:
     """Choose the tensor ``asked`` for, or else the only output, without the softmax that ends it.
 
@@ -41,6 +49,7 @@ def choose_logits(
         asked: a tensor's name; None if none was given.
         is_ours: whether ``foldserve export`` wrote the file.
         as_logits: whether to take the tensor as it is, whatever computes it.
+        is_binary: whether there are two labels, for which a sigmoid may give the probability of the second.
 
     Raises:
         SourceError: there is no such tensor, there are several outputs, or the output is not logits.
@@ -58,6 +67,9 @@ def choose_logits(
         raise SourceError(f"the file's output {name} is not computed; expected logits [batch, classes]")
     softmax = find_softmax(values[name])
     if softmax is None:
+        sigmoid = find_sigmoid(values[name]) if is_binary else None
+        if sigmoid is not None:
+            return LogitsChoice(name, note, without_sigmoid=_without(flat, sigmoid))
         _refuse_no_logits(values[name])
         return LogitsChoice(name, note)
     _check_axis(softmax, name)

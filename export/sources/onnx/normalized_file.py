@@ -48,6 +48,7 @@ class NormalizedFile:
         class_count: K.
         mean: one per channel of RGB.
         std: one per channel of RGB.
+        is_binary: ``given`` outputs one logit z, of the second of two classes; ``prepared`` outputs [0, z].
     """
 
     given: bytes
@@ -60,6 +61,7 @@ class NormalizedFile:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     layout: InputLayout = InputLayout()
+    is_binary: bool = False
 
     def network_input(self, pixels: NDArray[np.uint8], dtype: type[np.floating]) -> NDArray[np.generic]:
         """Return the input of ``prepared`` for ``pixels`` [N, C, H, W], computed step by step in ``dtype``.
@@ -78,6 +80,13 @@ class NormalizedFile:
     def given_input(self, pixels: NDArray[np.uint8]) -> NDArray[np.generic]:
         """Return the input of ``given`` for ``pixels`` [N, C, H, W], in its own layout."""
         return self.layout.of(self.network_input(pixels, np.float32))
+
+    def logits_of(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits [N, K] that an output of ``given`` means: [0, z] if it is one logit z."""
+        rows = rows_of(output)
+        if not self.is_binary or rows.ndim != 2:
+            return rows
+        return np.concatenate([np.zeros_like(rows), rows], axis=1)
 
 
 def rows_of(output: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -40,6 +40,11 @@ _NEWEST_OPSET = 21
 # A file that takes pixels sees the pixel itself, which is (pixel / 255 - 0) / (1 / 255).
 _PIXEL_STD = 1 / 255
 
+_BINARY = (
+    "its one output is taken for the second of the two labels: the logits are [0, logit], whose softmax is "
+    "[1 - sigmoid(logit), sigmoid(logit)]"
+)
+
 
 def load_onnx_file(config: ExportConfig, path: Path) -> Source:
     """Load ``path``: find its image input and its logits, and make it take any number of images.
@@ -57,8 +62,13 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
     spec = own.image if own is not None and config.resize is None else image_spec(shape, config.resize)
     preparation = _preprocessing(config, own, spec.channels, takes_pixels=takes_pixels)
     layout = InputLayout(is_channels_last(image), preparation.reversed_channels)
+    is_binary = _is_binary(config)
     choice = choose_logits(
-        file.model_proto, config.output, is_ours=own is not None, as_logits=config.as_logits
+        file.model_proto,
+        config.output,
+        is_ours=own is not None,
+        as_logits=config.as_logits,
+        is_binary=is_binary,
     )
     network_file = import_onnx(
         file,
@@ -68,6 +78,7 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
         mean=preparation.mean,
         std=preparation.std,
         layout=layout,
+        is_binary=is_binary,
     )
     if not config.as_logits:
         check_class_count(network_file.class_count)
@@ -77,6 +88,7 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
         *([choice.note] if choice.note else []),
         *_opset_remarks(file),
         *(["its input is [N, H, W, C]; the graph transposes images to it"] if layout.channels_last else []),
+        *([_BINARY] if network_file.is_binary else []),
         *preparation.remarks,
         *said,
     )
@@ -105,6 +117,11 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
         summary=f"{path}, opset {file.opset}, made by {file.producer}, {len(labels)} classes",
         remarks=remarks,
     )
+
+
+def _is_binary(config: ExportConfig) -> bool:
+    """Tell whether ``--labels`` has two names: then one logit is that of the second."""
+    return not config.as_logits and config.labels is not None and len(read_labels(config.labels)) == 2
 
 
 def _own_metadata(file: OnnxFile) -> ModelMetadata | None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foldserve.export.sources.onnx.float64_graph import Float64Graph
-from foldserve.export.sources.onnx.normalized_file import rows_of
 from foldserve.export.verification.reference import in_batches
 from foldserve.export.verification.tolerances import credible_rounding
 from foldserve.runtime.session import Session
@@ -61,7 +60,7 @@ class OnnxReference:
             # The last batch is filled by repetition: a file with a fixed batch takes no smaller one.
             filled = batch[np.arange(size) % len(batch)]
             feeds = {file.image: file.given_input(filled)}
-            output = rows_of(self._session.run([file.logits], feeds)[0])
+            output = file.logits_of(self._session.run([file.logits], feeds)[0])
             # Not one row per image: returned as it is, for the caller to refuse.
             rows.append(output[: len(batch)] if len(output) == size else output)
         return np.concatenate(rows)

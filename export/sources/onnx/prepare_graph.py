@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
@@ -41,11 +42,13 @@ def prepare(
     image_shape: tuple[int, ...],
     class_count: int,
     layout: InputLayout,
+    is_binary: bool = False,
 ) -> bytes:
     """Return the file's computation from ``image`` to ``logits``, serialised.
 
     The input of the result is [batch, C, H, W] and in the clients' order of channels, whatever ``layout`` the
-    file's own has; its output is [batch, ``class_count``], also if the file's has further sides of 1.
+    file's own has; its output is [batch, ``class_count``], also if the file's has further sides of 1. It is
+    [0, z] if the file outputs one logit z (``is_binary``).
 
     Raises:
         SourceError: it cannot be converted to our opset.
@@ -73,6 +76,8 @@ def prepare(
         _infer_shapes(model)
     if _rank(model.graph.outputs[0]) != 2:
         _flatten_output(model.graph)
+    if is_binary:
+        _put_zero_before(model.graph)
     (output,) = model.graph.outputs
     output.shape = ir.Shape([BATCH, class_count])
     output.type = ir.TensorType(ir.DataType.FLOAT)
@@ -178,6 +183,16 @@ def _flatten_output(graph: ir.Graph) -> None:
     flatten.outputs[0].name = flatten.name
     graph.append(flatten)
     graph.outputs[:] = [flatten.outputs[0]]
+
+
+def _put_zero_before(graph: ir.Graph) -> None:
+    """Turn one logit z into two, [0, z], whose softmax is [1 - sigmoid(z), sigmoid(z)]."""
+    (output,) = graph.outputs
+    sides = add_initializer(graph, f"{output.name}.before", np.array([0, 1, 0, 0], dtype=np.int64))
+    pad = ir.node("Pad", [output, sides], name=unused_name(graph, f"{output.name}.two"))
+    pad.outputs[0].name = pad.name
+    graph.append(pad)
+    graph.outputs[:] = [pad.outputs[0]]
 
 
 def _infer_shapes(model: ir.Model) -> None:

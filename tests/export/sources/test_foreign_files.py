@@ -405,3 +405,52 @@ def test_order_and_range_are_refused_where_the_file_has_its_own(tmp_path):
     export_model(config(path))
     with pytest.raises(SourceError, match="--channel-order cannot be used with a file that foldserve export"):
         load_source(config(tmp_path / "models/theirs/1", mean=None, std=None, channel_order="bgr"))
+
+
+ONE_LOGIT = [node("Flatten", ["p"], "q"), node("MatMul", ["q", "fc1"], "z")]
+ONE_WEIGHT = {"fc1": np.random.default_rng(3).normal(size=(8, 1)).astype(np.float32) * 8}
+BINARY = {
+    "a sigmoid": [*ONE_LOGIT, node("Sigmoid", ["z"], "y")],
+    "a sigmoid, reshaped": [*ONE_LOGIT, node("Sigmoid", ["z"], "s"), node("Flatten", ["s"], "y")],
+    "a logit": [*ONE_LOGIT, node("Identity", ["z"], "y")],
+}
+
+
+@pytest.mark.parametrize("shape", [("N", 3, SIDE, SIDE), (1, 3, SIDE, SIDE)], ids=["any batch", "one image"])
+@pytest.mark.parametrize("case", list(BINARY))
+def test_one_output_is_the_second_of_two_labels(case, shape, tmp_path, capsys):
+    path = save(tmp_path / "theirs.onnx", BINARY[case], constants=ONE_WEIGHT, shape=shape)
+    settings = config(path)
+    (tmp_path / "labels.txt").write_text("no\nyes\n")
+    export_model(settings)
+    given = ort.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    answers = [given.run(["y"], {"image": normalised(IMAGES[at : at + 1])})[0].item() for at in range(5)]
+    yes = 1 / (1 + np.exp(-np.array(answers))) if case == "a logit" else np.array(answers)
+    session = Session(published(tmp_path).SerializeToString(), device="cpu")
+    probabilities = session.run(["probabilities"], {"image": IMAGES})[0]
+    assert np.abs(probabilities - np.stack([1 - yes, yes], axis=1)).max() < 1e-5
+    assert "the logits are [0, logit]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("end", "labels"),
+    [
+        (BINARY["a sigmoid"], "a\n"),
+        ([*LINEAR[:1], node("MatMul", ["q", "fc2"], "z"), node("Sigmoid", ["z"], "y")], "a\nb\n"),
+    ],
+    ids=["one label", "a sigmoid per class"],
+)
+def test_a_sigmoid_that_is_not_that_of_two_classes_is_refused(end, labels, tmp_path):
+    constants = {**ONE_WEIGHT, "fc2": np.ones((8, 2), np.float32)}
+    settings = config(save(tmp_path / "theirs.onnx", end, constants=constants))
+    (tmp_path / "labels.txt").write_text(labels)
+    with pytest.raises(SourceError, match=r"Sigmoid.*logits"):
+        load_source(settings)
+
+
+def test_a_missing_zero_beside_one_logit_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_graph, "_put_zero_before", lambda _: None)
+    settings = config(save(tmp_path / "theirs.onnx", BINARY["a sigmoid"], constants=ONE_WEIGHT))
+    (tmp_path / "labels.txt").write_text("no\nyes\n")
+    with pytest.raises(SourceError, match="its logits are"):
+        load_source(settings)
