@@ -83,6 +83,9 @@ def test_metadata_has_a_fixed_order():
         pytest.param("foldserve.labels", "[1, ", "malformed metadata", id="not JSON"),
         pytest.param("foldserve.mean", '["x"]', "malformed metadata", id="not numbers"),
         pytest.param("foldserve.channel_order", "BGR", "channel_order: .*'BGR'", id="unknown colours"),
+        pytest.param(
+            "foldserve.network_channel_order", "GBR", "network_channel_order: .*'GBR'", id="unknown order"
+        ),
         pytest.param("foldserve.resize", '{"crop": [4]}', "malformed metadata", id="one side"),
         pytest.param("foldserve.schema", "2", "schema 2.*upgrade foldserve", id="future"),
     ],
