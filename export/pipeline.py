@@ -65,7 +65,7 @@ def export_model(config: ExportConfig) -> int:
     if config.skip_same and config.precision == "fp32" and _is_there(model_folder, built.content, report):
         return _finish(config, model_folder, source, report)
     check_writable(model_folder)
-    sessions = open_sessions(built.content)
+    sessions = open_sessions(built.file.loadable)
     with _saving_rejected(config, name, built, source):
         comparisons, agreements, expected = _verify(source, sessions, report, as_logits=config.as_logits)
         golden = _make_golden(source, sessions, expected, largest_rounding(comparisons))

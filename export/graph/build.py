@@ -13,8 +13,9 @@ from foldserve.export.errors import SourceError
 from foldserve.export.graph.channel_order import fold_channel_order
 from foldserve.export.graph.endings import end_name, find_no_logits
 from foldserve.export.graph.fold_pass import Fold, FoldPass
+from foldserve.export.graph.model_file import ModelFile
 from foldserve.export.graph.normalise import add_normalisation, take_pixels
-from foldserve.export.graph.serialize import add_outputs, to_bytes, to_model_proto
+from foldserve.export.graph.serialize import add_outputs, serialize
 from foldserve.export.graph.simplify import simplify
 from foldserve.export.graph.weights import Float64Initializers
 
@@ -27,14 +28,19 @@ class BuiltModel:
     """An exported file.
 
     Attributes:
-        content: the bytes of ``model.onnx``.
+        file: holds ``model.onnx``.
         folds: one entry per batch norm, one for the input's scaling, one for its channels if reordered.
         no_logits: the operation that the network ends in, if its output is not logits; else "".
     """
 
-    content: bytes
+    file: ModelFile
     folds: tuple[Fold, ...]
     no_logits: str = ""
+
+    @property
+    def content(self) -> bytes:
+        """The bytes of ``model.onnx``; for a large file they are read from disk each time."""
+        return self.file.content
 
 
 def build_model(model: ir.Model, metadata: ModelMetadata) -> BuiltModel:
@@ -60,8 +66,8 @@ def build_model(model: ir.Model, metadata: ModelMetadata) -> BuiltModel:
     weights.store()
     end = find_no_logits(model.graph.outputs[0])
     add_outputs(model.graph)
-    model_proto = to_model_proto(model, metadata.to_props())
-    return BuiltModel(to_bytes(model_proto), tuple(folds), "" if end is None else end_name(end))
+    file = ModelFile(serialize(model, metadata.to_props()))
+    return BuiltModel(file, tuple(folds), "" if end is None else end_name(end))
 
 
 def _check_label_count(model: ir.Model, metadata: ModelMetadata) -> None:

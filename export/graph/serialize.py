@@ -14,6 +14,7 @@ import onnx_ir.passes.common as passes
 
 from foldserve.artifact.format import LOGITS, PROBABILITIES
 from foldserve.export.errors import TraceError
+from foldserve.export.graph.model_bytes import write_with_weights
 from foldserve.export.graph.simplify import free_name, unused_name
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 BATCH = "batch"
 # IR 10 is the newest that ONNX Runtime 1.20 reads; nothing here needs a later one.
 IR_VERSION = 10
+# Weights from this size on are kept out of the checks. Smaller constants may be shapes, whose values count.
+_LARGE_BYTES = 64 * 1024
 
 
 def add_outputs(graph: ir.Graph) -> None:
@@ -39,8 +42,11 @@ def add_outputs(graph: ir.Graph) -> None:
     graph.outputs.append(softmax.outputs[0])
 
 
-def to_model_proto(model: ir.Model, props: Mapping[str, str]) -> onnx.ModelProto:
-    """Convert ``model`` to a checked file that holds the network and ``props`` as metadata, nothing else.
+def serialize(model: ir.Model, props: Mapping[str, str]) -> bytes:
+    """Return a checked file that holds ``model`` and ``props`` as metadata, nothing else.
+
+    Equal models give equal bytes. Large weights are copied once, from ``model`` into the file: they take no
+    part in the checks, which only need their types and shapes.
 
     Raises:
         TraceError: the result is not valid ONNX, or breaks the artifact's contract.
@@ -50,20 +56,16 @@ def to_model_proto(model: ir.Model, props: Mapping[str, str]) -> onnx.ModelProto
     for value in (*model.graph.inputs, *model.graph.outputs):
         assert value.shape is not None
         value.shape = ir.Shape([BATCH, *list(value.shape)[1:]])
-    model_proto: onnx.ModelProto = ir.to_proto(model)
+    weights = _large_weights(model.graph)
+    model_proto = _to_proto_without(model, weights)
     model_proto.ir_version = IR_VERSION
     model_proto.producer_name = "foldserve"
     model_proto.producer_version = ""
     del model_proto.graph.value_info[:]
     del model_proto.metadata_props[:]
     onnx.helper.set_model_props(model_proto, dict(props))
-    check_model(model_proto)
-    return model_proto
-
-
-def to_bytes(model_proto: onnx.ModelProto) -> bytes:
-    """Return the file's content; equal models give equal bytes."""
-    return bytes(model_proto.SerializeToString(deterministic=True))
+    check_model(_with_inputs_for(model_proto, weights))
+    return write_with_weights(model_proto, weights)
 
 
 def check_model(model_proto: onnx.ModelProto) -> None:
@@ -85,6 +87,50 @@ def check_model(model_proto: onnx.ModelProto) -> None:
         raise TraceError(
             f"the exported graph still holds {', '.join(left)}; this is a bug in foldserve, please report it"
         )
+
+
+def _large_weights(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
+    return {
+        name: value.const_value
+        for name, value in graph.initializers.items()
+        if value.const_value is not None
+        and value.const_value.dtype != ir.DataType.STRING
+        and value.const_value.nbytes >= _LARGE_BYTES
+    }
+
+
+def _to_proto_without(model: ir.Model, weights: Mapping[str, ir.TensorProtocol]) -> onnx.ModelProto:
+    """Convert ``model``; of ``weights`` only name, type and shape. ``model`` is as before afterwards."""
+    initializers = model.graph.initializers
+    try:
+        for name, tensor in weights.items():
+            initializers[name].const_value = ir.ExternalTensor(
+                "", None, None, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+            )
+        model_proto: onnx.ModelProto = ir.to_proto(model)
+    finally:
+        for name, tensor in weights.items():
+            initializers[name].const_value = tensor
+    for tensor_proto in model_proto.graph.initializer:
+        if tensor_proto.name in weights:
+            del tensor_proto.external_data[:]
+            tensor_proto.ClearField("data_location")
+    return model_proto
+
+
+def _with_inputs_for(model_proto: onnx.ModelProto, weights: Mapping[str, object]) -> onnx.ModelProto:
+    """Return a copy of a file without ``weights``, which it takes as inputs instead."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model_proto)
+    del copy.graph.initializer[:]
+    for tensor in model_proto.graph.initializer:
+        if tensor.name in weights:
+            copy.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            )
+        else:
+            copy.graph.initializer.append(tensor)
+    return copy
 
 
 def _all_nodes(model_proto: onnx.ModelProto) -> list[onnx.NodeProto]:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from foldserve.artifact.format import LOGITS, PROBABILITIES
 from foldserve.export.errors import PrecisionError, TraceError
 from foldserve.export.graph.normalise import is_normalisation
-from foldserve.export.graph.serialize import to_bytes, to_model_proto
+from foldserve.export.graph.serialize import serialize
 
 _FLOAT, _FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
@@ -36,7 +36,7 @@ def to_fp16(content: bytes) -> bytes:
         _convert(node)
     _cast_logits(model.graph, softmax)
     try:
-        return to_bytes(to_model_proto(model, props))
+        return serialize(model, props)
     except TraceError as error:
         raise PrecisionError(f"the network cannot be computed in fp16: {error}") from error
 

@@ -23,7 +23,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from foldserve.artifact.format import IMAGE
 from foldserve.export.errors import PrecisionError, TraceError
-from foldserve.export.graph.serialize import to_bytes, to_model_proto
+from foldserve.export.graph.serialize import serialize
 from foldserve.export.verification.reference import batch_size_of
 from foldserve.runtime.session import Session
 
@@ -113,7 +113,7 @@ def quantize(content: bytes, ranges: Ranges, nodes: Collection[str]) -> bytes:
     for domain in [domain for domain in model.opset_imports if domain]:
         model.opset_imports.pop(domain)
     try:
-        return to_bytes(to_model_proto(model, props))
+        return serialize(model, props)
     except TraceError as error:
         raise PrecisionError(f"the network cannot be quantised: {error}") from error
 

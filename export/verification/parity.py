@@ -29,10 +29,12 @@ from foldserve.export.verification.comparison import (
 from foldserve.export.verification.reference import in_batches
 from foldserve.export.verification.rounding import Float64Judge, Rounding
 from foldserve.export.verification.tolerances import reference_tolerance
+from foldserve.runtime.options import RuntimeOptions
 from foldserve.runtime.session import Session, cuda_is_present
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -81,8 +83,10 @@ class Agreement:
     tolerance: float
 
 
-def open_sessions(model: bytes) -> list[Session]:
+def open_sessions(model: bytes | Path) -> list[Session]:
     """Open a session on each device present: the CPU, and CUDA if it works.
+
+    They have no arena, which would keep the memory of the largest batch, rounded up, beside the network.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load the file.
@@ -93,7 +97,7 @@ def open_sessions(model: bytes) -> list[Session]:
     sessions = []
     for device in devices:
         try:
-            sessions.append(Session(model, device=device))
+            sessions.append(Session(model, device=device, options=RuntimeOptions(arena=False)))
         except DeviceError:
             if device == "cpu":
                 raise

@@ -24,6 +24,7 @@ from foldserve.runtime.options import Device, RuntimeOptions, heavy_operators, i
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -126,7 +127,7 @@ class Session:
 
     def __init__(
         self,
-        model: bytes,
+        model: bytes | Path,
         *,
         device: Device = "auto",
         intra_op_threads: int | None = None,
@@ -134,10 +135,10 @@ class Session:
         optimised: bool = True,
         stop: StopSignal | None = None,
     ) -> None:
-        """Load ``model``, the content of a ``model.onnx``.
+        """Load ``model``, a ``model.onnx``.
 
         Args:
-            model: the content of an ONNX file.
+            model: the content of an ONNX file, or a trusted file, which is loaded with less memory.
             device: "cuda" runs it on the GPU or raises; "auto" uses CUDA if it works, else the CPU.
             intra_op_threads: threads per run; by default the number of usable CPUs.
             options: further options of ONNX Runtime.
@@ -210,7 +211,7 @@ def require_device(device: Device) -> None:
 
 
 def _open(
-    model: bytes, device: Device, threads: int, options: RuntimeOptions, stop: StopSignal | None
+    model: bytes | Path, device: Device, threads: int, options: RuntimeOptions, stop: StopSignal | None
 ) -> tuple[ort.InferenceSession, str]:
     """Return a session on the device, and why that device was chosen."""
     require_device(device)
@@ -231,7 +232,7 @@ def _open(
 
 
 def _open_on(
-    model: bytes,
+    model: bytes | Path,
     provider: str,
     threads: int,
     options: RuntimeOptions,
@@ -244,7 +245,8 @@ def _open_on(
     session_options = _to_session_options(
         threads, options, on_cuda=on_cuda, forbid_cpu=on_cuda and not allow_cpu
     )
-    max_folded_bytes = max(_FOLDED_BYTES, _FOLDED_OF_FILE * len(model))
+    size = len(model) if isinstance(model, bytes) else model.stat().st_size
+    max_folded_bytes = max(_FOLDED_BYTES, _FOLDED_OF_FILE * size)
     session_options.add_session_config_entry(
         "optimization.constant_folding_max_output_size_in_bytes", str(max_folded_bytes)
     )

@@ -17,6 +17,7 @@ from foldserve.artifact.format import Golden, ModelMetadata, read_artifact
 from foldserve.export import pipeline
 from foldserve.export.config import ExportConfig
 from foldserve.export.errors import ExportError, ParityError, SourceError
+from foldserve.export.graph.model_file import ModelFile
 from foldserve.export.pipeline import export_model
 from foldserve.export.publish import publish
 from foldserve.runtime.session import Session
@@ -183,7 +184,7 @@ def test_file_that_disagrees_is_not_published_and_is_saved_as_rejected(run_dir, 
         array = onnx.numpy_helper.to_array(tensor).copy()
         array[0] += 0.5
         tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
-        return dataclasses.replace(built, content=model_proto.SerializeToString())
+        return dataclasses.replace(built, file=ModelFile(model_proto.SerializeToString()))
 
     monkeypatch.setattr(pipeline, "build_model", damaging_build)
     with pytest.raises(

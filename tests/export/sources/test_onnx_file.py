@@ -19,6 +19,7 @@ from foldserve.artifact.format import ModelMetadata, read_artifact
 from foldserve.export import pipeline
 from foldserve.export.config import ExportConfig
 from foldserve.export.errors import FoldError, ParityError, SourceError
+from foldserve.export.graph.model_file import ModelFile
 from foldserve.export.pipeline import export_model
 from foldserve.export.sources.load import load_source
 from foldserve.export.sources.onnx.onnx_network import OnnxNetwork
@@ -216,8 +217,7 @@ def test_the_first_layer_to_differ_is_named(tmp_path, labels, monkeypatch):
         model_proto = onnx.load_from_string(built.content)
         (tensor,) = (entry for entry in model_proto.graph.initializer if entry.name == "conv.w")
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.1), "conv.w"))
-        object.__setattr__(built, "content", model_proto.SerializeToString())
-        return built
+        return dataclasses.replace(built, file=ModelFile(model_proto.SerializeToString()))
 
     monkeypatch.setattr(pipeline, "build_model", damaging_build)
     with pytest.raises(ParityError, match=r"the first layer to differ is Conv \(value 'y'\)"):
