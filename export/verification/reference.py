@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
-from foldserve.export.verification.float64 import InFloat64
+from foldserve.export.verification.float64 import InFloat64, LargestTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,9 +18,18 @@ if TYPE_CHECKING:
 
     from foldserve.training.models import Normalized
 
-# Large enough to keep threads busy on small images; under 200 MiB of activations for AlexNet at 224 pixels.
-_BATCH_BYTES = 8 * 1024 * 1024
+# By size, 32 images of 224 pixels: as many as are compared at once (`parity.BATCH_SIZES`).
+_BATCH_BYTES = 32 * 3 * 224 * 224
 _MAX_BATCH_SIZE = 256
+
+# Largest tensor of a batch. A few of its size are in memory at once: a layer's input, output and scratch.
+_TENSOR_BYTES = 128 * 1024 * 1024
+
+
+class _Measured(Protocol):
+    """What recorded the largest tensor of a run."""
+
+    largest_bytes: int
 
 
 class TorchReference:
@@ -27,25 +37,33 @@ class TorchReference:
 
     def __init__(self, module: Normalized) -> None:
         self._module = module
-        self._exact_module: Normalized | None = None
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return float32 [N, K] of uint8 ``images`` [N, C, H, W]."""
-        return _run(self._module, images)
+        with LargestTensor() as largest:
+            return in_bounded_batches(partial(_run, self._module), images, largest)
 
     def exact_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64] | None:
-        """Return float64 [N, K] of ``images``, computed in float64 throughout, on a copy of the module.
+        """Return float64 [N, K] of ``images``, computed in float64 throughout.
 
         None if some tensor of the network stays float32: then there is no float64 reference.
         """
-        if self._exact_module is None:
-            self._exact_module = copy.deepcopy(self._module).double()
+        logits: NDArray[Any] | None
         try:
-            with InFloat64():
-                logits = _run(self._exact_module, images)
+            with InFloat64() as largest:
+                logits = in_bounded_batches(partial(_run, self._module), images, largest)
+        except RuntimeError:  # code that Python functions do not reach (TorchScript), or a buffer is written
+            logits = self._logits_of_copy(images)
+        return logits if logits is not None and logits.dtype == np.float64 else None
+
+    def _logits_of_copy(self, images: NDArray[np.uint8]) -> NDArray[Any] | None:
+        """Return the logits of a copy of the module with float64 weights; None if it cannot be computed."""
+        module = copy.deepcopy(self._module).double()
+        try:
+            with InFloat64() as largest:
+                return in_bounded_batches(partial(_run, module), images, largest)
         except RuntimeError:  # an operation mixes two types
             return None
-        return logits if logits.dtype == np.float64 else None
 
 
 def in_batches(
@@ -63,6 +81,17 @@ def in_batches(
     return np.concatenate(rows)
 
 
+def in_bounded_batches(
+    run: Callable[[NDArray[np.uint8]], NDArray[Any]], images: NDArray[np.uint8], largest: _Measured
+) -> NDArray[Any]:
+    """Return the rows of ``run``: of one image first, which tells how many fit into memory at a time."""
+    rows = [run(images[:1])]
+    most = max(1, _TENSOR_BYTES // max(1, largest.largest_bytes))
+    batch_size = min(batch_size_of(images), most)
+    rows += [run(images[start : start + batch_size]) for start in range(1, len(images), batch_size)]
+    return np.concatenate(rows)
+
+
 def batch_size_of(images: NDArray[np.uint8]) -> int:
     """Return how many of ``images`` to run at a time, by their size."""
     image_bytes: int = images[0].nbytes
@@ -70,9 +99,6 @@ def batch_size_of(images: NDArray[np.uint8]) -> int:
 
 
 def _run(module: Normalized, images: NDArray[np.uint8]) -> NDArray[Any]:
-    def forward(batch: NDArray[np.uint8]) -> NDArray[Any]:
-        logits: NDArray[Any] = module(torch.from_numpy(np.ascontiguousarray(batch))).numpy()
-        return logits
-
     with torch.inference_mode():
-        return in_batches(forward, images)
+        logits: NDArray[Any] = module(torch.from_numpy(np.ascontiguousarray(images))).numpy()
+    return logits

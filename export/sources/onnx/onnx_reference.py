@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foldserve.export.sources.onnx.float64_graph import Float64Graph
-from foldserve.export.verification.reference import in_batches
+from foldserve.export.verification.reference import in_batches, in_bounded_batches
 from foldserve.export.verification.tolerances import credible_rounding
+from foldserve.runtime.options import RuntimeOptions
 from foldserve.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -25,7 +26,10 @@ class OnnxReference:
 
     def __init__(self, file: NormalizedFile) -> None:
         self._file = file
-        self._session = Session(file.given, device="cpu", optimised=False)
+        self._session = Session(
+            file.given, device="cpu", options=RuntimeOptions(arena=False), optimised=False
+        )
+        self._exact: Float64Graph | None = None
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return float32 [N, K] of uint8 ``images`` [N, C, H, W]."""
@@ -38,10 +42,9 @@ class OnnxReference:
         """
         file = self._file
         try:
-            graph = Float64Graph(file.prepared)
-            logits: NDArray[Any] = in_batches(
-                lambda batch: graph.run({file.image: file.network_input(batch, np.float64)}),
-                images,
+            graph = self._exact = self._exact or Float64Graph(file.prepared)
+            logits: NDArray[Any] = in_bounded_batches(
+                lambda batch: graph.run({file.image: file.network_input(batch, np.float64)}), images, graph
             )
         except Exception:  # the evaluator lacks an operation, or has it for float32 only
             return None

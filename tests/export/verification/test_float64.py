@@ -1,0 +1,210 @@
+"""The float64 references: the same numbers in parts, with bounded memory."""
+
+import tracemalloc
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+from torch.nn import functional as F
+
+from foldserve.export.sources.onnx.float64_graph import Float64Graph
+from foldserve.export.verification import float64, reference
+from foldserve.export.verification.reference import TorchReference
+from foldserve.training.models import Normalized
+
+
+@pytest.fixture(params=[1, 20_000, 10**9], ids=["one row", "some rows", "all at once"])
+def parts(request, monkeypatch):
+    monkeypatch.setattr(float64, "_PART_BYTES", request.param)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        pytest.param((3, 3), {"padding": 1}, id="padded"),
+        pytest.param((3, 5), {"padding": (1, 2), "stride": (2, 3)}, id="strided, not square"),
+        pytest.param((3, 3), {"padding": 2, "dilation": (2, 1), "groups": 2}, id="dilated, grouped"),
+        pytest.param((1, 1), {}, id="1x1"),
+        pytest.param((11, 11), {"stride": 4, "padding": 2}, id="kernel nearly as large as the image"),
+        pytest.param((3, 3), {"padding": "same"}, id="padding by name"),
+    ],
+)
+def test_convolution_in_parts_is_the_convolution(kernel, options, parts):
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 13, 17)
+    weight, bias = torch.randn(6, 4 // options.get("groups", 1), *kernel), torch.randn(6)
+    actual = float64.conv2d_in_parts(x, weight, bias, **options)
+    expected = torch.conv2d(x.double(), weight.double(), bias.double(), **options)
+    assert actual.dtype == torch.float64
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(5, 30), (2, 7, 30)])
+def test_linear_in_parts_is_the_linear_layer(shape, parts):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(shape), torch.randn(50, 30), torch.randn(50)
+    actual = float64.linear_in_parts(x, weight, bias)
+    torch.testing.assert_close(actual, F.linear(x.double(), weight.double(), bias.double()))
+    assert actual.dtype == torch.float64
+    assert float64.linear_in_parts(x, weight).shape == actual.shape
+
+
+class Network(nn.Module):
+    """A convolution and a linear layer that the float64 reference takes in parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.linear = nn.Linear(8 * 20 * 20, 5)
+
+    def forward(self, x):
+        return self.linear(torch.relu(self.norm(self.conv(x))).flatten(1))
+
+
+def reference_of(network: nn.Module) -> TorchReference:
+    return TorchReference(Normalized(network.eval(), (0.5,), (0.25,)).eval())
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (12, 1, 20, 20), dtype=np.uint8)
+
+
+def doubled_logits(network: nn.Module, images) -> np.ndarray:
+    """Return float64 logits as PyTorch gives them for a network whose weights are all float64."""
+    copied = Normalized(network, (0.5,), (0.25,)).eval().double()
+    with torch.no_grad():
+        pixels = torch.from_numpy(images).double() / 255
+        return copied.network((pixels - copied.mean.double()) / copied.std.double()).numpy()
+
+
+def test_exact_logits_are_those_of_float64_weights_and_weights_stay_float32(images, monkeypatch):
+    torch.manual_seed(0)
+    network = Network()
+    monkeypatch.setattr(float64, "_PART_BYTES", 1000)
+    exact = reference_of(network).exact_logits(images)
+    assert {tensor.dtype for tensor in network.parameters()} == {torch.float32}
+    expected = doubled_logits(network, images)
+    assert exact.dtype == np.float64
+    assert np.abs(exact - expected).max() < 1e-12
+    # A twin: float32 is not as close.
+    assert np.abs(reference_of(network.float()).logits(images) - expected).max() > 1e-9
+
+
+def test_large_activations_make_small_batches(images, monkeypatch):
+    torch.manual_seed(0)
+    network = Network()
+    batches = []
+    network.conv.register_forward_hook(
+        lambda _module, _given, result: batches.append((len(result), result.nbytes))
+    )
+    of_one = 8 * 20 * 20 * 8  # bytes of the convolution's output for one image in float64
+    monkeypatch.setattr(reference, "_TENSOR_BYTES", 3 * of_one)
+    exact = reference_of(network).exact_logits(images)
+    assert [count for count, _ in batches] == [1, 3, 3, 3, 2]
+    batches.clear()
+    logits = reference_of(network).logits(images)
+    assert [count for count, _ in batches] == [1, 6, 5]  # float32 is half as large
+    assert exact.shape == logits.shape == (12, 5)
+    assert np.abs(exact - logits).max() < 1e-4
+
+
+class Counting(nn.Module):
+    """Keeps a running value in a float32 buffer, which it writes in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(400, 5)
+        self.register_buffer("scratch", torch.zeros(5))
+
+    def forward(self, x):
+        self.scratch.zero_()
+        self.scratch += self.linear.bias
+        return F.linear(x.flatten(1), self.linear.weight) + self.scratch
+
+
+def test_a_buffer_that_is_written_is_computed_on_a_copy(images):
+    torch.manual_seed(0)
+    network = Counting()
+    exact = reference_of(network).exact_logits(images)
+    assert np.abs(exact - doubled_logits(network, images)).max() < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch warns of TorchScript in general
+def test_scripted_code_is_computed_on_a_copy(images):
+    class Scripted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.jit.script(nn.Linear(400, 5))
+
+        def forward(self, x):
+            return self.inner(x.flatten(1))
+
+    torch.manual_seed(0)
+    network = Scripted()
+    exact = reference_of(network).exact_logits(images)
+    with torch.no_grad():
+        pixels = (torch.from_numpy(images).double() / 255 - 0.5) / 0.25
+        expected = pixels.flatten(1) @ network.inner.weight.double().T + network.inner.bias.double()
+    assert np.abs(exact - expected.numpy()).max() < 1e-12
+
+
+def chain(length: int, end: str = "") -> bytes:
+    """Return a file of ``length`` convolutions that keep the size, then a Gemm."""
+    random = np.random.default_rng(0)
+    nodes, weights, value = [], [], "image"
+    for index in range(length):
+        weights.append(
+            numpy_helper.from_array(random.normal(0, 0.5, (4, 4, 1, 1)).astype(np.float32), f"w{index}")
+        )
+        nodes.append(helper.make_node("Conv", [value, f"w{index}"], [f"v{index}"]))
+        value = f"v{index}"
+    weights.append(numpy_helper.from_array(random.normal(0, 0.1, (4 * 64 * 64, 3)).astype(np.float32), "g"))
+    weights.append(numpy_helper.from_array(np.arange(3, dtype=np.float32), "b"))
+    nodes += [
+        helper.make_node("Flatten", [value], ["flat"]),
+        helper.make_node("Gemm", ["flat", "g", "b"], ["logits"]),
+    ]
+    if end:
+        nodes.append(helper.make_node(end, ["logits", "v0"], ["last"]))
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 4, 64, 64])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
+        weights,
+    )
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+    ).SerializeToString()
+
+
+def test_graph_releases_values_once_they_were_read():
+    image = np.random.default_rng(1).normal(size=(4, 4, 64, 64))
+    graph = Float64Graph(chain(40))
+    graph.run({"image": image})  # what is loaded once is not counted
+    tracemalloc.start()
+    logits = graph.run({"image": image})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * image.nbytes  # of 40 values of that size
+    assert graph.largest_bytes == image.nbytes
+    assert logits.dtype == np.float64
+
+
+def test_graph_agrees_with_the_evaluator_in_float64():
+    content = chain(3)
+    image = np.random.default_rng(1).normal(size=(2, 4, 64, 64))
+    model_proto = onnx.load_from_string(content)
+    value, arrays = (
+        image,
+        {t.name: numpy_helper.to_array(t).astype(np.float64) for t in model_proto.graph.initializer},
+    )
+    for index in range(3):
+        value = np.einsum("oi,nihw->nohw", arrays[f"w{index}"][:, :, 0, 0], value)
+    expected = value.reshape(2, -1) @ arrays["g"] + arrays["b"]
+    assert np.abs(Float64Graph(content).run({"image": image}) - expected).max() < 1e-10
