@@ -34,7 +34,7 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     may be faster on this machine."""
 
     max_accuracy_drop: float = Field(default=0.3, ge=0, le=100, allow_inf_nan=False)
-    """Largest loss of accuracy on the validation images that fp16 or int8 may have, in percentage points."""
+    """Largest loss of accuracy on the images that judge that fp16 or int8 may have, in percentage points."""
 
     batch_sizes: tuple[int, ...] = (1, 8, 32)
     """Comma-separated batch sizes. int8, and any precision that auto chooses, must be faster than fp32 at
@@ -88,7 +88,8 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
 
     images: Path | None = None
     """Folder of images to verify the export with. If its subfolders are named as the labels, accuracy is
-    measured too. Default: seeded synthetic images."""
+    measured too. fp16 and int8 are calibrated with some of them and judged by the others. Default: seeded
+    synthetic images, by which only fp32 can be judged."""
 
     output: str | None = None
     """Tensor of an .onnx file that holds the logits. Needed if the file has several outputs, or outputs

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from foldserve.export.config import check_name
 from foldserve.export.errors import ParityError, SourceError
 from foldserve.export.graph.build import BuiltModel, build_model
+from foldserve.export.graph.release_memory import release_memory
 from foldserve.export.precision.choose import ExactFile, choose_precision, try_precisions
 from foldserve.export.publish import check_writable, find_same, make_manifest, publish, save_rejected
 from foldserve.export.report import Report
@@ -59,6 +60,7 @@ def export_model(config: ExportConfig) -> int:
         check_triton_files(model_folder)
     report.started(source, name)
     built = build_model(source.network.to_graph(), source.metadata)
+    release_memory()
     if built.no_logits and not config.as_logits:
         raise SourceError(no_logits_text(built.no_logits))
     report.folded(built)

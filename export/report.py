@@ -89,9 +89,9 @@ class Report:
         title = "precision"
         if trial.image_count:
             lines = [
-                f"accuracy {trial.accuracy_before:.2%} in fp32 and {trial.accuracy_after:.2%} in "
-                f"{trial.precision} on {trial.image_count:,} validation images: "
-                f"{-trial.drop:+.2f} points (allowed -{most_drop:g})",
+                f"{_accuracies(trial)} on {trial.image_count:,} {_judging(trial)}: "
+                f"{-trial.drop:+.2f} points (allowed -{most_drop:g}; 95 % interval "
+                f"{-trial.drop_interval[1]:+.2f} to {-trial.drop_interval[0]:+.2f})",
                 f"against fp32: {', '.join(map(str, trial.speeds))}",
             ]
             if trial.precision == "int8":
@@ -101,6 +101,7 @@ class Report:
                 on_cpu = any(speed.provider == CPU_PROVIDER for speed in trial.speeds)
                 reason = "CPUs convert fp16 to fp32 and back" if on_cpu else "the network is too small"
                 lines.append(f"not faster here: {reason}; half the size")
+            lines += trial.warnings
             for line in lines:
                 self._line(title, f"{trial.precision} {line}" if title else line)
                 title = ""
@@ -140,6 +141,22 @@ class Report:
 
     def _line(self, title: str, text: str) -> None:
         self._console.print(f"{title:<{_WIDTH}} {text}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _accuracies(trial: Trial) -> str:
+    if trial.are_labels_true:
+        before, after = f"{trial.accuracy_before:.2%}", f"{trial.accuracy_after:.2%}"
+        return f"accuracy {before} in fp32 and {after} in {trial.precision}"
+    return (
+        f"{trial.accuracy_after:.2%} the same answers in {trial.precision} as in fp32 (there are no labels)"
+    )
+
+
+def _judging(trial: Trial) -> str:
+    """Name the images that judge, and say of a folder's how many of the others calibrated."""
+    if not trial.image_origin.startswith("images of "):
+        return "validation images"
+    return f"{trial.image_origin}, {trial.calibration_count:,} others calibrated"
 
 
 def _predictions(agreement: Agreement) -> str:

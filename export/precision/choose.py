@@ -18,6 +18,7 @@ from foldserve.errors import ArtifactError
 from foldserve.export.errors import ParityError, PrecisionError
 from foldserve.export.precision.calibration import load_calibration
 from foldserve.export.precision.fp16 import to_fp16
+from foldserve.export.precision.judgement import drop_interval, interval_warning, network_warnings
 from foldserve.export.precision.quantize import layer_names
 from foldserve.export.precision.sensitivity import quantize_within
 from foldserve.export.precision.speed import WORTHWHILE, measure_speed, thread_counts
@@ -54,14 +55,23 @@ class ExactFile:
 
 @dataclass(frozen=True)
 class Trial:
-    """Measurements of a lower precision; ``reasons`` say why it is not published (empty: it may be)."""
+    """Measurements of a lower precision; ``reasons`` say why it is not published (empty: it may be).
+
+    ``drop_interval`` is the 95 % interval of `drop`. ``are_labels_true`` tells whether the images that judge
+    have labels; else the network's own answers are used as such.
+    """
 
     precision: str
     reasons: tuple[str, ...]
     content: bytes = b""
     image_count: int = 0
+    image_origin: str = ""
+    calibration_count: int = 0
+    are_labels_true: bool = True
     accuracy_before: float = 0.0
     accuracy_after: float = 0.0
+    drop_interval: tuple[float, float] = (0.0, 0.0)
+    warnings: tuple[str, ...] = ()
     tolerance: float = 0.0
     measured_error: float = 0.0
     in_int8: tuple[str, ...] = ()
@@ -88,9 +98,14 @@ class Trial:
             "reasons": list(self.reasons),
             "validation": {
                 "image_count": self.image_count,
+                "images": self.image_origin,
+                "calibration_image_count": self.calibration_count,
+                "labels": "known" if self.are_labels_true else "the network's own answers",
                 "accuracy_before": self.accuracy_before,
                 "accuracy_after": self.accuracy_after,
                 "drop_points": self.drop,
+                "drop_points_95": list(self.drop_interval),
+                "warnings": list(self.warnings),
             },
             "max_abs_err": self.measured_error,
             "layers_in_int8": list(self.in_int8),
@@ -120,7 +135,12 @@ def try_precisions(
     """
     if config.precision == "fp32":
         return
-    images = load_calibration(config)
+    try:
+        images = load_calibration(config, source.verification, exact.expected)
+    except PrecisionError as error:
+        for precision in _candidates(config):
+            yield Trial(precision, (str(error),))
+        return
     for precision in _candidates(config):
         yield _try(precision, config, source, exact, images=images, counting=counting)
 
@@ -149,13 +169,9 @@ def _try(
     source: Source,
     exact: ExactFile,
     *,
-    images: CalibrationImages | None,
+    images: CalibrationImages,
     counting: Counting,
 ) -> Trial:
-    if images is None:
-        return Trial(
-            precision, ("it needs a checkpoint of `foldserve train`, whose data set has validation images",)
-        )
     try:
         return _measure(precision, config, source, exact, images=images, counting=counting)
     except (PrecisionError, ArtifactError) as error:
@@ -183,6 +199,12 @@ def _measure(
         content, in_int8, in_float = quantized.content, quantized.in_int8, quantized.in_float
         noise = tuple(quantized.noise.items())
     after, error = probe.measure(content)
+    interval = probe.drop_interval(content)
+    labels = source.metadata.labels
+    warnings = [
+        *network_warnings(probe.predictions, images.labels, labels, are_true=images.are_labels_true),
+        interval_warning(len(images.labels), interval, config.max_accuracy_drop),
+    ]
     tolerance, unit = fp16_tolerance(exact.expected), FP16_UNIT
     if precision == "int8":
         tolerance, unit = int8_tolerance(exact.expected, error), 0.0
@@ -208,8 +230,13 @@ def _measure(
         reasons=tuple(reasons),
         content=content,
         image_count=len(images.labels),
+        image_origin=images.dataset,
+        calibration_count=len(images.training),
+        are_labels_true=images.are_labels_true,
         accuracy_before=probe.accuracy,
         accuracy_after=after,
+        drop_interval=interval,
+        warnings=tuple(filter(None, warnings)),
         tolerance=tolerance,
         measured_error=error,
         in_int8=in_int8,
@@ -227,6 +254,7 @@ class AccuracyProbe:
         self._exact = exact
         self._images = images
         self._logits = self._run(exact)
+        self.predictions = self._logits.argmax(axis=1)
         self.accuracy = self._accuracy(self._logits)
 
     def measure(self, content: bytes) -> tuple[float, float]:
@@ -243,6 +271,13 @@ class AccuracyProbe:
     def drop(self, content: bytes) -> float:
         """Return the accuracy that a file loses, in percentage points."""
         return 100 * (self.accuracy - self._accuracy(self._run(content)))
+
+    def drop_interval(self, content: bytes) -> tuple[float, float]:
+        """Return the 95 % interval of the accuracy that a file loses, in percentage points."""
+        before, after = (
+            logits.argmax(axis=1) == self._images.labels for logits in (self._logits, self._run(content))
+        )
+        return drop_interval(before, after)
 
     def _run(self, content: bytes) -> NDArray[np.float32]:
         return run_logits(Session(content, device="cpu"), self._images.validation)
@@ -275,7 +310,8 @@ def _entries(source: Source, trial: Trial) -> dict[str, Any]:
     how = (
         "a fixed fraction of the largest logit"
         if trial.precision == "fp16"
-        else f"twice the largest difference on {trial.image_count} validation images and on training images"
+        else f"twice the largest difference on {trial.image_count} validation images and "
+        f"{trial.calibration_count} calibration images"
     )
     return {
         "precision": trial.precision,

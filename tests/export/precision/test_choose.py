@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from foldserve.artifact.format import Artifact, read_artifact
 from foldserve.export.config import ExportConfig
+from foldserve.export.errors import PrecisionError
 from foldserve.export.precision import choose as precision
 from foldserve.export.precision import sensitivity
 from foldserve.export.precision.choose import Trial
@@ -160,11 +161,14 @@ def test_the_layer_that_hurts_is_found_and_left_in_float(taught, tmp_path, monke
     assert "in float: " in capsys.readouterr().out
 
 
-def test_without_validation_images_fp32_is_published(taught, tmp_path, monkeypatch):
-    monkeypatch.setattr(precision, "load_calibration", lambda _: None)
+def test_without_enough_images_fp32_is_published(taught, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PrecisionError("it needs more images")
+
+    monkeypatch.setattr(precision, "load_calibration", refuse)
     artifact = export_taught(taught, tmp_path, monkeypatch, precision="auto")
     assert artifact.manifest["precision"] == "fp32"
-    assert "validation images" in artifact.manifest["precision_trials"][0]["reasons"][0]
+    assert artifact.manifest["precision_trials"][0]["reasons"] == ["it needs more images"]
 
 
 def test_repeated_refusal_publishes_no_new_version(taught, tmp_path, monkeypatch):

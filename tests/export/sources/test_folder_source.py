@@ -12,7 +12,8 @@ from foldserve.export.config import ExportConfig
 from foldserve.export.errors import SourceError
 from foldserve.export.precision.calibration import load_calibration
 from foldserve.export.sources.load import load_source
-from foldserve.imaging import prepare_image
+from foldserve.export.sources.verification_images import synthetic_images
+from foldserve.imaging import ImageSpec, prepare_image
 from foldserve.training.config import TrainConfig
 from foldserve.training.errors import DatasetError
 from foldserve.training.run.train import train
@@ -88,7 +89,14 @@ def test_images_changed_since_training_cause_a_warning(tmp_path: Path, trained: 
     assert remark.startswith("warning: the images of pictures have changed since training")
 
 
-@pytest.mark.parametrize("load", [load_source, load_calibration])
+def calibrate(config: ExportConfig):
+    """Load calibration images; a run has its own, whatever it is verified on."""
+    return load_calibration(
+        config, synthetic_images(ImageSpec("L", 8, 8, 8), 4), np.zeros((4, 2), np.float32)
+    )
+
+
+@pytest.mark.parametrize("load", [load_source, calibrate])
 def test_other_classes_than_those_of_the_training_are_refused(tmp_path: Path, trained: ExportConfig, load):
     """A class that came since would give each later one the label before it."""
     write_classes(tmp_path / "pictures", per_class=8, labels=("middle",))

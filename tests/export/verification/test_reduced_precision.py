@@ -1,5 +1,6 @@
 """int8 and fp16 files against the network: the same bytes each time, and one wrong number is found out."""
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -123,6 +124,27 @@ def test_a_wrong_constant_fails(case, request, images, expected, tolerances):
     damaged = changed(request.getfixturevalue(precision), name, change)
     with pytest.raises(ParityError, match=r"(off|differ) by up to"):
         check(damaged, images, expected, tolerances[precision])
+
+
+@pytest.mark.parametrize(
+    "case", ["int8 images", "int8 reference_logits", "fp16 images", "fp16 reference_logits"]
+)
+def test_golden_pairs_are_replayed_before_they_are_published(case, request, images, expected, tolerances):
+    """All images agree; one golden pair is not the network's, which only the replay sees."""
+    precision, part = case.split()
+    content, tolerance = request.getfixturevalue(precision), tolerances[precision]
+    golden = check(content, images, expected, tolerance).golden
+    array = getattr(golden, part).copy()
+    array[7] = 255 - array[7] if part == "images" else array[7] + 3 * tolerance
+    with pytest.raises(ParityError, match=r"golden.*nothing was published"):
+        check_reduced_precision(
+            content,
+            images,
+            None,
+            expected=expected,
+            golden=dataclasses.replace(golden, **{part: array}),
+            tolerance=tolerance,
+        )
 
 
 def test_golden_pairs_of_int8_detect_errors_below_its_tolerance(int8, images, expected, tolerances):

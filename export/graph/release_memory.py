@@ -1,0 +1,18 @@
+"""Gives memory that is no longer used back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+
+
+def release_memory() -> None:
+    """Collect objects that refer to each other in circles, and return freed memory to the system.
+
+    The nodes and values of a graph are such circles, and keep weights alive. The C library keeps freed blocks
+    of up to 32 MiB for itself: 136 MiB were measured after a VGG-16 was loaded.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    if trim is not None:
+        trim(0)
