@@ -68,6 +68,7 @@ def export_model(config: ExportConfig) -> int:
         return _finish(config, model_folder, source, report)
     check_writable(model_folder)
     sessions = open_sessions(built.file.loadable)
+    release_memory()
     with _saving_rejected(config, name, built, source):
         comparisons, agreements, expected = _verify(source, sessions, report, as_logits=config.as_logits)
         golden = _make_golden(source, sessions, expected, largest_rounding(comparisons))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
+from foldserve.export.graph.release_memory import trim_memory
 from foldserve.export.verification.float64 import InFloat64, LargestTensor
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def in_bounded_batches(
     most = max(1, _TENSOR_BYTES // max(1, largest.largest_bytes))
     batch_size = min(batch_size_of(images), most)
     rows += [run(images[start : start + batch_size]) for start in range(1, len(images), batch_size)]
+    trim_memory()  # ONNX Runtime runs the same images next
     return np.concatenate(rows)
 
 
