@@ -11,9 +11,9 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from foldserve.artifact.classification import top_indices
 from foldserve.artifact.format import OUTPUTS
 from foldserve.serving.pb import open_inference_pb2 as pb
-from foldserve.serving.protocol.classification import top_indices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from foldserve.artifact.classification import top_indices
 from foldserve.artifact.format import OUTPUTS
 from foldserve.serving.batching.request import Arrays, Request
 from foldserve.serving.errors import InvalidArgumentError
 from foldserve.serving.pb import classifier_pb2, open_inference_pb2
-from foldserve.serving.protocol.classification import top_indices
 from foldserve.serving.protocol.image_count import MAX_ENCODED_IMAGES, MAX_IMAGES, check_image_count
 from foldserve.serving.protocol.infer_request import (
     check_parameter_count,
