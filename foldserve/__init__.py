@@ -10,16 +10,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from foldserve.local.local_model import LocalModel
     from foldserve.serving.client.async_client import AsyncClient
     from foldserve.serving.client.sync_client import Client
 
     __version__: str
 
-__all__ = ["AsyncClient", "Client", "__version__"]
+__all__ = ["AsyncClient", "Client", "LocalModel", "__version__"]
 
 _MODULES = {
     "AsyncClient": "foldserve.serving.client.async_client",
     "Client": "foldserve.serving.client.sync_client",
+    "LocalModel": "foldserve.local.local_model",
 }
 
 

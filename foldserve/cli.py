@@ -24,6 +24,7 @@ from foldserve.errors import FoldserveError
 from foldserve.export.config import ExportConfig
 from foldserve.export.inspection.inspect_config import InspectConfig
 from foldserve.extras import extras_with, how_to_install, missing_packages
+from foldserve.local.config import EvaluateConfig, PredictConfig
 from foldserve.serving.client.connection_config import ConnectionConfig
 from foldserve.serving.commands.command_configs import ClassifyConfig, ListConfig, TokenConfig
 from foldserve.serving.config import ServeConfig
@@ -51,6 +52,8 @@ COMMANDS = {
     "export": Command(ExportConfig, "foldserve.export.pipeline:export_model", ("export", "serve", "runtime")),
     "serve": Command(ServeConfig, "foldserve.serving.server:serve", ("serve", "runtime")),
     "classify": Command(ClassifyConfig, "foldserve.serving.commands.classify:classify", ("serve",)),
+    "evaluate": Command(EvaluateConfig, "foldserve.local.evaluate:evaluate", ("runtime",)),
+    "predict": Command(PredictConfig, "foldserve.local.predict:predict", ("runtime",)),
     "models list": Command(ListConfig, "foldserve.serving.commands.models:list_models", ("serve",)),
     "models verify": Command(
         VerifyConfig, "foldserve.serving.commands.models:verify_models", ("serve", "runtime")
@@ -85,6 +88,10 @@ class Foldserve(BaseModel):
     export: CliSubCommand[ExportConfig] = Field(description="turn a checkpoint into a verified model version")
     serve: CliSubCommand[ServeConfig] = Field(description="serve a model repository over gRPC")
     classify: CliSubCommand[ClassifyConfig] = Field(description="label pictures with a running server")
+    evaluate: CliSubCommand[EvaluateConfig] = Field(
+        description="judge a version on labelled images, no server"
+    )
+    predict: CliSubCommand[PredictConfig] = Field(description="label a folder or table of images, no server")
     models: CliSubCommand[Models] = Field(description="list or verify the versions in a repository")
     token: CliSubCommand[TokenConfig] = Field(description="make a bearer token for a server's --tokens")
     demo: CliSubCommand[DemoConfig] = Field(description="train, export, serve, and compare all three")

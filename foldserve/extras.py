@@ -19,6 +19,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "serve": ("google.protobuf", "grpc", "grpc_health", "grpc_reflection", "prometheus_client"),
     "http": ("httptools", "starlette", "uvicorn"),
     "runtime": ("onnxruntime",),
+    "parquet": ("pyarrow",),
 }
 
 

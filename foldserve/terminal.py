@@ -88,6 +88,27 @@ class Terminal:
             yield advance
 
     @contextmanager
+    def counting_on(self, name: str) -> Iterator[Callable[[int], None]]:
+        """Show work on an unknown number of images; call the yielded function with how many were finished."""
+        columns = (TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=self.console, disable=not self.is_live, transient=True) as progress:
+            task = progress.add_task(name, total=None)
+            started = last_line = time.monotonic()
+            done = 0
+
+            def advance(count: int) -> None:
+                nonlocal done, last_line
+                done += count
+                now = time.monotonic()
+                text = f"{name} {done:,}, {done / max(now - started, 1e-3):,.0f} images/s"
+                progress.update(task, description=text)
+                if not self.is_live and now - last_line > _PLAIN_LINE_EVERY_S:
+                    last_line = now
+                    self.say(text)
+
+            yield advance
+
+    @contextmanager
     def training(self, total_steps: int, done_steps: int) -> Iterator[Callable[[int, str], None]]:
         """Show a training run; call the yielded function with the steps done so far and a text."""
         with Progress(

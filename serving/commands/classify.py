@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from foldserve.errors import ImageError
+from foldserve.imaging.image_files import IMAGE_SUFFIXES, walk_images
 from foldserve.serving.client.async_client import AsyncClient
 from foldserve.serving.client.channel import connection_options
 from foldserve.serving.errors import InvalidArgumentError, ResourceExhaustedError
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from foldserve.serving.client.messages import Classification, Description, Label
     from foldserve.serving.commands.command_configs import ClassifyConfig
 
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 # Several images per request save round trips; many requests keep batches full while files are read.
 _IMAGES_PER_REQUEST = 8
 _REQUESTS_IN_FLIGHT = 32
@@ -86,20 +86,11 @@ def find_images(given: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             paths.append(path)
             continue
-        found = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in _SUFFIXES and not _is_hidden(file, path) and file.is_file()
-        )
+        found = [path / name for name in walk_images(path)]
         if not found:
-            raise ImageError(f"{path} has no image files (expected {', '.join(sorted(_SUFFIXES))})")
+            raise ImageError(f"{path} has no image files (expected {', '.join(sorted(IMAGE_SUFFIXES))})")
         paths += found
     return paths
-
-
-def _is_hidden(file: Path, folder: Path) -> bool:
-    """Tell whether the name of ``file``, or of a folder between it and ``folder``, begins with a dot."""
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 async def _ask_for_all(

@@ -1,0 +1,61 @@
+"""Finds the columns of a table that hold images and labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from foldserve.local.errors import DataError
+from foldserve.text import join_names, quote
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# The usual names, in the order in which they are looked for; the first are those of Hugging Face.
+IMAGE_COLUMNS = ("image", "file_name", "path", "file", "filename", "filepath", "image_path", "img", "picture")
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target")
+
+
+def check_names(names: Sequence[str], where: str) -> None:
+    """Check that no column occurs twice.
+
+    Raises:
+        DataError: one does.
+    """
+    if doubled := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{where} has the column {quote(doubled[0])} more than once; rename or remove one")
+
+
+def find_image_column(names: Sequence[str], given: str | None, where: str) -> str:
+    """Return the column of images.
+
+    Raises:
+        DataError: there is none.
+    """
+    return _find(names, given, IMAGE_COLUMNS, where, what="images", flag="--path-column")
+
+
+def find_label_column(names: Sequence[str], given: str | None, where: str) -> str:
+    """Return the column of labels.
+
+    Raises:
+        DataError: there is none.
+    """
+    return _find(names, given, LABEL_COLUMNS, where, what="labels", flag="--label-column")
+
+
+def _find(
+    names: Sequence[str], given: str | None, usual: Sequence[str], where: str, *, what: str, flag: str
+) -> str:
+    if given is not None:
+        if given not in names:
+            raise DataError(f"{where} has no column {quote(given)}; it has {join_names(names)}")
+        return given
+    by_name = {name.casefold(): name for name in reversed(names)}
+    for name in usual:
+        if name in by_name:
+            return by_name[name]
+    raise DataError(
+        f"{where} has no column of {what}: it has {join_names(names)}; name one with {flag}, or call it "
+        f"{usual[0]}"
+    )

@@ -1,0 +1,116 @@
+"""Reads tables of image files and labels: CSV with a header, and JSON lines.
+
+Paths are relative to the table's folder. A wrong row becomes an item with an error that names its line.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from typing import IO, TYPE_CHECKING, Any
+
+from foldserve.local.columns import check_names, find_image_column, find_label_column
+from foldserve.local.errors import DataError
+from foldserve.local.items import Item
+from foldserve.text import quote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+# Longest line: a path and a label, with room for what else a table may hold.
+_MAX_LINE = 1024 * 1024
+
+
+def read_csv(
+    path: Path, path_column: str | None, label_column: str | None, *, labelled: bool
+) -> Iterator[Item]:
+    """Yield the images that a CSV file names, separated by commas, semicolons or tabs.
+
+    Raises:
+        DataError: it cannot be read, is not UTF-8, or its header lacks a column or has one twice.
+    """
+    with _open(path) as stream:
+        try:
+            header = stream.readline(_MAX_LINE)
+            separator = max(",;\t", key=header.count)
+            stream.seek(0)
+            reader = csv.reader(stream, delimiter=separator)
+            names = [name.strip() for name in next(reader, [])]
+            check_names(names, str(path))
+            image = names.index(find_image_column(names, path_column, str(path)))
+            label = names.index(find_label_column(names, label_column, str(path))) if labelled else None
+            while True:
+                first_line = reader.line_num + 1
+                row = next(reader, None)
+                if row is None:
+                    return
+                where = f"{path.name}, line {first_line}"
+                if len(row) == len(names):
+                    yield _item(path, row[image], None if label is None else row[label], where)
+                elif row:  # not an empty line
+                    text = row[image] if len(row) > image else ""
+                    yield Item(text, path, where=where, error=f"has {len(row)} fields, not {len(names)}")
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+
+
+def read_json_lines(
+    path: Path, path_column: str | None, label_column: str | None, *, labelled: bool
+) -> Iterator[Item]:
+    """Yield the images that a file of one JSON object per line names.
+
+    Raises:
+        DataError: it cannot be read, is not UTF-8, or its first line lacks a key.
+    """
+    image = label = ""
+    with _open(path) as stream:
+        try:
+            number = 0
+            while line := stream.readline(_MAX_LINE):
+                number += 1
+                if not line.strip():
+                    continue
+                where = f"{path.name}, line {number}"
+                entry = _parse(line)
+                if isinstance(entry, str):
+                    yield Item("", path, where=where, error=entry)
+                    continue
+                if not image:
+                    image = find_image_column(list(entry), path_column, where)
+                    label = find_label_column(list(entry), label_column, where) if labelled else ""
+                yield _item(path, entry.get(image), entry.get(label), where)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} cannot be read in UTF-8: {error}") from error
+
+
+def _parse(line: str) -> Mapping[str, Any] | str:
+    """Return the object of a line, or why it is none."""
+    if len(line) == _MAX_LINE:
+        return f"is longer than {_MAX_LINE:,} characters"
+    try:
+        pairs = json.loads(line, object_pairs_hook=list)
+    except (ValueError, RecursionError) as error:
+        return f"is not JSON: {error}"
+    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
+        return "is not a JSON object"
+    entry = dict(pairs)
+    doubled = [key for key, _ in pairs if [name for name, _ in pairs].count(key) > 1]
+    return f"has the key {quote(doubled[0])} more than once" if doubled else entry
+
+
+def _open(path: Path) -> IO[str]:
+    try:
+        return path.open(encoding="utf-8-sig", newline="")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _item(path: Path, name: object, label: object, where: str) -> Item:
+    if not isinstance(name, str) or not name:
+        return Item(str(name or ""), path, where=where, error="names no image file")
+    if isinstance(label, bool) or not isinstance(label, str | int | None):
+        return Item(
+            name, path, where=where, error=f"has a label that is neither text nor a whole number: {label!r}"
+        )
+    return Item(name, path.parent / name, label.strip() if isinstance(label, str) else label, where)
