@@ -41,7 +41,8 @@ def test_every_flag_has_a_help_text(command: str) -> None:
 def test_an_unknown_flag_is_named_and_the_near_miss_suggested(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    positional = ["something"] if command in ("inspect", "export", "classify") else []
+    counts = {"inspect": 1, "export": 1, "classify": 1, "evaluate": 1, "predict": 2}
+    positional = ["something"] * counts.get(command, 0)
     assert cli.main([*command.split(), *positional, "--hepl"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"foldserve {command}: unknown argument --hepl; did you mean --help?")
@@ -129,8 +130,8 @@ def test_the_version_is_that_of_the_installed_package(capsys: pytest.CaptureFixt
     assert cli.main(["models", "--version"]) == 2, "a command has no version of its own"
 
 
-def test_public_names_are_the_clients_and_the_version() -> None:
-    assert foldserve.__all__ == ["AsyncClient", "Client", "__version__"]
+def test_public_names_are_the_clients_the_local_model_and_the_version() -> None:
+    assert foldserve.__all__ == ["AsyncClient", "Client", "LocalModel", "__version__"]
     assert all(getattr(foldserve, name) for name in foldserve.__all__)
     assert dir(foldserve) == foldserve.__all__
     with pytest.raises(AttributeError, match="no attribute 'Cleint'"):

@@ -16,7 +16,13 @@ from foldserve.environment import flag_fields, variable
 from tests.support.sources import PACKAGE_FOLDERS, ROOT, source_files
 
 # Enough for each command's settings to be whole.
-WORDS = {"inspect": ["lenet"], "classify": ["a.png", "--model", "m"], "token": ["--name", "a"]}
+WORDS = {
+    "inspect": ["lenet"],
+    "classify": ["a.png", "--model", "m"],
+    "token": ["--name", "a"],
+    "evaluate": ["models/m", "--data", "d"],
+    "predict": ["models/m", "d", "--out", "o.csv"],
+}
 FOREIGN_VALUES = ["release", "app:*", "", "1", '{"epochs": 2, "repository": "/elsewhere", "list": {}}']
 
 

@@ -26,6 +26,8 @@ WORDS = {
     "inspect": ["lenet"],
     "export": ["runs/none"],
     "classify": ["a.png", "--model", "m"],
+    "evaluate": ["models/m", "--data", "d"],
+    "predict": ["models/m", "d", "--out", "o.csv"],
 }
 # With --against a command of its own: it compares with PyTorch.
 NEEDS = {command: (known.extras, WORDS.get(command, [])) for command, known in COMMANDS.items()}

@@ -18,6 +18,8 @@ WRITTEN = {
     "train": {"run_dir", "preview"},
     "export": {"repository"},
     "serve": {"port_file", "metrics_port_file", "http_port_file"},
+    "evaluate": {"out"},
+    "predict": {"out"},
     "token": {"tokens"},
     "demo": {"run_dir", "repository"},
 }
@@ -26,6 +28,8 @@ READ = {
     "export": {"source", "data_dir", "weights", "labels", "images"},
     "serve": {"repository", "tls_cert", "tls_key", "tls_client_ca", "tokens"},
     "classify": {"images", "tls_ca", "tls_cert", "tls_key", "token_file"},
+    "evaluate": {"model", "data"},
+    "predict": {"model", "source"},
     "models list": {"repository", "tls_ca", "tls_cert", "tls_key", "token_file"},
     "models verify": {"repository", "against", "data_dir"},
     "demo": {"data_dir"},
@@ -35,6 +39,8 @@ LONG = {
     "train": ["foldserve.training.run.train._load"],
     "export": ["foldserve.export.pipeline.load_source", "foldserve.export.pipeline.build_model"],
     "serve": ["foldserve.serving.server._load"],
+    "evaluate": ["foldserve.local.evaluate.LocalModel"],
+    "predict": ["foldserve.local.predict.LocalModel"],
     "token": [],
     "demo": ["foldserve.training.run.train._load", "foldserve.demo.pipeline._export"],
 }
@@ -74,8 +80,11 @@ def test_paths_that_cannot_be_written_are_refused_first(
     (tmp_path / "models").mkdir()
     needed = {"serve": {"repository": tmp_path / "models"}, "token": {"name": "a"}}.get(command, {})
     needed = {"run_dir": tmp_path / "run", **needed} if command in ("train", "demo") else needed
-    settings = needed | {field: tmp_path / "file" / "below.png"}
-    words = [command] + (["runs/none"] if command == "export" else [])
+    needed = {"data": tmp_path, **needed} if command == "evaluate" else needed
+    name = "below.csv" if command == "predict" else "below.png"
+    settings = needed | {field: tmp_path / "file" / name}
+    positional = {"export": ["runs/none"], "evaluate": ["models/none"], "predict": ["models/none", "none"]}
+    words = [command, *positional.get(command, [])]
     words += [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     words += ["--port=0", "--metrics-port=0", "--http", "--http-port=0"] if command == "serve" else []
     refuses_at_the_door(words, command, monkeypatch)

@@ -42,13 +42,13 @@ def evaluate(config: EvaluateConfig) -> int:
         ArtifactError: a version does not prove itself.
     """
     with contextlib.ExitStack() as stack:
+        folder = None
+        if config.out is not None:
+            folder = stack.enter_context(EvaluationFolder(config.out, overwrite=config.overwrite))
         models = [stack.enter_context(_open(config, path)) for path in _paths(config)]
         judged = Judgement(models, min_confidence=config.min_confidence, worst_count=config.worst)
         model, measures = models[0], judged.measures[0]
         source = open_labelled(config.data, model.labels, config.path_column, config.label_column)
-        folder = None
-        if config.out is not None:
-            folder = stack.enter_context(EvaluationFolder(config.out, overwrite=config.overwrite))
         items = with_classes(source.items, LabelIndex(model.labels, source.label_names))
         started_s = time.monotonic()
         with Terminal(Console(stderr=True)).counting_on("evaluating") as advance:

@@ -37,51 +37,66 @@ class RowFile:
         done_count: rows that an earlier run has written.
     """
 
-    def __init__(
-        self, out: Path, facts: Mapping[str, Any], columns: int, *, resume: bool, overwrite: bool
-    ) -> None:
-        """Open the part, empty or as an earlier run left it.
+    def __init__(self, out: Path, *, resume: bool, overwrite: bool) -> None:
+        """Open the part for writing, so that nobody else writes it; nothing in it is changed yet.
 
         Args:
             out: the file to write; its suffix chooses the format.
-            facts: what the rows depend on; a run may only be continued with the same.
-            columns: number of labels per row.
             resume: go on with an earlier part.
             overwrite: drop an earlier part and output.
 
         Raises:
-            OutputError: the output or a part of it exists and neither flag is given, the part is of another
-                run, or it cannot be written.
+            OutputError: the output or a part of it exists and neither flag is given, another process writes
+                it, or it cannot be written.
         """
-        self._out, self._columns = out, columns
+        self._out, self._resume = out, resume
         self._part = out.with_name(f"{out.name}.part")
         self._facts_file = out.with_name(f"{out.name}.part.json")
+        self._columns = 1
         self.done_count = 0
-        self._refuse_existing(resume=resume, overwrite=overwrite)
         try:
+            self._refuse_existing(overwrite=overwrite)
             out.parent.mkdir(parents=True, exist_ok=True)
             self._stream: IO[bytes] = self._part.open("a+b")
         except OSError as error:
             raise OutputError(f"{out} cannot be written: {error.strerror or error}") from error
         try:
-            self._lock()
-            if resume and self._facts_file.exists():
-                self._check_facts(facts)
-            else:
-                self._stream.truncate(0)
-                _write(self._facts_file, (json.dumps(facts) + "\n").encode())
-        except BaseException:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             self._stream.close()
-            raise
+            raise OutputError(f"{self._part} is being written by another process") from None
 
     def __enter__(self) -> Self:
         """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the part."""
+        """Close the part; remove it if nothing was begun."""
+        if not self._facts_file.exists():
+            with contextlib.suppress(OSError):
+                self._part.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # a full disk was reported when the rows were written
             self._stream.close()
+
+    def begin(self, facts: Mapping[str, Any], columns: int) -> None:
+        """Empty the part, or check that it may be continued.
+
+        Args:
+            facts: what the rows depend on; a run may only be continued with the same.
+            columns: number of labels per row.
+
+        Raises:
+            OutputError: the part is of another run, or cannot be written.
+        """
+        self._columns = columns
+        if self._resume and self._facts_file.exists():
+            self._check_facts(facts)
+            return
+        try:
+            self._stream.truncate(0)
+            _write(self._facts_file, (json.dumps(facts) + "\n").encode())
+        except OSError as error:
+            raise OutputError(f"{self._out} cannot be written: {error.strerror or error}") from error
 
     def skip_done(self, items: Iterator[Item]) -> Iterator[Item]:
         """Return the items that have no row yet; checks that those with one are the same as then.
@@ -150,23 +165,17 @@ class RowFile:
                 "make room and go on with --resume"
             ) from error
 
-    def _refuse_existing(self, *, resume: bool, overwrite: bool) -> None:
+    def _refuse_existing(self, *, overwrite: bool) -> None:
         if overwrite:
             return
         if self._out.exists():
-            what = "is complete already" if resume else "exists already"
+            what = "is complete already" if self._resume else "exists already"
             raise OutputError(f"{self._out} {what}; replace it with --overwrite, or give another --out")
-        if self._part.exists() and not resume:
+        if self._facts_file.exists() and not self._resume:
             raise OutputError(
                 f"{self._part} is left of a run that was stopped; go on with --resume, or begin anew with "
                 "--overwrite"
             )
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(f"{self._part} is being written by another process") from None
 
     def _check_facts(self, facts: Mapping[str, Any]) -> None:
         try:

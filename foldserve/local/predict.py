@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from foldserve.local.answers import Answered
     from foldserve.local.config import PredictConfig
+    from foldserve.local.sources import Source
 
 
 def predict(config: PredictConfig) -> int:
@@ -30,39 +31,42 @@ def predict(config: PredictConfig) -> int:
         ArtifactError: the version does not prove itself.
     """
     check_format(config.out)
-    source = open_source(config.source, config.path_column)
-    with LocalModel(
-        config.model,
-        device=config.device,
-        batch_size=config.batch_size,
-        load_timeout_s=config.load_timeout_s,
-    ) as model:
-        facts = {
-            "source": str(source.place.resolve()),
-            "model": model.hash,
-            "top-k": config.top_k,
-            "min-confidence": config.min_confidence,
-        }
-        columns = min(config.top_k, len(model.labels))
-        rows = RowFile(config.out, facts, columns, resume=config.resume, overwrite=config.overwrite)
-        terminal = Terminal(Console(stderr=True))
-        with rows:
-            items = rows.skip_done(source.items)
-            if rows.done_count:
-                terminal.say(f"going on after {rows.done_count:,} rows of {config.out}")
-            count = failed = 0
-            started_s = time.monotonic()
-            with terminal.counting_on("predicting") as advance:
-                for answered in answer_all([model], items):
-                    rows.write(to_rows(answered, config.top_k, config.min_confidence))
-                    advance(len(answered.items))
-                    count += len(answered.items)
-                    failed += sum(map(bool, answered.errors))
-            took_s = time.monotonic() - started_s
-            rows.finish()
+    with RowFile(config.out, resume=config.resume, overwrite=config.overwrite) as rows:
+        source = open_source(config.source, config.path_column)
+        with LocalModel(
+            config.model,
+            device=config.device,
+            batch_size=config.batch_size,
+            load_timeout_s=config.load_timeout_s,
+        ) as model:
+            facts = {
+                "source": str(source.place.resolve()),
+                "model": model.hash,
+                "top-k": config.top_k,
+                "min-confidence": config.min_confidence,
+            }
+            rows.begin(facts, min(config.top_k, len(model.labels)))
+            return _write_rows(config, model, source, rows)
+
+
+def _write_rows(config: PredictConfig, model: LocalModel, source: Source, rows: RowFile) -> int:
+    terminal = Terminal(Console(stderr=True))
+    items = rows.skip_done(source.items)
+    if rows.done_count:
+        terminal.say(f"going on after {rows.done_count:,} rows of {config.out}")
+    count = failed = 0
+    started_s = time.monotonic()
+    with terminal.counting_on("predicting") as advance:
+        for answered in answer_all([model], items):
+            rows.write(to_rows(answered, config.top_k, config.min_confidence))
+            advance(len(answered.items))
+            count += len(answered.items)
+            failed += sum(map(bool, answered.errors))
+    took_s = time.monotonic() - started_s
+    rows.finish()
     print(
-        f"{config.out}: {rows.done_count + count:,} rows, {count / took_s if took_s else 0:,.0f} images/s, "
-        f"{model.name} {model.version}, sha256 {facts['model'][:12]}"  # type: ignore[index]
+        f"{config.out}: {rows.done_count + count:,} rows, {count / took_s:,.0f} images/s, "
+        f"{model.name} {model.version}, sha256 {model.hash[:12]}"
     )
     if failed:
         print(

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import os
 from html import escape
 from typing import IO, TYPE_CHECKING, Any, Self
 
@@ -51,7 +52,8 @@ class EvaluationFolder:
             OutputError: an evaluation is there already, or the folder cannot be written.
         """
         self._folder = folder
-        there = [name for name in (REPORT_FILE, METRICS_FILE, PREDICTIONS_FILE) if (folder / name).exists()]
+        names = (REPORT_FILE, METRICS_FILE, PREDICTIONS_FILE)
+        there = [name for name in names if os.path.lexists(folder / name)]
         if there and not overwrite:
             raise OutputError(
                 f"{folder / there[0]} exists already; replace it with --overwrite, or give another --out"
