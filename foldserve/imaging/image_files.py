@@ -61,7 +61,7 @@ def is_image_name(name: str) -> bool:
 
 def _entries(folder: Path, inside: str, names_held: int) -> Iterator[tuple[str, bool]]:
     """Yield the name of each image file and folder in one folder, sorted, and whether it is a folder."""
-    place = os.path.join(folder, inside)  # noqa: PTH118  # as above
+    place = str(folder / inside)
     last = ""
     while True:
         part = heapq.nsmallest(names_held, _listed(place, last))

@@ -1,0 +1,88 @@
+"""Finding image files: in order, in bounded memory."""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foldserve.errors import ImageError
+from foldserve.imaging import image_files
+from foldserve.imaging.image_files import walk_images
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_images_come_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    names = ["a/b.png", "a/c/d.JPG", "a.png", "a!.gif", "b/x.webp", "é.bmp", "a/b/z.jpeg"]
+    touch(tmp_path, *names, "notes.txt", ".hidden.png", ".git/x.png", "@eaDir/x.png", "__MACOSX/x.png")
+    expected = sorted(tmp_path / name for name in names)
+    assert [tmp_path / name for name in walk_images(tmp_path)] == expected
+
+
+@given(names_held=st.integers(1, 12))
+def test_order_does_not_depend_on_the_names_held(
+    tmp_path_factory: pytest.TempPathFactory, names_held: int
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "walked"
+    if not folder.exists():
+        touch(folder, *(f"{place % 3}/{place:02}.png" for place in range(30)), "a.png", "0.png")
+    assert list(walk_images(folder, names_held)) == list(walk_images(folder))
+    assert len(list(walk_images(folder, names_held))) == 32
+
+
+def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+    touch(tmp_path, "a/x.png")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "linked.png").symlink_to(tmp_path / "a" / "x.png")
+    (tmp_path / "dangling.png").symlink_to(tmp_path / "none.png")
+    os.mkfifo(tmp_path / "fifo.png")
+    assert list(walk_images(tmp_path)) == ["a/x.png", "linked.png"]
+
+
+def test_missing_folders_are_reported(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="none cannot be listed: No such file or directory"):
+        next(walk_images(tmp_path / "none"))
+
+
+def test_memory_does_not_grow_with_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A made-up folder of 20,000 names, of which 200 are held: all of them would be some 2 MB."""
+
+    class Entry:
+        def __init__(self, number: int) -> None:
+            self.name = f"picture-{number * 7919 % 20_000:06}.png"
+
+        def is_dir(self, **_: bool) -> bool:
+            return False
+
+        def is_file(self) -> bool:
+            return True
+
+    class Listing:
+        def __enter__(self) -> object:
+            return (Entry(number) for number in range(20_000))
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(image_files.os, "scandir", lambda _: Listing())
+    tracemalloc.start()
+    try:
+        walked = walk_images(tmp_path, names_held=200)
+        first = [next(walked) for _ in range(500)]
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert first == [f"picture-{number:06}.png" for number in range(500)]
+    assert peak_bytes < 400_000
