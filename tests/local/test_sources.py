@@ -1,0 +1,216 @@
+"""Tables of images: each wrong row is named by file and line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from foldserve import LocalModel, cli
+from foldserve.errors import ImageError
+from foldserve.local.errors import DataError
+from foldserve.local.label_names import LabelIndex
+from foldserve.local.sources import open_labelled, open_source
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from foldserve.local.items import Item
+
+LABELS = ("cat", "dog", "Straße")
+needs_pyarrow = pytest.mark.skipif(
+    find_spec("pyarrow") is None, reason="needs pyarrow: pip install 'foldserve[parquet]'"
+)
+
+
+def table(folder: Path, text: str, name: str = "t.csv") -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def labelled(path: Path, **columns: str) -> list[Item]:
+    return list(open_labelled(path, LABELS, **columns).items)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_csv_gives_paths_beside_it_and_labels(tmp_path: Path, separator: str) -> None:
+    rows = [["note", "file_name", "label"], ["x", "a b.png", " dog"], ["", "sub/c.png", "cat"]]
+    path = table(tmp_path, "\ufeff" + "\n".join(separator.join(row) for row in rows) + "\n\n")
+    items = labelled(path)
+    assert [(item.content, item.label, item.error) for item in items] == [
+        (tmp_path / "a b.png", "dog", ""),
+        (tmp_path / "sub" / "c.png", "cat", ""),
+    ]
+    assert [item.where for item in items] == ["t.csv, line 2", "t.csv, line 3"]
+
+
+def test_columns_can_be_named(tmp_path: Path) -> None:
+    path = table(tmp_path, "path,where,label,what\na,b.png,cat,dog\n")
+    (item,) = labelled(path, path_column="where", label_column="what")
+    assert (item.name, item.label) == ("b.png", "dog")
+    with pytest.raises(DataError, match="has no column 'wat'; it has 'path', 'where', 'label', 'what'"):
+        labelled(path, label_column="wat")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param(
+            "path,label,label\na,b,c\n", "has the column 'label' more than once", id="doubled column"
+        ),
+        pytest.param("path,note\na,b\n", "has no column of labels: it has 'path', 'note'", id="no labels"),
+        pytest.param("x,label\na,b\n", "has no column of images", id="no paths"),
+        pytest.param("path,label\n", "holds no images", id="no rows"),
+    ],
+)
+def test_useless_tables_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        labelled(table(tmp_path, text))
+
+
+def test_files_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"path,label\n\xff.png,cat\n")
+    with pytest.raises(DataError, match="cannot be read as CSV in UTF-8"):
+        labelled(tmp_path / "t.csv")
+
+
+def test_wrong_rows_are_named_by_line(tmp_path: Path) -> None:
+    items = labelled(table(tmp_path, 'path,label\n"two\nlines.png",cat\na.png\n,dog\nnone.png,dog\n'))
+    assert [(item.where, item.error) for item in items] == [
+        ("t.csv, line 2", ""),
+        ("t.csv, line 4", "has 1 fields, not 2"),
+        ("t.csv, line 5", "names no image file"),
+        ("t.csv, line 6", ""),
+    ]
+    with pytest.raises(ImageError, match="the file does not exist"):
+        items[3].read()
+
+
+def test_json_lines_give_the_same(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"path": "a.png", "label": "dog"}),
+        "",
+        "{broken",
+        '{"path": "a", "path": "b", "label": "dog"}',
+        json.dumps({"path": "b.png", "label": 1}),
+        json.dumps({"path": "c.png", "label": [1]}),
+        "[1]",
+    ]
+    items = labelled(table(tmp_path, "\n".join(lines), "t.jsonl"))
+    assert [(item.where, item.label) for item in items if not item.error] == [
+        ("t.jsonl, line 1", "dog"),
+        ("t.jsonl, line 5", 1),
+    ]
+    errors = {item.where[-1]: item.error for item in items if item.error}
+    assert errors.keys() == {"3", "4", "6", "7"}
+    assert "is not JSON" in errors["3"]
+    assert errors["4"] == "has the key 'path' more than once"
+    assert "neither text nor a whole number" in errors["6"]
+    assert errors["7"] == "is not a JSON object"
+
+
+def test_labels_are_found_by_name_then_by_number() -> None:
+    index = LabelIndex(LABELS)
+    assert [index.find(label) for label in ("dog", "Straße", 2, "1")] == [1, 2, 2, 1]
+    assert LabelIndex(("e\u0301", "b")).find("\u00e9") == 0  # the same to a reader
+    assert LabelIndex(("7", "1")).find("1") == 1  # names that are numbers win
+    assert LabelIndex(LABELS, ("dog", "cat")).find(0) == 1  # the table's own names of its numbers
+    for label, message in ((3, "'3', which the model"), ("dgo", "did you mean 'dog'"), (None, "no label")):
+        with pytest.raises(ImageError, match=message):
+            index.find(label)
+    with pytest.raises(ImageError, match="the table names 2 labels"):
+        LabelIndex(LABELS, ("dog", "cat")).find(5)
+
+
+def test_predict_reads_a_csv(model: Path, pictures: Path, tmp_path: Path) -> None:
+    paths = [path for path in sorted(pictures.rglob("*.png")) if path.is_file()][:5]
+    lines = [f"{path}" for path in paths]
+    path = table(tmp_path, "path\n" + "\n".join([*lines[:2], "none.png", *lines[2:]]) + "\n")
+    assert cli.main(["predict", str(model), str(path), "--out", str(tmp_path / "o.jsonl")]) == 1
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert rows[2] == {"path": "none.png", "error": "t.csv, line 4: the file does not exist"}
+    assert [row["label"] for row in rows if "label" in row] == LocalModel(model).predict(paths).labels()
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "foldserve.local.parquet_table", raising=False)
+    (tmp_path / "t.parquet").touch()
+    assert (
+        cli.main(["predict", str(model), str(tmp_path / "t.parquet"), "--out", str(tmp_path / "o.csv")]) == 1
+    )
+    assert "needs packages that are not installed: pyarrow; install them with" in capsys.readouterr().err
+    assert cli.main(["predict", str(model), str(tmp_path), "--out", str(tmp_path / "o.parquet")]) == 1
+    assert "pyarrow; install them with" in capsys.readouterr().err
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]], features: dict[str, Any] | None = None) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    content = pa.Table.from_pylist(rows)
+    if features is not None:
+        facts = json.dumps({"info": {"features": features}})
+        content = content.replace_schema_metadata({"huggingface": facts})
+    pq.write_table(content, path)
+    return path
+
+
+@needs_pyarrow
+def test_hugging_faces_layout_is_read(model: Path, pictures: Path, tmp_path: Path) -> None:
+    """The same figures as from the folder, with labels numbered in another order."""
+    names = LocalModel(model).labels[::-1]
+    files = sorted(path for path in pictures.rglob("*.*") if path.is_file())
+    rows = [
+        {"image": {"bytes": file.read_bytes(), "path": file.name}, "label": names.index(file.parent.name)}
+        for file in files
+    ]
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(names)}}
+    (tmp_path / "data").mkdir()
+    for shard in range(2):
+        write_parquet(tmp_path / "data" / f"test-{shard}.parquet", rows[shard::2], features)
+    found = []
+    for name, data in (("folder", pictures), ("parquet", tmp_path / "data")):
+        words = ["evaluate", str(model), "--data", str(data), "--out", str(tmp_path / name)]
+        assert cli.main(words) == 0
+        found.append(json.loads((tmp_path / name / "metrics.json").read_text()))
+    assert found[0]["accuracy"] == found[1]["accuracy"]
+    assert found[0]["classes"] == found[1]["classes"]
+
+
+@needs_pyarrow
+def test_parquet_without_images_is_refused(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "t.parquet", [{"x": 1, "label": 0}])
+    with pytest.raises(DataError, match="has no images: expected a column of bytes"):
+        open_source(path)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        open_source(path)
+
+
+@needs_pyarrow
+def test_rows_are_written_as_parquet(model: Path, pictures: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    for suffix in ("jsonl", "parquet"):
+        words = ["predict", str(model), str(pictures), "--out", str(tmp_path / f"o.{suffix}"), "--top-k", "2"]
+        assert cli.main(words) == 0
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    written = pq.read_table(tmp_path / "o.parquet").to_pylist()
+    assert [row | {"error": None} for row in rows] == written
+
+
+@needs_pyarrow
+def test_wrong_rows_of_parquet_are_named(tmp_path: Path) -> None:
+    rows = [{"img": b"x", "label": "cat"}, {"img": None, "label": "cat"}]
+    items = labelled(write_parquet(tmp_path / "t.parquet", rows))
+    assert [(item.where, item.error) for item in items] == [
+        ("t.parquet, row 0", ""),
+        ("t.parquet, row 1", "has no image"),
+    ]
