@@ -6,6 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 
 from foldserve.local.answers import UNKNOWN, is_unknown
@@ -78,17 +79,20 @@ def _write_rows(config: PredictConfig, model: LocalModel, source: Source, rows: 
 def to_rows(answered: Answered, top_k: int, min_confidence: float) -> Iterator[dict[str, Any]]:
     """Yield a row per item: path, label, probability, and ``top_k`` labels if above 1; or the error."""
     predictions = answered.predictions[0]
-    ranked = predictions.ranked(top_k).tolist()
+    best = predictions.ranked(top_k)
+    ranked, probabilities = (
+        best.tolist(),
+        np.take_along_axis(predictions.probabilities, best, axis=1).tolist(),
+    )
     unknown = is_unknown(predictions.confidences(), min_confidence).tolist()
     for item, error, place in zip(answered.items, answered.errors, answered.rows, strict=True):
         name = shown_name(item)
         if error:
             yield {"path": name, "error": f"{item.where}: {error}" if item.where else error}
             continue
-        probabilities = predictions.probabilities[place]
         labels = [
-            {"label": predictions.names[index], "probability": float(probabilities[index])}
-            for index in ranked[place]
+            {"label": predictions.names[index], "probability": probability}
+            for index, probability in zip(ranked[place], probabilities[place], strict=True)
         ]
         row = {"path": name, **labels[0]}
         if unknown[place]:

@@ -131,14 +131,15 @@ def _in_order(folder: Path, classes: Path | None) -> Iterator[Item]:
 
 
 def _walk(folder: Path, *, is_labelled: bool) -> Iterator[Item]:
+    place = f"{folder}/"  # joined as text: a Path costs as much as reading a small image
     for name in walk_images(folder):
         label, slash, _ = name.partition("/")
         if not is_labelled:
-            yield Item(name, folder / name)
+            yield Item(name, place + name)
         elif slash:
-            yield Item(name, folder / name, label)
+            yield Item(name, place + name, label)
         else:
-            yield Item(name, folder / name, error=f"lies in no folder of a label (expected {folder}/LABEL/*)")
+            yield Item(name, place + name, error=f"lies in no folder of a label (expected {folder}/LABEL/*)")
 
 
 def _at_least_one(items: Iterator[Item], place: Path) -> Iterator[Item]:
