@@ -40,6 +40,10 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     """Comma-separated batch sizes. int8, and any precision that auto chooses, must be faster than fp32 at
     each of them."""
 
+    calibrate: bool = True
+    """Fit a temperature on the validation images of a training run, so that probabilities mean what they say;
+    predictions do not change. Networks made elsewhere bring no such images and are never calibrated."""
+
     data_dir: Path | None = None
     """Folder that holds the data set's files. Default: found or downloaded automatically."""
 

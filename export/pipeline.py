@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from foldserve.export.calibrate import calibrate
 from foldserve.export.config import check_name
 from foldserve.export.errors import ParityError, SourceError
 from foldserve.export.graph.build import BuiltModel, build_model
@@ -59,6 +60,9 @@ def export_model(config: ExportConfig) -> int:
     if config.triton:
         check_triton_files(model_folder)
     report.started(source, name)
+    source, calibration = calibrate(config, source, report.counting)
+    if calibration is not None:
+        report.calibrated(calibration)
     built = build_model(source.network.to_graph(), source.metadata)
     release_memory()
     if built.no_logits and not config.as_logits:
@@ -87,6 +91,8 @@ def export_model(config: ExportConfig) -> int:
         golden=golden,
         precision=choice.precision,
     )
+    if calibration is not None:
+        manifest["calibration"] = calibration.to_manifest(expected, source.verification.labels)
     if config.skip_same and _is_there(model_folder, choice.content, report):
         return _finish(config, model_folder, source, report)
     version = publish(model_folder, choice.content, choice.golden, manifest | choice.manifest)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from foldserve.artifact.format import Golden
+    from foldserve.export.calibrate import Calibration
     from foldserve.export.graph.build import BuiltModel
     from foldserve.export.precision.choose import Trial
     from foldserve.export.sources.load import Source, VerificationImages
@@ -43,6 +44,18 @@ class Report:
         self._line("export", f"{name}: {source.summary}")
         for remark in source.remarks:
             self._line("", remark)
+
+    def calibrated(self, calibration: Calibration) -> None:
+        """Print the temperature and the calibration errors, or why none was fitted."""
+        if calibration.reason:
+            self._line("calibrate", f"the temperature stays 1: {calibration.reason}")
+            return
+        self._line(
+            "calibrate",
+            f"temperature {calibration.temperature:g}: expected calibration error "
+            f"{calibration.error_before:.2%} before and {calibration.error_after:.2%} after, on "
+            f"{calibration.image_count:,} {calibration.images}",
+        )
 
     def folded(self, built: BuiltModel) -> None:
         """Print the outcome for each batch norm, with the reason if it was not folded."""

@@ -65,7 +65,7 @@ def build_model(model: ir.Model, metadata: ModelMetadata) -> BuiltModel:
         folds.append(add_normalisation(model.graph, folder, weights, mean=metadata.mean, std=metadata.std))
     weights.store()
     end = find_no_logits(model.graph.outputs[0])
-    add_outputs(model.graph)
+    add_outputs(model.graph, metadata.temperature)
     file = ModelFile(serialize(model, metadata.to_props()))
     return BuiltModel(file, tuple(folds), "" if end is None else end_name(end))
 

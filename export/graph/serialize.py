@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
@@ -27,19 +28,37 @@ IR_VERSION = 10
 _LARGE_BYTES = 64 * 1024
 
 
-def add_outputs(graph: ir.Graph) -> None:
-    """Name the output `LOGITS` and add `PROBABILITIES`, its softmax over classes."""
+def add_outputs(graph: ir.Graph, temperature: float = 1.0) -> None:
+    """Name the output `LOGITS`, and add `PROBABILITIES`: softmax over classes of logits / ``temperature``."""
     (logits,) = graph.outputs
     for name in (LOGITS, PROBABILITIES):
         free_name(graph, name)
     logits.name = LOGITS
     logits.type = ir.TensorType(ir.DataType.FLOAT)
-    softmax = ir.node("Softmax", [logits], {"axis": 1}, name=unused_name(graph, "softmax"))
+    scaled = logits if temperature == 1.0 else _divide(graph, logits, temperature)
+    softmax = ir.node("Softmax", [scaled], {"axis": 1}, name=unused_name(graph, "softmax"))
     softmax.outputs[0].name = PROBABILITIES
     softmax.outputs[0].shape = logits.shape
     softmax.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     graph.append(softmax)
     graph.outputs.append(softmax.outputs[0])
+
+
+def _divide(graph: ir.Graph, logits: ir.Value, temperature: float) -> ir.Value:
+    name = unused_name(graph, "temperature")
+    divisor = ir.Value(
+        name=name,
+        shape=ir.Shape([]),
+        type=ir.TensorType(ir.DataType.FLOAT),
+        const_value=ir.tensor(np.float32(temperature), name=name),
+    )
+    graph.register_initializer(divisor)
+    division = ir.node("Div", [logits, divisor], name=unused_name(graph, "calibrated"))
+    scaled = division.outputs[0]
+    scaled.name = unused_name(graph, "calibrated_logits")
+    scaled.shape, scaled.type = logits.shape, ir.TensorType(ir.DataType.FLOAT)
+    graph.append(division)
+    return scaled
 
 
 def serialize(model: ir.Model, props: Mapping[str, str]) -> bytes:

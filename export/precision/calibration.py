@@ -10,7 +10,6 @@ the network gives them are used: then it is not accuracy that is lost but agreem
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +18,9 @@ import numpy as np
 
 from foldserve.export.errors import PrecisionError
 from foldserve.export.sources.flags import source_kind
-from foldserve.export.sources.trained_images import load_trained_images
+from foldserve.export.sources.trained_images import load_trained_images, validation_count
 from foldserve.training.checkpoint import load_checkpoint
 from foldserve.training.datasets import split_train
-from foldserve.training.run.run_folder import CONFIG_FILE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,7 +77,7 @@ def load_calibration(
     assert config.source is not None
     checkpoint = load_checkpoint(config.source)
     dataset, _ = load_trained_images(checkpoint, config.data_dir)
-    training, validation = split_train(dataset, _validation_count(config.source))
+    training, validation = split_train(dataset, validation_count(config.source))
     is_large = max(checkpoint.image.shape[1:]) > LARGE_SIDE
     sample = _sample(training, TRAINING_COUNT_LARGE if is_large else TRAINING_COUNT)
     held_out = _sample(validation, VALIDATION_COUNT_LARGE if is_large else len(validation))
@@ -135,13 +133,3 @@ def _sample(examples: Examples, count: int) -> NDArray[np.int64]:
     """Return ``count`` positions drawn with a fixed seed, ascending; all if there are fewer."""
     order = np.random.default_rng(_SEED).permutation(len(examples))
     return np.sort(order[:count])
-
-
-def _validation_count(source: Path) -> int | None:
-    """Return how many images the run held out, from the settings beside the checkpoint; None if unknown."""
-    folder = source if source.is_dir() else source.parent
-    try:
-        count = json.loads((folder / CONFIG_FILE).read_text()).get("validation_count")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return count if isinstance(count, int) else None

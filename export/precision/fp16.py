@@ -30,11 +30,14 @@ def to_fp16(content: bytes) -> bytes:
     model = ir.from_proto(model_proto)
     (probabilities,) = (value for value in model.graph.outputs if value.name == PROBABILITIES)
     softmax = _producer(probabilities)
-    body = [node for node in model.graph if node is not softmax and not is_normalisation(node)]
+    (logits,) = (value for value in model.graph.outputs if value.name == LOGITS)
+    # The softmax, and the division by the temperature before it.
+    ending = [softmax] if softmax.inputs[0] is logits else [_producer(_input(softmax)), softmax]
+    body = [node for node in model.graph if node not in ending and not is_normalisation(node)]
     _cast_inputs(model.graph, body)
     for node in body:
         _convert(node)
-    _cast_logits(model.graph, softmax)
+    _cast_logits(model.graph, logits, ending[0])
     try:
         return serialize(model, props)
     except TraceError as error:
@@ -73,12 +76,11 @@ def _convert(node: ir.Node) -> None:
             output.dtype = _FLOAT16
 
 
-def _cast_logits(graph: ir.Graph, softmax: ir.Node) -> None:
-    (logits,) = (value for value in graph.outputs if value.name == LOGITS)
+def _cast_logits(graph: ir.Graph, logits: ir.Value, reader: ir.Node) -> None:
     logits.name = f"{LOGITS}.half"
     floats = _cast(logits, _FLOAT, LOGITS)
-    graph.insert_before(softmax, [_producer(floats)])
-    softmax.replace_input_with(0, floats)
+    graph.insert_before(reader, [_producer(floats)])
+    reader.replace_input_with(0, floats)
     graph.outputs[list(graph.outputs).index(logits)] = floats
 
 
@@ -86,6 +88,12 @@ def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
     output = ir.node("Cast", [value], {"to": dtype}, name=f"{name}.cast").outputs[0]
     output.name, output.shape, output.dtype = name, value.shape, dtype
     return output
+
+
+def _input(node: ir.Node) -> ir.Value:
+    value = node.inputs[0]
+    assert value is not None
+    return value
 
 
 def _producer(value: ir.Value) -> ir.Node:

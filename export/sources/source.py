@@ -65,6 +65,8 @@ class Source:
         facts: the manifest's ``source`` entry.
         summary: one line that describes the source.
         remarks: one line per decision that loading it took.
+        validation: labelled images that training neither learnt from nor was judged by at the end; None if
+            there are none.
     """
 
     network: Network
@@ -74,6 +76,7 @@ class Source:
     facts: dict[str, Any]
     summary: str
     remarks: tuple[str, ...] = ()
+    validation: VerificationImages | None = None
 
 
 def tool_version(package: str) -> str:

@@ -13,7 +13,7 @@ from foldserve.export.sources.file_kind import refuse_other_kinds
 from foldserve.export.sources.final_softmax import leave_out_softmax
 from foldserve.export.sources.source import Source, VerificationImages, tool_version
 from foldserve.export.sources.torch_network import TorchNetwork
-from foldserve.export.sources.trained_images import load_trained_images
+from foldserve.export.sources.trained_images import load_trained_images, validation_images
 from foldserve.export.sources.verification_images import image_count, spread
 from foldserve.export.verification.probabilities import TAKEN_AS_LOGITS
 from foldserve.training.checkpoint import Checkpoint, load_checkpoint
@@ -21,6 +21,7 @@ from foldserve.training.models import register_custom_model
 
 if TYPE_CHECKING:
     from foldserve.export.config import ExportConfig
+    from foldserve.training.datasets import Dataset
     from foldserve.training.models import Normalized
 
 
@@ -41,7 +42,8 @@ def load_run(config: ExportConfig, path: Path) -> Source:
     module = checkpoint.build()
     _check_finite(module, path)
     ending = (TAKEN_AS_LOGITS,) if config.as_logits else leave_out_softmax(module, checkpoint.image.shape)
-    verification, left_out = _test_images(checkpoint, config)
+    dataset, left_out = load_trained_images(checkpoint, config.data_dir)
+    verification = _test_images(checkpoint, dataset, config)
     remarks = (*ending, *left_out)
     return Source(
         network=TorchNetwork(module, checkpoint.image.shape),
@@ -59,6 +61,7 @@ def load_run(config: ExportConfig, path: Path) -> Source:
         summary=f"{checkpoint.arch} trained on {_shown_dataset(checkpoint)}, "
         f"{checkpoint.weights_kind} weights",
         remarks=remarks,
+        validation=validation_images(dataset, checkpoint, path),
     )
 
 
@@ -72,18 +75,16 @@ def _metadata(checkpoint: Checkpoint) -> ModelMetadata:
     return ModelMetadata(checkpoint.labels, checkpoint.mean, checkpoint.std, checkpoint.image, provenance)
 
 
-def _test_images(checkpoint: Checkpoint, config: ExportConfig) -> tuple[VerificationImages, tuple[str, ...]]:
-    dataset, remarks = load_trained_images(checkpoint, config.data_dir)
+def _test_images(checkpoint: Checkpoint, dataset: Dataset, config: ExportConfig) -> VerificationImages:
     count = image_count(len(dataset.test_images), checkpoint.image, config.verify_images)
     # Spread evenly: a folder's images are sorted by class, so the first thousand may be of one class.
     chosen = spread(len(dataset.test_images), count)
-    verification = VerificationImages(
+    return VerificationImages(
         images=dataset.test_images.numpy()[chosen],
         labels=dataset.test_labels.numpy()[chosen],
         synthetic=False,
         origin=f"{_shown_dataset(checkpoint)} test images",
     )
-    return verification, remarks
 
 
 def _shown_dataset(checkpoint: Checkpoint) -> str:

@@ -11,7 +11,7 @@ from foldserve.artifact.format import MAX_GOLDEN_BYTES, Golden
 from foldserve.artifact.golden import replay
 from foldserve.errors import ArtifactError
 from foldserve.export.errors import ParityError
-from foldserve.export.verification.parity import run_logits
+from foldserve.export.verification.parity import run_logits, temperature_of
 from foldserve.export.verification.tolerances import golden_tolerance, runtime_tolerance
 from foldserve.runtime.runner import ModelRunner
 
@@ -100,6 +100,7 @@ def replay_golden(sessions: Sequence[Session], golden: Golden) -> None:
                 golden,
                 batch_size=_REPLAY_BATCH_SIZE,
                 where=session.provider,
+                temperature=temperature_of(session),
             )
         except ArtifactError as error:
             raise ParityError(f"{error}; nothing was published") from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from foldserve.artifact.format import IMAGE, LOGITS, PROBABILITIES
+from foldserve.artifact.format import IMAGE, LOGITS, PROBABILITIES, ModelMetadata
 from foldserve.artifact.model_outputs import shape_fault, softmax_errors
 from foldserve.errors import DeviceError
 from foldserve.export.errors import ParityError
@@ -135,7 +135,7 @@ def check_parity(
             judged = JudgedSet(exact, rounding, rounding.tolerances(outputs[-1][0], exact))
         for logits, probabilities in outputs:
             comparison = compare(session.provider, name, logits, expected, judged)
-            _check_probabilities(logits, probabilities, describe(comparison))
+            _check_probabilities(logits, probabilities, temperature_of(session), describe(comparison))
             comparisons.append(comparison)
     return comparisons
 
@@ -216,7 +216,7 @@ def check_within(
             raise ParityError(
                 f"{where} the logits are off by up to {deviation.max_abs_err:.3g} (allowed: {tolerance:.3g})"
             )
-        _check_probabilities(logits, probabilities, where)
+        _check_probabilities(logits, probabilities, temperature_of(session), where)
         deviations.append(deviation)
     return deviations
 
@@ -270,14 +270,22 @@ def to_manifest(comparisons: list[Comparison], agreements: list[Agreement]) -> d
 def _checked_logits(session: Session, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return the file's logits of ``images``, after checking that the probabilities are their softmax."""
     logits, probabilities = session.run([LOGITS, PROBABILITIES], {IMAGE: images})
-    _check_probabilities(logits, probabilities, f"on {len(images)} images under {session.provider}")
+    where = f"on {len(images)} images under {session.provider}"
+    _check_probabilities(logits, probabilities, temperature_of(session), where)
     return logits
 
 
-def _check_probabilities(logits: NDArray[np.float32], probabilities: NDArray[np.float32], where: str) -> None:
+def temperature_of(session: Session) -> float:
+    """Return the temperature in the file's metadata, by which its graph divides the logits."""
+    return ModelMetadata.from_props(session.props).temperature
+
+
+def _check_probabilities(
+    logits: NDArray[np.float32], probabilities: NDArray[np.float32], temperature: float, where: str
+) -> None:
     if fault := shape_fault((logits, probabilities), len(logits), logits.shape[1]):
         raise ParityError(f"{where} {fault}; nothing was published")
-    wrong, difference = softmax_errors(logits, probabilities)
+    wrong, difference = softmax_errors(logits, probabilities, temperature)
     if wrong.any():
         raise ParityError(
             f"{where} the probabilities of {np.count_nonzero(wrong)} of {len(wrong)} images are not the "

@@ -71,7 +71,8 @@ class ModelMetadata:
     The network sees ``(pixel / 255 - mean) / std`` per channel. The graph computes that: ``mean`` and ``std``
     are here for information and must not be applied again. They are per channel of ``image.channel_order``,
     which clients send. If the network takes another order, the graph reorders the channels, and
-    ``network_channel_order`` says so, for information as well. ``provenance`` is free text by key (dataset,
+    ``network_channel_order`` says so, for information as well. Nor must ``temperature`` be applied again: the
+    probabilities are softmax(logits / temperature). ``provenance`` is free text by key (dataset,
     architecture, ...).
     """
 
@@ -81,6 +82,7 @@ class ModelMetadata:
     image: ImageSpec
     provenance: Mapping[str, str] = field(default_factory=dict)
     network_channel_order: NetworkChannelOrder | None = None
+    temperature: float = 1.0
 
     def to_props(self) -> dict[str, str]:
         """Return the metadata_props entries, in a fixed order."""
@@ -104,6 +106,8 @@ class ModelMetadata:
         }
         if self.network_channel_order is not None:
             properties["network_channel_order"] = self.network_channel_order
+        if self.temperature != 1.0:  # else the entry, like the division, is left out
+            properties["temperature"] = json.dumps(self.temperature)
         return properties | {f"provenance.{key}": self.provenance[key] for key in sorted(self.provenance)}
 
     @classmethod
@@ -140,6 +144,7 @@ class ModelMetadata:
                 if key.startswith(start)
             },
             network_channel_order=facts.network_channel_order,
+            temperature=facts.temperature,
         )
 
 

@@ -13,6 +13,7 @@ depend on the other images in its batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +52,7 @@ def replay(
     *,
     batch_size: int,
     where: str,
+    temperature: float = 1.0,
 ) -> Replay:
     """Run all golden images in full batches, and some alone and in batches of other sizes and orders.
 
@@ -60,6 +62,7 @@ def replay(
         golden: the pairs.
         batch_size: number of images in a full batch.
         where: name of the execution provider, for messages.
+        temperature: that of the model's metadata.
 
     Raises:
         ArtifactError: a pair is not reproduced, or its probabilities are not the softmax of its logits; the
@@ -68,16 +71,17 @@ def replay(
     count = len(golden.images)
     every = np.arange(count)
     full = _run(run, golden, np.split(every, every[batch_size::batch_size]))
-    largest = _check(full, golden, every, where, "")
+    check = partial(_check, golden=golden, where=where, temperature=temperature)
+    largest = check(full, places=every, how="")
     tried = np.arange(min(count, _COMPARED_IMAGES))
     alone = _run(run, golden, np.split(tried, len(tried)))
-    _check(alone, golden, tried, where, ", one image alone,")
+    check(alone, places=tried, how=", one image alone,")
     is_invariant = True
     for size in {*(size for size in _COMPARED_SIZES if size < batch_size), batch_size}:
         order = tried[np.arange(size) % len(tried)]
         for rows in (order, order[::-1]):
             together = _run(run, golden, [rows])
-            _check(together, golden, rows, where, f", in a batch of {size},")
+            check(together, places=rows, how=f", in a batch of {size},")
             is_invariant &= all(
                 output.tobytes() == lone[rows].tobytes() for output, lone in zip(together, alone, strict=True)
             )
@@ -102,10 +106,12 @@ def _run(
 
 def _check(
     answers: Sequence[NDArray[np.float32]],
+    *,
     golden: Golden,
     places: NDArray[np.int64],
     where: str,
     how: str,
+    temperature: float,
 ) -> float:
     """Compare the outputs for the golden images at ``places``; return the largest logit difference."""
     logits, probabilities = answers
@@ -115,15 +121,19 @@ def _check(
     )
     whose = f"this file at export{how}"
     _compare(logits, golden.runtime_logits[places], golden.runtime_tolerance, whose=whose, where=where)
-    wrong, difference = softmax_errors(logits, probabilities)
+    wrong, difference = softmax_errors(logits, probabilities, temperature)
     if wrong.any():
         shown = "NaN" if np.isnan(difference) else f"off by up to {difference:.3g}"
         raise ArtifactError(
             f"the probabilities of {np.count_nonzero(wrong)} of {len(wrong)} golden images on {where}{how} "
-            f"are not the softmax of their logits over the classes ({shown}): export the model again or "
-            "restore it from a good copy"
+            f"are not the softmax of their logits{_divided(temperature)} over the classes ({shown}): export "
+            "the model again or restore it from a good copy"
         )
     return largest
+
+
+def _divided(temperature: float) -> str:
+    return "" if temperature == 1.0 else f" / {temperature:g}"
 
 
 def _compare(

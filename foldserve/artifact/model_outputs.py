@@ -1,6 +1,8 @@
 """Checks a model's outputs: one row per image, and probabilities that are the softmax of the logits.
 
-    probability[n, k] = exp(logit[n, k]) / sum over classes j of exp(logit[n, j])
+    probability[n, k] = exp(logit[n, k] / T) / sum over classes j of exp(logit[n, j] / T)
+
+with the temperature T of the model's metadata, 1 without calibration (`foldserve.export.calibrate`).
 
 Callers get both outputs, so both are verified.
 """
@@ -45,13 +47,14 @@ def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def softmax_errors(
-    logits: NDArray[np.float32], probabilities: NDArray[np.float32]
+    logits: NDArray[np.float32], probabilities: NDArray[np.float32], temperature: float = 1.0
 ) -> tuple[NDArray[np.bool_], float]:
-    """Return a mask [N] of rows that are not the softmax of ``logits``, and the largest absolute difference.
+    """Return a mask [N] of rows that are not softmax(logits / temperature), and the largest error.
 
-    ``logits`` and ``probabilities`` are [N, K]. A row with NaN or infinity in either is wrong.
+    ``logits`` and ``probabilities`` are [N, K]. A row with NaN or infinity in either is wrong. The
+    division is done in float32, as the graph does it, so that its rounding needs no tolerance.
     """
-    expected = softmax(logits)
+    expected = softmax(logits if temperature == 1.0 else logits / np.float32(temperature))
     with np.errstate(all="ignore"):
         differences = np.abs(probabilities.astype(np.float64) - expected)
         within = differences <= _FRACTION * expected + _FLOOR  # written so that NaN is wrong

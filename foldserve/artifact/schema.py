@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
+# Range of the temperature by which logits are divided before the softmax. Beyond it all probabilities would
+# be nearly equal, or nearly 0 and 1; no fit that ends there can be trusted.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+
 # Most faults listed in a message.
 _NAMED_FAULTS = 3
 _SHOWN_CHARACTERS = 80
@@ -66,6 +70,8 @@ class MetadataSchema(BaseModel, frozen=True, strict=True):
     resize: Json[_Resize]
     channel_order: Literal["L", "RGB"]
     network_channel_order: NetworkChannelOrder | None = None
+    # Absent from files without calibration, and from those of earlier releases.
+    temperature: Json[Annotated[FiniteFloat, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)]] = 1.0
 
     @model_validator(mode="after")
     def _one_number_per_channel(self) -> Self:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from foldserve.artifact.format import OUTPUTS, list_versions, read_artifact
+from foldserve.artifact.format import OUTPUTS, ModelMetadata, list_versions, read_artifact
 from foldserve.demo.proof import answer_all, compare_all
 from foldserve.demo.server_process import running_server
 from foldserve.demo.terminal import print_proof, print_step, print_where
@@ -81,6 +81,7 @@ def prove(run_dir: Path, version: Path, address: str, dataset: Dataset, session:
             ("served (over gRPC)", *served),
         ],
         labels,
+        ModelMetadata.from_props(session.props).temperature,
     )
 
 

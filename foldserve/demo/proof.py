@@ -3,7 +3,7 @@
 All three get the same uint8 images. The reference is the unfolded PyTorch network in eval mode on the CPU.
 The others must give its logits within `MAX_LOGIT_DIFFERENCE`, and its prediction if that is decided: if the
 two best logits of the reference are closer than twice the tolerance, either class is correct. Their
-probabilities must be the softmax of their logits.
+probabilities must be the softmax of their logits, divided by the temperature that the file names.
 """
 
 from __future__ import annotations
@@ -47,12 +47,21 @@ class Comparison:
 
 
 def compare_all(
-    reference: Logits, others: Sequence[tuple[str, Logits, Probabilities]], labels: NDArray[np.int64]
+    reference: Logits,
+    others: Sequence[tuple[str, Logits, Probabilities]],
+    labels: NDArray[np.int64],
+    temperature: float = 1.0,
 ) -> list[Comparison]:
-    """Compare ``others``, both outputs [N, K], with ``reference`` [N, K], which is also the first row."""
+    """Compare ``others``, both outputs [N, K], with ``reference`` [N, K], which is also the first row.
+
+    The probabilities must be softmax(logits / ``temperature``).
+    """
     return [
         compare("PyTorch (unfolded, eval)", reference, None, reference, labels),
-        *(compare(name, logits, probabilities, reference, labels) for name, logits, probabilities in others),
+        *(
+            compare(name, logits, probabilities, reference, labels, temperature=temperature)
+            for name, logits, probabilities in others
+        ),
     ]
 
 
@@ -62,6 +71,8 @@ def compare(
     probabilities: Probabilities | None,
     reference: Logits,
     labels: NDArray[np.int64],
+    *,
+    temperature: float = 1.0,
 ) -> Comparison:
     """Compare ``logits`` [N, K] with ``reference`` [N, K], and ``probabilities``, if given, with ``logits``.
 
@@ -83,7 +94,7 @@ def compare(
         # Written so that a NaN difference fails.
         passed=max_difference <= MAX_LOGIT_DIFFERENCE
         and bool(identical[decided].all())
-        and (probabilities is None or not softmax_errors(logits, probabilities)[0].any()),
+        and (probabilities is None or not softmax_errors(logits, probabilities, temperature)[0].any()),
     )
 
 

@@ -75,8 +75,13 @@ def open_artifact(
     stop = stop or StopSignal()
     session, threads, is_quick = _open_session(artifact, settings, stop)
     stop.note_step()
+    metadata = ModelMetadata.from_props(session.props)
     verify = partial(
-        replay, golden=artifact.golden, batch_size=settings.max_batch_size, where=session.provider
+        replay,
+        golden=artifact.golden,
+        batch_size=settings.max_batch_size,
+        where=session.provider,
+        temperature=metadata.temperature,
     )
     runner = ModelRunner(session, _sessions_by_size(session, artifact, settings, stop))
     replayed = verify(runner.run_unchecked)
@@ -93,7 +98,7 @@ def open_artifact(
     return VerifiedModel(
         session=session,
         runner=runner,
-        metadata=ModelMetadata.from_props(session.props),
+        metadata=metadata,
         sha256=artifact.model_sha256,
         precision=str(artifact.manifest.get("precision", "")),
         digests=artifact.digests,

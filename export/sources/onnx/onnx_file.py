@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from onnx import TensorProto
 
-from foldserve.artifact.format import MODEL_FILE, ModelMetadata
+from foldserve.artifact.format import LOGITS, MODEL_FILE, ModelMetadata
 from foldserve.errors import ArtifactError
 from foldserve.export.errors import SourceError
 from foldserve.export.inspection.target import file_shape
@@ -110,7 +110,15 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
     }
     return Source(
         network=OnnxNetwork(network_file),
-        metadata=ModelMetadata(labels, preparation.mean, preparation.std, spec, provenance, order),
+        metadata=ModelMetadata(
+            labels,
+            preparation.mean,
+            preparation.std,
+            spec,
+            provenance,
+            order,
+            temperature=own.temperature if own is not None and choice.name == LOGITS else 1.0,
+        ),
         verification=verification,
         suggested_name=_suggested_name(path),
         facts=facts,
