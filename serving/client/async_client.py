@@ -99,15 +99,23 @@ class AsyncClient:
             )
 
     async def classify(
-        self, model: str, images: Sequence[EncodedImage], version: str = "", *, top_k: int = 1
+        self,
+        model: str,
+        images: Sequence[EncodedImage],
+        version: str = "",
+        *,
+        top_k: int = 1,
+        min_confidence: float = 0.0,
     ) -> Classification:
         """Return the labels of image files (paths or contents), which the server decodes and prepares.
+
+        An image whose likeliest label is below ``min_confidence`` is marked in `Classification.unknown`.
 
         Raises:
             OSError: a file cannot be read.
         """
         with typed_errors():
-            request = classify_request(model, images, version, top_k)
+            request = classify_request(model, images, version, top_k, min_confidence)
             return read_classification(
                 await self._classifier.Classify(request, timeout=self._timeout_s, metadata=self._metadata)
             )

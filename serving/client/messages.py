@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -83,12 +83,16 @@ class Label:
 
 @dataclass(frozen=True)
 class Classification:
-    """Labels per image, most likely first, and the model version that computed them."""
+    """Labels per image, most likely first, and the model version that computed them.
+
+    ``unknown`` tells for which images the likeliest label is below the confidence that was asked for.
+    """
 
     model: str
     version: str
     sha256: str
     labels: list[list[Label]]
+    unknown: list[bool] = field(default_factory=list)
 
 
 def infer_request(model: str, images: NDArray[np.uint8], version: str) -> pb.ModelInferRequest:
@@ -108,12 +112,16 @@ def read_outputs(answer: pb.ModelInferResponse) -> dict[str, NDArray[np.float32]
 
 
 def classify_request(
-    model: str, images: Sequence[EncodedImage], version: str, top_k: int
+    model: str, images: Sequence[EncodedImage], version: str, top_k: int, min_confidence: float = 0.0
 ) -> classifier_pb2.ClassifyRequest:
     """Return the request for the labels of ``images``; raises OSError if a file cannot be read."""
     contents = [image.read_bytes() if isinstance(image, Path) else image for image in images]
     return classifier_pb2.ClassifyRequest(
-        model_name=model, model_version=version, images=contents, top_k=top_k
+        model_name=model,
+        model_version=version,
+        images=contents,
+        top_k=top_k,
+        min_confidence=min_confidence,
     )
 
 
@@ -127,6 +135,7 @@ def read_classification(answer: classifier_pb2.ClassifyResponse) -> Classificati
             [Label(label.name, label.index, label.probability) for label in result.labels]
             for result in answer.results
         ],
+        unknown=[result.unknown for result in answer.results],
     )
 
 

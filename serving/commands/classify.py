@@ -42,6 +42,7 @@ class _Answer:
     path: Path
     labels: list[Label]
     error: str = ""
+    is_unknown: bool = False
 
 
 def classify(config: ClassifyConfig) -> int:
@@ -140,7 +141,11 @@ async def _ask(
     for wait_s in (*_WAITS_S, None):
         try:
             answer: Classification = await client.classify(
-                model.name, paths, model.version, top_k=config.top_k
+                model.name,
+                paths,
+                model.version,
+                top_k=config.top_k,
+                min_confidence=config.min_confidence,
             )
         except (OSError, InvalidArgumentError, ResourceExhaustedError) as error:
             if len(paths) > 1:
@@ -149,7 +154,8 @@ async def _ask(
                 return [_Answer(paths[0], [], _explain(error))]
             await asyncio.sleep(wait_s)
         else:
-            return [_Answer(path, labels) for path, labels in zip(paths, answer.labels, strict=True)]
+            rows = zip(paths, answer.labels, answer.unknown, strict=True)
+            return [_Answer(path, labels, is_unknown=unknown) for path, labels, unknown in rows]
     raise AssertionError("the last attempt returns")
 
 
@@ -177,6 +183,8 @@ def _to_json(answer: _Answer, model: Description) -> str:
     if answer.error:
         line["error"] = answer.error.lstrip(": ")
     else:
+        if answer.is_unknown:
+            line["unknown"] = True
         line["labels"] = [{"label": label.name, "probability": label.probability} for label in answer.labels]
     return to_json_line(line)
 
@@ -189,7 +197,7 @@ def _print_table(answers: Sequence[_Answer]) -> None:
             labels = "  ".join(
                 f"{escape_controls(label.name)} {label.probability:.1%}" for label in answer.labels
             )
-            print(f"{name:<{width}}  {labels}")
+            print(f"{name:<{width}}  {f'unknown ({labels})' if answer.is_unknown else labels}")
     for name, answer in zip(names, answers, strict=True):
         if answer.error:
             print(f"foldserve classify: {name}{escape_controls(answer.error)}", file=sys.stderr)

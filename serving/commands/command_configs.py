@@ -37,6 +37,8 @@ class ClassifyConfig(ConnectionConfig, frozen=True, extra="forbid", use_attribut
     """Address of the server, as HOST:PORT."""
     top_k: int = Field(default=3, ge=1)
     """Number of labels to print per image."""
+    min_confidence: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+    """Probability below which the answer is `unknown`."""
     jsonl: bool = False
     """Print one JSON object per line, in UTF-8, instead of a table. Failed images have an error in it."""
     timeout_s: float = Field(default=30.0, gt=0)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%foldserve/serving/pb/classifier.proto\x12\x0c\x66oldserve.v1\"g\n\x0f\x43lassifyRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12\x0e\n\x06images\x18\x04 \x03(\x0c\x12\r\n\x05top_k\x18\x05 \x01(\r\"\xb8\x02\n\x10\x43lassifyResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x14\n\x0cmodel_sha256\x18\x04 \x01(\t\x12\x36\n\x07results\x18\x05 \x03(\x0b\x32%.foldserve.v1.ClassifyResponse.Result\x12\x10\n\x08queue_us\x18\x06 \x01(\x04\x12\x12\n\ncompute_us\x18\x07 \x01(\x04\x1a\x39\n\x05Label\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\x1a>\n\x06Result\x12\x34\n\x06labels\x18\x01 \x03(\x0b\x32$.foldserve.v1.ClassifyResponse.Label\"\xca\x01\n\x16\x43lassifyStreamResponse\x12\x32\n\x08response\x18\x01 \x01(\x0b\x32\x1e.foldserve.v1.ClassifyResponseH\x00\x12;\n\x05\x65rror\x18\x02 \x01(\x0b\x32*.foldserve.v1.ClassifyStreamResponse.ErrorH\x00\x1a\x34\n\x05\x45rror\x12\x0e\n\x06status\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\tB\t\n\x07outcome2\xb6\x01\n\nClassifier\x12K\n\x08\x43lassify\x12\x1d.foldserve.v1.ClassifyRequest\x1a\x1e.foldserve.v1.ClassifyResponse\"\x00\x12[\n\x0e\x43lassifyStream\x12\x1d.foldserve.v1.ClassifyRequest\x1a$.foldserve.v1.ClassifyStreamResponse\"\x00(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%foldserve/serving/pb/classifier.proto\x12\x0c\x66oldserve.v1\"\x7f\n\x0f\x43lassifyRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12\x0e\n\x06images\x18\x04 \x03(\x0c\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\x16\n\x0emin_confidence\x18\x06 \x01(\x02\"\xc9\x02\n\x10\x43lassifyResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x14\n\x0cmodel_sha256\x18\x04 \x01(\t\x12\x36\n\x07results\x18\x05 \x03(\x0b\x32%.foldserve.v1.ClassifyResponse.Result\x12\x10\n\x08queue_us\x18\x06 \x01(\x04\x12\x12\n\ncompute_us\x18\x07 \x01(\x04\x1a\x39\n\x05Label\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\x1aO\n\x06Result\x12\x34\n\x06labels\x18\x01 \x03(\x0b\x32$.foldserve.v1.ClassifyResponse.Label\x12\x0f\n\x07unknown\x18\x02 \x01(\x08\"\xca\x01\n\x16\x43lassifyStreamResponse\x12\x32\n\x08response\x18\x01 \x01(\x0b\x32\x1e.foldserve.v1.ClassifyResponseH\x00\x12;\n\x05\x65rror\x18\x02 \x01(\x0b\x32*.foldserve.v1.ClassifyStreamResponse.ErrorH\x00\x1a\x34\n\x05\x45rror\x12\x0e\n\x06status\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\tB\t\n\x07outcome2\xb6\x01\n\nClassifier\x12K\n\x08\x43lassify\x12\x1d.foldserve.v1.ClassifyRequest\x1a\x1e.foldserve.v1.ClassifyResponse\"\x00\x12[\n\x0e\x43lassifyStream\x12\x1d.foldserve.v1.ClassifyRequest\x1a$.foldserve.v1.ClassifyStreamResponse\"\x00(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,17 +32,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'foldserve.serving.pb.classi
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CLASSIFYREQUEST']._serialized_start=55
-  _globals['_CLASSIFYREQUEST']._serialized_end=158
-  _globals['_CLASSIFYRESPONSE']._serialized_start=161
-  _globals['_CLASSIFYRESPONSE']._serialized_end=473
-  _globals['_CLASSIFYRESPONSE_LABEL']._serialized_start=352
-  _globals['_CLASSIFYRESPONSE_LABEL']._serialized_end=409
-  _globals['_CLASSIFYRESPONSE_RESULT']._serialized_start=411
-  _globals['_CLASSIFYRESPONSE_RESULT']._serialized_end=473
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=476
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=678
-  _globals['_CLASSIFYSTREAMRESPONSE_ERROR']._serialized_start=615
-  _globals['_CLASSIFYSTREAMRESPONSE_ERROR']._serialized_end=667
-  _globals['_CLASSIFIER']._serialized_start=681
-  _globals['_CLASSIFIER']._serialized_end=863
+  _globals['_CLASSIFYREQUEST']._serialized_end=182
+  _globals['_CLASSIFYRESPONSE']._serialized_start=185
+  _globals['_CLASSIFYRESPONSE']._serialized_end=514
+  _globals['_CLASSIFYRESPONSE_LABEL']._serialized_start=376
+  _globals['_CLASSIFYRESPONSE_LABEL']._serialized_end=433
+  _globals['_CLASSIFYRESPONSE_RESULT']._serialized_start=435
+  _globals['_CLASSIFYRESPONSE_RESULT']._serialized_end=514
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=517
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=719
+  _globals['_CLASSIFYSTREAMRESPONSE_ERROR']._serialized_start=656
+  _globals['_CLASSIFYSTREAMRESPONSE_ERROR']._serialized_end=708
+  _globals['_CLASSIFIER']._serialized_start=722
+  _globals['_CLASSIFIER']._serialized_end=904
 # @@protoc_insertion_point(module_scope)

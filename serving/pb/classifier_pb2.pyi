@@ -7,18 +7,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ClassifyRequest(_message.Message):
-    __slots__ = ("model_name", "model_version", "id", "images", "top_k")
+    __slots__ = ("model_name", "model_version", "id", "images", "top_k", "min_confidence")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MIN_CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_version: str
     id: str
     images: _containers.RepeatedScalarFieldContainer[bytes]
     top_k: int
-    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., id: _Optional[str] = ..., images: _Optional[_Iterable[bytes]] = ..., top_k: _Optional[int] = ...) -> None: ...
+    min_confidence: float
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., id: _Optional[str] = ..., images: _Optional[_Iterable[bytes]] = ..., top_k: _Optional[int] = ..., min_confidence: _Optional[float] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
     __slots__ = ("id", "model_name", "model_version", "model_sha256", "results", "queue_us", "compute_us")
@@ -32,10 +34,12 @@ class ClassifyResponse(_message.Message):
         probability: float
         def __init__(self, name: _Optional[str] = ..., index: _Optional[int] = ..., probability: _Optional[float] = ...) -> None: ...
     class Result(_message.Message):
-        __slots__ = ("labels",)
+        __slots__ = ("labels", "unknown")
         LABELS_FIELD_NUMBER: _ClassVar[int]
+        UNKNOWN_FIELD_NUMBER: _ClassVar[int]
         labels: _containers.RepeatedCompositeFieldContainer[ClassifyResponse.Label]
-        def __init__(self, labels: _Optional[_Iterable[_Union[ClassifyResponse.Label, _Mapping]]] = ...) -> None: ...
+        unknown: bool
+        def __init__(self, labels: _Optional[_Iterable[_Union[ClassifyResponse.Label, _Mapping]]] = ..., unknown: _Optional[bool] = ...) -> None: ...
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]

@@ -130,15 +130,21 @@ class ImageRequest(InferenceRequest):
 
     method: str = unary_method
     top_k: int = 1
+    min_confidence: float = 0.0
 
     def read(self, model: ServedModel) -> None:
-        """Read the encoded images, id and top_k from the message."""
+        """Read the encoded images, id, top_k and min_confidence from the message."""
         del model
         if not self.message.images:
             raise InvalidArgumentError("the request has no images; send at least one, encoded")
         check_image_count(len(self.message.images), MAX_ENCODED_IMAGES)
         self.request_id = self.message.id
         self.top_k = self.message.top_k or 1
+        self.min_confidence = self.message.min_confidence
+        if not 0 <= self.min_confidence <= 1:  # NaN neither
+            raise InvalidArgumentError(
+                f"min_confidence is {self.min_confidence:g}; send a probability from 0 to 1, or leave it out"
+            )
         self.encoded = list(self.message.images)
 
     def write(self, arrays: Arrays) -> bytes:
@@ -158,4 +164,5 @@ class ImageRequest(InferenceRequest):
             result = response.results.add()
             for index in top_indices(row, self.top_k):
                 result.labels.add(name=labels[index], index=index, probability=row[index])
+            result.unknown = bool(row.max() < np.float32(self.min_confidence))
         return response.SerializeToString()

@@ -21,7 +21,9 @@ from foldserve.serving.errors import InvalidArgumentError, NotFoundError, Unavai
 from tests.support.server_process import SOURCE, ServerProcess, run_cli
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+    from subprocess import CompletedProcess
 
     from tests.support.artifacts import TinyNetwork
 
@@ -56,6 +58,18 @@ def test_classify_prepares_other_sizes_and_colours(
     assert ended.returncode == 0, ended.stderr
     grey = np.full((1, *colour_network.image.shape), 200, np.uint8)
     assert colour_network.labels[int(colour_network.logits(grey).argmax())] in ended.stdout
+
+
+def test_classify_says_unknown_below_the_confidence(
+    server: ServerProcess, network: TinyNetwork, tmp_path: Path, command: Callable[..., CompletedProcess[str]]
+) -> None:
+    path = str(write_png(tmp_path / "a.png", network.random_images(1)[0, 0]))
+    words = ("classify", "--model", "tiny", "--server", server.address, path)
+    label = command(*words).stdout.removeprefix(path).strip()
+    assert command(*words, "--min-confidence", "1").stdout.removeprefix(path).strip() == f"unknown ({label})"
+    line = json.loads(command(*words, "--min-confidence", "1", "--jsonl").stdout)
+    assert line["unknown"] is True
+    assert "unknown" not in json.loads(command(*words, "--jsonl").stdout)
 
 
 def test_classify_walks_folders_and_prints_json_lines(

@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
+from foldserve import Client
 from foldserve.imaging import prepare_image
 from foldserve.serving.pb import classifier_pb2, classifier_pb2_grpc
 from foldserve.serving.pb import open_inference_pb2 as pb
@@ -165,6 +166,27 @@ def test_classify_returns_top_k_labels_one_by_default(server: ServerProcess) -> 
         return len(stub.Classify(asked).results[0].labels)
 
     assert (label_count(0), label_count(3), label_count(1_000_000)) == (1, 3, 5)
+
+
+def test_classify_says_which_answers_are_unknown(server: ServerProcess) -> None:
+    files = [encode(photo(seed), "PNG") for seed in range(12)]
+    with Client(server.address) as client:
+        every = client.classify("colour", files)
+        limit = sorted(labels[0].probability for labels in every.labels)[5]
+        some = client.classify("colour", files, min_confidence=limit)
+    assert every.unknown == [False] * 12
+    assert some.unknown == [labels[0].probability < limit for labels in every.labels]
+    assert sum(some.unknown) == 5
+    assert some.labels == every.labels
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
+def test_classify_refuses_a_confidence_that_is_no_probability(server: ServerProcess, value: float) -> None:
+    asked = classifier_pb2.ClassifyRequest(
+        model_name="colour", images=[encode(photo())], min_confidence=value
+    )
+    stub = classifier_pb2_grpc.ClassifierStub(server.channel)
+    assert status_of(lambda: stub.Classify(asked))[0] == INVALID
 
 
 def test_classify_explains_bad_requests(server: ServerProcess) -> None:

@@ -262,6 +262,17 @@ def test_wrong_numbers_of_labels_are_refused(http_server: ServerProcess, top_k: 
     assert "send the number of labels wanted, at least 1" in answer.error
 
 
+def test_low_confidence_is_unknown_as_over_grpc(http_server: ServerProcess) -> None:
+    path = "/v2/models/tiny/classify?min_confidence="
+    picture = encode(IMAGES[0, 0])
+    assert call(http_server.api_address, path + "0", picture).plain["unknown"] is False
+    assert call(http_server.api_address, path + "1", picture).plain["unknown"] is True
+    for wrong in ("x", "nan", "1.5"):
+        answer = call(http_server.api_address, path + wrong, picture)
+        assert answer.status == 400
+        assert "send a probability from 0 to 1" in answer.error
+
+
 def test_statistics_and_log_count_both_ways(http_server: ServerProcess) -> None:
     def counted() -> int:
         (entry,) = call(http_server.api_address, "/v2/models/tiny/versions/2/stats").plain["model_stats"]

@@ -175,7 +175,7 @@ class _Pages:
         return Response(content, headers={JSON_LENGTH_HEADER: str(json_length)}, media_type=_BINARY)
 
     async def classify(self, request: Request) -> Response:
-        """Classify the picture that the body is; ``top_k`` in the query is the number of labels wanted."""
+        """Classify the picture that the body is; the query takes ``top_k`` and ``min_confidence``."""
         names = _names(request)
 
         def read(body: bytes) -> classifier_pb2.ClassifyRequest:
@@ -185,6 +185,7 @@ class _Pages:
                 id=request.query_params.get("id", ""),
                 images=[body] if body else [],
                 top_k=_top_k(request.query_params.get("top_k", "1")),
+                min_confidence=_min_confidence(request.query_params.get("min_confidence", "0")),
             )
 
         answer = await self._calls.infer(request, ImageRequest, read)
@@ -204,6 +205,15 @@ def _top_k(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 10 and 1 <= int(text) <= _MOST_LABELS):
         raise InvalidArgumentError(f"top_k is {quote(text)}; send the number of labels wanted, at least 1")
     return int(text)
+
+
+def _min_confidence(text: str) -> float:
+    try:
+        return float(text)  # its range is checked where gRPC's is
+    except ValueError:
+        raise InvalidArgumentError(
+            f"min_confidence is {quote(text)}; send a probability from 0 to 1, or leave it out"
+        ) from None
 
 
 def _route(method: str, path: str, answer: Callable[[Request], Awaitable[Response]]) -> Route:

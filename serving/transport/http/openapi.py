@@ -93,6 +93,12 @@ def _of_model(model: str) -> dict[str, dict[str, dict[str, Any]]]:
         "description": "Number of labels wanted, the likeliest first.",
         "schema": {"type": "integer", "minimum": 1, "default": 1},
     }
+    min_confidence = {
+        "name": "min_confidence",
+        "in": "query",
+        "description": "Probability below which the answer is unknown.",
+        "schema": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
+    }
     json_length = {
         "name": JSON_LENGTH_HEADER,
         "in": "header",
@@ -123,7 +129,7 @@ def _of_model(model: str) -> dict[str, dict[str, dict[str, Any]]]:
                 "Classify the picture that the body is: JPEG, PNG, WebP, GIF or BMP",
                 classified,
                 body=picture,
-                parameters=[top_k],
+                parameters=[top_k, min_confidence],
             )
         },
     }
