@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, field_validator
 from pydantic_settings import CliPositionalArg  # noqa: TC002  # pydantic reads the annotations
 
 from foldserve.export.image_shape import parse_shape
+from foldserve.text import is_legible
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -43,6 +44,12 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     calibrate: bool = True
     """Fit a temperature on the validation images of a training run, so that probabilities mean what they say;
     predictions do not change. Networks made elsewhere bring no such images and are never calibrated."""
+
+    purpose: str | None = Field(default=None, max_length=500)
+    """What the model is for, in a sentence: the first line of the version's README.md."""
+
+    license: str | None = Field(default=None, max_length=100)
+    """Licence of the model for its README.md, such as Apache-2.0. Default: not stated."""
 
     data_dir: Path | None = None
     """Folder that holds the data set's files. Default: found or downloaded automatically."""
@@ -119,6 +126,13 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     @classmethod
     def _check_name(cls, name: str | None) -> str | None:
         return name if name is None else check_name(name)
+
+    @field_validator("purpose", "license")
+    @classmethod
+    def _check_legible(cls, text: str | None) -> str | None:
+        if text is not None and not is_legible(text):
+            raise ValueError("expected one line of UTF-8 without control characters")
+        return text
 
     @field_validator("input")
     @classmethod

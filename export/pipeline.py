@@ -11,7 +11,14 @@ from foldserve.export.errors import ParityError, SourceError
 from foldserve.export.graph.build import BuiltModel, build_model
 from foldserve.export.graph.release_memory import release_memory
 from foldserve.export.precision.choose import ExactFile, choose_precision, try_precisions
-from foldserve.export.publish import check_writable, find_same, make_manifest, publish, save_rejected
+from foldserve.export.publish import (
+    check_writable,
+    find_same,
+    make_manifest,
+    measure_classes,
+    publish,
+    save_rejected,
+)
 from foldserve.export.report import Report
 from foldserve.export.sources.load import load_source
 from foldserve.export.triton_files import check_triton_files, write_triton_files
@@ -95,7 +102,10 @@ def export_model(config: ExportConfig) -> int:
         manifest["calibration"] = calibration.to_manifest(expected, source.verification.labels)
     if config.skip_same and _is_there(model_folder, choice.content, report):
         return _finish(config, model_folder, source, report)
-    version = publish(model_folder, choice.content, choice.golden, manifest | choice.manifest)
+    manifest |= measure_classes(source.metadata.labels, expected, source.verification.labels)
+    manifest |= {"license": config.license, "purpose": config.purpose}
+    manifest |= choice.manifest
+    version = publish(model_folder, choice.content, choice.golden, manifest, source.metadata)
     report.published(version, choice.content, choice.golden, config.repository, choice.precision)
     return _finish(config, model_folder, source, report)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foldserve.artifact.format import list_versions, read_artifact
+from foldserve.artifact.model_card import class_accuracies
 from foldserve.artifact.writer import publish_artifact
 from foldserve.errors import ArtifactError
 from foldserve.export.errors import SourceError
@@ -19,16 +20,20 @@ from foldserve.export.verification.parity import to_manifest
 from foldserve.runtime.session import RUNTIME_VERSION
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from foldserve.artifact.format import Golden
+    from foldserve.artifact.format import Golden, ModelMetadata
     from foldserve.export.graph.build import BuiltModel
     from foldserve.export.sources.load import Source
     from foldserve.export.verification.comparison import Comparison
     from foldserve.export.verification.parity import Agreement
     from foldserve.runtime.session import Session
+
+# Above, the accuracy of each class has a handful of images and the manifest would grow by megabytes.
+MOST_CLASSES = 1000
 
 _TOOLS = ("foldserve", "torch", "onnx", "onnx-ir", "onnxscript", "numpy")
 
@@ -87,6 +92,17 @@ def make_manifest(
     }
 
 
+def measure_classes(
+    labels: Sequence[str], expected: NDArray[np.float32], classes: NDArray[np.int64] | None
+) -> dict[str, Any]:
+    """Return the manifest's ``classes`` by the logits ``expected`` [N, K]; {} without ``classes`` [N]."""
+    if classes is None or len(labels) > MOST_CLASSES:
+        return {}
+    right = classes[expected.argmax(axis=1) == classes]
+    counts = [np.bincount(each, minlength=len(labels)).tolist() for each in (classes, right)]
+    return {"classes": class_accuracies(labels, *counts)}
+
+
 def find_same(model_folder: Path, content: bytes) -> Path | None:
     """Return the folder of the newest version if it is intact and its model is ``content``; else None."""
     versions = list_versions(model_folder) if model_folder.is_dir() else []
@@ -99,14 +115,18 @@ def find_same(model_folder: Path, content: bytes) -> Path | None:
         return None
 
 
-def publish(model_folder: Path, content: bytes, golden: Golden, manifest: dict[str, Any]) -> Path:
+def publish(
+    model_folder: Path, content: bytes, golden: Golden, manifest: dict[str, Any], metadata: ModelMetadata
+) -> Path:
     """Write the next version into ``model_folder`` and return its folder.
 
     Raises:
         SourceError: the folder cannot be written, or the disk is full.
     """
     try:
-        return publish_artifact(model_folder, model=content, golden=golden, manifest=manifest)
+        return publish_artifact(
+            model_folder, model=content, golden=golden, manifest=manifest, metadata=metadata
+        )
     except OSError as error:
         raise SourceError(
             f"{model_folder} cannot be written: {error.strerror or error}; nothing was published"

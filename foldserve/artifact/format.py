@@ -2,6 +2,7 @@
 
     model.onnx      the network; `ModelMetadata` in its metadata_props makes this file alone enough to serve
     golden.npz      inputs with two sets of logits: the unfolded PyTorch model's and the file's own (`Golden`)
+    README.md       the model card, for people (`foldserve.artifact.model_card`); earlier versions have none
     manifest.json   SHA-256 of the other files, and how they were made and checked
 
 Only the folders name model and version, so a version can be copied or renamed. This module is the single
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.onnx"
 GOLDEN_FILE = "golden.npz"
+README_FILE = "README.md"
 MANIFEST_FILE = "manifest.json"
 
 # Largest size of each file, and of golden pairs decompressed. A protobuf message, and so an ONNX file, is
@@ -45,6 +47,7 @@ MANIFEST_FILE = "manifest.json"
 MAX_MODEL_BYTES = 2**31
 MAX_GOLDEN_BYTES = 2**30
 MAX_MANIFEST_BYTES = 2**22
+MAX_README_BYTES = 2**20
 
 IMAGE = "image"  # UINT8 [N, C, H, W]
 LOGITS = "logits"  # FP32 [N, K]
@@ -281,7 +284,10 @@ def read_artifact(folder: Path, within: Path | None = None) -> Artifact:
     """
     manifest, facts = read_manifest(folder, within)
     contents = {}
-    for name, max_bytes in ((MODEL_FILE, MAX_MODEL_BYTES), (GOLDEN_FILE, MAX_GOLDEN_BYTES)):
+    limits = {MODEL_FILE: MAX_MODEL_BYTES, GOLDEN_FILE: MAX_GOLDEN_BYTES, README_FILE: MAX_README_BYTES}
+    for name, max_bytes in limits.items():
+        if name not in facts.files:  # a card that there is not; the others were asked for
+            continue
         contents[name] = read_regular_file(folder / name, within, max_bytes)
         _check_hash(name, contents[name], facts.files[name].sha256)
     golden = Golden.from_bytes(contents[GOLDEN_FILE])
@@ -301,10 +307,10 @@ def read_manifest(folder: Path, within: Path | None = None) -> tuple[dict[str, A
     content = read_regular_file(folder / MANIFEST_FILE, within, MAX_MANIFEST_BYTES)
     manifest, facts = parse_manifest(content, MANIFEST_FILE)
     # File names in the manifest are never used as paths.
-    if unknown := facts.files.keys() - {MODEL_FILE, GOLDEN_FILE}:
+    if unknown := facts.files.keys() - {MODEL_FILE, GOLDEN_FILE, README_FILE}:
         raise ArtifactError(
             f"{MANIFEST_FILE} is malformed: it lists {join_names(sorted(unknown))}; a version has only "
-            f"{MODEL_FILE} and {GOLDEN_FILE}"
+            f"{MODEL_FILE}, {GOLDEN_FILE} and {README_FILE}"
         )
     if missing := [name for name in (MODEL_FILE, GOLDEN_FILE) if name not in facts.files]:
         raise ArtifactError(f"{MANIFEST_FILE} has no SHA-256 for {missing[0]}")

@@ -10,21 +10,28 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foldserve.artifact.format import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, list_versions
+from foldserve.artifact.format import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, README_FILE, list_versions
+from foldserve.artifact.model_card import model_card
 from foldserve.artifact.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from foldserve.artifact.format import Golden
+    from foldserve.artifact.format import Golden, ModelMetadata
 
 
 def publish_artifact(
-    model_folder: Path, *, model: bytes, golden: Golden, manifest: Mapping[str, Any]
+    model_folder: Path,
+    *,
+    model: bytes,
+    golden: Golden,
+    manifest: Mapping[str, Any],
+    metadata: ModelMetadata | None = None,
 ) -> Path:
-    """Write the three files as the next free version under ``model_folder``; return the version's folder.
+    """Write the files as the next free version under ``model_folder``; return the version's folder.
 
-    ``schema_version`` and ``files`` are added to ``manifest``. The version is written to a hidden sibling,
+    ``schema_version`` and ``files`` are added to ``manifest``. With the model's ``metadata``, a model card is
+    written too. The version is written to a hidden sibling,
     synced to disk and renamed, so it appears complete or not at all. Existing versions are never changed.
 
     Raises:
@@ -34,11 +41,11 @@ def publish_artifact(
     golden.check(str(manifest.get("precision", "")))
     model_folder.mkdir(parents=True, exist_ok=True)
     contents = {MODEL_FILE: model, GOLDEN_FILE: golden.to_bytes()}
-    files = {
-        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-        for name, content in contents.items()
-    }
+    files = {name: _facts(content) for name, content in contents.items()}
     complete = {"schema_version": SCHEMA_VERSION, "files": files} | dict(manifest)
+    if metadata is not None:
+        contents[README_FILE] = model_card(complete, metadata).encode()
+        files[README_FILE] = _facts(contents[README_FILE])
     contents[MANIFEST_FILE] = (json.dumps(complete, indent=2, ensure_ascii=False) + "\n").encode()
     staging = Path(tempfile.mkdtemp(prefix=".publishing-", dir=model_folder))
     try:
@@ -51,6 +58,10 @@ def publish_artifact(
         raise
     _sync_folder(model_folder)
     return version
+
+
+def _facts(content: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def _rename_to_next_version(staging: Path, model_folder: Path) -> Path:

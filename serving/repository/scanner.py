@@ -10,7 +10,14 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from foldserve.artifact.format import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, is_folder, is_version
+from foldserve.artifact.format import (
+    GOLDEN_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    README_FILE,
+    is_folder,
+    is_version,
+)
 from foldserve.errors import ArtifactError
 from foldserve.serving.repository.folder_hints import check_is_repository, suggest_folder
 from foldserve.serving.repository.model_file import SETTINGS_FILE
@@ -25,6 +32,8 @@ _FileFingerprint: TypeAlias = "tuple[int, int, int, int, int] | None"
 Fingerprint: TypeAlias = tuple[_FileFingerprint, ...]
 
 _VERSION_FILES = (MANIFEST_FILE, MODEL_FILE, GOLDEN_FILE)
+# A card alone is no version, but it is hashed too.
+_WATCHED_FILES = (*_VERSION_FILES, README_FILE)
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,7 @@ def _fault_of_name(name: str) -> str:
 
 
 def _fingerprint_version(path: str) -> Fingerprint:
-    return tuple([_fingerprint(f"{path}/{name}") for name in _VERSION_FILES])
+    return tuple([_fingerprint(f"{path}/{name}") for name in _WATCHED_FILES])
 
 
 def _fingerprint(path: str) -> _FileFingerprint:

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from foldserve.artifact.format import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, read_artifact, read_manifest
+from foldserve.artifact.format import MANIFEST_FILE, read_artifact, read_manifest
 from foldserve.errors import ArtifactError, LoadsHangError, LoadTimeoutError
 from foldserve.files import size_inside
 from foldserve.runtime.time_limit import TimeLimit
@@ -156,7 +156,7 @@ class VersionFiles:
 def _check_sizes(folder: Path, within: Path) -> None:
     """Raise ArtifactError if a file's size shows that it is incomplete, without reading the file."""
     _, manifest = read_manifest(folder, within)
-    for name in (MODEL_FILE, GOLDEN_FILE):
+    for name in manifest.files:  # known names only
         expected, actual = manifest.files[name].bytes, size_inside(folder / name, within)
         if expected not in {None, actual}:
             raise ArtifactError(f"{name} has {actual} bytes; {MANIFEST_FILE} says {expected}")
