@@ -271,7 +271,7 @@ def test_a_repository_that_is_a_file_is_refused(run_dir, tmp_path):
         export(run_dir, tmp_path / "models")
 
 
-def test_a_full_or_unwritable_repository_is_refused(run_dir, tmp_path):
+def test_a_full_or_unwritable_repository_is_refused(run_dir, metadata):
     repository = Path("/proc/foldserve")  # nothing can be made there, by root neither
     with pytest.raises(SourceError, match="foldserve cannot be written: No such file or directory"):
         export(run_dir, repository)
@@ -279,7 +279,7 @@ def test_a_full_or_unwritable_repository_is_refused(run_dir, tmp_path):
         np.zeros((1, 1, 2, 2), np.uint8), *np.zeros((2, 1, 3), np.float32), 1e-4, 1e-5, synthetic=True
     )
     with pytest.raises(SourceError, match=r"cannot be written: .*nothing was published"):  # since the check
-        publish(repository / "a", b"", golden, {})
+        publish(repository / "a", b"", golden, {}, metadata)
 
 
 @pytest.mark.parametrize("skip_same", [False, True])
