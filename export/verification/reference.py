@@ -53,7 +53,8 @@ class TorchReference:
         try:
             with InFloat64() as largest:
                 logits = in_bounded_batches(partial(_run, self._module), images, largest)
-        except RuntimeError:  # code that Python functions do not reach (TorchScript), or a buffer is written
+        # TorchScript, a buffer that is written, or code of the user's that wants float32 and raises anything.
+        except Exception:
             logits = self._logits_of_copy(images)
         return logits if logits is not None and logits.dtype == np.float64 else None
 
@@ -63,7 +64,7 @@ class TorchReference:
         try:
             with InFloat64() as largest:
                 return in_bounded_batches(partial(_run, module), images, largest)
-        except RuntimeError:  # an operation mixes two types
+        except Exception:  # an operation mixes two types, or as above
             return None
 
 

@@ -98,6 +98,12 @@ class Plain(Net):  # its filter is neither parameter nor buffer: no cast of the 
 
     def forward(self, x):
         return super().forward(F.conv2d(x, self.filter))
+
+class Float32Only(Net):
+    def forward(self, x):
+        if x.dtype != torch.float32:
+            raise TypeError("float32 only")
+        return super().forward(x)
 """
 
 

@@ -371,8 +371,14 @@ def test_network_that_asks_for_float32_is_verified_in_float64(tmp_path, capsys):
     assert all(comparison["max_abs_err_float64"] < 1e-4 for comparison in comparisons)
 
 
-def test_network_that_cannot_run_in_float64_is_verified_without_it(tmp_path, capsys):
+def test_tensors_that_no_cast_reaches_are_computed_in_float64(tmp_path):
     export_model(config(tmp_path, arch="own_networks:Plain"))
+    (path,) = published(tmp_path)
+    assert json.loads(path.read_text())["parity"]["referee"] == "float64"
+
+
+def test_network_that_cannot_run_in_float64_is_verified_without_it(tmp_path, capsys):
+    export_model(config(tmp_path, arch="own_networks:Float32Only"))
     assert "no float64 reference" in capsys.readouterr().out
     (path,) = published(tmp_path)
     parity = json.loads(path.read_text())["parity"]
