@@ -152,6 +152,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{file} is malformed: {escaped(str(error))}") from error
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Return whether `save_checkpoint` wrote ``path``; False for any other file or a damaged one."""
+    try:
+        payload = None if path.suffix == ".safetensors" else read_torch_file(path)
+    except (OSError, TorchFileError):
+        return False
+    return isinstance(payload, dict) and payload.get("format") == _FORMAT
+
+
 def _read_payload(file: Path) -> Any:
     try:
         return read_torch_file(file)

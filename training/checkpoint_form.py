@@ -44,6 +44,11 @@ class TrainerForm(_Form):
     scaler: dict[str, int | _Number]
     totals: _TotalsForm | None
     history: list[dict[str, int | _Number]]
+    # Only in runs with --init, --class-weights and --time-limit.
+    initial: list[str] = Field(default_factory=list)
+    class_weights: torch.Tensor | None = None
+    spent_s: _Number = Field(0.0, ge=0)
+    planned_steps: int | None = Field(None, ge=1)
 
 
 class CheckpointForm(_Form):

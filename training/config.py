@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
 
-from foldserve.training.recipes import RecipeName, recipe_settings
+from foldserve.training.recipes import NAMED_DATASETS, RecipeName, recipe_settings
 
+CONFIG_FILE = "config.json"
 # May differ when a run is resumed: they say where and on which device it runs, not what it computes.
-RESUMABLE_FIELDS = frozenset({"data_dir", "run_dir", "device", "threads", "checkpoint_every", "preview"})
+RESUMABLE_FIELDS = frozenset(
+    {"data_dir", "run_dir", "device", "threads", "checkpoint_every", "preview", "config", "resume"}
+)
+# May differ when a run goes on with --resume: when it ends.
+ENDING_FIELDS = frozenset({"epochs", "patience", "time_limit"})
+
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_MOST_CONFIG_BYTES = 1024 * 1024
+
+
+def _seconds(given: Any) -> Any:
+    """Return seconds of a text such as 90s, 10m or 1h30m; anything else unchanged."""
+    if not isinstance(given, str) or re.fullmatch(r"\s*[\d.]+\s*", given):
+        return given
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smh])", text := given.strip().lower())
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError(f"expected a time such as 90s, 10m or 1h30m (given {given})")
+    return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+
+
+Duration = Annotated[float, BeforeValidator(_seconds)]
 
 
 class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
@@ -35,14 +65,54 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     image_size: int | None = Field(None, ge=1)
     """Side in pixels to which a folder's images are resized; by default their own if all agree, else 224."""
 
+    group_by: str | None = None
+    """Keep images of one group on one side of each split made here: folder (the folder that an image lies
+    in), or a regular expression that finds the group in its path, such as 'patient[0-9]+'."""
+
     skip_unreadable: bool = False
     """Skip images of a folder that cannot be read; without it they are listed and training does not start."""
 
     run_dir: Path = Path("runs/lenet")
     """Folder for checkpoints, metrics and report; by default runs/ARCH."""
 
+    config: Path | None = None
+    """Take the settings that are not given from this file, the config.json of a run."""
+
+    resume: bool = False
+    """Go on with the run in --run-dir, also a finished one: settings that are not given are the run's, and
+    --epochs, --patience and --time-limit may be other ones."""
+
+    init: Path | None = None
+    """Start from weights: a run folder, a checkpoint, or a state dict (.pt or .safetensors). What fits is
+    taken; the last layer is new if the classes differ."""
+
+    freeze: tuple[str, ...] = ()
+    """With --init: names or patterns of layers that stay as they are, their batch norm too, such as
+    features.0 or 'stem*'; several with commas."""
+
+    backbone_lr_scale: float = Field(1.0, gt=0, le=1)
+    """With --init: learning rate of the weights that were taken, as a fraction of that of new ones."""
+
     epochs: int = Field(12, ge=1)
     """Number of passes over the training images; the learning rate schedule spans all of them."""
+
+    patience: int | None = Field(None, ge=1)
+    """Stop after this number of epochs in a row without a better one in validation."""
+
+    time_limit: Duration | None = Field(None, gt=0)
+    """Time for the run, such as 90s, 10m or 1h30m, over all starts: fewer steps are taken if --epochs would
+    take longer, and the learning rate still falls to its end."""
+
+    select: Literal["accuracy", "macro-f1"] = "accuracy"
+    """Figure in validation that the best epoch is chosen by; macro-f1 counts all classes the same."""
+
+    class_weights: str | None = None
+    """Weights of the classes in the loss: balanced (inverse to their number of images), or a JSON file with
+    a weight for each label."""
+
+    sampler: Literal["shuffled", "balanced"] = "shuffled"
+    """Order of the images: shuffled (each once per epoch), or balanced (each class equally often; images of
+    rarer classes come several times, every image at least once)."""
 
     batch_size: int = Field(128, ge=2)
     """Images per step, over all processes; the last incomplete batch of each epoch is dropped."""
@@ -143,14 +213,74 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     preview: Path | None = None
     """Write a picture of augmented training images to this file and exit without training."""
 
-    @model_validator(mode="before")
+    # The fields that were given, by flag, environment or file; the others are defaults.
+    _given: frozenset[str] = PrivateAttr(default=frozenset())
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The names of the settings that the user gave."""
+        return self._given
+
+    @model_validator(mode="wrap")
     @classmethod
-    def _fill_in_recipe(cls, given: Any) -> Any:
+    def _fill_in(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """Replace the defaults by the recipe of the architecture, except for the settings that are given."""
         if not isinstance(given, dict):
-            return given
-        arch, recipe = given.get("arch", "lenet"), given.get("recipe", "default")
+            return handler(given)
+        from_file = _read_settings(cls, given)
+        asked = from_file | given
+        arch, recipe = asked.get("arch", "lenet"), asked.get("recipe", "default")
         if not isinstance(arch, str) or recipe not in get_args(RecipeName):
-            return given  # the fields' own checks say what is wrong
-        folder = Path("runs") / arch.rpartition(":")[2]
-        return {"run_dir": folder, **recipe_settings(arch, recipe), **given}
+            return handler(asked)  # the fields' own checks say what is wrong
+        folder = default_run_dir(asked)
+        settings = handler({"run_dir": folder, **recipe_settings(arch, recipe), **asked})
+        settings._given = frozenset(name for name, value in asked.items() if value not in (None, "auto"))
+        return settings
+
+    @model_validator(mode="after")
+    def _check_init(self) -> Self:
+        if self.init is None and (self.freeze or self.backbone_lr_scale != 1):
+            flag = "--freeze" if self.freeze else "--backbone-lr-scale"
+            raise ValueError(f"{flag} is for weights that are given: add --init, or leave it out")
+        return self
+
+
+def default_run_dir(asked: dict[str, Any]) -> Path:
+    """Return the run folder if none is given: runs/ARCH, or runs/FOLDER if the network is chosen."""
+    dataset = asked.get("dataset", "fashion-mnist")
+    name = asked.get("arch", "lenet")
+    if "arch" not in asked and isinstance(dataset, str) and dataset not in NAMED_DATASETS:
+        name = Path(dataset).resolve().name or "images"
+    return Path("runs") / str(name).rpartition(":")[2]
+
+
+def _read_settings(config: type[BaseModel], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the file that ``given`` names by --config, or by --resume and --run-dir.
+
+    Raises:
+        ValueError: the file cannot be read, or has no settings of a run.
+    """
+    file = Path(given["config"]) if given.get("config") else None
+    if str(given.get("resume", False)).lower() in ("1", "true", "yes", "on"):
+        folder = Path(given.get("run_dir") or default_run_dir(given))
+        if file is not None:
+            raise ValueError("--config and --resume both name settings; give one of them")
+        file = folder / CONFIG_FILE
+        if not file.exists():
+            raise ValueError(
+                f"--resume: {folder} has no run to go on with (no {CONFIG_FILE}); give its --run-dir, or "
+                "leave out --resume"
+            )
+    if file is None:
+        return {}
+    try:
+        with file.open("rb") as stream:
+            there = json.loads(stream.read(_MOST_CONFIG_BYTES))
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}; expected the {CONFIG_FILE} of a run") from error
+    if not isinstance(there, dict) or (unknown := sorted(there.keys() - config.model_fields.keys())):
+        what = f"unknown settings: {', '.join(unknown[:3])}" if isinstance(there, dict) else "no settings"
+        raise ValueError(f"{file} has {what}; expected the {CONFIG_FILE} of a run")
+    return {name: value for name, value in there.items() if name not in RESUMABLE_FIELDS}

@@ -10,6 +10,27 @@ from typing import Any, Literal
 
 RecipeName = Literal["default", "long"]
 
+# Data sets with recipes of their own; the settings of folders are chosen by what is in them.
+NAMED_DATASETS = frozenset({"fashion-mnist", "mnist", "cifar10"})
+
+# The settings that a run on a folder of images chooses by what is in it.
+RULE_FIELDS = frozenset(
+    {
+        "arch",
+        "epochs",
+        "batch_size",
+        "optimizer",
+        "lr",
+        "warmup",
+        "weight_decay",
+        "clip_norm",
+        "label_smoothing",
+        "ema_decay",
+        "crop_padding",
+        "dropout",
+    }
+)
+
 RECIPES: dict[str, dict[RecipeName, dict[str, Any]]] = {
     "lenet": {
         "default": {},

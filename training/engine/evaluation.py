@@ -23,10 +23,14 @@ _SMALLEST_BATCH, _LARGEST_BATCH = 8, 500
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean cross entropy, accuracy 0..1, predicted classes int64 [N] and their probabilities, on the CPU."""
+    """Mean cross entropy, accuracy and macro-F1 0..1, predicted classes int64 [N] and their probabilities.
+
+    The tensors are on the CPU.
+    """
 
     loss: float
     accuracy: float
+    macro_f1: float
     predictions: Tensor
     confidences: Tensor
 
@@ -53,9 +57,22 @@ def evaluate(
     return Evaluation(
         loss=F.cross_entropy(logits, labels).item(),
         accuracy=(predictions == labels).double().mean().item(),
+        macro_f1=macro_f1(labels, predictions),
         predictions=predictions,
         confidences=confidences,
     )
+
+
+def macro_f1(targets: Tensor, predictions: Tensor) -> float:
+    """Return the mean over the classes of F1 = 2 TP / (2 TP + FP + FN), as scikit-learn's f1_score does.
+
+    Each class counts the same, however rare. Classes that neither ``targets`` nor ``predictions`` (int64 [N])
+    have are left out.
+    """
+    count = int(torch.maximum(targets.max(), predictions.max())) + 1
+    right = torch.bincount(targets[targets == predictions], minlength=count).double()
+    either = torch.bincount(targets, minlength=count) + torch.bincount(predictions, minlength=count)
+    return (2 * right / either)[either > 0].mean().item()
 
 
 def _batch_size(images: Tensor) -> int:

@@ -7,15 +7,16 @@ no saved random state to continue exactly as an uninterrupted one.
 
 from __future__ import annotations
 
-import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
 
 from foldserve.training.engine.distributed import SINGLE_PROCESS, ProcessGroup
+from foldserve.training.engine.freezing import Frozen
+from foldserve.training.engine.random_seeds import derived_seed
 from foldserve.training.engine.schedule import Schedule
 from foldserve.training.errors import DivergedError
 
@@ -31,10 +32,14 @@ if TYPE_CHECKING:
     from foldserve.training.datasets import Examples
     from foldserve.training.engine.ema import WeightAverage
     from foldserve.training.engine.precision import Precision
+    from foldserve.training.engine.sampling import Sampler
+    from foldserve.training.engine.time_budget import TimeBudget
     from foldserve.training.models import Normalized
 
 # Reading the loss waits for the device: often enough for the display, and too rarely to slow training.
 _REPORT_EVERY_STEPS = 20
+# A time limit is planned at every report, and at these steps of the start, when the schedule is a guess.
+_FIRST_PLANS = (3, 10)
 
 
 @dataclass
@@ -55,6 +60,7 @@ class Trainer:
     """State of training and all that a step needs; ``model`` maps pixels to logits.
 
     ``forward`` calls ``model``: compiled, or wrapped so that gradients are averaged over ``process_group``.
+    ``class_weights`` is float32 [K] or None; ``planned_steps`` is where a time limit ends the run.
     """
 
     model: Normalized
@@ -65,15 +71,40 @@ class Trainer:
     mixing: Mixing
     precision: Precision
     config: TrainConfig
-    steps_per_epoch: int
+    sampler: Sampler
+    class_weights: Tensor | None = None
+    frozen: Frozen = field(default_factory=Frozen)
     process_group: ProcessGroup = SINGLE_PROCESS
+    budget: TimeBudget | None = None
+    planned_steps: int | None = None
     step: int = 0
     totals: EpochTotals | None = None
+
+    def __post_init__(self) -> None:
+        self.steps_per_epoch = self.sampler.steps
 
     @property
     def total_steps(self) -> int:
         """Number of steps of the whole run."""
-        return self.steps_per_epoch * self.config.epochs
+        most = self.steps_per_epoch * self.config.epochs
+        return most if self.planned_steps is None else min(most, self.planned_steps)
+
+    def plan(self) -> None:
+        """Adapt the number of steps to the time that is left, if there is a limit; all processes call it."""
+        if self.budget is None:
+            return
+        most = self.steps_per_epoch * self.config.epochs
+        planned = (
+            self.budget.plan(self.step, self.steps_per_epoch, self.config.batch_size, most)
+            if self.process_group.is_main_process
+            else 0
+        )
+        self.planned_steps = self.process_group.broadcast(planned)
+
+    def start_training_mode(self) -> None:
+        """Put the model into training mode, except for frozen batch norm."""
+        self.model.train()
+        self.frozen.keep_in_evaluation()
 
     @property
     def lr(self) -> float:
@@ -110,11 +141,11 @@ def train_one_epoch(
     config, device = trainer.config, trainer.model.mean.device
     generator = torch.Generator(device)
     epoch, steps_done = divmod(trainer.step, trainer.steps_per_epoch)
-    permutation = epoch_order(len(examples), config.seed, epoch).to(examples.images.device)
+    permutation = trainer.sampler.order(epoch).to(examples.images.device)
     if steps_done == 0 or trainer.totals is None:
         trainer.totals = empty_totals(trainer)
     totals = trainer.totals
-    trainer.model.train()
+    trainer.start_training_mode()
     started = time.perf_counter() - totals.elapsed_s
     for step in range(steps_done, trainer.steps_per_epoch):
         batch = trainer.process_group.shard(
@@ -125,13 +156,17 @@ def train_one_epoch(
         totals.correct += correct
         totals.seen += len(batch)
         totals.elapsed_s = time.perf_counter() - started
-        is_last = step + 1 == trainer.steps_per_epoch
-        if (step + 1) % _REPORT_EVERY_STEPS == 0 or is_last:
+        is_report = (step + 1) % _REPORT_EVERY_STEPS == 0
+        if is_report or trainer.step in _FIRST_PLANS:
+            trainer.plan()
+        is_last = step + 1 == trainer.steps_per_epoch or trainer.step >= trainer.total_steps
+        if is_report or is_last:
             check_finite(trainer, examples)
             report(_progress(trainer, step + 1))
-        if not is_last:
-            after_step()
-    return _progress(trainer, trainer.steps_per_epoch, over_all=True)
+        if is_last:
+            break
+        after_step()
+    return _progress(trainer, step + 1, over_all=True)
 
 
 def _train_step(
@@ -150,7 +185,11 @@ def _train_step(
         with trainer.precision.computing():
             logits = trainer.forward(images[rows]).float()
         losses = F.cross_entropy(
-            logits, targets[rows], label_smoothing=config.label_smoothing, reduction="none"
+            logits,
+            targets[rows],
+            weight=trainer.class_weights,
+            label_smoothing=config.label_smoothing,
+            reduction="none",
         )
         mean_loss = losses.sum() / len(batch)
         scaler.scale(mean_loss).backward()  # type: ignore[no-untyped-call]  # torch's own
@@ -205,7 +244,7 @@ def check_finite(trainer: Trainer, examples: Examples) -> None:
         return
     epoch, steps_done = divmod(trainer.step - 1, trainer.steps_per_epoch)
     step = int(bad[0]) if len(bad) else steps_done
-    order = epoch_order(len(examples), config.seed, epoch)[step * config.batch_size :][: config.batch_size]
+    order = trainer.sampler.order(epoch)[step * config.batch_size :][: config.batch_size]
     pixels = examples.images[order.to(examples.images.device)].float()
     before = f"{totals.losses[step - 1]:.4g} a step before" if step else "the epoch's first"
     raise DivergedError(
@@ -215,18 +254,6 @@ def check_finite(trainer: Trainer, examples: Examples) -> None:
         f"{pixels.max():.0f}, mean {pixels.mean():.1f}, deviation {pixels.std():.1f}); the last good "
         f"checkpoint is kept: lower --lr (now {config.lr:g}) or give --clip-norm, and use another --run-dir"
     )
-
-
-def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    """Return the order of an epoch's images, drawn on the CPU so that it is the same for every device."""
-    generator = torch.Generator().manual_seed(derived_seed(seed, "epoch", epoch))
-    return torch.randperm(count, generator=generator)
-
-
-def derived_seed(seed: int, purpose: str, index: int) -> int:
-    """Return a seed for one purpose, hashed because torch's CPU generator uses only the low 32 bits."""
-    digest = hashlib.blake2b(f"{seed}/{purpose}/{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def _progress(trainer: Trainer, steps: int, *, over_all: bool = False) -> Progress:

@@ -51,10 +51,13 @@ class Schedule:
         return high + (low - high) * height
 
     def apply(self, optimizer: Optimizer, step: int) -> None:
-        """Set the learning rate and the momentum of every group of ``optimizer`` to those of ``step``."""
+        """Set the learning rate and the momentum of every group of ``optimizer`` to those of ``step``.
+
+        A group with an ``lr_scale`` gets that fraction of the rate.
+        """
         momentum = self.momentum_at(step)
         for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate_at(step)
+            group["lr"] = self.learning_rate_at(step) * group.get("lr_scale", 1.0)
             if "momentum" in group:
                 group["momentum"] = momentum
             else:

@@ -50,7 +50,8 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
     return (
         f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}  "
         f"training loss {record['train_loss']:.3f} accuracy {record['train_accuracy']:.2%}  "
-        f"validation loss {record['validation_loss']:.3f} accuracy {record['validation_accuracy']:.2%}  "
+        f"validation loss {record['validation_loss']:.3f} accuracy {record['validation_accuracy']:.2%} "
+        f"macro-F1 {record['validation_macro_f1']:.2%}  "
         f"{record['images_per_s']:,.0f} images/s {record['train_s']:.1f} s"
     )
 
@@ -58,7 +59,9 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
 def result_text(best: Checkpoint) -> str:
     """Return the result of a finished run, from its best checkpoint."""
     metrics = best.metrics
+    # Runs of earlier versions have no macro-F1.
+    f1 = f" and macro-F1 {metrics['test_macro_f1']:.2%}" if "test_macro_f1" in metrics else ""
     return (
-        f"test accuracy {metrics['test_accuracy']:.2%} with the {best.weights_kind} weights of epoch "
+        f"test accuracy {metrics['test_accuracy']:.2%}{f1} with the {best.weights_kind} weights of epoch "
         f"{metrics['epoch']}, the best in validation ({metrics['validation_accuracy']:.2%})"
     )

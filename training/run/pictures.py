@@ -19,8 +19,13 @@ _TRAINING_COLOUR, _VALIDATION_COLOUR, _RATE_COLOUR = "#4477aa", "#cc6677", "#999
 _MOST_NUMBERED_CLASSES, _MOST_NAMED_CLASSES = 30, 100
 
 
-def draw_curves(path: Path, history: Sequence[dict[str, Any]], title: str) -> None:
-    """Draw loss, accuracy and learning rate by epoch, of training and validation, into the PNG ``path``."""
+def draw_curves(
+    path: Path, history: Sequence[dict[str, Any]], title: str, best_epoch: int | None = None
+) -> None:
+    """Draw loss, accuracy and learning rate by epoch, of training and validation, into the PNG ``path``.
+
+    ``best_epoch`` is the one that was chosen; by default that of the highest validation accuracy.
+    """
     figure = Figure(figsize=(13, 4), layout="constrained")
     losses, accuracies, rates = figure.subplots(1, 3)
     epochs = [record["epoch"] for record in history]
@@ -31,13 +36,23 @@ def draw_curves(path: Path, history: Sequence[dict[str, Any]], title: str) -> No
             values = [scale * record[f"{split}_{kind}"] for record in history]
             axes.plot(epochs, values, color=colour, label=label, marker="o", markersize=3)
         axes.legend(frameon=False)
-    best = max(history, key=lambda record: record["validation_accuracy"])
+    best = max(
+        history,
+        key=lambda record: (record["epoch"] == best_epoch, record["validation_accuracy"]),
+    )
+    f1 = [100 * record["validation_macro_f1"] for record in history if "validation_macro_f1" in record]
+    if len(f1) == len(history):
+        style = {"color": _VALIDATION_COLOUR, "linestyle": ":", "label": "validation, macro-F1"}
+        accuracies.plot(epochs, f1, **style)
+        accuracies.legend(frameon=False)
     best_place = (best["epoch"], 100 * best["validation_accuracy"])
     accuracies.plot(*best_place, "o", color=_VALIDATION_COLOUR, markersize=9, fillstyle="none")
     rates.plot(epochs, [record["lr"] for record in history], color=_RATE_COLOUR, marker="o", markersize=3)
     rates.set_ylim(bottom=0)
     losses.set_title("loss")
-    accuracies.set_title(f"accuracy (%), best {best['validation_accuracy']:.2%} in epoch {best['epoch']}")
+    accuracies.set_title(
+        f"accuracy (%), {best['validation_accuracy']:.2%} in the best epoch, {best['epoch']}"
+    )
     rates.set_title("learning rate at the epoch's end")
     for axes in (losses, accuracies, rates):
         axes.set_xlabel("epoch")

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from foldserve.training.datasets import split_train
-from foldserve.training.engine.loop import derived_seed
+from foldserve.training.engine.random_seeds import derived_seed
 from foldserve.training.errors import RunError
 from foldserve.training.run.pictures import draw_images
 from foldserve.training.run.run_state import chosen_augmentation, chosen_mixing

@@ -55,7 +55,7 @@ def write_report(
     folder.mkdir(exist_ok=True)
     counts = confusion_matrix(dataset.test_labels, test.predictions, len(dataset.labels))
     title = f"{dataset.name}: {test.accuracy:.2%} of {len(dataset.test_labels):,} test images"
-    draw_curves(folder / CURVES_FILE, history, dataset.name)
+    draw_curves(folder / CURVES_FILE, history, dataset.name, best.metrics.get("epoch"))
     draw_confusion_matrix(folder / CONFUSION_FILE, counts, dataset.labels, title)
     draw_class_accuracies(folder / CLASSES_FILE, counts, dataset.labels, title)
     draw_mistakes(folder / MISTAKES_FILE, test, dataset)
@@ -91,11 +91,13 @@ def draw_mistakes(path: Path, test: Evaluation, dataset: Dataset) -> None:
 
 def _page(best: Checkpoint, history: Sequence[dict[str, Any]], config: TrainConfig) -> str:
     metrics = best.metrics
+    selected = f"validation_{config.select.replace('-', '_')}"
     parameters = sum(parameter.numel() for parameter in best.build().parameters())
     facts = {
         "test accuracy": f"{metrics['test_accuracy']:.2%}",
+        **({"test macro-F1": f"{metrics['test_macro_f1']:.2%}"} if "test_macro_f1" in metrics else {}),
         "test loss": f"{metrics['test_loss']:.4f}",
-        "validation accuracy": f"{metrics['validation_accuracy']:.2%}, the best, in epoch {metrics['epoch']}",
+        f"validation {config.select}": f"{metrics[selected]:.2%}, the best, in epoch {metrics['epoch']}",
         "weights": f"{best.weights_kind}, {parameters:,} parameters",
         "training time": duration_text(sum(record["train_s"] for record in history)),
     }

@@ -11,6 +11,7 @@ tensorboard/     the same figures for TensorBoard, if it is installed
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -18,15 +19,16 @@ import tempfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from foldserve.text import join_first
 from foldserve.training.checkpoint import BEST_FILE, LAST_FILE
-from foldserve.training.config import RESUMABLE_FIELDS, TrainConfig
+from foldserve.training.config import CONFIG_FILE, ENDING_FIELDS, RESUMABLE_FIELDS, TrainConfig
 from foldserve.training.errors import RunError
+from foldserve.training.recipes import NAMED_DATASETS, RULE_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 REPORT_FOLDER = "report"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -37,11 +39,21 @@ _SMALL_FILES_BYTES = 32 * 1024 * 1024
 _CHECKPOINTS_AT_ONCE = 3
 
 
-class RunFolder:
-    """Paths of a run's files, and its metrics file; created by `open_run_folder`."""
+# Settings that a run decides by itself unless they are given; once it has, its config.json says how.
+_DECIDED = frozenset({"precision", "flip", "image_size", "validation_count"})
 
-    def __init__(self, path: Path) -> None:
+
+class RunFolder:
+    """Paths of a run's files, its metrics and its settings; created by `open_run_folder`.
+
+    ``config`` are the settings asked for, completed by those that the run decided earlier. ``is_extended`` is
+    whether it is to end later, or earlier, than it was to.
+    """
+
+    def __init__(self, path: Path, config: TrainConfig | None = None, *, is_extended: bool = False) -> None:
         self.path = path
+        self.config = config
+        self.is_extended = is_extended
         self.best = path / BEST_FILE
         self.last = path / LAST_FILE
         self.report = path / REPORT_FOLDER
@@ -62,6 +74,11 @@ class RunFolder:
                 f"the disk of {self.path} has {free >> 20:,} MiB left, expected at least {needed >> 20:,} "
                 "MiB for this network's checkpoints; make room or use another --run-dir"
             )
+
+    def write_settings(self, config: TrainConfig) -> None:
+        """Write config.json, which holds what the run uses."""
+        settings = config.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS))
+        write_replacing(self.path / CONFIG_FILE, json.dumps(settings, indent=2) + "\n")
 
     def write_history(self, records: Sequence[dict[str, Any]]) -> None:
         """Replace metrics.jsonl by ``records``, dropping epochs after the checkpoint that is resumed from."""
@@ -84,7 +101,7 @@ def open_run_folder(config: TrainConfig, *, is_writer: bool = True) -> Iterator[
     """
     path = config.run_dir
     if not is_writer:
-        yield RunFolder(path)
+        yield RunFolder(path, config)
         return
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -102,8 +119,8 @@ def open_run_folder(config: TrainConfig, *, is_writer: bool = True) -> Iterator[
             raise RunError(f"another process is training into {path}; use another --run-dir") from None
         for left in path.glob(".*.part"):  # left by a killed process
             left.unlink()
-        _check_settings(path, config)
-        yield RunFolder(path)
+        asked, is_extended = _check_settings(path, config)
+        yield RunFolder(path, asked, is_extended=is_extended)
 
 
 def write_replacing(path: Path, text: str) -> None:
@@ -116,31 +133,56 @@ def write_replacing(path: Path, text: str) -> None:
         sibling.unlink(missing_ok=True)
 
 
-def _check_settings(path: Path, config: TrainConfig) -> None:
-    """Compare ``config`` with the settings of the run in the folder, or write them if there is no run yet."""
+def another_run_dir(path: Path) -> Path:
+    """Return a run folder beside ``path`` that does not exist yet."""
+    return next(
+        place
+        for number in itertools.count(2)
+        if not (place := path.with_name(f"{path.name}-{number}")).exists()
+    )
+
+
+def _check_settings(path: Path, config: TrainConfig) -> tuple[TrainConfig, bool]:
+    """Compare ``config`` with the settings of the run in the folder, if there is one.
+
+    Returns:
+        ``config`` with what that run decided by itself, and whether it is to end at another time.
+    """
     file = path / CONFIG_FILE
-    given = config.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS))
     has_checkpoints = (path / LAST_FILE).exists() or (path / BEST_FILE).exists()
     if has_checkpoints and not file.exists():
         raise RunError(f"{path} has checkpoints but no {CONFIG_FILE}; use another --run-dir")
     if not has_checkpoints:  # nothing has been trained, so the settings may change
-        write_replacing(file, json.dumps(given, indent=2) + "\n")
-        return
+        return config, False
+    defaults = {name: field.default for name, field in TrainConfig.model_fields.items()}
     try:
-        there = json.loads(file.read_text())
-        names = sorted(given.keys() | there.keys())
-    except (OSError, ValueError, AttributeError) as error:
-        raise RunError(f"{file} cannot be read: {error}; use another --run-dir") from error
-    changed = [
-        f"{name.replace('_', '-')} is {there.get(name)} there and {given.get(name)} here"
-        for name in names
-        if there.get(name) != given.get(name)
-    ]
+        # Settings that are newer than the run had their default.
+        there = TrainConfig.model_validate(defaults | json.loads(file.read_text()) | _place_of(config))
+    except (OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{file} cannot be read: {reason}; use another --run-dir") from error
+    decided = _DECIDED if config.dataset in NAMED_DATASETS else _DECIDED | RULE_FIELDS
+    config = config.model_copy(update={name: getattr(there, name) for name in decided - config.given})
+    before, now = (one.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS)) for one in (there, config))
+    changed = {name for name in now if before[name] != now[name]}
+    if config.resume and changed <= ENDING_FIELDS:
+        return config, bool(changed)
     if changed:
+        listed = [
+            f"{name.replace('_', '-')} is {before[name]} there and {now[name]} here"
+            for name in sorted(changed)
+        ]
+        going_on = "add --resume to go on with it, " if changed <= ENDING_FIELDS else ""
         raise RunError(
-            f"{path} holds a run with other settings: {', '.join(changed)}; use another --run-dir, "
-            "or delete the folder"
+            f"{path} holds a run with other settings: {join_first(listed)}; {going_on}use another --run-dir, "
+            f"such as {another_run_dir(path)}, or delete the folder"
         )
+    return config, False
+
+
+def _place_of(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings of ``config`` that say where and how it runs, which a run's file does not have."""
+    return {name: getattr(config, name) for name in RESUMABLE_FIELDS} | {"config": None, "resume": False}
 
 
 def _to_line(record: dict[str, Any]) -> str:

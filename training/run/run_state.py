@@ -13,20 +13,26 @@ from foldserve.training.augmentation.mixing import Mixing
 from foldserve.training.checkpoint import Checkpoint, check_weights, load_checkpoint
 from foldserve.training.checkpoint_form import TrainerForm, read_form
 from foldserve.training.datasets import channel_statistics
+from foldserve.training.engine.class_weights import class_weights
 from foldserve.training.engine.distributed import SINGLE_PROCESS, ProcessGroup
 from foldserve.training.engine.ema import WeightAverage
-from foldserve.training.engine.loop import Trainer, derived_seed, empty_totals
+from foldserve.training.engine.freezing import freeze
+from foldserve.training.engine.loop import Trainer, empty_totals
 from foldserve.training.engine.network import build_model, network_arguments, training_forward
 from foldserve.training.engine.optimizer import create_optimizer
 from foldserve.training.engine.precision import choose_precision
+from foldserve.training.engine.random_seeds import derived_seed
+from foldserve.training.engine.sampling import Sampler
 from foldserve.training.errors import CheckpointError, RunError
 from foldserve.training.models import Normalized, create_model, is_import_path
+from foldserve.training.run.initial_weights import fit_lines, fit_weights, load_fit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from foldserve.training.config import TrainConfig
     from foldserve.training.datasets import Dataset, Examples
+    from foldserve.training.run.initial_weights import InitialWeights
     from foldserve.training.run.run_folder import RunFolder
 
 
@@ -49,11 +55,37 @@ _MOMENTS = {"sgd": frozenset({"momentum_buffer"}), "adamw": frozenset({"step", "
 
 @dataclass
 class RunState:
-    """A run at any step; ``facts`` is a checkpoint without weights, ``history`` has a record per epoch."""
+    """A run at any step; ``facts`` is a checkpoint without weights, ``history`` has a record per epoch.
+
+    ``initial`` names the parameters that were taken from --init.
+    """
 
     trainer: Trainer
     facts: Checkpoint
     history: list[dict[str, Any]] = field(default_factory=list)
+    initial: frozenset[str] = frozenset()
+
+    @property
+    def selected_by(self) -> str:
+        """The name of the figure in the history that the best epoch is chosen by."""
+        return f"validation_{self.trainer.config.select.replace('-', '_')}"
+
+    @property
+    def epochs_without_gain(self) -> int:
+        """Number of epochs since the last one that was better than all before it."""
+        figures = [record[self.selected_by] for record in self.history]
+        return len(figures) - 1 - figures.index(max(figures)) if figures else 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last epoch is done, the time is up, or patience is."""
+        trainer = self.trainer
+        patience = trainer.config.patience
+        return (
+            len(self.history) >= trainer.config.epochs
+            or trainer.step >= trainer.total_steps
+            or (patience is not None and self.epochs_without_gain >= patience)
+        )
 
     @property
     def served_model(self) -> Normalized:
@@ -78,7 +110,15 @@ class RunState:
 
     def _trainer_state(self) -> dict[str, Any]:
         trainer = self.trainer
-        return {
+        # Only what is in use, so that earlier versions can read the others' checkpoints.
+        more: dict[str, Any] = {}
+        if self.initial:
+            more["initial"] = sorted(self.initial)
+        if trainer.class_weights is not None:
+            more["class_weights"] = trainer.class_weights.cpu()
+        if trainer.budget is not None:
+            more |= {"spent_s": trainer.budget.total_spent_s(), "planned_steps": trainer.planned_steps}
+        return more | {
             "step": trainer.step,
             "optimizer": trainer.optimizer.state_dict(),
             "scaler": trainer.precision.scaler.state_dict(),
@@ -117,6 +157,10 @@ def start_run(
     )
     torch.manual_seed(derived_seed(config.seed, "weights", 0))
     model = build_model(facts, config, device, process_group)
+    frozen = freeze(model.network, config.freeze)  # before the gradients of the others are exchanged
+    weights = None
+    if config.class_weights is not None:
+        weights = class_weights(config.class_weights, dataset.labels, training.labels).to(device)
     trainer = Trainer(
         model=model,
         forward=training_forward(model, config, process_group),
@@ -126,10 +170,38 @@ def start_run(
         mixing=chosen_mixing(config, dataset),
         precision=choose_precision(config, device),
         config=config,
-        steps_per_epoch=len(training) // config.batch_size,
+        sampler=Sampler.of(config, training.labels),
+        class_weights=weights,
+        frozen=frozen,
         process_group=process_group,
     )
     return RunState(trainer, facts)
+
+
+def start_from(state: RunState, given: InitialWeights) -> list[str]:
+    """Load what fits of ``given`` into a run at step 0; return lines that say what was taken.
+
+    Raises:
+        CheckpointError: nothing fits, or a frozen layer would stay as it was drawn.
+    """
+    trainer, network = state.trainer, state.trainer.model.network
+    fit = fit_weights(network, given, state.facts.labels, state.facts.arch)
+    if drawn := [name for name in trainer.frozen.parameters if name not in fit.taken]:
+        raise CheckpointError(
+            f"--freeze {' '.join(trainer.config.freeze)} freezes {min(drawn)}, which {given.source} does not "
+            "give: it would stay as it was drawn; freeze less, or leave it out"
+        )
+    load_fit(network, fit)
+    _set_initial(state, frozenset(name for name, _ in network.named_parameters() if name in fit.taken))
+    if trainer.average is not None:
+        trainer.average.load(network.state_dict())
+    return fit_lines(network, given, fit)
+
+
+def _set_initial(state: RunState, names: frozenset[str]) -> None:
+    """Record which parameters were given; their learning rate may differ, so the optimizer is made anew."""
+    state.initial = names
+    state.trainer.optimizer = create_optimizer(state.trainer.model.network, state.trainer.config, names)
 
 
 def chosen_augmentation(config: TrainConfig, dataset: Dataset) -> Augmentation:
@@ -180,7 +252,9 @@ def _restore(state: RunState, checkpoint: Checkpoint) -> None:
     trainer, saved = state.trainer, read_form(TrainerForm, checkpoint.trainer)
     _check_progress(trainer, saved["step"], saved["history"])
     check_weights(trainer.model.network, checkpoint.weights)
+    _check_class_weights(trainer, saved["class_weights"])
     trainer.model.network.load_state_dict(checkpoint.weights)
+    _set_initial(state, frozenset(saved["initial"]))
     _load_moments(trainer, saved["optimizer"]["state"])
     if trainer.average is not None and checkpoint.ema_weights is not None:
         check_weights(trainer.model.network, checkpoint.ema_weights)
@@ -196,17 +270,47 @@ def _restore(state: RunState, checkpoint: Checkpoint) -> None:
         totals.seen, totals.elapsed_s = there.seen, there.elapsed_s
     trainer.step = saved["step"]
     state.history = saved["history"]
+    if trainer.budget is not None:
+        trainer.budget.spent_s = saved["spent_s"]
+        trainer.planned_steps = saved["planned_steps"]
+
+
+def extend_run(state: RunState) -> None:
+    """Let a run that was restored go on past where it was to end: an epoch cut short counts as a whole one.
+
+    Raises:
+        RunError: it is to have fewer epochs than it has.
+    """
+    trainer, done = state.trainer, len(state.history)
+    if trainer.config.epochs < done:
+        raise RunError(
+            f"--epochs is {trainer.config.epochs}, but the run has {done} epochs already; give more"
+        )
+    trainer.planned_steps = None
+    trainer.step = max(trainer.step, done * trainer.steps_per_epoch)
+
+
+def _check_class_weights(trainer: Trainer, saved: Tensor | None) -> None:
+    now = trainer.class_weights
+    is_same = (now is None) == (saved is None) and (
+        now is None or saved is None or (now.shape == saved.shape and torch.equal(now.cpu(), saved))
+    )
+    if not is_same:
+        raise CheckpointError("it began with other class weights than --class-weights gives now")
 
 
 def _check_progress(trainer: Trainer, step: int, history: list[dict[str, Any]]) -> None:
     """Check that the step is one of this run, and that there are figures of each epoch before it."""
-    if step > trainer.total_steps or len(history) != step // trainer.steps_per_epoch:
+    # A time limit or a larger number of epochs may have ended the last epoch early.
+    whole, rest = divmod(step, trainer.steps_per_epoch)
+    if step > trainer.total_steps or len(history) not in {whole, whole + (rest > 0)}:
         raise CheckpointError(
             f"its checkpoint is at step {step} of {trainer.total_steps} with the figures of {len(history)} "
             f"epochs of {trainer.steps_per_epoch} steps"
         )
     for record in history:
-        if missing := [name for name in HISTORY_FIELDS if name not in record]:
+        needed = {*HISTORY_FIELDS, f"validation_{trainer.config.select.replace('-', '_')}"}
+        if missing := sorted(needed - record.keys()):
             raise CheckpointError(f"its checkpoint has an epoch without {missing[0]}")
 
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from foldserve.terminal import Terminal
 from foldserve.text import escaped
 from foldserve.training.checkpoint import load_checkpoint, save_checkpoint
@@ -17,17 +19,24 @@ from foldserve.training.engine.distributed import join_process_group
 from foldserve.training.engine.evaluation import evaluate
 from foldserve.training.engine.loop import check_finite, train_one_epoch
 from foldserve.training.engine.threads import set_fastest_thread_count
+from foldserve.training.engine.time_budget import TimeBudget
 from foldserve.training.errors import CheckpointError, RunError
+from foldserve.training.run.initial_weights import read_initial_weights
 from foldserve.training.run.messages import epoch_line, progress_text, report_split, result_text
 from foldserve.training.run.preview import check_preview, write_preview
 from foldserve.training.run.report import write_report
-from foldserve.training.run.run_folder import open_run_folder
-from foldserve.training.run.run_state import HISTORY_FIELDS, check_same_data, resume_run, start_run
+from foldserve.training.run.run_folder import another_run_dir, open_run_folder
+from foldserve.training.run.run_state import (
+    HISTORY_FIELDS,
+    check_same_data,
+    extend_run,
+    resume_run,
+    start_from,
+    start_run,
+)
 from foldserve.training.run.tensorboard import tensorboard_log
 
 if TYPE_CHECKING:
-    import torch
-
     from foldserve.training.checkpoint import Checkpoint
     from foldserve.training.config import TrainConfig
     from foldserve.training.datasets import Dataset
@@ -74,14 +83,24 @@ def _run(
     process_group: ProcessGroup,
     terminal: Terminal,
 ) -> None:
-    if (finished := process_group.broadcast(_finished_summary(folder, config))) is not None:
-        terminal.say(f"{folder.path} is finished: {finished}; nothing to do")
+    budget = None if config.time_limit is None else TimeBudget(config.time_limit)
+    # The main process knows what the run in the folder decided.
+    config = process_group.broadcast(folder.config) or config
+    finished = process_group.broadcast(_finished_summary(folder, config))
+    if finished is not None and not process_group.broadcast(folder.is_extended):
+        terminal.say(
+            f"{folder.path} is finished: {finished}; nothing to do. Go on with --resume --epochs N, or train "
+            f"anew with --run-dir {another_run_dir(folder.path)}"
+        )
         return
     dataset = _load(config, terminal)
     training, validation = split_train(dataset, config.validation_count)
     report_split(dataset, training, validation, terminal)
     state = start_run(config, dataset, training, device, process_group)
-    _resume(state, folder, terminal)
+    if budget is not None:
+        budget.evaluated_images, budget.test_images = len(validation), len(dataset.test_labels)
+        state.trainer.budget = budget
+    _begin(state, folder, terminal)
     _choose_threads(state, training, terminal)
     _train_epochs(
         state,
@@ -111,12 +130,16 @@ def _preview(config: TrainConfig, terminal: Terminal) -> int:
     return 0
 
 
-def _resume(state: RunState, folder: RunFolder, terminal: Terminal) -> None:
+def _begin(state: RunState, folder: RunFolder, terminal: Terminal) -> None:
+    """Resume the run in ``folder``, or start one, from --init if that is given."""
     trainer = state.trainer
-    is_writer = trainer.process_group.is_main_process
-    if resume_run(state, folder):
-        done, epochs = len(state.history), trainer.config.epochs
-        where = f"in epoch {done + 1} of {epochs}" if done < epochs else "after its last epoch"
+    config, is_writer = trainer.config, trainer.process_group.is_main_process
+    is_resumed = resume_run(state, folder)
+    if trainer.process_group.broadcast(folder.is_extended):
+        _extend(state, folder)
+    if is_resumed:
+        done, epochs = len(state.history), config.epochs
+        where = "after its last epoch" if state.is_over else f"in epoch {done + 1} of {epochs}"
         terminal.say(f"resuming {folder.path} {where} at step {trainer.step} of {trainer.total_steps}")
     else:
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -126,12 +149,47 @@ def _resume(state: RunState, folder: RunFolder, terminal: Terminal) -> None:
             else ""
         )
         terminal.say(
-            f"training {trainer.config.arch} ({parameters:,} parameters) on {state.facts.dataset} "
+            f"training {config.arch} ({parameters:,} parameters) on {state.facts.dataset} "
             f"into {folder.path}, on {trainer.model.mean.device}{processes}, {trainer.precision.name}"
         )
+        if config.init is not None:
+            given = trainer.process_group.broadcast(read_initial_weights(config.init) if is_writer else None)
+            assert given is not None
+            for line in start_from(state, given):
+                terminal.say(line)
+        if is_writer:
+            folder.write_settings(config)
+    for line in _unusual(state):
+        terminal.say(line)
     if is_writer:
         folder.check_room(_checkpoint_bytes(state))
         folder.write_history(state.history)
+
+
+def _extend(state: RunState, folder: RunFolder) -> None:
+    """Let a run end at another time; it is no longer finished, so it is judged by the test images again."""
+    extend_run(state)
+    if not state.trainer.process_group.is_main_process:
+        return
+    if folder.best.exists():
+        best = load_checkpoint(folder.best)
+        metrics = {name: value for name, value in best.metrics.items() if not name.startswith("test_")}
+        save_checkpoint(folder.best, replace(best, metrics=metrics))
+    folder.write_settings(state.trainer.config)
+
+
+def _unusual(state: RunState) -> list[str]:
+    """Return lines about how the run treats its images and weights, where that is not as usual."""
+    trainer, labels = state.trainer, state.facts.labels
+    lines = [line] if (line := trainer.sampler.describe()) else []
+    if trainer.class_weights is not None:
+        by_label = sorted(zip(trainer.class_weights.tolist(), labels, strict=True))
+        (low, one), (high, other) = by_label[0], by_label[-1]
+        lines.append(f"weights of the classes in the loss: {low:.3g} ({one}) to {high:.3g} ({other})")
+    if trainer.frozen.parameters:
+        count = sum(1 for parameter in trainer.model.parameters() if parameter.requires_grad)
+        lines.append(f"frozen: {len(trainer.frozen.parameters)} weights; {count} are trained")
+    return lines
 
 
 def _checkpoint_bytes(state: RunState) -> int:
@@ -159,25 +217,45 @@ def _choose_threads(state: RunState, training: Examples, terminal: Terminal) -> 
 def _train_epochs(
     state: RunState, training: Examples, validation: Examples, folder: RunFolder, terminal: Terminal
 ) -> None:
-    trainer = state.trainer
-    epochs = trainer.config.epochs
+    trainer, budget = state.trainer, state.trainer.budget
+    epochs, most_steps = trainer.config.epochs, trainer.total_steps
     saver = _Saver(state, training, folder)
     with (
-        terminal.training(trainer.total_steps, trainer.step) as show,
+        terminal.training(most_steps, trainer.step) as show,
         tensorboard_log(folder.tensorboard, trainer.step, is_on=trainer.process_group.is_main_process) as log,
     ):
 
         def report(progress: Progress) -> None:
-            show(trainer.step, progress_text(progress, len(state.history) + 1, epochs))
+            done = trainer.step * most_steps // trainer.total_steps  # a time limit changes what is to do
+            show(done, progress_text(progress, len(state.history) + 1, epochs))
             log({"lr": trainer.lr, "train_step_loss": progress.loss}, trainer.step)
 
-        while len(state.history) < epochs:
+        if budget is not None:
+            budget.mark(trainer.step)
+        while not state.is_over:
             progress = train_one_epoch(trainer, training, report, saver.after_step)
+            started = time.monotonic()
             evaluation = evaluate(state.served_model, validation, trainer.process_group)
+            if budget is not None:
+                budget.evaluated(time.monotonic() - started)
             state.history.append(_record(state, progress, evaluation))
             terminal.say(epoch_line(state.history[-1], epochs))
+            if trainer.step < trainer.total_steps:
+                trainer.plan()
             saver.after_epoch()
             log(state.history[-1], trainer.step)
+    if len(state.history) < epochs and state.history:
+        terminal.say(_early_end(state))
+
+
+def _early_end(state: RunState) -> str:
+    trainer = state.trainer
+    if trainer.step >= trainer.total_steps:
+        return f"the time limit allows {trainer.step:,} steps, in {len(state.history)} epochs"
+    return (
+        f"stopped after epoch {len(state.history)}: {state.epochs_without_gain} epochs without a better "
+        f"{trainer.config.select} in validation"
+    )
 
 
 class _Saver:
@@ -200,8 +278,8 @@ class _Saver:
         """Write best.pt if this epoch is the best so far, then last.pt, then the epoch's figures."""
         if not self._is_writer:
             return
-        history = self._state.history
-        if history[-1]["validation_accuracy"] >= max(record["validation_accuracy"] for record in history):
+        history, figure = self._state.history, self._state.selected_by
+        if history[-1][figure] >= max(record[figure] for record in history):
             save_checkpoint(self._folder.best, self._state.to_checkpoint(resumable=False))
         self._save_last()
         self._folder.append_record(history[-1])
@@ -223,7 +301,7 @@ def _evaluate_and_report(state: RunState, dataset: Dataset, folder: RunFolder, t
     )
     if not process_group.is_main_process:
         return
-    best = replace(best, metrics=best.metrics | {"test_loss": test.loss, "test_accuracy": test.accuracy})
+    best = replace(best, metrics=best.metrics | _test_metrics(test, dataset))
     write_report(
         folder.report,
         best=best,
@@ -234,6 +312,17 @@ def _evaluate_and_report(state: RunState, dataset: Dataset, folder: RunFolder, t
     )
     save_checkpoint(folder.best, best)
     terminal.say(f"{result_text(best)}; checkpoint {folder.best}, report {folder.report}")
+
+
+def _test_metrics(test: Evaluation, dataset: Dataset) -> dict[str, Any]:
+    counts = torch.bincount(dataset.test_labels, minlength=len(dataset.labels))
+    return {
+        "test_loss": test.loss,
+        "test_accuracy": test.accuracy,
+        "test_macro_f1": test.macro_f1,
+        "test_images": len(dataset.test_labels),
+        "test_largest_class": int(counts.max()) / len(dataset.test_labels),
+    }
 
 
 def _load_best(state: RunState, folder: RunFolder) -> Checkpoint:
@@ -283,6 +372,7 @@ def _record(state: RunState, progress: Progress, evaluation: Evaluation) -> dict
         "train_accuracy": progress.accuracy,
         "validation_loss": evaluation.loss,
         "validation_accuracy": evaluation.accuracy,
+        "validation_macro_f1": evaluation.macro_f1,
         "images_per_s": progress.images_per_s,
         "train_s": progress.elapsed_s,
     }

@@ -13,7 +13,9 @@ from foldserve.training.augmentation.augment import Augmentation
 from foldserve.training.augmentation.mixing import mixup
 from foldserve.training.datasets import Dataset, Examples, split_train
 from foldserve.training.engine.evaluation import evaluate
-from foldserve.training.engine.loop import check_finite, derived_seed, epoch_order, train_one_epoch
+from foldserve.training.engine.loop import check_finite, train_one_epoch
+from foldserve.training.engine.random_seeds import derived_seed
+from foldserve.training.engine.sampling import epoch_order
 from foldserve.training.errors import DivergedError, RunError
 from foldserve.training.models import Normalized
 from foldserve.training.run.run_state import RunState, start_run

@@ -70,6 +70,7 @@ def test_the_worst_mistakes_are_the_most_confident_wrong_answers():
     test = Evaluation(
         loss=1.0,
         accuracy=0.4,
+        macro_f1=0.4,
         predictions=torch.tensor([0, 1, 1, 0, 2]),
         confidences=torch.tensor([0.99, 0.5, 0.9, 0.7, 0.95]),
     )
