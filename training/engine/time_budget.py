@@ -74,4 +74,4 @@ class TimeBudget:
             return min(most_steps, step + 1) if left_s <= 0 else most_steps
         # Each epoch on the way is evaluated too.
         cost_s = step_s + evaluation_s / steps_per_epoch
-        return max(step + 1, min(most_steps, step + int(left_s / cost_s)))
+        return min(most_steps, step + max(1, int(left_s / cost_s)))

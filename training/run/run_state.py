@@ -276,16 +276,8 @@ def _restore(state: RunState, checkpoint: Checkpoint) -> None:
 
 
 def extend_run(state: RunState) -> None:
-    """Let a run that was restored go on past where it was to end: an epoch cut short counts as a whole one.
-
-    Raises:
-        RunError: it is to have fewer epochs than it has.
-    """
+    """Let a restored run go on past where it was to end: an epoch cut short counts as a whole one."""
     trainer, done = state.trainer, len(state.history)
-    if trainer.config.epochs < done:
-        raise RunError(
-            f"--epochs is {trainer.config.epochs}, but the run has {done} epochs already; give more"
-        )
     trainer.planned_steps = None
     trainer.step = max(trainer.step, done * trainer.steps_per_epoch)
 
@@ -301,6 +293,10 @@ def _check_class_weights(trainer: Trainer, saved: Tensor | None) -> None:
 
 def _check_progress(trainer: Trainer, step: int, history: list[dict[str, Any]]) -> None:
     """Check that the step is one of this run, and that there are figures of each epoch before it."""
+    if len(history) > trainer.config.epochs:
+        raise CheckpointError(
+            f"it has {len(history)} epochs already, and --epochs is {trainer.config.epochs}: give more"
+        )
     # A time limit or a larger number of epochs may have ended the last epoch early.
     whole, rest = divmod(step, trainer.steps_per_epoch)
     if step > trainer.total_steps or len(history) not in {whole, whole + (rest > 0)}:

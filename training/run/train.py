@@ -21,6 +21,7 @@ from foldserve.training.engine.loop import check_finite, train_one_epoch
 from foldserve.training.engine.threads import set_fastest_thread_count
 from foldserve.training.engine.time_budget import TimeBudget
 from foldserve.training.errors import CheckpointError, RunError
+from foldserve.training.run.chosen_settings import complete_settings
 from foldserve.training.run.initial_weights import read_initial_weights
 from foldserve.training.run.messages import epoch_line, progress_text, report_split, result_text
 from foldserve.training.run.preview import check_preview, write_preview
@@ -96,6 +97,7 @@ def _run(
     dataset = _load(config, terminal)
     training, validation = split_train(dataset, config.validation_count)
     report_split(dataset, training, validation, terminal)
+    config = complete_settings(config, dataset, validation, device)
     state = start_run(config, dataset, training, device, process_group)
     if budget is not None:
         budget.evaluated_images, budget.test_images = len(validation), len(dataset.test_labels)

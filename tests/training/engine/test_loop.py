@@ -12,7 +12,7 @@ from foldserve.errors import DeviceError
 from foldserve.training.augmentation.augment import Augmentation
 from foldserve.training.augmentation.mixing import mixup
 from foldserve.training.datasets import Dataset, Examples, split_train
-from foldserve.training.engine.evaluation import evaluate
+from foldserve.training.engine.evaluation import evaluate, macro_f1
 from foldserve.training.engine.loop import check_finite, train_one_epoch
 from foldserve.training.engine.random_seeds import derived_seed
 from foldserve.training.engine.sampling import epoch_order
@@ -261,3 +261,11 @@ def test_seeds_differ_in_the_32_bits_that_the_generator_takes():
     }
     assert len(seeds) == 2000
     assert derived_seed(1, "step", 2) == derived_seed(1, "step", 2)
+
+
+def test_macro_f1_counts_each_class_the_same():
+    """By hand: class 0 has F1 2*3/(2*3+1+0), class 1 has 2*1/(2*1+0+1), class 3 only occurs as an answer."""
+    targets = torch.tensor([0, 0, 0, 1, 1, 2])
+    predictions = torch.tensor([0, 0, 0, 0, 1, 3])
+    assert macro_f1(targets, predictions) == pytest.approx((6 / 7 + 2 / 3 + 0 + 0) / 4)
+    assert macro_f1(targets, targets) == 1.0

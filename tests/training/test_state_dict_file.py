@@ -1,0 +1,111 @@
+"""State dicts made elsewhere are read without running code, under plain names, only if they are finite."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from foldserve.training.errors import CheckpointError
+from foldserve.training.state_dict_file import read_state_dict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PLAIN = {"stem.weight": torch.ones(2, 3), "stem.bias": torch.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    ("payload", "remark"),
+    [
+        pytest.param(PLAIN, "", id="plain"),
+        pytest.param({"state_dict": PLAIN, "epoch": 3}, "from 'state_dict'", id="wrapped"),
+        pytest.param({"model": PLAIN, "ema": {}}, "from 'model'", id="an empty average"),
+        pytest.param({"ckpt": 1, "model": {"state_dict": PLAIN, "a": 1}}, "'state_dict'", id="wrapped twice"),
+        pytest.param(
+            {"model": {"stem.weight": torch.zeros(2, 3)}, "model_ema": PLAIN},
+            "rather than model",
+            id="average first",
+        ),
+        pytest.param(
+            {f"module.{name}": value for name, value in PLAIN.items()}, "'module.'", id="DataParallel"
+        ),
+        pytest.param(
+            {f"_orig_mod.module.{name}": value for name, value in PLAIN.items()},
+            "'_orig_mod.'",
+            id="compiled",
+        ),
+        pytest.param(
+            {"stem._orig_mod.weight": PLAIN["stem.weight"], "stem.bias": PLAIN["stem.bias"]},
+            "'_orig_mod.'",
+            id="a part compiled",
+        ),
+        pytest.param(
+            {"n_averaged": torch.tensor(4)} | {f"module.{name}": value for name, value in PLAIN.items()},
+            "'module.'",
+            id="AveragedModel",
+        ),
+    ],
+)
+def test_state_dicts_are_unwrapped_to_plain_names(tmp_path: Path, payload: dict[str, object], remark: str):
+    torch.save(payload, tmp_path / "w.pt")
+    state = read_state_dict(tmp_path / "w.pt")
+    assert state.tensors.keys() == PLAIN.keys()
+    assert all(torch.equal(state.tensors[name], value) for name, value in PLAIN.items())
+    assert remark in "; ".join(state.remarks)
+
+
+def test_safetensors_files_are_read(tmp_path: Path):
+    save_file({f"module.{name}": value for name, value in PLAIN.items()}, tmp_path / "w.safetensors")
+    assert torch.equal(
+        read_state_dict(tmp_path / "w.safetensors").tensors["stem.weight"], PLAIN["stem.weight"]
+    )
+
+
+class _Runs:
+    def __reduce__(self) -> tuple[object, ...]:
+        return print, ("code ran",)
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        pytest.param([1], "holds a list; expected a state dict", id="no dict"),
+        pytest.param(
+            {"epoch": 1}, "is not a state dict: it has 'epoch'; expected tensors by name", id="no tensors"
+        ),
+        pytest.param({"a": torch.tensor([1.0, math.nan])}, "the weights 'a' hold NaN", id="NaN"),
+        pytest.param({"a": torch.tensor(math.inf)}, "the weights 'a' hold NaN or infinite", id="infinity"),
+        pytest.param({"a": torch.ones(1), "module.a": torch.ones(1)}, "has 'a' twice", id="two networks"),
+    ],
+)
+def test_unusable_files_are_refused_in_one_line(tmp_path: Path, payload: object, message: str):
+    torch.save(payload, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=message) as refused:
+        read_state_dict(tmp_path / "w.pt")
+    assert "\n" not in str(refused.value)
+
+
+def test_code_in_a_file_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    torch.save({"state_dict": _Runs()}, tmp_path / "w.pt")
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(_Runs()))
+    for name in ("w.pt", "raw.pt"):
+        with pytest.raises(CheckpointError):
+            read_state_dict(tmp_path / name)
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_damaged_and_missing_files_are_reported(tmp_path: Path):
+    torch.save(PLAIN, tmp_path / "w.pt")
+    (tmp_path / "w.pt").write_bytes((tmp_path / "w.pt").read_bytes()[:-60])
+    with pytest.raises(CheckpointError, match="damaged or cut short"):
+        read_state_dict(tmp_path / "w.pt")
+    (tmp_path / "w.safetensors").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match="is not a safetensors file, or it is damaged"):
+        read_state_dict(tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match="cannot be read: No such file"):
+        read_state_dict(tmp_path / "none.pt")
