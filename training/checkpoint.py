@@ -40,7 +40,8 @@ class Checkpoint:
     ``arch_args`` are all arguments of `create_model`, among them input size and class count. ``mean`` and
     ``std`` are per channel, on pixels scaled to 0..1. ``ema_weights`` is None if no average was kept.
     ``trainer`` is the state that resumes the run, and None in a checkpoint that cannot be resumed.
-    ``fingerprint`` is that of the data set (`foldserve.training.datasets.Dataset`).
+    ``fingerprint`` is that of the data set (`foldserve.training.datasets.Dataset`); ``group_by`` is what
+    images were kept together by in splits, or "".
     """
 
     arch: str
@@ -55,6 +56,7 @@ class Checkpoint:
     ema_weights: dict[str, Tensor] | None = None
     trainer: dict[str, Any] | None = None
     fingerprint: str = ""
+    group_by: str = ""
 
     @property
     def weights_kind(self) -> Literal["ema", "raw"]:

@@ -66,6 +66,7 @@ class CheckpointForm(_Form):
     ema_weights: _Weights | None
     trainer: dict[str, Any] | None
     fingerprint: str = ""
+    group_by: str = ""
 
     @model_validator(mode="after")
     def _check_fit(self) -> CheckpointForm:

@@ -63,7 +63,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Folder with the data set's files, the only one searched; or the new place of a folder of images."""
 
     image_size: int | None = Field(None, ge=1)
-    """Side in pixels to which a folder's images are resized; by default their own if all agree, else 224."""
+    """Side in pixels to which a folder's images are resized; by default what suits the network and them."""
 
     group_by: str | None = None
     """Keep images of one group on one side of each split made here: folder (the folder that an image lies

@@ -30,7 +30,13 @@ def load_trained_images(checkpoint: Checkpoint, data_dir: Path | None) -> tuple[
         DatasetError: it cannot be found or read.
     """
     # Training skipped unreadable images too, or there would be no checkpoint.
-    dataset = load_dataset(checkpoint.dataset, data_dir, image=checkpoint.image, skip_unreadable=True)
+    dataset = load_dataset(
+        checkpoint.dataset,
+        data_dir,
+        image=checkpoint.image,
+        skip_unreadable=True,
+        group_by=checkpoint.group_by or None,
+    )
     name = Path(checkpoint.dataset).name  # an artifact must not contain paths
     if dataset.labels != checkpoint.labels:
         now, then = set(dataset.labels), set(checkpoint.labels)

@@ -16,6 +16,7 @@ from foldserve.export.sources.torch_network import TorchNetwork
 from foldserve.export.sources.trained_images import load_trained_images, validation_images
 from foldserve.export.sources.verification_images import image_count, spread
 from foldserve.export.verification.probabilities import TAKEN_AS_LOGITS
+from foldserve.training.chance import chance_warning
 from foldserve.training.checkpoint import Checkpoint, load_checkpoint
 from foldserve.training.models import register_custom_model
 
@@ -44,7 +45,8 @@ def load_run(config: ExportConfig, path: Path) -> Source:
     ending = (TAKEN_AS_LOGITS,) if config.as_logits else leave_out_softmax(module, checkpoint.image.shape)
     dataset, left_out = load_trained_images(checkpoint, config.data_dir)
     verification = _test_images(checkpoint, dataset, config)
-    remarks = (*ending, *left_out)
+    warning = chance_warning(checkpoint.metrics)
+    remarks = (*ending, *left_out, *([warning] if warning else []))
     return Source(
         network=TorchNetwork(module, checkpoint.image.shape),
         metadata=_metadata(checkpoint),

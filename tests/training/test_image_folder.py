@@ -58,7 +58,7 @@ def test_train_and_val_keep_their_images_apart(tmp_path: Path, test_name: str):
     ("sizes", "mode", "image_size", "shape"),
     [
         pytest.param([(30, 20), (30, 20)], "RGB", None, (3, 20, 30), id="their own if all agree"),
-        pytest.param([(30, 20), (20, 30)], "L", None, (1, 224, 224), id="224 if they do not"),
+        pytest.param([(30, 20), (20, 30)], "L", None, (1, 32, 32), id="32 if small ones do not"),
         pytest.param([(30, 20), (50, 60)], "L", 16, (1, 16, 16), id="as asked for"),
     ],
 )

@@ -41,7 +41,14 @@ def start(folder: Path, run_dir: Path) -> subprocess.Popen[str]:
         "--run-dir",
         str(run_dir),
     ]
-    settings = ["--deterministic", "--device=cpu", "--threads=1", "--batch-size=8", f"--epochs={EPOCHS}"]
+    settings = [
+        "--arch=lenet",
+        "--deterministic",
+        "--device=cpu",
+        "--threads=1",
+        "--batch-size=8",
+        f"--epochs={EPOCHS}",
+    ]
     state = ["--ema-decay=0.9", "--dropout=0.2", "--lr=0.02", "--checkpoint-every=0"]
     environment = os.environ | {"XDG_CACHE_HOME": str(folder.parent / "cache"), "COLUMNS": "500"}
     return subprocess.Popen(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from foldserve.training.datasets.splitting import grouped, stratified
 from foldserve.training.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ class Dataset:
 
     ``validation`` is None if the data set has no validation images of its own. ``flip_keeps_class`` is
     whether a mirrored image still shows its class, as clothes do and digits do not. ``fingerprint`` is a hash
-    of the images and their classes, empty for a data set that never changes.
+    of the images and their classes, empty for a data set that never changes. ``is_folder`` is whether it is
+    a folder of images, which is split by class; others keep the split that their figures are of.
+    ``train_groups`` int64 [N] are the groups of training images that a split must not part, if there are any.
     """
 
     name: str
@@ -61,6 +64,8 @@ class Dataset:
     validation: Examples | None = None
     flip_keeps_class: bool = True
     fingerprint: str = ""
+    is_folder: bool = False
+    train_groups: Tensor | None = None
 
 
 def split_train(
@@ -68,8 +73,10 @@ def split_train(
 ) -> tuple[Examples, Examples]:
     """Split the training images into (training, validation), with ``validation_count`` drawn by ``seed``.
 
-    The default count is a tenth, at most `MOST_VALIDATION_IMAGES`. Each class keeps an image for training. A
-    data set with validation images of its own is not split, and must not be given a count.
+    The default count is a tenth, at most `MOST_VALIDATION_IMAGES`; of a folder at least one of each class, up
+    to a fifth. Each class keeps an image for training. Of a folder, each class gives its share, and with
+    groups about that, in whole groups. A data set with validation images of its own is not split, and must
+    not be given a count.
 
     Raises:
         DatasetError: a part or a class would be left without images, or a count was given for a data set with
@@ -86,7 +93,7 @@ def split_train(
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     movable = order[~_last_of_each_class(dataset.train_labels[order])]
     if validation_count is None:
-        validation_count = min(count // 10, MOST_VALIDATION_IMAGES)
+        validation_count = _usual_count(dataset, count)
         if validation_count == 0:
             raise DatasetError(
                 f"{dataset.name} has {count} training images, too few to hold out a tenth for validation; "
@@ -100,12 +107,32 @@ def split_train(
             else f"{dataset.name} has a single training image per class, which leaves none for validation; "
             "add images"
         )
-    is_validation = torch.zeros(count, dtype=torch.bool)
-    is_validation[movable[:validation_count]] = True
+    if dataset.train_groups is not None:
+        share = validation_count / count
+        is_validation = grouped(dataset.train_labels, dataset.train_groups, share, seed)
+        if not bool(is_validation.any()):
+            raise DatasetError(
+                f"--group-by makes groups too large or too few to hold out {validation_count} of {count} "
+                f"images of {dataset.name} for validation; expected smaller groups, or a val folder"
+            )
+    elif dataset.is_folder:
+        is_validation = stratified(dataset.train_labels, validation_count, seed)
+    else:
+        is_validation = torch.zeros(count, dtype=torch.bool)
+        is_validation[movable[:validation_count]] = True
     return (
         Examples(dataset.train_images[~is_validation], dataset.train_labels[~is_validation]),
         Examples(dataset.train_images[is_validation], dataset.train_labels[is_validation]),
     )
+
+
+def _usual_count(dataset: Dataset, count: int) -> int:
+    """Return how many of ``count`` training images are held out for validation."""
+    tenth = min(count // 10, MOST_VALIDATION_IMAGES)
+    if not dataset.is_folder or tenth == 0:
+        return tenth
+    divisible = int((torch.bincount(dataset.train_labels) > 1).sum())
+    return max(tenth, min(divisible, count // 5))
 
 
 def _last_of_each_class(labels: Tensor) -> Tensor:

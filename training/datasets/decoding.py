@@ -68,11 +68,12 @@ class Decoded:
 
 @dataclass(frozen=True)
 class ImageKind:
-    """Height and width in pixels, and whether the image is grey, from a file's header."""
+    """Height and width in pixels, whether the image is grey, and its format, from a file's header."""
 
     height: int
     width: int
     is_grey: bool
+    format: str
 
 
 def inspect_images(paths: Sequence[Path]) -> list[ImageKind]:
@@ -218,12 +219,12 @@ def _inspect(path: Path) -> ImageKind | None:
         picture = read_picture(path.read_bytes())
         with open_picture(picture) as image:
             width, height = image.size
-            mode = image.mode
+            mode, kind = image.mode, image.format or "unknown"
     except Exception:  # Pillow may raise any error; decoding reports which files are unreadable
         return None
     if picture.orientation >= _QUARTER_TURN:
         width, height = height, width
-    return ImageKind(height, width, is_grey=mode in _GREY_MODES)
+    return ImageKind(height, width, is_grey=mode in _GREY_MODES, format=kind)
 
 
 def _cache_key(files: Sequence[PictureFile], spec: ImageSpec) -> str:

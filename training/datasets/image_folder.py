@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,16 +22,18 @@ from foldserve.text import escaped, join_first
 from foldserve.training.datasets.dataset import SPLIT_SEED, Dataset, Examples
 from foldserve.training.datasets.decoding import Decoded, decode_all, inspect_images, read_digests
 from foldserve.training.datasets.folder_layout import FolderLayout, Role, find_layout
+from foldserve.training.datasets.splitting import grouped
 from foldserve.training.errors import DatasetError
+from foldserve.training.folder_recipe import choose_arch, choose_side, median_side
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from foldserve.training.datasets.decoding import PictureFile
+    from foldserve.training.datasets.decoding import ImageKind, PictureFile
 
 _TEST_SHARE = 0.2
-_USUAL_SIDE = 224
+_BY_FOLDER = "folder"
 _TRAINING, _VALIDATION, _TEST = range(3)
 _CLASSES_SHOWN = 10
 
@@ -41,11 +45,17 @@ def load_image_folder(
     image_size: int | None,
     skip_unreadable: bool,
     terminal: Terminal,
+    arch: str | None = None,
+    group_by: str | None = None,
 ) -> Dataset:
     """Return the images of ``folder``, decoded in parallel or read from the cache.
 
     ``image`` says how to prepare them if that is known, as from a checkpoint. Otherwise they are grey if all
-    files are, else RGB, and their size is ``image_size``, else their common size, else 224.
+    files are, else RGB, and their size is ``image_size``, else the one that
+    `foldserve.training.folder_recipe` chooses for the network ``arch``, or for the one that it would choose.
+
+    ``group_by`` is "folder" or a regular expression that finds the group of an image in its path; images of
+    one group are not parted by a split that is made here.
 
     Raises:
         DatasetError: there are fewer than two classes, a class without images, or unreadable files, or the
@@ -57,14 +67,20 @@ def load_image_folder(
     _report_layout(folder, layout, terminal)
     paths = [path for split in layout.splits.values() for path in split.paths]
     files = read_digests(folder, paths, terminal)
-    spec = image or _choose_spec(paths, image_size, terminal)
+    spec = image or _choose_spec(paths, image_size, arch, len(layout.splits["training"].paths), terminal)
     decoded = decode_all(files, spec, terminal)
     _report_unreadable(folder, decoded, len(paths), skip_unreadable=skip_unreadable, terminal=terminal)
     classes = torch.tensor([label for split in layout.splits.values() for label in split.labels])
     readable = torch.from_numpy(decoded.readable)
-    places = _places(layout, classes, readable)
+    groups = None if group_by is None else _groups([file.name for file in files], group_by)
+    places = _places(layout, classes, readable, groups)
+    if groups is not None:
+        _report_parted_groups(groups[readable], places[readable], terminal)
     _check_each_has_its_images(classes[readable], places[readable], layout, folder)
     images, classes, places = torch.from_numpy(decoded.images), classes[readable], places[readable]
+    train_groups = None
+    if groups is not None:
+        train_groups = groups[readable][places == _TRAINING]
     return Dataset(
         name=str(folder),
         labels=layout.labels,
@@ -75,6 +91,8 @@ def load_image_folder(
         test_images=_rows(images, places == _TEST),
         test_labels=classes[places == _TEST],
         fingerprint=_fingerprint(files, layout),
+        is_folder=True,
+        train_groups=train_groups,
     )
 
 
@@ -120,8 +138,59 @@ def _report_layout(folder: Path, layout: FolderLayout, terminal: Terminal) -> No
         terminal.say(f"left out: {line}")
 
 
-def _places(layout: FolderLayout, classes: torch.Tensor, readable: torch.Tensor) -> torch.Tensor:
-    """Return int [N]: the split of each image, from its folder or, if there are no splits, drawn."""
+def _groups(names: Sequence[str], group_by: str) -> torch.Tensor:
+    """Return int64 [N]: the group of each image of these ``names``.
+
+    Raises:
+        DatasetError: ``group_by`` is no regular expression, or finds no group in a name.
+    """
+    if group_by == _BY_FOLDER:
+        keys = [name.rpartition("/")[0] for name in names]
+    else:
+        try:
+            pattern = re.compile(group_by)
+        except re.error as error:
+            raise DatasetError(
+                f"--group-by {group_by} is not a regular expression: {error}; expected one, or folder"
+            ) from error
+        found = [pattern.search(name) for name in names]
+        if without := [escaped(name) for name, match in zip(names, found, strict=True) if match is None]:
+            raise DatasetError(
+                f"--group-by {group_by} finds no group in {len(without):,} of {len(names):,} paths: "
+                f"{join_first(without)}"
+            )
+        keys = [match[1] if pattern.groups else match[0] for match in found if match is not None]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return torch.tensor([numbers[key] for key in keys])
+
+
+def _report_parted_groups(groups: torch.Tensor, places: torch.Tensor, terminal: Terminal) -> None:
+    """Report groups that the folder's own splits part; splits that are made here part none."""
+    training = set(groups[places == _TRAINING].tolist())
+    if count := len(training & set(groups[places != _TRAINING].tolist())):
+        terminal.say(
+            f"warning: {count:,} groups of --group-by have images in training and in another split of the "
+            "folder: the accuracy may be too high"
+        )
+
+
+def _places(
+    layout: FolderLayout, classes: torch.Tensor, readable: torch.Tensor, groups: torch.Tensor | None
+) -> torch.Tensor:
+    """Return int [N]: the split of each image, from its folder or, if there are no splits, drawn.
+
+    Raises:
+        DatasetError: no group can be held out.
+    """
+    if set(layout.splits) == {"training"} and groups is not None:
+        is_test = torch.zeros(len(classes), dtype=torch.bool)
+        is_test[readable] = grouped(classes[readable], groups[readable], _TEST_SHARE, SPLIT_SEED)
+        if not bool(is_test.any()):
+            raise DatasetError(
+                f"--group-by makes {int(groups.max()) + 1:,} groups of {len(groups):,} images, none of which "
+                "can be held out for the test so that each class keeps images; expected smaller groups"
+            )
+        return is_test.int() * _TEST
     if set(layout.splits) == {"training"}:
         return _seeded_test_share(classes, readable).int() * _TEST
     use: dict[Role, int] = {"training": _TRAINING, "validation": _VALIDATION, "test": _TEST}
@@ -152,18 +221,33 @@ def _fingerprint(files: Sequence[PictureFile], layout: FolderLayout) -> str:
     return digest.hexdigest()
 
 
-def _choose_spec(paths: Sequence[Path], image_size: int | None, terminal: Terminal) -> ImageSpec:
+def _choose_spec(
+    paths: Sequence[Path], image_size: int | None, arch: str | None, train_count: int, terminal: Terminal
+) -> ImageSpec:
     kinds = inspect_images(paths)
-    if not kinds:
-        return ImageSpec(
-            "RGB", *(image_size or _USUAL_SIDE,) * 3
-        )  # no file can be read, which decoding reports
-    sizes = {(kind.height, kind.width) for kind in kinds}
-    side = image_size or _USUAL_SIDE
-    height, width = sizes.pop() if image_size is None and len(sizes) == 1 else (side, side)
+    if not kinds:  # no file can be read, which decoding reports
+        return ImageSpec("RGB", *(image_size or 1,) * 3)
+    sizes = [(kind.height, kind.width) for kind in kinds]
     grey = all(kind.is_grey for kind in kinds)
-    terminal.say(f"images are used as {'grey' if grey else 'RGB'}, {height}x{width} pixels")
+    if image_size is None:
+        chosen = arch or choose_arch(train_count, median_side(sizes), is_grey=grey)
+        image_size = choose_side(chosen, sizes)
+    height, width = sizes[0] if image_size is None else (image_size, image_size)
+    terminal.say(
+        f"images are used as {'grey' if grey else 'RGB'}, {height}x{width} pixels; the files are "
+        f"{_kinds_text(kinds)}"
+    )
     return ImageSpec("L" if grey else "RGB", height, width, resize_shorter_side=max(height, width))
+
+
+def _kinds_text(kinds: Sequence[ImageKind]) -> str:
+    """Return the formats and sizes of files."""
+    formats = Counter(kind.format for kind in kinds).most_common()
+    listed = ", ".join(f"{count:,} {name}" for name, count in formats)
+    smallest = min(kinds, key=lambda kind: kind.height * kind.width)
+    largest = max(kinds, key=lambda kind: kind.height * kind.width)
+    first, last = (f"{kind.height}x{kind.width}" for kind in (smallest, largest))
+    return f"{listed}, {first}" + (f" to {last}" if first != last else "") + " pixels"
 
 
 def _report_unreadable(

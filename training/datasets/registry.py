@@ -30,12 +30,14 @@ def load_dataset(
     image_size: int | None = None,
     skip_unreadable: bool = False,
     terminal: Terminal | None = None,
+    arch: str | None = None,
+    group_by: str | None = None,
 ) -> Dataset:
     """Find or download the data set ``name``, check it and load it into memory.
 
     If ``folder`` is given, no other place is searched. A ``name`` that is not in `DATASETS` is a folder of
-    images, now at ``folder`` if that is given; ``image``, ``image_size`` and ``skip_unreadable`` apply only
-    to these (see `load_image_folder`).
+    images, now at ``folder`` if that is given; ``image``, ``image_size``, ``skip_unreadable``, ``arch`` and
+    ``group_by`` apply only to these (see `load_image_folder`).
 
     Raises:
         DatasetError: the name is not known, or no place has all files undamaged.
@@ -44,6 +46,8 @@ def load_dataset(
     if name in DATASETS:
         if image_size is not None:
             raise DatasetError(f"image-size is for folders of images; {name} has its own: leave it out")
+        if group_by is not None:
+            raise DatasetError(f"group-by is for folders of images; {name} has its own split: leave it out")
         return DATASETS[name](folder, terminal)
     place = folder or Path(name)
     if folder is None and not place.exists() and place.name != name:
@@ -58,7 +62,13 @@ def load_dataset(
             "a folder of images"
         )
     return load_image_folder(
-        place, image=image, image_size=image_size, skip_unreadable=skip_unreadable, terminal=terminal
+        place,
+        image=image,
+        image_size=image_size,
+        skip_unreadable=skip_unreadable,
+        terminal=terminal,
+        arch=arch,
+        group_by=group_by,
     )
 
 

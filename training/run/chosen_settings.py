@@ -4,26 +4,69 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from foldserve.training.datasets.mirroring import judge_mirroring
 from foldserve.training.engine.precision import choose_precision
+from foldserve.training.folder_recipe import choose_arch, choose_settings
+from foldserve.training.run.messages import report_imbalance
 
 if TYPE_CHECKING:
     import torch
 
+    from foldserve.terminal import Terminal
     from foldserve.training.config import TrainConfig
     from foldserve.training.datasets import Dataset, Examples
 
 
 def complete_settings(
-    config: TrainConfig, dataset: Dataset, validation: Examples, device: torch.device
+    config: TrainConfig,
+    dataset: Dataset,
+    training: Examples,
+    validation_count: int,
+    *,
+    device: torch.device,
+    terminal: Terminal,
 ) -> TrainConfig:
-    """Return ``config`` with nothing left open: precision, mirroring, validation images and size."""
+    """Return ``config`` with nothing left open, and say what was chosen for a folder of images."""
+    if dataset.is_folder:
+        config = _fit_to_folder(config, dataset, training, terminal)
     height, width = dataset.image.height, dataset.image.width
-    is_resized = bool(dataset.fingerprint) and height == width
+    is_resized = dataset.is_folder and height == width
+    # With groups, the count that was held out is not the one to ask for.
+    is_counted = dataset.validation is None and dataset.train_groups is None
     return config.model_copy(
         update={
             "precision": choose_precision(config, device).name,
             "flip": dataset.flip_keeps_class if config.flip is None else config.flip,
             "image_size": height if is_resized and config.image_size is None else config.image_size,
-            "validation_count": len(validation) if dataset.validation is None else None,
+            "validation_count": validation_count if is_counted else config.validation_count,
         }
     )
+
+
+def _fit_to_folder(
+    config: TrainConfig, dataset: Dataset, training: Examples, terminal: Terminal
+) -> TrainConfig:
+    """Return ``config`` with the settings of `foldserve.training.folder_recipe` where none are given."""
+    side = min(dataset.image.height, dataset.image.width)
+    arch = config.arch
+    if "arch" not in config.given:
+        arch = choose_arch(len(training), side, is_grey=dataset.image.channels == 1)
+    batch_size = config.batch_size if "batch_size" in config.given else None
+    chosen = choose_settings(arch, config.recipe, len(training), side, batch_size)
+    used = {name: value for name, value in chosen.items() if name not in config.given}
+    if config.flip is None and config.augment:
+        mirroring = judge_mirroring(training)
+        used["flip"] = mirroring.keeps_class
+        if not mirroring.keeps_class:
+            terminal.say(
+                "images are not mirrored: the nearest other image is of the same class for "
+                f"{mirroring.accuracy:.0%} of them, and for {mirroring.mirrored_accuracy:.0%} of their "
+                "mirror images (--flip mirrors them all the same)"
+            )
+    if used:
+        config = config.model_copy(update=used)
+        listed = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in used.items())
+        steps = config.epochs * max(1, len(training) // config.batch_size)
+        terminal.say(f"chosen for {len(training):,} images of {side} pixels: {listed}; {steps:,} steps")
+    report_imbalance(config, training, terminal)
+    return config

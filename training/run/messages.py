@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foldserve.text import join_first
+from foldserve.training.datasets import Examples
+from foldserve.training.datasets.near_duplicates import find_near_duplicates
 
 if TYPE_CHECKING:
     from foldserve.terminal import Terminal
     from foldserve.training.checkpoint import Checkpoint
-    from foldserve.training.datasets import Dataset, Examples
+    from foldserve.training.config import TrainConfig
+    from foldserve.training.datasets import Dataset
     from foldserve.training.engine.loop import Progress
 
 _CLASSES_SHOWN = 20
+# How many times as many images the largest class has, from which on that is said.
+_UNEQUAL = 5
 
 
 def report_split(dataset: Dataset, training: Examples, validation: Examples, terminal: Terminal) -> None:
@@ -35,6 +40,48 @@ def report_split(dataset: Dataset, training: Examples, validation: Examples, ter
         terminal.say(
             f"no test images of {join_first(untested)}: the accuracy of these classes will not be known"
         )
+
+
+def report_near_duplicates(
+    dataset: Dataset, training: Examples, validation: Examples, terminal: Terminal
+) -> None:
+    """Report images of a folder that are in training and, nearly the same, in validation or the test."""
+    if not dataset.is_folder:
+        return
+    test = Examples(dataset.test_images, dataset.test_labels)
+    for name, judging in (("validation", validation), ("test", test)):
+        found = find_near_duplicates(judging, training)
+        if found is None:
+            terminal.say(f"near-duplicates between training and {name} are not looked for: too many images")
+        elif len(found):
+            labels = f", {found.other_class:,} of them in another class" if found.other_class else ""
+            terminal.say(
+                f"warning: {len(found):,} of {len(judging):,} {name} images are nearly the same as one in "
+                f"training{labels}: the accuracy will be too high; remove copies, or keep pictures of one "
+                "thing together with --group-by"
+            )
+
+
+def report_imbalance(config: TrainConfig, training: Examples, terminal: Terminal) -> None:
+    """Report a large difference between the classes, if nothing is done about it."""
+    counts = torch.bincount(training.labels)
+    present = counts[counts > 0]
+    ratio = int(present.max()) / int(present.min())
+    is_handled = config.class_weights is not None or config.sampler == "balanced"
+    if ratio >= _UNEQUAL and not is_handled:
+        terminal.say(
+            f"the largest class has {ratio:.0f} times as many images as the smallest: if all classes matter "
+            "the same, try --sampler balanced or --class-weights balanced, with --select macro-f1"
+        )
+
+
+def what_to_try(config: TrainConfig) -> str:
+    """Return what may help a network that has learnt nothing."""
+    other = "resnet" if config.arch != "resnet" else "lenet"
+    return (
+        f"Try a lower rate (--lr {config.lr / 10:g}), more --epochs (now {config.epochs}), --no-augment, or "
+        f"--arch {other}; look at the images with --preview, and at the labels"
+    )
 
 
 def progress_text(progress: Progress, epoch: int, epochs: int) -> str:

@@ -154,6 +154,7 @@ def start_run(
         metrics={},
         weights={},
         fingerprint=dataset.fingerprint,
+        group_by=config.group_by or "",
     )
     torch.manual_seed(derived_seed(config.seed, "weights", 0))
     model = build_model(facts, config, device, process_group)

@@ -11,6 +11,7 @@ import torch
 
 from foldserve.terminal import Terminal
 from foldserve.text import escaped
+from foldserve.training.chance import chance_warning
 from foldserve.training.checkpoint import load_checkpoint, save_checkpoint
 from foldserve.training.datasets import Examples, load_dataset, split_train
 from foldserve.training.datasets.image_folder import fingerprint_of
@@ -23,7 +24,14 @@ from foldserve.training.engine.time_budget import TimeBudget
 from foldserve.training.errors import CheckpointError, RunError
 from foldserve.training.run.chosen_settings import complete_settings
 from foldserve.training.run.initial_weights import read_initial_weights
-from foldserve.training.run.messages import epoch_line, progress_text, report_split, result_text
+from foldserve.training.run.messages import (
+    epoch_line,
+    progress_text,
+    report_near_duplicates,
+    report_split,
+    result_text,
+    what_to_try,
+)
 from foldserve.training.run.preview import check_preview, write_preview
 from foldserve.training.run.report import write_report
 from foldserve.training.run.run_folder import another_run_dir, open_run_folder
@@ -97,7 +105,12 @@ def _run(
     dataset = _load(config, terminal)
     training, validation = split_train(dataset, config.validation_count)
     report_split(dataset, training, validation, terminal)
-    config = complete_settings(config, dataset, validation, device)
+    is_new = not folder.last.exists()
+    if process_group.broadcast(is_new):
+        config = complete_settings(
+            config, dataset, training, len(validation), device=device, terminal=terminal
+        )
+        report_near_duplicates(dataset, training, validation, terminal)
     state = start_run(config, dataset, training, device, process_group)
     if budget is not None:
         budget.evaluated_images, budget.test_images = len(validation), len(dataset.test_labels)
@@ -121,14 +134,22 @@ def _load(config: TrainConfig, terminal: Terminal) -> Dataset:
         image_size=config.image_size,
         skip_unreadable=config.skip_unreadable,
         terminal=terminal,
+        arch=config.arch if "arch" in config.given else None,
+        group_by=config.group_by,
     )
 
 
 def _preview(config: TrainConfig, terminal: Terminal) -> int:
-    assert config.preview is not None
-    check_preview(config.preview)
-    write_preview(config.preview, config, _load(config, terminal))
-    terminal.say(f"augmented training images: {config.preview}")
+    path = config.preview
+    assert path is not None
+    check_preview(path)
+    dataset = _load(config, terminal)
+    training, validation = split_train(dataset, config.validation_count)
+    config = complete_settings(
+        config, dataset, training, len(validation), device=torch.device("cpu"), terminal=terminal
+    )
+    write_preview(path, config, dataset)
+    terminal.say(f"augmented training images: {path}")
     return 0
 
 
@@ -313,6 +334,8 @@ def _evaluate_and_report(state: RunState, dataset: Dataset, folder: RunFolder, t
         config=state.trainer.config,
     )
     save_checkpoint(folder.best, best)
+    if warning := chance_warning(best.metrics):
+        terminal.say(f"{warning}. {what_to_try(state.trainer.config)}")
     terminal.say(f"{result_text(best)}; checkpoint {folder.best}, report {folder.report}")
 
 

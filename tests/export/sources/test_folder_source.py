@@ -80,12 +80,12 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExportConfig:
 
 def test_images_changed_since_training_cause_a_warning(tmp_path: Path, trained: ExportConfig):
     """Names, sizes and times are as they were; a moved folder is no change."""
-    assert not load_source(trained).remarks
+    assert not any("changed" in remark for remark in load_source(trained).remarks)
     north, south = (tmp_path / "pictures" / label / "000.png" for label in ("north", "south"))
     north.rename(tmp_path / "aside")
     south.rename(north)
     (tmp_path / "aside").rename(south)
-    (remark,) = load_source(trained).remarks
+    (remark,) = [remark for remark in load_source(trained).remarks if "changed" in remark]
     assert remark.startswith("warning: the images of pictures have changed since training")
 
 

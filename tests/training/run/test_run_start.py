@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def lines_until_training(config: TrainConfig) -> list[str]:
-    terminal = LineTerminal("training lenet")
+    terminal = LineTerminal(f"into {config.run_dir}")
     with pytest.raises(KeyboardInterrupt):
         train(config, terminal)
     return terminal.lines
