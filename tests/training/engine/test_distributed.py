@@ -13,6 +13,7 @@ import torch
 
 from foldserve.training.checkpoint import load_checkpoint
 from foldserve.training.engine.distributed import ProcessGroup
+from foldserve.training.models import create_model
 from tests.support.image_folders import write_classes
 
 ROOT = Path(__file__).parents[3]
@@ -26,7 +27,7 @@ def test_shards_hold_each_row_once(total: int, count: int):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def train(folder: Path, run_dir: Path, launcher: list[str]) -> str:
+def train(folder: Path, run_dir: Path, launcher: list[str], more: list[str]) -> str:
     settings = [
         "--epochs=2",
         "--batch-size=16",
@@ -35,6 +36,9 @@ def train(folder: Path, run_dir: Path, launcher: list[str]) -> str:
         "--device=cpu",
         "--threads=1",
         "--precision=fp32",
+        "--arch=lenet",
+        "--dropout=0",
+        *more,
     ]
     # Augmentation and dropout draw by process, so they are what differs by their number, and are left out.
     command = [
@@ -66,7 +70,8 @@ def train(folder: Path, run_dir: Path, launcher: list[str]) -> str:
     return done.stdout
 
 
-def test_two_processes_train_and_evaluate_like_one(tmp_path: Path):
+@pytest.mark.parametrize("from_weights", [False, True], ids=["plain", "from weights, balanced"])
+def test_two_processes_train_and_evaluate_like_one(tmp_path: Path, *, from_weights: bool):
     """With batch norm over both: every weight, its average, and each figure of each epoch, within rounding.
 
     Sums of gradients and statistics are formed in another order, so float32 rounds otherwise: 2^-24 a value
@@ -75,9 +80,15 @@ def test_two_processes_train_and_evaluate_like_one(tmp_path: Path):
     """
     folder = write_classes(tmp_path / "pictures", per_class=35)
     one, two = tmp_path / "one", tmp_path / "two"
-    train(folder, one, [sys.executable])
+    more = []
+    if from_weights:
+        shape = {"in_channels": 1, "class_count": 4, "height": 28, "width": 28}
+        torch.save(create_model("lenet", **shape).state_dict(), tmp_path / "first.pt")
+        more = [f"--init={tmp_path / 'first.pt'}", "--freeze=features.0", "--backbone-lr-scale=0.5"]
+        more += ["--sampler=balanced", "--class-weights=balanced", "--patience=5"]
+    train(folder, one, [sys.executable], more)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    output = train(folder, two, torchrun)
+    output = train(folder, two, torchrun, more)
     assert "in 2 processes" in output
     assert output.count("test accuracy") == 1, "more than one process speaks"
     for name in ("best.pt", "last.pt"):

@@ -269,3 +269,4 @@ def test_macro_f1_counts_each_class_the_same():
     predictions = torch.tensor([0, 0, 0, 0, 1, 3])
     assert macro_f1(targets, predictions) == pytest.approx((6 / 7 + 2 / 3 + 0 + 0) / 4)
     assert macro_f1(targets, targets) == 1.0
+    assert macro_f1(2 * targets, 2 * targets) == 1.0, "a class that does not occur counts nothing"

@@ -11,6 +11,7 @@ from foldserve.training.engine.schedule import Schedule
 from foldserve.training.engine.time_budget import TimeBudget
 
 STEPS_PER_EPOCH, EPOCHS = 50, 100
+OFF_S = 10_000  # how long the machine was off
 
 
 @dataclass
@@ -47,9 +48,10 @@ def simulate(
                 planned = now.plan(step, STEPS_PER_EPOCH, 32, most)
         if step == interrupted_at:
             spent_s = now.total_spent_s()
-            clock.now_s += 10_000  # the machine was off
+            clock.now_s += OFF_S
             now = budget(spent_s, step)
-    return step, now.total_spent_s() + 2 * evaluation_s, rates
+    off_s = OFF_S if interrupted_at >= 0 else 0
+    return step, clock.now_s - off_s + 2 * evaluation_s, rates  # the test images are twice as many
 
 
 @pytest.mark.parametrize(
@@ -69,6 +71,18 @@ def test_the_schedule_ends_inside_the_limit(step_s, interrupted_at: int):
     assert steps < STEPS_PER_EPOCH * EPOCHS
     assert rates[-1] < 0.02, "the rate has not fallen"
     assert max(rates) > 0.9, "the rate never rose"
+
+
+def test_a_plan_counts_steps_evaluations_and_what_comes_last():
+    """Of 125 s, 25 are spent on 20 steps and an evaluation of 5 s; the test has twice its images."""
+    clock = Clock()
+    budget = TimeBudget(125.0, evaluated_images=100, test_images=200, clock=clock)
+    budget.mark(0)
+    clock.now_s = 25.0
+    budget.evaluated(5.0)
+    spare_s = 0.05 * 125.0
+    assert budget.plan(20, 10, 32, 10_000) == 20 + int((125 - 25 - spare_s - 10 - 5) / 1.5)
+    assert budget.plan(20, 10, 32, 40) == 40
 
 
 def test_enough_time_changes_nothing():
