@@ -21,9 +21,12 @@ Transport = Literal["native", "grpcio"]
 
 @dataclass(frozen=True)
 class Contestant:
-    """A server to start. ``flags`` are foldserve's beyond its defaults."""
+    """A server to start. ``flags`` are foldserve's beyond its defaults.
 
-    kind: Literal["foldserve", "bare_native", "bare_aio", "bare_mosec"]
+    first_come is foldserve with the queue of `benchmarks.fairness`.
+    """
+
+    kind: Literal["foldserve", "first_come", "bare_native", "bare_aio", "bare_mosec"]
     transport: Transport | None = None
     flags: tuple[str, ...] = ()
 
@@ -59,7 +62,7 @@ def launch(contestant: Contestant, network: Network, *, port_file: Path, free_po
     """
     # A small network finishes before a second thread wakes up; a large one uses all CPUs.
     threads = str(usable_cpus()) if network.name == "alexnet" else "1"
-    if contestant.kind == "foldserve":
+    if contestant.kind in ("foldserve", "first_come"):
         return Launch(_foldserve(contestant, network, port_file), {})
     if contestant.kind == "bare_mosec":
         port_file.write_text(str(free_port))
@@ -74,7 +77,8 @@ def launch(contestant: Contestant, network: Network, *, port_file: Path, free_po
 
 
 def _foldserve(contestant: Contestant, network: Network, port_file: Path) -> tuple[str, ...]:
-    command = [sys.executable, "-m", "foldserve", "serve", "--repository", str(network.repository)]
+    module = "foldserve" if contestant.kind == "foldserve" else "benchmarks.fairness.first_come_server"
+    command = [sys.executable, "-m", module, "serve", "--repository", str(network.repository)]
     command += ["--device", "cpu", "--port", "0", "--port-file", str(port_file), "--log-level", "error"]
     settings = ServeConfig.model_fields
     if "transport" in settings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -22,18 +22,21 @@ class Request:
 
     ``rows`` [n, ...] with n >= 1, the same trailing shape and type for all requests of one batcher.
     ``deadline_s`` is on the batcher's clock. Set ``cancelled`` from any thread: the request is then dropped
-    if it has not run yet. The batcher sets the times at which the request was queued, its first execution
-    began and its last one ended.
+    if it has not run yet. ``caller`` tells apart who asks: callers take turns while more waits than one batch
+    holds. The batcher sets the times at which the request was queued, its first execution began and its last
+    one ended.
     """
 
     rows: NDArray[Any]
     deadline_s: float = math.inf
     cancelled: bool = False
+    caller: Hashable = None
     queued_s: float = field(default=0.0, init=False)
     started_s: float = field(default=0.0, init=False)
     finished_s: float = field(default=0.0, init=False)
-    # The batcher's bookkeeping: slices without an outcome, and the outputs of the others by their start.
-    pending_slices: int = field(default=0, init=False, repr=False)
+    # The batcher's bookkeeping: rows without an outcome, and the outputs of a request that was cut, by their
+    # start.
+    pending_rows: int = field(default=0, init=False, repr=False)
     slice_outputs: dict[int, Arrays] | None = field(default=None, init=False, repr=False)
 
 
@@ -52,12 +55,24 @@ class Execution:
 
 @dataclass(slots=True, eq=False)
 class RequestSlice(Generic[R]):
-    """At most ``max_batch_size`` consecutive rows of one request, starting at row ``start``."""
+    """Consecutive rows of one request, starting at row ``start``: a whole request, or a part of one."""
 
     request: R
     on_done: OnDone[R]
     start: int
     rows: NDArray[Any]
+
+
+def cut(part: RequestSlice[R], row_count: int) -> RequestSlice[R]:
+    """Remove the first ``row_count`` rows of ``part``, which has more, and return them. Copies none."""
+    assert 0 < row_count < len(part.rows)
+    request = part.request
+    if request.slice_outputs is None:
+        request.slice_outputs = {}
+    front = RequestSlice(request, part.on_done, part.start, part.rows[:row_count])
+    part.start += row_count
+    part.rows = part.rows[row_count:]
+    return front
 
 
 def record_outcome(part: RequestSlice[Any], outcome: Outcome) -> bool:
@@ -67,15 +82,15 @@ def record_outcome(part: RequestSlice[Any], outcome: Outcome) -> bool:
     caller holds the batcher's lock.
     """
     request = part.request
-    if not request.pending_slices:
+    if not request.pending_rows:
         return False
     if isinstance(outcome, Exception):
-        request.pending_slices = 0
+        request.pending_rows = 0
         return True
-    request.pending_slices -= 1
+    request.pending_rows -= len(part.rows)
     if request.slice_outputs is not None:
         request.slice_outputs[part.start] = outcome
-    return not request.pending_slices
+    return not request.pending_rows
 
 
 def concatenate_slices(request: Request, outcome: Outcome) -> Outcome:

@@ -32,7 +32,7 @@ from foldserve.serving.transport.grpcio.server import GrpcioTransport, cannot_li
 from foldserve.serving.transport.status import LARGE_BYTES, parse, to_status
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
     from foldserve.serving.server_state import Lifecycle
     from foldserve.serving.services.inference import InferenceService
@@ -243,17 +243,19 @@ class _Listener:
                 self._cancel(call_id, requests)
                 continue
             path, kind = self._methods[method_id]
-            metadata, _, remaining_s = details
+            metadata, peer, remaining_s = details
             try:
+                caller: Hashable = peer
                 if self._permissions.are_checked:
-                    self._permissions.check(path, metadata)
+                    caller = (peer, self._permissions.check(path, metadata))
                 request = kind(
                     message=None,
                     deadline_s=math.inf if remaining_s is None else now_s + remaining_s,
+                    caller=caller,
                     completion=call_id,
                 )
                 if self._inference.logs_requests:
-                    request.peer = details[1]
+                    request.peer = peer
                 if len(payload) >= LARGE_BYTES:
                     self._pending[call_id] = request
                     self._large_reader.submit(self._take_large, request, payload)

@@ -5,6 +5,7 @@ A test that needs a busy model holds it, and need not guess how long the machine
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from foldserve.serving.services.requests import InferenceRequest
 
 # In the server's working folder.
-HOLD, HELD = Path("hold"), Path("held")
+HOLD, HELD, EXECUTED = Path("hold"), Path("held"), Path("executed")
 
 _run, _submit = ModelRunner.__call__, ServedModel.submit
 
@@ -50,8 +51,14 @@ class HeldServer(ServerProcess):
         """Let everything run."""
         (self._folder / HOLD).unlink()
 
+    def executions(self) -> list[list[int]]:
+        """Return the first pixel of every image, by execution, in the order in which they began."""
+        return [json.loads(line) for line in (self._folder / EXECUTED).read_text().splitlines()]
+
 
 def _wait_and_run(runner: ModelRunner, images: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
+    with EXECUTED.open("a") as log:
+        log.write(f"{images[:, 0, 0, 0].tolist()}\n")
     while HOLD.exists():
         HELD.touch()
         time.sleep(0.01)

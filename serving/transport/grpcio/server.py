@@ -27,7 +27,7 @@ from foldserve.serving.transport.grpcio.streams import STREAMS, answer_in_order
 from foldserve.serving.transport.status import LARGE_BYTES, parse
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 
     from google.protobuf.message import Message
 
@@ -201,11 +201,13 @@ class GrpcioTransport:
     def _unary_method(self, path: str, kind: type[InferenceRequest]) -> _Method:
         async def answer(content: bytes, context: _Context) -> bytes:
             try:
-                self._check(path, context)
+                holder = self._check(path, context)
             except Exception as error:  # becomes a status
                 self._inference.count_unread(kind.unary_method, error)
                 return await refuse(context, error)
-            reply = await self._infer(kind, content, context)
+            # One connection is one caller; with tokens, each of its tokens is one.
+            peer = context.peer()
+            reply = await self._infer(kind, content, context, peer if holder is None else (peer, holder))
             return await refuse(context, reply) if isinstance(reply, Exception) else reply
 
         return answer
@@ -218,7 +220,8 @@ class GrpcioTransport:
                 except ResourceExhaustedError as error:  # becomes the answer
                     self._inference.count_unread(stream.method, error)
                     return stream.write(b"", error)
-                reply = await self._infer(stream.kind, content, context, stream.method)
+                # A stream is a caller: streams that the native transport forwards share one connection.
+                reply = await self._infer(stream.kind, content, context, context, stream.method)
                 return await self._run(content, stream.write, content, reply)
 
             try:
@@ -251,9 +254,14 @@ class GrpcioTransport:
         return parse(message_type, self._decompressed(content), self._limit)
 
     async def _infer(
-        self, kind: type[InferenceRequest], content: bytes, context: _Context, stream: str = ""
+        self,
+        kind: type[InferenceRequest],
+        content: bytes,
+        context: _Context,
+        caller: Hashable,
+        stream: str = "",
     ) -> Reply:
-        """Answer a unary call, or one request of the streaming RPC ``stream``."""
+        """Answer a unary call of ``caller``, or one request of the streaming RPC ``stream``."""
         running = await self._enter()
         remaining_s = context.time_remaining()
         try:
@@ -265,6 +273,7 @@ class GrpcioTransport:
             request = kind(
                 message=message,
                 deadline_s=math.inf if remaining_s is None else time.monotonic() + remaining_s,
+                caller=caller,
                 completion=self._loop.create_future(),
             )
             if stream:

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from foldserve.serving.batching.queue import RequestQueue
 from foldserve.serving.batching.request import Request
 from foldserve.serving.errors import (
     CancelledError,
@@ -18,39 +12,7 @@ from foldserve.serving.errors import (
     ModelUnloadedError,
     ResourceExhaustedError,
 )
-from tests.support.batcher_bench import Clock
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from foldserve.serving.batching.request import Outcome
-
-
-def request_of(row_count: int, deadline_s: float = math.inf) -> Request:
-    return Request(rows=np.zeros((row_count, 1), np.uint8), deadline_s=deadline_s)
-
-
-def ignore(request: Request, outcome: Outcome) -> None:
-    """Takes outcomes that no test here looks at."""
-
-
-class Queue(RequestQueue[Request]):
-    """A queue with defaults, which adds a request per row count."""
-
-    def __init__(self, **limits: Any) -> None:
-        self.clock = Clock()
-        defaults = {"max_batch_size": 4, "max_rows": 100, "max_bytes": 10**6, "max_delay_s": 0.0}
-        super().__init__(**(defaults | limits), clock=self.clock)
-
-    def put(self, *row_counts: int) -> list[Exception | None]:
-        return [self.add(request_of(count), ignore, self.clock.now_s) for count in row_counts]
-
-    def take_sizes(self) -> list[list[int]]:
-        """Take batches until the queue is empty; return the sizes of their slices."""
-        sizes = []
-        while self.row_count:
-            sizes.append([len(part.rows) for part in self.take_batch()[0]])
-        return sizes
+from tests.support.request_queue import Queue, ignore, request_of
 
 
 def test_full_queue_is_refused_and_says_how_full() -> None:
@@ -87,18 +49,26 @@ def test_request_of_exactly_a_batch_is_not_cut() -> None:
 def test_slices_cover_a_large_request_in_order() -> None:
     queue, request = Queue(), Request(rows=np.arange(10)[:, None])
     queue.add(request, ignore, 0.0)
-    assert [(part.start, part.rows.ravel().tolist()) for part in queue] == [
-        (0, [0, 1, 2, 3]),
-        (4, [4, 5, 6, 7]),
-        (8, [8, 9]),
+    taken = [queue.take_batch()[0] for _ in range(3)]
+    assert [[(part.start, part.rows.ravel().tolist()) for part in batch] for batch in taken] == [
+        [(0, [0, 1, 2, 3])],
+        [(4, [4, 5, 6, 7])],
+        [(8, [8, 9])],
     ]
-    assert request.pending_slices == 3
+    assert request.pending_rows == 10, "no row has an outcome yet"
+    assert np.shares_memory(taken[0][0].rows, request.rows), "and none is copied"
 
 
-def test_batch_ends_before_the_first_slice_that_does_not_fit() -> None:
+def test_request_that_does_not_fit_fills_the_batch_with_a_part() -> None:
     queue = Queue()
-    queue.put(2, 3, 1)
-    assert queue.take_sizes() == [[2], [3, 1]], "order is kept: 1 does not overtake 3"
+    queue.put(2, 3, 2)
+    assert queue.take_sizes() == [[2, 2], [1, 2]]
+
+
+def test_requests_that_all_fit_are_taken_as_they_came() -> None:
+    queue = Queue()
+    queue.put(2, 1, 1)
+    assert queue.take_sizes() == [[2, 1, 1]]
 
 
 def test_cancelled_and_expired_requests_make_room_in_the_batch() -> None:
@@ -140,7 +110,8 @@ def test_expired_request_behind_a_full_batch_is_not_looked_at() -> None:
 def test_slices_of_a_failed_request_are_not_taken() -> None:
     queue, request = Queue(), request_of(8)
     queue.add(request, ignore, 0.0)
-    request.pending_slices = 0  # as after a failure of another slice
+    queue.take_batch()
+    request.pending_rows = 0  # as after a failure of that slice
     assert queue.take_batch() == ([], [])
     assert queue.row_count == 0
 
@@ -194,71 +165,7 @@ def test_clearing_returns_each_unanswered_request_once() -> None:
     queue, large, small, failed = Queue(), request_of(9), request_of(1), request_of(1)
     for request in (large, small, failed):
         queue.add(request, ignore, 0.0)
-    failed.pending_slices = 0
+    failed.pending_rows = 0
     assert [part.request for part in queue.clear()] == [large, small]
-    assert not any(request.pending_slices for request in (large, small))
+    assert not any(request.pending_rows for request in (large, small))
     assert (queue.row_count, queue.byte_count, [*queue]) == (0, 0, [])
-
-
-steps = st.lists(
-    st.one_of(
-        st.tuples(st.just("add"), st.integers(1, 11), st.sampled_from([math.inf, 3.0, 9.0])),
-        st.tuples(st.just("cancel"), st.integers(0, 30), st.none()),
-        st.tuples(st.just("wait"), st.integers(1, 5), st.none()),
-        st.tuples(st.just("take"), st.none(), st.none()),
-    ),
-    max_size=40,
-)
-
-
-@given(
-    steps=steps,
-    max_batch_size=st.integers(1, 6),
-    max_rows=st.integers(1, 30),
-    max_bytes=st.integers(1, 30),
-    max_delay_s=st.sampled_from([0.0, 2.0]),
-)
-def test_any_schedule_keeps_order_and_bounds_and_takes_each_row_once(
-    *,
-    steps: Sequence[tuple[str, Any, Any]],
-    max_batch_size: int,
-    max_rows: int,
-    max_bytes: int,
-    max_delay_s: float,
-) -> None:
-    queue = Queue(
-        max_batch_size=max_batch_size, max_rows=max_rows, max_bytes=max_bytes, max_delay_s=max_delay_s
-    )
-    accepted: list[Request] = []
-    left: list[tuple[Request, int]] = []  # request and row, in the order in which they left the queue
-
-    def take() -> None:
-        batch, dropped = queue.take_batch()
-        assert sum(len(part.rows) for part in batch) <= max_batch_size
-        assert not any(part.request.cancelled for part in batch)
-        assert all(part.request.deadline_s > queue.clock.now_s for part in batch)
-        taken = sorted([*batch, *(part for part, _ in dropped)], key=lambda part: position[id(part)])
-        left.extend((part.request, part.start + row) for part in taken for row in range(len(part.rows)))
-
-    for action, number, deadline_s in steps:
-        position = {id(part): place for place, part in enumerate(queue)}
-        if action == "add":
-            request, before = request_of(number, deadline_s), queue.row_count
-            fits = not before or before + number <= min(max_rows, max_bytes)
-            assert (queue.add(request, ignore, queue.clock.now_s) is None) == fits
-            accepted += [request] if fits else []
-        elif action == "cancel" and accepted:
-            accepted[number % len(accepted)].cancelled = True
-        elif action == "wait":
-            queue.clock.now_s += number
-        elif action == "take":
-            take()
-        waiting = [*queue]
-        assert queue.row_count == queue.byte_count == sum(len(part.rows) for part in waiting)
-        assert all(len(part.rows) <= max_batch_size for part in waiting)
-        due_in_s = queue.due_in_s(is_idle=False)
-        assert due_in_s is None if not waiting else due_in_s is not None and 0 <= due_in_s <= max_delay_s
-    while queue.row_count:
-        position = {id(part): place for place, part in enumerate(queue)}
-        take()
-    assert left == [(request, row) for request in accepted for row in range(len(request.rows))]

@@ -1,0 +1,1 @@
+"""Measures how long small requests wait beside large ones."""
