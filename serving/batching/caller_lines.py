@@ -5,13 +5,14 @@ their caller, so that smaller ones pass them even on the same connection: a prox
 requests. The order of rows in a batch:
 
 1. Lines whose first request has a single row, in turn, one row per turn.
-2. The other lines in turn: a turn is over when it has given as many rows as a batch holds, or none is left.
-   A request that does not fit into the batch is cut; the rest of it is next in its line.
+2. The other lines in turn: a turn is over when it has given half as many rows as a batch holds, or none is
+   left. A request that does not fit into the batch is cut; the rest of it is next in its line. (With a whole
+   batch per turn, a single row would leave all later batches mixed of two large requests, and copied.)
 
 If a batch had no room for the second kind, the next one takes them first. Let q lines begin with a single
 row: their requests are in one of the next 2 * ceil(q / max_batch_size) batches, whatever waits in other
 lines, and the second kind gets at least every other batch. This is deficit round robin (Shreedhar and
-Varghese, 1995) with a quantum of one batch, and a level above it for single rows.
+Varghese, 1995) with a quantum of half a batch, and a level above it for single rows.
 """
 
 from __future__ import annotations
@@ -134,6 +135,6 @@ class CallerLines(Generic[R]):
         elif turns is self._singles:
             turns.popleft()
             self._others.append(line)
-        elif line.given_rows >= self._max_batch_size:
+        elif 2 * line.given_rows >= self._max_batch_size:
             line.given_rows = 0
             turns.rotate(-1)
