@@ -27,6 +27,7 @@ class _ImageForm(_Form):
     height: int
     width: int
     resize_shorter_side: int
+    decode: Literal["full", "scaled"] = "full"  # runs from before there were two rules
 
 
 class _TotalsForm(_Form):

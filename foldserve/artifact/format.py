@@ -93,18 +93,19 @@ class ModelMetadata:
 
     def to_properties(self) -> dict[str, str]:
         """Return the same entries under their short names, as in ``ModelMetadata.properties``."""
+        resize = {
+            "shorter_side": self.image.resize_shorter_side,
+            "crop": [self.image.height, self.image.width],
+            "interpolation": "bilinear",
+        }
+        if self.image.decode != "full":  # what files from before this rule do not have
+            resize["decode"] = self.image.decode
         properties = {
             "schema": str(SCHEMA_VERSION),
             "labels": json.dumps(self.labels, ensure_ascii=False),
             "mean": json.dumps(self.mean),
             "std": json.dumps(self.std),
-            "resize": json.dumps(
-                {
-                    "shorter_side": self.image.resize_shorter_side,
-                    "crop": [self.image.height, self.image.width],
-                    "interpolation": "bilinear",
-                }
-            ),
+            "resize": json.dumps(resize),
             "channel_order": self.image.channel_order,
         }
         if self.network_channel_order is not None:
@@ -132,7 +133,8 @@ class ModelMetadata:
         entries = {key.removeprefix(_PREFIX): text for key, text in props.items() if key.startswith(_PREFIX)}
         facts = parse_metadata(entries, MODEL_FILE)
         try:
-            image = ImageSpec(facts.channel_order, *facts.resize.crop, facts.resize.shorter_side)
+            resize = facts.resize
+            image = ImageSpec(facts.channel_order, *resize.crop, resize.shorter_side, resize.decode)
         except ValueError as error:
             raise ArtifactError(f"{MODEL_FILE} has malformed metadata: {error}") from None
         start = "provenance."

@@ -59,6 +59,7 @@ class _Resize(BaseModel, frozen=True, strict=True):
     shorter_side: int
     crop: tuple[int, int]
     interpolation: Literal["bilinear"] = "bilinear"
+    decode: Literal["full", "scaled"] = "full"
 
 
 class MetadataSchema(BaseModel, frozen=True, strict=True):

@@ -3,10 +3,11 @@
 from foldserve.errors import ImageError
 from foldserve.imaging.containers import open_picture, read_picture
 from foldserve.imaging.picture import MAX_PIXELS, Picture, check_cost
-from foldserve.imaging.prepare import ImageSpec, decode_image, prepare_image, prepare_picture
+from foldserve.imaging.prepare import DecodeRule, ImageSpec, decode_image, prepare_image, prepare_picture
 
 __all__ = [
     "MAX_PIXELS",
+    "DecodeRule",
     "ImageError",
     "ImageSpec",
     "Picture",

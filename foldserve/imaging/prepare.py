@@ -1,8 +1,9 @@
 """Decodes an image and brings it to a network's input size.
 
-The steps: decode; turn upright by the EXIF orientation; composite transparency over white, as viewers do;
-convert to the colours of the network; scale the shorter side to ``resize_shorter_side`` with antialiasing;
-crop the centre. Evaluation in training, the exporter and the server all call this one function.
+The steps: decode, JPEG at a reduced scale if the network was trained so; turn upright by the EXIF
+orientation; composite transparency over white, as viewers do; convert to the colours of the network; scale
+the shorter side to ``resize_shorter_side`` with antialiasing; crop the centre. Training on folders,
+evaluation, the exporter and the server all call this one function.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
 MAX_SIDE = 65536
 
 ChannelOrder = Literal["L", "RGB"]
+DecodeRule = Literal["full", "scaled"]
 
+# What a scaled JPEG keeps of the length that its sides are scaled to. At twice the length, scaling down still
+# averages over pixels: of photographs the mean difference from full decoding is some 0.4 grey levels.
+_KEPT_TIMES = 2
 
 # Transposition that turns the stored image upright, by orientation.
 _TURNS = {
@@ -38,6 +43,10 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Orientations from this one on swap height and width.
+_QUARTER_TURN = 5
+# Orientations that bring the right edge of the stored image, or its lower one, to the left or to the top.
+_MIRRORED_X, _MIRRORED_Y = frozenset({2, 3, 6, 7}), frozenset({3, 4, 7, 8})
 # Compositing works on bands of about this many pixels, as Pillow blocks other threads meanwhile.
 _BAND_PIXELS = 512 * 1024
 
@@ -48,16 +57,23 @@ class ImageSpec:
 
     ``resize_shorter_side`` is the length in pixels that the shorter side is scaled to before the centre of
     ``height`` x ``width`` is cropped. An image that already has the input size is not scaled.
+
+    ``decode`` "scaled" decodes a JPEG at the smallest of the scales 1, 1/2, 1/4 and 1/8 that leaves its
+    shorter side at least twice ``resize_shorter_side`` long, which takes a fifth of the time for large
+    photographs; "full" decodes all its pixels, and is the rule of networks that were trained so.
     """
 
     channel_order: ChannelOrder
     height: int
     width: int
     resize_shorter_side: int
+    decode: DecodeRule = "full"
 
     def __post_init__(self) -> None:
         if self.channel_order not in ("L", "RGB"):
             raise ValueError(f"channel_order is {self.channel_order!r}; expected 'L' (grey) or 'RGB'")
+        if self.decode not in ("full", "scaled"):
+            raise ValueError(f"decode is {self.decode!r}; expected 'full' or 'scaled'")
         sides = (self.height, self.width, self.resize_shorter_side)
         if any(not isinstance(side, int) or isinstance(side, bool) for side in sides):
             raise ValueError(f"height, width and resize_shorter_side are {sides}; expected whole numbers")
@@ -103,9 +119,11 @@ def prepare_picture(picture: Picture, spec: ImageSpec, *, max_pixels: int = MAX_
     Raises:
         ImageError: it is damaged, has more than ``max_pixels`` pixels, or takes too long to decode.
     """
-    image = decode_picture(picture, spec.channel_order, max_pixels=max_pixels)
-    if image.size != (spec.width, spec.height):
-        image = _scale_and_cut(image, spec)
+    least_side = _KEPT_TIMES * spec.resize_shorter_side if spec.decode == "scaled" else None
+    decoded = _decode(picture, spec.channel_order, max_pixels, least_side)
+    image = decoded.image
+    if decoded.size != (spec.width, spec.height):
+        image = _scale_and_cut(decoded, spec)
     pixels = np.asarray(image, dtype=np.uint8)  # [H, W] for grey, [H, W, 3] for RGB
     if spec.channel_order == "L":
         return np.ascontiguousarray(pixels[np.newaxis])
@@ -130,15 +148,55 @@ def decode_picture(
     Raises:
         ImageError: it is damaged, has more than ``max_pixels`` pixels, or takes too long to decode.
     """
+    return _decode(picture, channel_order, max_pixels, least_side=None).image
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """An upright image, perhaps at a reduced scale, in the colours of the network.
+
+    Attributes:
+        image: its pixels.
+        size: width and height in the pixels of the file.
+        left, top, width, height: the part of ``image`` that shows it. An eighth of 900 rows are the first
+            112.5 of 113.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+def _decode(
+    picture: Picture, channel_order: ChannelOrder, max_pixels: int, least_side: int | None
+) -> _Decoded:
+    """Decode ``picture``, a JPEG at the smallest scale that leaves both sides ``least_side`` long, if given.
+
+    Raises:
+        ImageError: it is damaged, has more than ``max_pixels`` pixels, or takes too long to decode.
+    """
     check_cost(picture, max_pixels)
     try:
-        image = open_picture(picture)
-        image.load()
+        opened = open_picture(picture)
+        size = opened.size
+        # Only JPEG has scales; the decoder leaves out the highest frequencies of each block.
+        drafted = None if least_side is None else opened.draft(None, (least_side, least_side))
+        opened.load()
     except Exception as error:  # Pillow raises many types on damaged files: struct.error, SyntaxError, ...
         raise ImageError(f"damaged image: {error}") from error
-    if picture.orientation in _TURNS:
-        return _to_colours(image, channel_order).transpose(_TURNS[picture.orientation])
-    return _to_colours(image, channel_order)
+    width, height = opened.size if drafted is None else drafted[1][2:]
+    image = _to_colours(opened, channel_order)
+    if picture.orientation not in _TURNS:
+        return _Decoded(image, size, 0, 0, width, height)
+    image = image.transpose(_TURNS[picture.orientation])
+    if picture.orientation >= _QUARTER_TURN:
+        size, width, height = size[::-1], height, width
+    left = image.width - width if picture.orientation in _MIRRORED_X else 0
+    top = image.height - height if picture.orientation in _MIRRORED_Y else 0
+    return _Decoded(image, size, left, top, width, height)
 
 
 def _to_colours(image: Image.Image, channel_order: ChannelOrder) -> Image.Image:
@@ -161,15 +219,16 @@ def _over_white(image: Image.Image, channel_order: ChannelOrder) -> Image.Image:
     return result
 
 
-def _scale_and_cut(image: Image.Image, spec: ImageSpec) -> Image.Image:
-    scale = spec.resize_shorter_side / min(image.size)
-    width, height = (max(spec.resize_shorter_side, round(side * scale)) for side in image.size)
+def _scale_and_cut(decoded: _Decoded, spec: ImageSpec) -> Image.Image:
+    image = decoded.image
+    scale = spec.resize_shorter_side / min(decoded.size)
+    width, height = (max(spec.resize_shorter_side, round(side * scale)) for side in decoded.size)
     left, top = (width - spec.width) // 2, (height - spec.height) // 2
     # Resamples directly from the source box, so that a 20000x30 strip is never scaled to its full length.
     box = (
-        left * image.width / width,
-        top * image.height / height,
-        min(image.width, (left + spec.width) * image.width / width),
-        min(image.height, (top + spec.height) * image.height / height),
+        decoded.left + left * decoded.width / width,
+        decoded.top + top * decoded.height / height,
+        min(image.width, decoded.left + (left + spec.width) * decoded.width / width),
+        min(image.height, decoded.top + (top + spec.height) * decoded.height / height),
     )
     return image.resize((spec.width, spec.height), Image.Resampling.BILINEAR, box=box)

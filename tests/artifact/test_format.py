@@ -34,11 +34,12 @@ def metadata(draw) -> ModelMetadata:
     order = draw(st.sampled_from(["L", "RGB"]))
     height, width = draw(st.integers(1, 300)), draw(st.integers(1, 300))
     count = len(order)
+    decode = draw(st.sampled_from(["full", "scaled"]))
     return ModelMetadata(
         labels=tuple(draw(st.lists(LEGIBLE, min_size=1, max_size=5))),
         mean=tuple(draw(st.lists(FINITE, min_size=count, max_size=count))),
         std=tuple(draw(st.lists(FINITE.map(abs).filter(bool), min_size=count, max_size=count))),
-        image=ImageSpec(order, height, width, max(height, width) + draw(st.integers(0, 50))),
+        image=ImageSpec(order, height, width, max(height, width) + draw(st.integers(0, 50)), decode),
         provenance=draw(st.dictionaries(LEGIBLE, LEGIBLE, max_size=3)),
     )
 
@@ -69,6 +70,17 @@ def test_metadata_survives_the_file(facts):
     assert ModelMetadata.from_props(facts.to_props()) == facts
 
 
+def test_files_from_before_there_were_two_rules_decode_in_full():
+    """This version writes their text for that rule, so that exporting them again gives the same bytes."""
+    text = '{"shorter_side": 6, "crop": [4, 5], "interpolation": "bilinear"}'
+    image = ImageSpec("L", 4, 5, 6, "full")
+    props = ModelMetadata(("a",), (0.5,), (0.5,), image).to_props()
+    assert props["foldserve.resize"] == text
+    assert ModelMetadata.from_props(props).image == image
+    scaled = ModelMetadata(("a",), (0.5,), (0.5,), dataclasses.replace(image, decode="scaled")).to_props()
+    assert scaled["foldserve.resize"] == text.replace("}", ', "decode": "scaled"}')
+
+
 def test_metadata_has_a_fixed_order():
     spec = ImageSpec("L", 4, 4, 4)
     one = ModelMetadata(("a",), (0.5,), (0.5,), spec, {"x": "1", "b": "2"})
@@ -87,6 +99,12 @@ def test_metadata_has_a_fixed_order():
             "foldserve.network_channel_order", "GBR", "network_channel_order: .*'GBR'", id="unknown order"
         ),
         pytest.param("foldserve.resize", '{"crop": [4]}', "malformed metadata", id="one side"),
+        pytest.param(
+            "foldserve.resize",
+            '{"crop": [4, 4], "shorter_side": 4, "decode": "half"}',
+            "resize.decode: .*'half'",
+            id="unknown rule",
+        ),
         pytest.param("foldserve.schema", "2", "schema 2.*upgrade foldserve", id="future"),
     ],
 )

@@ -7,6 +7,7 @@ import struct
 import zlib
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -36,3 +37,19 @@ def png_that_claims(width: int, height: int) -> bytes:
 def as_elements(images: Sequence[bytes]) -> bytes:
     """Return BYTES elements as they stand in raw_input_contents."""
     return b"".join(struct.pack("<I", len(image)) + image for image in images)
+
+
+def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Return an RGB picture with detail at all sizes, the finer the weaker, as photographs have."""
+    random = np.random.default_rng(seed)
+    pixels = np.full((height, width, 3), 128, np.float32)
+    cell = max(width, height) // 2
+    while cell >= 1:
+        shape = (height // cell + 2, width // cell + 2)
+        for channel in range(3):
+            coarse = Image.fromarray(random.standard_normal(shape, dtype=np.float32))
+            pixels[..., channel] += (
+                cell**0.5 * 3 * np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+            )
+        cell //= 4
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

@@ -53,6 +53,16 @@ def test_checkpoint_fields_survive_saving_and_loading(tmp_path: Path, checkpoint
     assert torch.equal(loaded.trainer["optimizer"]["state"][0]["momentum_buffer"], torch.ones(2))
 
 
+def test_checkpoint_from_before_there_were_two_rules_decodes_in_full(tmp_path: Path, checkpoint: Checkpoint):
+    scaled = replace(checkpoint, image=replace(checkpoint.image, decode="scaled"))
+    save_checkpoint(tmp_path / "best.pt", scaled)
+    assert load_checkpoint(tmp_path).image.decode == "scaled"
+    payload = torch.load(tmp_path / "best.pt", weights_only=True)
+    del payload["image"]["decode"]
+    torch.save(payload, tmp_path / "best.pt")
+    assert load_checkpoint(tmp_path).image.decode == "full"
+
+
 def test_loading_a_folder_loads_its_best_checkpoint(tmp_path: Path, checkpoint: Checkpoint):
     save_checkpoint(tmp_path / "best.pt", checkpoint)
     save_checkpoint(tmp_path / "last.pt", replace(checkpoint, metrics={"epoch": 4}))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from foldserve.imaging import DecodeRule
     from foldserve.training.datasets.decoding import ImageKind, PictureFile
 
 _TEST_SHARE = 0.2
@@ -43,6 +44,7 @@ def load_image_folder(
     *,
     image: ImageSpec | None,
     image_size: int | None,
+    decode: DecodeRule,
     skip_unreadable: bool,
     terminal: Terminal,
     arch: str | None = None,
@@ -51,8 +53,9 @@ def load_image_folder(
     """Return the images of ``folder``, decoded in parallel or read from the cache.
 
     ``image`` says how to prepare them if that is known, as from a checkpoint. Otherwise they are grey if all
-    files are, else RGB, and their size is ``image_size``, else the one that
-    `foldserve.training.folder_recipe` chooses for the network ``arch``, or for the one that it would choose.
+    files are, else RGB, their size is ``image_size``, else the one that `foldserve.training.folder_recipe`
+    chooses for the network ``arch``, or for the one that it would choose, and they are decoded as ``decode``
+    says.
 
     ``group_by`` is "folder" or a regular expression that finds the group of an image in its path; images of
     one group are not parted by a split that is made here.
@@ -67,7 +70,14 @@ def load_image_folder(
     _report_layout(folder, layout, terminal)
     paths = [path for split in layout.splits.values() for path in split.paths]
     files = read_digests(folder, paths, terminal)
-    spec = image or _choose_spec(paths, image_size, arch, len(layout.splits["training"].paths), terminal)
+    spec = image or _choose_spec(
+        paths,
+        image_size=image_size,
+        arch=arch,
+        train_count=len(layout.splits["training"].paths),
+        decode=decode,
+        terminal=terminal,
+    )
     decoded = decode_all(files, spec, terminal)
     _report_unreadable(folder, decoded, len(paths), skip_unreadable=skip_unreadable, terminal=terminal)
     classes = torch.tensor([label for split in layout.splits.values() for label in split.labels])
@@ -222,11 +232,17 @@ def _fingerprint(files: Sequence[PictureFile], layout: FolderLayout) -> str:
 
 
 def _choose_spec(
-    paths: Sequence[Path], image_size: int | None, arch: str | None, train_count: int, terminal: Terminal
+    paths: Sequence[Path],
+    *,
+    image_size: int | None,
+    arch: str | None,
+    train_count: int,
+    decode: DecodeRule,
+    terminal: Terminal,
 ) -> ImageSpec:
     kinds = inspect_images(paths)
     if not kinds:  # no file can be read, which decoding reports
-        return ImageSpec("RGB", *(image_size or 1,) * 3)
+        return ImageSpec("RGB", *(image_size or 1,) * 3, decode)
     sizes = [(kind.height, kind.width) for kind in kinds]
     grey = all(kind.is_grey for kind in kinds)
     if image_size is None:
@@ -237,7 +253,7 @@ def _choose_spec(
         f"images are used as {'grey' if grey else 'RGB'}, {height}x{width} pixels; the files are "
         f"{_kinds_text(kinds)}"
     )
-    return ImageSpec("L" if grey else "RGB", height, width, resize_shorter_side=max(height, width))
+    return ImageSpec("L" if grey else "RGB", height, width, max(height, width), decode)
 
 
 def _kinds_text(kinds: Sequence[ImageKind]) -> str:

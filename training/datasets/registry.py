@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,12 @@ from foldserve.training.errors import DatasetError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from foldserve.imaging import DecodeRule
     from foldserve.training.datasets.sources import Source
+
+
+# How new runs decode pictures.
+_DECODE: DecodeRule = "scaled"
 
 
 def load_dataset(
@@ -28,6 +34,7 @@ def load_dataset(
     *,
     image: ImageSpec | None = None,
     image_size: int | None = None,
+    decode: DecodeRule | None = None,
     skip_unreadable: bool = False,
     terminal: Terminal | None = None,
     arch: str | None = None,
@@ -37,18 +44,21 @@ def load_dataset(
 
     If ``folder`` is given, no other place is searched. A ``name`` that is not in `DATASETS` is a folder of
     images, now at ``folder`` if that is given; ``image``, ``image_size``, ``skip_unreadable``, ``arch`` and
-    ``group_by`` apply only to these (see `load_image_folder`).
+    ``group_by`` apply only to these (see `load_image_folder`). ``decode`` is how pictures are decoded, those
+    of the folder and those that the network is later asked about; by default as new runs do.
 
     Raises:
         DatasetError: the name is not known, or no place has all files undamaged.
     """
     terminal = terminal or Terminal()
+    decode = decode or _DECODE
     if name in DATASETS:
         if image_size is not None:
             raise DatasetError(f"image-size is for folders of images; {name} has its own: leave it out")
         if group_by is not None:
             raise DatasetError(f"group-by is for folders of images; {name} has its own split: leave it out")
-        return DATASETS[name](folder, terminal)
+        dataset = DATASETS[name](folder, terminal)
+        return replace(dataset, image=replace(dataset.image, decode=decode))
     place = folder or Path(name)
     if folder is None and not place.exists() and place.name != name:
         raise DatasetError(
@@ -65,6 +75,7 @@ def load_dataset(
         place,
         image=image,
         image_size=image_size,
+        decode=decode,
         skip_unreadable=skip_unreadable,
         terminal=terminal,
         arch=arch,

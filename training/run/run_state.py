@@ -30,6 +30,7 @@ from foldserve.training.run.initial_weights import fit_lines, fit_weights, load_
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from foldserve.imaging import DecodeRule
     from foldserve.training.config import TrainConfig
     from foldserve.training.datasets import Dataset, Examples
     from foldserve.training.run.initial_weights import InitialWeights
@@ -221,6 +222,14 @@ def chosen_mixing(config: TrainConfig, dataset: Dataset) -> Mixing:
     """Return the mixing of pairs of images of ``dataset`` that ``config`` asks for."""
     mixup, cutmix = (config.mixup, config.cutmix) if config.augment else (0.0, 0.0)
     return Mixing(mixup, cutmix, len(dataset.labels))
+
+
+def decode_rule(folder: RunFolder) -> DecodeRule | None:
+    """Return how the run in ``folder`` decodes pictures, None if it has not begun or cannot be read."""
+    try:
+        return load_checkpoint(folder.last).image.decode if folder.last.exists() else None
+    except CheckpointError:  # resuming the run reports it
+        return None
 
 
 def resume_run(state: RunState, folder: RunFolder) -> bool:

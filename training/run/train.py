@@ -38,6 +38,7 @@ from foldserve.training.run.run_folder import another_run_dir, open_run_folder
 from foldserve.training.run.run_state import (
     HISTORY_FIELDS,
     check_same_data,
+    decode_rule,
     extend_run,
     resume_run,
     start_from,
@@ -46,6 +47,7 @@ from foldserve.training.run.run_state import (
 from foldserve.training.run.tensorboard import tensorboard_log
 
 if TYPE_CHECKING:
+    from foldserve.imaging import DecodeRule
     from foldserve.training.checkpoint import Checkpoint
     from foldserve.training.config import TrainConfig
     from foldserve.training.datasets import Dataset
@@ -102,7 +104,9 @@ def _run(
             f"anew with --run-dir {another_run_dir(folder.path)}"
         )
         return
-    dataset = _load(config, terminal)
+    # A run goes on as it began, also one from before there was a choice.
+    decode = process_group.broadcast(decode_rule(folder) if process_group.is_main_process else None)
+    dataset = _load(config, terminal, decode)
     training, validation = split_train(dataset, config.validation_count)
     report_split(dataset, training, validation, terminal)
     is_new = not folder.last.exists()
@@ -127,11 +131,12 @@ def _run(
     _evaluate_and_report(state, dataset, folder, terminal)
 
 
-def _load(config: TrainConfig, terminal: Terminal) -> Dataset:
+def _load(config: TrainConfig, terminal: Terminal, decode: DecodeRule | None = None) -> Dataset:
     return load_dataset(
         config.dataset,
         config.data_dir,
         image_size=config.image_size,
+        decode=decode,
         skip_unreadable=config.skip_unreadable,
         terminal=terminal,
         arch=config.arch if "arch" in config.given else None,

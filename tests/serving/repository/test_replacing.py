@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import shutil
 import weakref
@@ -81,6 +82,15 @@ def test_request_for_a_replaced_model_is_answered_by_the_new_one(
     response = pb.ModelInferResponse.FromString(reply)
     assert response.model_version == "2"
     assert np.abs(outputs_of(response)["logits"] - NEW.logits(IMAGES)).max() < 1e-5
+    repository.close(grace_s=5)
+
+
+def test_request_passes_to_a_version_that_decodes_pictures_otherwise(
+    repository: ModelRepository, tmp_path: Path
+) -> None:
+    image = dataclasses.replace(OLD.image, decode="scaled")
+    reply = ask(repository, replace_model(repository, tmp_path, TinyNetwork(seed=2, image=image)))
+    assert isinstance(reply, bytes)
     repository.close(grace_s=5)
 
 

@@ -109,6 +109,7 @@ def test_an_earlier_run_resumes_to_the_weights_it_would_have_had(
         "test_loss": 1.3956301,
     }
     assert {name: best.metrics[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+    assert best.image.decode == "full", "the rule that it was trained by"
 
 
 @pytest.mark.usefixtures("tiny_config")
@@ -120,7 +121,13 @@ def test_a_checkpoint_is_written_with_the_fields_it_had_earlier(
     train(TrainConfig(**SETTINGS | {"dataset": tiny.name}, run_dir=folder, device="cpu"), LineTerminal())
     for name in ("best.pt", "last.pt"):
         earlier, now = (torch.load(place / name, weights_only=True) for place in (EARLIER_RUN, folder))
-        assert _form(now) == _form(earlier) | _form({"metrics": now["metrics"], "group_by": ""})
+        since = {
+            "metrics": now["metrics"],
+            "group_by": "",
+            "image": {**earlier["image"], "decode": "scaled"},
+        }
+        assert _form(now) == _form(earlier) | _form(since)
+        assert now["image"] == since["image"]
     for name in ("config.json", "metrics.jsonl"):
         assert (folder / name).exists()
 
