@@ -75,7 +75,7 @@ def send(server: ServerProcess, mixture: Mixture) -> Heard:
         took: list[str] = []
         reader = threading.Thread(target=_read_line, args=(child.stdout, took, done))
         reader.start()
-        small_ms = _send_small(call, mixture, done)
+        small_ms = send_at_fixed_times(call, mixture.small_body, mixture.small_per_s, done)
         reader.join()
     if child.returncode or not took[0]:
         raise BenchError(f"a large request failed: the callers ended with status {child.returncode}")
@@ -90,7 +90,7 @@ def send_small(server: ServerProcess, mixture: Mixture, seconds: float) -> Heard
     timer = threading.Timer(seconds, done.set)
     timer.start()
     with connected(server.port) as call:
-        return Heard(0.0, 0.0, _send_small(call, mixture, done))
+        return Heard(0.0, 0.0, send_at_fixed_times(call, mixture.small_body, mixture.small_per_s, done))
 
 
 def _read_line(stream: IO[str], lines: list[str], done: threading.Event) -> None:
@@ -98,13 +98,16 @@ def _read_line(stream: IO[str], lines: list[str], done: threading.Event) -> None
     done.set()
 
 
-def _send_small(call: Call, mixture: Mixture, done: threading.Event) -> list[float]:
-    """Send at fixed times, whether or not the one before was answered; times count from then."""
+def send_at_fixed_times(call: Call, body: bytes, per_s: float, done: threading.Event) -> list[float]:
+    """Send ``body`` at fixed times until ``done``; return the milliseconds from each time to the answer.
+
+    A request is sent whether or not the one before was answered.
+    """
     answered_s: dict[int, float] = {}
     futures: list[Any] = []
     started_s = time.perf_counter()
-    while not done.wait(max(0.0, started_s + len(futures) / mixture.small_per_s - time.perf_counter())):
-        future = call.future(mixture.small_body, timeout=LIMIT_S)
+    while not done.wait(max(0.0, started_s + len(futures) / per_s - time.perf_counter())):
+        future = call.future(body, timeout=LIMIT_S)
         number = len(futures)
         future.add_done_callback(lambda _, number=number: answered_s.update({number: time.perf_counter()}))
         futures.append(future)
@@ -112,7 +115,4 @@ def _send_small(call: Call, mixture: Mixture, done: threading.Event) -> list[flo
         future.result()
     while len(answered_s) < len(futures):  # callbacks run after the result is there
         time.sleep(0.001)
-    return [
-        (answered_s[number] - started_s - number / mixture.small_per_s) * 1e3
-        for number in range(len(futures))
-    ]
+    return [(answered_s[number] - started_s - number / per_s) * 1e3 for number in range(len(futures))]

@@ -108,7 +108,8 @@ class InferenceService:
         def on_decoded(request: InferenceRequest, error: Exception | None) -> None:
             assert request.model is not None
             if error is None:
-                request.model.submit([request], on_done)
+                # For a quick model this thread runs it: no other has to wake up.
+                request.model.submit([request], on_done, run_inline=True)
             else:
                 on_done(request, error)
 

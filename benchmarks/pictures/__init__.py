@@ -1,0 +1,1 @@
+"""Measures encoded pictures against decoding alone, and tensor traffic beside them."""

@@ -1,0 +1,143 @@
+"""`python -m benchmarks.pictures`: Classify and BYTES against decoding alone, and tensors beside them.
+
+The network takes 224x224 pixels and is so small that decoding is nearly all there is. Each round decodes a
+JPEG in this process on all CPUs, then sends it to a server, and then sends tensors of one image at fixed
+times, alone and while pictures are sent. Ratios are taken within a round.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import BaseModel, Field
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.fairness.channels import connected
+from benchmarks.fairness.load import send_at_fixed_times
+from benchmarks.flags import parse_flags
+from benchmarks.pictures.load import CALLERS, Repeated, decode_alone, send_pictures, write_body
+from benchmarks.pictures.photographs import photograph
+from benchmarks.serving.bare_model import METHOD
+from benchmarks.serving.check import checked_answer_bytes, request_body
+from benchmarks.serving.contestants import Contestant
+from benchmarks.serving.load import require_h2load
+from benchmarks.serving.networks import COLOUR_224, glance
+from benchmarks.serving.server_process import running
+from foldserve.runtime.cpus import find_cpus
+from foldserve.serving.pb import classifier_pb2
+from foldserve.serving.pb import open_inference_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.serving.server_process import ServerProcess
+
+_CLASSIFY = "/foldserve.v1.Classifier/Classify"
+_TENSORS = "tensors' p99 beside Classify / alone"
+_SCALED = "CPU of decoding in full / scaled"
+_MUST = {
+    "pictures/s / decoding alone": "at least 0.9",
+    "server CPU / decoding alone": "at most 1.1",
+    _TENSORS: "at most 2",
+}
+_SIZES = ((500, 375), (4000, 3000))
+
+
+class PicturesConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """Measure encoded pictures against decoding alone, as ratios in one run."""
+
+    rounds: int = Field(default=5, ge=1)
+    """Interleaved rounds; the table shows medians and, in brackets, the least and the most."""
+    seconds: float = Field(default=3.0, gt=0)
+    """Length of one measurement."""
+    tensors_per_s: float = Field(default=100.0, gt=0)
+    """Requests of one image as pixels per second, all from one caller."""
+    transport: Literal["native", "grpcio"] = "native"
+    """The server's transport."""
+
+
+def run_bench(config: PicturesConfig) -> int:
+    """Measure and print the table; return 0.
+
+    Raises:
+        BenchError: h2load is missing, or the server ended or answered wrongly.
+    """
+    require_h2load()
+    console = Console(width=140)
+    console.print(f"{find_cpus()}; {config.rounds} rounds of {config.seconds:g} s; {config.transport}")
+    table = Table("one JPEG a request", "ratio", "must")
+    with tempfile.TemporaryDirectory(prefix="bench-networks-") as folder:
+        network = glance(Path(folder))
+        with running(Contestant("foldserve", config.transport), network) as server:
+            checked_answer_bytes(server, network, 1)
+            tensor = request_body(server, network, 1)
+            for width, height in _SIZES:
+                trial = _Trial(server, network.name, photograph(width, height), Path(folder))
+                for name, ratios in trial.measure(tensor, config).items():
+                    must = next((must for end, must in _MUST.items() if name.endswith(end)), "")
+                    table.add_row(f"{width}x{height}: {name}", _with_spread(ratios), must)
+    console.print(table)
+    return 0
+
+
+class _Trial:
+    """One picture, as it is sent by either RPC."""
+
+    def __init__(self, server: ServerProcess, model: str, picture: bytes, folder: Path) -> None:
+        self.picture = picture
+        self.bodies = {"Classify": (_CLASSIFY, folder / "classify"), "BYTES": (METHOD, folder / "bytes")}
+        self._server = server
+        classify = classifier_pb2.ClassifyRequest(model_name=model, images=[picture])
+        write_body(self.bodies["Classify"][1], classify.SerializeToString())
+        message = pb.ModelInferRequest(
+            model_name=model, inputs=[{"name": "image", "datatype": "BYTES", "shape": [1]}]
+        )
+        message.inputs[0].contents.bytes_contents.append(picture)
+        write_body(self.bodies["BYTES"][1], message.SerializeToString())
+
+    def measure(self, tensor: bytes, config: PicturesConfig) -> dict[str, list[float]]:
+        """Return the ratios of every round by the names of their rows."""
+        figures: dict[str, list[float]] = {}
+        picture, server = self.picture, self._server
+        rate = decode_alone(picture, COLOUR_224, 10).pictures_per_s
+        count = max(CALLERS, round(rate * config.seconds))
+        for number in range(config.rounds + 1):
+            if number == 1:  # the first round lays out memory and wakes threads
+                figures.clear()
+            alone = decode_alone(picture, COLOUR_224, count)
+            for name, (method, body) in self.bodies.items():
+                sent = send_pictures(server, method, body, count)
+                ratio = sent.pictures_per_s / alone.pictures_per_s
+                figures.setdefault(f"{name}, pictures/s / decoding alone", []).append(ratio)
+                ratio = sent.cpu_us / alone.cpu_us
+                figures.setdefault(f"{name}, server CPU / decoding alone", []).append(ratio)
+            full = decode_alone(picture, replace(COLOUR_224, decode="full"), max(4, count // 8))
+            figures.setdefault(_SCALED, []).append(full.cpu_us / alone.cpu_us)
+            lone_ms = _tensor_p99_ms(server, tensor, config)
+            with Repeated(server, *self.bodies["Classify"], max(CALLERS, count // 4)):
+                beside_ms = _tensor_p99_ms(server, tensor, config)
+            figures.setdefault(_TENSORS, []).append(beside_ms / lone_ms)
+        return figures
+
+
+def _tensor_p99_ms(server: ServerProcess, body: bytes, config: PicturesConfig) -> float:
+    done = threading.Event()
+    threading.Timer(config.seconds, done.set).start()
+    with connected(server.port) as call:
+        return float(np.percentile(send_at_fixed_times(call, body, config.tensors_per_s, done), 99))
+
+
+def _with_spread(values: Sequence[float]) -> str:
+    """Return "median (least - most)"."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f} - {max(values):.2f})"
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_bench(parse_flags(PicturesConfig, "benchmarks.pictures")))
