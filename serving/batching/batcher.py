@@ -3,8 +3,10 @@
 A free instance takes whatever waits, up to ``max_batch_size`` rows: a lone caller pays nothing, and under
 load batches grow by themselves while the instances are busy. Overflow instances take full batches only: they
 use idle CPUs when batches cannot grow any further, and never split small ones. With a ``max_queue_delay_s`` a
-request waits that long for a fuller batch, but only if something else is in flight already. Knows neither
-gRPC nor ONNX Runtime, only arrays whose first dimension counts rows, and a function that runs them.
+request waits that long for a fuller batch, but only if something else is in flight already. With a
+``gather_share``, what waits when an execution ends is not run at once: the callers that were just answered
+often ask again, and two groups of callers would take turns with half a batch each. Knows neither gRPC nor
+ONNX Runtime, only arrays whose first dimension counts rows, and a function that runs them.
 
 These hold for every schedule of arrivals, cancellations and failures:
 - each request submitted gets exactly one outcome, made of its own rows in its own order;
@@ -17,6 +19,7 @@ These hold for every schedule of arrivals, cancellations and failures:
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Generic
@@ -57,6 +60,8 @@ class DynamicBatcher(Generic[R]):
         max_queue_rows: most rows that may wait. An empty queue accepts a request of any size.
         max_queue_bytes: most bytes of rows that may wait, with the same exception.
         max_queue_delay_s: longest time a request waits for a fuller batch, if something else is in flight.
+        gather_share: longest time that requests wait after an execution for its callers to ask again, as a
+            share of the time that it took.
         on_execution: called after each execution that succeeded, from the thread that ran it.
         clock: monotonic seconds.
         idle_s: how long a thread without work stays.
@@ -70,6 +75,7 @@ class DynamicBatcher(Generic[R]):
         max_queue_rows: int,
         max_queue_bytes: int,
         max_queue_delay_s: float = 0.0,
+        gather_share: float = 0.0,
         on_execution: Callable[[Execution], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         idle_s: float = _IDLE_S,
@@ -77,6 +83,10 @@ class DynamicBatcher(Generic[R]):
         self._execute = execute
         self._on_execution = on_execution
         self._clock = clock
+        self._gather_share = gather_share
+        self._gather_until_s = -math.inf
+        self._gather_rows = 0
+        self._max_batch_size = max_batch_size
         self._queue: RequestQueue[R] = RequestQueue(
             max_batch_size=max_batch_size,
             max_rows=max_queue_rows,
@@ -129,12 +139,16 @@ class DynamicBatcher(Generic[R]):
         with self._lock:
             batch, dropped = self._queue.take_batch()
             self._wake_next()
+        started_s = self._clock()
         outcomes = self._run(batch) if batch else []
         results = [*dropped, *zip(batch, outcomes, strict=True)]
         with self._lock:
             complete = [(part, outcome) for part, outcome in results if record_outcome(part, outcome)]
         for part, outcome in complete:
             _deliver(part.request, part.on_done, concatenate_slices(part.request, outcome))
+        if self._gather_share and batch:
+            with self._lock:
+                self._gather(sum(len(part.rows) for part in batch), started_s)
         return bool(results)
 
     def waiting(self) -> tuple[int, int]:
@@ -218,9 +232,21 @@ class DynamicBatcher(Generic[R]):
     def _due_in_s(self) -> float | None:
         """Return in how many seconds a batch is due, or None if nothing waits or no instance is free."""
         if self._running_count < self._instance_count:
-            return self._queue.due_in_s(is_idle=not self._running_count)
+            due_in_s = self._queue.due_in_s(is_idle=not self._running_count)
+            if due_in_s is None or self._queue.row_count >= self._gather_rows or self._queue.is_closed:
+                return due_in_s
+            return max(due_in_s, self._gather_until_s - self._clock())
         has_overflow = self._running_count < self._instance_count + self._overflow_count
         return 0 if has_overflow and self._queue.has_full_batch else None
+
+    def _gather(self, answered_rows: int, started_s: float) -> None:
+        """Wait a little until ``answered_rows`` more rows wait, or a batch is full; call with the lock held.
+
+        If nothing waits now, whoever comes next is run at once.
+        """
+        waiting_rows, now_s = self._queue.row_count, self._clock()
+        self._gather_rows = min(answered_rows + waiting_rows, self._max_batch_size) if waiting_rows else 0
+        self._gather_until_s = now_s + self._gather_share * (now_s - started_s)
 
     def _run(self, batch: list[RequestSlice[R]]) -> list[Outcome]:
         """Return one outcome per slice; a failing batch is run again slice by slice."""

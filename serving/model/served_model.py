@@ -31,6 +31,11 @@ OnLost: TypeAlias = "Callable[[str, DeviceLostError], None]"
 _MAX_OVERFLOW = 7
 
 
+# Share of an execution that a slow model may wait afterwards for the callers that it answered. AlexNet-224 on
+# two CPUs does 118 images/s in batches of 8 and 135 in batches of 16, for the same 16 callers.
+_GATHER_SHARE = 0.05
+
+
 class ServedModel:
     """Runs requests on a verified version: a queue, and the threads of its instances.
 
@@ -77,6 +82,7 @@ class ServedModel:
             max_queue_rows=settings.max_queue_rows,
             max_queue_bytes=settings.max_queue_bytes,
             max_queue_delay_s=settings.max_queue_delay_s,
+            gather_share=0.0 if verified.is_quick else _GATHER_SHARE,
             on_execution=self.statistics.count_execution,
         )
         self._batcher.start(self.instance_count, self.overflow_count, f"{name}/{version}")
