@@ -80,13 +80,14 @@ class Calls:
         """
         with self._counted():
             try:
-                self.check(request, _PATHS[kind])
+                holder = self.check(request, _PATHS[kind])
                 message = await self._read(request, read)
             except Exception as error:
                 self._inference.count_unread(kind.unary_method, error)
                 raise
             loop = asyncio.get_running_loop()
-            call = kind(message=message, completion=loop.create_future())
+            # As over gRPC: one connection is one caller; with tokens, each of its tokens is one.
+            call = kind(message=message, caller=(request.client, holder), completion=loop.create_future())
             if self._inference.logs_requests and request.client is not None:
                 call.peer = f"http:{request.client.host}:{request.client.port}"
 
