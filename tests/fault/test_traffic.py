@@ -78,11 +78,14 @@ def wait_for_what_was_sent(channel: grpc.Channel) -> None:
 
 def test_full_queue_refuses_at_once_and_recovers(server: HeldServer, network: TinyNetwork) -> None:
     large = keep_busy(server, network.random_images(200))  # taken by an empty queue, which is then over-full
-    code, text = status_of(lambda: server.infer(network.random_images(1)))
+    code, text = status_of(lambda: server.infer(network.random_images(2)))
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "the queue is full" in text
     assert scrape(server).total(DROPPED, reason="rejected") == 1
+    single = server.stub.ModelInfer.future(infer_request(network.random_images(1)), timeout=60)
+    wait_for_pending(server, 1)  # a lone image is not shut out by large requests
     server.release()
+    assert outputs_of(single.result())["logits"].shape == (1, 3)
     assert outputs_of(large.result())["logits"].shape == (200, 3)
     assert_serves(server, network)
 
