@@ -158,6 +158,22 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     flip: bool | None = None
     """Mirror half of the images; by default for all data sets but mnist: a mirrored digit is no digit."""
 
+    auto_augment: Literal["none", "trivial", "rand"] = "none"
+    """Random operations on each image (shear, shift, turn, colours, contrast). trivial is TrivialAugment,
+    one operation of any strength; rand is RandAugment, as the next two settings say."""
+
+    rand_operations: int = Field(2, ge=1, le=14)
+    """Operations per image of --auto-augment rand."""
+
+    rand_magnitude: int = Field(9, ge=0, le=30)
+    """Strength of the operations of --auto-augment rand, 0 to 30."""
+
+    color_jitter: float = Field(0.0, ge=0, le=1)
+    """Largest change of brightness, contrast and saturation, as a fraction; 0 disables it."""
+
+    hue_jitter: float = Field(0.0, ge=0, le=0.5)
+    """Largest change of the hue, as a fraction of the colour circle; 0 disables it."""
+
     erase_probability: float = Field(0.0, ge=0, le=1)
     """Probability that a random rectangle of a training image is erased to black."""
 

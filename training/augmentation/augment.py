@@ -17,6 +17,9 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from foldserve.training.augmentation.color_jitter import ColorJitter
+    from foldserve.training.augmentation.random_policy import RandomPolicy
+
 # Random erasing (Zhong et al. 2017): the rectangle's fraction of the image's area, and its height over width.
 _ERASED_AREA = (0.02, 0.2)
 _ERASED_ASPECT = (0.3, 1 / 0.3)
@@ -26,7 +29,7 @@ _CROP_ASPECT = (3 / 4, 4 / 3)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Applies a resized crop, a padded crop, a flip and erasing, in this order.
+    """Applies a resized crop, a padded crop, a flip, a policy, colour jitter and erasing, in this order.
 
     ``smallest_crop`` is a fraction of the area, 1 for no resized crop; ``crop_padding`` is in pixels, 0 for
     no crop; ``erase_probability`` is per sample, 0 for no erasing.
@@ -36,15 +39,21 @@ class Augmentation:
     flip: bool
     erase_probability: float
     smallest_crop: float = 1.0
+    policy: RandomPolicy | None = None
+    jitter: ColorJitter | None = None
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Return augmented ``images`` [N, C, H, W] of the same dtype."""
+        """Return augmented ``images`` [N, C, H, W] of the same dtype; policy and jitter take uint8 only."""
         if self.smallest_crop < 1:
             images = random_resized_crop(images, self.smallest_crop, generator)
         if self.crop_padding:
             images = random_crop(images, self.crop_padding, generator)
         if self.flip:
             images = random_horizontal_flip(images, generator)
+        if self.policy is not None:
+            images = self.policy(images, generator)
+        if self.jitter is not None:
+            images = self.jitter(images, generator)
         if self.erase_probability:
             images = random_erase(images, self.erase_probability, generator)
         return images

@@ -9,7 +9,9 @@ import torch
 
 from foldserve.text import escaped
 from foldserve.training.augmentation.augment import NO_AUGMENTATION, Augmentation
+from foldserve.training.augmentation.color_jitter import ColorJitter
 from foldserve.training.augmentation.mixing import Mixing
+from foldserve.training.augmentation.random_policy import RandomPolicy
 from foldserve.training.checkpoint import Checkpoint, check_weights, load_checkpoint
 from foldserve.training.checkpoint_form import TrainerForm, read_form
 from foldserve.training.datasets import channel_statistics
@@ -215,7 +217,22 @@ def chosen_augmentation(config: TrainConfig, dataset: Dataset) -> Augmentation:
         flip=dataset.flip_keeps_class if config.flip is None else config.flip,
         erase_probability=config.erase_probability,
         smallest_crop=config.smallest_crop,
+        policy=_chosen_policy(config),
+        jitter=_chosen_jitter(config),
     )
+
+
+def _chosen_policy(config: TrainConfig) -> RandomPolicy | None:
+    if config.auto_augment == "none":
+        return None
+    if config.auto_augment == "trivial":
+        return RandomPolicy()
+    return RandomPolicy(config.rand_operations, config.rand_magnitude)
+
+
+def _chosen_jitter(config: TrainConfig) -> ColorJitter | None:
+    strength, hue = config.color_jitter, config.hue_jitter
+    return ColorJitter(strength, strength, strength, hue) if strength or hue else None
 
 
 def chosen_mixing(config: TrainConfig, dataset: Dataset) -> Mixing:

@@ -1,0 +1,32 @@
+"""The flags of training reach the augmentation of its steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from foldserve.training.augmentation.color_jitter import ColorJitter
+from foldserve.training.augmentation.random_policy import RandomPolicy
+from foldserve.training.config import TrainConfig
+from foldserve.training.run.run_state import chosen_augmentation
+
+
+@pytest.mark.parametrize(
+    ("settings", "policy", "jitter"),
+    [
+        ({}, None, None),
+        ({"auto_augment": "trivial"}, RandomPolicy(1, None), None),
+        ({"auto_augment": "rand", "rand_magnitude": 5}, RandomPolicy(2, 5), None),
+        ({"color_jitter": 0.4}, None, ColorJitter(0.4, 0.4, 0.4, 0.0)),
+        ({"hue_jitter": 0.1}, None, ColorJitter(0.0, 0.0, 0.0, 0.1)),
+    ],
+)
+def test_flags_choose_policy_and_jitter(tiny_config, tiny, settings, policy, jitter) -> None:
+    config = TrainConfig.model_validate(tiny_config.model_dump() | {"augment": True} | settings)
+    chosen = chosen_augmentation(config, tiny)
+    assert (chosen.policy, chosen.jitter) == (policy, jitter)
+    images = torch.randint(0, 256, (8, 1, 12, 12), dtype=torch.uint8)
+    augmented = chosen(images, torch.Generator().manual_seed(1))
+    assert augmented.dtype == torch.uint8
+    off = TrainConfig.model_validate(config.model_dump() | {"augment": False})
+    assert torch.equal(chosen_augmentation(off, tiny)(images, torch.Generator()), images)
