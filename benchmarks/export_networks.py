@@ -1,4 +1,4 @@
-"""Defines well-known networks to measure exports of, and writes them as weights and ONNX files.
+"""`python -m benchmarks.export_networks`: writes well-known networks as weights and ONNX files, to export.
 
 They are written anew from the papers, since torchvision's wheels need the CUDA build. Weights are seeded and
 batch norm gets random statistics, as cost does not depend on what was learnt.

@@ -20,7 +20,6 @@ from foldserve.export.errors import PrecisionError
 from foldserve.export.sources.flags import source_kind
 from foldserve.export.sources.trained_images import load_trained_images, validation_count
 from foldserve.training.checkpoint import load_checkpoint
-from foldserve.training.config import CONFIG_FILE
 from foldserve.training.datasets import split_train
 
 if TYPE_CHECKING:
