@@ -136,8 +136,7 @@ def _arguments(case: Case, workspace: Path) -> list[str]:
 
 
 def _run(*arguments: object) -> None:
-    command = ending_with_us([sys.executable, *arguments])
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(ending_with_us([sys.executable, *arguments]), check=True, stdout=subprocess.DEVNULL)
 
 
 def measure(command: list[str], *, is_silent: bool = True) -> Cost:

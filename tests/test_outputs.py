@@ -24,7 +24,7 @@ WRITTEN = {
     "demo": {"run_dir", "repository"},
 }
 READ = {
-    "train": {"data_dir"},
+    "train": {"data_dir", "config", "init"},
     "export": {"source", "data_dir", "weights", "labels", "images"},
     "serve": {"repository", "tls_cert", "tls_key", "tls_client_ca", "tokens"},
     "classify": {"images", "tls_ca", "tls_cert", "tls_key", "token_file"},

@@ -45,7 +45,8 @@ class LargestTensor(TorchFunctionMode):
     ) -> Any:
         """Call ``func`` and look at its result."""
         result = self._call(func, args, kwargs or {})
-        if isinstance(result, torch.Tensor):
+        # PyTorch compiles the branches of torch.cond, with this function in them and sizes that are symbols.
+        if isinstance(result, torch.Tensor) and not torch.compiler.is_compiling():
             self.largest_bytes = max(self.largest_bytes, result.nbytes)
         return result
 

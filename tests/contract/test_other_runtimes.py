@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from foldserve.artifact.format import MODEL_FILE, Golden, read_artifact
+from foldserve.artifact.format import MODEL_FILE, Golden, ModelMetadata, read_artifact
+from foldserve.runtime.session import Session
 from tests.contract.test_kserve_client import PYTHON
 from tests.support.foreign_clients import CLIENTS, SOURCE, report_of, require_installed
 
@@ -27,11 +28,13 @@ def golden(demo_run: DemoRun) -> Golden:
     return read_artifact(demo_run.version).golden
 
 
-def assert_agrees(report: Any, golden: Golden) -> None:
+def assert_agrees(report: Any, golden: Golden, version: Path) -> None:
     logits = np.float32(report["logits"]).reshape(_COUNT, -1)
     expected = golden.reference_logits[:_COUNT]
     assert np.abs(logits - expected).max() <= golden.reference_tolerance
-    exponentials = np.exp(expected - expected.max(axis=1, keepdims=True))
+    props = Session((version / MODEL_FILE).read_bytes(), device="cpu").props
+    scaled = expected / ModelMetadata.from_props(props).temperature
+    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     softmax = exponentials / exponentials.sum(axis=1, keepdims=True)
     probabilities = np.float32(report["probabilities"]).reshape(_COUNT, -1)
     assert np.abs(probabilities - softmax).max() < 1e-4
@@ -45,7 +48,7 @@ def test_openvino_reproduces_the_golden_pairs(demo_run: DemoRun, golden: Golden,
     np.save(tmp_path / "images.npy", golden.images[:_COUNT])
     script = CLIENTS / "openvino_script.py"
     report = report_of(PYTHON, script, demo_run.version / MODEL_FILE, tmp_path / "images.npy")
-    assert_agrees(report, golden)
+    assert_agrees(report, golden, demo_run.version)
 
 
 @pytest.mark.interop
@@ -59,4 +62,4 @@ def test_onnxruntime_web_reproduces_the_golden_pairs(
     (tmp_path / "input.json").write_text(json.dumps(text))
     script = CLIENTS / "node" / "onnxruntime_web.js"
     report = report_of(node, script, demo_run.version / MODEL_FILE, tmp_path / "input.json")
-    assert_agrees({name: output["data"] for name, output in report.items()}, golden)
+    assert_agrees({name: output["data"] for name, output in report.items()}, golden, demo_run.version)

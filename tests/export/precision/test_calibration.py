@@ -160,7 +160,7 @@ def test_networks_from_elsewhere_are_published_in_lower_precision(case, taught, 
 
 def test_what_the_images_cannot_tell_is_printed_and_recorded(taught, tmp_path, capsys):
     write_images(taught, tmp_path / "pictures", labelled=True)
-    flags = write_source(taught, tmp_path, "own network") | {"mean": (-500.0,), "std": (0.1,)}
+    flags = write_source(taught, tmp_path, "own network") | {"mean": (-1.0,), "std": (2e-4,)}
     export_model(ExportConfig(**flags, images=tmp_path / "pictures", precision="fp16"))
     (trial,) = read_artifact(tmp_path / "models/taught/1").manifest["precision_trials"]
     few, one = "36 images are too few to tell a loss of 0.3 points", "for all 36 images that judge"

@@ -206,14 +206,23 @@ RESIDUAL = {
 }
 
 
+def with_activations(block: RepVggBlock) -> RepVggBlock:
+    for branch in (block.dense, block.pointwise):
+        branch.add_module("activation", nn.ReLU())
+    return block
+
+
 @pytest.fixture(scope="module")
 def residual():
-    """Two blocks of three branches that are added up, a batch norm alone on one of them."""
+    """Two blocks of three branches that are added up, a batch norm alone on one of them.
+
+    The others end in a ReLU, or all would become one convolution.
+    """
     torch.manual_seed(2)
     blocks = {
         "first": nn.Conv2d(1, 6, 3, 2),
-        "block": RepVggBlock(6, 6, 1),
-        "last": RepVggBlock(6, 8, 2),
+        "block": with_activations(RepVggBlock(6, 6, 1)),
+        "last": with_activations(RepVggBlock(6, 8, 2)),
         "pool": nn.AdaptiveAvgPool2d(1),
         "flatten": nn.Flatten(),
         "head": nn.Linear(8, 10),
