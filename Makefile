@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed-$(RUNTIME)
 # Two workers: most tests wait for processes that they started. Tests of one file share its fixtures.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help install interop demo test test-all lint types format proto bench bench-training bench-export bench-serving prometheus clean
+.PHONY: help install interop demo test test-all lint types format proto bench bench-training bench-export bench-networks bench-serving prometheus clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ bench-training: install ## overhead of the training loop over the bare network
 bench-export: install ## PyTorch, ONNX unfolded and folded, int8: the table of docs/export.md
 	$(BIN)/python -m benchmarks.export_figures
 
+bench-networks: install ## torchvision's and timm's networks through export, beside PyTorch's exporter; hours, resumable
+	$(BIN)/python -m benchmarks.networks
+
 bench-serving: install ## served against bare loops, mosec and raw ONNX Runtime, as ratios
 	$(BIN)/python -m benchmarks.serving
 
@@ -87,4 +90,4 @@ prometheus: ## fetch Prometheus for the tests that scrape with it (Debian, nothi
 	@.ci/fetch-prometheus
 
 clean: ## remove the environment, runs and models
-	rm -rf $(VENV) .venv-interop $(CLIENTS)/node/node_modules runs models *.egg-info
+	rm -rf $(VENV) .venv-interop .venv-networks $(CLIENTS)/node/node_modules runs models *.egg-info

@@ -1,0 +1,142 @@
+"""Gives a fresh network weights and statistics that let every layer show in the logits.
+
+No trained weights can be fetched, and fresh ones prove little: batch norm is the identity, branches begin
+with zeros, logits are all but equal. So, seeded:
+
+both        what is constant when fresh (scales, biases, layer scales, zeros) becomes random
+random      running means and variances are random
+calibrated  they are the means and variances of the activations on images, as training leaves them; the last
+            layer is shifted and scaled until the logits reach `TRAINED_LOGIT`, as those of trained
+            classifiers
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from benchmarks.networks.images import draw_images, normalised
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+STATISTICS = ("calibrated", "random")
+TRAINED_LOGIT = 18.0
+_CALIBRATION_SEED = 20
+# Logits of random statistics beyond these are scaled to 1: the branches of a deep network add up without
+# bounds.
+_LEAST_LOGIT, _MOST_LOGIT = 1e-2, 30.0
+
+
+def give_statistics(network: nn.Module, kind: str, side: int) -> None:
+    """Change the weights of a network in eval mode, for images [3, side, side], in place."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        _vary_constants(network)
+        if kind == "random":
+            _randomise_statistics(network)
+        else:
+            _calibrate_statistics(network, side)
+        images = _calibration_images(side)
+        logits = network(images)
+        largest = float(logits.abs().max())
+        if kind == "calibrated":
+            _scale_last_layer(network, images, logits)
+        elif math.isfinite(largest) and not _LEAST_LOGIT < largest < _MOST_LOGIT:
+            for layer in _last_layers(network, logits.shape[1]):
+                _scale(layer, 1 / largest, None)
+
+
+def _vary_constants(network: nn.Module) -> None:
+    norms = {
+        id(module.weight)
+        for module in network.modules()
+        if "Norm" in type(module).__name__ and isinstance(getattr(module, "weight", None), nn.Parameter)
+    }
+    for weights in network.parameters():
+        value = float(weights.flatten()[0])
+        if not bool((weights == value).all()):
+            continue
+        if id(weights) in norms or (value != 0 and weights.numel() > 1):
+            # Scales; layer scales begin at 1e-6, and grow by training to the order of 0.1.
+            weights.uniform_(0.5, 1.5).mul_(1.0 if id(weights) in norms else max(abs(value), 0.2))
+        elif value == 0 and weights.numel() == 1:
+            weights.fill_(0.4)  # the gain of a branch
+        elif value == 0:
+            weights.normal_(0, 0.1 if weights.ndim == 1 else 0.02)
+
+
+def _with_statistics(network: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
+    for module in network.modules():
+        buffers = dict(module.named_buffers(recurse=False))
+        if buffers.get("running_var") is not None:
+            yield module, buffers
+
+
+def _randomise_statistics(network: nn.Module) -> None:
+    for _, buffers in _with_statistics(network):
+        buffers["running_var"].uniform_(0.5, 2.0)
+        if "running_mean" in buffers:
+            buffers["running_mean"].normal_(0, 0.3)
+
+
+def _calibrate_statistics(network: nn.Module, side: int) -> None:
+    """Let the layers with running statistics, and nothing else, see one batch in training mode."""
+    kept = []
+    for module, _ in _with_statistics(network):
+        kept.append((module, module.momentum))
+        # None is the plain average in batch norm; other layers know only momenta.
+        module.momentum = None if isinstance(module, _BatchNorm) else 1.0  # type: ignore[assignment]
+        if isinstance(module, _BatchNorm):
+            module.reset_running_stats()
+        module.training = True  # not of what it holds: its dropout stays off
+    network(_calibration_images(side))
+    for module, momentum in kept:
+        module.training, module.momentum = False, momentum
+
+
+def _calibration_images(side: int) -> Tensor:
+    count = 32 if side <= 128 else 16
+    return torch.from_numpy(normalised(draw_images(count, side, _CALIBRATION_SEED))).float()
+
+
+def _last_layers(network: nn.Module, class_count: int) -> list[nn.Linear | nn.Conv2d]:
+    """Return the layers that answer a number a class: one, or one of each head."""
+    return [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.shape[0] == class_count
+    ]
+
+
+def _scale_last_layer(network: nn.Module, images: Tensor, logits: Tensor) -> None:
+    """Shift and scale the logits to mean 0 and `TRAINED_LOGIT`; scale them only if something follows."""
+    layers = _last_layers(network, logits.shape[1])
+    kept = {key: value.clone() for layer in layers for key, value in _named(layer)}
+    mean = logits.mean(0)
+    for shift in (mean, torch.zeros_like(mean)):
+        factor = TRAINED_LOGIT / float((logits - shift).abs().max())
+        for layer in layers:
+            _scale(layer, factor, shift)
+        reached = float(network(images).abs().max())
+        if TRAINED_LOGIT / 2 < reached < TRAINED_LOGIT * 2:
+            return
+        for layer in layers:
+            for key, value in _named(layer):
+                value.copy_(kept[key])
+
+
+def _named(layer: nn.Module) -> list[tuple[tuple[int, str], Tensor]]:
+    return [((id(layer), name), weights) for name, weights in layer.named_parameters()]
+
+
+def _scale(layer: nn.Linear | nn.Conv2d, factor: float, shift: Tensor | None) -> None:
+    layer.weight.mul_(factor)
+    if layer.bias is not None:
+        layer.bias.sub_(0 if shift is None else shift).mul_(factor)
