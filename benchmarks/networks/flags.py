@@ -26,6 +26,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--failed", action="store_true", help="run those that were not right again")
     parser.add_argument("--stale", action="store_true", help="run rows of another commit again")
     parser.add_argument("--no-pytorch", dest="pytorch", action="store_false", help="skip PyTorch's exporter")
+    parser.add_argument(
+        "--pytorch-again", action="store_true", help="do not keep its results of earlier rows"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="networks at once")
     parser.add_argument("--limit-s", type=float, default=300, help="per network")
     parser.add_argument("--limit-mib", type=int, default=8000, help="resident memory per network")

@@ -113,7 +113,7 @@ def _make_judge(model: onnx.ModelProto) -> Judge:
     _double(answering)
     evaluator = ReferenceEvaluator(answering)
     name = _image_input(answering)
-    parts = [np.asarray(list(evaluator.run(None, {name: image[np.newaxis]}))[0]) for image in inputs]
+    parts = [np.asarray(next(iter(evaluator.run(None, {name: image[np.newaxis]})))) for image in inputs]
     exact = np.concatenate(parts).reshape(len(images), -1)
     error = float(np.abs(rounded.reshape(exact.shape) - exact).max())
     return Judge(images, exact, error)

@@ -6,19 +6,22 @@ import argparse
 import fnmatch
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-# Loaded before the forks, so that no attempt pays for it.
-import onnxscript  # noqa: F401
-import torch.onnx
-import torch.onnx._internal.exporter._core  # noqa: F401
+import numpy as np
+import torch
 
-from benchmarks.networks import attempt, onnx_files
+from benchmarks.networks import onnx_files
+from benchmarks.networks.attempt import attempt
 from benchmarks.networks.environment import ROOT
+from benchmarks.networks.exported import export_by_pytorch
 from benchmarks.networks.flags import add_flags
 from benchmarks.networks.names import read_names
+from benchmarks.networks.onnx_files import attempt_file
 from benchmarks.networks.packages import build
 from benchmarks.networks.processes import Limits, run_jobs
 from benchmarks.networks.results import append_result, read_results, still_to_do
@@ -26,8 +29,7 @@ from benchmarks.networks.statistics import STATISTICS
 from benchmarks.networks.table import one_line
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from benchmarks.networks.packages import Network
     from benchmarks.networks.processes import Job
     from benchmarks.networks.results import Key, Row
 
@@ -40,11 +42,12 @@ def main() -> int:
     add_flags(parser)
     args = parser.parse_args()
     commit = current_commit()
-    jobs = all_jobs(pytorch=args.pytorch)
+    jobs = all_jobs()
     wanted = [key for key in jobs if _is_wanted(key, args)]
+    done = read_results(args.results)
     keys = still_to_do(
         wanted,
-        read_results(args.results),
+        done,
         again=args.again,
         failed=args.failed,
         other_commit=commit if args.stale else None,
@@ -52,29 +55,34 @@ def main() -> int:
     print(f"{len(keys)} of {len(wanted)} to do, at commit {commit}", flush=True)
     if not keys:
         return 0
-    for package, name in _SMALLEST.items():
-        build(package, name)  # loads the package
+    _load()
     started_s = time.monotonic()
     limits = Limits(args.limit_s, args.limit_mib)
-    rows = run_jobs((_job(key, *jobs[key], commit) for key in keys), limits, args.jobs)
+    rows = run_jobs(
+        (_job(key, jobs[key], commit, done.get(key, {}), args) for key in keys), limits, args.jobs
+    )
     for number, row in enumerate(rows, 1):
         append_result(args.results, row)
         print(f"[{number}/{len(keys)} {time.monotonic() - started_s:.0f} s] {one_line(row)}", flush=True)
     return 0
 
 
-def all_jobs(*, pytorch: bool) -> dict[Key, tuple[Row, Job]]:
-    """Return every network with every kind of statistics: what is known of it beforehand, and its job."""
-    jobs: dict[Key, tuple[Row, Job]] = {}
-    for statistics in STATISTICS:
-        for network in read_names():
-            job = partial(_attempt, network, statistics, pytorch)
-            jobs[network.key, statistics] = ({"package": network.package, "side": network.side}, job)
-    for statistics in onnx_files.STATISTICS:
-        for name in onnx_files.names():
-            job = partial(_attempt_file, name, statistics)
-            jobs[name, statistics] = ({"package": "onnx", "side": onnx_files.SIDE}, job)
-    return jobs
+def _load() -> None:
+    """Load before the forks what takes longer to load than a small network to export."""
+    for package, name in _SMALLEST.items():
+        build(package, name)
+    with tempfile.TemporaryDirectory() as folder:  # PyTorch's exporter loads most of itself when it runs
+        images = np.zeros((1, 3, 4, 4), np.uint8)
+        export_by_pytorch(torch.nn.Conv2d(3, 1, 1).eval(), images, Path(folder) / "tiny.onnx")
+
+
+def all_jobs() -> dict[Key, Network | None]:
+    """Return every network with every kind of statistics; None stands for a file of the `onnx` wheel."""
+    files: dict[Key, Network | None] = {
+        (name, statistics): None for statistics in onnx_files.STATISTICS for name in onnx_files.names()
+    }
+    networks = {(each.key, statistics): each for statistics in STATISTICS for each in read_names()}
+    return networks | files
 
 
 def current_commit() -> str:
@@ -94,17 +102,22 @@ def _matches(network: str, patterns: list[str]) -> bool:
     return not patterns or any(fnmatch.fnmatchcase(network, pattern) for pattern in patterns)
 
 
-def _job(key: Key, known: Row, job: Job, commit: str) -> tuple[Row, Job]:
-    network, statistics = key
-    return {"network": network, "statistics": statistics, "commit": commit} | known, job
+def _job(
+    key: Key, network: Network | None, commit: str, before: Row, args: argparse.Namespace
+) -> tuple[Row, Job]:
+    """Return what is known of a network beforehand, and its job.
 
-
-def _attempt(network: Any, statistics: str, pytorch: bool, folder: Path, tell: Any) -> None:
-    attempt.attempt(network, statistics, folder, tell, pytorch=pytorch)
-
-
-def _attempt_file(name: str, statistics: str, folder: Path, tell: Any) -> None:
-    onnx_files.attempt_file(name, statistics, folder, tell)
+    What PyTorch's exporter made of it ``before`` is kept: it does not depend on foldserve.
+    """
+    name, statistics = key
+    row: Row = {"network": name, "statistics": statistics, "commit": commit}
+    if network is None:
+        return row | {"package": "onnx", "side": onnx_files.SIDE}, partial(attempt_file, name, statistics)
+    row |= {"package": network.package, "side": network.side}
+    if "pytorch" in before and not args.pytorch_again:
+        row["pytorch"] = before["pytorch"]
+    pytorch = args.pytorch and "pytorch" not in row
+    return row, partial(attempt, network, statistics, pytorch=pytorch)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,108 @@
+"""The judge of `make bench-networks`: a small fault is wrong; fresh networks get statistics that count."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from benchmarks.networks.images import draw_images, normalised
+from benchmarks.networks.judge import make_judge
+from benchmarks.networks.onnx_files import give_random_weights
+from benchmarks.networks.statistics import TRAINED_LOGIT, give_statistics
+
+SIDE = 16
+
+
+def fresh(*ending: nn.Module) -> nn.Module:
+    torch.manual_seed(1)
+    features = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(*features, nn.Flatten(), nn.Linear(8, 5), *ending).eval()
+
+
+def answer(network: nn.Module, images: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        logits: np.ndarray = network(torch.from_numpy(normalised(images)).float()).numpy()
+    return logits
+
+
+def test_float32_is_right_and_small_faults_are_wrong() -> None:
+    network = fresh()
+    give_statistics(network, "calibrated", SIDE)
+    judge = make_judge(network, SIDE)
+    right = answer(network, judge.images)
+    assert judge.verdict(judge.error(right)) == "right"
+    for change in ("weight", "epsilon"):
+        changed = copy.deepcopy(network)
+        if change == "weight":
+            with torch.no_grad():
+                changed[0].weight.mul_(1.001)
+        else:
+            changed[1].eps = 2e-5
+        assert judge.verdict(judge.error(answer(changed, judge.images))) == "wrong", change
+    assert judge.verdict(judge.error(right[:-1])) == "wrong"
+    broken = right.copy()
+    broken[0, 0] = np.nan
+    assert judge.verdict(judge.error(broken)) == "wrong"
+
+
+def test_networks_without_finite_logits_are_not_judged() -> None:
+    network = fresh()
+    with torch.no_grad():
+        network[5].bias.fill_(float("inf"))
+    with pytest.raises(ValueError, match="not finite"):
+        make_judge(network, SIDE)
+
+
+def test_images_of_two_seeds_differ_and_those_of_one_do_not() -> None:
+    images = draw_images(8, SIDE, seed=1)
+    assert images.shape == (8, 3, SIDE, SIDE)
+    assert np.array_equal(images, draw_images(8, SIDE, seed=1))
+    others = draw_images(8, SIDE, seed=2)
+    assert all((one != other).any() for one, other in zip(images, others, strict=True))
+
+
+@pytest.mark.parametrize("ending", [pytest.param((), id="linear"), pytest.param((nn.ReLU(),), id="relu")])
+def test_calibrated_statistics_are_those_of_the_activations(ending: tuple[nn.Module, ...]) -> None:
+    network = fresh(*ending)
+    give_statistics(network, "calibrated", SIDE)
+    images = torch.from_numpy(normalised(draw_images(32, SIDE, 20))).float()
+    values = network[0](images)
+    torch.testing.assert_close(network[1].running_mean, values.mean((0, 2, 3)), atol=1e-5, rtol=1e-5)
+    largest = float(network(images).detach().abs().max())
+    assert TRAINED_LOGIT / 2 < largest < 2 * TRAINED_LOGIT
+    assert not any(module.training for module in network.modules())
+
+
+@pytest.mark.parametrize("kind", ["calibrated", "random"])
+def test_nothing_stays_as_constant_as_it_was(kind: str) -> None:
+    """Scales of zero hide the branch behind them, and batch norm of fresh statistics does nothing."""
+    network = fresh()
+    nn.init.zeros_(network[1].weight)
+    again = copy.deepcopy(network)
+    for each in (network, again):
+        give_statistics(each, kind, SIDE)
+    for tensor in (network[1].weight, network[1].bias, network[1].running_mean, network[1].running_var):
+        assert float(tensor.detach().std()) > 0.01
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+
+
+def test_constant_weights_of_onnx_files_become_random() -> None:
+    shape = numpy_helper.from_array(np.array([4, 3, 3, 3], np.int64), "shape")
+    value = numpy_helper.from_array(np.array([0.5], np.float32))
+    nodes = [
+        onnx.helper.make_node("ConstantOfShape", ["shape"], ["weights"], value=value),
+        onnx.helper.make_node("Conv", ["x", "weights"], ["y"]),
+    ]
+    image = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, 8, 8])
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 4, 6, 6])
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [image], [output], [shape]))
+    give_random_weights(model)
+    onnx.checker.check_model(model)
+    assert [node.op_type for node in model.graph.node] == ["Conv"]
+    assert numpy_helper.to_array(model.graph.initializer[1]).std() > 0.1
