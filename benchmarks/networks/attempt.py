@@ -25,8 +25,8 @@ from benchmarks.networks.exported import (
 from benchmarks.networks.factories import factory_name
 from benchmarks.networks.images import MEAN, STD
 from benchmarks.networks.judge import make_judge
-from benchmarks.networks.memory import peak_mib, restart_peak
 from benchmarks.networks.statistics import give_statistics
+from benchmarks.networks.usage import peak_mib, restart_peak
 from foldserve.artifact.format import list_versions, read_artifact
 from foldserve.errors import FoldserveError
 from foldserve.export.config import ExportConfig

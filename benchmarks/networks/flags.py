@@ -30,7 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--pytorch-again", action="store_true", help="do not keep its results of earlier rows"
     )
     parser.add_argument("--jobs", type=int, default=1, help="networks at once")
-    parser.add_argument("--limit-s", type=float, default=300, help="per network")
+    parser.add_argument("--limit-s", type=float, default=300, help="of the processor, per network")
     parser.add_argument("--limit-mib", type=int, default=8000, help="resident memory per network")
     parser.add_argument(
         "--table", action="store_true", help="only print the table of the rows that are there"

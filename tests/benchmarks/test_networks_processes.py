@@ -27,6 +27,11 @@ def hangs(folder, tell):
     tell({"step": "export"})
     time.sleep(60)
 
+def spins(folder, tell):
+    tell({"step": "export"})
+    while True:
+        pass
+
 def hangs_later(folder, tell):
     tell({"outcome": "right"})
     tell({"step": "pytorch"})
@@ -47,14 +52,17 @@ def raises(folder, tell):
 def job(name):
     return {"network": name}, globals()[name]
 
-names = sys.argv[4:]
-for row in run_jobs(map(job, names), Limits(float(sys.argv[1]), int(sys.argv[2])), int(sys.argv[3])):
+names = sys.argv[5:]
+cpu, mib, clock, at_once = map(int, sys.argv[1:5])
+for row in run_jobs(map(job, names), Limits(cpu, mib, clock), at_once):
     print(json.dumps(row), flush=True)
 """
 
 
-def run(*names: str, seconds: float = 30, mib: int = 4000, at_once: int = 1) -> dict[str, dict[str, object]]:
-    command = [sys.executable, "-c", SCRIPT, str(seconds), str(mib), str(at_once), *names]
+def run(
+    *names: str, cpu: int = 30, mib: int = 4000, clock: int = 30, at_once: int = 1
+) -> dict[str, dict[str, object]]:
+    command = [sys.executable, "-c", SCRIPT, *map(str, (cpu, mib, clock, at_once)), *names]
     done = subprocess.run(ending_with_us(command), capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
@@ -76,7 +84,8 @@ def test_crashes_are_rows_and_the_next_one_runs() -> None:
 @pytest.mark.parametrize(
     ("name", "bound", "reason"),
     [
-        pytest.param("hangs", {"seconds": 1}, "timed out after 1 s", id="time"),
+        pytest.param("spins", {"cpu": 1}, "took more than 1 s of the processor", id="processor"),
+        pytest.param("hangs", {"clock": 1}, "timed out after 1 s", id="clock"),
         pytest.param("grows", {"mib": 200}, "took more than 200 MiB", id="memory"),
     ],
 )
@@ -86,6 +95,6 @@ def test_limits_stop_an_attempt(name: str, bound: dict[str, int], reason: str) -
 
 
 def test_facts_from_before_a_limit_are_kept() -> None:
-    found = run("hangs_later", seconds=1)["hangs_later"]
+    found = run("hangs_later", clock=1)["hangs_later"]
     assert found["outcome"] == "right"
     assert found["pytorch"] == {"outcome": "stopped", "reason": "timed out after 1 s"}

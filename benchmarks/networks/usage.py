@@ -1,7 +1,8 @@
-"""Reads and restarts the peak of this process's resident memory."""
+"""Reads what a process has used: its peak of resident memory, which can be restarted, and processor time."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -21,3 +22,14 @@ def peak_mib(process: int | str = "self") -> int:
     except OSError:
         return 0
     return int(found[1]) // 1024 if found else 0
+
+
+def cpu_seconds(process: int) -> float:
+    """Return the seconds of the processor that a process has used; 0 if it is gone."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return 0.0
+    fields = stat[stat.rindex(")") + 2 :].split()  # the name before it may hold anything
+    user, system = int(fields[11]), int(fields[12])  # proc(5): utime, stime
+    return (user + system) / os.sysconf("SC_CLK_TCK")
