@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STATISTICS = ("calibrated", "random")
-TRAINED_LOGIT = 18.0
-_CALIBRATION_SEED = 20
+# The largest logit of the median image; one that is unlike the others may reach three times as far.
+TRAINED_LOGIT = 10.0
+# The logits are scaled on images that the statistics were not taken from: on those they are smaller.
+_CALIBRATION_SEED, _SCALING_SEED = 20, 21
 # Logits of random statistics beyond these are scaled to 1: the branches of a deep network add up without
 # bounds.
 _LEAST_LOGIT, _MOST_LOGIT = 1e-2, 30.0
@@ -43,7 +45,7 @@ def give_statistics(network: nn.Module, kind: str, side: int) -> None:
             _randomise_statistics(network)
         else:
             _calibrate_statistics(network, side)
-        images = _calibration_images(side)
+        images = _draw(side, _SCALING_SEED)
         logits = network(images)
         largest = float(logits.abs().max())
         if kind == "calibrated":
@@ -96,14 +98,14 @@ def _calibrate_statistics(network: nn.Module, side: int) -> None:
         if isinstance(module, _BatchNorm):
             module.reset_running_stats()
         module.training = True  # not of what it holds: its dropout stays off
-    network(_calibration_images(side))
+    network(_draw(side, _CALIBRATION_SEED))
     for module, momentum in kept:
         module.training, module.momentum = False, momentum
 
 
-def _calibration_images(side: int) -> Tensor:
-    count = 32 if side <= 128 else 16
-    return torch.from_numpy(normalised(draw_images(count, side, _CALIBRATION_SEED))).float()
+def _draw(side: int, seed: int) -> Tensor:
+    count = 64 if side <= 128 else 24
+    return torch.from_numpy(normalised(draw_images(count, side, seed))).float()
 
 
 def _last_layers(network: nn.Module, class_count: int) -> list[nn.Linear | nn.Conv2d]:
@@ -121,15 +123,19 @@ def _scale_last_layer(network: nn.Module, images: Tensor, logits: Tensor) -> Non
     kept = {key: value.clone() for layer in layers for key, value in _named(layer)}
     mean = logits.mean(0)
     for shift in (mean, torch.zeros_like(mean)):
-        factor = TRAINED_LOGIT / float((logits - shift).abs().max())
+        factor = TRAINED_LOGIT / _most(logits - shift)
         for layer in layers:
             _scale(layer, factor, shift)
-        reached = float(network(images).abs().max())
+        reached = _most(network(images))
         if TRAINED_LOGIT / 2 < reached < TRAINED_LOGIT * 2:
             return
         for layer in layers:
             for key, value in _named(layer):
                 value.copy_(kept[key])
+
+
+def _most(logits: Tensor) -> float:
+    return float(logits.abs().amax(1).median())
 
 
 def _named(layer: nn.Module) -> list[tuple[tuple[int, str], Tensor]]:
