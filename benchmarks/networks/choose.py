@@ -3,7 +3,7 @@
 All of torchvision's classifiers below 2 GiB of weights. Of timm, from each file of `timm/models` whose
 networks have batch norm or convolutions beyond the one that cuts patches, the smallest of each family (the
 name up to its first digit or underscore), then the next smallest ones of all files in turn until there are
-enough.
+enough; and `_MORE`, kinds that this misses.
 
 The side is the smallest of `_SIDES` at which the network answers, built as it is or for that side.
 Run it again after a change of requirements.txt, in the environment `.venv-networks`.
@@ -25,6 +25,17 @@ from benchmarks.networks.packages import Network, build, import_torchvision
 
 _SIDES = (64, 96, 128, 160, 192, 224, 256, 288, 384)
 _TIMM_COUNT = 230
+# Layers that only some variants of a family have: EvoNorm, group norm, layer norm, convolutions chosen by
+# the image, standardised weights beside batch norm.
+_MORE = (
+    "mobilenetv4_conv_small_035",
+    "nf_resnet26",
+    "resnet50_gn",
+    "test_convnext2",
+    "test_efficientnet_evos",
+    "test_efficientnet_ln",
+    "tf_efficientnet_cc_b0_4e",
+)
 _MOST_WEIGHTS = 2**31 // 4  # 2 GiB of float32
 # Larger variants of a family show nothing that smaller ones do not, and cost minutes.
 _MOST_WEIGHTS_TIMM = 150_000_000
@@ -46,7 +57,7 @@ def main() -> int:
     models = import_torchvision().models
     chosen = [("torchvision", name) for name in models.list_models(module=models)]
     chosen = [(package, name) for package, name in chosen if _weight_count(package, name) < _MOST_WEIGHTS]
-    chosen += [("timm", name) for name in _choose_timm()]
+    chosen += [("timm", name) for name in sorted({*_choose_timm(), *_MORE})]
     lines = [to_line(network) for each in chosen if (network := _with_side(*each)) is not None]
     NAMES_FILE.write_text("\n".join(lines) + "\n")
     print(f"{len(lines)} networks in {NAMES_FILE}")

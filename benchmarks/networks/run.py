@@ -45,7 +45,9 @@ def main() -> int:
     commit = current_commit()
     jobs = all_jobs()
     wanted = [key for key in jobs if _is_wanted(key, args)]
-    done = read_results(args.results)
+    done = {
+        key: row for key, row in read_results(args.results).items() if row["side"] == _side(jobs.get(key))
+    }
     keys = still_to_do(
         wanted,
         done,
@@ -93,6 +95,10 @@ def current_commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def _side(network: Network | None) -> int:
+    return onnx_files.SIDE if network is None else network.side
+
+
 def _is_wanted(key: Key, args: argparse.Namespace) -> bool:
     network, statistics = key
     package = network.partition("/")[0]
@@ -113,8 +119,8 @@ def _job(
     name, statistics = key
     row: Row = {"network": name, "statistics": statistics, "commit": commit}
     if network is None:
-        return row | {"package": "onnx", "side": onnx_files.SIDE}, partial(attempt_file, name, statistics)
-    row |= {"package": network.package, "side": network.side}
+        return row | {"package": "onnx", "side": _side(network)}, partial(attempt_file, name, statistics)
+    row |= {"package": network.package, "side": _side(network)}
     if "pytorch" in before and not args.pytorch_again:
         row["pytorch"] = before["pytorch"]
     pytorch = args.pytorch and "pytorch" not in row
