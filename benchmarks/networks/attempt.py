@@ -89,6 +89,16 @@ def attempt(
         tell({"pytorch": try_pytorch(module, judge, folder / "pytorch.onnx")})
 
 
+def attempt_by_pytorch(
+    network: Network, statistics: str, folder: Path, tell: Callable[[dict[str, Any]], None]
+) -> None:
+    """Export a network by PyTorch's exporter alone, and ``tell`` what became of it."""
+    tell({"step": "pytorch"})
+    module = network.build()
+    give_statistics(module, statistics, network.side)
+    tell({"pytorch": try_pytorch(module, make_judge(module, network.side), folder / "pytorch.onnx")})
+
+
 def export(config: ExportConfig, tell: Callable[[dict[str, Any]], None]) -> bytes | None:
     """Run `foldserve export` and return the published file; None if it was refused or crashed."""
     assert config.name is not None

@@ -29,6 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pytorch-again", action="store_true", help="do not keep its results of earlier rows"
     )
+    parser.add_argument("--only-pytorch", action="store_true", help="run it for rows that lack it")
     parser.add_argument("--jobs", type=int, default=1, help="networks at once")
     parser.add_argument("--limit-s", type=float, default=300, help="of the processor, per network")
     parser.add_argument("--limit-mib", type=int, default=8000, help="resident memory per network")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.networks import onnx_files
-from benchmarks.networks.attempt import attempt
+from benchmarks.networks.attempt import attempt, attempt_by_pytorch
 from benchmarks.networks.environment import ROOT
 from benchmarks.networks.exported import export_by_pytorch
 from benchmarks.networks.flags import add_flags
@@ -48,13 +48,16 @@ def main() -> int:
     done = {
         key: row for key, row in read_results(args.results).items() if row["side"] == _side(jobs.get(key))
     }
-    keys = still_to_do(
-        wanted,
-        done,
-        again=args.again,
-        failed=args.failed,
-        other_commit=commit if args.stale else None,
-    )
+    if args.only_pytorch:
+        keys = [key for key in wanted if jobs[key] and key in done and "pytorch" not in done[key]]
+    else:
+        keys = still_to_do(
+            wanted,
+            done,
+            again=args.again,
+            failed=args.failed,
+            other_commit=commit if args.stale else None,
+        )
     print(f"{len(keys)} of {len(wanted)} to do, at commit {commit}", flush=True)
     if not keys:
         return 0
@@ -120,6 +123,8 @@ def _job(
     row: Row = {"network": name, "statistics": statistics, "commit": commit}
     if network is None:
         return row | {"package": "onnx", "side": _side(network)}, partial(attempt_file, name, statistics)
+    if args.only_pytorch:
+        return before, partial(attempt_by_pytorch, network, statistics)
     row |= {"package": network.package, "side": _side(network)}
     if "pytorch" in before and not args.pytorch_again:
         row["pytorch"] = before["pytorch"]
