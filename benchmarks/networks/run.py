@@ -44,7 +44,7 @@ def main() -> int:
     args = parser.parse_args()
     commit = current_commit()
     jobs = all_jobs()
-    wanted = [key for key in jobs if _is_wanted(key, args)]
+    wanted = sorted((key for key in jobs if _is_wanted(key, args)), key=lambda key: _turn(key[0], args.only))
     done = {
         key: row for key, row in read_results(args.results).items() if row["side"] == _side(jobs.get(key))
     }
@@ -105,11 +105,13 @@ def _side(network: Network | None) -> int:
 def _is_wanted(key: Key, args: argparse.Namespace) -> bool:
     network, statistics = key
     package = network.partition("/")[0]
-    return package in args.packages and statistics in args.statistics and _matches(network, args.only)
+    asked = not args.only or any(fnmatch.fnmatchcase(network, pattern) for pattern in args.only)
+    return package in args.packages and statistics in args.statistics and asked
 
 
-def _matches(network: str, patterns: list[str]) -> bool:
-    return not patterns or any(fnmatch.fnmatchcase(network, pattern) for pattern in patterns)
+def _turn(network: str, patterns: list[str]) -> int:
+    """Return the place of the first of ``patterns`` that matches, as networks run in the order asked for."""
+    return next((turn for turn, pattern in enumerate(patterns) if fnmatch.fnmatchcase(network, pattern)), 0)
 
 
 def _job(
