@@ -253,11 +253,15 @@ def _widened(value: Any) -> Any:
 
 
 def _name(node: Node, taken: set[str | None]) -> str:
-    """Name a constant after its operation; `foldserve.export.graph.simplify` names those that are weights."""
-    name, suffix = f"{node.name}.constant", 0
-    while name in taken:
+    """Name a constant after its operation; `foldserve.export.graph.simplify` names those that are weights.
+
+    The exporter makes it an attribute of a module. Before a dot would be the operation's name alone, which
+    may be that of a method, such as ``to``.
+    """
+    name, suffix = f"{node.name}_constant", 0
+    while name in taken or hasattr(torch.fx.GraphModule, name):
         suffix += 1
-        name = f"{node.name}.constant_{suffix}"
+        name = f"{node.name}_constant_{suffix}"
     return name
 
 

@@ -155,11 +155,17 @@ def by_comparison(self, x):
     return x * torch.where(self.gamma > 1, self.gamma, self.gamma * 0.1)
 
 
+def type_as_it_is(self, x):
+    """The operation is called ``to``, as a method of every module is (timm's EvoNorm)."""
+    return x * self.gamma.exp().to(torch.float32)
+
+
 # What each computes beside the image, and the operations that must not be left in the file.
 CASES = {
     "table": (bias_of_positions, {"Gather", "Exp"}),
     "interpolated": (interpolated_positions, {"Resize", "Slice"}),
     "sinusoids": (sinusoids, {"Sin", "Exp", "Cos", "Range"}),
+    "named as a method": (type_as_it_is, {"Exp"}),
     "changed in place": (changed_in_place, set()),
     "written by the image": (written_by_the_image, set()),
     "view written by the image": (view_written_by_the_image, set()),
