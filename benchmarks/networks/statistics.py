@@ -66,8 +66,10 @@ def _vary_constants(network: nn.Module) -> None:
         if not bool((weights == value).all()):
             continue
         if id(weights) in norms or (value != 0 and weights.numel() > 1):
-            # Scales; layer scales begin at 1e-6, and grow by training to the order of 0.1.
-            weights.uniform_(0.5, 1.5).mul_(1.0 if id(weights) in norms else max(abs(value), 0.2))
+            # Scales, below 1 for the most part, as training leaves them: with larger ones each branch doubles
+            # what the blocks before it were off by, and after fifty blocks float32 is worth nothing. Layer
+            # scales begin at 1e-6, and grow by training to the order of 0.1.
+            weights.uniform_(0.3, 1.0).mul_(1.0 if id(weights) in norms else max(abs(value), 0.2))
         elif value == 0 and weights.numel() == 1:
             weights.fill_(0.4)  # the gain of a branch
         elif value == 0:
