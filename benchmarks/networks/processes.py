@@ -100,6 +100,7 @@ def _become(parent: int, job: Job, folder: Path, limits: Limits) -> None:
     """Run the job in the forked process, and end it."""
     status = 1
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(status)

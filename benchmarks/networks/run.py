@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import signal
 import subprocess
 import sys
 import tempfile
@@ -61,6 +62,7 @@ def main() -> int:
     print(f"{len(keys)} of {len(wanted)} to do, at commit {commit}", flush=True)
     if not keys:
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that files are removed
     _load()
     started_s = time.monotonic()
     limits = Limits(args.limit_s, args.limit_mib, args.limit_s * _CLOCK_FACTOR)
