@@ -102,7 +102,9 @@ def kill_at_some_step(
     return saved_step(run_dir)
 
 
-@pytest.mark.parametrize("settings", ["plain", "from weights, balanced"])
+@pytest.mark.parametrize(
+    "settings", ["plain", pytest.param("from weights, balanced", marks=pytest.mark.slow)]
+)
 def test_a_run_killed_at_random_steps_resumes_and_ends_bit_identical(
     folder: Path, tmp_path: Path, settings: str
 ):

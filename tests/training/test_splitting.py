@@ -10,6 +10,12 @@ from hypothesis import strategies as st
 from foldserve.training.datasets.splitting import grouped, stratified
 
 
+def test_each_class_gives_one_before_any_gives_two():
+    labels = torch.repeat_interleave(torch.arange(3), torch.tensor([2, 2, 8]))
+    held_out = stratified(labels, 3, seed=0)
+    assert torch.bincount(labels[held_out], minlength=3).tolist() == [1, 1, 1]
+
+
 @given(counts=st.lists(st.integers(1, 60), min_size=1, max_size=8), data=st.data())
 def test_a_stratified_split_gives_each_class_its_share(counts: list[int], data: st.DataObject):
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))

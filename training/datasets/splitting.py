@@ -22,7 +22,9 @@ def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
     taken = torch.minimum(exact.floor().long().clamp(min=1), (sizes - 1).clamp(min=0))
     while int(taken.sum()) != count:
         excess = int(taken.sum()) > count
-        movable = taken > 0 if excess else taken < sizes - 1
+        movable = taken < sizes - 1
+        if excess:  # the last one of a class only if no class has two
+            movable = taken > (1 if int(taken.max()) > 1 else 0)
         gap = (taken - exact) if excess else (exact - taken)
         gap = torch.where(movable, gap, torch.full_like(gap, -torch.inf))
         taken[int(gap.argmax())] += -1 if excess else 1

@@ -70,7 +70,13 @@ def train(folder: Path, run_dir: Path, launcher: list[str], more: list[str]) -> 
     return done.stdout
 
 
-@pytest.mark.parametrize("from_weights", [False, True], ids=["plain", "from weights, balanced"])
+@pytest.mark.parametrize(
+    "from_weights",
+    [
+        pytest.param(False, id="plain"),
+        pytest.param(True, id="from weights, balanced", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_train_and_evaluate_like_one(tmp_path: Path, *, from_weights: bool):
     """With batch norm over both: every weight, its average, and each figure of each epoch, within rounding.
 

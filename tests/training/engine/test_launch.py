@@ -89,7 +89,7 @@ def start(folder: Path, run_dir: Path, variables: dict[str, str]) -> subprocess.
     )
 
 
-@pytest.mark.parametrize("by_slurm", [False, True])
+@pytest.mark.parametrize("by_slurm", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_processes_that_no_torchrun_started_train_one_network(tmp_path: Path, by_slurm: bool) -> None:
     """Before, each trained alone, and both wrote into one folder."""
     folder = write_classes(tmp_path / "pictures", per_class=35)
