@@ -185,6 +185,7 @@ for package in {_USERS_PACKAGES}:
         assert f"{package}.networks:net, image 1x8x8" in output
 
 
+@pytest.mark.slow
 def test_torchrun_starts_training(installed: Installed, tmp_path: Path) -> None:
     """Which puts the current folder first on the path: a package called `training` is there."""
     write_pictures(tmp_path / "pictures")

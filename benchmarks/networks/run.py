@@ -28,6 +28,7 @@ from benchmarks.networks.processes import Limits, run_jobs
 from benchmarks.networks.results import append_result, read_results, still_to_do
 from benchmarks.networks.statistics import STATISTICS
 from benchmarks.networks.table import one_line
+from foldserve.demo.children import ending_with_us
 
 if TYPE_CHECKING:
     from benchmarks.networks.packages import Network
@@ -96,7 +97,7 @@ def all_jobs() -> dict[Key, Network | None]:
 def current_commit() -> str:
     """Return the commit that is measured, with a "+" if tracked files differ from it."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(ending_with_us(command), capture_output=True, text=True, cwd=ROOT, check=False)
     return done.stdout.strip() or "unknown"
 
 

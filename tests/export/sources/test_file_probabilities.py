@@ -241,7 +241,9 @@ def test_the_logits_before_a_sigmoid_can_be_named(labels, tmp_path):
     assert np.abs(logits - file_answers(files.save(files.small_graph(), tmp_path), "scores")).max() < 5e-5
 
 
-@pytest.mark.parametrize("case", ["sigmoid", "clipped", "over nothing"])
+@pytest.mark.parametrize(
+    "case", ["sigmoid", *(pytest.param(name, marks=pytest.mark.slow) for name in ("clipped", "over nothing"))]
+)
 def test_output_of_a_file_is_treated_as_logits_with_as_logits(case, labels, tmp_path):
     nodes = FILES_REFUSED[case]
     path = files.save(ended(*nodes), tmp_path)

@@ -109,7 +109,15 @@ def test_final_softmax_of_a_network_is_removed(index, project, tmp_path):
     assert np.abs(softmax(exact) - own_probabilities(given)).max() < 1e-6
 
 
-@pytest.mark.parametrize("case", ["module", "logarithms", "of a map, reshaped", "behind another"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "module",
+        "of a map, reshaped",
+        pytest.param("logarithms", marks=pytest.mark.slow),
+        pytest.param("behind another", marks=pytest.mark.slow),
+    ],
+)
 def test_callers_get_the_networks_own_probabilities(case, project, tmp_path, capsys):
     given = config(tmp_path, "taken_off", TAKEN_OFF.index(case))
     assert export_model(given) == 0
@@ -151,7 +159,13 @@ def test_other_probabilities_are_refused_with_advice(index, project, tmp_path):
     assert not list(tmp_path.glob("models/*/*/manifest.json"))
 
 
-@pytest.mark.parametrize("index", range(len(LOGITS)), ids=LOGITS)
+@pytest.mark.parametrize(
+    "index",
+    [
+        pytest.param(index, id=name, marks=[pytest.mark.slow] if index > 1 else [])
+        for index, name in enumerate(LOGITS)
+    ],
+)
 def test_networks_that_output_logits_are_published_unchanged(index, project, tmp_path, capsys):
     given = config(tmp_path, "logits", index)
     assert export_model(given) == 0
@@ -162,7 +176,16 @@ def test_networks_that_output_logits_are_published_unchanged(index, project, tmp
     assert np.abs(logits - own_answers(given.arch, given.weights)).max() < 1e-4
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "written out", "yes and no", "one logit", "clipped"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sigmoid",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("written out", "yes and no", "one logit", "clipped")
+        ),
+    ],
+)
 def test_output_is_treated_as_logits_with_as_logits(name, project, tmp_path):
     given = config(tmp_path, "refused", REFUSED.index(name), as_logits=True)
     assert export_model(given) == 0
