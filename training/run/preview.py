@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from foldserve.training.datasets import split_train
 from foldserve.training.engine.random_seeds import derived_seed
 from foldserve.training.errors import RunError
+from foldserve.training.run.chosen_augmentation import chosen_augmentation, chosen_mixing
 from foldserve.training.run.pictures import draw_images
-from foldserve.training.run.run_state import chosen_augmentation, chosen_mixing
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,10 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foldserve.text import escaped
-from foldserve.training.augmentation.augment import NO_AUGMENTATION, Augmentation
-from foldserve.training.augmentation.color_jitter import ColorJitter
-from foldserve.training.augmentation.mixing import Mixing
-from foldserve.training.augmentation.random_policy import RandomPolicy
 from foldserve.training.checkpoint import Checkpoint, check_weights, load_checkpoint
 from foldserve.training.checkpoint_form import TrainerForm, read_form
 from foldserve.training.datasets import channel_statistics
@@ -27,6 +23,7 @@ from foldserve.training.engine.random_seeds import derived_seed
 from foldserve.training.engine.sampling import Sampler
 from foldserve.training.errors import CheckpointError, RunError
 from foldserve.training.models import Normalized, create_model, is_import_path
+from foldserve.training.run.chosen_augmentation import chosen_augmentation, chosen_mixing
 from foldserve.training.run.initial_weights import fit_lines, fit_weights, load_fit
 
 if TYPE_CHECKING:
@@ -206,39 +203,6 @@ def _set_initial(state: RunState, names: frozenset[str]) -> None:
     """Record which parameters were given; their learning rate may differ, so the optimizer is made anew."""
     state.initial = names
     state.trainer.optimizer = create_optimizer(state.trainer.model.network, state.trainer.config, names)
-
-
-def chosen_augmentation(config: TrainConfig, dataset: Dataset) -> Augmentation:
-    """Return the augmentation of single images of ``dataset`` that ``config`` asks for."""
-    if not config.augment:
-        return NO_AUGMENTATION
-    return Augmentation(
-        crop_padding=config.crop_padding,
-        flip=dataset.flip_keeps_class if config.flip is None else config.flip,
-        erase_probability=config.erase_probability,
-        smallest_crop=config.smallest_crop,
-        policy=_chosen_policy(config),
-        jitter=_chosen_jitter(config),
-    )
-
-
-def _chosen_policy(config: TrainConfig) -> RandomPolicy | None:
-    if config.auto_augment == "none":
-        return None
-    if config.auto_augment == "trivial":
-        return RandomPolicy()
-    return RandomPolicy(config.rand_operations, config.rand_magnitude)
-
-
-def _chosen_jitter(config: TrainConfig) -> ColorJitter | None:
-    strength, hue = config.color_jitter, config.hue_jitter
-    return ColorJitter(strength, strength, strength, hue) if strength or hue else None
-
-
-def chosen_mixing(config: TrainConfig, dataset: Dataset) -> Mixing:
-    """Return the mixing of pairs of images of ``dataset`` that ``config`` asks for."""
-    mixup, cutmix = (config.mixup, config.cutmix) if config.augment else (0.0, 0.0)
-    return Mixing(mixup, cutmix, len(dataset.labels))
 
 
 def decode_rule(folder: RunFolder) -> DecodeRule | None:

@@ -8,7 +8,7 @@ import torch
 from foldserve.training.augmentation.color_jitter import ColorJitter
 from foldserve.training.augmentation.random_policy import RandomPolicy
 from foldserve.training.config import TrainConfig
-from foldserve.training.run.run_state import chosen_augmentation
+from foldserve.training.run.chosen_augmentation import chosen_augmentation
 
 
 @pytest.mark.parametrize(
