@@ -172,7 +172,8 @@ def test_rest_answers_as_grpc_does(http_server: ServerProcess, name: str) -> Non
         assert answer.plain == {"name": "tiny", "ready": response.ready}
     else:
         plain = to_plain(response)
-        assert answer.plain == plain[_INNER[chosen.method]] if chosen.method in _INNER else plain
+        expected = plain[_INNER[chosen.method]] if chosen.method in _INNER else plain
+        assert answer.plain == expected
 
 
 def ask(server: ServerProcess, chosen: Call) -> tuple[Any, grpc.RpcError | None]:
