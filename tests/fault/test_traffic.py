@@ -210,9 +210,12 @@ def test_hang_ups_do_not_affect_other_callers(server: HeldServer, network: TinyN
 
 
 def is_answered(server: ServerProcess, network: TinyNetwork) -> bool:
-    """Ask once: refused only until dropped rows have left the queue."""
+    """Ask once: refused only until dropped rows have left the queue.
+
+    With two images, since a full queue still takes a request of one.
+    """
     try:
-        server.infer(network.random_images(1))
+        server.infer(network.random_images(2))
     except grpc.RpcError as error:
         if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED:
             raise
