@@ -1,7 +1,7 @@
 """What mkdocs does differently for this site: pages from the repository's root, and links that leave docs/.
 
-In the repository a page may link to any file beside docs/. On the site some of these files are pages too; of a
-link to any other the text remains.
+In the repository a page may link to any file beside docs/. On the site some of these files are pages too; of
+a link to any other the text remains.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 # Pages of the site that lie in the repository's root.
-ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md", "CHANGELOG.md": "changes.md"}
+ROOT_PAGES = {
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+    "CHANGELOG.md": "changes.md",
+}
 
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^ *```.*?^ *```", flags=re.DOTALL | re.MULTILINE)
