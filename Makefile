@@ -78,7 +78,7 @@ bench: install ## list the benchmarks: each figure in the docs comes from one of
 bench-training: install ## overhead of the training loop over the bare network
 	$(BIN)/python -m benchmarks.training_loop
 
-bench-export: install ## PyTorch, ONNX unfolded and folded, int8: the table of docs/export.md
+bench-export: install ## PyTorch, ONNX unfolded and folded, int8: the table of docs/benchmarks.md
 	$(BIN)/python -m benchmarks.export_figures
 
 bench-networks: install ## torchvision's and timm's networks through export, beside PyTorch's exporter; hours, resumable
@@ -97,7 +97,7 @@ reference: install ## rewrite docs/reference/ from the code
 SITE := .venv-docs/.installed
 
 docs: $(SITE) ## build the documentation as a site in build/docs, with a search that works offline
-	.venv-docs/bin/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
 	@echo "open build/docs/index.html"
 
 $(SITE): docsite/requirements.txt

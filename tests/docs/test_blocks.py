@@ -86,7 +86,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_classes(folder / "pictures", per_class=40, labels=LABELS)
     _write_pictures(folder, LABELS)
     train = "train --arch lenet --dataset pictures --run-dir runs/lenet --epochs 4 --threads 1"
-    for command in (train, "export runs/lenet --repository models --name lenet"):
+    export = "export runs/lenet --repository models --name lenet"
+    for command in (train, export, export):
         words = [sys.executable, "-m", "foldserve", *command.split()]
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
