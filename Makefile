@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed-$(RUNTIME)
 # Two workers: most tests wait for processes that they started. Tests of one file share its fixtures.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help install interop demo test test-all lint types format proto bench bench-training bench-export bench-networks bench-serving prometheus clean
+.PHONY: help install interop demo test test-all lint types format proto bench bench-training bench-export bench-networks bench-serving prometheus reference docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,7 @@ lint: install ## ruff, import-linter and buf: rules, formatting, who may import 
 	@$(BIN)/lint-imports --no-logo --no-cache
 	@$(BIN)/buf lint protos
 	@$(BIN)/buf format --diff --exit-code protos
+	@$(BIN)/python -m docsite.reference --check
 
 types: install ## mypy, strict
 	@$(BIN)/mypy
@@ -77,7 +78,7 @@ bench: install ## list the benchmarks: each figure in the docs comes from one of
 bench-training: install ## overhead of the training loop over the bare network
 	$(BIN)/python -m benchmarks.training_loop
 
-bench-export: install ## PyTorch, ONNX unfolded and folded, int8: the table of docs/export.md
+bench-export: install ## PyTorch, ONNX unfolded and folded, int8: the table of docs/benchmarks.md
 	$(BIN)/python -m benchmarks.export_figures
 
 bench-networks: install ## torchvision's and timm's networks through export, beside PyTorch's exporter; hours, resumable
@@ -89,5 +90,20 @@ bench-serving: install ## served against bare loops, mosec and raw ONNX Runtime,
 prometheus: ## fetch Prometheus for the tests that scrape with it (Debian, nothing is installed)
 	@.ci/fetch-prometheus
 
+reference: install ## rewrite docs/reference/ from the code
+	@$(BIN)/python -m docsite.reference
+
+# mkdocs is in an environment of its own: nothing else needs it.
+SITE := .venv-docs/.installed
+
+docs: $(SITE) ## build the documentation as a site in build/docs, with a search that works offline
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
+	@echo "open build/docs/index.html"
+
+$(SITE): docsite/requirements.txt
+	$(PYTHON) -m venv --clear .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --no-deps --requirement $<
+	@touch $@
+
 clean: ## remove the environment, runs and models
-	rm -rf $(VENV) .venv-interop .venv-networks $(CLIENTS)/node/node_modules runs models *.egg-info
+	rm -rf $(VENV) .venv-docs .venv-interop .venv-networks $(CLIENTS)/node/node_modules runs models *.egg-info

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.export_figures`: speed of folding and int8, the table of docs/export.md.
+"""`python -m benchmarks.export_figures`: speed of folding and int8, the table of docs/benchmarks.md.
 
 One network in six forms takes turns, call by call, from uint8 pixels to logits:
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.training_figures TABLE`: the accuracy tables of docs/training.md.
+"""`python -m benchmarks.training_figures TABLE`: the accuracy tables of docs/benchmarks.md.
 
 accuracy  the recipes of every network on Fashion-MNIST, over the seeds given
 ablation  the effect of batch norm, ReLU, augmentation and dropout, leaving out one at a time

@@ -193,31 +193,40 @@ def _leading_names(words: list[str]) -> list[str]:
 def _parse_flags(words: list[str], name: str) -> dict[str, Any]:
     """Return the values given on the command line, not yet validated, by field of the command ``name``."""
     try:
-        # Not a BaseSettings, which would also read environment variables that have no prefix.
-        source: CliSettingsSource[Any] = CliSettingsSource(
-            Foldserve,  # type: ignore[arg-type]  # any model works
-            cli_prog_name="foldserve",
-            cli_kebab_case=True,
-            cli_implicit_flags=True,
-            cli_hide_none_type=True,
-            cli_avoid_json=True,
-            cli_exit_on_error=False,
-            cli_enforce_required=False,  # left to pydantic, so that all messages have one style
-            add_parser_method=_add_parser,
-        )
-        source.root_parser.add_argument(
-            _VERSION, action="version", version=f"foldserve {__version__}", help="show the version and exit"
-        )
-        source.root_parser.epilog = (
-            "Flags can also be set in the environment as FOLDSERVE_<COMMAND>_<FLAG>; other variables and\n"
-            ".env files are not read. See `foldserve COMMAND --help`."
-        )
-        flags: dict[str, Any] = source(args=words)()
+        flags: dict[str, Any] = _flag_source()(args=words)()
     except SettingsError as error:
         raise SettingsError(_describe_misuse(str(error), name)) from error
     for part in name.split():
         flags = flags[part]
     return flags
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line, for what describes it."""
+    return cast("argparse.ArgumentParser", _flag_source().root_parser)
+
+
+def _flag_source() -> CliSettingsSource[Any]:
+    # Not a BaseSettings, which would also read environment variables that have no prefix.
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        Foldserve,  # type: ignore[arg-type]  # any model works
+        cli_prog_name="foldserve",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_exit_on_error=False,
+        cli_enforce_required=False,  # left to pydantic, so that all messages have one style
+        add_parser_method=_add_parser,
+    )
+    source.root_parser.add_argument(
+        _VERSION, action="version", version=f"foldserve {__version__}", help="show the version and exit"
+    )
+    source.root_parser.epilog = (
+        "Flags can also be set in the environment as FOLDSERVE_<COMMAND>_<FLAG>; other variables and\n"
+        ".env files are not read. See `foldserve COMMAND --help`."
+    )
+    return source
 
 
 def _add_parser(commands: Any, name: str, **settings: Any) -> argparse.ArgumentParser:

@@ -30,19 +30,26 @@ class ServingError(FoldserveError):
 
 
 class InvalidArgumentError(ServingError):
-    """The request is wrong; the message says what was given, what was expected and what to do."""
+    """The request does not fit the model, or is malformed; the message says how to put it right.
+
+    Names, datatype, shape, number of bytes, outputs, parameters; a picture that cannot be read; too many
+    images or fields.
+    """
 
     status = "INVALID_ARGUMENT"
 
 
 class NotFoundError(ServingError):
-    """The model or version is not in the repository."""
+    """The model or version is not in the repository; the message lists what there is."""
 
     status = "NOT_FOUND"
 
 
 class UnavailableError(ServingError):
-    """The model is refused, loading or draining."""
+    """The version was refused, is loading or was unloaded, or the server is draining.
+
+    The message has the reason; a lost GPU is one.
+    """
 
     status = "UNAVAILABLE"
 
@@ -52,13 +59,13 @@ class ModelUnloadedError(UnavailableError):
 
 
 class ResourceExhaustedError(ServingError):
-    """A bounded queue is full."""
+    """The model's queue is full, encoded images would hold too much memory, or the message is too large."""
 
     status = "RESOURCE_EXHAUSTED"
 
 
 class DeadlineExceededError(ServingError):
-    """The deadline passed before the model ran."""
+    """The call's deadline, or its parameter `timeout`, passed before the model ran."""
 
     status = "DEADLINE_EXCEEDED"
 
@@ -70,13 +77,13 @@ class CancelledError(ServingError):
 
 
 class UnimplementedError(ServingError):
-    """The protocol has this feature; the server does not support it."""
+    """This server does not have it: shared memory, loading with parameters, unknown methods."""
 
     status = "UNIMPLEMENTED"
 
 
 class PermissionDeniedError(ServingError):
-    """The caller's role or the server's settings do not allow this."""
+    """The caller's role or the server's settings do not allow this: loading or unloading models."""
 
     status = "PERMISSION_DENIED"
 
@@ -88,7 +95,10 @@ class UnauthenticatedError(ServingError):
 
 
 class InternalError(ServingError):
-    """The server failed unexpectedly; the log has the error, and callers get a fixed text."""
+    """The model gave NaN or infinity, or the server failed unexpectedly.
+
+    In the second case the text is fixed, and the log has the traceback.
+    """
 
     status = "INTERNAL"
 

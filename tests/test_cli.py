@@ -165,7 +165,7 @@ def test_an_expected_error_is_one_line_and_its_traceback_comes_with_debug(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md"))]
+    "document", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))]
 )
 def test_commands_in_the_documents_parse(document: str) -> None:
     """Every `foldserve ...` line of a shell block is one that the console script takes."""

@@ -71,7 +71,9 @@ class ModelMetrics(Collector):
         yield from self._load_attempts()
 
     def _readiness(self) -> Metric:
-        ready = GaugeMetricFamily("foldserve_model_ready", "1 if the version serves.", labels=_MODEL)
+        ready = GaugeMetricFamily(
+            "foldserve_model_ready", "1 if the version serves, 0 if it loads or was refused.", labels=_MODEL
+        )
         for entry in self._index.entries():
             ready.add_metric((entry.name, str(entry.version)), entry.state == "READY")
         return ready
@@ -95,12 +97,14 @@ class ModelMetrics(Collector):
 def _requests(counters: dict[tuple[str, str], Counters]) -> Iterator[Metric]:
     requests = CounterMetricFamily(
         "foldserve_requests",
-        "Requests by gRPC status; the label version is empty for requests that reached no version.",
+        "Requests by gRPC status and method (ModelInfer, Classify, ModelStreamInfer or ClassifyStream); the "
+        "label version is empty for requests that reached no version.",
         labels=(*_MODEL, "method", "code"),
     )
     dropped = CounterMetricFamily(
         "foldserve_requests_dropped",
-        "Requests that expired or were cancelled before they ran, or were rejected by a full queue.",
+        "Requests that never ran: expired (DEADLINE_EXCEEDED), cancelled (CANCELLED), or rejected "
+        "(RESOURCE_EXHAUSTED: the queue is full, or the request too large).",
         labels=(*_MODEL, "reason"),
     )
     for names, counter in counters.items():
@@ -127,14 +131,16 @@ def _executions(counters: dict[tuple[str, str], Counters]) -> Iterator[Metric]:
 
 def _durations(counters: dict[tuple[str, str], Counters]) -> Iterator[Metric]:
     queue = HistogramMetricFamily(
-        "foldserve_queue_duration_seconds", "Time that a request waited for its execution.", labels=_MODEL
+        "foldserve_queue_duration_seconds",
+        "Time from a request's arrival in the queue to its first execution.",
+        labels=_MODEL,
     )
     compute = HistogramMetricFamily(
         "foldserve_compute_duration_seconds", "Time that an execution took.", labels=_MODEL
     )
     total = HistogramMetricFamily(
         "foldserve_request_duration_seconds",
-        "Time from a request's arrival to its answer, of requests answered OK.",
+        "Time from a request's arrival to its answer, decoding of images included, of requests answered OK.",
         labels=_MODEL,
     )
     for names, counter in counters.items():

@@ -59,7 +59,10 @@ class ServerMetrics(Collector):
         build.add_metric((own_version(), RUNTIME_VERSION, platform.python_version(), self._transport), 1)
         yield build
         gauges = {
-            "foldserve_ready": ("1 if the server is ready for inference.", int(self._management.is_ready())),
+            "foldserve_ready": (
+                "1 if the server is ready for inference, as /readyz says.",
+                int(self._management.is_ready()),
+            ),
             "foldserve_draining": ("1 after SIGTERM.", int(self._lifecycle.is_leaving)),
             "foldserve_usable_processors": (
                 "CPUs that this process may use, by affinity and quota.",

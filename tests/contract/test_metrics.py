@@ -105,7 +105,7 @@ def test_every_metric_is_documented(server: ServerProcess) -> None:
     _, text = get(server, "/metrics")
     names = set(re.findall(r"^# TYPE (foldserve_\w+) ", text, flags=re.MULTILINE))
     assert len(names) > 15
-    documented = (SOURCE / "docs" / "operations.md").read_text()
+    documented = (SOURCE / "docs" / "reference" / "metrics.md").read_text()
     assert [name for name in sorted(names) if f"`{name}`" not in documented] == []
 
 

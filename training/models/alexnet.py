@@ -17,7 +17,7 @@ There are two layouts, chosen by the shorter side of the image. The paper's is u
     fc6, fc7, fc8                      4096, 4096, K       37,748,736 + 16,777,216 + 4096 K
 
 Up to 64 pixels, the first layer keeps the resolution and the pooling is padded. Pooling also follows conv3,
-which halves the multiplications, and more epochs make better use of them (docs/training.md):
+which halves the multiplications, and more epochs make better use of them (docs/benchmarks.md):
 
     layer                              output at 1x28x28        weights
     conv1  5x5, padding 2                24 x  28 x  28             600
