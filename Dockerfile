@@ -14,7 +14,7 @@ RUN pip install --quiet --constraint constraints.txt setuptools \
     && mkdir foldserve && touch foldserve/__init__.py
 
 FROM base AS jobs
-RUN pip install --quiet --constraint constraints.txt --no-build-isolation torch==2.13.0 '.[train,export,cpu]' \
+RUN pip install --quiet --constraint constraints.txt --no-build-isolation torch==2.13.0 '.[train,export,client]' \
     && rm -rf build foldserve.egg-info
 COPY . .
 RUN pip install --quiet --no-deps --no-build-isolation --force-reinstall .
@@ -26,7 +26,7 @@ ENTRYPOINT ["foldserve"]
 FROM base AS server
 # `--build-arg RUNTIME=gpu`: the server for CUDA, with CUDA and cuDNN but not the driver.
 ARG RUNTIME=cpu
-RUN pip install --quiet --constraint constraints.txt --no-build-isolation ".[${RUNTIME},native,http]" \
+RUN pip install --quiet --constraint constraints.txt --no-build-isolation ".[${RUNTIME},native]" \
     && rm -rf build foldserve.egg-info
 COPY . .
 RUN pip install --quiet --no-deps --no-build-isolation --force-reinstall .

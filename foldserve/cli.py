@@ -49,21 +49,21 @@ class Command:
 COMMANDS = {
     "train": Command(TrainConfig, "foldserve.training.run.train:train", ("train",)),
     "inspect": Command(InspectConfig, "foldserve.export.inspection.command:inspect", ("export",)),
-    "export": Command(ExportConfig, "foldserve.export.pipeline:export_model", ("export", "serve", "runtime")),
+    "export": Command(ExportConfig, "foldserve.export.pipeline:export_model", ("export", "runtime")),
     "serve": Command(ServeConfig, "foldserve.serving.server:serve", ("serve", "runtime")),
-    "classify": Command(ClassifyConfig, "foldserve.serving.commands.classify:classify", ("serve",)),
+    "classify": Command(ClassifyConfig, "foldserve.serving.commands.classify:classify", ("client",)),
     "evaluate": Command(EvaluateConfig, "foldserve.local.evaluate:evaluate", ("runtime",)),
     "predict": Command(PredictConfig, "foldserve.local.predict:predict", ("runtime",)),
-    "models list": Command(ListConfig, "foldserve.serving.commands.models:list_models", ("serve",)),
+    "models list": Command(ListConfig, "foldserve.serving.commands.models:list_models", ("client",)),
     "models verify": Command(
-        VerifyConfig, "foldserve.serving.commands.models:verify_models", ("serve", "runtime")
+        VerifyConfig, "foldserve.serving.commands.models:verify_models", ("client", "runtime")
     ),
     "token": Command(TokenConfig, "foldserve.serving.commands.make_token:make_token"),
     "demo": Command(DemoConfig, "foldserve.demo.pipeline:run_demo", ("train", "export", "serve", "runtime")),
 }
 # Serving never imports export, so comparing a version with its checkpoint is a separate function.
 _VERIFY_AGAINST = Command(
-    VerifyConfig, "foldserve.export.verify_checkpoint:verify_checkpoint", ("export", "serve", "runtime")
+    VerifyConfig, "foldserve.export.verify_checkpoint:verify_checkpoint", ("export", "runtime")
 )
 
 _HELP = ("--help", "-h")

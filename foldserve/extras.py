@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# Import names by extra of pyproject.toml. `runtime` stands for the extra cpu or gpu.
+# Import names by extra of pyproject.toml. `runtime` stands for the extra cpu or gpu; `serve` and `export` for
+# themselves or, beside gpu, for the extras that leave ONNX Runtime out.
 EXTRAS: dict[str, tuple[str, ...]] = {
+    "client": ("google.protobuf", "grpc"),
     "train": ("torch", "matplotlib"),
     "export": ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"),
     "serve": ("google.protobuf", "grpc", "grpc_health", "grpc_reflection", "prometheus_client"),
@@ -44,7 +46,7 @@ def how_to_install(missing: dict[str, list[str]]) -> str:
     checkout. Otherwise the name is enough, as pip then extends the installed foldserve.
     """
     packages = list(dict.fromkeys(name for names in missing.values() for name in names))
-    extras = ",".join(_runtime_extra() if extra == "runtime" else extra for extra in missing)
+    extras = ",".join(_extra_here(extra) for extra in missing)
     folder = Path(__file__).parents[1]
     if (folder / "Makefile").exists():  # a checkout: wheels do not contain it
         source = f"-e {shlex.quote(f'{folder}[{extras}]')}"
@@ -64,6 +66,12 @@ def _is_installed(name: str) -> bool:
         return False
 
 
-def _runtime_extra() -> str:
-    has_driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
-    return "gpu" if has_driver else "cpu"
+def _extra_here(extra: str) -> str:
+    """Return the extra to install on this machine: with an NVIDIA driver, ONNX Runtime's build for CUDA."""
+    if _has_nvidia_driver():
+        return {"runtime": "gpu", "serve": "serve-base", "export": "export-base"}.get(extra, extra)
+    return "cpu" if extra == "runtime" else extra
+
+
+def _has_nvidia_driver() -> bool:
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None

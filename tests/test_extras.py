@@ -46,6 +46,16 @@ def distributions(requirements: list[str]) -> set[str]:
     return {name.lower().replace("_", "-") for name in names}
 
 
+def brought_by(*names: str) -> set[str]:
+    """The distributions that extras of pyproject.toml bring, also by way of other extras of ours."""
+    brought: set[str] = set()
+    for name in names:
+        for requirement in PROJECT["optional-dependencies"][name]:
+            ours = re.fullmatch(r"foldserve\[(.*)\]", requirement)
+            brought |= brought_by(*ours[1].split(",")) if ours else distributions([requirement])
+    return brought
+
+
 @pytest.mark.parametrize(
     ("command", "module"),
     [(command, name) for command, (extras, _) in NEEDS.items() for extra in extras for name in EXTRAS[extra]],
@@ -64,13 +74,15 @@ def test_each_missing_package_is_named_with_the_line_that_installs_it(
     assert re.search(r"-m pip install -e '\S+\[\S+\]'$", error.strip())
 
 
+@pytest.mark.parametrize("driver", [None, "/usr/bin/nvidia-smi"], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("command", NEEDS)
 def test_one_line_installs_all_that_a_command_needs(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, driver: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What the line names, by pyproject.toml, brings every package that was missing after a bare install."""
-    extras, _ = NEEDS[command]
-    needed = {name for extra in extras for name in EXTRAS[extra]}
+    monkeypatch.setattr(extras, "_has_nvidia_driver", lambda: driver is not None)
+    runtime = "onnxruntime-gpu" if driver else "onnxruntime"
+    needed = {name for extra in NEEDS[command][0] for name in EXTRAS[extra]}
     for name in needed:
         monkeypatch.setitem(sys.modules, name, None)
     if not needed:
@@ -78,12 +90,31 @@ def test_one_line_installs_all_that_a_command_needs(
     assert cli.main(words_of(command)) == 1
     requirement = shlex.split(capsys.readouterr().err.partition("-m pip install ")[2])[-1]
     named = requirement.partition("[")[2].rstrip("]").split(",")
-    brought = set().union(*(distributions(PROJECT["optional-dependencies"][extra]) for extra in named))
+    brought = brought_by(*named)
     packages = packages_distributions()
     for name in needed - {"onnxruntime", "google.protobuf"}:
         assert distributions(packages[name]) & brought
-    assert ("onnxruntime" in needed) == bool({"onnxruntime", "onnxruntime-gpu"} & brought)
-    assert ("google.protobuf" in needed) == ("protobuf" in brought)
+    assert runtime in brought or "onnxruntime" not in needed
+    assert "protobuf" in brought or "google.protobuf" not in needed
+    # Two builds of ONNX Runtime would overwrite each other's files.
+    assert not ({"onnxruntime", "onnxruntime-gpu"} - {runtime}) & brought
+
+
+def test_a_client_brings_grpc_and_protobuf_alone() -> None:
+    assert brought_by("client") == {"grpcio", "protobuf"}
+
+
+def test_all_brings_what_every_other_extra_brings_on_a_cpu() -> None:
+    others = PROJECT["optional-dependencies"].keys() - {"all", "dev", "gpu"}
+    assert brought_by("all") == brought_by(*others)
+
+
+@pytest.mark.parametrize("name", ["Client", "AsyncClient"])
+def test_a_client_is_imported_with_its_own_extra_alone(name: str) -> None:
+    others = {package for names in EXTRAS.values() for package in names} - set(EXTRAS["client"])
+    code = BLOCK.format(names=sorted(others)) + f"import foldserve\nprint(foldserve.{name}.__name__)\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == name
 
 
 def test_every_import_is_in_the_base_or_in_an_extra() -> None:
