@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import grpc
 
@@ -21,20 +21,29 @@ from foldserve.serving.client.messages import (
     read_outputs,
     typed_errors,
 )
+from foldserve.serving.client.streams import (
+    Requests,
+    StreamAnswer,
+    read_classify_answer,
+    read_infer_answer,
+)
 from foldserve.serving.pb import classifier_pb2_grpc, open_inference_pb2_grpc
 from foldserve.serving.pb import open_inference_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
+
+Value = TypeVar("Value")
 
 
 class AsyncClient:
     """A connection to one server; use it as ``async with``, in one event loop.
 
-    Every method raises the ServingError for the status that the server returns.
+    Every method raises the ServingError for the status that the server returns. Deadlines and retries are
+    those of `foldserve.Client`.
     """
 
     def __init__(
@@ -120,6 +129,55 @@ class AsyncClient:
                 await self._classifier.Classify(request, timeout=self._timeout_s, metadata=self._metadata)
             )
 
+    def infer_stream(
+        self,
+        model: str,
+        batches: Iterable[NDArray[np.uint8]] | AsyncIterable[NDArray[np.uint8]],
+        version: str = "",
+        *,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[StreamAnswer[dict[str, NDArray[np.float32]]]]:
+        """Yield the outputs of each of ``batches``, uint8 [N, C, H, W], in order, over one stream.
+
+        The server takes up to 64 batches in advance, and then reads no more until answers are read. An error
+        in one answer ends nothing else; it has a text, but no status. Streams are not sent again.
+
+        Args:
+            model: the model's name.
+            batches: the images; taken one by one. They may be an asynchronous iterable, too.
+            version: the version; the newest that is ready if empty.
+            timeout_s: seconds for the whole stream; no limit by default.
+
+        Raises:
+            ServingError: the stream ended, for example as the server is draining (UnavailableError).
+            Exception: what ``batches`` raised, after the answers to those before it.
+        """
+        requests = Requests(batches, lambda images: infer_request(model, images, version))
+        return self._stream(self._stub.ModelStreamInfer, requests, read_infer_answer, timeout_s)
+
+    def classify_stream(
+        self,
+        model: str,
+        images: Iterable[EncodedImage] | AsyncIterable[EncodedImage],
+        version: str = "",
+        *,
+        top_k: int = 1,
+        min_confidence: float = 0.0,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[StreamAnswer[Classification]]:
+        """Yield the labels of each of ``images`` (paths or contents), in order, over one stream.
+
+        As `infer_stream`; the errors of answers are those of the server's statuses.
+
+        Raises:
+            ServingError: the stream ended.
+            OSError: a file cannot be read; raised after the answers to the images before it.
+        """
+        requests = Requests(
+            images, lambda image: classify_request(model, [image], version, top_k, min_confidence)
+        )
+        return self._stream(self._classifier.ClassifyStream, requests, read_classify_answer, timeout_s)
+
     async def index(self) -> list[IndexEntry]:
         """Return every version in the server's repository."""
         with typed_errors():
@@ -128,3 +186,19 @@ class AsyncClient:
                     pb.RepositoryIndexRequest(), timeout=self._timeout_s, metadata=self._metadata
                 )
             )
+
+    async def _stream(
+        self,
+        method: Any,
+        requests: Requests[Any, Any],
+        read: Callable[[Any], StreamAnswer[Value]],
+        timeout_s: float | None,
+    ) -> AsyncIterator[StreamAnswer[Value]]:
+        with typed_errors():
+            call = method(aiter(requests), timeout=timeout_s, metadata=self._metadata)
+            try:
+                async for answer in call:
+                    yield read(answer)
+            finally:  # the caller may have stopped reading
+                call.cancel()
+            requests.check()

@@ -167,4 +167,9 @@ def typed_errors() -> Iterator[None]:
         ) from error
     except grpc.RpcError as error:
         status = error.code().name
-        raise _ERRORS.get(status, ServingError)(error.details() or status) from error
+        raise error_of(status, error.details() or status) from error
+
+
+def error_of(status: str, text: str) -> ServingError:
+    """Return the error for a gRPC status by name; a plain ServingError if the status has none of its own."""
+    return _ERRORS.get(status, ServingError)(text)

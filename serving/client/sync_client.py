@@ -5,7 +5,7 @@ Also an example of how to call the server; `foldserve.serving.client.async_clien
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import grpc
 
@@ -23,20 +23,34 @@ from foldserve.serving.client.messages import (
     read_outputs,
     typed_errors,
 )
+from foldserve.serving.client.streams import (
+    Requests,
+    StreamAnswer,
+    read_classify_answer,
+    read_infer_answer,
+)
 from foldserve.serving.pb import classifier_pb2_grpc, open_inference_pb2_grpc
 from foldserve.serving.pb import open_inference_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
+
+Value = TypeVar("Value")
 
 
 class Client:
     """A connection to one server; use it as a context manager. Methods may be called from any thread.
 
     Every method raises the ServingError for the status that the server returns.
+
+    Each call has a deadline, ``timeout_s`` seconds, which includes the time that it waits on the server and
+    that it is tried again; then it ends with DeadlineExceededError. `infer`, `classify` and `describe` are
+    tried again if the server answers UNAVAILABLE (it drains, restarts or is loading the model): up to three
+    times, after about 0.1, 0.2 and 0.4 seconds; then UnavailableError is raised. Other statuses, `index` and
+    streams are not tried again.
     """
 
     def __init__(
@@ -126,6 +140,55 @@ class Client:
                 self._classifier.Classify(request, timeout=self._timeout_s, metadata=self._metadata)
             )
 
+    def infer_stream(
+        self,
+        model: str,
+        batches: Iterable[NDArray[np.uint8]],
+        version: str = "",
+        *,
+        timeout_s: float | None = None,
+    ) -> Iterator[StreamAnswer[dict[str, NDArray[np.float32]]]]:
+        """Yield the outputs of each of ``batches``, uint8 [N, C, H, W], in order, over one stream.
+
+        The server takes up to 64 batches in advance, and then reads no more until answers are read. An error
+        in one answer ends nothing else; it has a text, but no status. Streams are not sent again.
+
+        Args:
+            model: the model's name.
+            batches: the images; taken one by one.
+            version: the version; the newest that is ready if empty.
+            timeout_s: seconds for the whole stream; no limit by default.
+
+        Raises:
+            ServingError: the stream ended, for example as the server is draining (UnavailableError).
+            Exception: what ``batches`` raised, after the answers to those before it.
+        """
+        requests = Requests(batches, lambda images: infer_request(model, images, version))
+        return self._stream(self._stub.ModelStreamInfer, requests, read_infer_answer, timeout_s)
+
+    def classify_stream(
+        self,
+        model: str,
+        images: Iterable[EncodedImage],
+        version: str = "",
+        *,
+        top_k: int = 1,
+        min_confidence: float = 0.0,
+        timeout_s: float | None = None,
+    ) -> Iterator[StreamAnswer[Classification]]:
+        """Yield the labels of each of ``images`` (paths or contents), in order, over one stream.
+
+        As `infer_stream`; the errors of answers are those of the server's statuses.
+
+        Raises:
+            ServingError: the stream ended.
+            OSError: a file cannot be read; raised after the answers to the images before it.
+        """
+        requests = Requests(
+            images, lambda image: classify_request(model, [image], version, top_k, min_confidence)
+        )
+        return self._stream(self._classifier.ClassifyStream, requests, read_classify_answer, timeout_s)
+
     def index(self) -> list[IndexEntry]:
         """Return every version in the server's repository."""
         with typed_errors():
@@ -134,3 +197,19 @@ class Client:
                     pb.RepositoryIndexRequest(), timeout=self._timeout_s, metadata=self._metadata
                 )
             )
+
+    def _stream(
+        self,
+        method: Any,
+        requests: Requests[Any, Any],
+        read: Callable[[Any], StreamAnswer[Value]],
+        timeout_s: float | None,
+    ) -> Iterator[StreamAnswer[Value]]:
+        with typed_errors():
+            call = method(iter(requests), timeout=timeout_s, metadata=self._metadata)
+            try:
+                for answer in call:
+                    yield read(answer)
+            finally:  # the caller may have stopped reading
+                call.cancel()
+            requests.check()
