@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 from PIL import Image
 
 from foldserve.demo.children import ending_with_us
-from tests.support.sources import ROOT
+from tests.support.wheel import build, clean_environment, copy_checkout
 
 # Packages of a user's own, called as parts of foldserve are.
 _USERS_PACKAGES = ("training", "export", "serving", "demo", "imaging")
@@ -30,41 +29,14 @@ def net(in_channels, class_count):
     pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return nn.Sequential(nn.Conv2d(in_channels, 4, 3), nn.BatchNorm2d(4), pooled, nn.Linear(4, class_count))
 """
-_BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "foldserve", "training", "export", "serving")
 _START_S = 60.0
-
-
-def build(kind: str, source: Path, folder: Path) -> Path:
-    """Build a wheel or an sdist of the folder ``source`` and return the file."""
-    command = [
-        sys.executable,
-        "-m",
-        "build",
-        f"--{kind}",
-        "--no-isolation",
-        "--outdir",
-        str(folder),
-        str(source),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = folder.iterdir()
-    return built
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from an unpacked sdist, as an index would serve it: both must hold everything."""
     folder = tmp_path_factory.mktemp("packaging")
-    checkout = folder / "checkout"  # a copy: building leaves files behind
-    for name in _BUILT_FROM:
-        place = ROOT / name
-        if place.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-            shutil.copytree(place, checkout / name, symlinks=True, ignore=ignored)
-        elif place.exists():
-            checkout.mkdir(exist_ok=True)
-            shutil.copy(place, checkout / name)
+    checkout = copy_checkout(folder / "checkout")
     archive = build("sdist", checkout, folder / "sdist")
     shutil.unpack_archive(archive, folder / "unpacked", filter="data")
     (unpacked,) = (folder / "unpacked").iterdir()
@@ -95,10 +67,6 @@ class Installed:
         )
         assert done.returncode == 0, f"{program} {arguments}: {done.stdout}{done.stderr}"
         return done.stdout
-
-
-def clean_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FOLDSERVE"))}
 
 
 @pytest.fixture(scope="module")
