@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import CliSettingsSource, CliSubCommand, SettingsError
 
 from foldserve import __version__
+from foldserve.completion_config import CompletionConfig
 from foldserve.demo.config import DemoConfig
 from foldserve.environment import flag_fields, help_text, read_environment, variable
 from foldserve.errors import FoldserveError
@@ -59,6 +60,7 @@ COMMANDS = {
         VerifyConfig, "foldserve.serving.commands.models:verify_models", ("client", "runtime")
     ),
     "token": Command(TokenConfig, "foldserve.serving.commands.make_token:make_token"),
+    "completion": Command(CompletionConfig, "foldserve.completion:print_completion"),
     "demo": Command(DemoConfig, "foldserve.demo.pipeline:run_demo", ("train", "export", "serve", "runtime")),
 }
 # Serving never imports export, so comparing a version with its checkpoint is a separate function.
@@ -94,6 +96,7 @@ class Foldserve(BaseModel):
     predict: CliSubCommand[PredictConfig] = Field(description="label a folder or table of images, no server")
     models: CliSubCommand[Models] = Field(description="list or verify the versions in a repository")
     token: CliSubCommand[TokenConfig] = Field(description="make a bearer token for a server's --tokens")
+    completion: CliSubCommand[CompletionConfig] = Field(description="print a shell's completion script")
     demo: CliSubCommand[DemoConfig] = Field(description="train, export, serve, and compare all three")
     debug: bool = Field(default=False, description="show the traceback of an error; allowed anywhere")
 
@@ -233,7 +236,7 @@ def _add_parser(commands: Any, name: str, **settings: Any) -> argparse.ArgumentP
     """Add the parser of a command; its help explains the environment variables."""
     parser = cast("argparse.ArgumentParser", commands.add_parser(name, **settings))
     command = parser.prog.partition(" ")[2]  # of "foldserve models list"
-    if command in COMMANDS:
+    if command in COMMANDS and flag_fields(COMMANDS[command].config):
         parser.epilog = help_text(command, COMMANDS[command].config)
     return parser
 

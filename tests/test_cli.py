@@ -41,7 +41,7 @@ def test_every_flag_has_a_help_text(command: str) -> None:
 def test_an_unknown_flag_is_named_and_the_near_miss_suggested(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    counts = {"inspect": 1, "export": 1, "classify": 1, "evaluate": 1, "predict": 2}
+    counts = {"completion": 1, "inspect": 1, "export": 1, "classify": 1, "evaluate": 1, "predict": 2}
     positional = ["something"] * counts.get(command, 0)
     assert cli.main([*command.split(), *positional, "--hepl"]) == 2
     error = capsys.readouterr().err

@@ -118,7 +118,7 @@ def test_a_client_is_imported_with_its_own_extra_alone(name: str) -> None:
 
 
 def test_every_import_is_in_the_base_or_in_an_extra() -> None:
-    base = {"numpy", "PIL", "pydantic", "pydantic_core", "pydantic_settings", "rich"}
+    base = {"numpy", "PIL", "pydantic", "pydantic_core", "pydantic_settings", "rich", "shtab"}
     known = base | OPTIONAL | {name.partition(".")[0] for names in EXTRAS.values() for name in names}
     for path in source_files():
         unknown = imported_packages(path) - known - {"foldserve"} - sys.stdlib_module_names
