@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 EXAMPLES = ROOT / "examples"
+_TESTS = ("test_examples.py", "test_other_clients.py")
 PROGRAM = f"{os.pathsep}".join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
 
 
@@ -45,11 +46,38 @@ def run(script: str, *arguments: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_every_example_is_run_here() -> None:
-    tests = Path(__file__).read_text()
-    for path in EXAMPLES.rglob("*"):
-        if path.is_file() and path.suffix != ".pyc":
+def test_every_example_is_run_and_listed() -> None:
+    tests = "".join((ROOT / "tests" / name).read_text() for name in _TESTS)
+    listed = (EXAMPLES / "README.md").read_text()
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "."]
+    done = subprocess.run(command, cwd=EXAMPLES, capture_output=True, text=True, check=True)
+    for name in done.stdout.split():
+        path = Path(name)
+        if path.suffix != ".md" and path.parts[0] != "preprocessing":
             assert path.name in tests, f"{path} has no test"
+            assert path.parts[0] in listed, f"{path} is not in README.md"
+
+
+def test_pictures_are_classified_over_a_stream(server: ServerProcess, tmp_path: Path) -> None:
+    pictures = write_classes(tmp_path / "pictures", per_class=1)
+    (pictures / "none.png").write_bytes(b"none")
+    words = ["tiny", str(pictures), "--server", server.address]
+    lines = run("classify_stream.py", *words, folder=tmp_path).splitlines()
+    failed = [line for line in lines if "\terror: " in line]
+    assert len(lines) == len(LABELS) + 1
+    assert len(failed) == 1
+    assert re.search(r"none\.png\terror: .*not an image", failed[0])
+    for line in lines:
+        assert line in failed or re.fullmatch(r"\S+\.png\tlabel \d \d+\.\d%", line)
+
+
+def test_pictures_are_classified_without_a_server(tmp_path: Path) -> None:
+    TinyNetwork().publish(tmp_path / "models" / "tiny")
+    pictures = [str(path) for path in write_classes(tmp_path / "pictures", per_class=1).rglob("*.png")]
+    lines = run("classify_locally.py", "models/tiny", *pictures, folder=tmp_path).splitlines()
+    assert len(lines) == len(LABELS)
+    for line in lines:
+        assert re.fullmatch(r"\S+\.png\tlabel \d \d+\.\d%", line)
 
 
 def test_pictures_are_classified(server: ServerProcess, tmp_path: Path) -> None:
