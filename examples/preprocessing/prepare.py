@@ -41,7 +41,7 @@ def prepare(encoded: bytes, rule: dict[str, Any]) -> NDArray[np.uint8]:
     #    The last column and row may then stand for less than a whole pixel.
     shown: tuple[float, float] = whole
     if rule["resize"].get("decode") == "scaled" and image.format == "JPEG":
-        drafted = image.draft(None, (2 * side, 2 * side))  # type: ignore[no-untyped-call]
+        drafted = image.draft(None, (2 * side, 2 * side))
         shown = drafted[1][2:] if drafted else whole
     orientation = image.getexif().get(_ORIENTATION, 1)
     # 2. Colours: the high byte of 16 bits, transparency over white, then grey or RGB.
