@@ -113,6 +113,13 @@ def test_a_stopping_server_is_seen_to_stop(server: ServerProcess) -> None:
     assert watcher.returncode == 0
 
 
+def test_a_small_data_set_is_drawn(tmp_path: Path) -> None:
+    run("draw_pictures.py", "pictures", folder=tmp_path)
+    classes = sorted((tmp_path / "pictures").iterdir())
+    assert [folder.name for folder in classes] == ["circle", "square", "triangle"]
+    assert all(list(folder.glob("*.png")) for folder in classes)
+
+
 def test_an_own_network_is_trained_exported_and_served(tmp_path: Path) -> None:
     pictures = write_classes(tmp_path / "pictures", per_class=20)
     models = tmp_path / "models"
