@@ -31,6 +31,7 @@ from foldserve.serving.repository.watcher import Watcher
 from foldserve.serving.server_state import Lifecycle, ServerState
 from foldserve.serving.services.inference import InferenceService
 from foldserve.serving.services.management import ManagementService
+from foldserve.serving.transport.backend import Backend
 from foldserve.serving.transport.base import open_transport
 from foldserve.serving.transport.descriptors import ConnectionGuard, share_descriptors
 from foldserve.serving.transport.grpcio.library_logs import hush_libraries
@@ -116,11 +117,10 @@ class _Server:
         self._descriptors = share_descriptors()
         max_connections = self._descriptors.max_connections
         self._wire = wire_settings(config, self.repository.index, max_connections=max_connections)
+        self._backend = Backend(self._inference, self._management, self._lifecycle)
         self._transport = open_transport(
             config.transport,
-            self._inference,
-            self._management,
-            self._lifecycle,
+            self._backend,
             self._wire,
             why_not_native=config.why_not_native,
         )
@@ -222,7 +222,9 @@ class _Server:
         from foldserve.serving.transport.http.server import HttpTransport  # noqa: PLC0415
 
         return HttpTransport(
-            *(self._inference, self._management, self._lifecycle, self.repository.index, self._wire),
+            self._backend,
+            self.repository.index,
+            self._wire,
             max_connections=self._descriptors.max_http,
         )
 

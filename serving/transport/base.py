@@ -9,9 +9,7 @@ from foldserve.serving.errors import TransportMissingError
 from foldserve.serving.transport.grpcio.server import GrpcioTransport
 
 if TYPE_CHECKING:
-    from foldserve.serving.server_state import Lifecycle
-    from foldserve.serving.services.inference import InferenceService
-    from foldserve.serving.services.management import ManagementService
+    from foldserve.serving.transport.backend import Backend
     from foldserve.serving.transport.settings import WireSettings
 
 _log = logging.getLogger(__name__)
@@ -37,9 +35,7 @@ class Transport(Protocol):
 
 def open_transport(
     name: Literal["auto", "grpcio", "native"],
-    inference: InferenceService,
-    management: ManagementService,
-    lifecycle: Lifecycle,
+    backend: Backend,
     settings: WireSettings,
     *,
     why_not_native: str | None = None,
@@ -48,9 +44,7 @@ def open_transport(
 
     Args:
         name: the transport.
-        inference: answers inference.
-        management: answers the other RPCs.
-        lifecycle: the server's state.
+        backend: answers the calls.
         settings: limits and permissions at the wire.
         why_not_native: why "auto" chooses grpcio, for the log; see `ServeConfig.why_not_native`.
 
@@ -61,17 +55,15 @@ def open_transport(
         _log.info("transport grpcio: %s", why_not_native)
     elif name != "grpcio":
         try:
-            return _open_native(inference, management, lifecycle, settings)
+            return _open_native(backend, settings)
         except TransportMissingError as error:
             if name == "native":
                 raise
             _log.info("transport grpcio: %s", error)
-    return GrpcioTransport(inference, management, lifecycle, settings)
+    return GrpcioTransport(backend, settings)
 
 
-def _open_native(
-    inference: InferenceService, management: ManagementService, lifecycle: Lifecycle, settings: WireSettings
-) -> Transport:
+def _open_native(backend: Backend, settings: WireSettings) -> Transport:
     try:
         from foldserve.serving.transport.native import NativeTransport  # noqa: PLC0415  # an extra that may be missing
     except ImportError as error:
@@ -79,4 +71,4 @@ def _open_native(
             f"native, several times faster, needs pygrpc-native, which cannot be imported here ({error}): "
             "run pip install 'foldserve[native]', or use --transport grpcio"
         ) from error
-    return NativeTransport(inference, management, lifecycle, settings)
+    return NativeTransport(backend, settings)

@@ -34,10 +34,9 @@ from foldserve.serving.transport.status import LARGE_BYTES, parse, to_status
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
-    from foldserve.serving.server_state import Lifecycle
     from foldserve.serving.services.inference import InferenceService
-    from foldserve.serving.services.management import ManagementService
     from foldserve.serving.services.requests import InferenceRequest, Reply
+    from foldserve.serving.transport.backend import Backend
     from foldserve.serving.transport.settings import WireSettings
 
 # With a second I/O thread a call took 36 us instead of 24 on two CPUs (handler that does nothing).
@@ -66,9 +65,7 @@ class NativeTransport:
     """Serves unary inference natively and the rest through grpcio. Every method runs on the event loop.
 
     Args:
-        inference: answers inference.
-        management: answers the other RPCs.
-        lifecycle: the server's state.
+        backend: answers the calls.
         settings: limits and permissions at the wire, without those that only grpcio supports.
 
     Raises:
@@ -79,15 +76,13 @@ class NativeTransport:
 
     def __init__(
         self,
-        inference: InferenceService,
-        management: ManagementService,
-        lifecycle: Lifecycle,
+        backend: Backend,
         settings: WireSettings,
     ) -> None:
-        self._inference = inference
+        self._inference = backend.inference
         self._settings = settings
         self._inner_name = _free_socket_name()
-        self._fallback = GrpcioTransport(inference, management, lifecycle, settings, is_fallback=True)
+        self._fallback = GrpcioTransport(backend, settings, is_fallback=True)
         self._listeners: list[_Listener] = []
 
     async def start(self, host: str, port: int) -> int:

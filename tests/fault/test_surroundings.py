@@ -14,6 +14,7 @@ from foldserve.serving.errors import ListenError, TransportMissingError
 from foldserve.serving.pb import open_inference_pb2 as pb
 from foldserve.serving.pb import open_inference_pb2_grpc
 from foldserve.serving.transport import base as choose
+from foldserve.serving.transport.backend import Backend
 from tests.support.artifacts import TinyNetwork
 from tests.support.server_process import ServerProcess, infer_request
 
@@ -120,7 +121,7 @@ def test_auto_chooses_grpcio_if_native_cannot_be_imported(
 
 def _assert_falls_back(caplog: pytest.LogCaptureFixture, reason: str) -> None:
     def open_one(name: Any) -> Any:
-        return choose.open_transport(name, None, None, None, None)  # type: ignore[arg-type]
+        return choose.open_transport(name, Backend(None, None, None), None)  # type: ignore[arg-type]
 
     assert open_one("auto").name == "grpcio"
     assert f"transport grpcio: native, several times faster, {reason}" in caplog.text

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from foldserve.serving.services.inference import InferenceService
-
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -117,11 +115,12 @@ def test_statistics_count_the_requests_of_both_transports(server: ServerProcess)
 
 def test_transport_that_is_not_installed_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     from foldserve.serving.errors import TransportMissingError
+    from foldserve.serving.transport.backend import Backend
     from foldserve.serving.transport.base import open_transport
 
     # An earlier test may have imported the module already; it has to be imported here, without the package.
     monkeypatch.delitem(sys.modules, "foldserve.serving.transport.native", raising=False)
     monkeypatch.setitem(sys.modules, "pygrpc_native", None)
-    servicer: InferenceService = None  # type: ignore[assignment]  # not reached
+    backend = Backend(None, None, None)  # type: ignore[arg-type]  # not reached
     with pytest.raises(TransportMissingError, match="foldserve\\[native\\]"):
-        open_transport("native", servicer, None, None, None)  # type: ignore[arg-type]
+        open_transport("native", backend, None)  # type: ignore[arg-type]

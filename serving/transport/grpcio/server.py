@@ -32,10 +32,9 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from foldserve.serving.security.tokens import Caller
-    from foldserve.serving.server_state import Lifecycle
-    from foldserve.serving.services.inference import InferenceService
-    from foldserve.serving.services.management import ManagementMethod, ManagementService
+    from foldserve.serving.services.management import ManagementMethod
     from foldserve.serving.services.requests import InferenceRequest, Reply
+    from foldserve.serving.transport.backend import Backend
     from foldserve.serving.transport.grpcio.streams import StreamMethod
     from foldserve.serving.transport.settings import WireSettings
 
@@ -59,9 +58,7 @@ class GrpcioTransport:
     """A grpc.aio server for all RPCs: inference, management, health, reflection. Runs on its event loop.
 
     Args:
-        inference: answers inference.
-        management: answers the other RPCs.
-        lifecycle: the server's state; `drain` does not wait for calls that come in DRAINING or later.
+        backend: answers the calls.
         settings: limits and permissions at the wire. Messages slightly over the limit are refused with our
             text; gRPC refuses larger ones with its own, and the same status, before they are held in memory.
         is_fallback: whether the server answers calls that another transport forwards; that one then limits
@@ -72,16 +69,14 @@ class GrpcioTransport:
 
     def __init__(
         self,
-        inference: InferenceService,
-        management: ManagementService,
-        lifecycle: Lifecycle,
+        backend: Backend,
         settings: WireSettings,
         *,
         is_fallback: bool = False,
     ) -> None:
-        self._inference = inference
-        self._management = management
-        self._lifecycle = lifecycle
+        self._inference = backend.inference
+        self._management = backend.management
+        self._lifecycle = backend.lifecycle
         self._settings = settings
         self._limit = settings.message_limit
         self._permissions = settings.permissions
@@ -93,7 +88,7 @@ class GrpcioTransport:
         self._reader = ThreadPoolExecutor(min(_MAX_READERS, usable_cpus()), thread_name_prefix="read")
         self._gate = asyncio.Event()  # cleared while calls that come are held back
         self._gate.set()
-        self._health = Health(lifecycle)
+        self._health = Health(backend.lifecycle)
         self._server = grpc.aio.server(options=server_options(settings, is_fallback=is_fallback))
         self._server.add_generic_rpc_handlers(tuple(self._handlers()))
         self._server.add_generic_rpc_handlers(

@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from starlette.requests import Request
 
-    from foldserve.serving.server_state import Lifecycle
-    from foldserve.serving.services.inference import InferenceService
-    from foldserve.serving.services.management import ManagementService
     from foldserve.serving.services.requests import InferenceRequest, Reply
+    from foldserve.serving.transport.backend import Backend
     from foldserve.serving.transport.settings import WireSettings
 
 _PATHS = {kind: path for path, kind in UNARY_METHODS.items()}
@@ -41,17 +39,15 @@ class Calls:
 
     def __init__(
         self,
-        inference: InferenceService,
-        management: ManagementService,
-        lifecycle: Lifecycle,
+        backend: Backend,
         settings: WireSettings,
     ) -> None:
         self.running_count = 0
         self.last_call_s = 0.0
-        self.management = management
+        self.management = backend.management
         self._limit = settings.message_limit
-        self._inference = inference
-        self._lifecycle = lifecycle
+        self._inference = backend.inference
+        self._lifecycle = backend.lifecycle
         self._permissions = settings.permissions
 
     async def manage(self, request: Request, method: str, read: Callable[[bytes], Message]) -> Message:

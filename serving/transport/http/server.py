@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
     from foldserve.serving.repository.index import ModelIndex
     from foldserve.serving.security.certificate import ServerCredentials
-    from foldserve.serving.server_state import Lifecycle
-    from foldserve.serving.services.inference import InferenceService
-    from foldserve.serving.services.management import ManagementService
+    from foldserve.serving.transport.backend import Backend
     from foldserve.serving.transport.settings import WireSettings
 
 # An idle connection is kept for this time; clients with a pool reconnect by themselves.
@@ -41,9 +39,7 @@ class HttpTransport:
     """Answers the REST API; its methods are called on the server's main event loop.
 
     Args:
-        inference: answers inference.
-        management: answers the other RPCs.
-        lifecycle: the server's state; `drain` does not wait for calls that come in DRAINING or later.
+        backend: answers the calls.
         index: finds the models.
         settings: limits and permissions at the wire, the same as over gRPC.
         max_connections: most connections at the same time; further ones are answered 503.
@@ -51,9 +47,7 @@ class HttpTransport:
 
     def __init__(
         self,
-        inference: InferenceService,
-        management: ManagementService,
-        lifecycle: Lifecycle,
+        backend: Backend,
         index: ModelIndex,
         settings: WireSettings,
         *,
@@ -61,7 +55,7 @@ class HttpTransport:
     ) -> None:
         # uvicorn reports each request that is not HTTP, and its own start and end.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-        self._calls = Calls(inference, management, lifecycle, settings)
+        self._calls = Calls(backend, settings)
         self._credentials = settings.credentials
         self._server = uvicorn.Server(
             uvicorn.Config(
