@@ -19,9 +19,9 @@ from torch.nn.parameter import is_lazy
 from foldserve.export.errors import SourceError, first_line
 from foldserve.export.sources.file_kind import refuse_other_kinds
 from foldserve.export.sources.source import sha256_of
-from foldserve.export.sources.torch_weights import Placeholder, module_state, read_torch_weights
 from foldserve.export.sources.weight_names import WRAPPERS, fit_names, without_prefixes
 from foldserve.training.torch_file import TorchFileError, UnplainFileError
+from foldserve.training.torch_weights import Placeholder, module_state, read_torch_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
