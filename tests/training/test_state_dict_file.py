@@ -11,12 +11,16 @@ import torch
 from safetensors.torch import save_file
 
 from foldserve.training.errors import CheckpointError
-from foldserve.training.state_dict_file import read_state_dict
+from foldserve.training.state_dict_file import StateDict, read_state_dict, with_plain_names
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 PLAIN = {"stem.weight": torch.ones(2, 3), "stem.bias": torch.zeros(2)}
+
+
+def read_plain(path: Path) -> StateDict:
+    return with_plain_names(read_state_dict(path), path)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +57,7 @@ PLAIN = {"stem.weight": torch.ones(2, 3), "stem.bias": torch.zeros(2)}
 )
 def test_state_dicts_are_unwrapped_to_plain_names(tmp_path: Path, payload: dict[str, object], remark: str):
     torch.save(payload, tmp_path / "w.pt")
-    state = read_state_dict(tmp_path / "w.pt")
+    state = read_plain(tmp_path / "w.pt")
     assert state.tensors.keys() == PLAIN.keys()
     assert all(torch.equal(state.tensors[name], value) for name, value in PLAIN.items())
     assert remark in "; ".join(state.remarks)
@@ -61,9 +65,15 @@ def test_state_dicts_are_unwrapped_to_plain_names(tmp_path: Path, payload: dict[
 
 def test_safetensors_files_are_read(tmp_path: Path):
     save_file({f"module.{name}": value for name, value in PLAIN.items()}, tmp_path / "w.safetensors")
-    assert torch.equal(
-        read_state_dict(tmp_path / "w.safetensors").tensors["stem.weight"], PLAIN["stem.weight"]
-    )
+    assert torch.equal(read_plain(tmp_path / "w.safetensors").tensors["stem.weight"], PLAIN["stem.weight"])
+
+
+def test_a_pickled_network_is_read_without_its_code(tmp_path: Path):
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    torch.save({"net": network, "epoch": 3}, tmp_path / "w.pt")
+    state = read_plain(tmp_path / "w.pt")
+    assert torch.equal(state.tensors["0.weight"], network.state_dict()["0.weight"])
+    assert "a pickled torch.nn.modules.container.Sequential" in "; ".join(state.remarks)
 
 
 class _Runs:
@@ -86,7 +96,7 @@ class _Runs:
 def test_unusable_files_are_refused_in_one_line(tmp_path: Path, payload: object, message: str):
     torch.save(payload, tmp_path / "w.pt")
     with pytest.raises(CheckpointError, match=message) as refused:
-        read_state_dict(tmp_path / "w.pt")
+        read_plain(tmp_path / "w.pt")
     assert "\n" not in str(refused.value)
 
 
@@ -95,7 +105,7 @@ def test_code_in_a_file_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "raw.pt").write_bytes(pickle.dumps(_Runs()))
     for name in ("w.pt", "raw.pt"):
         with pytest.raises(CheckpointError):
-            read_state_dict(tmp_path / name)
+            read_plain(tmp_path / name)
     assert "code ran" not in capsys.readouterr().out
 
 
@@ -103,9 +113,9 @@ def test_damaged_and_missing_files_are_reported(tmp_path: Path):
     torch.save(PLAIN, tmp_path / "w.pt")
     (tmp_path / "w.pt").write_bytes((tmp_path / "w.pt").read_bytes()[:-60])
     with pytest.raises(CheckpointError, match="damaged or cut short"):
-        read_state_dict(tmp_path / "w.pt")
+        read_plain(tmp_path / "w.pt")
     (tmp_path / "w.safetensors").write_bytes(b"no weights")
     with pytest.raises(CheckpointError, match="is not a safetensors file, or it is damaged"):
-        read_state_dict(tmp_path / "w.safetensors")
+        read_plain(tmp_path / "w.safetensors")
     with pytest.raises(CheckpointError, match="cannot be read: No such file"):
-        read_state_dict(tmp_path / "none.pt")
+        read_plain(tmp_path / "none.pt")

@@ -15,7 +15,7 @@ from torch import nn
 from foldserve.text import escaped, join_first, quote, shape_text
 from foldserve.training.checkpoint import is_checkpoint, load_checkpoint
 from foldserve.training.errors import CheckpointError
-from foldserve.training.state_dict_file import check_finite_weights, read_state_dict
+from foldserve.training.state_dict_file import check_finite_weights, read_state_dict, with_plain_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +64,7 @@ def read_initial_weights(path: Path) -> InitialWeights:
         check_finite_weights(weights, path)
         kind = f"{checkpoint.arch}, {checkpoint.weights_kind} weights"
         return InitialWeights(f"{path} ({kind})", weights, checkpoint.arch, checkpoint.labels)
-    state = read_state_dict(path)
+    state = with_plain_names(read_state_dict(path), path)
     return InitialWeights(str(path), state.tensors, remarks=state.remarks)
 
 

@@ -99,7 +99,7 @@ def payloads(weights: Mapping[str, Tensor]) -> dict[str, tuple[Any, str]]:
         "ema without weights": ({"ema": {"decay": 0.9}, "state_dict": weights}, "'state_dict'"),
         "numbers beside the tensors": (
             {**weights, "epoch": 3, "args": settings.data},
-            "left out epoch, args",
+            "left out 'epoch', 'args'",
         ),
         "a pickled module": (trained(), "none of whose code was run"),
         "a pickled module as ema": ({"ema": trained(), "model": None}, "none of whose code was run"),
@@ -169,7 +169,7 @@ def test_a_weight_that_only_code_could_make_is_refused_by_name(tmp_path):
     payload = trained().state_dict() | {"head.bias": Dangerous(shutil.which, "x")}
     torch.save(payload, tmp_path / "weights.pt")
     with pytest.raises(
-        SourceError, match=r"head\.bias \(shutil\.which\) cannot be read without running code"
+        SourceError, match=r"'head\.bias' \(shutil\.which\) cannot be read without running code"
     ):
         read_weights(tmp_path / "weights.pt")
 
