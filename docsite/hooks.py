@@ -19,6 +19,9 @@ ROOT_PAGES = {
     "CHANGELOG.md": "changes.md",
 }
 
+# Lets the search run in pages opened from a disk.
+SHIM_ELSEWHERE, SHIM = "https://unpkg.com/iframe-worker/shim", "javascripts/iframe-worker.js"
+
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^ *```.*?^ *```", flags=re.DOTALL | re.MULTILINE)
 
@@ -35,6 +38,21 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Rewrite the links of a page that leave docs/."""
     return rewrite_links(markdown, page.file.src_uri)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Load the search's shim from this site; the theme would ask another host for it."""
+    return with_own_shim(output, page.file.src_uri)
+
+
+def on_post_template(output: str, template_name: str, **_: Any) -> str:
+    """Do the same on the pages that are not made of Markdown, such as 404.html."""
+    return with_own_shim(output, template_name)
+
+
+def with_own_shim(html: str, page: str) -> str:
+    """Return ``html`` with the shim's address within the site, seen from ``page``."""
+    return html.replace(SHIM_ELSEWHERE, os.path.relpath(SHIM, PurePosixPath(page).parent))
 
 
 def rewrite_links(markdown: str, page: str) -> str:

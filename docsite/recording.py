@@ -22,7 +22,7 @@ from foldserve.demo.children import ending_with_us
 
 OUT = Path(__file__).parents[1] / "docs" / "images" / "terminal.svg"
 _WIDTH = 100
-_DEMO_ROWS = 11  # the table at the end of the demo, and the lines below it
+_DEMO_ROWS = 10  # the table at the end of the demo, and its verdict
 
 
 def main(folder: Path) -> int:
@@ -39,7 +39,7 @@ def main(folder: Path) -> int:
 
 def record(console: Console, folder: Path) -> None:
     """Print to ``console`` what the commands print in ``folder``."""
-    demo = _run(folder, "demo", "--port", "0") if _takes_port() else _run(folder, "demo")
+    demo = _run(folder, "demo")
     _show(console, "make demo", "\n".join(["...", *_end_of_demo(demo)]))
     _show(console, "foldserve models list --repository models")
     console.print(_output(folder, "models", "list", "--repository", "models"))
@@ -47,9 +47,10 @@ def record(console: Console, folder: Path) -> None:
         port_file, log = Path(scratch) / "port", Path(scratch) / "log"
         words = [sys.executable, "-m", "foldserve", "serve", "--repository", "models", "--no-metrics"]
         words += ["--port", "0", "--port-file", str(port_file)]
-        with log.open("wb") as stream, subprocess.Popen(
-            ending_with_us(words), cwd=folder, stdout=stream, stderr=stream
-        ) as server:
+        with (
+            log.open("wb") as stream,
+            subprocess.Popen(ending_with_us(words), cwd=folder, stdout=stream, stderr=stream) as server,
+        ):
             while "serving on" not in log.read_text():
                 if server.poll() is not None:
                     raise RuntimeError(log.read_text())
@@ -59,14 +60,15 @@ def record(console: Console, folder: Path) -> None:
             samples = sorted((folder / "runs" / "lenet" / "report" / "samples").glob("*.png"))[:4]
             names = [str(path.relative_to(folder)) for path in samples]
             address = f"127.0.0.1:{port_file.read_text().strip()}"
-            _show(console, "foldserve classify --model lenet --top-k 2 runs/lenet/report/samples/*.png | head -8")
-            output = _output(folder, "classify", "--model", "lenet", "--top-k", "2", *names, "--server", address)
+            _show(
+                console,
+                "foldserve classify --model lenet --top-k 2 runs/lenet/report/samples/*.png | head -4",
+            )
+            output = _output(
+                folder, "classify", "--model", "lenet", "--top-k", "2", *names, "--server", address
+            )
             console.print(output)
             server.terminate()
-
-
-def _takes_port() -> bool:
-    return False
 
 
 def _end_of_demo(output: str) -> list[str]:
@@ -92,14 +94,12 @@ def _output(folder: Path, *words: str) -> Text:
 def _run(folder: Path, *words: str) -> str:
     environment = os.environ | {"FORCE_COLOR": "1", "COLUMNS": str(_WIDTH)}
     command = ending_with_us([sys.executable, "-m", "foldserve", *words])
-    done = subprocess.run(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True
-    )
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return done.stdout
 
 
 def _without_fonts(code_format: str) -> str:
-    """Return rich's template without its web fonts: a page must not ask another host for anything."""
+    """Return rich's template without its web fonts: a picture must not ask another host for anything."""
     return re.sub(r"@font-face \{\{.*?\}\}\n", "", code_format, flags=re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""Draws a small data set to try things on: `python examples/draw_pictures.py FOLDER` writes FOLDER/CLASS/*.png.
+"""Draws a small data set: `python examples/draw_pictures.py FOLDER` writes FOLDER/CLASS/*.png.
 
 Circles, squares and triangles of any size, place and turn, in colour on noise.
 """

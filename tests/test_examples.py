@@ -89,6 +89,18 @@ def test_pictures_are_classified(server: ServerProcess, tmp_path: Path) -> None:
         assert re.fullmatch(r"\S+\.png(\tlabel \d \d+\.\d%){2}", line)
 
 
+def test_a_data_set_is_drawn_the_same_each_time(tmp_path: Path) -> None:
+    for folder in ("first", "second"):
+        assert "drew 3 pictures of each" in run(
+            "draw_pictures.py", folder, "--per-class", "3", folder=tmp_path
+        )
+    drawn = {path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.png")}
+    assert {str(path.parent) for path in drawn} == {"circle", "square", "triangle"}
+    assert len(drawn) == 9
+    for path in drawn:
+        assert (tmp_path / "first" / path).read_bytes() == (tmp_path / "second" / path).read_bytes()
+
+
 def test_many_requests_are_answered_at_once(server: ServerProcess, tmp_path: Path) -> None:
     words = ("tiny", "--count", "200", "--server", server.address)
     output = run("infer_concurrently.py", *words, folder=tmp_path)

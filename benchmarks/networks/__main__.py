@@ -1,4 +1,4 @@
-"""`python -m benchmarks.networks`: exports of torchvision, timm and ONNX files, the table of docs/benchmarks.md.
+"""`python -m benchmarks.networks`: exports torchvision, timm and ONNX files; a table of docs/benchmarks.md.
 
 Each network runs in a process of its own, with a limit of time and memory; a crash is a row like any other.
 Rows are appended to a file of JSON lines, and a second start does what is missing. Each row has

@@ -11,7 +11,7 @@ _STEPS = (
     ("serve", BLUE, ("replay golden pairs,", "batch, answer"), "foldserve serve"),
 )
 _BETWEEN = ("images", "best.pt", "model.onnx", "version 1", "labels")
-_WIDTH, _GAP, _TOP = 164, 88, 58
+_WIDTH, _GAP, _TOP = 156, 76, 58
 
 
 def draw() -> str:

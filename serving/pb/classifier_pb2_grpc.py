@@ -54,8 +54,8 @@ class ClassifierServicer:
     """
 
     def Classify(self, request, context):
-        """Classifies images. INVALID_ARGUMENT where one is no image (nothing is answered then), NOT_FOUND and UNAVAILABLE for
-        the model, RESOURCE_EXHAUSTED where the queue is full or the message too large, DEADLINE_EXCEEDED where the call's
+        """Classifies images. INVALID_ARGUMENT if one is not an image (then nothing is answered), NOT_FOUND and UNAVAILABLE for
+        the model, RESOURCE_EXHAUSTED if the queue is full or the message too large, DEADLINE_EXCEEDED if the call's
         deadline passed before the model ran.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -116,7 +116,7 @@ class GRPCInferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ModelReady(self, request, context):
-        """Tells whether a model, or one version of it, serves. NOT_FOUND where the repository has no such model.
+        """Tells whether a model, or one version of it, serves. NOT_FOUND if the repository has no such model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,7 +130,7 @@ class GRPCInferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ModelMetadata(self, request, context):
-        """Returns a model's tensors and properties. NOT_FOUND where unknown, UNAVAILABLE with the reason where it does not
+        """Returns a model's tensors and properties. NOT_FOUND if unknown, UNAVAILABLE with the reason if it does not
         serve.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -138,8 +138,8 @@ class GRPCInferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ModelInfer(self, request, context):
-        """Runs a model. INVALID_ARGUMENT where the tensors do not fit it, NOT_FOUND and UNAVAILABLE as above,
-        RESOURCE_EXHAUSTED where the queue is full or the message too large, DEADLINE_EXCEEDED where the call's deadline
+        """Runs a model. INVALID_ARGUMENT if the tensors do not fit it, NOT_FOUND and UNAVAILABLE as above,
+        RESOURCE_EXHAUSTED if the queue is full or the message too large, DEADLINE_EXCEEDED if the call's deadline
         passed before the model ran.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -162,14 +162,14 @@ class GRPCInferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ModelStatistics(self, request, context):
-        """Returns what was counted since each model was loaded. NOT_FOUND where unknown.
+        """Returns what was counted since each model was loaded. NOT_FOUND if unknown.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RepositoryIndex(self, request, context):
-        """Lists every version in the repository with its state and, where it does not serve, the reason.
+        """Lists every version in the repository with its state and, if it does not serve, the reason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -177,8 +177,8 @@ class GRPCInferenceServiceServicer:
 
     def RepositoryModelLoad(self, request, context):
         """Looks at a model's folder again: versions that are new or do not serve are loaded and proven, those that are gone
-        are unloaded. NOT_FOUND where there is no such folder, UNAVAILABLE with the reason where no version serves after
-        it, PERMISSION_DENIED where the server was started with --no-model-control.
+        are unloaded. NOT_FOUND if there is no such folder, UNAVAILABLE with the reason if no version serves after
+        it, PERMISSION_DENIED if the server was started with --no-model-control.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,11 @@ def test_a_block_that_is_not_run_says_why() -> None:
 def test_a_block_that_fails_is_found(tmp_path: Path) -> None:
     with Reader(tmp_path, tmp_path / "state") as reader:
         assert reader.run(Block("page", 1, "sh", "echo one\n", "")) == "one\n"
-        for kind, text in (("sh", "false\ntrue\n"), ("sh", "foldserve serve --port abc\n"), ("python", "1 / 0")):
+        for kind, text in (
+            ("sh", "false\ntrue\n"),
+            ("sh", "foldserve serve --port abc\n"),
+            ("python", "1 / 0"),
+        ):
             with pytest.raises(AssertionError, match="page:1"):
                 reader.run(Block("page", 1, kind, text, ""))
 

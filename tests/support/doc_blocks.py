@@ -5,7 +5,7 @@ A fenced block of ``sh`` or ``python`` is run as it stands. A comment in the lin
     <!-- slow -->            run by `make test-all` only
     <!-- not run: REASON --> not run
 
-``foldserve serve`` runs in the background until the next one starts, or the page ends. Only ports are changed.
+``foldserve serve`` runs in the background until the next one starts, or the page ends. Only ports change.
 """
 
 from __future__ import annotations
