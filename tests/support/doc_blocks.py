@@ -104,7 +104,10 @@ class Reader:
         command = state / "bin" / "foldserve"
         command.parent.mkdir()
         command.write_text(_COMMAND.format(python=sys.executable))
-        command.chmod(0o755)
+        launcher = command.parent / "torchrun"  # which an environment made of another's packages lacks
+        launcher.write_text(f'#!/bin/sh\nexec {sys.executable} -m torch.distributed.run "$@"\n')
+        for script in (command, launcher):
+            script.chmod(0o755)
         self._ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
         path = os.pathsep.join((str(command.parent), str(Path(sys.executable).parent), os.environ["PATH"]))
         server = f"127.0.0.1:{self._ports['8001']}"
@@ -133,7 +136,7 @@ class Reader:
         text = re.sub(r":(800[012])\b", lambda found: f":{self._ports[found[1]]}", block.text)
         words = ["bash", "-euo", "pipefail", "-c", text]
         if block.kind == "python":
-            words = [sys.executable, "-W", "error", "-c", text]
+            words = [sys.executable, "-c", text]
         done = subprocess.run(
             words, cwd=self._folder, env=self._environment, capture_output=True, text=True, check=False
         )
