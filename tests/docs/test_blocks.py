@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,27 @@ def test_a_block_that_is_not_run_says_why() -> None:
         for block in blocks:
             if block.marker and not block.is_slow:
                 assert len(block.reason) > 10, f"{block}: the comment above it is neither 'slow' nor a reason"
+
+
+@pytest.mark.parametrize("page", pages())
+def test_commands_are_in_blocks_that_say_what_they_are(page: str) -> None:
+    assert typed_without_a_language((ROOT / page).read_text()) == [], "give the block the language sh"
+
+
+def test_a_command_without_a_language_is_found() -> None:
+    text = "```sh\nfoldserve demo\n```\n\n```\noutput\n```\n\n```\nfoldserve train\n```\n"
+    assert typed_without_a_language(text) == ["foldserve train"]
+
+
+def typed_without_a_language(text: str) -> list[str]:
+    """Return what a reader would type in fences that should hold output or a picture of folders."""
+    lines, language = [], None
+    for line in text.splitlines():
+        if line.startswith("```"):
+            language = line.removeprefix("```") if language is None else None
+        elif language == "":
+            lines.append(line)
+    return [line for line in lines if re.match(r"(\$ |foldserve \w+|make |pip |curl )", line)]
 
 
 def test_a_block_that_fails_is_found(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 from tests.support.sources import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 _BLOCK = re.compile(
     r"^(?:<!-- (?P<marker>[^\n]*) -->\n)?(?P<indent> *)```(?P<kind>sh|bash|console|shell|python)\n"
@@ -146,9 +147,11 @@ class Reader:
         return done.stdout
 
 
-def free_ports(count: int) -> Iterator[int]:
-    """Return ports that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    yield from [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on, from below those that the kernel gives to whoever asks for any."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.SystemRandom().randrange(15_000, 30_000)  # not the seed that pytest-randomly sets
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.append(port)
+    return ports
