@@ -1,7 +1,7 @@
 """Computes an ONNX graph in float64, with ONNX's reference evaluator.
 
-ONNX Runtime has no float64 convolution. The evaluator's own convolution and pooling are loops in Python that
-would take minutes for a large network, so PyTorch's are used if they compute the same.
+ONNX Runtime has no float64 convolution. `float64_nodes` replaces what the evaluator computes in loops of
+Python.
 
 Weights stay float32 in memory and are converted for the operation that reads them; a value is released after
 the last operation that reads it.
@@ -13,16 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from onnx.reference.ops import op_lrn
-from onnx.reference.ops.op_conv import Conv as NumpyConv
-from onnx.reference.ops.op_gemm import Gemm_7 as NumpyGemm
-from onnx.reference.ops.op_max_pool import MaxPool as NumpyMaxPool
-from torch.nn import functional as F
 
-from foldserve.export.verification.float64 import conv2d_in_parts, linear_in_parts
+from foldserve.export.sources.onnx.float64_nodes import LRN, Conv, Gemm, MaxPool, widened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -74,20 +68,16 @@ class Float64Graph:
         if name in values:
             return values[name]
         weight = self._weights[name]
-        return weight if is_narrow else _widened(weight)
+        return weight if is_narrow else widened(weight)
 
     def _everything(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a branch may read: all values and all weights."""
-        return {name: _widened(weight) for name, weight in self._weights.items()} | dict(values)
+        return {name: widened(weight) for name, weight in self._weights.items()} | dict(values)
 
 
 def _to_array(tensor: onnx.TensorProto) -> NDArray[Any]:
     array: NDArray[Any] = numpy_helper.to_array(tensor)
     return array if array.flags.writeable else array.copy()  # PyTorch warns of arrays that are not
-
-
-def _widened(array: NDArray[Any]) -> NDArray[Any]:
-    return array.astype(np.float64) if array.dtype == np.float32 else array
 
 
 def _last_readers(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:
@@ -123,81 +113,3 @@ def _widen(tensor: onnx.TensorProto) -> None:
     if tensor.data_type == _FLOAT:
         array = numpy_helper.to_array(tensor).astype(np.float64)
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-
-
-# The evaluator finds an operation by the class's name.
-class Conv(NumpyConv):
-    """Computes ONNX's Conv with PyTorch."""
-
-    def _run(  # type: ignore[override]  # attributes are passed by name
-        self,
-        X: Any,  # noqa: N803  # ONNX's names
-        W: Any,  # noqa: N803
-        B: Any = None,  # noqa: N803
-        **attributes: Any,
-    ) -> tuple[NDArray[Any]]:
-        if X.ndim != 4 or attributes["auto_pad"] not in (None, "NOTSET"):
-            X, W, B = (None if array is None else _widened(array) for array in (X, W, B))  # noqa: N806
-            return super()._run(X, W, B, **attributes)  # type: ignore[no-any-return, no-untyped-call]
-        result = conv2d_in_parts(
-            F.pad(torch.from_numpy(np.ascontiguousarray(X)), _torch_pads(attributes["pads"])),
-            torch.from_numpy(W),
-            None if B is None else torch.from_numpy(B),
-            stride=tuple(attributes["strides"] or (1, 1)),
-            dilation=tuple(attributes["dilations"] or (1, 1)),
-            groups=attributes["group"] or 1,
-        )
-        return (result.numpy(),)
-
-
-class Gemm(NumpyGemm):
-    """Computes a linear layer with PyTorch, in parts if it is large."""
-
-    def _run(  # type: ignore[override]  # as above
-        self,
-        a: Any,
-        b: Any,
-        c: Any = None,
-        **attributes: Any,
-    ) -> tuple[NDArray[Any]]:
-        is_plain = attributes["alpha"] == attributes["beta"] == 1 and not attributes["transA"]
-        if not is_plain or (c is not None and c.ndim != 1) or not b.flags.writeable:
-            a, b, c = (None if array is None else _widened(array) for array in (a, b, c))
-            return super()._run(a, b, c, **attributes)  # type: ignore[no-any-return, no-untyped-call]
-        weight = torch.from_numpy(b) if attributes["transB"] else torch.from_numpy(b).T
-        bias = None if c is None else torch.from_numpy(np.broadcast_to(c, (len(weight),)).copy())
-        return (linear_in_parts(torch.from_numpy(np.ascontiguousarray(a)), weight, bias).numpy(),)
-
-
-class MaxPool(NumpyMaxPool):
-    """Computes ONNX's MaxPool with PyTorch."""
-
-    def _run(self, x: Any, **attributes: Any) -> tuple[NDArray[Any]]:  # type: ignore[override]  # as above
-        is_plain = attributes["auto_pad"] in (None, "NOTSET") and not attributes["ceil_mode"]
-        if x.ndim != 4 or not is_plain or len(self.onnx_node.output) > 1:
-            return super()._run(x, **attributes)  # type: ignore[no-any-return, no-untyped-call]
-        result = F.max_pool2d(
-            F.pad(torch.tensor(x), _torch_pads(attributes["pads"]), value=-np.inf),
-            tuple(attributes["kernel_shape"]),
-            stride=tuple(attributes["strides"] or (1, 1)),
-            dilation=tuple(attributes["dilations"] or (1, 1)),
-        )
-        return (result.numpy(),)
-
-
-class LRN(op_lrn.LRN):
-    """Computes ONNX's LRN; the evaluator's has sums for as many channels as there are images."""
-
-    def _run(
-        self, x: Any, alpha: Any = None, beta: Any = None, bias: Any = None, size: Any = None
-    ) -> tuple[NDArray[Any]]:
-        before = (size - 1) // 2
-        around = np.pad(x * x, [(0, 0), (before, size - 1 - before), *[(0, 0)] * (x.ndim - 2)])
-        squares = sum(around[:, start : start + x.shape[1]] for start in range(size))
-        return (x / (bias + alpha / size * squares) ** beta,)
-
-
-def _torch_pads(pads: Any) -> tuple[int, ...]:
-    """Convert ONNX's [top, left, bottom, right] to PyTorch's order: last axis first, both ends together."""
-    top, left, bottom, right = (0, 0, 0, 0) if pads is None else pads
-    return (left, right, top, bottom)
