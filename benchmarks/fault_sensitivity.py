@@ -186,6 +186,7 @@ class _Faulty:
         self._session = session
         self._changes = changes
         self.provider = session.provider
+        self.props = session.props
 
     def run(self, _: Sequence[str], feeds: Mapping[str, NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
         (images,) = feeds.values()
