@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from foldserve.export.sources.onnx.float64_nodes import LRN, Conv, Gemm, MaxPool, widened
+from foldserve.export.sources.onnx.float64_nodes import FASTER, Conv, Gemm, widened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -43,7 +43,7 @@ class Float64Graph:
         _to_float64(without_weights)
         del model_proto
         self._last_reader = _last_readers(without_weights.graph.node)
-        self._evaluator = ReferenceEvaluator(without_weights, new_ops=[Conv, Gemm, MaxPool, LRN])
+        self._evaluator = ReferenceEvaluator(without_weights, new_ops=FASTER)
         self.largest_bytes = 0
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[Any]:

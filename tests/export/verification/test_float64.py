@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from foldserve.export.sources.onnx.float64_graph import Float64Graph
 from foldserve.export.verification import float64, reference
 from foldserve.export.verification.reference import TorchReference
+from foldserve.runtime.session import Session
 from foldserve.training.models import Normalized
 
 
@@ -222,3 +223,60 @@ def test_graph_agrees_with_the_evaluator_in_float64():
         value = np.einsum("oi,nihw->nohw", arrays[f"w{index}"][:, :, 0, 0], value)
     expected = value.reshape(2, -1) @ arrays["g"] + arrays["b"]
     assert np.abs(Float64Graph(content).run({"image": image}) - expected).max() < 1e-10
+
+
+POOLING = {
+    "plain": {"kernel_shape": [3, 2], "strides": [2, 1]},
+    "no stride": {"kernel_shape": [2, 2]},
+    "border": {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+    "border at one end": {"kernel_shape": [3, 3], "strides": [1, 2], "pads": [0, 0, 1, 2]},
+    "rounded up": {"kernel_shape": [3, 3], "strides": [2, 3], "ceil_mode": 1},
+    "rounded up, with a border": {
+        "kernel_shape": [2, 3],
+        "strides": [3, 2],
+        "pads": [0, 1, 1, 0],
+        "ceil_mode": 1,
+    },
+    "no window behind the border": {
+        "kernel_shape": [2, 2],
+        "strides": [4, 4],
+        "pads": [0, 0, 1, 1],
+        "ceil_mode": 1,
+    },
+    "same": {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"},
+}
+AVERAGE = POOLING | {
+    "border counted": {"kernel_shape": [3, 3], "pads": [1, 0, 2, 1], "count_include_pad": 1},
+}
+LARGEST = POOLING | {"dilated": {"kernel_shape": [3, 2], "dilations": [2, 3], "strides": [1, 2]}}
+NODES = [
+    *(pytest.param("AveragePool", options, id=f"average, {name}") for name, options in AVERAGE.items()),
+    *(pytest.param("MaxPool", options, id=f"largest, {name}") for name, options in LARGEST.items()),
+    pytest.param("LRN", {"size": 5, "alpha": 0.1, "beta": 0.75, "bias": 2.0}, id="LRN"),
+    pytest.param("Relu", {}, id="ReLU"),
+    pytest.param("BatchNormalization", {"epsilon": 0.1}, id="batch norm"),
+]
+
+
+@pytest.mark.parametrize(("operation", "options"), NODES)
+def test_operation_computes_what_onnx_runtime_does(operation, options):
+    random = np.random.default_rng(0)
+    image = random.normal(size=(2, 6, 11, 12)).astype(np.float32)
+    weights = []
+    if operation == "BatchNormalization":
+        arrays = random.uniform(0.5, 2, (4, 6)).astype(np.float32)
+        weights = [numpy_helper.from_array(array, f"w{index}") for index, array in enumerate(arrays)]
+    names = [tensor.name for tensor in weights]
+    given, result = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 6, None, None]) for name in ("x", "y")
+    )
+    node = helper.make_node(operation, ["x", *names], ["y"], **options)
+    graph = helper.make_graph([node], "one", [given], [result], weights)
+    content = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+    ).SerializeToString()
+    actual = Float64Graph(content).run({"x": image.astype(np.float64)})
+    expected = Session(content, device="cpu", intra_op_threads=1, optimised=False).run(["y"], {"x": image})[0]
+    assert actual.dtype == np.float64
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() < 2e-6
