@@ -10,7 +10,9 @@ float64: folded ONNX against the unfolded network in float64, where that can be 
     error of an image was up to 2.9 times that, the typical one 1.5 times (see `rounding`).
     Of every eight images one may be off by 64 times as much: where a layer divides by the standard deviation
     of a nearly flat image, ONNX Runtime was off by up to 29 times as much as PyTorch, which sums otherwise.
-    A floor of 4 units in the last place of the largest logit is added, as PyTorch's error may be 0 by chance.
+    A floor of 4 units in the last place of the largest logit is added, as PyTorch's error may be 0 by chance;
+    a fourth of it for the typical error, an average over logits. If an image's logits are all equal, as where
+    weights are constants, so are their errors, and the typical error has the tolerance of a single one.
     It is never more than the bound below.
 
 reference: folded ONNX against unfolded PyTorch, both fp32, if there is no float64; floor 1e-4, fraction 5e-6.

@@ -28,7 +28,12 @@ from foldserve.export.verification.parity import (
 )
 from foldserve.export.verification.reference import TorchReference
 from foldserve.export.verification.rounding import Float64Judge, Rounding, image_errors
-from foldserve.export.verification.tolerances import IMAGE_FACTOR, REFERENCE_FLOOR, reference_tolerance
+from foldserve.export.verification.tolerances import (
+    FP32_UNIT,
+    IMAGE_FACTOR,
+    REFERENCE_FLOOR,
+    reference_tolerance,
+)
 from foldserve.imaging import ImageSpec
 from foldserve.runtime.session import Session
 from foldserve.training.models import Normalized, create_model
@@ -279,6 +284,32 @@ def test_error_of_every_image_is_found_beside_one_that_the_network_itself_rounds
     with pytest.raises(ParityError, match=r"typically off by 0\.0001 from the float64 reference"):
         compare("CPU", "real", file, network, JudgedSet(exact, rounding, tolerances))
     compare("CPU", "real", network, network, JudgedSet(exact, rounding, tolerances))
+
+
+def test_logits_that_are_one_number_round_as_one_number():
+    """Files with constant weights answer the same for all classes, and round alike at all of them."""
+    exact, network, file = (np.repeat(logits[:, :1], 1000, axis=1) for logits in rounded(0, 1e-7, 32, 2))
+    unit = FP32_UNIT * np.abs(exact).max()
+    file = exact + 3.5 * unit * np.sign(file - exact)
+    assert Rounding.measure(network, exact).typical < unit / 2
+    compare("CPU", "random", file, network, judged_set(network, exact, file))
+    # One that is off by more than rounding explains is refused all the same.
+    file = exact + 6 * unit
+    with pytest.raises(ParityError, match="from the float64 reference"):
+        compare("CPU", "random", file, network, judged_set(network, exact, file))
+
+
+def test_logits_that_differ_are_averaged():
+    """The twin: the same errors at logits that are not one number are refused."""
+    exact, network, _ = rounded(0, 1e-7, 32, 1000)
+    file = exact + 3.5 * FP32_UNIT * np.abs(exact).max()
+    with pytest.raises(ParityError, match="typically off by"):
+        compare("CPU", "random", file, network, judged_set(network, exact, file))
+
+
+def judged_set(network: np.ndarray, exact: np.ndarray, file: np.ndarray) -> JudgedSet:
+    rounding = Rounding.measure(network, exact)
+    return JudgedSet(exact, rounding, rounding.tolerances(file, exact))
 
 
 def test_nan_is_above_every_tolerance():
