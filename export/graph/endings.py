@@ -28,7 +28,18 @@ _RESHAPING = {
     "CastLike",
     "Dropout",
 }
-_WITH_CONSTANTS = {"Clip", "Max", "Min", "Mul", "Div", "Add", "Sub", "QuantizeLinear", "DequantizeLinear"}
+_WITH_CONSTANTS = {
+    "Clip",
+    "Max",
+    "Min",
+    "Mul",
+    "Div",
+    "Add",
+    "Sub",
+    "Pad",
+    "QuantizeLinear",
+    "DequantizeLinear",
+}
 _SOFTMAX = {"Softmax", "LogSoftmax"}
 _NO_LOGITS = {"Softmax", "Sigmoid", "HardSigmoid", "ArgMax", "ArgMin", "TopK", "Hardmax", "OneHot"}
 

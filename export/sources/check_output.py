@@ -26,15 +26,23 @@ def check_output(module: Normalized, image_shape: tuple[int, int, int]) -> int:
     """
     noise = np.random.default_rng(_SEED).integers(0, 256, (_BATCH_SIZE, *image_shape), dtype=np.uint8)
     logits = _run(module, torch.from_numpy(noise), image_shape)
+    if not logits.is_floating_point():
+        raise SourceError(
+            f"the network outputs {_dtype_name(logits)}, as after argmax: classes without their scores; let "
+            "its factory return a network without that last step, which outputs logits [N, classes]"
+        )
+    if logits.ndim == 1:
+        raise SourceError(
+            "the network outputs one number per image; expected logits [N, classes]; for yes or no name both "
+            "classes in --labels: a single logit, or its sigmoid, counts for the second then"
+        )
     if logits.ndim != 2 or logits.shape[0] != _BATCH_SIZE or logits.shape[1] == 0:
         raise SourceError(
             f"the network turns {_BATCH_SIZE} images of {show_shape(image_shape)} into a tensor of shape "
             f"{list(logits.shape)}; expected logits [{_BATCH_SIZE}, classes]"
         )
     if logits.dtype != torch.float32:
-        raise SourceError(
-            f"the network outputs {str(logits.dtype).removeprefix('torch.')}; expected float32 logits"
-        )
+        raise SourceError(f"the network outputs {_dtype_name(logits)}; expected float32 logits")
     if not torch.isfinite(logits).all():
         raise SourceError("the network outputs NaN or infinite logits for noise; its weights cannot be used")
     again = _run(module, torch.from_numpy(noise), image_shape)
@@ -46,6 +54,10 @@ def check_output(module: Normalized, image_shape: tuple[int, int, int]) -> int:
             "training=self.training?)"
         )
     return int(logits.shape[1])
+
+
+def _dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _run(module: Normalized, pixels: torch.Tensor, image_shape: tuple[int, int, int]) -> torch.Tensor:

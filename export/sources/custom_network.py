@@ -10,7 +10,7 @@ import torch
 from foldserve.artifact.format import ModelMetadata
 from foldserve.export.errors import SourceError, first_line
 from foldserve.export.sources.check_output import check_output
-from foldserve.export.sources.final_softmax import leave_out_softmax
+from foldserve.export.sources.final_softmax import as_two_classes, leave_out_softmax
 from foldserve.export.sources.label_file import check_label_count, read_labels
 from foldserve.export.sources.preprocessing import Preprocessing, image_spec, preprocessing
 from foldserve.export.sources.source import Source, tool_version
@@ -50,7 +50,7 @@ def load_custom_network(config: ExportConfig) -> Source:
     network, more = _for_inference(network)
     more = (*renamed, *more)
     module = _normalized(network, preparation).eval()
-    more += (TAKEN_AS_LOGITS,) if config.as_logits else leave_out_softmax(module, image.shape)
+    more += _take_logits(config, module, image.shape, labels)
     class_count = check_output(module, image.shape)
     if not config.as_logits:
         check_class_count(class_count)
@@ -84,6 +84,18 @@ def load_custom_network(config: ExportConfig) -> Source:
         summary=f"{arch} with the weights of {weights_path}, {len(labels)} classes",
         remarks=(*weights.remarks, *more, *remarks, *said),
     )
+
+
+def _take_logits(
+    config: ExportConfig, module: Normalized, shape: tuple[int, int, int], labels: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """Take off what ``module`` ends in behind its logits; return remarks."""
+    if config.as_logits:
+        return (TAKEN_AS_LOGITS,)
+    remarks = leave_out_softmax(module, shape)
+    if remarks or labels is None or len(labels) != 2:
+        return remarks
+    return as_two_classes(module, shape)
 
 
 def _build(

@@ -3,7 +3,8 @@
 `foldserve.export.graph.serialize` appends a softmax to every network. If the network outputs probabilities
 already, callers would get flattened ones: with 10 classes, certainty would become 0.23. These are refused:
 
-    nothing is negative, and every row adds up to 1   a softmax, however it was computed
+    nothing is negative, and every row adds up to 1   a softmax, however it was computed; so is one of another
+                                                      sum, such as 100, if all rows have it
     all between 0 and 1, and some far apart           a sigmoid per class, however it was computed
     one number per image                              one logit, or the probability of one of two classes
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 AS_LOGITS = "--as-logits treats its output as logits"
 TAKEN_AS_LOGITS = "its output is treated as logits (--as-logits)"
+BINARY = (
+    "its one output is taken for the second of the two labels: the logits are [0, logit], whose softmax is "
+    "[1 - sigmoid(logit), sigmoid(logit)]"
+)
 _WHAT_TO_DO = (
     "and another softmax would change them. Let the network's factory return a network without that last "
     f"step, or name the tensor of an .onnx file that holds the logits with --output; {AS_LOGITS}"
@@ -49,9 +54,18 @@ def check_logits(outputs: NDArray[Any]) -> str:
     count, class_count = outputs.shape
     check_class_count(class_count)
     low, high = float(outputs.min()), float(outputs.max())
-    if low < 0 or high > 1 + _SUM:
+    if low < 0:
         return ""
     sums = outputs.astype(np.float64).sum(axis=1)
+    if high > 1 + _SUM:
+        # Weights that are constants make logits that are all equal, and so are their sums.
+        is_varied = bool(np.ptp(outputs, axis=1).max() > _SUM * high)
+        if count > 1 and is_varied and float(np.ptp(sums)) <= _SUM * float(sums.max()):
+            raise _refusal(
+                f"the network's outputs for {count} images are not negative and add up to the same number "
+                f"for each, {sums.max():.4g}: they are probabilities of another scale already"
+            )
+        return ""
     if np.abs(sums - 1).max() <= _SUM:
         raise _refusal(
             f"the network's outputs for {count} images are not negative and add up to 1 for each: they are "
@@ -72,8 +86,8 @@ def check_class_count(class_count: int) -> None:
     if class_count == 1:
         raise SourceError(
             "the network outputs one number per image, whose softmax is always 1; expected one logit for "
-            "each of two classes or more. For yes or no let it output 0 and its logit, with a name for each: "
-            f"the softmax of [0, logit] is [1 - sigmoid(logit), sigmoid(logit)]; {AS_LOGITS}"
+            "each of two classes or more. For yes or no name both in --labels: then a single logit, or its "
+            f"sigmoid, counts for the second, and the logits are [0, logit]; {AS_LOGITS}"
         )
 
 
@@ -93,3 +107,11 @@ def is_softmax_of(given: NDArray[Any], logits: NDArray[Any]) -> bool:
     expected = softmax(logits)
     probabilities = np.exp(given.astype(np.float64)) if given.min(initial=0.0) < 0 else given
     return bool((np.abs(probabilities - expected) <= _ALMOST + _ALMOST_OF * expected).all())
+
+
+def is_sigmoid_of(given: NDArray[Any], logits: NDArray[Any]) -> bool:
+    """Tell whether ``given`` is the sigmoid of ``logits`` of the same shape."""
+    if given.shape != logits.shape:
+        return False
+    expected = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    return bool((np.abs(given - expected) <= _ALMOST).all())

@@ -8,6 +8,12 @@ from own_networks import Net
 from torch import nn
 from torch.nn import functional as F
 
+def in_place(y):
+    z = y.clone().exp_()
+    z /= z.sum(1, keepdim=True)
+    return z
+
+
 TAKEN_OFF = {
     "function": lambda y: F.softmax(y, dim=1),
     "torch": lambda y: torch.softmax(y, -1),
@@ -25,17 +31,25 @@ TAKEN_OFF = {
     "of a row": lambda y: nn.Softmax(dim=2)(y[:, None]).view(-1, 5),
     "with a temperature": lambda y: torch.softmax(y / 3, 1),
     "behind another": lambda y: torch.softmax(y + torch.softmax(y, 1), 1),
-}
-REFUSED = {
     "written out": lambda y: y.exp() / y.exp().sum(1, keepdim=True),
     "written out stably": lambda y: (z := (y - y.amax(1, keepdim=True)).exp()) / z.sum(1, keepdim=True),
+    "written out in place": in_place,
     "by a reciprocal": lambda y: y.exp() * (1 / y.exp().sum(1, keepdim=True)),
+    "written out, reshaped": lambda y: (z := torch.exp(y)) / z.sum(1)[:, None],
+    "exponential of logarithms": lambda y: F.log_softmax(y, 1).exp(),
+    "by the logarithm of a sum": lambda y: torch.exp(y - y.logsumexp(1, keepdim=True)),
+    "normalised": lambda y: F.normalize(torch.softmax(y, 1), p=1),
+    "powers, normalised": lambda y: F.normalize(y.exp(), p=1, dim=1),
+}
+REFUSED = {
     "clipped": lambda y: torch.softmax(y, 1).clamp(1e-6, 1 - 1e-6),
     "clipped to nothing": lambda y: torch.softmax(y, 1).clamp(0, 1),
     "smoothed": lambda y: torch.softmax(y, 1) * 0.9 + 0.02,
     "in per cent": lambda y: 100 * torch.softmax(y, 1),
-    "normalised": lambda y: F.normalize(torch.softmax(y, 1), p=1),
     "over the images": lambda y: torch.softmax(y, 0),
+    "written out over the images": lambda y: y.exp() / y.exp().sum(0, keepdim=True),
+    "written out with a floor": lambda y: y.exp() / (y.exp().sum(1, keepdim=True) + 1),
+    "written out in per cent": lambda y: 100 * y.exp() / y.exp().sum(1, keepdim=True),
     "over everything": lambda y: torch.softmax(y.flatten(), 0).reshape(y.shape),
     "over nothing": lambda y: torch.softmax(y[:, :, None], 2)[:, :, 0],
     "sigmoid": lambda y: y.sigmoid(),
@@ -51,7 +65,24 @@ REFUSED = {
     "yes and no": lambda y: torch.cat([1 - torch.sigmoid(y[:, :1]), torch.sigmoid(y[:, :1])], 1),
     "choice": lambda y: y.argmax(1, keepdim=True),
     "choice as a float": lambda y: y.argmax(1, keepdim=True).float(),
+    "the best": lambda y: y.topk(1).values,
+    "place of the largest": lambda y: y.max(1).indices,
     "one of all": lambda y: F.one_hot(y.argmax(1), 5).float(),
+}
+# With two labels: a logit of the second, or its probability.
+BINARY = {
+    "one logit": lambda y: y[:, :1],
+    "one logit, flat": lambda y: y[:, 0],
+    "one logit of a map": lambda y: y[:, :1, None, None],
+    "one probability": lambda y: torch.sigmoid(y[:, :1]),
+    "one probability, flat": lambda y: y[:, :1].sigmoid().squeeze(1),
+}
+BINARY_REFUSED = {
+    "written out": lambda y: 1 / (1 + torch.exp(-y[:, :1])),
+    "its opposite": lambda y: 1 - torch.sigmoid(y[:, :1]),
+    "hard": lambda y: F.hardsigmoid(y[:, :1]),
+    "softmax of one": lambda y: torch.softmax(y[:, :1], 1),
+    "yes or no": lambda y: (y[:, 0] > 0).long(),
 }
 LOGITS = {
     "as they are": lambda y: y,
@@ -60,6 +91,7 @@ LOGITS = {
     "of a sigmoid linear unit": lambda y: y * torch.sigmoid(y),
     "shares": lambda y: torch.log(torch.softmax(y / 10, 1)),
     "positive": lambda y: F.softplus(y),
+    "powers over other powers": lambda y: y.exp() / (2 * y).exp().sum(1, keepdim=True),
 }
 
 
@@ -75,7 +107,8 @@ class Ended(Net):
 def make(end):
     return lambda: Ended(end)
 
-for kind, ends in (("taken_off", TAKEN_OFF), ("refused", REFUSED), ("logits", LOGITS)):
+for kind, ends in (("taken_off", TAKEN_OFF), ("refused", REFUSED), ("logits", LOGITS),
+    ("binary", BINARY), ("binary_refused", BINARY_REFUSED)):
     for index, end in enumerate(ends.values()):
         globals()[f"{kind}_{index}"] = make(end)
 """
@@ -88,3 +121,4 @@ def names(kind: str) -> list[str]:
 
 
 TAKEN_OFF, REFUSED, LOGITS = names("TAKEN_OFF"), names("REFUSED"), names("LOGITS")
+BINARY, BINARY_REFUSED = names("BINARY"), names("BINARY_REFUSED")

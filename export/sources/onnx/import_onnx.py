@@ -14,7 +14,7 @@ from foldserve.export.sources.onnx.normalized_file import NormalizedFile
 from foldserve.export.sources.onnx.onnx_reference import OnnxReference
 from foldserve.export.sources.onnx.prepare_graph import prepare
 from foldserve.export.verification.parity import BATCH_SIZES
-from foldserve.export.verification.probabilities import is_softmax_of, no_logits_text
+from foldserve.export.verification.probabilities import is_sigmoid_of, is_softmax_of, no_logits_text
 from foldserve.export.verification.tolerances import reference_tolerance
 from foldserve.runtime.session import Session
 
@@ -65,12 +65,9 @@ def import_onnx(
         file = replace(file, model_proto=choice.without_sigmoid, content=b"")
         given = replace(_as_given(file, image, choice.name, mean, std), layout=layout)
         logits = _given_logits(given, noise)
-        if (
-            logits.shape[1] != 1
-            or np.abs(1 / (1 + np.exp(-logits.astype(np.float64))) - given_output).max() > 1e-3
-        ):
+        if logits.shape[1] != 1 or not is_sigmoid_of(given_output, logits):
             raise SourceError(no_logits_text("Sigmoid"))
-    if is_binary and logits.shape[1] == 1:
+    if is_binary and logits.shape[1] == 1 and choice.without_softmax is None:
         given = replace(given, is_binary=True)
         logits = given.logits_of(logits)
     class_count = logits.shape[1]

@@ -26,7 +26,7 @@ from foldserve.export.sources.preprocessing import (
 )
 from foldserve.export.sources.source import Source, sha256_of, tool_version
 from foldserve.export.sources.verification_images import load_verification_images
-from foldserve.export.verification.probabilities import check_class_count
+from foldserve.export.verification.probabilities import BINARY, check_class_count
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,11 +39,6 @@ _NEWEST_OPSET = 21
 
 # A file that takes pixels sees the pixel itself, which is (pixel / 255 - 0) / (1 / 255).
 _PIXEL_STD = 1 / 255
-
-_BINARY = (
-    "its one output is taken for the second of the two labels: the logits are [0, logit], whose softmax is "
-    "[1 - sigmoid(logit), sigmoid(logit)]"
-)
 
 
 def load_onnx_file(config: ExportConfig, path: Path) -> Source:
@@ -88,7 +83,7 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
         *([choice.note] if choice.note else []),
         *_opset_remarks(file),
         *(["its input is [N, H, W, C]; the graph transposes images to it"] if layout.channels_last else []),
-        *([_BINARY] if network_file.is_binary else []),
+        *([BINARY] if network_file.is_binary else []),
         *preparation.remarks,
         *said,
     )

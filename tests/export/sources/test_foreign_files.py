@@ -448,6 +448,15 @@ def test_a_sigmoid_that_is_not_that_of_two_classes_is_refused(end, labels, tmp_p
         load_source(settings)
 
 
+def test_a_softmax_of_one_output_is_no_logit_of_two_labels(tmp_path):
+    """It is 1 for every image: what goes into it says nothing of the second label."""
+    end = [*BINARY["a logit"][:-1], node("Softmax", ["z"], "y", axis=1)]
+    settings = config(save(tmp_path / "theirs.onnx", end, constants=ONE_WEIGHT))
+    (tmp_path / "labels.txt").write_text("no\nyes\n")
+    with pytest.raises(SourceError, match="one number per image"):
+        load_source(settings)
+
+
 def test_a_missing_zero_beside_one_logit_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_graph, "_put_zero_before", lambda _: None)
     settings = config(save(tmp_path / "theirs.onnx", BINARY["a sigmoid"], constants=ONE_WEIGHT))

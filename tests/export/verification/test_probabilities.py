@@ -29,7 +29,7 @@ from foldserve.training.datasets.registry import DATASETS
 from foldserve.training.models import create_model, register_custom_model
 from tests.export.sources import test_onnx_file as files
 from tests.support.own_project import make_project
-from tests.support.probable_networks import ENDS, LOGITS, REFUSED, TAKEN_OFF
+from tests.support.probable_networks import BINARY, BINARY_REFUSED, ENDS, LOGITS, REFUSED, TAKEN_OFF
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +54,16 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def config(folder: Path, kind: str, index: int, **settings: Any) -> ExportConfig:
     labels = folder / "labels.txt"
-    count = {"one logit": 1, "one probability": 1, "yes and no": 2, "choice": 1, "choice as a float": 1}
+    count = {
+        "one logit": 1,
+        "one probability": 1,
+        "yes and no": 2,
+        "choice": 1,
+        "choice as a float": 1,
+        "the best": 1,
+    }
+    if "binary" in kind:
+        labels.write_text("no\nyes\n")
     if kind == "refused":
         labels.write_text("\n".join("abcde"[: count.get(REFUSED[index], K)]) + "\n")
     return files.config(
@@ -129,8 +138,50 @@ def test_callers_get_the_networks_own_probabilities(case, project, tmp_path, cap
     assert any("removed the final" in remark for remark in manifest["source"]["remarks"])
 
 
+@pytest.mark.parametrize("index", range(len(BINARY)), ids=BINARY)
+def test_one_logit_counts_for_the_second_of_two_labels(index, project, tmp_path):
+    given = config(tmp_path, "binary", index)
+    source = load_source(given)
+    assert any("the logits are [0, logit]" in remark for remark in source.remarks)
+    reference = source.network.reference()
+    exact = reference.exact_logits(IMAGES)
+    assert exact is not None
+    assert exact.shape == (len(IMAGES), 2)
+    own = own_answers(given.arch, given.weights).reshape(-1)
+    probability = own if "probability" in BINARY[index] else 1 / (1 + np.exp(-own))
+    assert np.ptp(probability) > 0.2
+    for logits in (exact, reference.logits(IMAGES)):
+        assert np.abs(softmax(logits)[:, 1] - probability).max() < 2e-5
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        BINARY.index("one probability, flat"),
+        pytest.param(BINARY.index("one logit"), marks=pytest.mark.slow),
+    ],
+)
+def test_callers_get_the_probabilities_of_two_labels(index, project, tmp_path, capsys):
+    given = config(tmp_path, "binary", index)
+    assert export_model(given) == 0
+    assert "the logits are [0, logit]" in capsys.readouterr().out
+    logits, probabilities = served(tmp_path)
+    own = own_answers(given.arch, given.weights).reshape(-1)
+    probability = own if "probability" in BINARY[index] else 1 / (1 + np.exp(-own))
+    assert np.abs(probabilities[:, 1] - probability).max() < 2e-5
+    assert not logits[:, 0].any()
+
+
+@pytest.mark.parametrize("index", range(len(BINARY_REFUSED)), ids=BINARY_REFUSED)
+def test_other_single_numbers_are_refused_with_advice(index, project, tmp_path):
+    with pytest.raises(SourceError, match="logit") as raised:
+        export_model(config(tmp_path, "binary_refused", index))
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.glob("models/*/*/manifest.json"))
+
+
 # Variants of others, a second each: `make test-all` has them.
-SLOW = {"written out stably", "by a reciprocal", "clipped to nothing", "normalised", "over everything"} | {
+SLOW = {"written out with a floor", "the best", "clipped to nothing", "over everything"} | {
     *(
         "over nothing",
         "sigmoid, reshaped",
@@ -182,7 +233,7 @@ def test_networks_that_output_logits_are_published_unchanged(index, project, tmp
         "sigmoid",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("written out", "yes and no", "one logit", "clipped")
+            for name in ("written out with a floor", "yes and no", "one logit", "clipped")
         ),
     ],
 )
@@ -272,6 +323,17 @@ def test_probabilities_are_detected_by_their_values(scale):
         assert check_logits(sigmoid).startswith(
             "warning: the network's outputs for 64 images all lie between"
         )
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 20.0])
+def test_shares_of_another_sum_are_detected_by_their_values(scale):
+    shares = F.softmax(torch.from_numpy(random_rows(2, scale)), 1)
+    for total in (100, 255, 1000):
+        with pytest.raises(SourceError, match="add up to the same number"):
+            check_logits((total * shares).numpy())
+    # Twins: rows that add up to other numbers, and rows that are one number each.
+    assert check_logits((100 * shares * torch.linspace(0.9, 1, len(shares))[:, None]).numpy()) == ""
+    assert check_logits(np.full((64, K), 3, np.float32)) == ""
 
 
 def test_logits_are_not_taken_for_probabilities():
