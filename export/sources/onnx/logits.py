@@ -60,8 +60,7 @@ def choose_logits(
         return LogitsChoice(name, f"{note}; {TAKEN_AS_LOGITS}" if note else TAKEN_AS_LOGITS)
     if is_ours and asked is None:
         return LogitsChoice(name)
-    # Inlined, so that a softmax inside a function is found.
-    flat = inliner.inline_local_functions(model_proto) if model_proto.functions else model_proto
+    flat = _inlined(model_proto)
     values = {value.name: value for node in ir.from_proto(flat).graph for value in node.outputs}
     if name not in values:
         raise SourceError(f"the file's output {name} is not computed; expected logits [batch, classes]")
@@ -78,6 +77,16 @@ def choose_logits(
         "used as the logits"
     )
     return LogitsChoice(name, note, _without(flat, softmax))
+
+
+def flat_graph(model_proto: onnx.ModelProto) -> onnx.GraphProto:
+    """Return the file's graph, in which no node is a call of one of the file's functions."""
+    return _inlined(model_proto).graph
+
+
+def _inlined(model_proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the file with its functions inlined, so that what is inside one is found."""
+    return inliner.inline_local_functions(model_proto) if model_proto.functions else model_proto
 
 
 def with_output(model_proto: onnx.ModelProto, name: str) -> bytes:

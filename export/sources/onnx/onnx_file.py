@@ -12,9 +12,10 @@ from foldserve.errors import ArtifactError
 from foldserve.export.errors import SourceError
 from foldserve.export.inspection.target import file_shape
 from foldserve.export.sources.label_file import check_label_count, read_labels
+from foldserve.export.sources.onnx.control_flow import check_control_flow
 from foldserve.export.sources.onnx.import_onnx import import_onnx
 from foldserve.export.sources.onnx.input_layout import channels_first, is_channels_last
-from foldserve.export.sources.onnx.logits import choose_logits
+from foldserve.export.sources.onnx.logits import choose_logits, flat_graph
 from foldserve.export.sources.onnx.normalized_file import InputLayout
 from foldserve.export.sources.onnx.onnx_network import OnnxNetwork
 from foldserve.export.sources.onnx.read import find_image, read_onnx
@@ -65,6 +66,8 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
         as_logits=config.as_logits,
         is_binary=is_binary,
     )
+    if own is None:  # a network whose torch.cond was exported is proven
+        check_control_flow(flat_graph(file.model_proto), image.name, choice.name)
     network_file = import_onnx(
         file,
         image,

@@ -1,0 +1,144 @@
+"""ONNX files with If, Loop and Scan: what decides by the images is refused at once, the rest is published."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from foldserve.export.errors import SourceError
+from foldserve.export.pipeline import export_model
+from foldserve.export.sources.load import load_source
+from foldserve.export.sources.onnx import onnx_file
+from tests.export.sources import test_onnx_file as files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+node = helper.make_node
+
+
+def value(name: str, kind: int = TensorProto.FLOAT, shape: list[int] | None = None) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def branches(then: str = "Relu", other: str = "Neg") -> dict[str, onnx.GraphProto]:
+    """The branches of an If on ``scores``."""
+    return {
+        f"{name}_branch": helper.make_graph([node(operation, ["scores"], [name])], name, [], [value(name)])
+        for name, operation in (("then", then), ("else", other))
+    }
+
+
+def body(*nodes: onnx.NodeProto, again: str = "again") -> onnx.GraphProto:
+    """The body of a Loop: halves what it carries; goes on while ``again``."""
+    return helper.make_graph(
+        [node("Mul", ["carried", "half"], ["halved"]), *nodes, node("Identity", [again], ["goes on"])],
+        "body",
+        [value("turn", TensorProto.INT64, []), value("again", TensorProto.BOOL, []), value("carried")],
+        [value("goes on", TensorProto.BOOL, []), value("halved")],
+    )
+
+
+MEAN = node("ReduceMean", ["scores"], ["mean"], keepdims=0)
+IS_BRIGHT = node("Greater", ["mean", "none"], ["bright"])
+SUM_IS_LARGE = [
+    node("ReduceSum", ["halved"], ["sum"], keepdims=0),
+    node("Greater", ["sum", "none"], ["large"]),
+]
+REFUSED = {
+    "If pick": [MEAN, IS_BRIGHT, node("If", ["bright"], ["out"], name="pick", **branches())],
+    "If inner": [
+        node(
+            "If",
+            ["yes"],
+            ["out"],
+            name="outer",
+            else_branch=branches()["else_branch"],
+            then_branch=helper.make_graph(
+                [MEAN, IS_BRIGHT, node("If", ["bright"], ["inner out"], name="inner", **branches())],
+                "then",
+                [],
+                [value("inner out")],
+            ),
+        )
+    ],
+    "Loop counted": [
+        MEAN,
+        node("Cast", ["mean"], ["count"], to=TensorProto.INT64),
+        node("Loop", ["count", "", "scores"], ["out"], name="counted", body=body()),
+    ],
+    "Loop asked": [
+        MEAN,
+        IS_BRIGHT,
+        node("Loop", ["three", "bright", "scores"], ["out"], name="asked", body=body()),
+    ],
+    "Loop ended": [
+        node(
+            "Loop",
+            ["three", "yes", "scores"],
+            ["out"],
+            name="ended",
+            body=body(*SUM_IS_LARGE, again="large"),
+        )
+    ],
+}
+PUBLISHED = {
+    "If by a constant": [node("If", ["yes"], ["out"], name="pick", **branches())],
+    "If by a shape": [
+        node("Shape", ["scores"], ["sides"]),
+        node("Gather", ["sides", "one"], ["classes"]),
+        node("Greater", ["classes", "one"], ["many"]),
+        node("If", ["many"], ["out"], name="pick", **branches("Identity")),
+    ],
+    "Loop of three turns": [node("Loop", ["three", "", "scores"], ["out"], name="halve", body=body())],
+    "If that nothing reads": [
+        MEAN,
+        IS_BRIGHT,
+        node("If", ["bright"], ["unused"], name="pick", **branches()),
+        node("Identity", ["scores"], ["out"]),
+    ],
+}
+
+
+def saved(nodes: list[onnx.NodeProto], folder: Path) -> Path:
+    model_proto = files.small_graph(more_nodes=nodes)
+    del model_proto.graph.output[:]
+    model_proto.graph.output.append(value("out", shape=["N", 4]))
+    constants = {
+        "none": np.float32(0),
+        "half": np.float32(0.5),
+        "yes": np.array(True),
+        "one": np.array(1),
+        "three": np.array(3),
+    }
+    model_proto.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()
+    )
+    onnx.checker.check_model(model_proto)
+    (folder / "labels.txt").write_text("\n".join(files.LABELS) + "\n")
+    return files.save(model_proto, folder)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_decides_by_the_image_is_refused_by_name_before_any_work(case, tmp_path, monkeypatch):
+    path = saved(REFUSED[case], tmp_path)
+    monkeypatch.setattr(onnx_file, "import_onnx", lambda *_, **__: pytest.fail("the file was run"))
+    with pytest.raises(SourceError) as raised:
+        load_source(files.config(path))
+    text = str(raised.value)
+    assert text.startswith(f"{case} decides by ")
+    assert "the images beside it" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_what_treats_all_images_alike_is_published(case, tmp_path):
+    path = saved(PUBLISHED[case], tmp_path)
+    assert export_model(files.config(path)) == 0
+    published = tmp_path / "models/adopted/1"
+    logits = files.adopted_logits(published, files.IMAGES)
+    assert np.abs(logits - files.given_logits(path, files.IMAGES, "out")).max() < 5e-5
