@@ -200,6 +200,7 @@ class _Recorded:
 
     def __init__(self, reference: TorchReference) -> None:
         self._reference = reference
+        self.image_bytes = 0
         self.seen: list[NDArray[np.uint8]] = []
         self._logits: dict[bytes, NDArray[np.float32]] = {}
         self._exact: dict[bytes, NDArray[np.float64]] = {}

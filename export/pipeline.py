@@ -82,7 +82,7 @@ def export_model(config: ExportConfig) -> int:
     release_memory()
     with _saving_rejected(config, name, built, source):
         comparisons, agreements, expected = _verify(source, sessions, report, as_logits=config.as_logits)
-        golden = _make_golden(source, sessions, expected, largest_rounding(comparisons))
+        golden = _make_golden(source, sessions, expected, comparisons)
     exact = ExactFile(built.content, golden, expected)
     trials = []
     for trial in try_precisions(config, source, exact, report.counting):
@@ -164,7 +164,10 @@ def _verify(
 
 
 def _make_golden(
-    source: Source, sessions: Sequence[Session], expected: NDArray[np.float32], rounding: float
+    source: Source,
+    sessions: Sequence[Session],
+    expected: NDArray[np.float32],
+    comparisons: Sequence[Comparison],
 ) -> Golden:
     """Choose golden pairs, compute their logits, and replay them as a server does, on each device present."""
     verification = source.verification
@@ -174,10 +177,10 @@ def _make_golden(
         sessions[0],
         expected[chosen],
         verification.images[chosen],
-        rounding=rounding,
+        rounding=largest_rounding(comparisons),
         synthetic=verification.synthetic,
     )
-    replay_golden(sessions, golden)
+    replay_golden(sessions, golden, max(entry.batch_size for entry in comparisons))
     return golden
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +48,7 @@ def load_custom_network(config: ExportConfig) -> Source:
     check_module_size(network, arch)
     weights = read_weights(weights_path)
     renamed = load_into(network, weights, weights_path, arch=arch, class_count=arguments.get("class_count"))
+    weights = replace(weights, tensors={})  # the network has them; a large network fits into memory few times
     network, more = _for_inference(network)
     more = (*renamed, *more)
     module = _normalized(network, preparation).eval()

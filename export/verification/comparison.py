@@ -57,6 +57,8 @@ def compare(
     logits: NDArray[np.float32],
     expected: NDArray[np.float32],
     judged: JudgedSet | None,
+    *,
+    batch_size: int | None = None,
 ) -> Comparison:
     """Compare the file's ``logits`` of a set's first images.
 
@@ -66,6 +68,7 @@ def compare(
         logits: float32 [n, K].
         expected: the network's logits of the whole set, float32 [N, K].
         judged: the float64 reference of the whole set; None if there is none.
+        batch_size: how many images were run at once; n by default.
 
     Raises:
         ParityError: an error is above its tolerance, or a logit is not finite.
@@ -74,7 +77,7 @@ def compare(
     plain = Comparison(
         provider=provider,
         images=name,
-        batch_size=count,
+        batch_size=batch_size or count,
         max_abs_err=max_abs_err(logits, expected[:count]),
         tolerance=reference_tolerance(expected[:count]),
         max_abs_err_float64=None,

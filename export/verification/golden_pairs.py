@@ -87,8 +87,8 @@ def make_golden(
     return golden
 
 
-def replay_golden(sessions: Sequence[Session], golden: Golden) -> None:
-    """Replay golden pairs as a server does at load, in each session.
+def replay_golden(sessions: Sequence[Session], golden: Golden, batch_size: int = _REPLAY_BATCH_SIZE) -> None:
+    """Replay golden pairs as a server does at load, in each session, up to ``batch_size`` images at once.
 
     Raises:
         ParityError: a session does not reproduce them.
@@ -98,7 +98,7 @@ def replay_golden(sessions: Sequence[Session], golden: Golden) -> None:
             replay(
                 ModelRunner(session).run_unchecked,
                 golden,
-                batch_size=_REPLAY_BATCH_SIZE,
+                batch_size=batch_size,
                 where=session.provider,
                 temperature=temperature_of(session),
             )

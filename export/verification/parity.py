@@ -26,7 +26,7 @@ from foldserve.export.verification.comparison import (
     describe,
     max_abs_err,
 )
-from foldserve.export.verification.reference import in_batches
+from foldserve.export.verification.reference import bounded_sizes, in_batches
 from foldserve.export.verification.rounding import Float64Judge, Rounding
 from foldserve.export.verification.tolerances import reference_tolerance
 from foldserve.runtime.options import RuntimeOptions
@@ -45,7 +45,13 @@ _SEED = 2013  # of the random images; any fixed number
 
 
 class Reference(Protocol):
-    """Computes the logits that the file must agree with."""
+    """Computes the logits that the file must agree with.
+
+    Attributes:
+        image_bytes: size of its largest float32 tensor for one image; 0 if that is not known (yet).
+    """
+
+    image_bytes: int
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return float32 [N, K]."""
@@ -109,6 +115,8 @@ def check_parity(
 ) -> list[Comparison]:
     """Compare logits and probabilities at each of `BATCH_SIZES`, on random and on ``kind`` ``images``.
 
+    If the network's tensors are large, the largest batches are smaller: all images are run all the same.
+
     Raises:
         ParityError: a difference is above its tolerance, or a logit is not finite.
     """
@@ -122,10 +130,11 @@ def check_parity(
     scale = 0.0
     for name, chosen in sets.items():
         expected, exact = reference.logits(chosen), reference.exact_logits(chosen)
-        sizes = [min(batch_size, len(chosen)) for batch_size in BATCH_SIZES]
-        outputs = [session.run([LOGITS, PROBABILITIES], {IMAGE: chosen[:size]}) for size in sizes]
-        for size, (logits, _) in zip(sizes, outputs, strict=True):
-            check_shape(logits, expected[:size])
+        sizes = [min(size, len(chosen)) for size in bounded_sizes(BATCH_SIZES, reference.image_bytes)]
+        outputs = [session.run([LOGITS, PROBABILITIES], {IMAGE: chosen[:size]}) for size in sizes[:-1]]
+        outputs.append(_run_all(session, chosen, sizes[-1]))
+        for logits, _ in outputs:
+            check_shape(logits, expected[: len(logits)])
         if exact is None:
             judged = None
         else:
@@ -133,11 +142,20 @@ def check_parity(
             rounding = Rounding.measure(expected, exact, scale if len(chosen) < ENOUGH else 0.0)
             scale = rounding.scale
             judged = JudgedSet(exact, rounding, rounding.tolerances(outputs[-1][0], exact))
-        for logits, probabilities in outputs:
-            comparison = compare(session.provider, name, logits, expected, judged)
+        for size, (logits, probabilities) in zip(sizes, outputs, strict=True):
+            comparison = compare(session.provider, name, logits, expected, judged, batch_size=size)
             _check_probabilities(logits, probabilities, temperature_of(session), describe(comparison))
             comparisons.append(comparison)
     return comparisons
+
+
+def _run_all(session: Session, images: NDArray[np.uint8], size: int) -> list[NDArray[np.float32]]:
+    """Return logits and probabilities of all ``images``, of which ``size`` are run at once."""
+    parts = [
+        session.run([LOGITS, PROBABILITIES], {IMAGE: images[start : start + size]})
+        for start in range(0, len(images), size)
+    ]
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
 def check_agreement(

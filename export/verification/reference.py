@@ -13,14 +13,14 @@ from foldserve.export.graph.release_memory import trim_memory
 from foldserve.export.verification.float64 import InFloat64, LargestTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from foldserve.training.models import Normalized
 
-# By size, 32 images of 224 pixels: as many as are compared at once (`parity.BATCH_SIZES`).
-_BATCH_BYTES = 32 * 3 * 224 * 224
+# By size, 8 images of 224 pixels: larger batches of these are no faster (docs/export.md, Figures).
+_BATCH_BYTES = 8 * 3 * 224 * 224
 _MAX_BATCH_SIZE = 256
 
 # Largest tensor of a batch. A few of its size are in memory at once: a layer's input, output and scratch.
@@ -34,15 +34,21 @@ class _Measured(Protocol):
 
 
 class TorchReference:
-    """Computes the logits of ``module``, which takes uint8 pixels; ``module`` is not changed."""
+    """Computes the logits of ``module``, which takes uint8 pixels; ``module`` is not changed.
+
+    Attributes:
+        image_bytes: size of the network's largest float32 tensor for one image; 0 before `logits` was called.
+    """
 
     def __init__(self, module: Normalized) -> None:
         self._module = module
+        self.image_bytes = 0
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return float32 [N, K] of uint8 ``images`` [N, C, H, W]."""
         with LargestTensor() as largest:
-            return in_bounded_batches(partial(_run, self._module), images, largest)
+            rows, self.image_bytes = in_bounded_batches(partial(_run, self._module), images, largest)
+        return rows
 
     def exact_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64] | None:
         """Return float64 [N, K] of ``images``, computed in float64 throughout.
@@ -52,7 +58,7 @@ class TorchReference:
         logits: NDArray[Any] | None
         try:
             with InFloat64() as largest:
-                logits = in_bounded_batches(partial(_run, self._module), images, largest)
+                logits, _ = in_bounded_batches(partial(_run, self._module), images, largest)
         # TorchScript, a buffer that is written, or code of the user's that wants float32 and raises anything.
         except Exception:
             logits = self._logits_of_copy(images)
@@ -63,7 +69,7 @@ class TorchReference:
         module = copy.deepcopy(self._module).double()
         try:
             with InFloat64() as largest:
-                return in_bounded_batches(partial(_run, module), images, largest)
+                return in_bounded_batches(partial(_run, module), images, largest)[0]
         except Exception:  # an operation mixes two types, or as above
             return None
 
@@ -85,14 +91,23 @@ def in_batches(
 
 def in_bounded_batches(
     run: Callable[[NDArray[np.uint8]], NDArray[Any]], images: NDArray[np.uint8], largest: _Measured
-) -> NDArray[Any]:
-    """Return the rows of ``run``: of one image first, which tells how many fit into memory at a time."""
+) -> tuple[NDArray[Any], int]:
+    """Return the rows of ``run``, and the size of its largest tensor for one image.
+
+    One image is run first, which tells how many fit into memory at a time.
+    """
     rows = [run(images[:1])]
-    most = max(1, _TENSOR_BYTES // max(1, largest.largest_bytes))
-    batch_size = min(batch_size_of(images), most)
+    image_bytes = largest.largest_bytes
+    (batch_size,) = bounded_sizes([batch_size_of(images)], image_bytes)
     rows += [run(images[start : start + batch_size]) for start in range(1, len(images), batch_size)]
     trim_memory()  # ONNX Runtime runs the same images next
-    return np.concatenate(rows)
+    return np.concatenate(rows), image_bytes
+
+
+def bounded_sizes(sizes: Sequence[int], image_bytes: int) -> list[int]:
+    """Return the batch ``sizes``, smaller where a tensor of ``image_bytes`` an image would be too large."""
+    most = max(1, _TENSOR_BYTES // max(1, image_bytes))
+    return sorted({min(size, most) for size in sizes})
 
 
 def batch_size_of(images: NDArray[np.uint8]) -> int:

@@ -5,7 +5,7 @@ ONNX Runtime runs it with its optimisations off, since it would fold batch norm 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 
 class OnnxReference:
-    """Computes the logits of a given ONNX file from uint8 pixels."""
+    """Computes the logits of a given ONNX file from uint8 pixels.
+
+    Attributes:
+        image_bytes: size of its largest float32 tensor for one image; 0 before `exact_logits` was called.
+    """
 
     def __init__(self, file: NormalizedFile) -> None:
         self._file = file
@@ -30,6 +34,7 @@ class OnnxReference:
             file.given, device="cpu", options=RuntimeOptions(arena=False), optimised=False
         )
         self._exact: Float64Graph | None = None
+        self.image_bytes = 0
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return float32 [N, K] of uint8 ``images`` [N, C, H, W]."""
@@ -43,9 +48,10 @@ class OnnxReference:
         file = self._file
         try:
             graph = self._exact = self._exact or Float64Graph(file.prepared)
-            logits: NDArray[Any] = in_bounded_batches(
+            logits, float64_bytes = in_bounded_batches(
                 lambda batch: graph.run({file.image: file.network_input(batch, np.float64)}), images, graph
             )
+            self.image_bytes = self.image_bytes or float64_bytes // 2
         except Exception:  # the evaluator lacks an operation, or has it for float32 only
             return None
         expected = self.logits(images)

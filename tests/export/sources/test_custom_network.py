@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import sys
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from foldserve.artifact.format import ModelMetadata, read_artifact
 from foldserve.export.config import ExportConfig
 from foldserve.export.errors import ExportError, FoldError, ParityError, SourceError, TraceError
 from foldserve.export.pipeline import export_model
+from foldserve.export.sources import custom_network
 from foldserve.export.sources.load import load_source
 from foldserve.export.sources.torch_network import TorchNetwork
 from foldserve.imaging import prepare_image
@@ -31,6 +34,10 @@ from tests.support.own_project import LABELS, make_project, trained_weights
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from torch import nn
+
+    from foldserve.export.sources.weights_file import Weights
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -220,6 +227,27 @@ def test_one_changed_weight_publishes_nothing_and_is_named(tmp_path, monkeypatch
     with pytest.raises(ParityError, match=r"differ by up to 0\.01"):
         export_model(config(tmp_path))
     assert not published(tmp_path)
+
+
+def test_weights_read_are_released_before_the_network_is_copied(tmp_path, monkeypatch):
+    """A large network would be in memory three times."""
+    read, copied = custom_network.read_weights, custom_network._for_inference
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def recorded(path: Path) -> Weights:
+        weights = read(path)
+        held.extend(weakref.ref(tensor) for tensor in weights.tensors.values())
+        return weights
+
+    def checked(network: nn.Module) -> Any:
+        gc.collect()
+        assert held
+        assert not [tensor for tensor in held if tensor() is not None]
+        return copied(network)
+
+    monkeypatch.setattr(custom_network, "read_weights", recorded)
+    monkeypatch.setattr(custom_network, "_for_inference", checked)
+    load_source(config(tmp_path))
 
 
 def test_two_exports_give_the_same_bytes(tmp_path):

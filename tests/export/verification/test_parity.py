@@ -11,6 +11,7 @@ from torch import nn
 from foldserve.artifact.format import ModelMetadata
 from foldserve.export.errors import ParityError
 from foldserve.export.sources.torch_network import TorchNetwork
+from foldserve.export.verification import reference
 from foldserve.export.verification.divergence import first_divergence
 from foldserve.export.verification.parity import (
     BATCH_SIZES,
@@ -55,6 +56,42 @@ def test_every_batch_size_is_compared_on_random_and_real_images(session, module,
     ]
     # Half the contract: what is left is rounding, which this network of random weights magnifies.
     assert max(entry.max_abs_err for entry in comparisons) < 5e-5
+
+
+class Recording(Session):
+    """Remembers how many images it ran at once; adds ``change`` to the logits of images ``wrong``."""
+
+    def __init__(self, content: bytes, wrong: frozenset[bytes] = frozenset(), change: float = 0.0) -> None:
+        super().__init__(content, device="cpu", intra_op_threads=1)
+        self.sizes: list[int] = []
+        self._wrong, self._change = wrong, change
+
+    def run(self, output_names, feeds):
+        (images,) = feeds.values()
+        self.sizes.append(len(images))
+        outputs = super().run(output_names, feeds)
+        for row, image in enumerate(images):
+            if image.tobytes() in self._wrong:
+                outputs[0][row] += np.float32(self._change)  # as many to each class: the same softmax
+        return outputs
+
+
+def test_large_tensors_make_smaller_batches_and_all_images_are_compared(content, module, images, monkeypatch):
+    network = TorchReference(module)
+    network.logits(images[:1])
+    monkeypatch.setattr(reference, "_TENSOR_BYTES", 5 * network.image_bytes)
+    session = Recording(content)
+    comparisons = check_parity(session, network, images)
+    assert [entry.batch_size for entry in comparisons] == [1, 2, 5] * 2
+    assert set(session.sizes) == {1, 2, 5}
+    assert sum(session.sizes) == 2 * (1 + 2 + 32)
+    assert all(entry.typical_err_float64 is not None for entry in comparisons if entry.batch_size == 5)
+    # The twin: an image that only the largest batch reaches.
+    wrong = frozenset(
+        image.tobytes() for image in images[np.linspace(0, len(images) - 1, 32).astype(int)[20:]]
+    )
+    with pytest.raises(ParityError, match="on real images, batch 5, "):
+        check_parity(Recording(content, wrong, 1e-3), network, images)
 
 
 @pytest.mark.parametrize("parameter", ["features.0.conv.weight", "features.4.norm.bias", "classifier.5.bias"])
