@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 # A constant may be this many times as large as the parameters it is made of ...
-_MAX_GROWTH = 8
+MAX_GROWTH = 8
 # ... or this large whatever it is made of: a table of relative positions is larger than its parameters.
-_SMALL_BYTES = 1024 * 1024
+SMALL_BYTES = 1024 * 1024
 
 _FLOAT64 = "foldserve.float64"
 
@@ -53,7 +53,7 @@ def find_constants(traced: ExportedProgram) -> set[Node]:
             continue
         origin = frozenset(entry for given in inputs for entry in origins[given])
         size = sum(_byte_count(given.meta["val"]) for given in origin)
-        if _byte_count(node.meta["val"]) > max(_SMALL_BYTES, _MAX_GROWTH * size):
+        if _byte_count(node.meta["val"]) > max(SMALL_BYTES, MAX_GROWTH * size):
             continue
         origins[node] = origin
         constants.add(node)

@@ -33,9 +33,13 @@ class Float64Graph:
         largest_bytes: size of the largest tensor that `run` computed so far.
     """
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(
+        self, content: bytes, exact_weights: Mapping[str, NDArray[np.float64]] | None = None
+    ) -> None:
+        """Read ``content``; ``exact_weights`` take the place of those of the same names."""
         model_proto = onnx.load_from_string(content)
         self._weights = {tensor.name: _to_array(tensor) for tensor in model_proto.graph.initializer}
+        self._weights |= exact_weights or {}
         self._outputs = [value.name for value in model_proto.graph.output]
         without_weights = onnx.ModelProto()
         del model_proto.graph.initializer[:]

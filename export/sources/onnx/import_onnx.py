@@ -9,13 +9,16 @@ import numpy as np
 from onnx import TensorProto
 
 from foldserve.export.errors import SourceError, first_line
+from foldserve.export.graph.model_file import ModelFile
 from foldserve.export.sources.onnx.logits import LogitsChoice, with_output
-from foldserve.export.sources.onnx.normalized_file import NormalizedFile
+from foldserve.export.sources.onnx.normalized_file import NormalizedFile, PreparedFile
 from foldserve.export.sources.onnx.onnx_reference import OnnxReference
 from foldserve.export.sources.onnx.prepare_graph import prepare
 from foldserve.export.verification.parity import BATCH_SIZES
 from foldserve.export.verification.probabilities import is_sigmoid_of, is_softmax_of, no_logits_text
+from foldserve.export.verification.reference import bounded_sizes
 from foldserve.export.verification.tolerances import reference_tolerance
+from foldserve.runtime.options import RuntimeOptions
 from foldserve.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -53,7 +56,7 @@ def import_onnx(
     given_output = _given_logits(given, noise, may_be_log=choice.without_softmax is not None)
     logits = given_output
     if choice.without_softmax is not None:
-        file = replace(file, model_proto=choice.without_softmax, content=b"")
+        file = replace(file, model_proto=choice.without_softmax, content=None)
         given = replace(_as_given(file, image, choice.name, mean, std), layout=layout)
         logits = _given_logits(given, noise)
         if not is_softmax_of(given_output, logits):
@@ -62,7 +65,7 @@ def import_onnx(
                 "name the tensor that holds the logits with --output"
             )
     if choice.without_sigmoid is not None:
-        file = replace(file, model_proto=choice.without_sigmoid, content=b"")
+        file = replace(file, model_proto=choice.without_sigmoid, content=None)
         given = replace(_as_given(file, image, choice.name, mean, std), layout=layout)
         logits = _given_logits(given, noise)
         if logits.shape[1] != 1 or not is_sigmoid_of(given_output, logits):
@@ -96,10 +99,10 @@ def _as_given(
     tensor = image.type.tensor_type
     batch = tensor.shape.dim[0]
     outputs = {value.name for value in file.model_proto.graph.output}
-    is_whole = bool(file.content) and not file.external_sha256 and logits in outputs
+    is_whole = file.content is not None and not file.external_sha256 and logits in outputs
     return NormalizedFile(
-        given=file.content if is_whole else with_output(file.model_proto, logits),
-        prepared=b"",
+        given=file.content if is_whole and file.content else ModelFile(with_output(file.model_proto, logits)),
+        prepared=PreparedFile(ModelFile(b"")),
         image=image.name,
         logits=logits,
         takes_pixels=tensor.elem_type == TensorProto.UINT8,
@@ -141,7 +144,7 @@ def _given_logits(
 
 def _check_any_batch(file: NormalizedFile, noise: NDArray[np.uint8], expected: NDArray[np.float32]) -> None:
     """Compare the prepared, unfolded graph with the given file at every batch size."""
-    for size in BATCH_SIZES:
+    for size in bounded_sizes(BATCH_SIZES, file.prepared.image_bytes):
         if reason := _difference(file, noise[:size], expected[:size]):
             fixed = file.fixed_batch
             again = (
@@ -156,7 +159,12 @@ def _check_any_batch(file: NormalizedFile, noise: NDArray[np.uint8], expected: N
 
 def _difference(file: NormalizedFile, images: NDArray[np.uint8], expected: NDArray[np.float32]) -> str:
     try:
-        session = Session(file.prepared, device="cpu", optimised=False)
+        session = Session(
+            file.prepared.file.loadable,
+            device="cpu",
+            options=RuntimeOptions(arena=False),
+            optimised=False,
+        )
         feeds = {file.image: file.network_input(images, np.float32)}
         logits = session.run([session.outputs[0].name], feeds)[0]
     except Exception as error:  # as above

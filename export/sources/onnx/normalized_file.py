@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
+
+    from foldserve.export.graph.model_file import ModelFile
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,28 @@ class InputLayout:
 
 
 @dataclass(frozen=True)
+class PreparedFile:
+    """A computation that is ready to be folded: our opset, one input, one output [batch, K], any batch.
+
+    Attributes:
+        file: its content.
+        image_bytes: size of its largest float32 tensor for one image; 0 if no shape is known.
+        exact_weights: float64 arrays of weights that the given file computes, by name; in ``file`` they are
+            rounded to float32.
+    """
+
+    file: ModelFile
+    image_bytes: int = 0
+    exact_weights: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class NormalizedFile:
     """``file((pixel / 255 - mean) / std)``, as `training.models.Normalized` is of a PyTorch module.
 
     Attributes:
         given: the file's own content, its external data included; the logits are one of its outputs.
-        prepared: the same computation, unfolded: our opset, one input, one output [batch, K], any batch.
+        prepared: the same computation, unfolded.
         image: the input's name in both. That of ``prepared`` is [N, C, H, W] in RGB.
         layout: of the input of ``given``.
         logits: the output's name in ``given``.
@@ -51,8 +71,8 @@ class NormalizedFile:
         is_binary: ``given`` outputs one logit z, of the second of two classes; ``prepared`` outputs [0, z].
     """
 
-    given: bytes
-    prepared: bytes
+    given: ModelFile
+    prepared: PreparedFile
     image: str
     logits: str
     takes_pixels: bool

@@ -25,7 +25,7 @@ from foldserve.export.sources.preprocessing import (
     preprocessing,
     reverses_channels,
 )
-from foldserve.export.sources.source import Source, sha256_of, tool_version
+from foldserve.export.sources.source import Source, tool_version
 from foldserve.export.sources.verification_images import load_verification_images
 from foldserve.export.verification.probabilities import BINARY, check_class_count
 
@@ -94,7 +94,7 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
     provenance = _provenance(file, own, verification.kind)
     facts = {
         "onnx_file": path.name,
-        "onnx_sha256": sha256_of(file.content),
+        "onnx_sha256": file.sha256,
         "onnx_external_data_sha256": file.external_sha256,
         "producer": file.producer,
         "opset": file.opset,
@@ -144,7 +144,7 @@ def _own_metadata(file: OnnxFile) -> ModelMetadata | None:
 def _provenance(file: OnnxFile, own: ModelMetadata | None, golden_images: str) -> dict[str, str]:
     """Describe where the file came from; one that ``foldserve export`` wrote keeps its provenance."""
     origin = {
-        "onnx_sha256": sha256_of(file.content),
+        "onnx_sha256": file.sha256,
         "producer": file.producer,
         "opset": str(file.opset),
         "foldserve": tool_version("foldserve"),

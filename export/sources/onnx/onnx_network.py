@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from foldserve.export.graph.constants import keep_float64
 from foldserve.export.sources.onnx.onnx_reference import OnnxReference
 from foldserve.runtime.session import Session
 
@@ -26,7 +27,9 @@ class OnnxNetwork:
 
     def to_graph(self) -> ir.Model:
         """Return a new graph of the prepared file, to be folded in place."""
-        return ir.from_proto(onnx.load_from_string(self.file.prepared))
+        model = ir.from_proto(onnx.load_from_string(self.file.prepared.file.content))
+        keep_float64(model.graph, self.file.prepared.exact_weights)
+        return model
 
     def reference(self) -> OnnxReference:
         """Return the given file's own logits, computed by ONNX Runtime without optimisations."""
@@ -34,7 +37,9 @@ class OnnxNetwork:
 
     def layer_values(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Return every float tensor that the unfolded file computes, by the name that folding keeps."""
-        model_proto = onnx.shape_inference.infer_shapes(onnx.load_from_string(self.file.prepared))
+        model_proto = onnx.shape_inference.infer_shapes(
+            onnx.load_from_string(self.file.prepared.file.content)
+        )
         outputs = {value.name for value in model_proto.graph.output}
         computed = {name for node in model_proto.graph.node for name in node.output}
         model_proto.graph.output.extend(

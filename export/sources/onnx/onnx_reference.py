@@ -25,16 +25,16 @@ class OnnxReference:
     """Computes the logits of a given ONNX file from uint8 pixels.
 
     Attributes:
-        image_bytes: size of its largest float32 tensor for one image; 0 before `exact_logits` was called.
+        image_bytes: size of its largest float32 tensor for one image; 0 if that is not known.
     """
 
     def __init__(self, file: NormalizedFile) -> None:
         self._file = file
         self._session = Session(
-            file.given, device="cpu", options=RuntimeOptions(arena=False), optimised=False
+            file.given.loadable, device="cpu", options=RuntimeOptions(arena=False), optimised=False
         )
         self._exact: Float64Graph | None = None
-        self.image_bytes = 0
+        self.image_bytes = file.prepared.image_bytes
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return float32 [N, K] of uint8 ``images`` [N, C, H, W]."""
@@ -47,11 +47,13 @@ class OnnxReference:
         """
         file = self._file
         try:
-            graph = self._exact = self._exact or Float64Graph(file.prepared)
+            graph = self._exact = self._exact or Float64Graph(
+                file.prepared.file.content, file.prepared.exact_weights
+            )
             logits, float64_bytes = in_bounded_batches(
                 lambda batch: graph.run({file.image: file.network_input(batch, np.float64)}), images, graph
             )
-            self.image_bytes = self.image_bytes or float64_bytes // 2
+            self.image_bytes = max(self.image_bytes, float64_bytes // 2)
         except Exception:  # the evaluator lacks an operation, or has it for float32 only
             return None
         expected = self.logits(images)

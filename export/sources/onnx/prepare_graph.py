@@ -7,6 +7,7 @@ and is the same for all networks (`fold_pass`); `import_onnx` checks that the ou
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,10 +21,13 @@ from foldserve.artifact.format import IMAGE, LOGITS, PROBABILITIES
 from foldserve.export.errors import FoldError, SourceError, first_line
 from foldserve.export.graph.channel_order import reverse_input_channels
 from foldserve.export.graph.fold_pass import BATCH_NORM
+from foldserve.export.graph.model_file import ModelFile
 from foldserve.export.graph.serialize import BATCH, IR_VERSION
 from foldserve.export.graph.simplify import add_initializer, unused_name
 from foldserve.export.graph.trace import OPSET
 from foldserve.export.graph.transposes import cancel_transposes
+from foldserve.export.sources.onnx.float64_constants import compute_constants
+from foldserve.export.sources.onnx.normalized_file import PreparedFile
 
 if TYPE_CHECKING:
     from foldserve.export.sources.onnx.normalized_file import InputLayout
@@ -43,8 +47,8 @@ def prepare(
     class_count: int,
     layout: InputLayout,
     is_binary: bool = False,
-) -> bytes:
-    """Return the file's computation from ``image`` to ``logits``, serialised.
+) -> PreparedFile:
+    """Return the file's computation from ``image`` to ``logits``. The message in ``file`` is changed.
 
     The input of the result is [batch, C, H, W] and in the clients' order of channels, whatever ``layout`` the
     file's own has; its output is [batch, ``class_count``], also if the file's has further sides of 1. It is
@@ -54,13 +58,15 @@ def prepare(
         SourceError: it cannot be converted to our opset.
         FoldError: a batch norm in it is in training mode, or in a branch.
     """
-    model_proto = onnx.ModelProto()
-    model_proto.CopyFrom(file.model_proto)
+    model_proto = file.model_proto
     _check_batch_norms(model_proto)
     _spell_domain(model_proto)
     if model_proto.functions:
         model_proto = inliner.inline_local_functions(model_proto)
-    model = ir.from_proto(_upgrade(model_proto, file.opset))
+    model_proto = _upgrade(model_proto, file.opset)
+    exact_weights = compute_constants(model_proto)
+    model = ir.from_proto(model_proto)
+    del model_proto
     # Up to IR 3 every weight has to be an input too; an input could be replaced by a caller.
     model.ir_version = max(model.ir_version or 0, IR_VERSION)
     fixed_batch = _keep_only(model, image, logits, image_shape)
@@ -71,6 +77,7 @@ def prepare(
         _cancel_transposes(model.graph)
         passes.RemoveUnusedNodesPass()(model)
     _infer_shapes(model)
+    image_bytes = _largest_of_image(model.graph)
     if fixed_batch is not None:
         _free_reshapes(model.graph, fixed_batch)
         _infer_shapes(model)
@@ -82,7 +89,8 @@ def prepare(
     output.shape = ir.Shape([BATCH, class_count])
     output.type = ir.TensorType(ir.DataType.FLOAT)
     _free_names(model.graph)
-    return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    content = bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    return PreparedFile(ModelFile(content), image_bytes, exact_weights)
 
 
 def _check_batch_norms(model_proto: onnx.ModelProto) -> None:
@@ -169,6 +177,13 @@ def _cancel_transposes(graph: ir.Graph) -> None:
     readers = [use.node for use in image.uses()]
     for start in (image, *(node.outputs[0] for node in readers if node.op_type == "Gather")):
         cancel_transposes(graph, start)
+
+
+def _largest_of_image(graph: ir.Graph) -> int:
+    """Return the size of the largest float32 tensor for one image, as far as shapes are known."""
+    shapes = [value.shape for node in graph for value in node.outputs if value.shape]
+    sides = [[side for side in list(shape)[1:] if isinstance(side, int)] for shape in shapes]
+    return max((4 * math.prod(one) for one in sides), default=0)
 
 
 def _rank(value: ir.Value) -> int:

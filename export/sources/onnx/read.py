@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from foldserve.export.errors import SourceError, first_line
+from foldserve.export.graph.model_file import ModelFile
 from foldserve.export.sources.file_kind import refuse_other_kinds
 from foldserve.export.sources.source import sha256_of
 from foldserve.export.sources.weight_size import check_file_size
@@ -26,13 +27,15 @@ class OnnxFile:
 
     Attributes:
         path: where it was read.
-        content: its bytes, without external data.
+        content: its bytes, without external data; None if the message was changed.
+        sha256: SHA-256 of the bytes.
         model_proto: the model, with its external data.
         external_sha256: SHA-256 of each file of external data, by name.
     """
 
     path: Path
-    content: bytes
+    content: ModelFile | None
+    sha256: str
     model_proto: onnx.ModelProto
     external_sha256: dict[str, str]
 
@@ -57,7 +60,9 @@ def read_onnx(path: Path) -> OnnxFile:
     refuse_other_kinds(path)
     try:
         content = path.read_bytes()
+        stored, sha256 = ModelFile(content), sha256_of(content)
         model_proto = onnx.load_model_from_string(content)
+        del content
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
     except DecodeError as error:
@@ -70,7 +75,7 @@ def read_onnx(path: Path) -> OnnxFile:
         onnx.checker.check_model(model_proto)
     except (onnx.checker.ValidationError, ValueError) as error:  # ValueError: above protobuf's 2 GiB
         raise SourceError(f"{path} is not valid ONNX: {first_line(error)}") from error
-    return OnnxFile(path, content, model_proto, external)
+    return OnnxFile(path, stored, sha256, model_proto, external)
 
 
 def find_image(file: OnnxFile) -> onnx.ValueInfoProto:

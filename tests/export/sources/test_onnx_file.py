@@ -22,6 +22,7 @@ from foldserve.export.errors import FoldError, ParityError, SourceError
 from foldserve.export.graph.model_file import ModelFile
 from foldserve.export.pipeline import export_model
 from foldserve.export.sources.load import load_source
+from foldserve.export.sources.onnx.normalized_file import PreparedFile
 from foldserve.export.sources.onnx.onnx_network import OnnxNetwork
 from foldserve.runtime.session import Session
 from tests.support.server_process import ServerProcess, outputs_of
@@ -191,7 +192,7 @@ def test_one_changed_weight_publishes_nothing(weight, tmp_path, labels, monkeypa
     sound_graph = OnnxNetwork.to_graph
 
     def damaged_graph(network):
-        model_proto = onnx.load_from_string(network.file.prepared)
+        model_proto = onnx.load_from_string(network.file.prepared.file.content)
         names = {"image": "image.given"}
         (tensor,) = (
             entry for entry in model_proto.graph.initializer if entry.name == names.get(weight, weight)
@@ -199,7 +200,9 @@ def test_one_changed_weight_publishes_nothing(weight, tmp_path, labels, monkeypa
         array = numpy_helper.to_array(tensor).copy()
         array.reshape(-1)[0] += 0.05
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-        damaged_file = dataclasses.replace(network.file, prepared=model_proto.SerializeToString())
+        damaged_file = dataclasses.replace(
+            network.file, prepared=PreparedFile(ModelFile(model_proto.SerializeToString()))
+        )
         return sound_graph(OnnxNetwork(damaged_file))
 
     monkeypatch.setattr(OnnxNetwork, "to_graph", damaged_graph)

@@ -1,0 +1,154 @@
+"""Computes in float64 what no image reaches in an ONNX file, as `export.graph.constants` does for PyTorch.
+
+Weights may be computed from others in the file: standardised, normalised, scaled. The file computes them in
+float32 for every image, always with the same result. It becomes a constant: computed in float64 from the
+file's weights, and rounded once, after batch norm is folded into it.
+
+What only moves numbers (Unsqueeze, Transpose, ConstantOfShape) is exact in float32 too and is left to the
+optimiser, as is what is rounded on the way: to whole numbers, to truth values, to other types.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from foldserve.export.graph.constants import MAX_GROWTH, SMALL_BYTES
+from foldserve.export.sources.onnx.float64_graph import Float64Graph
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+# Of float32 these compute sums, products or functions, which float64 computes closer.
+_ARITHMETIC = {
+    *(
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Sum",
+        "Mean",
+        "Pow",
+        "Sqrt",
+        "Reciprocal",
+        "Exp",
+        "Log",
+        "Tanh",
+        "Sigmoid",
+    ),
+    *("ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceProd"),
+    *("MatMul", "Gemm", "Einsum", "LpNormalization", "Softmax", "Softplus", "BatchNormalization"),
+    *("LayerNormalization", "InstanceNormalization", "GroupNormalization", "Conv", "Sin", "Cos", "Erf"),
+}
+# These move numbers, or choose among them by their order, without a change.
+_MOVING = {
+    *("Constant", "ConstantOfShape", "Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten"),
+    *("Concat", "Split", "Slice", "Gather", "Expand", "Tile", "Pad", "Shape", "Size", "Range", "Neg", "Abs"),
+    *("Max", "Min", "Relu", "Clip", "ReduceMax", "ReduceMin"),
+}
+
+
+def compute_constants(model_proto: onnx.ModelProto) -> dict[str, NDArray[np.float64]]:
+    """Replace, in place, computed float32 weights by initializers; return their float64 arrays by name."""
+    graph = model_proto.graph
+    constants = _constants(graph)
+    makers = {name: node for node in constants for name in node.output}
+    arithmetic = _with_arithmetic(constants)
+    read = {value.name for value in graph.output}
+    for node in graph.node:
+        if node.output[0] not in makers:
+            read |= _names_read(node)
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    arrays = {}
+    for node in constants:
+        name = node.output[0]
+        if len(node.output) == 1 and name in arithmetic and name in read:
+            value = _value_of(name, constants, tensors, model_proto)
+            if value is not None:
+                arrays[name] = value
+    for name, array in arrays.items():
+        graph.node.remove(makers[name])
+        graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+    return arrays
+
+
+def _constants(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return the nodes that no image reaches and that compute the same in float64, but closer."""
+    known = {tensor.name for tensor in graph.initializer}
+    constants = []
+    for node in graph.node:
+        is_computable = not node.domain and node.op_type in _ARITHMETIC | _MOVING
+        if is_computable and all(name in known for name in node.input if name):
+            constants.append(node)
+            known.update(node.output)
+    return constants
+
+
+def _with_arithmetic(constants: Iterable[onnx.NodeProto]) -> set[str]:
+    """Return the names of values that arithmetic has a part in."""
+    found: set[str] = set()
+    for node in constants:
+        if node.op_type in _ARITHMETIC or found.intersection(node.input):
+            found.update(node.output)
+    return found
+
+
+def _names_read(node: onnx.NodeProto) -> set[str]:
+    names = set(node.input)
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            names |= {value.name for value in attribute.g.output}
+            for inner in attribute.g.node:
+                names |= _names_read(inner)
+    return names
+
+
+def _value_of(
+    name: str,
+    constants: Iterable[onnx.NodeProto],
+    tensors: Mapping[str, onnx.TensorProto],
+    model_proto: onnx.ModelProto,
+) -> NDArray[np.float64] | None:
+    """Return a value in float64; None if it is no float32, too large, or not computed by the evaluator."""
+    needed = _needed(name, constants)
+    nodes = [node for node in constants if needed.intersection(node.output)]
+    given = [tensors[entry] for entry in sorted(needed) if entry in tensors]
+    if any(tensor.data_type == TensorProto.DOUBLE for tensor in [*given, *_tensors_in(nodes)]):
+        return None
+    output = onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+    graph = onnx.helper.make_graph(nodes, "constant", [], [output], given)
+    part = onnx.helper.make_model(
+        graph, opset_imports=model_proto.opset_import, ir_version=model_proto.ir_version
+    )
+    try:
+        value: Any = Float64Graph(part.SerializeToString()).run({})
+    except Exception:  # the evaluator lacks an operation, or has it for float32 only
+        return None
+    if not isinstance(value, np.ndarray) or value.dtype != np.float64 or not np.isfinite(value).all():
+        return None
+    origin_bytes = sum(math.prod(tensor.dims) * 4 for tensor in given)
+    return value if value.nbytes // 2 <= max(SMALL_BYTES, MAX_GROWTH * origin_bytes) else None
+
+
+def _needed(name: str, constants: Iterable[onnx.NodeProto]) -> set[str]:
+    """Return the names of all values that ``name`` is computed from, itself included."""
+    makers = {output: node for node in constants for output in node.output}
+    needed: set[str] = set()
+    waiting = [name]
+    while waiting:
+        given = waiting.pop()
+        if given not in needed:
+            needed.add(given)
+            waiting += [entry for entry in makers[given].input if entry] if given in makers else []
+    return needed
+
+
+def _tensors_in(nodes: Iterable[onnx.NodeProto]) -> list[onnx.TensorProto]:
+    """Return the tensors that nodes have as attributes, as Constant and ConstantOfShape."""
+    return [entry.t for node in nodes for entry in node.attribute if entry.HasField("t")]
