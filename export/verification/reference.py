@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # By size, 8 images of 224 pixels: larger batches of these are no faster (docs/export.md, Figures).
 _BATCH_BYTES = 8 * 3 * 224 * 224
+# Where the size of the network's tensors is known: float64 copies its weights for each batch.
+_BOUNDED_BATCH_BYTES = 32 * 3 * 224 * 224
 _MAX_BATCH_SIZE = 256
 
 # Largest tensor of a batch. A few of its size are in memory at once: a layer's input, output and scratch.
@@ -58,7 +60,9 @@ class TorchReference:
         logits: NDArray[Any] | None
         try:
             with InFloat64() as largest:
-                logits, _ = in_bounded_batches(partial(_run, self._module), images, largest)
+                logits, _ = in_bounded_batches(
+                    partial(_run, self._module), images, largest, 2 * self.image_bytes
+                )
         # TorchScript, a buffer that is written, or code of the user's that wants float32 and raises anything.
         except Exception:
             logits = self._logits_of_copy(images)
@@ -90,16 +94,22 @@ def in_batches(
 
 
 def in_bounded_batches(
-    run: Callable[[NDArray[np.uint8]], NDArray[Any]], images: NDArray[np.uint8], largest: _Measured
+    run: Callable[[NDArray[np.uint8]], NDArray[Any]],
+    images: NDArray[np.uint8],
+    largest: _Measured,
+    image_bytes: int = 0,
 ) -> tuple[NDArray[Any], int]:
     """Return the rows of ``run``, and the size of its largest tensor for one image.
 
-    One image is run first, which tells how many fit into memory at a time.
+    If ``image_bytes``, that size, is not known, one image is run first, which tells how many fit into memory.
     """
-    rows = [run(images[:1])]
-    image_bytes = largest.largest_bytes
-    (batch_size,) = bounded_sizes([batch_size_of(images)], image_bytes)
-    rows += [run(images[start : start + batch_size]) for start in range(1, len(images), batch_size)]
+    rows = []
+    if not image_bytes:
+        rows.append(run(images[:1]))
+        image_bytes = largest.largest_bytes
+    (batch_size,) = bounded_sizes([batch_size_of(images, _BOUNDED_BATCH_BYTES)], image_bytes)
+    starts = range(len(rows), len(images), batch_size)
+    rows += [run(images[start : start + batch_size]) for start in starts]
     trim_memory()  # ONNX Runtime runs the same images next
     return np.concatenate(rows), image_bytes
 
@@ -110,10 +120,10 @@ def bounded_sizes(sizes: Sequence[int], image_bytes: int) -> list[int]:
     return sorted({min(size, most) for size in sizes})
 
 
-def batch_size_of(images: NDArray[np.uint8]) -> int:
+def batch_size_of(images: NDArray[np.uint8], batch_bytes: int = _BATCH_BYTES) -> int:
     """Return how many of ``images`` to run at a time, by their size."""
     image_bytes: int = images[0].nbytes
-    return min(_MAX_BATCH_SIZE, max(1, _BATCH_BYTES // image_bytes))
+    return min(_MAX_BATCH_SIZE, max(1, batch_bytes // image_bytes))
 
 
 def _run(module: Normalized, images: NDArray[np.uint8]) -> NDArray[Any]:

@@ -35,6 +35,7 @@ class OnnxReference:
         )
         self._exact: Float64Graph | None = None
         self.image_bytes = file.prepared.image_bytes
+        self._float64_bytes = 0  # measured, as shapes may be unknown
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return float32 [N, K] of uint8 ``images`` [N, C, H, W]."""
@@ -50,10 +51,13 @@ class OnnxReference:
             graph = self._exact = self._exact or Float64Graph(
                 file.prepared.file.content, file.prepared.exact_weights
             )
-            logits, float64_bytes = in_bounded_batches(
-                lambda batch: graph.run({file.image: file.network_input(batch, np.float64)}), images, graph
+            logits, self._float64_bytes = in_bounded_batches(
+                lambda batch: graph.run({file.image: file.network_input(batch, np.float64)}),
+                images,
+                graph,
+                self._float64_bytes,
             )
-            self.image_bytes = max(self.image_bytes, float64_bytes // 2)
+            self.image_bytes = max(self.image_bytes, self._float64_bytes // 2)
         except Exception:  # the evaluator lacks an operation, or has it for float32 only
             return None
         expected = self.logits(images)

@@ -280,3 +280,20 @@ def test_operation_computes_what_onnx_runtime_does(operation, options):
     assert actual.dtype == np.float64
     assert actual.shape == expected.shape
     assert np.abs(actual - expected).max() < 2e-6
+
+
+def test_one_image_is_run_alone_only_if_the_size_of_tensors_is_not_known(images):
+    """Float64 copies all weights for each batch, which takes as long as some images."""
+    torch.manual_seed(0)
+    network = Network()
+    batches: list[int] = []
+    network.conv.register_forward_hook(lambda _module, given, _result: batches.append(len(given[0])))
+    first = reference_of(network)
+    first.exact_logits(images)
+    assert batches == [1, 11]
+    batches.clear()
+    known = reference_of(network)
+    logits = known.logits(images)
+    exact = known.exact_logits(images)
+    assert batches == [1, 11, 12]
+    assert np.abs(exact - logits).max() < 1e-4
