@@ -37,6 +37,7 @@ from foldserve.serving.commands.command_configs import (
 )
 from foldserve.serving.config import ServeConfig
 from foldserve.terminal_output import takes_any_output
+from foldserve.training.choosing.config import CompareRunsConfig, ListRunsConfig
 from foldserve.training.config import TrainConfig
 from foldserve.verify_config import VerifyConfig
 
@@ -56,6 +57,8 @@ class Command:
 
 COMMANDS = {
     "train": Command(TrainConfig, "foldserve.training.run.train:train", ("train",)),
+    "runs list": Command(ListRunsConfig, "foldserve.training.choosing.runs:list_runs", ("train",)),
+    "runs compare": Command(CompareRunsConfig, "foldserve.training.choosing.runs:compare_runs", ("train",)),
     "inspect": Command(InspectConfig, "foldserve.export.inspection.command:inspect", ("export",)),
     "export": Command(ExportConfig, "foldserve.export.pipeline:export_model", ("export", "runtime")),
     "serve": Command(ServeConfig, "foldserve.serving.server:serve", ("serve", "runtime")),
@@ -97,10 +100,18 @@ class Models(BaseModel, frozen=True):
     diff: CliSubCommand[DiffConfig] = Field(description="compare two versions")
 
 
+class Runs(BaseModel, frozen=True):
+    """Lists training runs, or compares some of them."""
+
+    list: CliSubCommand[ListRunsConfig] = Field(description="list the runs in a folder")
+    compare: CliSubCommand[CompareRunsConfig] = Field(description="compare runs, with their curves")
+
+
 class Foldserve(BaseModel):
     """Trains a convolutional network, exports it with batch norm folded in, and serves it unchanged."""
 
     train: CliSubCommand[TrainConfig] = Field(description="train a network; resumes an interrupted run")
+    runs: CliSubCommand[Runs] = Field(description="list or compare training runs")
     inspect: CliSubCommand[InspectConfig] = Field(description="show the layers of a network")
     export: CliSubCommand[ExportConfig] = Field(description="turn a checkpoint into a verified model version")
     serve: CliSubCommand[ServeConfig] = Field(description="serve a model repository over gRPC")

@@ -32,6 +32,7 @@ WORDS = {
     "models rollback": ["m"],
     "models delete": ["m", "1"],
     "models diff": ["m", "1", "2"],
+    "runs compare": ["runs/none"],
 }
 # With --against a command of its own: it compares with PyTorch.
 NEEDS = {command: (known.extras, WORDS.get(command, [])) for command, known in COMMANDS.items()}
