@@ -34,16 +34,9 @@ from foldserve.training.run.messages import (
 )
 from foldserve.training.run.preview import check_preview, write_preview
 from foldserve.training.run.report import write_report
+from foldserve.training.run.resuming import check_same_data, decode_rule, extend_run, resume_run
 from foldserve.training.run.run_folder import another_run_dir, open_run_folder
-from foldserve.training.run.run_state import (
-    HISTORY_FIELDS,
-    check_same_data,
-    decode_rule,
-    extend_run,
-    resume_run,
-    start_from,
-    start_run,
-)
+from foldserve.training.run.run_state import HISTORY_FIELDS, start_from, start_run
 from foldserve.training.run.tensorboard import tensorboard_log
 
 if TYPE_CHECKING:
