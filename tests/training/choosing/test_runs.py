@@ -39,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     settings = {"dataset": "tiny", "epochs": 3, "batch_size": 20, "lr": 0.02, "device": "cpu", "threads": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("foldserve.training.run.train.write_report", lambda *_, **__: None)
+        patch.setattr("foldserve.training.run.finishing.write_report", lambda *_, **__: None)
         patch.setitem(registry.DATASETS, "tiny", lambda _folder, _terminal: dataset)
         train(TrainConfig(**settings, run_dir=folder / "a"), LineTerminal())
         with pytest.raises(KeyboardInterrupt):
