@@ -37,7 +37,7 @@ from foldserve.serving.commands.command_configs import (
 )
 from foldserve.serving.config import ServeConfig
 from foldserve.terminal_output import takes_any_output
-from foldserve.training.choosing.config import CompareRunsConfig, ListRunsConfig
+from foldserve.training.choosing.config import CompareRunsConfig, ListRunsConfig, TuneConfig
 from foldserve.training.config import TrainConfig
 from foldserve.verify_config import VerifyConfig
 
@@ -57,6 +57,7 @@ class Command:
 
 COMMANDS = {
     "train": Command(TrainConfig, "foldserve.training.run.train:train", ("train",)),
+    "tune": Command(TuneConfig, "foldserve.training.choosing.tune:tune", ("train", "tune")),
     "runs list": Command(ListRunsConfig, "foldserve.training.choosing.runs:list_runs", ("train",)),
     "runs compare": Command(CompareRunsConfig, "foldserve.training.choosing.runs:compare_runs", ("train",)),
     "inspect": Command(InspectConfig, "foldserve.export.inspection.command:inspect", ("export",)),
@@ -111,6 +112,7 @@ class Foldserve(BaseModel):
     """Trains a convolutional network, exports it with batch norm folded in, and serves it unchanged."""
 
     train: CliSubCommand[TrainConfig] = Field(description="train a network; resumes an interrupted run")
+    tune: CliSubCommand[TuneConfig] = Field(description="search for good settings by training many times")
     runs: CliSubCommand[Runs] = Field(description="list or compare training runs")
     inspect: CliSubCommand[InspectConfig] = Field(description="show the layers of a network")
     export: CliSubCommand[ExportConfig] = Field(description="turn a checkpoint into a verified model version")

@@ -33,6 +33,8 @@ from foldserve.training.run.run_state import start_from, start_run
 from foldserve.training.run.tensorboard import tensorboard_log
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from foldserve.imaging import DecodeRule
     from foldserve.training.config import TrainConfig
     from foldserve.training.datasets import Dataset
@@ -46,10 +48,24 @@ if TYPE_CHECKING:
 _CHECKPOINT_FACTS_BYTES = 1024 * 1024
 
 
-def train(config: TrainConfig, terminal: Terminal | None = None) -> int:
+def train(
+    config: TrainConfig,
+    terminal: Terminal | None = None,
+    *,
+    after_epoch: Callable[[Sequence[dict[str, Any]]], None] | None = None,
+    judge: bool = True,
+) -> int:
     """Train into ``config.run_dir`` and return 0; resume an interrupted run, leave a finished one unchanged.
 
     Under a launcher such as torchrun, all processes call this; the main process writes files and messages.
+
+    Args:
+        config: settings of the run.
+        terminal: where messages go; standard output by default.
+        after_epoch: called by the main process with the figures of all epochs so far, after each epoch and
+            as a run is resumed. What it raises ends the run, which can be resumed.
+        judge: judge the best weights on the test images at the end and write the report. Else the run stays
+            unfinished, and a later call with ``judge`` finishes it.
 
     Raises:
         TrainingError: training is not possible; the message says why, and what to do.
@@ -68,6 +84,8 @@ def train(config: TrainConfig, terminal: Terminal | None = None) -> int:
             device,
             process_group,
             terminal if process_group.is_main_process else Terminal.silent(),
+            after_epoch=after_epoch if process_group.is_main_process else None,
+            judge=judge,
         )
     return 0
 
@@ -78,6 +96,9 @@ def _run(
     device: torch.device,
     process_group: ProcessGroup,
     terminal: Terminal,
+    *,
+    after_epoch: Callable[[Sequence[dict[str, Any]]], None] | None,
+    judge: bool,
 ) -> None:
     budget = None if config.time_limit is None else TimeBudget(config.time_limit)
     # The main process knows what the run in the folder decided.
@@ -102,7 +123,7 @@ def _run(
         report_near_duplicates(dataset, training, validation, terminal)
     state = start_run(config, dataset, training, device, process_group)
     if budget is not None:
-        budget.evaluated_images, budget.test_images = len(validation), len(dataset.test_labels)
+        budget.evaluated_images, budget.test_images = len(validation), judge * len(dataset.test_labels)
         state.trainer.budget = budget
     _begin(state, folder, terminal)
     _choose_threads(state, training, terminal)
@@ -112,8 +133,10 @@ def _run(
         validation.to_device_if_it_fits(device),
         folder,
         terminal,
+        after_epoch=after_epoch,
     )
-    evaluate_and_report(state, dataset, folder, terminal)
+    if judge:
+        evaluate_and_report(state, dataset, folder, terminal)
 
 
 def _load(config: TrainConfig, terminal: Terminal, decode: DecodeRule | None = None) -> Dataset:
@@ -228,7 +251,13 @@ def _choose_threads(state: RunState, training: Examples, terminal: Terminal) -> 
 
 
 def _train_epochs(
-    state: RunState, training: Examples, validation: Examples, folder: RunFolder, terminal: Terminal
+    state: RunState,
+    training: Examples,
+    validation: Examples,
+    folder: RunFolder,
+    terminal: Terminal,
+    *,
+    after_epoch: Callable[[Sequence[dict[str, Any]]], None] | None,
 ) -> None:
     trainer, budget = state.trainer, state.trainer.budget
     epochs, most_steps = trainer.config.epochs, trainer.total_steps
@@ -245,6 +274,8 @@ def _train_epochs(
 
         if budget is not None:
             budget.mark(trainer.step)
+        if after_epoch is not None and state.history:
+            after_epoch(state.history)
         while not state.is_over:
             progress = train_one_epoch(trainer, training, report, saver.after_step)
             started = time.monotonic()
@@ -257,6 +288,8 @@ def _train_epochs(
                 trainer.plan()
             saver.after_epoch()
             log(state.history[-1], trainer.step)
+            if after_epoch is not None:
+                after_epoch(state.history)
     if len(state.history) < epochs and state.history:
         terminal.say(early_end(state))
 
