@@ -106,7 +106,7 @@ def _check_same(folder: Path, asked: dict[str, Any]) -> None:
 def _flat(study: dict[str, Any]) -> dict[str, Any]:
     """Return the settings and the ranges of a search by name."""
     ranges = dict(text.split("=", 1) for text in study["ranges"])
-    return study["settings"] | {f"the range of {name}": values for name, values in ranges.items()}
+    return {**study["settings"], **{f"the range of {name}": values for name, values in ranges.items()}}
 
 
 def open_study(folder: Path, config: TuneConfig, *, worker: int = 0) -> Study:

@@ -169,7 +169,7 @@ def draw_study(path: Path, trials: Sequence[FrozenTrial], config: TuneConfig) ->
     lowest = min(point.figure for point in points if point.is_complete)
     margin = max(0.5, 0.15 * (best.figure - lowest))
     for axes in every[:panels]:
-        axes.set_ylim(lowest - margin, best.figure + margin)
+        axes.set_ylim(lowest - 1.15 * margin, best.figure + margin)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in every[panels:]:
@@ -237,4 +237,4 @@ def _draw_setting(axes: Axes, points: Sequence[_Point], best: _Point, each: Rang
 def _draw_points(axes: Axes, points: Sequence[tuple[float, _Point]]) -> None:
     for is_complete, colour in ((False, _PRUNED), (True, _COMPLETE)):
         some = [(at, point.figure) for at, point in points if point.is_complete == is_complete]
-        axes.plot([at for at, _ in some], [figure for _, figure in some], ".", color=colour, clip_on=False)
+        axes.plot([at for at, _ in some], [figure for _, figure in some], ".", color=colour)
