@@ -23,6 +23,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "runtime": ("onnxruntime",),
     "parquet": ("pyarrow",),
     "tune": ("optuna",),
+    "mlflow": ("mlflow",),
 }
 
 

@@ -41,8 +41,14 @@ def early_end(state: RunState) -> str:
     )
 
 
-def evaluate_and_report(state: RunState, dataset: Dataset, folder: RunFolder, terminal: Terminal) -> None:
-    """Evaluate the best weights on the test images, only here; write the report; mark the run as finished."""
+def evaluate_and_report(
+    state: RunState, dataset: Dataset, folder: RunFolder, terminal: Terminal
+) -> dict[str, Any]:
+    """Evaluate the best weights on the test images, only here; write the report; mark the run as finished.
+
+    Returns:
+        The figures on the test images, in the main process; nothing in the others.
+    """
     process_group, device = state.trainer.process_group, state.trainer.model.mean.device
     best = process_group.broadcast(
         _load_best(state, folder) if process_group.is_main_process else state.facts
@@ -51,8 +57,9 @@ def evaluate_and_report(state: RunState, dataset: Dataset, folder: RunFolder, te
         best.build().to(device), Examples(dataset.test_images, dataset.test_labels), process_group
     )
     if not process_group.is_main_process:
-        return
-    best = replace(best, metrics=best.metrics | _test_metrics(test, dataset))
+        return {}
+    figures = _test_metrics(test, dataset)
+    best = replace(best, metrics=best.metrics | figures)
     write_report(
         folder.report,
         best=best,
@@ -65,6 +72,7 @@ def evaluate_and_report(state: RunState, dataset: Dataset, folder: RunFolder, te
     if warning := chance_warning(best.metrics):
         terminal.say(f"{warning}. {what_to_try(state.trainer.config)}")
     terminal.say(f"{result_text(best)}; checkpoint {folder.best}, report {folder.report}")
+    return figures
 
 
 def _test_metrics(test: Evaluation, dataset: Dataset) -> dict[str, Any]:

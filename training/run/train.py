@@ -26,6 +26,7 @@ from foldserve.training.run.messages import (
     report_near_duplicates,
     report_split,
 )
+from foldserve.training.run.mlflow_log import mlflow_log, wants_mlflow
 from foldserve.training.run.preview import check_preview, write_preview
 from foldserve.training.run.resuming import decode_rule, extend_run, resume_run
 from foldserve.training.run.run_folder import another_run_dir, open_run_folder
@@ -33,7 +34,7 @@ from foldserve.training.run.run_state import start_from, start_run
 from foldserve.training.run.tensorboard import tensorboard_log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from foldserve.imaging import DecodeRule
     from foldserve.training.config import TrainConfig
@@ -100,6 +101,7 @@ def _run(
     after_epoch: Callable[[Sequence[dict[str, Any]]], None] | None,
     judge: bool,
 ) -> None:
+    is_logged = wants_mlflow(config) and process_group.is_main_process
     budget = None if config.time_limit is None else TimeBudget(config.time_limit)
     # The main process knows what the run in the folder decided.
     config = process_group.broadcast(folder.config) or config
@@ -127,16 +129,18 @@ def _run(
         state.trainer.budget = budget
     _begin(state, folder, terminal)
     _choose_threads(state, training, terminal)
-    _train_epochs(
-        state,
-        training.to_device_if_it_fits(device),
-        validation.to_device_if_it_fits(device),
-        folder,
-        terminal,
-        after_epoch=after_epoch,
-    )
-    if judge:
-        evaluate_and_report(state, dataset, folder, terminal)
+    with mlflow_log(state.trainer.config, folder.path, terminal, is_on=is_logged) as log:
+        _train_epochs(
+            state,
+            training.to_device_if_it_fits(device),
+            validation.to_device_if_it_fits(device),
+            folder,
+            terminal,
+            log_epoch=log,
+            after_epoch=after_epoch,
+        )
+        if judge:
+            log(evaluate_and_report(state, dataset, folder, terminal), state.trainer.step)
 
 
 def _load(config: TrainConfig, terminal: Terminal, decode: DecodeRule | None = None) -> Dataset:
@@ -257,6 +261,7 @@ def _train_epochs(
     folder: RunFolder,
     terminal: Terminal,
     *,
+    log_epoch: Callable[[Mapping[str, Any], int], None],
     after_epoch: Callable[[Sequence[dict[str, Any]]], None] | None,
 ) -> None:
     trainer, budget = state.trainer, state.trainer.budget
@@ -288,6 +293,7 @@ def _train_epochs(
                 trainer.plan()
             saver.after_epoch()
             log(state.history[-1], trainer.step)
+            log_epoch(state.history[-1], trainer.step)
             if after_epoch is not None:
                 after_epoch(state.history)
     if len(state.history) < epochs and state.history:
