@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from foldserve.local.answers import Answered
     from foldserve.local.config import DiffConfig
 
-_SHOWN_CHARACTERS = 60
+_SHOWN_CHARACTERS = 64
 
 
 def diff_versions(config: DiffConfig) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -83,8 +84,8 @@ def _rows_of_server(server: str, config: ListConfig) -> list[Row]:
     rows: list[Row] = []
     with Client(server, **connection_options(config)) as client:
         entries = client.index()
-        several = {entry.name for entry in entries if entry.version != entries[0].version}
-        defaults = {name: _default(client, name) for name in sorted(several)}
+        counts = Counter(entry.name for entry in entries)
+        defaults = {name: _default(client, name) for name, count in counts.items() if count > 1}
         for entry in entries:
             details = entry.reason
             if entry.state == "READY":
