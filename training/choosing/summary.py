@@ -29,7 +29,7 @@ _MOST_METRICS_BYTES = 40_000_000
 _FIGURES = ("epoch", "train_loss", "validation_loss", "validation_accuracy")
 _LOCK_FILE = ".lock"
 
-State = Literal["finished", "training", "interrupted", "begun", "BROKEN"]
+State = Literal["finished", "training", "trained", "interrupted", "begun", "BROKEN"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,8 @@ def summarize(folder: Path) -> RunSummary:
             state: State = "finished"
         elif _is_locked(folder / _LOCK_FILE):
             state = "training"
+        elif history and len(history) >= _number(settings.get("epochs")):
+            state = "trained"  # and not judged on the test images, as the trials of a search
         else:
             state = "interrupted" if history or (folder / LAST_FILE).exists() else "begun"
     except (FoldserveError, OSError, ValueError) as error:
