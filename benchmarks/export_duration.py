@@ -120,7 +120,7 @@ def _arguments(case: Case, workspace: Path) -> list[str]:
     _run("-m", "benchmarks.export_networks", case.arch, network, "--classes", class_count)
     labels = [f"class-{index}" for index in range(class_count)]
     (workspace / "labels.txt").write_text("\n".join(labels))
-    arguments = ["export", "--labels", str(workspace / "labels.txt"), "--name", "measured"]
+    arguments = ["export", "--labels", str(workspace / "labels.txt"), "--name", "measured", "--no-skip-same"]
     arguments += ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"]
     arguments += ["--repository", str(workspace / "models")]
     if case.from_onnx:

@@ -57,8 +57,8 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     verify_images: int | None = Field(default=None, ge=1)
     """Number of test images to compare on. Default: all up to 64 pixels per side, 1,000 above."""
 
-    skip_same: bool = False
-    """Publish nothing if the newest version is intact on disk and holds exactly the same model."""
+    skip_same: bool = True
+    """Publish nothing if a version that is intact on disk holds exactly the same model."""
 
     triton: bool = False
     """Also write config.pbtxt and labels into the model's folder, so that Triton Inference Server and

@@ -55,6 +55,16 @@ def export_model(config: ExportConfig) -> int:
     """Fold, convert, verify and publish; return 0.
 
     Raises:
+        ExportError, TrainingError: as `export_version`.
+    """
+    export_version(config)
+    return 0
+
+
+def export_version(config: ExportConfig) -> Path:
+    """Fold, convert, verify and publish; return the version's folder, or that of one that is the same.
+
+    Raises:
         ExportError: it cannot be exported, or the file does not agree with the network; nothing is published.
         TrainingError: the checkpoint or its data set cannot be read.
     """
@@ -75,8 +85,8 @@ def export_model(config: ExportConfig) -> int:
     if built.no_logits and not config.as_logits:
         raise SourceError(no_logits_text(built.no_logits))
     report.folded(built)
-    if config.skip_same and config.precision == "fp32" and _is_there(model_folder, built.content, report):
-        return _finish(config, model_folder, source, report)
+    if config.precision == "fp32" and (same := _find_same(config, model_folder, built.content, report)):
+        return _finish(config, same, source, report)
     check_writable(model_folder)
     sessions = open_sessions(built.file.loadable)
     release_memory()
@@ -100,28 +110,29 @@ def export_model(config: ExportConfig) -> int:
     )
     if calibration is not None:
         manifest["calibration"] = calibration.to_manifest(expected, source.verification.labels)
-    if config.skip_same and _is_there(model_folder, choice.content, report):
-        return _finish(config, model_folder, source, report)
+    if same := _find_same(config, model_folder, choice.content, report):
+        return _finish(config, same, source, report)
     manifest |= measure_classes(source.metadata.labels, expected, source.verification.labels)
     manifest |= {"license": config.license, "purpose": config.purpose}
     manifest |= choice.manifest
     version = publish(model_folder, choice.content, choice.golden, manifest, source.metadata)
     report.published(version, choice.content, choice.golden, config.repository, choice.precision)
-    return _finish(config, model_folder, source, report)
+    return _finish(config, version, source, report)
 
 
-def _finish(config: ExportConfig, model_folder: Path, source: Source, report: Report) -> int:
-    """Write what other servers need beside the versions, if it is wanted; return 0."""
+def _finish(config: ExportConfig, version: Path, source: Source, report: Report) -> Path:
+    """Write what other servers need beside the versions, if it is wanted; return the version's folder."""
     if config.triton:
-        report.wrote_for_triton(write_triton_files(model_folder, source.metadata))
-    return 0
+        report.wrote_for_triton(write_triton_files(version.parent, source.metadata))
+    return version
 
 
-def _is_there(model_folder: Path, content: bytes, report: Report) -> bool:
-    version = find_same(model_folder, content)
+def _find_same(config: ExportConfig, model_folder: Path, content: bytes, report: Report) -> Path | None:
+    """Return the version that already is this model, unless twins are to be published."""
+    version = find_same(model_folder, content) if config.skip_same else None
     if version is not None:
         report.same(version)
-    return version is not None
+    return version
 
 
 def _model_name(config: ExportConfig, source: Source) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foldserve.artifact.format import list_versions, read_artifact
+from foldserve.artifact.format import MODEL_FILE, list_versions, read_artifact, read_manifest
 from foldserve.artifact.model_card import class_accuracies
 from foldserve.artifact.writer import publish_artifact
 from foldserve.errors import ArtifactError
@@ -104,15 +105,17 @@ def measure_classes(
 
 
 def find_same(model_folder: Path, content: bytes) -> Path | None:
-    """Return the folder of the newest version if it is intact and its model is ``content``; else None."""
-    versions = list_versions(model_folder) if model_folder.is_dir() else []
-    if not versions:
-        return None
-    newest = model_folder / str(versions[-1])
-    try:
-        return newest if read_artifact(newest).model == content else None
-    except ArtifactError:
-        return None
+    """Return the folder of the newest intact version whose model is ``content``; None if there is none."""
+    digest = hashlib.sha256(content).hexdigest()
+    for version in reversed(list_versions(model_folder) if model_folder.is_dir() else []):
+        folder = model_folder / str(version)
+        try:
+            _, facts = read_manifest(folder)  # cheap, unlike reading the models
+            if facts.files[MODEL_FILE].sha256 == digest and read_artifact(folder).model == content:
+                return folder
+        except ArtifactError:
+            continue
+    return None
 
 
 def publish(

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from foldserve.artifact.format import list_versions
+from foldserve.artifact.promotion import default_version, read_promotions
+from foldserve.errors import ArtifactError
 from foldserve.export.verification.parity import has_float64_reference
 from foldserve.runtime.session import CPU_PROVIDER
 from foldserve.terminal import Terminal
@@ -122,8 +125,12 @@ class Report:
             self._line(title, f"{trial.precision} is not published, fp32 is: {reason}")
 
     def same(self, version: Path) -> None:
-        """Print that the newest version already is this model."""
-        self._line("unchanged", f"{version}{os.sep} already is exactly this model; nothing was published")
+        """Print that a version already is this model."""
+        self._line(
+            "unchanged",
+            f"{version}{os.sep} already is exactly this model; nothing was published (--no-skip-same does)",
+        )
+        self._how_to_promote(version)
 
     def published(
         self, version: Path, content: bytes, golden: Golden, repository: Path, precision: str
@@ -135,6 +142,20 @@ class Report:
         )
         self._line("published", f"{version}{os.sep} ({len(content) / 1024:,.0f} KiB model, {precision})")
         self._line("next", f"foldserve serve --repository {repository}")
+        self._how_to_promote(version)
+
+    def _how_to_promote(self, version: Path) -> None:
+        """Print that another version answers requests that name none, and the command that changes it."""
+        folder = version.parent
+        try:
+            default = default_version(list_versions(folder), read_promotions(folder))
+        except ArtifactError:  # a server says what is wrong with it
+            return
+        if default != int(version.name):
+            self._line("promote", f"version {default} answers requests that name none; this one does after")
+            self._line(
+                "", f"foldserve models promote {folder.name} {version.name} --repository {folder.parent}"
+            )
 
     def wrote_for_triton(self, path: Path) -> None:
         """Print where the configuration for other servers is."""

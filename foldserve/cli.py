@@ -25,11 +25,19 @@ from foldserve.errors import FoldserveError
 from foldserve.export.config import ExportConfig
 from foldserve.export.inspection.inspect_config import InspectConfig
 from foldserve.extras import extras_with, how_to_install, missing_packages
-from foldserve.local.config import EvaluateConfig, PredictConfig
+from foldserve.local.config import DiffConfig, EvaluateConfig, PredictConfig
 from foldserve.serving.client.connection_config import ConnectionConfig
-from foldserve.serving.commands.command_configs import ClassifyConfig, ListConfig, TokenConfig
+from foldserve.serving.commands.command_configs import (
+    ClassifyConfig,
+    DeleteConfig,
+    ListConfig,
+    PromoteConfig,
+    RollbackConfig,
+    TokenConfig,
+)
 from foldserve.serving.config import ServeConfig
 from foldserve.terminal_output import takes_any_output
+from foldserve.training.choosing.config import CompareRunsConfig, ListRunsConfig, TuneConfig
 from foldserve.training.config import TrainConfig
 from foldserve.verify_config import VerifyConfig
 
@@ -49,6 +57,9 @@ class Command:
 
 COMMANDS = {
     "train": Command(TrainConfig, "foldserve.training.run.train:train", ("train",)),
+    "tune": Command(TuneConfig, "foldserve.training.choosing.tune:tune", ("train", "tune")),
+    "runs list": Command(ListRunsConfig, "foldserve.training.choosing.runs:list_runs", ("train",)),
+    "runs compare": Command(CompareRunsConfig, "foldserve.training.choosing.runs:compare_runs", ("train",)),
     "inspect": Command(InspectConfig, "foldserve.export.inspection.command:inspect", ("export",)),
     "export": Command(ExportConfig, "foldserve.export.pipeline:export_model", ("export", "runtime")),
     "serve": Command(ServeConfig, "foldserve.serving.server:serve", ("serve", "runtime")),
@@ -59,6 +70,10 @@ COMMANDS = {
     "models verify": Command(
         VerifyConfig, "foldserve.serving.commands.models:verify_models", ("client", "runtime")
     ),
+    "models promote": Command(PromoteConfig, "foldserve.serving.commands.versions:promote_version"),
+    "models rollback": Command(RollbackConfig, "foldserve.serving.commands.versions:roll_back"),
+    "models delete": Command(DeleteConfig, "foldserve.serving.commands.versions:delete_version"),
+    "models diff": Command(DiffConfig, "foldserve.local.diff:diff_versions", ("runtime",)),
     "token": Command(TokenConfig, "foldserve.serving.commands.make_token:make_token"),
     "completion": Command(CompletionConfig, "foldserve.completion:print_completion"),
     "demo": Command(DemoConfig, "foldserve.demo.pipeline:run_demo", ("train", "export", "serve", "runtime")),
@@ -76,16 +91,29 @@ _EXPECTED = (FoldserveError, OSError)
 
 
 class Models(BaseModel, frozen=True):
-    """Lists the versions in a model repository, or verifies them."""
+    """Lists the versions in a model repository, verifies and compares them, and says which one answers."""
 
     list: CliSubCommand[ListConfig] = Field(description="list the versions in a repository or on a server")
     verify: CliSubCommand[VerifyConfig] = Field(description="check hashes and replay golden pairs")
+    promote: CliSubCommand[PromoteConfig] = Field(description="let a version answer by default")
+    rollback: CliSubCommand[RollbackConfig] = Field(description="go back to what was promoted before")
+    delete: CliSubCommand[DeleteConfig] = Field(description="delete a version")
+    diff: CliSubCommand[DiffConfig] = Field(description="compare two versions")
+
+
+class Runs(BaseModel, frozen=True):
+    """Lists training runs, or compares some of them."""
+
+    list: CliSubCommand[ListRunsConfig] = Field(description="list the runs in a folder")
+    compare: CliSubCommand[CompareRunsConfig] = Field(description="compare runs, with their curves")
 
 
 class Foldserve(BaseModel):
     """Trains a convolutional network, exports it with batch norm folded in, and serves it unchanged."""
 
     train: CliSubCommand[TrainConfig] = Field(description="train a network; resumes an interrupted run")
+    tune: CliSubCommand[TuneConfig] = Field(description="search for good settings by training many times")
+    runs: CliSubCommand[Runs] = Field(description="list or compare training runs")
     inspect: CliSubCommand[InspectConfig] = Field(description="show the layers of a network")
     export: CliSubCommand[ExportConfig] = Field(description="turn a checkpoint into a verified model version")
     serve: CliSubCommand[ServeConfig] = Field(description="serve a model repository over gRPC")
@@ -94,7 +122,7 @@ class Foldserve(BaseModel):
         description="judge a version on labelled images, no server"
     )
     predict: CliSubCommand[PredictConfig] = Field(description="label a folder or table of images, no server")
-    models: CliSubCommand[Models] = Field(description="list or verify the versions in a repository")
+    models: CliSubCommand[Models] = Field(description="list, verify, promote or compare versions")
     token: CliSubCommand[TokenConfig] = Field(description="make a bearer token for a server's --tokens")
     completion: CliSubCommand[CompletionConfig] = Field(description="print a shell's completion script")
     demo: CliSubCommand[DemoConfig] = Field(description="train, export, serve, and compare all three")

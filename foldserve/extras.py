@@ -22,6 +22,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "http": ("httptools", "starlette", "uvicorn"),
     "runtime": ("onnxruntime",),
     "parquet": ("pyarrow",),
+    "tune": ("optuna",),
+    "mlflow": ("mlflow",),
 }
 
 

@@ -42,7 +42,9 @@ def test_an_unknown_flag_is_named_and_the_near_miss_suggested(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     counts = {"completion": 1, "inspect": 1, "export": 1, "classify": 1, "evaluate": 1, "predict": 2}
-    positional = ["something"] * counts.get(command, 0)
+    counts |= {"models promote": 2, "models rollback": 1, "models delete": 2, "models diff": 3}
+    counts |= {"runs compare": 1}
+    positional = ["1"] * counts.get(command, 0)
     assert cli.main([*command.split(), *positional, "--hepl"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"foldserve {command}: unknown argument --hepl; did you mean --help?")

@@ -23,6 +23,11 @@ WORDS = {
     "evaluate": ["models/m", "--data", "d"],
     "predict": ["models/m", "d", "--out", "o.csv"],
     "completion": ["bash"],
+    "models promote": ["m", "1"],
+    "models rollback": ["m"],
+    "models delete": ["m", "1"],
+    "models diff": ["m", "1", "2"],
+    "runs compare": ["runs/a"],
 }
 FOREIGN_VALUES = ["release", "app:*", "", "1", '{"epochs": 2, "repository": "/elsewhere", "list": {}}']
 

@@ -28,6 +28,11 @@ WORDS = {
     "classify": ["a.png", "--model", "m"],
     "evaluate": ["models/m", "--data", "d"],
     "predict": ["models/m", "d", "--out", "o.csv"],
+    "models promote": ["m", "1"],
+    "models rollback": ["m"],
+    "models delete": ["m", "1"],
+    "models diff": ["m", "1", "2"],
+    "runs compare": ["runs/none"],
 }
 # With --against a command of its own: it compares with PyTorch.
 NEEDS = {command: (known.extras, WORDS.get(command, [])) for command, known in COMMANDS.items()}

@@ -33,7 +33,7 @@ class _ImageForm(_Form):
 class _TotalsForm(_Form):
     losses: torch.Tensor
     correct: torch.Tensor
-    seen: int = Field(ge=0)
+    seen: int = Field(ge=0, le=2**53)
     elapsed_s: _Number = Field(ge=0)
 
 

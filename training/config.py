@@ -21,7 +21,7 @@ from foldserve.training.recipes import NAMED_DATASETS, RecipeName, recipe_settin
 CONFIG_FILE = "config.json"
 # May differ when a run is resumed: they say where and on which device it runs, not what it computes.
 RESUMABLE_FIELDS = frozenset(
-    {"data_dir", "run_dir", "device", "threads", "checkpoint_every", "preview", "config", "resume"}
+    {"data_dir", "run_dir", "device", "threads", "checkpoint_every", "mlflow", "preview", "config", "resume"}
 )
 # May differ when a run goes on with --resume: when it ends.
 ENDING_FIELDS = frozenset({"epochs", "patience", "time_limit"})
@@ -225,6 +225,10 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
 
     checkpoint_every: float = Field(30.0, ge=0)
     """Seconds between writes of last.pt within an epoch: the most work that an interruption loses."""
+
+    mlflow: bool | None = None
+    """Log settings and figures in MLflow (extra mlflow). By default if MLFLOW_TRACKING_URI is set and MLflow
+    is installed."""
 
     preview: Path | None = None
     """Write a picture of augmented training images to this file and exit without training."""

@@ -53,6 +53,7 @@ def load_run(config: ExportConfig, path: Path) -> Source:
         verification=verification,
         suggested_name=_suggested_name(path, checkpoint),
         facts={
+            "run": _suggested_name(path, checkpoint),
             "architecture": checkpoint.arch,
             "architecture_arguments": checkpoint.arch_args,
             "weights": checkpoint.weights_kind,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from foldserve.artifact.format import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, README_FILE, list_versions
 from foldserve.artifact.model_card import model_card
+from foldserve.artifact.promotion import sync_folder
 from foldserve.artifact.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def publish_artifact(
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    _sync_folder(model_folder)
+    sync_folder(model_folder)
     return version
 
 
@@ -84,11 +85,3 @@ def _write_synced(path: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,7 +12,7 @@ from foldserve.demo.proof import answer_all, compare_all
 from foldserve.demo.server_process import running_server
 from foldserve.demo.terminal import print_proof, print_step, print_where
 from foldserve.export.config import ExportConfig
-from foldserve.export.pipeline import export_model
+from foldserve.export.pipeline import export_version
 from foldserve.export.publish import check_writable
 from foldserve.export.verification.reference import TorchReference
 from foldserve.runtime.runner import ModelRunner
@@ -93,15 +93,9 @@ def _train_config(config: DemoConfig) -> TrainConfig:
 
 
 def _export(config: DemoConfig) -> Path:
-    """Export, unless the newest version is this very model, and return the newest version's folder."""
-    export_model(
+    """Export, unless a version is this very model already, and return the version's folder."""
+    return export_version(
         ExportConfig(
-            source=config.run_dir,
-            repository=config.repository,
-            name=MODEL,
-            data_dir=config.data_dir,
-            skip_same=True,
+            source=config.run_dir, repository=config.repository, name=MODEL, data_dir=config.data_dir
         )
     )
-    model_folder = config.repository / MODEL
-    return model_folder / str(list_versions(model_folder)[-1])

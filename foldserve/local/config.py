@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003  # pydantic reads the annotations
+from pathlib import Path  # pydantic reads the annotations
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_settings import CliPositionalArg  # noqa: TC002  # pydantic reads the annotations
@@ -16,7 +16,7 @@ class _LocalConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     """The settings that both commands have."""
 
     model: CliPositionalArg[Path]
-    """Folder of a model, such as models/lenet (its newest version is used), or of a version."""
+    """Folder of a model, such as models/lenet (its promoted or newest version is used), or of a version."""
 
     device: Device = "auto"
     """Device: cuda, cpu, or auto for CUDA if it works and otherwise the CPU."""
@@ -95,3 +95,35 @@ class EvaluateConfig(_LocalConfig, frozen=True):
 
     worst: int = Field(default=20, ge=0, le=1000)
     """Number of mistakes to show: those with the highest probability for the wrong label."""
+
+
+class DiffConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """Compare two versions of a model: what they say about themselves and, on images, what they answer."""
+
+    name: CliPositionalArg[str] = Field(min_length=1)
+    """Name of the model."""
+
+    first: CliPositionalArg[int] = Field(ge=1)
+    """Version to compare."""
+
+    second: CliPositionalArg[int] = Field(ge=1)
+    """Version to compare it with."""
+
+    repository: Path = Path("models")
+    """Folder of models."""
+
+    images: Path | None = None
+    """Also compare the answers on these images: a folder of images, one image, or a table of them."""
+
+    path_column: str | None = None
+    """Column of a table that holds the image files, or their bytes. Default: image, path, file_name and other
+    usual names."""
+
+    most_shown: int = Field(default=10, ge=0, le=10_000)
+    """Number of images with different answers to show: those with the largest difference first."""
+
+    device: Device = "auto"
+    """Device: cuda, cpu, or auto for CUDA if it works and otherwise the CPU."""
+
+    load_timeout_s: float = Field(default=300.0, ge=1, le=86_400)
+    """Longest time to read and verify a version, in seconds."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from foldserve.artifact.format import MANIFEST_FILE, MODEL_FILE, is_version, list_versions
+from foldserve.artifact.promotion import default_version, read_promotions
 from foldserve.errors import ArtifactError, ImageError, ModelOutputError
 from foldserve.imaging import prepare_image
 from foldserve.local.answers import Answered, Predictions
@@ -64,7 +65,7 @@ class LocalModel:
         """Check the hashes of the version's files and replay its golden pairs on the device.
 
         Args:
-            path: the folder of a version, or of a model, whose newest version is taken.
+            path: the folder of a version, or of a model, whose promoted version is taken, else the newest.
             device: "cuda" runs on the GPU or raises; "auto" uses CUDA if it works, else the CPU.
             batch_size: most images in one execution.
             load_timeout_s: longest time to read and verify the version, in seconds.
@@ -225,7 +226,7 @@ def answer_all(models: Sequence[LocalModel], items: Iterable[Item]) -> Iterator[
 
 
 def find_version(path: Path) -> Path:
-    """Return the resolved folder of a version: ``path`` itself, or the newest version in it.
+    """Return the resolved folder of a version: ``path`` itself, or the one that a server would answer with.
 
     Raises:
         ArtifactError: there is none.
@@ -239,7 +240,7 @@ def find_version(path: Path) -> Path:
         return resolved
     versions = list_versions(resolved)
     if versions:
-        return resolved / str(versions[-1])
+        return resolved / str(default_version(versions, read_promotions(resolved)))
     models = sorted(entry.name for entry in resolved.iterdir() if entry.is_dir() and _has_versions(entry))
     hint = f"; it is a repository: give one of its models, such as {path / models[0]}" if models else ""
     raise ArtifactError(f"{shown} holds no version{hint}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003  # pydantic reads the annotations
+from pathlib import Path  # pydantic reads the annotations
 
 from pydantic import BaseModel, Field, field_validator
 from pydantic_settings import CliPositionalArg  # noqa: TC002  # pydantic reads the annotations
@@ -32,7 +32,7 @@ class ClassifyConfig(ConnectionConfig, frozen=True, extra="forbid", use_attribut
     model: str = Field(min_length=1)
     """Name of the model."""
     model_version: str = ""
-    """Version of the model. By default the newest that is ready."""
+    """Version of the model. By default the promoted one, or the newest that is ready."""
     server: str = DEFAULT_SERVER
     """Address of the server, as HOST:PORT."""
     top_k: int = Field(default=3, ge=1)
@@ -60,3 +60,37 @@ class ListConfig(ConnectionConfig, frozen=True, extra="forbid", use_attribute_do
         if server is not None and given.get("repository") is not None:
             raise ValueError("give --repository or --server, not both")
         return server
+
+
+class _VersionConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """The settings of the commands that change one model of a repository."""
+
+    name: CliPositionalArg[str] = Field(min_length=1)
+    """Name of the model."""
+
+
+class PromoteConfig(_VersionConfig, frozen=True):
+    """Let a version answer the requests that name none; a running server follows without a failed call."""
+
+    version: CliPositionalArg[int] = Field(ge=1)
+    """Version to promote."""
+    repository: Path = Path("models")
+    """Folder of models."""
+
+
+class RollbackConfig(_VersionConfig, frozen=True):
+    """Go back to the version that was promoted before, or to the newest if there was none."""
+
+    repository: Path = Path("models")
+    """Folder of models."""
+
+
+class DeleteConfig(_VersionConfig, frozen=True):
+    """Delete a version; the one that answers requests that name none only with --force."""
+
+    version: CliPositionalArg[int] = Field(ge=1)
+    """Version to delete."""
+    repository: Path = Path("models")
+    """Folder of models."""
+    force: bool = False
+    """Delete the version even if it answers the requests that name none."""

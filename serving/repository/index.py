@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from foldserve.serving.errors import NotFoundError, UnavailableError
@@ -31,6 +31,36 @@ class VersionEntry:
     model: ServedModel | None = None
 
 
+@dataclass(frozen=True)
+class _Versions:
+    """All versions of one model by number, ascending; ``default`` answers requests that name none."""
+
+    entries: Mapping[int, VersionEntry] = field(default_factory=dict)
+    promoted: tuple[int, ...] = ()
+    default: int | None = None
+
+    def with_entries(self, entries: Mapping[int, VersionEntry]) -> _Versions:
+        return _Versions(
+            dict(sorted(entries.items())), self.promoted, _default(entries, self.promoted, self.default)
+        )
+
+    def with_promoted(self, promoted: tuple[int, ...]) -> _Versions:
+        return _Versions(self.entries, promoted, _default(self.entries, promoted, self.default))
+
+
+def _default(
+    entries: Mapping[int, VersionEntry], promoted: tuple[int, ...], before: int | None
+) -> int | None:
+    """Return the version that answers requests that name none: the promoted one, or else the newest.
+
+    As long as the promoted version does not serve, the one that answered ``before`` goes on, so that a
+    promotion which fails its proof takes nothing away.
+    """
+    serving = [version for version, entry in entries.items() if entry.model is not None]
+    preferred = (*promoted[:1], before, *promoted[1:]) if promoted else ()
+    return next((version for version in preferred if version in serving), max(serving, default=None))
+
+
 class ModelIndex:
     """Finds versions by name and number.
 
@@ -38,7 +68,7 @@ class ModelIndex:
     """
 
     def __init__(self) -> None:
-        self._table: dict[str, dict[int, VersionEntry]] = {}
+        self._table: dict[str, _Versions] = {}
         self._replacing = threading.Lock()
         self._subscribers: list[Callable[[], None]] = []
 
@@ -47,16 +77,17 @@ class ModelIndex:
         self._subscribers.append(on_change)
 
     def find(self, name: str, version: str) -> ServedModel:
-        """Return a model's ``version``, or its newest version that serves if ``version`` is empty.
+        """Return a model's ``version``; if it is empty, the promoted version or else the newest that serves.
 
         Raises:
             NotFoundError: there is no such model or version.
             UnavailableError: it is loading, was refused or is unloaded.
         """
         if not version:
-            for candidate in reversed(self._versions(name).values()):
-                if candidate.model is not None:
-                    return candidate.model
+            versions = self._versions(name)
+            default = versions.entries[versions.default].model if versions.default is not None else None
+            if default is not None:
+                return default
         entry = self._entry(name, version)
         if entry.model is None:
             raise UnavailableError(
@@ -79,11 +110,34 @@ class ModelIndex:
     def entries(self) -> list[VersionEntry]:
         """Return all versions, sorted by name and number."""
         table = self._table
-        return [entry for name in sorted(table) for entry in table[name].values()]
+        return [entry for name in sorted(table) for entry in table[name].entries.values()]
 
     def versions_of(self, name: str) -> Mapping[int, VersionEntry]:
         """Return a model's versions by number, ascending; none if the model is not known."""
-        return self._table.get(name, {})
+        versions = self._table.get(name)
+        return {} if versions is None else versions.entries
+
+    def default_of(self, name: str) -> int | None:
+        """Return the version that answers requests that name none; None if none serves."""
+        versions = self._table.get(name)
+        return None if versions is None else versions.default
+
+    def promoted_of(self, name: str) -> tuple[int, ...]:
+        """Return the versions of a model that were promoted, the one in force first."""
+        versions = self._table.get(name)
+        return () if versions is None else versions.promoted
+
+    def promote(self, name: str, promoted: tuple[int, ...]) -> None:
+        """Set which versions were promoted, the one in force first; it answers by default once it serves."""
+        if promoted == self.promoted_of(name):
+            return
+        with self._replacing:
+            before = self._table.get(name, _Versions())
+            table = self._table | {name: before.with_promoted(promoted)}
+            if not (promoted or before.entries):
+                del table[name]
+            self._table = table
+        self._tell()
 
     def names(self) -> list[str]:
         """Return the names of all models, sorted."""
@@ -95,7 +149,9 @@ class ModelIndex:
         Raises:
             NotFoundError: there is no such model.
         """
-        return [str(entry.version) for entry in self._versions(name).values() if entry.model is not None]
+        return [
+            str(entry.version) for entry in self._versions(name).entries.values() if entry.model is not None
+        ]
 
     def ready_models(self) -> list[ServedModel]:
         """Return the models of all versions that serve."""
@@ -121,10 +177,11 @@ class ModelIndex:
     def remove(self, name: str, version: int) -> ServedModel | None:
         """Remove a version, and its model with the last one; return the model that served."""
         with self._replacing:
-            versions = dict(self._table.get(name, {}))
-            before = versions.pop(version, None)
-            table = self._table | {name: versions}
-            if not versions:
+            there = self._table.get(name, _Versions())
+            entries = dict(there.entries)
+            before = entries.pop(version, None)
+            table = self._table | {name: there.with_entries(entries)}
+            if not entries:
                 del table[name]
             self._table = table
         self._tell()
@@ -132,7 +189,7 @@ class ModelIndex:
 
     def get(self, name: str, version: int) -> VersionEntry | None:
         """Return a version, or None if it is not known."""
-        return self._table.get(name, {}).get(version)
+        return self.versions_of(name).get(version)
 
     def is_serving(self, name: str, version: int) -> bool:
         """Tell whether a version answers requests; one that is not known does not."""
@@ -141,9 +198,9 @@ class ModelIndex:
 
     def _replace(self, entry: VersionEntry) -> VersionEntry | None:
         before = self.get(entry.name, entry.version)
-        versions = self._table.get(entry.name, {}) | {entry.version: entry}
-        # Sorted, so that `find` meets the newest version first from the end.
-        self._table = self._table | {entry.name: dict(sorted(versions.items()))}
+        versions = self._table.get(entry.name, _Versions())
+        entries = {**versions.entries, entry.version: entry}
+        self._table = self._table | {entry.name: versions.with_entries(entries)}
         return before
 
     def _tell(self) -> None:
@@ -154,17 +211,18 @@ class ModelIndex:
         """Raise NotFoundError, which lists the known models, if a model is not known."""
         self._versions(name)
 
-    def _versions(self, name: str) -> dict[int, VersionEntry]:
+    def _versions(self, name: str) -> _Versions:
         versions = self._table.get(name)
-        if versions is None:
+        if versions is None or not versions.entries:
             known = f"it has {join_names(self._table)}" if self._table else "it is empty"
             raise NotFoundError(f"model {quote(name)} is not in the repository; {known}")
         return versions
 
     def _entry(self, name: str, version: str) -> VersionEntry:
-        versions = self._versions(name)
+        there = self._versions(name)
+        promoted, versions = there.promoted, there.entries
         if not version:
-            return versions[max(versions)]
+            return versions[next((each for each in promoted if each in versions), max(versions))]
         for entry in versions.values():
             if str(entry.version) == version:
                 return entry

@@ -1,4 +1,4 @@
-"""Re-reads ``model.toml`` of each model when it changes."""
+"""Re-reads ``model.toml`` and ``promoted.json`` of each model when they change."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from foldserve.artifact.promotion import by_preference, read_promotions
+from foldserve.errors import ArtifactError
 from foldserve.serving.errors import SettingsError
 from foldserve.serving.repository.model_file import SETTINGS_FILE, read_model_settings
 
@@ -17,19 +19,21 @@ if TYPE_CHECKING:
     from foldserve.serving.repository.scanner import Fingerprint, FoundModel
     from foldserve.serving.repository.version_policy import VersionPolicy
 
-Settings: TypeAlias = "tuple[ModelSettings, VersionPolicy]"
+# How to run a model, which of its versions to serve, and those that were promoted, the one in force first.
+Settings: TypeAlias = "tuple[ModelSettings, VersionPolicy, tuple[int, ...]]"
 
 
 @dataclass(frozen=True)
 class _LastRead:
-    fingerprint: Fingerprint
+    fingerprints: tuple[Fingerprint, object]
     since_s: float
     outcome: Settings | SettingsError
 
 
 class ModelFileCache:
-    """Reads ``model.toml`` of models in the repository ``folder``; ``defaults`` are the server's flags.
+    """Reads ``model.toml`` and ``promoted.json`` of models in the repository ``folder``.
 
+    ``defaults`` are the server's flags.
     An invalid file may be half written until it has not changed for ``settle_s`` seconds. Not thread-safe.
     ``clock`` returns monotonic seconds.
     """
@@ -53,8 +57,9 @@ class ModelFileCache:
         Returns None if the file is invalid but, with ``wait_for_writes``, may still be being written.
         """
         last = self._last_reads.get(name)
-        if last is None or last.fingerprint != found.settings:
-            last = _LastRead(found.settings, self._clock(), self._read(found))
+        fingerprints = (found.settings, found.promoted)
+        if last is None or last.fingerprints != fingerprints:
+            last = _LastRead(fingerprints, self._clock(), self._read(found))
             self._last_reads[name] = last
         if (
             isinstance(last.outcome, SettingsError)
@@ -65,13 +70,17 @@ class ModelFileCache:
         return last.outcome
 
     def forget(self, name: str) -> None:
-        """Have a model's file read again even if it has not changed."""
+        """Have a model's files read again even if they have not changed."""
         self._last_reads.pop(name, None)
 
     def _read(self, found: FoundModel) -> Settings | SettingsError:
         try:
-            return read_model_settings(found.folder, self._defaults, self._folder)
+            settings, policy = read_model_settings(found.folder, self._defaults, self._folder)
+            promotions = read_promotions(found.folder, self._folder) if found.promoted else ()
         except SettingsError as error:
             return error
+        except ArtifactError as error:
+            return SettingsError(str(error))
         except Exception as error:  # a strange file must affect this model alone
             return SettingsError(f"{SETTINGS_FILE} cannot be used: {type(error).__name__}: {error}")
+        return settings, policy, by_preference(promotions)

@@ -23,11 +23,13 @@ class Observed:
         versions: those in the folder.
         policy: which of them to serve; None if the settings file may still be being written.
         fault: why nothing in the folder may be loaded; "" if it may.
+        promoted: versions that were promoted, the one in force first.
     """
 
     versions: frozenset[int] = frozenset()
     policy: VersionPolicy | None = None
     fault: str = ""
+    promoted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,14 @@ class Current:
         missing: versions in the index that the folder did not hold at the previous scan.
         outcomes: results of loading the files as they are now: "" if they serve, why they were refused, or
             None if they are still being written. Versions that have none are still to be tried.
+        default: the version that answers requests that name none.
     """
 
     known: frozenset[int] = frozenset()
     serving: frozenset[int] = frozenset()
     missing: frozenset[int] = frozenset()
     outcomes: Mapping[int, str | None] = field(default_factory=dict)
+    default: int | None = None
 
 
 @dataclass(frozen=True)
@@ -121,13 +125,13 @@ def plan(observed: Observed, current: Current, *, wait_for_writes: bool) -> list
 def _choose(
     policy: VersionPolicy, present: frozenset[int], observed: Observed, current: Current
 ) -> list[Action]:
-    """Return the actions for the newest versions until enough serve, then the unloads of all others.
+    """Return the actions for the preferred versions until enough serve, then the unloads of all others.
 
     A load counts as one that will succeed. The unloads are left out as long as there are loads.
     """
     chosen: dict[int, Action] = {}
     serving_count = 0
-    for version in policy.candidates(present):
+    for version in _by_preference(policy.candidates(present), present, observed, current):
         if policy.is_enough(serving_count):
             break
         action = _try(version, current) if version in observed.versions else Wait(version)
@@ -138,6 +142,21 @@ def _choose(
         return actions
     reason = f"not served: version_policy is {policy}"
     return [*actions, *(Unload(version, reason) for version in sorted(present - chosen.keys()))]
+
+
+def _by_preference(
+    candidates: list[int], present: frozenset[int], observed: Observed, current: Current
+) -> list[int]:
+    """Return the ``candidates`` with the promoted version first, whatever the policy says of it.
+
+    Then come the version that answers now, as long as the promoted one is not proven, and those promoted
+    before: if the promoted one is refused, they go on.
+    """
+    if not observed.promoted:
+        return candidates
+    in_force, *before = observed.promoted
+    fallbacks = [version for version in (current.default, *before) if version in candidates]
+    return list(dict.fromkeys([*({in_force} & present), *fallbacks, *candidates]))
 
 
 def _try(version: int, current: Current) -> Action:

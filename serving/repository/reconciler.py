@@ -156,6 +156,7 @@ class Reconciler:
                     break  # the rest depends on how it ended: plan again
             else:
                 break
+        self._report_promotion(name, observed)
         missing = frozenset(self._index.versions_of(name)) - observed.versions
         if missing:
             self._missing[name] = missing
@@ -170,6 +171,8 @@ class Reconciler:
     ) -> tuple[Observed, Mapping[int, tuple[Fingerprint, ModelSettings]]]:
         """Return the input of the plan, and the sources of `_Attempt`: none if the settings are invalid."""
         if found is None:
+            if not self._index.versions_of(name):
+                self._index.promote(name, ())
             return Observed(), {}
         versions = frozenset(found.versions)
         settings = settings_or_fault(
@@ -179,9 +182,20 @@ class Reconciler:
             return Observed(versions, fault=settings), {}
         if settings is None:
             return Observed(versions), {}
-        run_as, policy = settings
+        run_as, policy, promoted = settings
+        self._index.promote(name, promoted)
         sources = {version: (fingerprint, run_as) for version, fingerprint in found.versions.items()}
-        return Observed(versions, policy), sources
+        return Observed(versions, policy, promoted=promoted), sources
+
+    def _report_promotion(self, name: str, observed: Observed) -> None:
+        """Log that another version than the promoted one answers, and when that is over."""
+        default, promoted = self._index.default_of(name), observed.promoted
+        reason = ""
+        if promoted and default not in (None, promoted[0]):
+            entry = self._index.get(name, promoted[0])
+            if entry is None or entry.state == "UNAVAILABLE":  # not still loading
+                reason = f"version {promoted[0]} is promoted, but {default} answers"
+        self._log_once.update(f"{name} (promoted)", reason)
 
     def _current(self, attempt: _Attempt, tried: set[int]) -> Current:
         """Return the state to plan from. Versions ``tried`` in this attempt are not tried again."""
@@ -197,6 +211,7 @@ class Reconciler:
             serving=frozenset(version for version, entry in known.items() if entry.model is not None),
             missing=self._missing.get(name, frozenset()),
             outcomes=outcomes,
+            default=self._index.default_of(name),
         )
 
     def _apply(self, attempt: _Attempt, action: Action) -> dict[int, str]:

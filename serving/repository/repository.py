@@ -117,8 +117,8 @@ class ModelRepository:
 
         Raises:
             NotFoundError: the folder has no such model.
-            UnavailableError: no version of the model serves, or one as new as the newest that serves was
-                refused; the message has the reasons.
+            UnavailableError: no version of the model serves, or one was refused that is as new as the one
+                that answers by default, or is promoted; the message has the reasons.
         """
         self._find_folder(name)
         with self._models.alone(name):
@@ -128,8 +128,8 @@ class ModelRepository:
         reasons = "; ".join(f"{version}: {reason}" for version, reason in refused.items())
         if not self.index.is_ready(name, ""):
             raise UnavailableError(f"no version of model {quote(name)} serves: {reasons}")
-        serving = self.index.find(name, "").version
-        if any(version >= serving for version in refused):
+        serving, promoted = self.index.find(name, "").version, self.index.promoted_of(name)
+        if any(version >= serving or version in promoted[:1] for version in refused):
             raise UnavailableError(f"model {quote(name)} still serves version {serving}: {reasons}")
 
     def unload(self, name: str) -> None:

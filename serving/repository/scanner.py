@@ -18,6 +18,7 @@ from foldserve.artifact.format import (
     is_folder,
     is_version,
 )
+from foldserve.artifact.promotion import PROMOTED_FILE
 from foldserve.errors import ArtifactError
 from foldserve.serving.repository.folder_hints import check_is_repository, suggest_folder
 from foldserve.serving.repository.model_file import SETTINGS_FILE
@@ -40,6 +41,7 @@ _WATCHED_FILES = (*_VERSION_FILES, README_FILE)
 class FoundModel:
     """Describes a model's folder: its versions, ascending, with their fingerprints.
 
+    ``promoted`` is the fingerprint of the file that says which version is the default; None if there is none.
     ``ignored`` are folders in it whose names are not version numbers. ``fault`` says why no version can be
     served; "" if they can.
     """
@@ -49,6 +51,7 @@ class FoundModel:
     settings: Fingerprint = ()
     ignored: tuple[str, ...] = ()
     fault: str = ""
+    promoted: _FileFingerprint = None
 
 
 def scan(repository: Path) -> dict[str, FoundModel]:
@@ -104,17 +107,19 @@ def _scan_model(folder: Path) -> FoundModel:
     path = str(folder)
     try:
         with os.scandir(path) as entries:
-            names = [entry.name for entry in entries if is_folder(entry)]
+            there = list(entries)
+        names = [entry.name for entry in there if is_folder(entry)]
         versions = sorted(int(name) for name in names if is_version(name))
         fingerprints = {version: _fingerprint_version(f"{path}/{version}") for version in versions}
         settings = (_fingerprint(f"{path}/{SETTINGS_FILE}"),)
+        has_promoted = any(entry.name == PROMOTED_FILE for entry in there)
+        promoted = _fingerprint(f"{path}/{PROMOTED_FILE}") if has_promoted else None
     except Exception as error:
         why = (isinstance(error, OSError) and error.strerror) or error
         return FoundModel(folder, {}, fault=f"its folder cannot be read: {why}")
     ignored = tuple(sorted(name for name in names if not is_version(name) and not name.startswith(".")))
-    return FoundModel(
-        folder, fingerprints, settings, ignored, _fault_of_name(folder.name) if fingerprints else ""
-    )
+    fault = _fault_of_name(folder.name) if fingerprints else ""
+    return FoundModel(folder, fingerprints, settings, ignored, fault, promoted)
 
 
 def _fault_of_name(name: str) -> str:

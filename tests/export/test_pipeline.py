@@ -18,12 +18,13 @@ from foldserve.export import pipeline
 from foldserve.export.config import ExportConfig
 from foldserve.export.errors import ExportError, ParityError, SourceError
 from foldserve.export.graph.model_file import ModelFile
-from foldserve.export.pipeline import export_model
+from foldserve.export.pipeline import export_model, export_version
 from foldserve.export.publish import publish
 from foldserve.runtime.session import Session
 from foldserve.training.checkpoint import save_checkpoint
 from foldserve.training.errors import CheckpointError, DatasetError
 from tests.export.conftest import LABELS, MEAN, SPEC, STD
+from tests.support.artifacts import TinyNetwork
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,20 +100,30 @@ def test_averaged_weights_are_used_if_the_run_kept_them(run_dir, tmp_path, check
 def test_each_export_is_the_next_version_and_touches_no_other(run_dir, tmp_path):
     export(run_dir, tmp_path / "models", name="lenet")
     first = {path: path.read_bytes() for path in (tmp_path / "models/lenet/1").iterdir()}
-    export(run_dir, tmp_path / "models", name="lenet")
+    export(run_dir, tmp_path / "models", name="lenet", skip_same=False)
     assert sorted(path.name for path in (tmp_path / "models/lenet").iterdir()) == ["1", "2"]
     assert all(path.read_bytes() == content for path, content in first.items())
 
 
-def test_same_model_is_published_once_with_skip_same(run_dir, tmp_path, capsys):
+def test_same_model_is_published_once(run_dir, tmp_path, capsys):
     for _ in range(2):
-        export(run_dir, tmp_path / "models", name="lenet", skip_same=True)
+        export(run_dir, tmp_path / "models", name="lenet")
     assert [path.name for path in (tmp_path / "models/lenet").iterdir()] == ["1"]
     assert "already is exactly this model" in capsys.readouterr().out
     damaged = tmp_path / "models/lenet/1/model.onnx"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
-    export(run_dir, tmp_path / "models", name="lenet", skip_same=True)
+    export(run_dir, tmp_path / "models", name="lenet")
     assert sorted(path.name for path in (tmp_path / "models/lenet").iterdir()) == ["1", "2"]
+
+
+def test_an_older_version_that_is_the_same_is_found_and_can_be_promoted(run_dir, tmp_path, capsys):
+    models = tmp_path / "models"
+    first = export_version(ExportConfig(source=run_dir, repository=models, name="lenet"))
+    TinyNetwork().publish(models / "lenet")
+    capsys.readouterr()
+    assert export_version(ExportConfig(source=run_dir, repository=models, name="lenet")) == first
+    assert f"foldserve models promote lenet 1 --repository {models}" in capsys.readouterr().out
+    assert json.loads((first / "manifest.json").read_text())["source"]["run"] == "my-run"
 
 
 EXPORT_ELSEWHERE = """
@@ -273,7 +284,7 @@ def test_a_repository_that_is_a_file_is_refused(run_dir, tmp_path):
 
 def test_a_full_or_unwritable_repository_is_refused(run_dir, metadata):
     repository = Path("/proc/foldserve")  # nothing can be made there, by root neither
-    with pytest.raises(SourceError, match="foldserve cannot be written: No such file or directory"):
+    with pytest.raises(SourceError, match="my-run cannot be written: No such file or directory"):
         export(run_dir, repository)
     golden = Golden(
         np.zeros((1, 1, 2, 2), np.uint8), *np.zeros((2, 1, 3), np.float32), 1e-4, 1e-5, synthetic=True

@@ -56,7 +56,7 @@ def test_our_own_server_ignores_the_files(run_dir: Path, tmp_path: Path) -> None
 def test_second_export_replaces_the_files_and_leaves_nothing_else(run_dir: Path, tmp_path: Path) -> None:
     export(run_dir, tmp_path)
     (tmp_path / "lenet" / LABELS_FILE).unlink()
-    export(run_dir, tmp_path, skip_same=True)
+    export(run_dir, tmp_path)
     assert sorted(path.name for path in (tmp_path / "lenet").iterdir()) == ["1", CONFIG_FILE, LABELS_FILE]
 
 

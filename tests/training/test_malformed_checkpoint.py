@@ -20,8 +20,9 @@ from foldserve.training.datasets import split_train
 from foldserve.training.engine.loop import train_one_epoch
 from foldserve.training.errors import CheckpointError, DivergedError, RunError
 from foldserve.training.models import create_model
+from foldserve.training.run.resuming import resume_run
 from foldserve.training.run.run_folder import RunFolder
-from foldserve.training.run.run_state import HISTORY_FIELDS, resume_run, start_run
+from foldserve.training.run.run_state import HISTORY_FIELDS, start_run
 from foldserve.training.run.train import train
 from tests.training.conftest import LineTerminal
 

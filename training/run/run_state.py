@@ -1,4 +1,4 @@
-"""Creates the state of a run, restores it from ``last.pt``, and converts it to checkpoints."""
+"""Creates the state of a run, and converts it to checkpoints."""
 
 from __future__ import annotations
 
@@ -7,33 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from foldserve.text import escaped
-from foldserve.training.checkpoint import Checkpoint, check_weights, load_checkpoint
-from foldserve.training.checkpoint_form import TrainerForm, read_form
+from foldserve.training.checkpoint import Checkpoint
 from foldserve.training.datasets import channel_statistics
 from foldserve.training.engine.class_weights import class_weights
 from foldserve.training.engine.distributed import SINGLE_PROCESS, ProcessGroup
 from foldserve.training.engine.ema import WeightAverage
 from foldserve.training.engine.freezing import freeze
-from foldserve.training.engine.loop import Trainer, empty_totals
+from foldserve.training.engine.loop import Trainer
 from foldserve.training.engine.network import build_model, network_arguments, training_forward
 from foldserve.training.engine.optimizer import create_optimizer
 from foldserve.training.engine.precision import choose_precision
 from foldserve.training.engine.random_seeds import derived_seed
 from foldserve.training.engine.sampling import Sampler
 from foldserve.training.errors import CheckpointError, RunError
-from foldserve.training.models import Normalized, create_model, is_import_path
+from foldserve.training.models import Normalized, create_model
 from foldserve.training.run.chosen_augmentation import chosen_augmentation, chosen_mixing
 from foldserve.training.run.initial_weights import fit_lines, fit_weights, load_fit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from foldserve.imaging import DecodeRule
     from foldserve.training.config import TrainConfig
     from foldserve.training.datasets import Dataset, Examples
     from foldserve.training.run.initial_weights import InitialWeights
-    from foldserve.training.run.run_folder import RunFolder
 
 
 # The figures of each finished epoch, for curves, report and the choice of the best epoch.
@@ -48,9 +44,6 @@ HISTORY_FIELDS = (
     "images_per_s",
     "train_s",
 )
-
-# The state that each optimizer keeps per weight.
-_MOMENTS = {"sgd": frozenset({"momentum_buffer"}), "adamw": frozenset({"step", "exp_avg", "exp_avg_sq"})}
 
 
 @dataclass
@@ -193,138 +186,16 @@ def start_from(state: RunState, given: InitialWeights) -> list[str]:
             "give: it would stay as it was drawn; freeze less, or leave it out"
         )
     load_fit(network, fit)
-    _set_initial(state, frozenset(name for name, _ in network.named_parameters() if name in fit.taken))
+    set_initial(state, frozenset(name for name, _ in network.named_parameters() if name in fit.taken))
     if trainer.average is not None:
         trainer.average.load(network.state_dict())
     return fit_lines(network, given, fit)
 
 
-def _set_initial(state: RunState, names: frozenset[str]) -> None:
+def set_initial(state: RunState, names: frozenset[str]) -> None:
     """Record which parameters were given; their learning rate may differ, so the optimizer is made anew."""
     state.initial = names
     state.trainer.optimizer = create_optimizer(state.trainer.model.network, state.trainer.config, names)
-
-
-def decode_rule(folder: RunFolder) -> DecodeRule | None:
-    """Return how the run in ``folder`` decodes pictures, None if it has not begun or cannot be read."""
-    try:
-        return load_checkpoint(folder.last).image.decode if folder.last.exists() else None
-    except CheckpointError:  # resuming the run reports it
-        return None
-
-
-def resume_run(state: RunState, folder: RunFolder) -> bool:
-    """Resume the run in ``folder`` from its last checkpoint; return False if there is none.
-
-    Raises:
-        RunError: the checkpoint is damaged, or is of other data.
-    """
-    process_group = state.trainer.process_group
-    try:
-        found = (
-            load_checkpoint(folder.last) if process_group.is_main_process and folder.last.exists() else None
-        )
-        checkpoint = process_group.broadcast(found)
-        if checkpoint is None:
-            return False
-        check_same_data(checkpoint, state.facts)
-        _restore(state, checkpoint)
-    except Exception as error:  # given a wrong state, optimizer and scaler may raise any error
-        reason = escaped(" ".join(str(error).split())) or type(error).__name__
-        raise RunError(
-            f"the run cannot be resumed: {reason}; use another --run-dir, or delete the folder"
-        ) from error
-    return True
-
-
-def _restore(state: RunState, checkpoint: Checkpoint) -> None:
-    if checkpoint.trainer is None:
-        raise CheckpointError("its last checkpoint has no state to resume from")
-    trainer, saved = state.trainer, read_form(TrainerForm, checkpoint.trainer)
-    _check_progress(trainer, saved["step"], saved["history"])
-    check_weights(trainer.model.network, checkpoint.weights)
-    _check_class_weights(trainer, saved["class_weights"])
-    trainer.model.network.load_state_dict(checkpoint.weights)
-    _set_initial(state, frozenset(saved["initial"]))
-    _load_moments(trainer, saved["optimizer"]["state"])
-    if trainer.average is not None and checkpoint.ema_weights is not None:
-        check_weights(trainer.model.network, checkpoint.ema_weights)
-        trainer.average.load(checkpoint.ema_weights)
-    if saved["scaler"]:
-        trainer.precision.scaler.load_state_dict(saved["scaler"])
-    if (there := saved["totals"]) is not None:
-        totals = trainer.totals = empty_totals(trainer)
-        if there.losses.shape != totals.losses.shape or there.correct.shape != totals.correct.shape:
-            raise CheckpointError(f"its checkpoint has the losses of {there.losses.numel()} steps per epoch")
-        totals.losses.copy_(there.losses)
-        totals.correct.copy_(there.correct)
-        totals.seen, totals.elapsed_s = there.seen, there.elapsed_s
-    trainer.step = saved["step"]
-    state.history = saved["history"]
-    if trainer.budget is not None:
-        trainer.budget.spent_s = saved["spent_s"]
-        trainer.planned_steps = saved["planned_steps"]
-
-
-def extend_run(state: RunState) -> None:
-    """Let a restored run go on past where it was to end: an epoch cut short counts as a whole one."""
-    trainer, done = state.trainer, len(state.history)
-    trainer.planned_steps = None
-    trainer.step = max(trainer.step, done * trainer.steps_per_epoch)
-
-
-def _check_class_weights(trainer: Trainer, saved: Tensor | None) -> None:
-    now = trainer.class_weights
-    is_same = (now is None) == (saved is None) and (
-        now is None or saved is None or (now.shape == saved.shape and torch.equal(now.cpu(), saved))
-    )
-    if not is_same:
-        raise CheckpointError("it began with other class weights than --class-weights gives now")
-
-
-def _check_progress(trainer: Trainer, step: int, history: list[dict[str, Any]]) -> None:
-    """Check that the step is one of this run, and that there are figures of each epoch before it."""
-    if len(history) > trainer.config.epochs:
-        raise CheckpointError(
-            f"it has {len(history)} epochs already, and --epochs is {trainer.config.epochs}: give more"
-        )
-    # A time limit or a larger number of epochs may have ended the last epoch early.
-    whole, rest = divmod(step, trainer.steps_per_epoch)
-    if step > trainer.total_steps or len(history) not in {whole, whole + (rest > 0)}:
-        raise CheckpointError(
-            f"its checkpoint is at step {step} of {trainer.total_steps} with the figures of {len(history)} "
-            f"epochs of {trainer.steps_per_epoch} steps"
-        )
-    for record in history:
-        needed = {*HISTORY_FIELDS, f"validation_{trainer.config.select.replace('-', '_')}"}
-        if missing := sorted(needed - record.keys()):
-            raise CheckpointError(f"its checkpoint has an epoch without {missing[0]}")
-
-
-def _load_moments(trainer: Trainer, saved: Any) -> None:
-    """Restore the optimizer's state per weight; its settings are those of this run's config.
-
-    Raises:
-        CheckpointError: the state is of another optimizer, or of other weights.
-    """
-    optimizer = trainer.optimizer
-    optimizer.load_state_dict({"state": saved, "param_groups": optimizer.state_dict()["param_groups"]})
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    # A custom network may have weights that do not affect the loss, for which no state is kept.
-    if not is_import_path(trainer.config.arch) and len(optimizer.state) not in (0, len(parameters)):
-        raise CheckpointError(
-            f"its optimizer has state for {len(optimizer.state)} of {len(parameters)} weights"
-        )
-    expected = _MOMENTS[trainer.config.optimizer]
-    for parameter, moments in optimizer.state.items():
-        for name in expected ^ moments.keys():
-            raise CheckpointError(f"its optimizer is not {trainer.config.optimizer}: see {name!r}")
-        for name, value in moments.items():
-            shape = () if name == "step" else parameter.shape
-            if not isinstance(value, torch.Tensor) or value.shape != shape or value.dtype != torch.float32:
-                raise CheckpointError(
-                    f"its optimizer's {name} does not fit a weight of shape {list(parameter.shape)}"
-                )
 
 
 def _check_batch(config: TrainConfig, image_count: int, process_group: ProcessGroup) -> None:
@@ -346,29 +217,6 @@ def _check_batch(config: TrainConfig, image_count: int, process_group: ProcessGr
             f"few for {config.accumulate} parts of at least 2; give a larger batch-size or a smaller "
             "accumulate"
         )
-
-
-def check_same_data(checkpoint: Checkpoint, facts: Checkpoint) -> None:
-    """Check that ``checkpoint`` is of the same data and network as ``facts``.
-
-    Raises:
-        CheckpointError: the data or the network differ.
-    """
-    for name in ("dataset", "labels", "image", "arch_args", "mean", "std"):
-        there, here = getattr(checkpoint, name), getattr(facts, name)
-        if there != here:
-            raise CheckpointError(
-                f"its checkpoint has {name} {_shown(there)}, the data set now gives {_shown(here)}"
-            )
-    if checkpoint.fingerprint not in ("", facts.fingerprint):
-        raise CheckpointError("the images, or the folders they are in, have changed since it began")
-
-
-def _shown(fact: Any) -> str:
-    """Return ``fact`` for a message; of a long tuple, its length and the first items."""
-    if isinstance(fact, tuple) and len(fact) > 10:
-        return f"{len(fact)} ({', '.join(map(str, fact[:3]))}, ...)"
-    return str(fact)
 
 
 def _to_cpu(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,51 +4,39 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from foldserve.terminal import Terminal
-from foldserve.text import escaped
-from foldserve.training.chance import chance_warning
 from foldserve.training.checkpoint import load_checkpoint, save_checkpoint
 from foldserve.training.datasets import Examples, load_dataset, split_train
-from foldserve.training.datasets.image_folder import fingerprint_of
 from foldserve.training.engine.device import prepare_device
 from foldserve.training.engine.distributed import join_process_group
 from foldserve.training.engine.evaluation import evaluate
 from foldserve.training.engine.loop import check_finite, train_one_epoch
 from foldserve.training.engine.threads import set_fastest_thread_count
 from foldserve.training.engine.time_budget import TimeBudget
-from foldserve.training.errors import CheckpointError, RunError
 from foldserve.training.run.chosen_settings import complete_settings
+from foldserve.training.run.finishing import early_end, evaluate_and_report, finished_summary
 from foldserve.training.run.initial_weights import read_initial_weights
 from foldserve.training.run.messages import (
     epoch_line,
     progress_text,
     report_near_duplicates,
     report_split,
-    result_text,
-    what_to_try,
 )
+from foldserve.training.run.mlflow_log import mlflow_log, wants_mlflow
 from foldserve.training.run.preview import check_preview, write_preview
-from foldserve.training.run.report import write_report
+from foldserve.training.run.resuming import decode_rule, extend_run, resume_run
 from foldserve.training.run.run_folder import another_run_dir, open_run_folder
-from foldserve.training.run.run_state import (
-    HISTORY_FIELDS,
-    check_same_data,
-    decode_rule,
-    extend_run,
-    resume_run,
-    start_from,
-    start_run,
-)
+from foldserve.training.run.run_state import start_from, start_run
 from foldserve.training.run.tensorboard import tensorboard_log
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from foldserve.imaging import DecodeRule
-    from foldserve.training.checkpoint import Checkpoint
     from foldserve.training.config import TrainConfig
     from foldserve.training.datasets import Dataset
     from foldserve.training.engine.distributed import ProcessGroup
@@ -61,10 +49,24 @@ if TYPE_CHECKING:
 _CHECKPOINT_FACTS_BYTES = 1024 * 1024
 
 
-def train(config: TrainConfig, terminal: Terminal | None = None) -> int:
+def train(
+    config: TrainConfig,
+    terminal: Terminal | None = None,
+    *,
+    after_epoch: Callable[[Sequence[dict[str, Any]]], None] | None = None,
+    judge: bool = True,
+) -> int:
     """Train into ``config.run_dir`` and return 0; resume an interrupted run, leave a finished one unchanged.
 
     Under a launcher such as torchrun, all processes call this; the main process writes files and messages.
+
+    Args:
+        config: settings of the run.
+        terminal: where messages go; standard output by default.
+        after_epoch: called by the main process with the figures of all epochs so far, after each epoch and
+            as a run is resumed. What it raises ends the run, which can be resumed.
+        judge: judge the best weights on the test images at the end and write the report. Else the run stays
+            unfinished, and a later call with ``judge`` finishes it.
 
     Raises:
         TrainingError: training is not possible; the message says why, and what to do.
@@ -83,6 +85,8 @@ def train(config: TrainConfig, terminal: Terminal | None = None) -> int:
             device,
             process_group,
             terminal if process_group.is_main_process else Terminal.silent(),
+            after_epoch=after_epoch if process_group.is_main_process else None,
+            judge=judge,
         )
     return 0
 
@@ -93,11 +97,15 @@ def _run(
     device: torch.device,
     process_group: ProcessGroup,
     terminal: Terminal,
+    *,
+    after_epoch: Callable[[Sequence[dict[str, Any]]], None] | None,
+    judge: bool,
 ) -> None:
+    is_logged = wants_mlflow(config) and process_group.is_main_process
     budget = None if config.time_limit is None else TimeBudget(config.time_limit)
     # The main process knows what the run in the folder decided.
     config = process_group.broadcast(folder.config) or config
-    finished = process_group.broadcast(_finished_summary(folder, config))
+    finished = process_group.broadcast(finished_summary(folder, config))
     if finished is not None and not process_group.broadcast(folder.is_extended):
         terminal.say(
             f"{folder.path} is finished: {finished}; nothing to do. Go on with --resume --epochs N, or train "
@@ -117,18 +125,22 @@ def _run(
         report_near_duplicates(dataset, training, validation, terminal)
     state = start_run(config, dataset, training, device, process_group)
     if budget is not None:
-        budget.evaluated_images, budget.test_images = len(validation), len(dataset.test_labels)
+        budget.evaluated_images, budget.test_images = len(validation), judge * len(dataset.test_labels)
         state.trainer.budget = budget
     _begin(state, folder, terminal)
     _choose_threads(state, training, terminal)
-    _train_epochs(
-        state,
-        training.to_device_if_it_fits(device),
-        validation.to_device_if_it_fits(device),
-        folder,
-        terminal,
-    )
-    _evaluate_and_report(state, dataset, folder, terminal)
+    with mlflow_log(state.trainer.config, folder.path, terminal, is_on=is_logged) as log:
+        _train_epochs(
+            state,
+            training.to_device_if_it_fits(device),
+            validation.to_device_if_it_fits(device),
+            folder,
+            terminal,
+            log_epoch=log,
+            after_epoch=after_epoch,
+        )
+        if judge:
+            log(evaluate_and_report(state, dataset, folder, terminal), state.trainer.step)
 
 
 def _load(config: TrainConfig, terminal: Terminal, decode: DecodeRule | None = None) -> Dataset:
@@ -243,7 +255,14 @@ def _choose_threads(state: RunState, training: Examples, terminal: Terminal) -> 
 
 
 def _train_epochs(
-    state: RunState, training: Examples, validation: Examples, folder: RunFolder, terminal: Terminal
+    state: RunState,
+    training: Examples,
+    validation: Examples,
+    folder: RunFolder,
+    terminal: Terminal,
+    *,
+    log_epoch: Callable[[Mapping[str, Any], int], None],
+    after_epoch: Callable[[Sequence[dict[str, Any]]], None] | None,
 ) -> None:
     trainer, budget = state.trainer, state.trainer.budget
     epochs, most_steps = trainer.config.epochs, trainer.total_steps
@@ -260,6 +279,8 @@ def _train_epochs(
 
         if budget is not None:
             budget.mark(trainer.step)
+        if after_epoch is not None and state.history:
+            after_epoch(state.history)
         while not state.is_over:
             progress = train_one_epoch(trainer, training, report, saver.after_step)
             started = time.monotonic()
@@ -272,18 +293,11 @@ def _train_epochs(
                 trainer.plan()
             saver.after_epoch()
             log(state.history[-1], trainer.step)
+            log_epoch(state.history[-1], trainer.step)
+            if after_epoch is not None:
+                after_epoch(state.history)
     if len(state.history) < epochs and state.history:
-        terminal.say(_early_end(state))
-
-
-def _early_end(state: RunState) -> str:
-    trainer = state.trainer
-    if trainer.step >= trainer.total_steps:
-        return f"the time limit allows {trainer.step:,} steps, in {len(state.history)} epochs"
-    return (
-        f"stopped after epoch {len(state.history)}: {state.epochs_without_gain} epochs without a better "
-        f"{trainer.config.select} in validation"
-    )
+        terminal.say(early_end(state))
 
 
 class _Saver:
@@ -316,80 +330,6 @@ class _Saver:
         check_finite(self._state.trainer, self._training)
         save_checkpoint(self._folder.last, self._state.to_checkpoint(resumable=True))
         self._saved_at = time.monotonic()
-
-
-def _evaluate_and_report(state: RunState, dataset: Dataset, folder: RunFolder, terminal: Terminal) -> None:
-    """Evaluate the best weights on the test images, only here; write the report; mark the run as finished."""
-    process_group, device = state.trainer.process_group, state.trainer.model.mean.device
-    best = process_group.broadcast(
-        _load_best(state, folder) if process_group.is_main_process else state.facts
-    )
-    test = evaluate(
-        best.build().to(device), Examples(dataset.test_images, dataset.test_labels), process_group
-    )
-    if not process_group.is_main_process:
-        return
-    best = replace(best, metrics=best.metrics | _test_metrics(test, dataset))
-    write_report(
-        folder.report,
-        best=best,
-        history=state.history,
-        test=test,
-        dataset=dataset,
-        config=state.trainer.config,
-    )
-    save_checkpoint(folder.best, best)
-    if warning := chance_warning(best.metrics):
-        terminal.say(f"{warning}. {what_to_try(state.trainer.config)}")
-    terminal.say(f"{result_text(best)}; checkpoint {folder.best}, report {folder.report}")
-
-
-def _test_metrics(test: Evaluation, dataset: Dataset) -> dict[str, Any]:
-    counts = torch.bincount(dataset.test_labels, minlength=len(dataset.labels))
-    return {
-        "test_loss": test.loss,
-        "test_accuracy": test.accuracy,
-        "test_macro_f1": test.macro_f1,
-        "test_images": len(dataset.test_labels),
-        "test_largest_class": int(counts.max()) / len(dataset.test_labels),
-    }
-
-
-def _load_best(state: RunState, folder: RunFolder) -> Checkpoint:
-    best = load_checkpoint(folder.best)
-    try:
-        check_same_data(best, state.facts)
-    except CheckpointError as error:
-        reason = escaped(str(error))
-        raise CheckpointError(f"{folder.best} is not of this run: {reason}; delete the folder") from error
-    if missing := [name for name in HISTORY_FIELDS if name not in best.metrics]:
-        raise CheckpointError(f"{folder.best} is malformed: its metrics have no {missing[0]}")
-    return best
-
-
-def _finished_summary(folder: RunFolder, config: TrainConfig) -> str | None:
-    """Return the result of a finished run, whose best.pt has figures of the test images; else None.
-
-    Raises:
-        RunError: the images have changed since.
-    """
-    if not folder.best.exists():
-        return None
-    best = load_checkpoint(folder.best)
-    if not best.metrics.keys() >= {"test_accuracy", *HISTORY_FIELDS}:
-        return None
-    if best.fingerprint and _has_changed(best, config):
-        raise RunError(
-            f"{folder.path} has a finished run on other images than {config.dataset} has now; use another "
-            "--run-dir, or delete the folder"
-        )
-    return result_text(best)
-
-
-def _has_changed(best: Checkpoint, config: TrainConfig) -> bool:
-    """Return whether a folder of images has changed since ``best``; False if it no longer exists."""
-    place = config.data_dir or Path(config.dataset)
-    return place.exists() and fingerprint_of(place) != best.fingerprint
 
 
 def _record(state: RunState, progress: Progress, evaluation: Evaluation) -> dict[str, Any]:

@@ -174,7 +174,7 @@ def test_without_enough_images_fp32_is_published(taught, tmp_path, monkeypatch):
 def test_repeated_refusal_publishes_no_new_version(taught, tmp_path, monkeypatch):
     given_speeds(monkeypatch, 0.5)
     for _ in range(2):
-        export_taught(taught, tmp_path, monkeypatch, precision="int8", max_accuracy_drop=10, skip_same=True)
+        export_taught(taught, tmp_path, monkeypatch, precision="int8", max_accuracy_drop=10)
     assert [entry.name for entry in (tmp_path / "models/taught").iterdir()] == ["1"]
 
 

@@ -253,7 +253,7 @@ def test_our_own_file_is_imported_with_its_labels_and_equal_logits(tmp_path, lab
     export_model(config(path))
     first = tmp_path / "models/adopted/1"
     for _ in range(2):
-        export_model(ExportConfig(source=first, repository=tmp_path / "models"))
+        export_model(ExportConfig(source=first, repository=tmp_path / "models", skip_same=False))
     second, third = tmp_path / "models/adopted/2", tmp_path / "models/adopted/3"
     assert np.array_equal(adopted_logits(first, IMAGES), adopted_logits(second, IMAGES))
     assert read_artifact(second).model == read_artifact(third).model

@@ -39,7 +39,8 @@ _outcomes = st.dictionaries(_numbers, st.sampled_from(["", "refused", None]))
 def observations(draw: st.DrawFn) -> Observed:
     fault = draw(st.sampled_from(["", "", "", "model.toml is not TOML"]))
     policy = None if fault else draw(st.one_of(st.none(), _policies, _policies, _policies))
-    return Observed(draw(_subsets), policy, fault)
+    promoted = draw(st.lists(_numbers, max_size=3, unique=True))
+    return Observed(draw(_subsets), policy, fault, tuple(promoted))
 
 
 @st.composite
@@ -52,7 +53,8 @@ def servers(draw: st.DrawFn) -> Current:
         for version, outcome in draw(_outcomes).items()
         if outcome != "" or version in serving
     }
-    return Current(known, serving, draw(_subsets) & known, outcomes)
+    default = draw(st.sampled_from([None, *sorted(serving)]))
+    return Current(known, serving, draw(_subsets) & known, outcomes, default)
 
 
 @dataclass
@@ -140,12 +142,13 @@ def test_policy_holds_after_any_loads_have_failed(
         assert not server.was_tried, "nothing is loaded without valid settings"
         assert current.serving - serving <= current.known - observed.versions
         return
-    wanted = policy.candidates(server.state.known)
-    assert serving <= set(wanted)
+    # The promoted version serves whatever the policy says.
+    wanted = {*policy.candidates(server.state.known), *({*observed.promoted[:1]} & server.state.known)}
+    assert serving <= wanted
     assert policy.latest is None or len(serving) <= policy.latest
     if not policy.is_enough(len(serving)):
         assert all(version in server.state.outcomes for version in wanted if version in observed.versions)
-        assert current.serving & set(wanted) <= serving
+        assert current.serving & wanted <= serving
     could_serve = {version for version in wanted if server.state.outcomes.get(version) == ""}
     assert could_serve <= serving
 
@@ -196,6 +199,29 @@ def test_failed_update_leaves_the_older_version_serving() -> None:
     actions = server.follow(Observed(frozenset({1, 2}), latest), wait_for_writes=True)
     assert actions == [Refuse(2, "wrong hash"), Keep(1)]
     assert server.state.serving == {1}
+
+
+@pytest.mark.parametrize("policy", [{"latest": 1}, {"latest": 2}, {"specific": [1, 3]}])
+def test_promoted_version_is_loaded_first_whatever_the_policy(policy: dict[str, object]) -> None:
+    chosen = VersionPolicy.model_validate(policy)
+    server = Server(Current(), {})
+    server.follow(Observed(frozenset({1, 2, 3}), chosen, promoted=(2,)), wait_for_writes=True)
+    assert server.history[0] == Load(2)
+    others = {"latest": {1: set(), 2: {3}}, "specific": {}}
+    expected = {1, 3} if "specific" in policy else others["latest"][chosen.latest or 0]
+    assert server.state.serving == {2} | expected
+
+
+def test_refused_promotion_leaves_what_answers() -> None:
+    """Of the versions promoted before only the first, if it is not the one that answers."""
+    latest = VersionPolicy.model_validate({"latest": 1})
+    state = Current(frozenset({1}), frozenset({1}), outcomes={1: ""}, default=1)
+    server = Server(state, {2: "wrong hash"})
+    server.follow(Observed(frozenset({1, 2, 3}), latest, promoted=(2,)), wait_for_writes=True)
+    assert server.state.serving == {1}
+    starting = Server(Current(), {2: "wrong hash"})
+    starting.follow(Observed(frozenset({1, 2, 3}), latest, promoted=(2, 1)), wait_for_writes=True)
+    assert starting.state.serving == {1}
 
 
 def test_folder_that_cannot_be_read_takes_nothing_down() -> None:

@@ -17,7 +17,7 @@ import torch
 from foldserve.imaging import ImageSpec
 from foldserve.training.checkpoint import load_checkpoint
 from foldserve.training.config import TrainConfig
-from foldserve.training.run import train as run_module
+from foldserve.training.run import finishing
 from foldserve.training.run.train import train
 from tests.training.conftest import LineTerminal
 
@@ -91,7 +91,7 @@ def test_an_earlier_checkpoint_loads_with_all_that_export_takes(name: str):
 def test_an_earlier_run_resumes_to_the_weights_it_would_have_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(run_module, "write_report", lambda *_, **__: None)
+    monkeypatch.setattr(finishing, "write_report", lambda *_, **__: None)
     folder = tmp_path / "run"
     shutil.copytree(EARLIER_RUN, folder)
     terminal = LineTerminal()
@@ -116,7 +116,7 @@ def test_an_earlier_run_resumes_to_the_weights_it_would_have_had(
 def test_a_checkpoint_is_written_with_the_fields_it_had_earlier(
     tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(run_module, "write_report", lambda *_, **__: None)
+    monkeypatch.setattr(finishing, "write_report", lambda *_, **__: None)
     folder = tmp_path / "run"
     train(TrainConfig(**SETTINGS | {"dataset": tiny.name}, run_dir=folder, device="cpu"), LineTerminal())
     for name in ("best.pt", "last.pt"):

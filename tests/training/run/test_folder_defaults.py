@@ -14,7 +14,7 @@ from foldserve.training.checkpoint import load_checkpoint
 from foldserve.training.config import TrainConfig
 from foldserve.training.datasets import load_dataset
 from foldserve.training.errors import DatasetError
-from foldserve.training.run import train as run_module
+from foldserve.training.run import finishing
 from foldserve.training.run.train import train
 from tests.support.image_folders import write_classes
 from tests.training.conftest import LineTerminal
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(run_module, "write_report", lambda *_, **__: None)
+    monkeypatch.setattr(finishing, "write_report", lambda *_, **__: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 

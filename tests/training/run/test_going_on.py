@@ -13,6 +13,7 @@ from foldserve.training.checkpoint import Checkpoint, load_checkpoint, save_chec
 from foldserve.training.config import TrainConfig
 from foldserve.training.engine import time_budget
 from foldserve.training.errors import RunError
+from foldserve.training.run import finishing
 from foldserve.training.run import train as run_module
 from foldserve.training.run.train import train
 from tests.training.conftest import LineTerminal
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "write_report", lambda *_, **__: None)
+    monkeypatch.setattr(finishing, "write_report", lambda *_, **__: None)
 
 
 def train_lines(config: TrainConfig) -> list[str]:
@@ -101,7 +102,8 @@ def test_a_run_with_balance_and_patience_resumes_bit_identical(
         save_checkpoint(path, checkpoint)
         saved.append(path)
 
-    monkeypatch.setattr(run_module, "save_checkpoint", count_saves)
+    for module in (run_module, finishing):
+        monkeypatch.setattr(module, "save_checkpoint", count_saves)
     train_lines(whole)
     stop_after = saves % len(saved)
     saved.clear()

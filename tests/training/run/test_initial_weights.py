@@ -14,7 +14,7 @@ from foldserve.training.config import TrainConfig
 from foldserve.training.datasets import registry, split_train
 from foldserve.training.errors import CheckpointError
 from foldserve.training.models import create_model
-from foldserve.training.run import train as run_module
+from foldserve.training.run import finishing
 from foldserve.training.run.initial_weights import read_initial_weights
 from foldserve.training.run.run_state import RunState, start_from, start_run
 from foldserve.training.run.train import train
@@ -32,7 +32,7 @@ SHAPE = {"in_channels": 1, "height": 28, "width": 28, "class_count": 4}
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "write_report", lambda *_, **__: None)
+    monkeypatch.setattr(finishing, "write_report", lambda *_, **__: None)
 
 
 def started(config: TrainConfig, dataset: Dataset, init: Path) -> tuple[RunState, list[str]]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from foldserve.training.run import finishing
 from foldserve.training.run import tensorboard as tensorboard_module
-from foldserve.training.run import train as run_module
 from foldserve.training.run.train import train
 from tests.training.conftest import LineTerminal
 
@@ -44,7 +44,7 @@ def writers(monkeypatch: pytest.MonkeyPatch) -> list[RememberingWriter]:
     module.SummaryWriter = RememberingWriter  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     monkeypatch.setattr(tensorboard_module, "find_spec", lambda _name: object())
-    monkeypatch.setattr(run_module, "write_report", lambda *_, **__: None)
+    monkeypatch.setattr(finishing, "write_report", lambda *_, **__: None)
     return RememberingWriter.opened
 
 

@@ -17,6 +17,7 @@ from foldserve.training.checkpoint import Checkpoint, load_checkpoint, save_chec
 from foldserve.training.config import TrainConfig
 from foldserve.training.datasets import registry
 from foldserve.training.errors import DivergedError, RunError
+from foldserve.training.run import finishing
 from foldserve.training.run import train as run_module
 from foldserve.training.run.run_folder import open_run_folder
 from foldserve.training.run.train import train
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip drawing, which takes longer than training here and is tested elsewhere."""
-    monkeypatch.setattr(run_module, "write_report", lambda *_, **__: None)
+    monkeypatch.setattr(finishing, "write_report", lambda *_, **__: None)
 
 
 def train_lines(config: TrainConfig) -> list[str]:
@@ -101,7 +102,8 @@ def test_the_test_images_are_read_once_at_the_end(
         return evaluate(model, examples, *process_group)
 
     evaluate = run_module.evaluate
-    monkeypatch.setattr(run_module, "evaluate", watch)
+    for module in (run_module, finishing):
+        monkeypatch.setattr(module, "evaluate", watch)
     train_lines(tiny_config)
     assert judged == ["validation"] * 3 + ["test"]
 
@@ -174,7 +176,8 @@ def test_a_run_resumed_at_any_step_ends_bit_identical(
         saved.append(path)
 
     stop_after = -1
-    monkeypatch.setattr(run_module, "save_checkpoint", count_saves)
+    for module in (run_module, finishing):
+        monkeypatch.setattr(module, "save_checkpoint", count_saves)
     train_lines(whole)
     stop_after = saves % len(saved)  # -1: before the last save, of the checkpoint that holds the result
     saved.clear()

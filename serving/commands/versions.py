@@ -1,0 +1,172 @@
+"""Carries out `foldserve models promote`, `rollback` and `delete`, which change what there is and serves.
+
+Each change is one rename or one removal of a name, so that a server which follows the repository sees all of
+it or nothing. None of them opens a model: the server proves a version before it answers with it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from foldserve.artifact.format import list_versions, read_artifact
+from foldserve.artifact.promotion import (
+    Promotion,
+    changing,
+    default_version,
+    read_promotions,
+    sync_folder,
+    write_promotions,
+)
+from foldserve.errors import ArtifactError
+from foldserve.serving.repository.folder_hints import explain_emptiness
+from foldserve.serving.repository.scanner import scan
+from foldserve.text import join_names, quote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from foldserve.serving.commands.command_configs import DeleteConfig, PromoteConfig, RollbackConfig
+
+_DELETED = ".deleted-"
+
+
+def promote_version(config: PromoteConfig) -> int:
+    """Let a version answer the requests that name none; return 0.
+
+    Raises:
+        ArtifactError: there is no such version, it is damaged, or its folder cannot be written.
+    """
+    folder = _model_folder(config.repository, config.name)
+    with _changing(folder):
+        digest = _intact(folder, config.version, config.repository)
+        promotions = read_promotions(folder, config.repository)
+        before = default_version(list_versions(folder), promotions)
+        if promotions and (promotions[-1].version, promotions[-1].sha256) == (config.version, digest):
+            print(f"{config.name}: version {config.version} is promoted already")
+            return 0
+        write_promotions(folder, [*promotions, Promotion.now(config.version, digest)])
+    print(
+        f"{config.name}: version {config.version} answers requests that name none (before: {before}); a "
+        "running server follows once it has proven it"
+    )
+    return 0
+
+
+def roll_back(config: RollbackConfig) -> int:
+    """Return to the version that was promoted before the one in force; return 0.
+
+    Raises:
+        ArtifactError: nothing was promoted, or what was promoted before is not there or is another model now.
+    """
+    folder = _model_folder(config.repository, config.name)
+    with _changing(folder):
+        promotions = read_promotions(folder, config.repository)
+        if not promotions:
+            raise ArtifactError(
+                f"no version of {config.name} was promoted, so there is nothing to go back to: the newest "
+                f"answers; promote another with `foldserve models promote {config.name} VERSION`"
+            )
+        *kept, undone = promotions
+        if kept and _intact(folder, kept[-1].version, config.repository) != kept[-1].sha256:
+            raise ArtifactError(
+                f"version {kept[-1].version} of {config.name}, promoted before {undone.version}, is not the "
+                "model that it was then; promote the version that you want"
+            )
+        write_promotions(folder, kept)
+        default = default_version(list_versions(folder), kept)
+    why = "" if kept else ", the newest: no version is promoted any more"
+    print(f"{config.name}: back from {undone.version} to {default}{why}")
+    return 0
+
+
+def delete_version(config: DeleteConfig) -> int:
+    """Delete a version's folder; return 0. It disappears at once and is then removed.
+
+    Raises:
+        ArtifactError: there is no such version, it answers requests and ``config.force`` is not set, or the
+            folder cannot be written.
+    """
+    folder = _model_folder(config.repository, config.name)
+    with _changing(folder):
+        for left in folder.glob(f"{_DELETED}*"):  # of a command that was ended
+            shutil.rmtree(left, ignore_errors=True)
+        versions = list_versions(folder)
+        _check_there(folder, config.version, versions)
+        promotions = _readable_promotions(folder, config)
+        default = default_version(versions, promotions)
+        if config.version == default and not config.force:
+            others = [version for version in versions if version != default]
+            way_out = f"promote another ({_listed(others)}) first" if others else "it is the only one"
+            raise ArtifactError(
+                f"version {default} of {config.name} answers the requests that name none: {way_out}, or add "
+                "--force"
+            )
+        kept = [each for each in promotions if each.version != config.version]
+        if len(kept) < len(promotions):  # first, so that a server lets another answer before this one goes
+            write_promotions(folder, kept)
+        aside = Path(tempfile.mkdtemp(prefix=_DELETED, dir=folder))
+        (folder / str(config.version)).rename(aside / str(config.version))
+        sync_folder(folder)
+    shutil.rmtree(aside)
+    rest = [version for version in versions if version != config.version]
+    now = default_version(rest, kept)
+    print(
+        f"{config.name}: deleted version {config.version}; "
+        + (f"version {now} answers requests that name none" if rest else "no version is left")
+    )
+    return 0
+
+
+def _readable_promotions(folder: Path, config: DeleteConfig) -> Sequence[Promotion]:
+    try:
+        return read_promotions(folder, config.repository)
+    except ArtifactError:
+        if config.force:  # a broken file must not keep everything from being deleted
+            return ()
+        raise
+
+
+def _model_folder(repository: Path, name: str) -> Path:
+    models = scan(repository)
+    if name not in models:
+        there = f"it has {join_names(models)}" if models else explain_emptiness(repository)
+        raise ArtifactError(f"there is no model {quote(name)} in {repository}; {there}")
+    if models[name].fault:
+        raise ArtifactError(f"the model {quote(name)} cannot be used: {models[name].fault}")
+    return models[name].folder
+
+
+def _check_there(folder: Path, version: int, versions: Sequence[int]) -> None:
+    if version not in versions:
+        raise ArtifactError(f"{folder.name} has no version {version}; it has {_listed(versions)}")
+
+
+def _intact(folder: Path, version: int, repository: Path) -> str:
+    """Return the hash of a version's model, whose files were checked against the manifest."""
+    _check_there(folder, version, list_versions(folder))
+    try:
+        return read_artifact(folder / str(version), within=repository).model_sha256
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"version {version} of {folder.name} is damaged and no server would take it: {error}"
+        ) from error
+
+
+@contextmanager
+def _changing(folder: Path) -> Iterator[None]:
+    try:
+        with changing(folder):
+            yield
+    except OSError as error:
+        raise ArtifactError(
+            f"{folder} cannot be changed: {error.strerror or error}; check who may write to it, and that the "
+            "disk is not full"
+        ) from error
+
+
+def _listed(versions: Sequence[int]) -> str:
+    return ", ".join(map(str, versions)) or "none"

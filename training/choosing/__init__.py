@@ -1,0 +1,1 @@
+"""Lists and compares runs, and searches for good settings by training many."""
