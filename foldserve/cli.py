@@ -31,6 +31,7 @@ from foldserve.serving.commands.command_configs import ClassifyConfig, ListConfi
 from foldserve.serving.config import ServeConfig
 from foldserve.terminal_output import takes_any_output
 from foldserve.training.config import TrainConfig
+from foldserve.ui.config import UiConfig
 from foldserve.verify_config import VerifyConfig
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ COMMANDS = {
     "models verify": Command(
         VerifyConfig, "foldserve.serving.commands.models:verify_models", ("client", "runtime")
     ),
+    "ui": Command(UiConfig, "foldserve.ui.command:serve_page", ("ui",)),
     "token": Command(TokenConfig, "foldserve.serving.commands.make_token:make_token"),
     "completion": Command(CompletionConfig, "foldserve.completion:print_completion"),
     "demo": Command(DemoConfig, "foldserve.demo.pipeline:run_demo", ("train", "export", "serve", "runtime")),
@@ -95,6 +97,7 @@ class Foldserve(BaseModel):
     )
     predict: CliSubCommand[PredictConfig] = Field(description="label a folder or table of images, no server")
     models: CliSubCommand[Models] = Field(description="list or verify the versions in a repository")
+    ui: CliSubCommand[UiConfig] = Field(description="try a server's models on a page in the browser")
     token: CliSubCommand[TokenConfig] = Field(description="make a bearer token for a server's --tokens")
     completion: CliSubCommand[CompletionConfig] = Field(description="print a shell's completion script")
     demo: CliSubCommand[DemoConfig] = Field(description="train, export, serve, and compare all three")

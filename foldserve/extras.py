@@ -22,6 +22,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "http": ("httptools", "starlette", "uvicorn"),
     "runtime": ("onnxruntime",),
     "parquet": ("pyarrow",),
+    "ui": ("fastapi", "google.protobuf", "gradio", "grpc", "uvicorn"),
 }
 
 

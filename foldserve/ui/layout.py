@@ -1,0 +1,103 @@
+"""Lays the page out in Gradio."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from foldserve.ui import fragments
+from foldserve.ui.handlers import NEWEST, Handlers
+
+if TYPE_CHECKING:
+    from foldserve.ui.page import Page
+
+ASSETS = Path(__file__).parent / "assets"
+_POLL_S = 2.0
+_QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+def lay_out(page: Page) -> gr.Blocks:
+    """Return the page as Gradio's blocks."""
+    handlers = Handlers(page)
+    with gr.Blocks(title="foldserve", analytics_enabled=False, fill_width=False) as blocks:
+        seen, shown = gr.State(), gr.State()
+        gr.HTML("<h1>foldserve</h1>", elem_id="fs-title")
+        banner = gr.HTML('<div class="fs-banner">Connecting …</div>', elem_id="fs-banner")
+        with gr.Row():
+            model = gr.Dropdown([], label="Model", elem_id="fs-model", allow_custom_value=True)
+            version = gr.Dropdown(
+                [NEWEST], value="", label="Version", elem_id="fs-version", allow_custom_value=True
+            )
+        with gr.Row():
+            with gr.Column():
+                with gr.Tabs():
+                    with gr.Tab("Picture"):
+                        picture = gr.Image(
+                            type="filepath",
+                            sources=["upload", "webcam", "clipboard"],
+                            label="Picture",
+                            buttons=[],
+                            height=300,
+                            elem_id="fs-picture",
+                            webcam_options=gr.WebcamOptions(mirror=False),
+                        )
+                        # The file as it came: only the server decodes and judges it. (Gradio would write a
+                        # stub file beside this one for a class of our own.)
+                        picture.preprocess = _path_of
+                    with gr.Tab("Draw"):
+                        drawing = gr.HTML(
+                            html_template=_asset("drawing.html"),
+                            js_on_load=_asset("drawing.js"),
+                            elem_id="fs-drawing",
+                        )
+                examples = gr.HTML(js_on_load=_asset("examples.js"), elem_id="fs-examples")
+            with gr.Column():
+                answer = gr.HTML(fragments.HINT, elem_id="fs-answer")
+                why = gr.Button("Why this label?", elem_id="fs-why-button")
+                reason = gr.HTML(elem_id="fs-reason")
+                with gr.Group(visible=page.corrections is not None):
+                    right = gr.Dropdown(
+                        [],
+                        value=None,
+                        label="Wrong? The right label",
+                        allow_custom_value=True,
+                        elem_id="fs-right",
+                    )
+                    keep = gr.Button("Keep picture with this label", elem_id="fs-keep")
+                kept = gr.HTML(elem_id="fs-kept")
+
+        chosen = [model, version]
+        told = [shown, answer]
+        # What was said of an earlier picture is not about this one.
+        cleared = {"fn": lambda: ("", ""), "outputs": [reason, kept], **_QUIET}
+        refreshed = {
+            "fn": handlers.refresh,
+            "inputs": [seen, shown, *chosen],
+            "outputs": [banner, *chosen, *told, seen],
+            **_QUIET,
+        }
+        offered = {"fn": handlers.offer, "inputs": chosen, "outputs": [examples, right], **_QUIET}
+        asked = {"fn": handlers.classify, "inputs": [shown, *chosen], "outputs": told, **_QUIET}
+        gr.Timer(_POLL_S).tick(**refreshed, queue=False)
+        blocks.load(**refreshed)
+        model.input(handlers.versions, [model, seen], version, **_QUIET).then(**asked).then(**cleared)
+        version.input(**asked).then(**cleared)
+        gr.on([model.change, version.change], **offered)
+        picture.change(handlers.upload, [picture, *chosen], told, **_QUIET).then(**cleared)
+        drawing.drawn(handlers.draw, chosen, told, **_QUIET).then(**cleared)
+        examples.taken(handlers.take_example, chosen, told, **_QUIET).then(**cleared)
+        why.click(handlers.explain, shown, reason, show_progress="minimal", api_visibility="private")
+        keep.click(handlers.keep, [shown, right], kept, **_QUIET)
+    blocks.queue(default_concurrency_limit=8, max_size=256)
+    return blocks
+
+
+def _path_of(uploaded: Any) -> str | None:
+    """Return the path of an uploaded file, which Gradio has checked to be one of this visitor's uploads."""
+    return None if uploaded is None else uploaded.path
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
