@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any
 
 from foldserve.ui.upload_folder import prune
@@ -43,6 +44,7 @@ _HEADERS = [
 _SLACK_BYTES = 64 * 1024
 # Parts of Gradio that load addresses which a caller names. The page uses none of them.
 _LOADERS = ("/gradio_api/file=http", "/gradio_api/proxy=", "/file=http", "/proxy=")
+_HOST = re.compile(rb"(\[[0-9a-f:.]+\]|[^:\[\]]+)(:[0-9]+)?")
 _LOOPBACK_HOSTS = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
 
 
@@ -83,10 +85,9 @@ class Guard:
 
 
 def _host(given: bytes) -> bytes:
-    """Return the name in a Host header, without the port."""
-    if given.startswith(b"["):
-        return given.partition(b"]")[0] + b"]"
-    return given.partition(b":")[0].lower()
+    """Return the name in a Host header, without the port; "" if it is malformed."""
+    found = _HOST.fullmatch(given.lower())
+    return found[1] if found else b""
 
 
 def _length(headers: dict[bytes, bytes]) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    # Logits float32 [N, K] of images uint8 [N, C, H, W].
-    Logits = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+# Logits float32 [N, K] of images uint8 [N, C, H, W].
+Logits: TypeAlias = "Callable[[NDArray[np.uint8]], NDArray[np.float32]]"
 
 # Parts along each side. The first grid is for every model; the finest other one that the time allows follows.
 _FIRST_CELLS = 5
 _FINER_CELLS = (14, 11, 8)
-# Hidden squares are twice as long as a cell: neighbours overlap, so that no edge of the grid cuts an object.
-_SQUARE_CELLS = 2.0
+# Length of the hidden squares as a share of the picture's sides. They overlap: on a finer grid they are as
+# large, and closer to each other. Smaller ones leave enough of an object for its label to stay.
+_SQUARE = 0.3
 BUDGET_S = 1.0
 # Smallest fall of the log-odds that says something: of a probability of 50 % to 49 %.
 LEAST_DROP = 0.04
@@ -102,15 +103,15 @@ def occlude(
     Raises:
         ServingError: for the status that the server returns.
     """
-    asked = _Asked(logits, index, clock)
+    asked = _Asked(logits, index, temperature, clock)
     colour = np.rint(255 * np.asarray(fill, dtype=np.float64)).clip(0, 255).astype(np.uint8)
-    whole = asked.log_odds(pixels[np.newaxis], temperature)[0]
+    whole = asked.log_odds(pixels[np.newaxis])[0]
     cells = _FIRST_CELLS
-    hidden = asked.log_odds(hide_parts(pixels, cells, colour), temperature)
+    hidden = asked.grid(pixels, cells, colour)
     finer = _finest(asked, budget_s)
     if finer is not None:
         cells = finer
-        hidden = asked.log_odds(hide_parts(pixels, cells, colour), temperature)
+        hidden = asked.grid(pixels, cells, colour)
     return Occlusion(
         drops=(whole - hidden).reshape(cells, cells),
         probability=_to_probability(whole),
@@ -121,26 +122,28 @@ def occlude(
     )
 
 
-def hide_parts(pixels: NDArray[np.uint8], cells: int, colour: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return ``cells`` x ``cells`` copies of ``pixels`` [C, H, W], each with another square filled.
+def hide_parts(
+    pixels: NDArray[np.uint8], cells: int, colour: NDArray[np.uint8], places: range
+) -> NDArray[np.uint8]:
+    """Return a copy of ``pixels`` [C, H, W] for each of ``places``, with the square around it filled.
 
-    ``colour`` is uint8 [C].
+    The places of a grid of ``cells`` x ``cells`` are counted from 0, row by row. ``colour`` is uint8 [C].
     """
     _, height, width = pixels.shape
-    copies = np.repeat(pixels[np.newaxis], cells * cells, axis=0)
+    copies = np.repeat(pixels[np.newaxis], len(places), axis=0)
     rows, columns = _windows(height, cells), _windows(width, cells)
-    for place, copy in enumerate(copies):
+    for place, copy in zip(places, copies, strict=True):
         row, column = divmod(place, cells)
         copy[:, rows[row], columns[column]] = colour[:, np.newaxis, np.newaxis]
     return copies
 
 
 def _windows(length: int, cells: int) -> list[slice]:
-    """Return the pixels that each cell hides along a side of ``length``; every cell hides at least one."""
-    half = _SQUARE_CELLS / 2 * length / cells
-    centres = [(cell + 0.5) * length / cells for cell in range(cells)]
+    """Return the pixels that each place hides along a side of ``length``: at least one."""
+    half = max(_SQUARE, 1 / cells) / 2 * length
     windows = []
-    for centre in centres:
+    for cell in range(cells):
+        centre = (cell + 0.5) * length / cells
         begin = min(max(0, round(centre - half)), length - 1)
         windows.append(slice(begin, max(begin + 1, min(length, round(centre + half)))))
     return windows
@@ -156,9 +159,10 @@ def _finest(asked: _Asked, budget_s: float) -> int | None:
 class _Asked:
     """Asks for logits in bounded requests, and counts them."""
 
-    def __init__(self, logits: Logits, index: int, clock: Callable[[], float]) -> None:
+    def __init__(self, logits: Logits, index: int, temperature: float, clock: Callable[[], float]) -> None:
         self._logits = logits
         self._index = index
+        self._temperature = temperature
         self._clock = clock
         self._begin = clock()
         self.request_count = 0
@@ -167,15 +171,20 @@ class _Asked:
     def elapsed_s(self) -> float:
         return self._clock() - self._begin
 
-    def log_odds(self, images: NDArray[np.uint8], temperature: float) -> NDArray[np.float64]:
+    def grid(self, pixels: NDArray[np.uint8], cells: int, colour: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Return the label's log-odds, float64 [cells * cells], with each place of a grid hidden."""
+        count = cells * cells
+        most = max(1, min(MAX_REQUEST_IMAGES, MAX_REQUEST_BYTES // pixels.nbytes))
+        requests = [range(begin, min(count, begin + most)) for begin in range(0, count, most)]
+        return np.concatenate(
+            [self.log_odds(hide_parts(pixels, cells, colour, places)) for places in requests]
+        )
+
+    def log_odds(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Return log(p / (1 - p)) of the label's probability p, float64 [N], for uint8 [N, C, H, W]."""
-        most = max(1, min(MAX_REQUEST_IMAGES, MAX_REQUEST_BYTES // images[0].nbytes))
-        parts = []
-        for begin in range(0, len(images), most):
-            parts.append(self._logits(images[begin : begin + most]))
-            self.request_count += 1
+        scaled = self._logits(images).astype(np.float64) / self._temperature
+        self.request_count += 1
         self.image_count += len(images)
-        scaled = np.concatenate(parts).astype(np.float64) / temperature
         others = np.delete(scaled, self._index, axis=1)
         if others.shape[1] == 0:  # a single class, whose probability is always 1
             return np.full(len(scaled), _CERTAIN)
