@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,8 @@ _POLL_S = 2.0
 _QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 
 
-def lay_out(page: Page) -> gr.Blocks:
-    """Return the page as Gradio's blocks."""
+def lay_out(page: Page, uploads: Path) -> gr.Blocks:
+    """Return the page as Gradio's blocks; ``uploads`` is where Gradio puts uploaded files."""
     handlers = Handlers(page)
     with gr.Blocks(title="foldserve", analytics_enabled=False, fill_width=False) as blocks:
         seen, shown = gr.State(), gr.State()
@@ -45,7 +46,7 @@ def lay_out(page: Page) -> gr.Blocks:
                         )
                         # The file as it came: only the server decodes and judges it. (Gradio would write a
                         # stub file beside this one for a class of our own.)
-                        picture.preprocess = _path_of
+                        picture.preprocess = partial(_path_of, uploads)
                     with gr.Tab("Draw"):
                         drawing = gr.HTML(
                             html_template=_asset("drawing.html"),
@@ -94,9 +95,14 @@ def lay_out(page: Page) -> gr.Blocks:
     return blocks
 
 
-def _path_of(uploaded: Any) -> str | None:
-    """Return the path of an uploaded file, which Gradio has checked to be one of this visitor's uploads."""
-    return None if uploaded is None else uploaded.path
+def _path_of(uploads: Path, uploaded: Any) -> str | None:
+    """Return the path of an uploaded file; it came from the browser, so it may name any file."""
+    if uploaded is None:
+        return None
+    path = Path(uploaded.path).resolve()
+    if not path.is_relative_to(uploads.resolve()):
+        raise ValueError("the file is none that was uploaded")
+    return str(path)
 
 
 def _asset(name: str) -> str:

@@ -32,7 +32,9 @@ def page_app(page: Page, uploads: Path, *, only_loopback: bool) -> App:
 
     # What a browser sends may name an address instead of an uploaded file, which Gradio would load.
     gr.processing_utils.async_ssrf_protected_download = _refuse_address
-    blocks = lay_out(page)
+    blocks = lay_out(page, uploads)
+    # Or a file of this machine, which Gradio refuses only after its own `launch`.
+    blocks.has_launched = True
     blocks.state_session_capacity = _MAX_SESSIONS
     fonts = ("system-ui", "sans-serif")
     app = gr.mount_gradio_app(

@@ -2,7 +2,7 @@
 (() => {
   function mend() {
     // The accessible name of the upload area must have its visible text (WCAG 2.5.3).
-    for (const button of document.querySelectorAll('#fs-picture .upload-container')) {
+    for (const button of document.querySelectorAll('#fs-picture button.upload-container')) {
       const text = button.innerText.replace(/\s+/g, ' ').trim();
       if (text && button.getAttribute('aria-label') !== text) button.setAttribute('aria-label', text);
     }
