@@ -31,7 +31,7 @@ def banner(status: ServerStatus, server: str) -> str:
     if not status.is_reached:
         return (
             '<div class="fs-banner fs-gone"><strong>The server is gone.</strong> '
-            f"{text(_sentence(status.trouble))} This page tries again every two seconds.</div>"
+            f"Reason: {text(_sentence(status.trouble))} This page tries again every two seconds.</div>"
         )
     if status.trouble:
         return (
@@ -140,4 +140,5 @@ def data_address(png: bytes) -> str:
 
 
 def _sentence(message: str) -> str:
+    """Return ``message`` with a full stop; its words stay as the server chose them."""
     return message if message.endswith((".", "!", "?")) else f"{message}."

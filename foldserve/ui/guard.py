@@ -42,8 +42,12 @@ _HEADERS = [
 ]
 # Around a file in a form: boundaries, names and types.
 _SLACK_BYTES = 64 * 1024
-# Parts of Gradio that load addresses which a caller names. The page uses none of them.
-_LOADERS = ("/gradio_api/file=http", "/gradio_api/proxy=", "/file=http", "/proxy=")
+# Parts of Gradio that the page does not use: some load addresses which a caller names, others are more ways
+# to run its functions.
+_UNUSED = (
+    *("/gradio_api/file=http", "/gradio_api/proxy=", "/file=http", "/proxy="),
+    *("/gradio_api/queue/join", "/gradio_api/call", "/gradio_api/component_server"),
+)
 _HOST = re.compile(rb"(\[[0-9a-f:.]+\]|[^:\[\]]+)(:[0-9]+)?")
 _LOOPBACK_HOSTS = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
 
@@ -74,8 +78,8 @@ class Guard:
         path = scope["path"]
         if self._only_loopback and _host(headers.get(b"host", b"")) not in _LOOPBACK_HOSTS:
             await _refuse(send, 421, "this page is for this machine alone: open it as http://127.0.0.1")
-        elif path.startswith(_LOADERS):
-            await _refuse(send, 403, "this page loads nothing from elsewhere")
+        elif path.startswith(_UNUSED):
+            await _refuse(send, 403, "this page has no use for that")
         elif _length(headers) > self._max_bytes:
             await _refuse(send, 413, f"the request is larger than the {self._max_bytes:,} bytes allowed")
         else:

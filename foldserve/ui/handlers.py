@@ -86,10 +86,10 @@ class Handlers:
             return None, fragments.alert(f"the picture cannot be read: {error.strerror}; choose it again")
         return self._take(picture, model, version)
 
-    def draw(self, model: str | None, version: str, event: gr.EventData) -> Updates:
+    def draw(self, drawing: str | None, model: str | None, version: str) -> Updates:
         """Classify a drawing."""
         try:
-            picture = read_drawing(event._data.get("picture"))
+            picture = read_drawing(drawing)
         except FoldserveError as error:
             return None, fragments.alert(str(error))
         return self._take(picture, model, version)

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent / "assets"
 _POLL_S = 2.0
-_QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+# Answered by the request itself. Gradio's queue answers over a stream that the browser closes when idle,
+# and an event of that very moment is never answered: of quick strokes the last one was lost.
+_DIRECT = {"queue": False, "api_visibility": "private"}
+_QUIET = {"show_progress": "hidden", **_DIRECT}
+# Of strokes or choices that follow each other fast, the last one is answered too.
+_LAST = {"trigger_mode": "always_last"}
 
 
 def lay_out(page: Page, uploads: Path) -> gr.Blocks:
@@ -81,17 +86,18 @@ def lay_out(page: Page, uploads: Path) -> gr.Blocks:
         }
         offered = {"fn": handlers.offer, "inputs": chosen, "outputs": [examples, right], **_QUIET}
         asked = {"fn": handlers.classify, "inputs": [shown, *chosen], "outputs": told, **_QUIET}
-        gr.Timer(_POLL_S).tick(**refreshed, queue=False)
+        gr.Timer(_POLL_S).tick(**refreshed)
         blocks.load(**refreshed)
-        model.input(handlers.versions, [model, seen], version, **_QUIET).then(**asked).then(**cleared)
-        version.input(**asked).then(**cleared)
-        gr.on([model.change, version.change], **offered)
-        picture.change(handlers.upload, [picture, *chosen], told, **_QUIET).then(**cleared)
-        drawing.drawn(handlers.draw, chosen, told, **_QUIET).then(**cleared)
-        examples.taken(handlers.take_example, chosen, told, **_QUIET).then(**cleared)
-        why.click(handlers.explain, shown, reason, show_progress="minimal", api_visibility="private")
+        model.input(handlers.versions, [model, seen], version, **_QUIET, **_LAST).then(**asked).then(
+            **cleared
+        )
+        version.input(**asked, **_LAST).then(**cleared)
+        gr.on([model.change, version.change], **offered, **_LAST)
+        picture.change(handlers.upload, [picture, *chosen], told, **_QUIET, **_LAST).then(**cleared)
+        drawing.change(handlers.draw, [drawing, *chosen], told, **_QUIET, **_LAST).then(**cleared)
+        examples.taken(handlers.take_example, chosen, told, **_QUIET, trigger_mode="multiple").then(**cleared)
+        why.click(handlers.explain, shown, reason, show_progress="minimal", **_DIRECT)
         keep.click(handlers.keep, [shown, right], kept, **_QUIET)
-    blocks.queue(default_concurrency_limit=8, max_size=256)
     return blocks
 
 

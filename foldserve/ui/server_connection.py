@@ -93,10 +93,15 @@ class ServerConnection:
 
     def _ask(self) -> ServerStatus:
         try:
-            index = self.client().index()
-        except (UnavailableError, DeadlineExceededError) as error:
-            self.forget()
+            client = self.client()
+        except UnavailableError as error:
             return ServerStatus(is_reached=False, trouble=legible(str(error)))
+        try:
+            index = client.index()
+        except (UnavailableError, DeadlineExceededError):
+            self.forget()
+            # gRPC's own words here are about its channel. The next attempt finds out why.
+            return ServerStatus(is_reached=False, trouble=f"no server answers at {legible(self.server)}")
         except ServingError as error:
             return ServerStatus(is_reached=True, trouble=f"the server refuses: {legible(str(error))}")
         return _status_of(index)

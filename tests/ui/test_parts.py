@@ -128,7 +128,12 @@ class TestGuard:
         assert "http://127.0.0.1" in text
 
     @pytest.mark.parametrize(
-        "path", ["/gradio_api/file=http://a.example/", "/gradio_api/proxy=http://a.example/"]
+        "path",
+        [
+            "/gradio_api/file=http://a.example/",
+            "/gradio_api/proxy=http://a.example/",
+            "/gradio_api/queue/join",
+        ],
     )
     def test_nothing_is_loaded_for_a_caller(self, path: str, tmp_path: Path) -> None:
         assert self.ask(tmp_path, path)[0] == 403

@@ -30,8 +30,8 @@ function line(from, to) {
 function send() {
   clearTimeout(timer);
   hidePen();
-  if (!isEmpty) trigger('drawn', { picture: canvas.toDataURL('image/png') });
-  if (document.activeElement === canvas) showPen();
+  if (!isEmpty) props.value = canvas.toDataURL('image/png');
+  if (canvas.matches(':focus-visible')) showPen();
 }
 
 function sendSoon() {
@@ -39,7 +39,7 @@ function sendSoon() {
   timer = setTimeout(send, WAIT_MS);
 }
 
-// The pen's place is shown while the canvas has the focus, and is no part of the picture.
+// The pen's place is shown while the keyboard is used, and is no part of the picture.
 function showPen() {
   under = context.getImageData(0, 0, canvas.width, canvas.height);
   context.strokeStyle = '#ff6e00';
@@ -101,7 +101,9 @@ canvas.addEventListener('keydown', (event) => {
   showPen();
   if (pen.down || event.key === ' ') sendSoon();
 });
-canvas.addEventListener('focus', showPen);
+canvas.addEventListener('focus', () => {
+  if (canvas.matches(':focus-visible')) showPen();
+});
 canvas.addEventListener('blur', hidePen);
 
 element.querySelector('[data-tool=clear]').addEventListener('click', clear);
