@@ -1,4 +1,4 @@
-# Builds two images: `server` contains no PyTorch and no compiler, `jobs` trains and exports.
+# Builds three images: `server` contains no PyTorch and no compiler, `jobs` trains and exports, `ui` is the page.
 
 FROM python:3.11-slim AS base
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1
@@ -22,6 +22,19 @@ ENV XDG_CACHE_HOME=/cache
 USER foldserve
 WORKDIR /home/foldserve
 ENTRYPOINT ["foldserve"]
+
+FROM base AS ui
+COPY constraints-ui.txt ./
+RUN pip install --quiet --constraint constraints-ui.txt --no-build-isolation '.[ui]' \
+    && rm -rf build foldserve.egg-info \
+    && mkdir /corrections && chown foldserve:foldserve /corrections
+COPY . .
+RUN pip install --quiet --no-deps --no-build-isolation --force-reinstall .
+USER 1000
+WORKDIR /
+EXPOSE 7860
+ENTRYPOINT ["foldserve"]
+CMD ["ui", "--host", "0.0.0.0"]
 
 FROM base AS server
 # `--build-arg RUNTIME=gpu`: the server for CUDA, with CUDA and cuDNN but not the driver.

@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed-$(RUNTIME)
 # Two workers: most tests wait for processes that they started. Tests of one file share its fixtures.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help install interop demo test test-all lint types format proto bench bench-training bench-export bench-networks bench-serving prometheus reference docs clean
+.PHONY: help install interop ui-env demo test test-all lint types format proto bench bench-training bench-export bench-networks bench-serving prometheus reference docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +31,25 @@ CLIENTS := tests/contract/clients
 KSERVE := .venv-interop/.installed
 NODE_CLIENT := $(CLIENTS)/node/node_modules/.package-lock.json
 
-interop: $(KSERVE) $(NODE_CLIENT) ## install the KServe SDK and a Node client, for the tests that use them
+# The page of `foldserve ui`, whose pinned Pillow is not ours, and the checker of accessibility.
+UI := .venv-ui/.installed
+AXE := tests/ui/axe/node_modules/.package-lock.json
+
+interop: $(KSERVE) $(NODE_CLIENT) ui-env ## install the KServe SDK, a Node client and the page, for the tests that use them
+
+ui-env: $(UI) $(AXE) ## install what the tests of the page need, beside Debian's chromium (.ci/install-chromium)
+
+$(UI): pyproject.toml constraints-ui.txt
+	@echo "Building .venv-ui with the extra ui (60 packages, 400 MB) ..."
+	$(PYTHON) -m venv --clear .venv-ui
+	.venv-ui/bin/python -m pip install --quiet --constraint constraints-ui.txt setuptools
+	.venv-ui/bin/python -m pip install --quiet --constraint constraints-ui.txt --no-build-isolation --editable '.[ui]'
+	@touch $@
+
+$(AXE): tests/ui/axe/package-lock.json
+	@command -v npm >/dev/null || { echo "axe-core needs npm, which is not on the path"; exit 1; }
+	cd tests/ui/axe && npm ci --ignore-scripts --no-audit --no-fund
+	@touch $@
 
 $(KSERVE): $(CLIENTS)/kserve-requirements.txt
 	@echo "Building .venv-interop (70 packages, 320 MB) ..."
@@ -106,4 +124,4 @@ $(SITE): docsite/requirements.txt
 	@touch $@
 
 clean: ## remove the environment, runs and models
-	rm -rf $(VENV) .venv-docs .venv-interop .venv-networks $(CLIENTS)/node/node_modules runs models *.egg-info
+	rm -rf $(VENV) .venv-docs .venv-interop .venv-networks .venv-ui $(CLIENTS)/node/node_modules tests/ui/axe/node_modules runs models *.egg-info

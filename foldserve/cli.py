@@ -39,6 +39,7 @@ from foldserve.serving.config import ServeConfig
 from foldserve.terminal_output import takes_any_output
 from foldserve.training.choosing.config import CompareRunsConfig, ListRunsConfig, TuneConfig
 from foldserve.training.config import TrainConfig
+from foldserve.ui.config import UiConfig
 from foldserve.verify_config import VerifyConfig
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ COMMANDS = {
     "models rollback": Command(RollbackConfig, "foldserve.serving.commands.versions:roll_back"),
     "models delete": Command(DeleteConfig, "foldserve.serving.commands.versions:delete_version"),
     "models diff": Command(DiffConfig, "foldserve.local.diff:diff_versions", ("runtime",)),
+    "ui": Command(UiConfig, "foldserve.ui.command:serve_page", ("ui",)),
     "token": Command(TokenConfig, "foldserve.serving.commands.make_token:make_token"),
     "completion": Command(CompletionConfig, "foldserve.completion:print_completion"),
     "demo": Command(DemoConfig, "foldserve.demo.pipeline:run_demo", ("train", "export", "serve", "runtime")),
@@ -123,6 +125,7 @@ class Foldserve(BaseModel):
     )
     predict: CliSubCommand[PredictConfig] = Field(description="label a folder or table of images, no server")
     models: CliSubCommand[Models] = Field(description="list, verify, promote or compare versions")
+    ui: CliSubCommand[UiConfig] = Field(description="try a server's models on a page in the browser")
     token: CliSubCommand[TokenConfig] = Field(description="make a bearer token for a server's --tokens")
     completion: CliSubCommand[CompletionConfig] = Field(description="print a shell's completion script")
     demo: CliSubCommand[DemoConfig] = Field(description="train, export, serve, and compare all three")

@@ -24,6 +24,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "parquet": ("pyarrow",),
     "tune": ("optuna",),
     "mlflow": ("mlflow",),
+    "ui": ("fastapi", "google.protobuf", "gradio", "grpc", "uvicorn"),
 }
 
 

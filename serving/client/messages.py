@@ -86,6 +86,8 @@ class Classification:
     """Labels per image, most likely first, and the model version that computed them.
 
     ``unknown`` tells for which images the likeliest label is below the confidence that was asked for.
+    ``queue_us`` are the microseconds from being queued to the first execution, ``compute_us`` those from its
+    start to the end of the last.
     """
 
     model: str
@@ -93,6 +95,8 @@ class Classification:
     sha256: str
     labels: list[list[Label]]
     unknown: list[bool] = field(default_factory=list)
+    queue_us: int = 0
+    compute_us: int = 0
 
 
 def infer_request(model: str, images: NDArray[np.uint8], version: str) -> pb.ModelInferRequest:
@@ -136,6 +140,8 @@ def read_classification(answer: classifier_pb2.ClassifyResponse) -> Classificati
             for result in answer.results
         ],
         unknown=[result.unknown for result in answer.results],
+        queue_us=answer.queue_us,
+        compute_us=answer.compute_us,
     )
 
 
