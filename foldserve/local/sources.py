@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foldserve.imaging.image_files import IMAGE_SUFFIXES, is_hidden, walk_images
-from foldserve.local.errors import DataError
-from foldserve.local.items import Item
-from foldserve.local.tables import read_csv, read_json_lines
+from foldserve.tables.errors import DataError
+from foldserve.tables.items import Item
+from foldserve.tables.text_tables import read_csv, read_json_lines
 from foldserve.text import escaped, join_first
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _table(path: Path, path_column: str | None, label_column: str | None, *, lab
 def _parquet(
     paths: Sequence[Path], path_column: str | None, label_column: str | None, *, labelled: bool
 ) -> Source:
-    from foldserve.local.parquet_table import ParquetTable  # noqa: PLC0415  # pyarrow is optional
+    from foldserve.tables.parquet_table import ParquetTable  # noqa: PLC0415  # pyarrow is optional
 
     tables = [ParquetTable(path, path_column, label_column, labelled=labelled) for path in paths]
     names = {table.label_names for table in tables}

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from foldserve.local.columns import check_names, find_image_column, find_label_column
-from foldserve.local.errors import DataError
-from foldserve.local.items import Item
+from foldserve.tables.columns import check_names, find_image_column, find_label_column
+from foldserve.tables.errors import DataError
+from foldserve.tables.items import Item
 from foldserve.text import escaped, quote
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from foldserve.local.errors import DataError
+from foldserve.tables.errors import DataError
 from foldserve.text import join_names, quote
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import csv
 import json
 from typing import IO, TYPE_CHECKING, Any
 
-from foldserve.local.columns import check_names, find_image_column, find_label_column
-from foldserve.local.errors import DataError
-from foldserve.local.items import Item
+from foldserve.tables.columns import check_names, find_image_column, find_label_column
+from foldserve.tables.errors import DataError
+from foldserve.tables.items import Item
 from foldserve.text import quote
 
 if TYPE_CHECKING:
