@@ -26,6 +26,7 @@ RESUMABLE_FIELDS = frozenset(
 # May differ when a run goes on with --resume: when it ends.
 ENDING_FIELDS = frozenset({"epochs", "patience", "time_limit"})
 
+_OLDER_NAMES = {"skip_unreadable": "skip_broken"}
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _MOST_CONFIG_BYTES = 1024 * 1024
 
@@ -69,8 +70,9 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Keep images of one group on one side of each split made here: folder (the folder that an image lies
     in), or a regular expression that finds the group in its path, such as 'patient[0-9]+'."""
 
-    skip_unreadable: bool = False
-    """Skip images of a folder that cannot be read; without it they are listed and training does not start."""
+    skip_broken: bool = False
+    """Leave out images that cannot be read and rows of a table that are wrong; without it they are listed and
+    training does not start."""
 
     run_dir: Path = Path("runs/lenet")
     """Folder for checkpoints, metrics and report; by default runs/ARCH."""
@@ -243,6 +245,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
         """Replace the defaults by the recipe of the architecture, except for the settings that are given."""
         if not isinstance(given, dict):
             return handler(given)
+        given = _renamed(given)
         from_file = _read_settings(cls, given)
         asked = from_file | given
         arch, recipe = asked.get("arch", "lenet"), asked.get("recipe", "default")
@@ -259,6 +262,11 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
             flag = "--freeze" if self.freeze else "--backbone-lr-scale"
             raise ValueError(f"{flag} is for weights that are given: add --init, or leave it out")
         return self
+
+
+def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return ``settings`` under today's names, as the config.json of an earlier run has older ones."""
+    return {_OLDER_NAMES.get(name, name): value for name, value in settings.items()}
 
 
 def default_run_dir(asked: dict[str, Any]) -> Path:
@@ -296,6 +304,7 @@ def _read_settings(config: type[BaseModel], given: dict[str, Any]) -> dict[str, 
         raise ValueError(f"{file} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}; expected the {CONFIG_FILE} of a run") from error
+    there = _renamed(there) if isinstance(there, dict) else there
     if not isinstance(there, dict) or (unknown := sorted(there.keys() - config.model_fields.keys())):
         what = f"unknown settings: {', '.join(unknown[:3])}" if isinstance(there, dict) else "no settings"
         raise ValueError(f"{file} has {what}; expected the {CONFIG_FILE} of a run")

@@ -34,7 +34,7 @@ def load_trained_images(checkpoint: Checkpoint, data_dir: Path | None) -> tuple[
         checkpoint.dataset,
         data_dir,
         image=checkpoint.image,
-        skip_unreadable=True,
+        skip_broken=True,
         group_by=checkpoint.group_by or None,
     )
     name = Path(checkpoint.dataset).name  # an artifact must not contain paths

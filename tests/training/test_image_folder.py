@@ -107,17 +107,17 @@ def test_unreadable_images_are_listed_and_skipped_only_if_asked(tmp_path: Path, 
     whole = (folder / "south" / "003.png").read_bytes()
     (folder / "south" / "003.png").write_bytes(whole[: len(whole) // 2])
     if cached:
-        load(folder, skip_unreadable=True)
+        load(folder, skip_broken=True)
     with pytest.raises(DatasetError) as caught:
         load(folder)
     for expected in (
         "2 of 24 images",
         "north/000.png: not an image",
         "south/003.png: damaged",
-        "--skip-unreadable",
+        "--skip-broken",
     ):
         assert expected in str(caught.value)
-    dataset, lines = load(folder, skip_unreadable=True)
+    dataset, lines = load(folder, skip_broken=True)
     assert any("2 of 24 images" in line and line.endswith("left out") for line in lines)
     assert len(dataset.train_images) + len(dataset.test_images) == 22
     assert (dataset.train_labels.bincount() + dataset.test_labels.bincount()).tolist() == [6, 5, 5, 6]
@@ -153,7 +153,7 @@ def test_folders_that_cannot_be_trained_on_say_why(tmp_path: Path, spoil, messag
     folder = write_classes(tmp_path / "p", per_class=3)
     spoil(folder)
     with pytest.raises(DatasetError, match=message):
-        load(folder, skip_unreadable=True)
+        load(folder, skip_broken=True)
 
 
 def test_splits_with_other_classes_are_refused(tmp_path: Path):

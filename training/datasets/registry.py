@@ -12,6 +12,7 @@ import torch
 from foldserve.imaging import ImageSpec
 from foldserve.terminal import Terminal
 from foldserve.training.datasets import cifar10, fashion_mnist, mnist
+from foldserve.training.datasets.assemble import Preparation
 from foldserve.training.datasets.dataset import Dataset
 from foldserve.training.datasets.image_folder import load_image_folder
 from foldserve.training.datasets.sources import cache_folder, read_source
@@ -35,7 +36,7 @@ def load_dataset(
     image: ImageSpec | None = None,
     image_size: int | None = None,
     decode: DecodeRule | None = None,
-    skip_unreadable: bool = False,
+    skip_broken: bool = False,
     terminal: Terminal | None = None,
     arch: str | None = None,
     group_by: str | None = None,
@@ -43,9 +44,17 @@ def load_dataset(
     """Find or download the data set ``name``, check it and load it into memory.
 
     If ``folder`` is given, no other place is searched. A ``name`` that is not in `DATASETS` is a folder of
-    images, now at ``folder`` if that is given; ``image``, ``image_size``, ``skip_unreadable``, ``arch`` and
-    ``group_by`` apply only to these (see `load_image_folder`). ``decode`` is how pictures are decoded, those
-    of the folder and those that the network is later asked about; by default as new runs do.
+    images, now at ``folder`` if that is given. The following apply only to these.
+
+    ``image`` says how to prepare them if that is known, as from a checkpoint. Otherwise they are grey if all
+    files are, else RGB, and their size is ``image_size``, else the one that
+    `foldserve.training.folder_recipe` chooses for the network ``arch``, or for the one that it would choose.
+    ``skip_broken`` leaves out pictures that cannot be read. ``group_by`` is "folder" or a regular expression
+    that finds the group of an image in its path; images of one group are not parted by a split that is made
+    here.
+
+    ``decode`` is how pictures are decoded, those of the folder and those that the network is later asked
+    about; by default as new runs do.
 
     Raises:
         DatasetError: the name is not known, or no place has all files undamaged.
@@ -71,16 +80,15 @@ def load_dataset(
             f"data set {name!r} is not known{hint}; expected one of {', '.join(sorted(DATASETS))}, or "
             "a folder of images"
         )
-    return load_image_folder(
-        place,
+    how = Preparation(
         image=image,
         image_size=image_size,
         decode=decode,
-        skip_unreadable=skip_unreadable,
-        terminal=terminal,
+        skip_broken=skip_broken,
         arch=arch,
         group_by=group_by,
     )
+    return load_image_folder(place, how, terminal)
 
 
 def _load_idx(

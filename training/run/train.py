@@ -137,7 +137,7 @@ def _load(config: TrainConfig, terminal: Terminal, decode: DecodeRule | None = N
         config.data_dir,
         image_size=config.image_size,
         decode=decode,
-        skip_unreadable=config.skip_unreadable,
+        skip_broken=config.skip_broken,
         terminal=terminal,
         arch=config.arch if "arch" in config.given else None,
         group_by=config.group_by,
