@@ -41,7 +41,8 @@ class Checkpoint:
     ``std`` are per channel, on pixels scaled to 0..1. ``ema_weights`` is None if no average was kept.
     ``trainer`` is the state that resumes the run, and None in a checkpoint that cannot be resumed.
     ``fingerprint`` is that of the data set (`foldserve.training.datasets.Dataset`); ``group_by`` is what
-    images were kept together by in splits, or "".
+    images were kept together by in splits, or ""; ``path_column`` and ``label_column`` are the columns of its
+    tables, if they were given.
     """
 
     arch: str
@@ -57,6 +58,8 @@ class Checkpoint:
     trainer: dict[str, Any] | None = None
     fingerprint: str = ""
     group_by: str = ""
+    path_column: str = ""
+    label_column: str = ""
 
     @property
     def weights_kind(self) -> Literal["ema", "raw"]:

@@ -68,6 +68,8 @@ class CheckpointForm(_Form):
     trainer: dict[str, Any] | None
     fingerprint: str = ""
     group_by: str = ""
+    path_column: str = ""
+    label_column: str = ""
 
     @model_validator(mode="after")
     def _check_fit(self) -> CheckpointForm:

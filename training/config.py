@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from foldserve.tables.open_table import TABLE_SUFFIXES
 from foldserve.training.recipes import NAMED_DATASETS, RecipeName, recipe_settings
 
 CONFIG_FILE = "config.json"
@@ -57,8 +58,9 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Recipe for the settings that are not given: default (takes minutes) or long (best accuracy)."""
 
     dataset: str = "fashion-mnist"
-    """Data set: fashion-mnist, mnist or cifar10, downloaded if not found; or a folder of images with
-    FOLDER/CLASS/* or FOLDER/{train,val,test}/CLASS/*."""
+    """Data set: fashion-mnist, mnist or cifar10, downloaded if not found; a folder of images with
+    FOLDER/CLASS/* or FOLDER/{train,val,test}/CLASS/*; or tables of images and labels (.csv, .jsonl,
+    .parquet): one file, several with commas between, or a folder of them."""
 
     data_dir: Path | None = None
     """Folder with the data set's files, the only one searched; or the new place of a folder of images."""
@@ -69,6 +71,13 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     group_by: str | None = None
     """Keep images of one group on one side of each split made here: folder (the folder that an image lies
     in), or a regular expression that finds the group in its path, such as 'patient[0-9]+'."""
+
+    path_column: str | None = None
+    """Column of a table that holds the image files, or their bytes. Default: image, path, file_name and other
+    usual names."""
+
+    label_column: str | None = None
+    """Column of a table that holds the labels. Default: label, class and other usual names."""
 
     skip_broken: bool = False
     """Leave out images that cannot be read and rows of a table that are wrong; without it they are listed and
@@ -274,7 +283,8 @@ def default_run_dir(asked: dict[str, Any]) -> Path:
     dataset = asked.get("dataset", "fashion-mnist")
     name = asked.get("arch", "lenet")
     if "arch" not in asked and isinstance(dataset, str) and dataset not in NAMED_DATASETS:
-        name = Path(dataset).resolve().name or "images"
+        place = Path(dataset).resolve()
+        name = (place.stem if place.suffix.lower() in TABLE_SUFFIXES else place.name) or "images"
     return Path("runs") / str(name).rpartition(":")[2]
 
 

@@ -36,6 +36,8 @@ def load_trained_images(checkpoint: Checkpoint, data_dir: Path | None) -> tuple[
         image=checkpoint.image,
         skip_broken=True,
         group_by=checkpoint.group_by or None,
+        path_column=checkpoint.path_column or None,
+        label_column=checkpoint.label_column or None,
     )
     name = Path(checkpoint.dataset).name  # an artifact must not contain paths
     if dataset.labels != checkpoint.labels:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from foldserve.terminal import Terminal
 
-    Content = Path | bytes
+    Content = Path | str | bytes
 
 # Part of the key; increment it if the layout of the cache changes.
 _VERSION = 3
@@ -64,7 +64,9 @@ class PictureFile:
 
     def __str__(self) -> str:
         """Return the name for a message, with the file and line that give it, if a table does."""
-        return f"{self.where}: {escaped(self.name)}" if self.where else escaped(self.name)
+        return (
+            f"{self.where}: {escaped(self.name)}" if self.where not in ("", self.name) else escaped(self.name)
+        )
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class ImageKind:
 def inspect_images(contents: Iterable[Content]) -> list[ImageKind]:
     """Return the kind of each picture whose header can be read."""
     chunks = in_chunks(contents, _PORTION)
-    kinds = run_in_order(chunks, lambda chunk: [_inspect(content) for content in chunk], _worker_count())
+    kinds = run_in_order(chunks, lambda chunk: [_inspect(content) for content in chunk], worker_count())
     return [kind for chunk in kinds for kind in chunk if kind is not None]
 
 
@@ -102,7 +104,7 @@ def read_digests(contents: Iterable[Content], count: int, terminal: Terminal) ->
     chunks = in_chunks(contents, _PORTION)
     digests: list[bytes] = []
     with terminal.counting("reading", count) as advance:
-        for chunk in run_in_order(chunks, lambda chunk: [_digest(one) for one in chunk], _worker_count()):
+        for chunk in run_in_order(chunks, lambda chunk: [digest_of(one) for one in chunk], worker_count()):
             digests += chunk
             advance(len(chunk))
     return digests
@@ -228,7 +230,7 @@ def _decode(
 
     reasons = {}
     with terminal.counting("decoding", len(files)) as advance:
-        for index, reason in enumerate(run_in_order(enumerate(contents), decode_one, _worker_count())):
+        for index, reason in enumerate(run_in_order(enumerate(contents), decode_one, worker_count())):
             advance(1)
             if reason is not None:
                 reasons[index] = reason
@@ -269,7 +271,8 @@ def _preparing_code() -> str:
     return digest.hexdigest()
 
 
-def _digest(given: Content) -> bytes:
+def digest_of(given: Content) -> bytes:
+    """Return the SHA-256 of a picture; if it cannot be read, a text that says why."""
     try:
         content = given if isinstance(given, bytes) else read_image_file(given)
     except ImageError as error:
@@ -281,12 +284,13 @@ def _digest_of_pixels(images: NDArray[np.uint8]) -> str:
     """Return a hash of ``images`` [N, ...], computed from hashes of its parts."""
     rows = max(1, _HASHED_BYTES // max(1, images[:1].nbytes))
     parts = [images[start : start + rows] for start in range(0, len(images), rows)]
-    with ThreadPoolExecutor(_worker_count()) as pool:
+    with ThreadPoolExecutor(worker_count()) as pool:
         digests = list(pool.map(lambda part: hashlib.sha256(part).digest(), parts))
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def _worker_count() -> int:
+def worker_count() -> int:
+    """Return the number of threads that read and decode."""
     return max(2, len(os.sched_getaffinity(0)))
 
 

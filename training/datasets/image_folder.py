@@ -50,7 +50,7 @@ def load_image_folder(folder: Path, how: Preparation, terminal: Terminal) -> Dat
     return make_dataset(collection, how, terminal)
 
 
-def fingerprint_of(folder: Path) -> str:
+def fingerprint_of_folder(folder: Path) -> str:
     """Return the fingerprint that `load_image_folder` gives the data set in ``folder``, without decoding.
 
     Raises:
@@ -85,12 +85,15 @@ def check_name(folder: Path) -> None:
         )
 
 
+def labels_text(labels: Sequence[str]) -> str:
+    """Return the number of classes and the first of their names."""
+    more = len(labels) - _CLASSES_SHOWN
+    listed = ", ".join(labels[:_CLASSES_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+    return f"{len(labels):,} classes ({listed})"
+
+
 def _report_layout(folder: Path, layout: FolderLayout, terminal: Terminal) -> None:
     """Report the classes and splits found, before images are decoded."""
-    listed = ", ".join(layout.labels[:_CLASSES_SHOWN])
-    listed += (
-        f" and {len(layout.labels) - _CLASSES_SHOWN:,} more" if len(layout.labels) > _CLASSES_SHOWN else ""
-    )
     if set(layout.splits) == {"training"}:
         split = layout.splits["training"]
         within = f" in {split.folder.relative_to(folder)}" if split.folder != folder else ""
@@ -102,7 +105,7 @@ def _report_layout(folder: Path, layout: FolderLayout, terminal: Terminal) -> No
         )
         if "test" not in layout.splits:
             found += "; those for validation become the test images, and others are held out for validation"
-    terminal.say(f"{folder}: {len(layout.labels):,} classes ({listed}); {found}")
+    terminal.say(f"{folder}: {labels_text(layout.labels)}; {found}")
     for line in layout.left_out:
         terminal.say(f"left out: {line}")
 

@@ -14,7 +14,7 @@ from foldserve.text import escaped
 from foldserve.training.chance import chance_warning
 from foldserve.training.checkpoint import load_checkpoint, save_checkpoint
 from foldserve.training.datasets import Examples, load_dataset, split_train
-from foldserve.training.datasets.image_folder import fingerprint_of
+from foldserve.training.datasets.registry import fingerprint_of
 from foldserve.training.engine.device import prepare_device
 from foldserve.training.engine.distributed import join_process_group
 from foldserve.training.engine.evaluation import evaluate
@@ -141,6 +141,8 @@ def _load(config: TrainConfig, terminal: Terminal, decode: DecodeRule | None = N
         terminal=terminal,
         arch=config.arch if "arch" in config.given else None,
         group_by=config.group_by,
+        path_column=config.path_column,
+        label_column=config.label_column,
     )
 
 
@@ -387,9 +389,9 @@ def _finished_summary(folder: RunFolder, config: TrainConfig) -> str | None:
 
 
 def _has_changed(best: Checkpoint, config: TrainConfig) -> bool:
-    """Return whether a folder of images has changed since ``best``; False if it no longer exists."""
+    """Return whether the images of a folder or table have changed since ``best``; False if they are gone."""
     place = config.data_dir or Path(config.dataset)
-    return place.exists() and fingerprint_of(place) != best.fingerprint
+    return fingerprint_of(place, config.path_column, config.label_column) not in (None, best.fingerprint)
 
 
 def _record(state: RunState, progress: Progress, evaluation: Evaluation) -> dict[str, Any]:
