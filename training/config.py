@@ -68,6 +68,10 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     image_size: int | None = Field(None, ge=1)
     """Side in pixels to which a folder's images are resized; by default what suits the network and them."""
 
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    """How a picture of another shape becomes the input, in training and wherever the network is used: crop
+    keeps the centre, pad keeps all and mirrors it at its borders, stretch keeps all and distorts it."""
+
     group_by: str | None = None
     """Keep images of one group on one side of each split made here: folder (the folder that an image lies
     in), or a regular expression that finds the group in its path, such as 'patient[0-9]+'."""

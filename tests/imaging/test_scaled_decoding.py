@@ -61,7 +61,7 @@ def test_the_smallest_scale_that_keeps_the_length_is_chosen(
     size: tuple[int, int], least_side: int, expected: tuple[int, int]
 ) -> None:
     picture = read_picture(encode(photo(*size)))
-    assert _decode(picture, "RGB", MAX_PIXELS, least_side).image.size == expected
+    assert _decode(picture, "RGB", MAX_PIXELS, (least_side, least_side)).image.size == expected
 
 
 def test_pictures_keep_twice_the_length_that_they_are_scaled_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_a_scale_too_small_differs_by_much() -> None:
     """The twin: with half the length that the rule keeps, or the wrong turn, the bounds do not hold."""
     encoded = encode(photo(1200, 900))
     full = prepare_image(encoded, spec_of(64, "full")).astype(int)
-    small = _decode(read_picture(encoded), "RGB", MAX_PIXELS, least_side=37).image.resize((1200, 900))
+    small = _decode(read_picture(encoded), "RGB", MAX_PIXELS, (37, 37)).image.resize((1200, 900))
     wrong = prepare_image(encode(small), spec_of(64, "full")).astype(int)
     assert np.abs(full - wrong).mean() > _MEAN
     turned = np.abs(full - full[:, ::-1])

@@ -26,7 +26,7 @@ from foldserve.training.folder_recipe import choose_arch, choose_side, median_si
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from foldserve.imaging import DecodeRule
+    from foldserve.imaging import DecodeRule, FitRule
     from foldserve.terminal import Terminal
     from foldserve.training.datasets.decoding import Content, Decoded, ImageKind, PictureFile
     from foldserve.training.datasets.folder_layout import Role
@@ -35,6 +35,8 @@ _TEST_SHARE = 0.2
 _BY_FOLDER = "folder"
 _TRAINING, _VALIDATION, _TEST = range(3)
 _BROKEN_SHOWN = 20
+# The share of an image that rounding of its sides may cost.
+_SAME_SHAPE = 0.02
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Preparation:
     image: ImageSpec | None
     image_size: int | None
     decode: DecodeRule
+    fit: FitRule
     skip_broken: bool
     arch: str | None
     group_by: str | None
@@ -91,10 +94,8 @@ def make_dataset(collection: Collection, how: Preparation, terminal: Terminal) -
     files, contents = collection.files, collection.contents
     spec = how.image or _choose_spec(
         contents(),
-        image_size=how.image_size,
-        arch=how.arch,
         train_count=list(collection.roles).count("training"),
-        decode=how.decode,
+        how=how,
         terminal=terminal,
     )
     decoded = decode_all(files, contents, spec, terminal)
@@ -200,26 +201,43 @@ def _examples(images: torch.Tensor, classes: torch.Tensor, chosen: torch.Tensor)
 def _choose_spec(
     contents: Iterable[Content],
     *,
-    image_size: int | None,
-    arch: str | None,
+    how: Preparation,
     train_count: int,
-    decode: DecodeRule,
     terminal: Terminal,
 ) -> ImageSpec:
-    kinds = inspect_images(contents)
+    kinds, image_size = inspect_images(contents), how.image_size
     if not kinds:  # no file can be read, which decoding reports
-        return ImageSpec("RGB", *(image_size or 1,) * 3, decode)
+        return ImageSpec("RGB", *(image_size or 1,) * 3, how.decode, how.fit)
     sizes = [(kind.height, kind.width) for kind in kinds]
     grey = all(kind.is_grey for kind in kinds)
     if image_size is None:
-        chosen = arch or choose_arch(train_count, median_side(sizes), is_grey=grey)
-        image_size = choose_side(chosen, sizes)
+        arch = how.arch or choose_arch(train_count, median_side(sizes), is_grey=grey)
+        image_size = choose_side(arch, sizes)
     height, width = sizes[0] if image_size is None else (image_size, image_size)
     terminal.say(
         f"images are used as {'grey' if grey else 'RGB'}, {height}x{width} pixels; the files are "
         f"{_kinds_text(kinds)}"
     )
-    return ImageSpec("L" if grey else "RGB", height, width, max(height, width), decode)
+    if text := _shapes_text(sizes, height / width, how.fit):
+        terminal.say(text)
+    return ImageSpec("L" if grey else "RGB", height, width, max(height, width), how.decode, how.fit)
+
+
+def _shapes_text(sizes: Sequence[tuple[int, int]], aspect: float, fit: FitRule) -> str:
+    """Return what happens to images whose height over width is another than ``aspect``; "" if none is."""
+    lost = [1 - min(height / width / aspect, aspect * width / height) for height, width in sizes]
+    other = [share for share in lost if share > _SAME_SHAPE]
+    if not other:
+        return ""
+    what = f"{len(other):,} of {len(sizes):,} images are of another shape"
+    if fit == "pad":
+        return f"{what} and mirrored at their borders (--fit pad)"
+    if fit == "stretch":
+        return f"{what} and stretched (--fit stretch)"
+    return (
+        f"{what} and lose up to {max(other):.0%} at their borders (--fit crop); pad and stretch keep all of "
+        "them"
+    )
 
 
 def _kinds_text(kinds: Sequence[ImageKind]) -> str:

@@ -23,7 +23,7 @@ from foldserve.training.errors import DatasetError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from foldserve.imaging import DecodeRule
+    from foldserve.imaging import DecodeRule, FitRule
     from foldserve.training.datasets.sources import Source
 
 
@@ -38,6 +38,7 @@ def load_dataset(
     image: ImageSpec | None = None,
     image_size: int | None = None,
     decode: DecodeRule | None = None,
+    fit: FitRule = "crop",
     skip_broken: bool = False,
     terminal: Terminal | None = None,
     arch: str | None = None,
@@ -58,8 +59,8 @@ def load_dataset(
     that finds the group of an image in its path; images of one group are not parted by a split that is made
     here. ``path_column`` and ``label_column`` name the columns of tables.
 
-    ``decode`` is how pictures are decoded, those of the folder and those that the network is later asked
-    about; by default as new runs do.
+    ``decode`` and ``fit`` are how pictures are decoded and brought to the input's size, those of the folder
+    and those that the network is later asked about; by default as new runs do.
 
     Raises:
         DatasetError: the name is not known, or no place has all files undamaged.
@@ -73,7 +74,7 @@ def load_dataset(
             raise DatasetError(f"group-by is for folders of images; {name} has its own split: leave it out")
         _refuse_columns(name, path_column, label_column)
         dataset = DATASETS[name](folder, terminal)
-        return replace(dataset, image=replace(dataset.image, decode=decode))
+        return replace(dataset, image=replace(dataset.image, decode=decode, fit=fit))
     place = folder or Path(name)
     tables = find_tables(place)
     if folder is None and not tables and not place.exists():
@@ -82,6 +83,7 @@ def load_dataset(
         image=image,
         image_size=image_size,
         decode=decode,
+        fit=fit,
         skip_broken=skip_broken,
         arch=arch,
         group_by=group_by,

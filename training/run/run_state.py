@@ -29,7 +29,7 @@ from foldserve.training.run.initial_weights import fit_lines, fit_weights, load_
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from foldserve.imaging import DecodeRule
+    from foldserve.imaging import DecodeRule, FitRule
     from foldserve.training.config import TrainConfig
     from foldserve.training.datasets import Dataset, Examples
     from foldserve.training.run.initial_weights import InitialWeights
@@ -207,12 +207,13 @@ def _set_initial(state: RunState, names: frozenset[str]) -> None:
     state.trainer.optimizer = create_optimizer(state.trainer.model.network, state.trainer.config, names)
 
 
-def decode_rule(folder: RunFolder) -> DecodeRule | None:
-    """Return how the run in ``folder`` decodes pictures, None if it has not begun or cannot be read."""
+def preparation_rules(folder: RunFolder) -> tuple[DecodeRule, FitRule] | None:
+    """Return how the run in ``folder`` decodes and fits pictures, None if it has not begun or is damaged."""
     try:
-        return load_checkpoint(folder.last).image.decode if folder.last.exists() else None
+        last = load_checkpoint(folder.last) if folder.last.exists() else None
     except CheckpointError:  # resuming the run reports it
         return None
+    return None if last is None else (last.image.decode, last.image.fit)
 
 
 def resume_run(state: RunState, folder: RunFolder) -> bool:

@@ -38,8 +38,8 @@ from foldserve.training.run.run_folder import another_run_dir, open_run_folder
 from foldserve.training.run.run_state import (
     HISTORY_FIELDS,
     check_same_data,
-    decode_rule,
     extend_run,
+    preparation_rules,
     resume_run,
     start_from,
     start_run,
@@ -47,7 +47,7 @@ from foldserve.training.run.run_state import (
 from foldserve.training.run.tensorboard import tensorboard_log
 
 if TYPE_CHECKING:
-    from foldserve.imaging import DecodeRule
+    from foldserve.imaging import DecodeRule, FitRule
     from foldserve.training.checkpoint import Checkpoint
     from foldserve.training.config import TrainConfig
     from foldserve.training.datasets import Dataset
@@ -105,8 +105,8 @@ def _run(
         )
         return
     # A run goes on as it began, also one from before there was a choice.
-    decode = process_group.broadcast(decode_rule(folder) if process_group.is_main_process else None)
-    dataset = _load(config, terminal, decode)
+    rules = process_group.broadcast(preparation_rules(folder) if process_group.is_main_process else None)
+    dataset = _load(config, terminal, *(rules or (None, None)))
     training, validation = split_train(dataset, config.validation_count)
     report_split(dataset, training, validation, terminal)
     is_new = not folder.last.exists()
@@ -131,12 +131,15 @@ def _run(
     _evaluate_and_report(state, dataset, folder, terminal)
 
 
-def _load(config: TrainConfig, terminal: Terminal, decode: DecodeRule | None = None) -> Dataset:
+def _load(
+    config: TrainConfig, terminal: Terminal, decode: DecodeRule | None = None, fit: FitRule | None = None
+) -> Dataset:
     return load_dataset(
         config.dataset,
         config.data_dir,
         image_size=config.image_size,
         decode=decode,
+        fit=fit or config.fit,
         skip_broken=config.skip_broken,
         terminal=terminal,
         arch=config.arch if "arch" in config.given else None,
