@@ -76,7 +76,9 @@ def test_pictures_keep_twice_the_length_that_they_are_scaled_to(monkeypatch: pyt
     monkeypatch.setattr(Image.Image, "resize", watch)
     prepare_image(encoded, ImageSpec("RGB", 224, 224, 256, "scaled"))
     prepare_image(encoded, ImageSpec("RGB", 224, 224, 256, "full"))
-    assert sizes == [(800, 600), (1600, 1200)]
+    # Its longer side is scaled to 9.6 pixels, rounded up to 10, and would not leave twice that at a quarter.
+    prepare_image(encode(photo(77, 64)), ImageSpec("RGB", 8, 8, 8, "scaled"))
+    assert sizes == [(800, 600), (1600, 1200), (20, 16)]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
