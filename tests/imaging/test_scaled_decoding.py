@@ -72,12 +72,12 @@ def test_pictures_keep_twice_the_length_that_they_are_scaled_to(monkeypatch: pyt
         sizes.append(image.size)
         return resize(image, *arguments, **options)
 
-    encoded = encode(photo(1600, 1200))
+    encoded, small = encode(photo(1600, 1200)), encode(photo(77, 64))
     monkeypatch.setattr(Image.Image, "resize", watch)
     prepare_image(encoded, ImageSpec("RGB", 224, 224, 256, "scaled"))
     prepare_image(encoded, ImageSpec("RGB", 224, 224, 256, "full"))
     # Its longer side is scaled to 9.6 pixels, rounded up to 10, and would not leave twice that at a quarter.
-    prepare_image(encode(photo(77, 64)), ImageSpec("RGB", 8, 8, 8, "scaled"))
+    prepare_image(small, ImageSpec("RGB", 8, 8, 8, "scaled"))
     assert sizes == [(800, 600), (1600, 1200), (20, 16)]
 
 
