@@ -50,6 +50,8 @@ _GREY_MODES = frozenset({"1", "L", "LA", "I;16", "I;16B", "I;16L"})
 # EXIF orientations from this one on swap height and width.
 _QUARTER_TURN = 5
 _PORTION = 32
+# Of pictures that a table holds, which are in memory; as many portions as there are threads are, and more.
+_PICTURES = 8
 # Pixels are hashed in parallel, in parts of about this size.
 _HASHED_BYTES = 32 * 1024 * 1024
 
@@ -93,7 +95,7 @@ class ImageKind:
 
 def inspect_images(contents: Iterable[Content]) -> list[ImageKind]:
     """Return the kind of each picture whose header can be read."""
-    chunks = in_chunks(contents, _PORTION)
+    chunks = in_chunks(contents, _PICTURES)
     kinds = run_in_order(chunks, lambda chunk: [_inspect(content) for content in chunk], worker_count())
     return [kind for chunk in kinds for kind in chunk if kind is not None]
 

@@ -37,14 +37,17 @@ def find_tables(place: Path) -> list[Path]:
     """Return the tables that ``place`` is, names or holds; none if it is something else.
 
     A folder that has folders of classes in it is a folder of images, also with tables beside them.
+
+    Raises:
+        DatasetError: a folder cannot be listed.
     """
-    if place.is_file():
-        return [place] if _is_table(place) else []
-    if not place.exists():
-        parts = [Path(part) for part in str(place).split(_SEPARATOR)]
-        return parts if len(parts) > 1 and all(part.is_file() and _is_table(part) for part in parts) else []
-    tables = sorted(path for path in place.iterdir() if _is_table(path) and not is_hidden(path.name))
+    parts = [Path(part) for part in str(place).split(_SEPARATOR)]
+    if all(_is_table(part) and part.is_file() for part in parts):
+        return parts
+    if not place.is_dir():
+        return []
     folders = visible_folders(place)
+    tables = sorted(path for path in place.iterdir() if _is_table(path) and not is_hidden(path.name))
     if not tables:
         # As Hugging Face's repositories have their files in data/.
         is_wrapped = len(folders) == 1 and not holds_pictures(place)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from foldserve.terminal import Terminal
     from foldserve.training.datasets.decoding import Content
 
-_PORTION = 32
+# Pictures that a thread hashes at a time. Of a Parquet file they are in memory, several portions at once.
+_PORTION = 8
 
 
 @dataclass(frozen=True)
