@@ -168,6 +168,7 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/small_data"))
     parser.add_argument("--threads", default="1")
+    parser.add_argument("--time-limit", help="of each run, as of `foldserve train`")
     args = parser.parse_args()
     rows = []
     for name in args.data:
@@ -176,6 +177,7 @@ def main() -> None:
             write, count = DATA[name]
             write(folder, count)
         shared = ["--dataset", str(folder), "--threads", args.threads]
+        shared += ["--time-limit", args.time_limit] if args.time_limit else []
         arch = args.arch or "default"
         defaults = run(args.runs / f"{name}-{arch}", [*shared, *(["--arch", args.arch] if args.arch else [])])
         # By hand, everything else as it is for Fashion-MNIST, at the size that the defaults chose.

@@ -95,7 +95,11 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
 
     resize: int | None = Field(default=None, ge=1)
     """Length in pixels to which the shorter side of an image is scaled before its centre is cropped. Default:
-    the longer side of --input."""
+    as --fit says."""
+
+    fit: Literal["crop", "pad", "stretch"] | None = None
+    """How a picture of another shape becomes the network's input: crop keeps the centre, pad keeps all and
+    mirrors it at its borders, stretch keeps all and distorts it. Default: crop."""
 
     images: Path | None = None
     """Folder of images to verify the export with. If its subfolders are named as the labels, accuracy is

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -21,8 +22,6 @@ from foldserve.training.models import Normalized, create_model, is_import_path
 from foldserve.training.torch_file import TorchFileError, read_torch_file
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor, nn
 
 SCHEMA_VERSION = 1
@@ -41,7 +40,8 @@ class Checkpoint:
     ``std`` are per channel, on pixels scaled to 0..1. ``ema_weights`` is None if no average was kept.
     ``trainer`` is the state that resumes the run, and None in a checkpoint that cannot be resumed.
     ``fingerprint`` is that of the data set (`foldserve.training.datasets.Dataset`); ``group_by`` is what
-    images were kept together by in splits, or "".
+    images were kept together by in splits, or ""; ``path_column`` and ``label_column`` are the columns of its
+    tables, if they were given.
     """
 
     arch: str
@@ -57,6 +57,13 @@ class Checkpoint:
     trainer: dict[str, Any] | None = None
     fingerprint: str = ""
     group_by: str = ""
+    path_column: str = ""
+    label_column: str = ""
+
+    @property
+    def dataset_name(self) -> str:
+        """The data set without the folders that it lies in; the names of its tables, if it is several."""
+        return ",".join(Path(part).name for part in self.dataset.split(","))
 
     @property
     def weights_kind(self) -> Literal["ema", "raw"]:

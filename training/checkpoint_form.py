@@ -27,7 +27,9 @@ class _ImageForm(_Form):
     height: int
     width: int
     resize_shorter_side: int
-    decode: Literal["full", "scaled"] = "full"  # runs from before there were two rules
+    # Runs from before there were several rules.
+    decode: Literal["full", "scaled"] = "full"
+    fit: Literal["shorter-side", "crop", "pad", "stretch"] = "shorter-side"
 
 
 class _TotalsForm(_Form):
@@ -68,6 +70,8 @@ class CheckpointForm(_Form):
     trainer: dict[str, Any] | None
     fingerprint: str = ""
     group_by: str = ""
+    path_column: str = ""
+    label_column: str = ""
 
     @model_validator(mode="after")
     def _check_fit(self) -> CheckpointForm:

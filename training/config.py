@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from foldserve.tables.open_table import TABLE_SUFFIXES
 from foldserve.training.recipes import NAMED_DATASETS, RecipeName, recipe_settings
 
 CONFIG_FILE = "config.json"
@@ -26,6 +27,7 @@ RESUMABLE_FIELDS = frozenset(
 # May differ when a run goes on with --resume: when it ends.
 ENDING_FIELDS = frozenset({"epochs", "patience", "time_limit"})
 
+_OLDER_NAMES = {"skip_unreadable": "skip_broken"}
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _MOST_CONFIG_BYTES = 1024 * 1024
 
@@ -56,8 +58,9 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Recipe for the settings that are not given: default (takes minutes) or long (best accuracy)."""
 
     dataset: str = "fashion-mnist"
-    """Data set: fashion-mnist, mnist or cifar10, downloaded if not found; or a folder of images with
-    FOLDER/CLASS/* or FOLDER/{train,val,test}/CLASS/*."""
+    """Data set: fashion-mnist, mnist or cifar10, downloaded if not found; a folder of images with
+    FOLDER/CLASS/* or FOLDER/{train,val,test}/CLASS/*; or tables of images and labels (.csv, .jsonl,
+    .parquet): one file, several with commas between, or a folder of them."""
 
     data_dir: Path | None = None
     """Folder with the data set's files, the only one searched; or the new place of a folder of images."""
@@ -65,12 +68,24 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     image_size: int | None = Field(None, ge=1)
     """Side in pixels to which a folder's images are resized; by default what suits the network and them."""
 
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    """How a picture of another shape becomes the input, in training and wherever the network is used: crop
+    keeps the centre, pad keeps all and mirrors it at its borders, stretch keeps all and distorts it."""
+
     group_by: str | None = None
     """Keep images of one group on one side of each split made here: folder (the folder that an image lies
     in), or a regular expression that finds the group in its path, such as 'patient[0-9]+'."""
 
-    skip_unreadable: bool = False
-    """Skip images of a folder that cannot be read; without it they are listed and training does not start."""
+    path_column: str | None = None
+    """Column of a table that holds the image files, or their bytes. Default: image, path, file_name and other
+    usual names."""
+
+    label_column: str | None = None
+    """Column of a table that holds the labels. Default: label, class and other usual names."""
+
+    skip_broken: bool = False
+    """Leave out images that cannot be read and rows of a table that are wrong; without it they are listed and
+    training does not start."""
 
     run_dir: Path = Path("runs/lenet")
     """Folder for checkpoints, metrics and report; by default runs/ARCH."""
@@ -247,6 +262,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
         """Replace the defaults by the recipe of the architecture, except for the settings that are given."""
         if not isinstance(given, dict):
             return handler(given)
+        given = _renamed(given)
         from_file = _read_settings(cls, given)
         asked = from_file | given
         arch, recipe = asked.get("arch", "lenet"), asked.get("recipe", "default")
@@ -265,12 +281,18 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
         return self
 
 
+def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return ``settings`` under today's names, as the config.json of an earlier run has older ones."""
+    return {_OLDER_NAMES.get(name, name): value for name, value in settings.items()}
+
+
 def default_run_dir(asked: dict[str, Any]) -> Path:
     """Return the run folder if none is given: runs/ARCH, or runs/FOLDER if the network is chosen."""
     dataset = asked.get("dataset", "fashion-mnist")
     name = asked.get("arch", "lenet")
     if "arch" not in asked and isinstance(dataset, str) and dataset not in NAMED_DATASETS:
-        name = Path(dataset).resolve().name or "images"
+        place = Path(dataset).resolve()
+        name = (place.stem if place.suffix.lower() in TABLE_SUFFIXES else place.name) or "images"
     return Path("runs") / str(name).rpartition(":")[2]
 
 
@@ -300,6 +322,7 @@ def _read_settings(config: type[BaseModel], given: dict[str, Any]) -> dict[str, 
         raise ValueError(f"{file} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}; expected the {CONFIG_FILE} of a run") from error
+    there = _renamed(there) if isinstance(there, dict) else there
     if not isinstance(there, dict) or (unknown := sorted(there.keys() - config.model_fields.keys())):
         what = f"unknown settings: {', '.join(unknown[:3])}" if isinstance(there, dict) else "no settings"
         raise ValueError(f"{file} has {what}; expected the {CONFIG_FILE} of a run")

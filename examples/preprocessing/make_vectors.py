@@ -31,6 +31,9 @@ RULES = {
     "grey": ImageSpec("L", 28, 28, 28),
     "colour": ImageSpec("RGB", 32, 32, 36, decode="scaled"),
     "wide": ImageSpec("RGB", 20, 30, 32, decode="scaled"),
+    "crop": ImageSpec("RGB", 20, 30, 30, decode="scaled", fit="crop"),
+    "pad": ImageSpec("RGB", 20, 30, 30, decode="scaled", fit="pad"),
+    "stretch": ImageSpec("L", 20, 30, 30, decode="scaled", fit="stretch"),
 }
 
 

@@ -33,17 +33,22 @@ _TURNS = {
 
 def prepare(encoded: bytes, rule: dict[str, Any]) -> NDArray[np.uint8]:
     """Return an image file as uint8 [C, H, W]."""
-    side = rule["resize"]["shorter_side"]
+    fit = rule["resize"].get("fit")
     height, width = rule["resize"]["crop"]
     image: Image.Image = Image.open(io.BytesIO(encoded))
     whole = image.size
-    # 1. A JPEG may be decoded at 1/2, 1/4 or 1/8, as long as its shorter side stays twice as long as needed.
-    #    The last column and row may then stand for less than a whole pixel.
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    is_turned = orientation in range(5, 9)  # a quarter turn
+    scaled = scaled_size(whole[::-1] if is_turned else whole, rule["resize"])
+    # 1. A JPEG may be decoded at 1/2, 1/4 or 1/8, as long as its shorter side stays twice as long as it is
+    #    scaled to; if it is stretched, as long as both sides do. The last column and row may then stand for
+    #    less than a whole pixel.
     shown: tuple[float, float] = whole
     if rule["resize"].get("decode") == "scaled" and image.format == "JPEG":
-        drafted = image.draft(None, (2 * side, 2 * side))
+        least = scaled if fit == "stretch" else (min(scaled), min(scaled))
+        least = least[::-1] if is_turned else least
+        drafted = image.draft(None, (2 * least[0], 2 * least[1]))
         shown = drafted[1][2:] if drafted else whole
-    orientation = image.getexif().get(_ORIENTATION, 1)
     # 2. Colours: the high byte of 16 bits, transparency over white, then grey or RGB.
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -55,14 +60,13 @@ def prepare(encoded: bytes, rule: dict[str, Any]) -> NDArray[np.uint8]:
     left = top = 0.0
     if orientation in _TURNS:
         image = image.transpose(_TURNS[orientation])
-        if orientation >= 5:  # a quarter turn
+        if is_turned:
             whole, shown = whole[::-1], shown[::-1]
         left = image.width - shown[0] if orientation in (2, 3, 6, 7) else 0.0
         top = image.height - shown[1] if orientation in (3, 4, 7, 8) else 0.0
-    # 4. Scale the shorter side to `side`, with antialiasing, and take the centre; unless the size is right.
+    # 4. Scale, with antialiasing, and take the centre; unless the size is right.
     if whole != (width, height):
-        scale = side / min(whole)
-        scaled = [max(side, round(length * scale)) for length in whole]
+        width, height = min(width, scaled[0]), min(height, scaled[1])  # to be padded, if that is less
         x, y = (scaled[0] - width) // 2, (scaled[1] - height) // 2
         box = (
             left + x * shown[0] / scaled[0],
@@ -72,7 +76,29 @@ def prepare(encoded: bytes, rule: dict[str, Any]) -> NDArray[np.uint8]:
         )
         image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
     pixels = np.asarray(image, np.uint8)
+    # 5. Mirror at the borders, the outermost pixels too, until the input is full.
+    if fit == "pad":
+        missing = [want - have for want, have in zip(rule["resize"]["crop"], pixels.shape, strict=False)]
+        borders = [(count // 2, count - count // 2) for count in missing]
+        pixels = np.pad(pixels, [*borders, (0, 0)][: pixels.ndim], mode="symmetric")
     return pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def scaled_size(whole: tuple[int, int], resize: dict[str, Any]) -> tuple[int, int]:
+    """Return to which width and height a whole image is scaled, before its centre is taken."""
+    height, width = resize["crop"]
+    fit = resize.get("fit")
+    if fit == "stretch":
+        return width, height
+    if fit == "pad":
+        scale = min(width / whole[0], height / whole[1])
+        return tuple(
+            min(most, max(1, round(length * scale)))
+            for most, length in zip((width, height), whole, strict=True)
+        )
+    least = (width, height) if fit == "crop" else (resize["shorter_side"],) * 2
+    scale = max(width / whole[0], height / whole[1]) if fit == "crop" else least[0] / min(whole)
+    return max(least[0], round(whole[0] * scale)), max(least[1], round(whole[1] * scale))
 
 
 def main() -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,7 +84,7 @@ def load_calibration(
         training=training.images.numpy()[sample],
         validation=validation.images.numpy()[held_out],
         labels=validation.labels.numpy()[held_out],
-        dataset=Path(checkpoint.dataset).name,  # an artifact must not contain paths
+        dataset=checkpoint.dataset_name,  # an artifact must not contain paths
     )
 
 

@@ -40,7 +40,7 @@ def load_custom_network(config: ExportConfig) -> Source:
     assert arch is not None
     assert weights_path is not None
     assert shape is not None
-    image = image_spec(shape, config.resize)
+    image = image_spec(shape, config.resize, config.fit)
     preparation = preprocessing(config, image.channels)
     remarks = preparation.remarks
     labels = None if config.labels is None else read_labels(config.labels)

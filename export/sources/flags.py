@@ -28,6 +28,7 @@ _REFUSED: dict[Kind, tuple[tuple[str, ...], str]] = {
                 "pixel_range",
                 "channel_order",
                 "resize",
+                "fit",
                 "images",
             ),
             "output",

@@ -13,18 +13,26 @@ from foldserve.imaging import ImageSpec
 if TYPE_CHECKING:
     from foldserve.artifact.schema import NetworkChannelOrder
     from foldserve.export.config import ExportConfig
+    from foldserve.imaging import FitRule
 
 _ORDERS = {1: "L", 3: "RGB"}
 # Largest mean of pixels from 0 to 1 that is believed; one of pixels from 0 to 255 is some 100.
 _MOST_MEAN = 2.0
 
 
-def image_spec(shape: tuple[int, ...], resize: int | None) -> ImageSpec:
+def image_spec(shape: tuple[int, ...], resize: int | None, fit: FitRule | None) -> ImageSpec:
     """Return the preparation that brings encoded images to ``shape``, channels x height x width.
 
+    ``resize`` is the length that the shorter side is scaled to; without, the images are fitted by ``fit``.
+
     Raises:
-        SourceError: the channels are neither grey nor RGB, or ``resize`` is less than the crop.
+        SourceError: the channels are neither grey nor RGB, ``resize`` is less than the crop, or ``fit`` is
+            given too.
     """
+    if resize is not None and fit is not None:
+        raise SourceError(
+            f"--resize {resize} scales the shorter side and crops, and --fit {fit} is another way; give one"
+        )
     channels, height, width = shape
     if channels not in _ORDERS:
         hint = "; the order is channels x height x width" if width in _ORDERS else ""
@@ -37,7 +45,8 @@ def image_spec(shape: tuple[int, ...], resize: int | None) -> ImageSpec:
             f"--resize {resize} is less than {longest}, the longer side of the crop; give {longest} or more"
         )
     order = _ORDERS[channels]
-    return ImageSpec(order, height, width, resize_shorter_side=resize or longest)  # type: ignore[arg-type]
+    rule: FitRule = (fit or "crop") if resize is None else "shorter-side"
+    return ImageSpec(order, height, width, resize or longest, fit=rule)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +17,8 @@ from foldserve.training.datasets import load_dataset, split_train
 from foldserve.training.errors import DatasetError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from foldserve.training.checkpoint import Checkpoint
     from foldserve.training.datasets import Dataset
 
@@ -34,10 +35,12 @@ def load_trained_images(checkpoint: Checkpoint, data_dir: Path | None) -> tuple[
         checkpoint.dataset,
         data_dir,
         image=checkpoint.image,
-        skip_unreadable=True,
+        skip_broken=True,
         group_by=checkpoint.group_by or None,
+        path_column=checkpoint.path_column or None,
+        label_column=checkpoint.label_column or None,
     )
-    name = Path(checkpoint.dataset).name  # an artifact must not contain paths
+    name = checkpoint.dataset_name  # an artifact must not contain paths
     if dataset.labels != checkpoint.labels:
         now, then = set(dataset.labels), set(checkpoint.labels)
         raise SourceError(
@@ -78,7 +81,7 @@ def validation_images(dataset: Dataset, checkpoint: Checkpoint, path: Path) -> V
         images=images.numpy(),
         labels=held_out.labels[chosen].numpy(),
         synthetic=False,
-        origin=f"validation images of {Path(checkpoint.dataset).name}",
+        origin=f"validation images of {checkpoint.dataset_name}",
     )
 
 

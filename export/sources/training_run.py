@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +20,8 @@ from foldserve.training.checkpoint import Checkpoint, load_checkpoint
 from foldserve.training.models import register_custom_model
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from foldserve.export.config import ExportConfig
     from foldserve.training.datasets import Dataset
     from foldserve.training.models import Normalized
@@ -92,7 +93,7 @@ def _test_images(checkpoint: Checkpoint, dataset: Dataset, config: ExportConfig)
 
 def _shown_dataset(checkpoint: Checkpoint) -> str:
     """Return the data set's name; only the last part of a folder, since artifacts must not contain paths."""
-    return Path(checkpoint.dataset).name
+    return checkpoint.dataset_name
 
 
 def _check_finite(module: Normalized, source: Path) -> None:

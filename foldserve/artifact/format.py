@@ -93,20 +93,26 @@ class ModelMetadata:
 
     def to_properties(self) -> dict[str, str]:
         """Return the same entries under their short names, as in ``ModelMetadata.properties``."""
-        resize = {
-            "shorter_side": self.image.resize_shorter_side,
-            "crop": [self.image.height, self.image.width],
+        image = self.image
+        resize: dict[str, Any] = {
+            "shorter_side": image.resize_shorter_side,
+            "crop": [image.height, image.width],
             "interpolation": "bilinear",
         }
-        if self.image.decode != "full":  # what files from before this rule do not have
-            resize["decode"] = self.image.decode
+        if image.decode != "full":  # what files from before this rule do not have
+            resize["decode"] = image.decode
+        if image.fit != "shorter-side":
+            resize["fit"] = image.fit
+            # Releases that do not know the rule must refuse the file, except where they do the same.
+            if image.fit != "crop" or image.height != image.width:
+                del resize["shorter_side"]
         properties = {
             "schema": str(SCHEMA_VERSION),
             "labels": json.dumps(self.labels, ensure_ascii=False),
             "mean": json.dumps(self.mean),
             "std": json.dumps(self.std),
             "resize": json.dumps(resize),
-            "channel_order": self.image.channel_order,
+            "channel_order": image.channel_order,
         }
         if self.network_channel_order is not None:
             properties["network_channel_order"] = self.network_channel_order
@@ -134,7 +140,8 @@ class ModelMetadata:
         facts = parse_metadata(entries, MODEL_FILE)
         try:
             resize = facts.resize
-            image = ImageSpec(facts.channel_order, *resize.crop, resize.shorter_side, resize.decode)
+            side, fit = resize.longest_side, resize.fit or "shorter-side"
+            image = ImageSpec(facts.channel_order, *resize.crop, side, resize.decode, fit)
         except ValueError as error:
             raise ArtifactError(f"{MODEL_FILE} has malformed metadata: {error}") from None
         start = "provenance."

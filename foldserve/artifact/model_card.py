@@ -115,13 +115,21 @@ def _calibration(manifest: Mapping[str, Any], metadata: ModelMetadata) -> str:
     return text
 
 
+_FITS = {
+    "shorter-side": "the shorter side is scaled to {} and the centre cropped",
+    "crop": "scaled to cover the input and the centre cropped",
+    "pad": "scaled to lie within the input, and mirrored at the borders",
+    "stretch": "stretched to the input",
+}
+
+
 def _preprocessing(metadata: ModelMetadata) -> str:
     image = metadata.image
     colours = "grey" if image.channel_order == "L" else "RGB"
     return (
         f"Input `image`: uint8 [N, {image.channels}, {image.height}, {image.width}], {colours}, 0 to 255. "
-        f"Other sizes: the shorter side is scaled to {image.resize_shorter_side} (bilinear, antialiased) and "
-        "the centre cropped; turned upright by EXIF, transparency over white. The graph computes "
+        f"Other sizes: {_FITS[image.fit].format(image.resize_shorter_side)} (bilinear, antialiased); turned "
+        "upright by EXIF, transparency over white. The graph computes "
         f"(pixel / 255 - mean) / std with mean {list(metadata.mean)} and std {list(metadata.std)}: do not "
         "apply it again.\n\n"
         "Outputs: `logits` and `probabilities`, float32 [N, "

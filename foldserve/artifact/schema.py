@@ -56,10 +56,25 @@ class ManifestSchema(BaseModel, frozen=True, strict=True):
 
 
 class _Resize(BaseModel, frozen=True, strict=True):
-    shorter_side: int
     crop: tuple[int, int]
+    shorter_side: int | None = None
     interpolation: Literal["bilinear"] = "bilinear"
     decode: Literal["full", "scaled"] = "full"
+    # Absent from files from before there were several rules.
+    fit: Literal["crop", "pad", "stretch"] | None = None
+
+    @model_validator(mode="after")
+    def _says_how(self) -> Self:
+        if self.fit is None and self.shorter_side is None:
+            raise ValueError("shorter_side: Field required")
+        if self.fit is not None and self.shorter_side not in (None, max(self.crop)):
+            raise ValueError(f"shorter_side is {self.shorter_side}, which contradicts fit {self.fit}")
+        return self
+
+    @property
+    def longest_side(self) -> int:
+        """The ``resize_shorter_side`` of `ImageSpec`."""
+        return max(self.crop) if self.shorter_side is None else self.shorter_side
 
 
 class MetadataSchema(BaseModel, frozen=True, strict=True):

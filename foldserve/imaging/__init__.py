@@ -3,11 +3,19 @@
 from foldserve.errors import ImageError
 from foldserve.imaging.containers import open_picture, read_picture
 from foldserve.imaging.picture import MAX_PIXELS, Picture, check_cost
-from foldserve.imaging.prepare import DecodeRule, ImageSpec, decode_image, prepare_image, prepare_picture
+from foldserve.imaging.prepare import (
+    DecodeRule,
+    FitRule,
+    ImageSpec,
+    decode_image,
+    prepare_image,
+    prepare_picture,
+)
 
 __all__ = [
     "MAX_PIXELS",
     "DecodeRule",
+    "FitRule",
     "ImageError",
     "ImageSpec",
     "Picture",

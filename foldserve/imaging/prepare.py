@@ -2,8 +2,8 @@
 
 The steps: decode, JPEG at a reduced scale if the network was trained so; turn upright by the EXIF
 orientation; composite transparency over white, as viewers do; convert to the colours of the network; scale
-the shorter side to ``resize_shorter_side`` with antialiasing; crop the centre. Training on folders,
-evaluation, the exporter and the server all call this one function.
+with antialiasing and crop or pad, as the network's `FitRule` says. Training on folders, evaluation, the
+exporter and the server all call this one function.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ MAX_SIDE = 65536
 
 ChannelOrder = Literal["L", "RGB"]
 DecodeRule = Literal["full", "scaled"]
+FitRule = Literal["shorter-side", "crop", "pad", "stretch"]
+FIT_RULES: tuple[FitRule, ...] = ("shorter-side", "crop", "pad", "stretch")
 
 # What a scaled JPEG keeps of the length that its sides are scaled to. At twice the length, scaling down still
 # averages over pixels: of photographs the mean difference from full decoding is some 0.4 grey levels.
@@ -55,11 +57,20 @@ _BAND_PIXELS = 512 * 1024
 class ImageSpec:
     """The input of a network: colours, size in pixels, and how images of other sizes are scaled.
 
-    ``resize_shorter_side`` is the length in pixels that the shorter side is scaled to before the centre of
-    ``height`` x ``width`` is cropped. An image that already has the input size is not scaled.
+    ``fit`` is how an image becomes ``height`` x ``width`` pixels; one that has them already is not scaled:
+
+    "crop" scales it until it covers the input, and keeps the centre.
+    "pad" scales it until it lies within the input, in the centre, and mirrors it at its borders.
+    "stretch" scales its sides independently.
+    "shorter-side" scales its shorter side to ``resize_shorter_side`` and keeps the centre. It is "crop" for a
+    square input of that side. For another input it scales too far: of an image of the input's shape at twice
+    its size only the middle remains. It is the rule of networks from before there were others, and of those
+    that were trained to see less than the whole, as 224 of 256 pixels.
+
+    ``resize_shorter_side`` is the input's longer side for all but the last.
 
     ``decode`` "scaled" decodes a JPEG at the smallest of the scales 1, 1/2, 1/4 and 1/8 that leaves its
-    shorter side at least twice ``resize_shorter_side`` long, which takes a fifth of the time for large
+    shorter side at least twice as long as it is scaled to, which takes a fifth of the time for large
     photographs; "full" decodes all its pixels, and is the rule of networks that were trained so.
     """
 
@@ -68,12 +79,15 @@ class ImageSpec:
     width: int
     resize_shorter_side: int
     decode: DecodeRule = "full"
+    fit: FitRule = "shorter-side"
 
     def __post_init__(self) -> None:
         if self.channel_order not in ("L", "RGB"):
             raise ValueError(f"channel_order is {self.channel_order!r}; expected 'L' (grey) or 'RGB'")
         if self.decode not in ("full", "scaled"):
             raise ValueError(f"decode is {self.decode!r}; expected 'full' or 'scaled'")
+        if self.fit not in FIT_RULES:
+            raise ValueError(f"fit is {self.fit!r}; expected {', '.join(map(repr, FIT_RULES))}")
         sides = (self.height, self.width, self.resize_shorter_side)
         if any(not isinstance(side, int) or isinstance(side, bool) for side in sides):
             raise ValueError(f"height, width and resize_shorter_side are {sides}; expected whole numbers")
@@ -90,6 +104,11 @@ class ImageSpec:
             raise ValueError(
                 f"resize_shorter_side is {self.resize_shorter_side}, shorter than the "
                 f"{self.height}x{self.width} that is cropped from the scaled image"
+            )
+        if self.fit != "shorter-side" and self.resize_shorter_side != max(self.height, self.width):
+            raise ValueError(
+                f"resize_shorter_side is {self.resize_shorter_side}, which {self.fit!r} has no use for; "
+                f"expected {max(self.height, self.width)}, the longer side of the input"
             )
 
     @property
@@ -119,12 +138,17 @@ def prepare_picture(picture: Picture, spec: ImageSpec, *, max_pixels: int = MAX_
     Raises:
         ImageError: it is damaged, has more than ``max_pixels`` pixels, or takes too long to decode.
     """
-    least_side = _KEPT_TIMES * spec.resize_shorter_side if spec.decode == "scaled" else None
-    decoded = _decode(picture, spec.channel_order, max_pixels, least_side)
-    image = decoded.image
-    if decoded.size != (spec.width, spec.height):
+    least_size = _least_size(picture, spec) if spec.decode == "scaled" else None
+    decoded = _decode(picture, spec.channel_order, max_pixels, least_size)
+    if decoded.size == (spec.width, spec.height):
+        image = decoded.image
+    elif spec.fit == "pad":
+        image = decoded.scaled_to(_scaled_size(decoded.size, spec))
+    else:
         image = _scale_and_cut(decoded, spec)
     pixels = np.asarray(image, dtype=np.uint8)  # [H, W] for grey, [H, W, 3] for RGB
+    if spec.fit == "pad":
+        pixels = _pad(pixels, spec)
     if spec.channel_order == "L":
         return np.ascontiguousarray(pixels[np.newaxis])
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
@@ -148,7 +172,7 @@ def decode_picture(
     Raises:
         ImageError: it is damaged, has more than ``max_pixels`` pixels, or takes too long to decode.
     """
-    return _decode(picture, channel_order, max_pixels, least_side=None).image
+    return _decode(picture, channel_order, max_pixels, least_size=None).image
 
 
 @dataclass(frozen=True)
@@ -169,11 +193,19 @@ class _Decoded:
     width: float
     height: float
 
+    def scaled_to(self, size: tuple[int, int]) -> Image.Image:
+        """Return all of it at ``size``, width and height."""
+        right = min(self.image.width, self.left + self.width)
+        bottom = min(self.image.height, self.top + self.height)
+        return self.image.resize(size, Image.Resampling.BILINEAR, box=(self.left, self.top, right, bottom))
+
 
 def _decode(
-    picture: Picture, channel_order: ChannelOrder, max_pixels: int, least_side: int | None
+    picture: Picture, channel_order: ChannelOrder, max_pixels: int, least_size: tuple[int, int] | None
 ) -> _Decoded:
-    """Decode ``picture``, a JPEG at the smallest scale that leaves both sides ``least_side`` long, if given.
+    """Decode ``picture``, a JPEG at the smallest scale that leaves it ``least_size`` large, if given.
+
+    ``least_size`` is width and height as stored, before turning upright.
 
     Raises:
         ImageError: it is damaged, has more than ``max_pixels`` pixels, or takes too long to decode.
@@ -183,7 +215,7 @@ def _decode(
         opened = open_picture(picture)
         size = opened.size
         # Only JPEG has scales; the decoder leaves out the highest frequencies of each block.
-        drafted = None if least_side is None else opened.draft(None, (least_side, least_side))
+        drafted = None if least_size is None else opened.draft(None, least_size)
         opened.load()
     except Exception as error:  # Pillow raises many types on damaged files: struct.error, SyntaxError, ...
         raise ImageError(f"damaged image: {error}") from error
@@ -219,10 +251,36 @@ def _over_white(image: Image.Image, channel_order: ChannelOrder) -> Image.Image:
     return result
 
 
+def _scaled_size(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
+    """Return to which width and height a whole image of ``size`` is scaled, before it is cut or padded."""
+    if spec.fit == "stretch":
+        return spec.width, spec.height
+    if spec.fit == "pad":
+        scale = min(spec.width / size[0], spec.height / size[1])
+        width, height = (max(1, round(side * scale)) for side in size)
+        return min(spec.width, width), min(spec.height, height)
+    if spec.fit == "crop":
+        least, scale = (spec.width, spec.height), max(spec.width / size[0], spec.height / size[1])
+    else:
+        least, scale = (spec.resize_shorter_side,) * 2, spec.resize_shorter_side / min(size)
+    return max(least[0], round(size[0] * scale)), max(least[1], round(size[1] * scale))
+
+
+def _least_size(picture: Picture, spec: ImageSpec) -> tuple[int, int]:
+    """Return how large ``picture`` must be decoded, as stored: twice the size that it is scaled to."""
+    size = (picture.width, picture.height)
+    is_turned = picture.orientation >= _QUARTER_TURN
+    scaled = _scaled_size(size[::-1] if is_turned else size, spec)
+    if spec.fit != "stretch":
+        # The shorter side decides: the longer one is rounded, which may miss a scale by a pixel.
+        scaled = (min(scaled),) * 2
+    width, height = scaled[::-1] if is_turned else scaled
+    return _KEPT_TIMES * width, _KEPT_TIMES * height
+
+
 def _scale_and_cut(decoded: _Decoded, spec: ImageSpec) -> Image.Image:
     image = decoded.image
-    scale = spec.resize_shorter_side / min(decoded.size)
-    width, height = (max(spec.resize_shorter_side, round(side * scale)) for side in decoded.size)
+    width, height = _scaled_size(decoded.size, spec)
     left, top = (width - spec.width) // 2, (height - spec.height) // 2
     # Resamples directly from the source box, so that a 20000x30 strip is never scaled to its full length.
     box = (
@@ -232,3 +290,10 @@ def _scale_and_cut(decoded: _Decoded, spec: ImageSpec) -> Image.Image:
         min(image.height, decoded.top + (top + spec.height) * decoded.height / height),
     )
     return image.resize((spec.width, spec.height), Image.Resampling.BILINEAR, box=box)
+
+
+def _pad(pixels: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.uint8]:
+    """Mirror ``pixels`` [H, W, ...] at their borders, again and again, until they fill the input."""
+    missing = (spec.height - pixels.shape[0], spec.width - pixels.shape[1])
+    borders = [(count // 2, count - count // 2) for count in missing]
+    return np.pad(pixels, [*borders, *[(0, 0)] * (pixels.ndim - 2)], mode="symmetric")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from foldserve.local.items import Item
+    from foldserve.tables.items import Item
 
 # The answer where the likeliest label's probability is below the confidence asked for.
 UNKNOWN = "unknown"

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from foldserve.local.answers import UNKNOWN
-from foldserve.local.errors import DataError
 from foldserve.local.judging import Judgement, with_classes
 from foldserve.local.label_names import LabelIndex
 from foldserve.local.local_model import LocalModel, answer_all
 from foldserve.local.report import EvaluationFolder, make_page, percent
 from foldserve.local.sources import open_labelled
+from foldserve.tables.errors import DataError
 from foldserve.terminal import Terminal
 from foldserve.text import escape_controls, join_first
 

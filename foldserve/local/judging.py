@@ -10,9 +10,9 @@ import numpy as np
 
 from foldserve.errors import ImageError
 from foldserve.local.answers import is_unknown
-from foldserve.local.errors import DataError
 from foldserve.local.measures import Measures, Paired
 from foldserve.local.mistakes import Mistake
+from foldserve.tables.errors import DataError
 from foldserve.text import escape_controls, join_first, legible
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foldserve.local.answers import Answered
-    from foldserve.local.items import Item
     from foldserve.local.label_names import LabelIndex
     from foldserve.local.local_model import LocalModel
+    from foldserve.tables.items import Item
 
 _BROKEN_SHOWN = 20
 

@@ -19,13 +19,13 @@ from foldserve.artifact.promotion import default_version, read_promotions
 from foldserve.errors import ArtifactError, ImageError, ModelOutputError
 from foldserve.imaging import prepare_image
 from foldserve.local.answers import Answered, Predictions
-from foldserve.local.items import Item
-from foldserve.local.ordered import in_chunks, run_in_order
+from foldserve.ordered import in_chunks, run_in_order
 from foldserve.runtime.cpus import usable_cpus
 from foldserve.runtime.model_settings import ModelSettings
 from foldserve.runtime.session import CPU_PROVIDER, require_device
 from foldserve.runtime.time_limit import TimeLimit
 from foldserve.runtime.verified_model import VerifiedModel, open_verified
+from foldserve.tables.items import Item
 from foldserve.text import escaped
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from itertools import chain
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from foldserve.local.errors import OutputError
-from foldserve.local.ordered import in_chunks
+from foldserve.ordered import in_chunks
 from foldserve.terminal_output import to_json_line
 from foldserve.text import escaped
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from foldserve.local.items import Item
+    from foldserve.tables.items import Item
 
     Row = Mapping[str, Any]
 

@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foldserve.imaging.image_files import IMAGE_SUFFIXES, is_hidden, walk_images
-from foldserve.local.errors import DataError
-from foldserve.local.items import Item
-from foldserve.local.tables import read_csv, read_json_lines
+from foldserve.tables.errors import DataError
+from foldserve.tables.items import Item
+from foldserve.tables.open_table import PARQUET, TABLE_SUFFIXES, open_table
 from foldserve.text import escaped, join_first
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_TABLES = {".csv": read_csv, ".jsonl": read_json_lines, ".ndjson": read_json_lines}
-_PARQUET = ".parquet"
 # Folders that hold the classes of a data set that is split, in this order: test images judge best.
 _HELD_OUT = ("test", "testing", "val", "valid", "validation", "dev")
 
@@ -49,12 +47,12 @@ def open_source(path: Path, path_column: str | None = None) -> Source:
     """
     if path.is_dir():
         if shards := _parquet_files(path):
-            return _parquet(shards, path_column, label_column=None, labelled=False)
+            return _tables(shards, path_column, label_column=None, labelled=False)
         return Source(_in_order(path, None), place=path)
     suffix = _suffix_of_file(path)
     if suffix in IMAGE_SUFFIXES:
         return Source(iter([Item(path.name, path)]), place=path)
-    return _table(path, path_column, label_column=None, labelled=False)
+    return _tables([path], path_column, label_column=None, labelled=False)
 
 
 def open_labelled(
@@ -69,14 +67,14 @@ def open_labelled(
     """
     if path.is_dir():
         if shards := _parquet_files(path):
-            return _parquet(shards, path_column, label_column, labelled=True)
+            return _tables(shards, path_column, label_column, labelled=True)
         place = _folder_of_classes(path, labels)
         return Source(_in_order(place, place), place=place)
     if _suffix_of_file(path) in IMAGE_SUFFIXES:
         raise DataError(
             f"{path} is an image without a label; expected FOLDER/LABEL/*, or a table with labels"
         )
-    return _table(path, path_column, label_column, labelled=True)
+    return _tables([path], path_column, label_column, labelled=True)
 
 
 def _suffix_of_file(path: Path) -> str:
@@ -85,32 +83,23 @@ def _suffix_of_file(path: Path) -> str:
         raise DataError(f"{escaped(str(path))} does not exist")
     if not path.is_file():
         raise DataError(f"{escaped(str(path))} is neither a file nor a folder")
-    if suffix not in {*IMAGE_SUFFIXES, *_TABLES, _PARQUET}:
+    if suffix not in {*IMAGE_SUFFIXES, *TABLE_SUFFIXES}:
         raise DataError(
             f"{escaped(str(path))} is of an unknown kind; expected a folder of images, an image "
-            f"({', '.join(sorted(IMAGE_SUFFIXES))}), or a table: {', '.join([*_TABLES, _PARQUET])}"
+            f"({', '.join(sorted(IMAGE_SUFFIXES))}), or a table: {', '.join(TABLE_SUFFIXES)}"
         )
     return suffix
 
 
-def _table(path: Path, path_column: str | None, label_column: str | None, *, labelled: bool) -> Source:
-    if path.suffix.lower() == _PARQUET:
-        return _parquet([path], path_column, label_column, labelled=labelled)
-    items = _TABLES[path.suffix.lower()](path, path_column, label_column, labelled=labelled)
-    return Source(_at_least_one(items, path), place=path)
-
-
-def _parquet(
+def _tables(
     paths: Sequence[Path], path_column: str | None, label_column: str | None, *, labelled: bool
 ) -> Source:
-    from foldserve.local.parquet_table import ParquetTable  # noqa: PLC0415  # pyarrow is optional
-
-    tables = [ParquetTable(path, path_column, label_column, labelled=labelled) for path in paths]
+    tables = [open_table(path, path_column, label_column, labelled=labelled) for path in paths]
     names = {table.label_names for table in tables}
     if len(names) > 1:
         raise DataError(f"{paths[0].parent} has Parquet files with different names of labels; give one file")
     place = paths[0] if len(paths) == 1 else paths[0].parent
-    items = chain.from_iterable(table.items() for table in tables)
+    items = chain.from_iterable(table.items for table in tables)
     return Source(_at_least_one(items, place), names.pop(), place)
 
 
@@ -118,7 +107,7 @@ def _parquet_files(folder: Path) -> list[Path]:
     """Return the Parquet files of a folder that has no image files beside them."""
     try:
         files = sorted(
-            path for path in folder.iterdir() if path.suffix.lower() == _PARQUET and not is_hidden(path.name)
+            path for path in folder.iterdir() if path.suffix.lower() == PARQUET and not is_hidden(path.name)
         )
     except OSError as error:
         raise DataError(f"{escaped(str(folder))} cannot be listed: {error.strerror or error}") from error

@@ -23,6 +23,7 @@ from foldserve.artifact.format import (
 from foldserve.artifact.writer import publish_artifact
 from foldserve.errors import ArtifactError
 from foldserve.imaging import ImageSpec
+from foldserve.imaging.prepare import FIT_RULES
 from foldserve.text import is_legible
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -35,11 +36,13 @@ def metadata(draw) -> ModelMetadata:
     height, width = draw(st.integers(1, 300)), draw(st.integers(1, 300))
     count = len(order)
     decode = draw(st.sampled_from(["full", "scaled"]))
+    fit = draw(st.sampled_from(FIT_RULES))
+    more = draw(st.integers(0, 50)) if fit == "shorter-side" else 0
     return ModelMetadata(
         labels=tuple(draw(st.lists(LEGIBLE, min_size=1, max_size=5))),
         mean=tuple(draw(st.lists(FINITE, min_size=count, max_size=count))),
         std=tuple(draw(st.lists(FINITE.map(abs).filter(bool), min_size=count, max_size=count))),
-        image=ImageSpec(order, height, width, max(height, width) + draw(st.integers(0, 50)), decode),
+        image=ImageSpec(order, height, width, max(height, width) + more, decode, fit),
         provenance=draw(st.dictionaries(LEGIBLE, LEGIBLE, max_size=3)),
     )
 
@@ -81,6 +84,23 @@ def test_files_from_before_there_were_two_rules_decode_in_full():
     assert scaled["foldserve.resize"] == text.replace("}", ', "decode": "scaled"}')
 
 
+@pytest.mark.parametrize(
+    ("height", "fit", "text"),
+    [
+        (5, "crop", '{"shorter_side": 5, "crop": [5, 5], "interpolation": "bilinear", "fit": "crop"}'),
+        (4, "crop", '{"crop": [4, 5], "interpolation": "bilinear", "fit": "crop"}'),
+        (5, "pad", '{"crop": [5, 5], "interpolation": "bilinear", "fit": "pad"}'),
+        (5, "stretch", '{"crop": [5, 5], "interpolation": "bilinear", "fit": "stretch"}'),
+    ],
+)
+def test_releases_that_do_not_know_a_fit_can_read_the_file_only_where_they_do_the_same(height, fit, text):
+    """They need shorter_side, and ignore fit."""
+    image = ImageSpec("L", height, 5, 5, fit=fit)
+    props = ModelMetadata(("a",), (0.5,), (0.5,), image).to_props()
+    assert props["foldserve.resize"] == text
+    assert ModelMetadata.from_props(props).image == image
+
+
 def test_metadata_has_a_fixed_order():
     spec = ImageSpec("L", 4, 4, 4)
     one = ModelMetadata(("a",), (0.5,), (0.5,), spec, {"x": "1", "b": "2"})
@@ -105,6 +125,19 @@ def test_metadata_has_a_fixed_order():
             "resize.decode: .*'half'",
             id="unknown rule",
         ),
+        pytest.param(
+            "foldserve.resize",
+            '{"crop": [4, 4], "fit": "bend"}',
+            "resize.fit: .*'bend'",
+            id="fit",
+        ),
+        pytest.param(
+            "foldserve.resize",
+            '{"crop": [4, 4], "shorter_side": 5, "fit": "pad"}',
+            "shorter_side is 5, which contradicts fit pad",
+            id="contradicting side",
+        ),
+        pytest.param("foldserve.resize", '{"crop": [4, 4]}', "shorter_side: Field required", id="no side"),
         pytest.param("foldserve.schema", "2", "schema 2.*upgrade foldserve", id="future"),
     ],
 )

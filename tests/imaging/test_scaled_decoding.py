@@ -61,7 +61,7 @@ def test_the_smallest_scale_that_keeps_the_length_is_chosen(
     size: tuple[int, int], least_side: int, expected: tuple[int, int]
 ) -> None:
     picture = read_picture(encode(photo(*size)))
-    assert _decode(picture, "RGB", MAX_PIXELS, least_side).image.size == expected
+    assert _decode(picture, "RGB", MAX_PIXELS, (least_side, least_side)).image.size == expected
 
 
 def test_pictures_keep_twice_the_length_that_they_are_scaled_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,11 +72,13 @@ def test_pictures_keep_twice_the_length_that_they_are_scaled_to(monkeypatch: pyt
         sizes.append(image.size)
         return resize(image, *arguments, **options)
 
-    encoded = encode(photo(1600, 1200))
+    encoded, small = encode(photo(1600, 1200)), encode(photo(77, 64))
     monkeypatch.setattr(Image.Image, "resize", watch)
     prepare_image(encoded, ImageSpec("RGB", 224, 224, 256, "scaled"))
     prepare_image(encoded, ImageSpec("RGB", 224, 224, 256, "full"))
-    assert sizes == [(800, 600), (1600, 1200)]
+    # Its longer side is scaled to 9.6 pixels, rounded up to 10, and would not leave twice that at a quarter.
+    prepare_image(small, ImageSpec("RGB", 8, 8, 8, "scaled"))
+    assert sizes == [(800, 600), (1600, 1200), (20, 16)]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -115,7 +117,7 @@ def test_a_scale_too_small_differs_by_much() -> None:
     """The twin: with half the length that the rule keeps, or the wrong turn, the bounds do not hold."""
     encoded = encode(photo(1200, 900))
     full = prepare_image(encoded, spec_of(64, "full")).astype(int)
-    small = _decode(read_picture(encoded), "RGB", MAX_PIXELS, least_side=37).image.resize((1200, 900))
+    small = _decode(read_picture(encoded), "RGB", MAX_PIXELS, (37, 37)).image.resize((1200, 900))
     wrong = prepare_image(encode(small), spec_of(64, "full")).astype(int)
     assert np.abs(full - wrong).mean() > _MEAN
     turned = np.abs(full - full[:, ::-1])

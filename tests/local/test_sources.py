@@ -11,14 +11,14 @@ import pytest
 
 from foldserve import LocalModel, cli
 from foldserve.errors import ImageError
-from foldserve.local.errors import DataError
 from foldserve.local.label_names import LabelIndex
 from foldserve.local.sources import open_labelled, open_source
+from foldserve.tables.errors import DataError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from foldserve.local.items import Item
+    from foldserve.tables.items import Item
 
 LABELS = ("cat", "dog", "Straße")
 needs_pyarrow = pytest.mark.skipif(
@@ -140,7 +140,7 @@ def test_parquet_without_pyarrow_says_what_to_install(
 ) -> None:
     for name in ("pyarrow", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "foldserve.local.parquet_table", raising=False)
+    monkeypatch.delitem(sys.modules, "foldserve.tables.parquet_table", raising=False)
     (tmp_path / "t.parquet").touch()
     assert (
         cli.main(["predict", str(model), str(tmp_path / "t.parquet"), "--out", str(tmp_path / "o.csv")]) == 1

@@ -53,6 +53,18 @@ def test_checkpoint_fields_survive_saving_and_loading(tmp_path: Path, checkpoint
     assert torch.equal(loaded.trainer["optimizer"]["state"][0]["momentum_buffer"], torch.ones(2))
 
 
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [
+        ("fashion-mnist", "fashion-mnist"),
+        ("/home/a/birds, rare", "birds, rare"),
+        ("/home/a/train.csv,/home/b/test.csv", "train.csv,test.csv"),
+    ],
+)
+def test_the_name_of_a_data_set_has_no_folders(checkpoint: Checkpoint, dataset: str, name: str):
+    assert replace(checkpoint, dataset=dataset).dataset_name == name
+
+
 def test_checkpoint_from_before_there_were_two_rules_decodes_in_full(tmp_path: Path, checkpoint: Checkpoint):
     scaled = replace(checkpoint, image=replace(checkpoint.image, decode="scaled"))
     save_checkpoint(tmp_path / "best.pt", scaled)

@@ -19,7 +19,7 @@ from foldserve.training.errors import DatasetError
 from tests.training.conftest import LineTerminal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import numpy as np
@@ -234,12 +234,12 @@ def test_a_file_that_changes_while_the_folder_is_read_is_reported(
     folder = write_flat(tmp_path / "p", (0, 200))
     inspect = decoding.inspect_images
 
-    def change_meanwhile(paths: list[Path]) -> list[decoding.ImageKind]:
+    def change_meanwhile(paths: Iterator[Path]) -> list[decoding.ImageKind]:
         overwrite_with_old_time(folder)
         return inspect(paths)
 
-    monkeypatch.setattr("foldserve.training.datasets.image_folder.inspect_images", change_meanwhile)
-    with pytest.raises(DatasetError, match=r"0\.bmp has changed while the folder was being read; run again"):
+    monkeypatch.setattr("foldserve.training.datasets.assemble.inspect_images", change_meanwhile)
+    with pytest.raises(DatasetError, match=r"0\.bmp has changed while the images were being read; run again"):
         load(folder)
     assert not list(cache.glob("*.npy"))
 

@@ -309,5 +309,5 @@ def test_file_names_may_be_any_bytes(tmp_path: Path, name: bytes):
 
 def test_a_data_set_whose_own_path_is_not_utf_8_is_refused(tmp_path: Path):
     folder = write_classes(tmp_path / os.fsdecode(b"caf\xe9"), per_class=3)
-    with pytest.raises(DatasetError, match=r"caf\\xe9 is not UTF-8, .* rename the folder"):
+    with pytest.raises(DatasetError, match=r"caf\\xe9 is not UTF-8, .* rename it"):
         load(folder)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from foldserve.imaging import ImageSpec, prepare_image
+from foldserve.training.config import TrainConfig
 from foldserve.training.datasets import Dataset, load_dataset
 from foldserve.training.errors import DatasetError
 from tests.support.image_folders import LABELS, write_classes
@@ -107,20 +108,28 @@ def test_unreadable_images_are_listed_and_skipped_only_if_asked(tmp_path: Path, 
     whole = (folder / "south" / "003.png").read_bytes()
     (folder / "south" / "003.png").write_bytes(whole[: len(whole) // 2])
     if cached:
-        load(folder, skip_unreadable=True)
+        load(folder, skip_broken=True)
     with pytest.raises(DatasetError) as caught:
         load(folder)
     for expected in (
         "2 of 24 images",
         "north/000.png: not an image",
         "south/003.png: damaged",
-        "--skip-unreadable",
+        "--skip-broken",
     ):
         assert expected in str(caught.value)
-    dataset, lines = load(folder, skip_unreadable=True)
+    dataset, lines = load(folder, skip_broken=True)
     assert any("2 of 24 images" in line and line.endswith("left out") for line in lines)
     assert len(dataset.train_images) + len(dataset.test_images) == 22
     assert (dataset.train_labels.bincount() + dataset.test_labels.bincount()).tolist() == [6, 5, 5, 6]
+
+
+def test_a_setting_of_an_earlier_run_is_read_under_its_older_name(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"dataset": "p", "skip_unreadable": true}')
+    assert TrainConfig.model_validate({"config": tmp_path / "config.json"}).skip_broken
+    (tmp_path / "config.json").write_text('{"dataset": "p", "skip_undreadable": true}')
+    with pytest.raises(ValueError, match="unknown settings: skip_undreadable"):
+        TrainConfig.model_validate({"config": tmp_path / "config.json"})
 
 
 def corrupt_all(folder: Path) -> None:
@@ -153,7 +162,7 @@ def test_folders_that_cannot_be_trained_on_say_why(tmp_path: Path, spoil, messag
     folder = write_classes(tmp_path / "p", per_class=3)
     spoil(folder)
     with pytest.raises(DatasetError, match=message):
-        load(folder, skip_unreadable=True)
+        load(folder, skip_broken=True)
 
 
 def test_splits_with_other_classes_are_refused(tmp_path: Path):

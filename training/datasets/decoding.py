@@ -1,12 +1,14 @@
 """Decodes image files in parallel with `prepare_image`, and caches the pixels.
 
 The cache is ``KEY.npy``, uint8 [N, C, H, W] of the readable images, memory-mapped for use, and ``KEY.json``,
-with the unreadable files and a hash of the pixels. The key is a hash of everything that the pixels depend on:
-the names and *contents* of the files, how they are prepared, and the code that prepares them. Modification
-times and sizes do not identify a picture (archives and image layers set all times alike). The folder is not
-in the key: the same contents under the same names give the same pixels in any folder.
+with the places of the unreadable ones and a hash of the pixels. The key is a hash of everything that the
+pixels depend on: the names and *contents* of the files, how they are prepared, and the code that prepares
+them. Modification times and sizes do not identify a picture (archives and image layers set all times alike).
+The folder is not in the key: the same contents under the same names give the same pixels in any folder.
 
-Pillow decodes and hashlib hashes without holding Python's global lock, so threads suffice.
+Pillow decodes and hashlib hashes without holding Python's global lock, so threads suffice. Pictures come from
+an iterator, once per pass, as the path of a file or as the bytes that a table holds: a few are in memory at a
+time.
 """
 
 from __future__ import annotations
@@ -27,43 +29,58 @@ import PIL
 from foldserve import imaging
 from foldserve.errors import ImageError
 from foldserve.imaging import ImageSpec, open_picture, prepare_image, read_picture
+from foldserve.ordered import in_chunks, run_in_order
+from foldserve.tables.items import read_image_file
 from foldserve.text import escaped
 from foldserve.training.datasets.sources import NO_HOME, cache_folder
 from foldserve.training.errors import DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from foldserve.terminal import Terminal
 
+    Content = Path | str | bytes
+
 # Part of the key; increment it if the layout of the cache changes.
-_VERSION = 2
+_VERSION = 3
 _GREY_MODES = frozenset({"1", "L", "LA", "I;16", "I;16B", "I;16L"})
 # EXIF orientations from this one on swap height and width.
 _QUARTER_TURN = 5
 _PORTION = 32
+# Of pictures that a table holds, which are in memory; as many portions as there are threads are, and more.
+_PICTURES = 8
 # Pixels are hashed in parallel, in parts of about this size.
 _HASHED_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class PictureFile:
-    """An image file: ``path``, ``name`` within the data set, and SHA-256 of its content."""
+    """A picture: ``name`` within the data set, SHA-256 of its content, and for messages where it is named."""
 
-    path: Path
     name: str
     digest: bytes
+    where: str = ""
+
+    def __str__(self) -> str:
+        """Return the name for a message, with the file and line that give it, if a table does."""
+        return (
+            f"{self.where}: {escaped(self.name)}" if self.where not in ("", self.name) else escaped(self.name)
+        )
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Pixels uint8 [R, C, H, W] of the readable files, bool [N] which those are, reasons for the others."""
+    """Pixels uint8 [R, C, H, W] of the readable pictures, bool [N] which those are, reasons for the others.
+
+    ``unreadable`` has the place and the reason of each picture that cannot be read.
+    """
 
     images: NDArray[np.uint8]
     readable: NDArray[np.bool_]
-    unreadable: tuple[tuple[str, str], ...]
+    unreadable: tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True)
@@ -76,27 +93,34 @@ class ImageKind:
     format: str
 
 
-def inspect_images(paths: Sequence[Path]) -> list[ImageKind]:
-    """Return the kind of each file in ``paths`` whose header can be read."""
-    with ThreadPoolExecutor(_worker_count()) as pool:
-        return [kind for kind in pool.map(_inspect, paths, chunksize=64) if kind is not None]
+def inspect_images(contents: Iterable[Content]) -> list[ImageKind]:
+    """Return the kind of each picture whose header can be read."""
+    chunks = in_chunks(contents, _PICTURES)
+    kinds = run_in_order(chunks, lambda chunk: [_inspect(content) for content in chunk], worker_count())
+    return [kind for chunk in kinds for kind in chunk if kind is not None]
 
 
-def read_digests(folder: Path, paths: Sequence[Path], terminal: Terminal) -> list[PictureFile]:
-    """Return the files ``paths``, which are in ``folder``, with the digests of their contents."""
+def read_digests(contents: Iterable[Content], count: int, terminal: Terminal) -> list[bytes]:
+    """Return the SHA-256 of each of ``count`` pictures; of one that cannot be read, another text."""
     # In portions, since handing a small file to a thread takes as long as hashing it.
-    portions = [paths[start : start + _PORTION] for start in range(0, len(paths), _PORTION)]
+    chunks = in_chunks(contents, _PORTION)
     digests: list[bytes] = []
-    with ThreadPoolExecutor(_worker_count()) as pool, terminal.counting("reading", len(paths)) as advance:
-        for portion in pool.map(lambda portion: [_digest_of_file(path) for path in portion], portions):
-            digests += portion
-            advance(len(portion))
-    names = [str(path.relative_to(folder)) for path in paths]
-    return [PictureFile(*facts) for facts in zip(paths, names, digests, strict=True)]
+    with terminal.counting("reading", count) as advance:
+        for chunk in run_in_order(chunks, lambda chunk: [digest_of(one) for one in chunk], worker_count()):
+            digests += chunk
+            advance(len(chunk))
+    return digests
 
 
-def decode_all(files: Sequence[PictureFile], spec: ImageSpec, terminal: Terminal) -> Decoded:
+def decode_all(
+    files: Sequence[PictureFile],
+    contents: Callable[[], Iterator[Content]],
+    spec: ImageSpec,
+    terminal: Terminal,
+) -> Decoded:
     """Return the pixels of ``files``, prepared as ``spec`` says, from the cache if nothing has changed.
+
+    ``contents`` begins a pass over them, in the order of ``files``.
 
     If the cache cannot be written, the pixels are not kept.
 
@@ -112,15 +136,21 @@ def decode_all(files: Sequence[PictureFile], spec: ImageSpec, terminal: Terminal
             with _locked(cache / f"{key}.lock"):
                 if (cached := _read_cache(cache, key, files, spec)) is not None:
                     return cached
-                return _fill_cache(cache, key, files, spec, terminal)
+                return _fill_cache(cache, key, files, contents, spec=spec, terminal=terminal)
     except OSError as error:
         terminal.say(f"decoded images are not cached: {error.filename or cache}: {error.strerror or error}")
     images = np.empty((len(files), *spec.shape), np.uint8)
-    return _compact(images, _decode(files, spec, images, terminal), files)
+    return _compact(images, _decode(files, contents(), spec, images, terminal))
 
 
 def _fill_cache(
-    cache: Path, key: str, files: Sequence[PictureFile], spec: ImageSpec, terminal: Terminal
+    cache: Path,
+    key: str,
+    files: Sequence[PictureFile],
+    contents: Callable[[], Iterator[Content]],
+    *,
+    spec: ImageSpec,
+    terminal: Terminal,
 ) -> Decoded:
     """Decode directly into the cache file, so that the images may be larger than memory."""
     sibling, compacted, listed = (cache / f".{key}.{os.getpid()}.{letter}" for letter in "abc")
@@ -133,9 +163,9 @@ def _fill_cache(
             # Allocate first: a write to a mapped page for which the disk has no room kills the process.
             os.posix_fallocate(stream.fileno(), stream.tell(), int(np.prod(shape)))
         images = np.load(sibling, mmap_mode="r+")
-        reasons = _decode(files, spec, images, terminal)
+        reasons = _decode(files, contents(), spec, images, terminal)
         images.flush()
-        decoded = _compact(images, reasons, files)
+        decoded = _compact(images, reasons)
         if reasons:  # write the file again, without the rows of unreadable files
             with compacted.open("wb") as stream:
                 np.save(stream, decoded.images)
@@ -159,12 +189,12 @@ def _read_cache(cache: Path, key: str, files: Sequence[PictureFile], spec: Image
         return None
     try:
         facts = json.loads((cache / f"{key}.json").read_text())
-        unreadable = tuple((str(name), str(reason)) for name, reason in facts["unreadable"])
+        unreadable = tuple((int(place), str(reason)) for place, reason in facts["unreadable"])
         images, expected = _map(cache / f"{key}.npy"), facts["pixels"]
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
-    without = {name for name, _ in unreadable}
-    readable = np.array([file.name not in without for file in files])
+    without = {place for place, _ in unreadable}
+    readable = np.array([place not in without for place in range(len(files))])
     is_whole = images.dtype == np.uint8 and images.shape == (readable.sum(), *spec.shape)
     if not is_whole or _digest_of_pixels(images) != expected:
         return None
@@ -178,45 +208,45 @@ def _map(file: Path) -> NDArray[np.uint8]:
 
 
 def _decode(
-    files: Sequence[PictureFile], spec: ImageSpec, images: NDArray[np.uint8], terminal: Terminal
+    files: Sequence[PictureFile],
+    contents: Iterator[Content],
+    spec: ImageSpec,
+    images: NDArray[np.uint8],
+    terminal: Terminal,
 ) -> dict[int, str]:
-    """Decode each of ``files`` into its row of ``images``; return reasons for unreadable ones, by index."""
+    """Decode into ``images`` [N, C, H, W], and return the reason for each picture that cannot be read."""
 
-    def decode_one(index: int) -> str | None:
-        file = files[index]
+    def decode_one(numbered: tuple[int, Content]) -> str | None:
+        index, given = numbered
         try:
-            content = file.path.read_bytes()
-        except OSError as error:
-            return error.strerror or str(error)
-        if hashlib.sha256(content).digest() != file.digest:
-            raise DatasetError(
-                f"{escaped(str(file.path))} has changed while the folder was being read; run again when "
-                "nothing writes into it"
-            )
-        try:
+            content = given if isinstance(given, bytes) else read_image_file(given)
+            if hashlib.sha256(content).digest() != files[index].digest:
+                raise DatasetError(
+                    f"{files[index]} has changed while the images were being read; run again when nothing "
+                    "writes into them"
+                )
             images[index] = prepare_image(content, spec)
         except ImageError as error:
             return str(error)
         return None
 
     reasons = {}
-    with ThreadPoolExecutor(_worker_count()) as pool, terminal.counting("decoding", len(files)) as advance:
-        for index, reason in enumerate(pool.map(decode_one, range(len(files)))):
+    with terminal.counting("decoding", len(files)) as advance:
+        for index, reason in enumerate(run_in_order(enumerate(contents), decode_one, worker_count())):
             advance(1)
             if reason is not None:
                 reasons[index] = reason
     return reasons
 
 
-def _compact(images: NDArray[np.uint8], reasons: dict[int, str], files: Sequence[PictureFile]) -> Decoded:
-    readable = np.array([index not in reasons for index in range(len(files))])
-    unreadable = tuple((files[index].name, reason) for index, reason in reasons.items())
-    return Decoded(images[readable] if reasons else images, readable, unreadable)
+def _compact(images: NDArray[np.uint8], reasons: dict[int, str]) -> Decoded:
+    readable = np.array([index not in reasons for index in range(len(images))])
+    return Decoded(images[readable] if reasons else images, readable, tuple(reasons.items()))
 
 
-def _inspect(path: Path) -> ImageKind | None:
+def _inspect(content: Content) -> ImageKind | None:
     try:
-        picture = read_picture(path.read_bytes())
+        picture = read_picture(content if isinstance(content, bytes) else read_image_file(content))
         with open_picture(picture) as image:
             width, height = image.size
             mode, kind = image.mode, image.format or "unknown"
@@ -243,23 +273,26 @@ def _preparing_code() -> str:
     return digest.hexdigest()
 
 
-def _digest_of_file(path: Path) -> bytes:
+def digest_of(given: Content) -> bytes:
+    """Return the SHA-256 of a picture; if it cannot be read, a text that says why."""
     try:
-        return hashlib.sha256(path.read_bytes()).digest()
-    except OSError as error:
-        return f"unreadable: {error.errno}".encode()
+        content = given if isinstance(given, bytes) else read_image_file(given)
+    except ImageError as error:
+        return f"unreadable: {error}".encode(errors="replace")
+    return hashlib.sha256(content).digest()
 
 
 def _digest_of_pixels(images: NDArray[np.uint8]) -> str:
     """Return a hash of ``images`` [N, ...], computed from hashes of its parts."""
     rows = max(1, _HASHED_BYTES // max(1, images[:1].nbytes))
     parts = [images[start : start + rows] for start in range(0, len(images), rows)]
-    with ThreadPoolExecutor(_worker_count()) as pool:
+    with ThreadPoolExecutor(worker_count()) as pool:
         digests = list(pool.map(lambda part: hashlib.sha256(part).digest(), parts))
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def _worker_count() -> int:
+def worker_count() -> int:
+    """Return the number of threads that read and decode."""
     return max(2, len(os.sched_getaffinity(0)))
 
 

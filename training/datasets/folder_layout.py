@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Role = Literal["training", "validation", "test"]
 ROLES: tuple[Role, ...] = ("training", "validation", "test")
 
-_ROLE_WORDS: dict[str, Role] = {
+ROLE_WORDS: dict[str, Role] = {
     "train": "training",
     "training": "training",
     "val": "validation",
@@ -42,7 +42,7 @@ _ROLE_WORDS: dict[str, Role] = {
     "test": "test",
     "testing": "test",
 }
-_ROLE_WORD = re.compile(rf"({'|'.join(_ROLE_WORDS)})(set|data|images)?")
+_ROLE_WORD = re.compile(rf"({'|'.join(ROLE_WORDS)})(set|data|images)?")
 # Words that do not describe what the images show.
 _FILLERS = frozenset(
     {"set", "data", "dataset", "image", "images", "img", "imgs", "pictures", "split", "folder"}
@@ -187,13 +187,19 @@ def _only(root: Path, paths: list[Path], role: Role) -> Path:
     return paths[0]
 
 
+def role_of(name: str) -> Role | None:
+    """Return the split that the name of a folder or table stands for; None if for no split."""
+    told = _role_of(name)
+    return told and told[0]
+
+
 def _role_of(name: str) -> tuple[Role, frozenset[str]] | None:
     """Return the split that a folder's name stands for, and its other words; None if for no split."""
     words = [word.casefold() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|[^\W\d_]+", name)]
     found = [match for word in words if (match := _ROLE_WORD.fullmatch(word))]
     if len(found) != 1:
         return None
-    return _ROLE_WORDS[found[0][1]], frozenset(words) - {found[0][0]} - _FILLERS
+    return ROLE_WORDS[found[0][1]], frozenset(words) - {found[0][0]} - _FILLERS
 
 
 def _classes_in(folder: Path) -> dict[str, list[Path]]:

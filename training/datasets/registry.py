@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from foldserve.imaging import ImageSpec
+from foldserve.tables.open_table import TABLE_SUFFIXES
 from foldserve.terminal import Terminal
 from foldserve.training.datasets import cifar10, fashion_mnist, mnist
+from foldserve.training.datasets.assemble import Preparation
 from foldserve.training.datasets.dataset import Dataset
-from foldserve.training.datasets.image_folder import load_image_folder
+from foldserve.training.datasets.image_folder import fingerprint_of_folder, load_image_folder
+from foldserve.training.datasets.image_table import find_tables, fingerprint_of_tables, load_image_tables
 from foldserve.training.datasets.sources import cache_folder, read_source
 from foldserve.training.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from foldserve.imaging import DecodeRule
+    from foldserve.imaging import DecodeRule, FitRule
     from foldserve.training.datasets.sources import Source
 
 
@@ -35,17 +38,29 @@ def load_dataset(
     image: ImageSpec | None = None,
     image_size: int | None = None,
     decode: DecodeRule | None = None,
-    skip_unreadable: bool = False,
+    fit: FitRule = "crop",
+    skip_broken: bool = False,
     terminal: Terminal | None = None,
     arch: str | None = None,
     group_by: str | None = None,
+    path_column: str | None = None,
+    label_column: str | None = None,
 ) -> Dataset:
     """Find or download the data set ``name``, check it and load it into memory.
 
     If ``folder`` is given, no other place is searched. A ``name`` that is not in `DATASETS` is a folder of
-    images, now at ``folder`` if that is given; ``image``, ``image_size``, ``skip_unreadable``, ``arch`` and
-    ``group_by`` apply only to these (see `load_image_folder`). ``decode`` is how pictures are decoded, those
-    of the folder and those that the network is later asked about; by default as new runs do.
+    images or tables (see `foldserve.training.datasets.image_table`), now at ``folder`` if that is given. The
+    following apply only to these.
+
+    ``image`` says how to prepare them if that is known, as from a checkpoint. Otherwise they are grey if all
+    files are, else RGB, and their size is ``image_size``, else the one that
+    `foldserve.training.folder_recipe` chooses for the network ``arch``, or for the one that it would choose.
+    ``skip_broken`` leaves out pictures that cannot be read. ``group_by`` is "folder" or a regular expression
+    that finds the group of an image in its path; images of one group are not parted by a split that is made
+    here. ``path_column`` and ``label_column`` name the columns of tables.
+
+    ``decode`` and ``fit`` are how pictures are decoded and brought to the input's size, those of the folder
+    and those that the network is later asked about; by default as new runs do.
 
     Raises:
         DatasetError: the name is not known, or no place has all files undamaged.
@@ -57,30 +72,58 @@ def load_dataset(
             raise DatasetError(f"image-size is for folders of images; {name} has its own: leave it out")
         if group_by is not None:
             raise DatasetError(f"group-by is for folders of images; {name} has its own split: leave it out")
+        _refuse_columns(name, path_column, label_column)
         dataset = DATASETS[name](folder, terminal)
-        return replace(dataset, image=replace(dataset.image, decode=decode))
+        return replace(dataset, image=replace(dataset.image, decode=decode, fit=fit))
     place = folder or Path(name)
-    if folder is None and not place.exists() and place.name != name:
-        raise DatasetError(
-            f"the folder of images {name} does not exist; if it has moved, give its new place with --data-dir"
-        )
-    if folder is None and not place.exists():
-        near = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise DatasetError(
-            f"data set {name!r} is not known{hint}; expected one of {', '.join(sorted(DATASETS))}, or "
-            "a folder of images"
-        )
-    return load_image_folder(
-        place,
+    tables = find_tables(place)
+    if folder is None and not tables and not place.exists():
+        raise DatasetError(_unknown(name))
+    how = Preparation(
         image=image,
         image_size=image_size,
         decode=decode,
-        skip_unreadable=skip_unreadable,
-        terminal=terminal,
+        fit=fit,
+        skip_broken=skip_broken,
         arch=arch,
         group_by=group_by,
     )
+    if tables:
+        return load_image_tables(tables, how, terminal, path_column=path_column, label_column=label_column)
+    _refuse_columns(str(place), path_column, label_column)
+    return load_image_folder(place, how, terminal)
+
+
+def fingerprint_of(
+    place: Path, path_column: str | None = None, label_column: str | None = None
+) -> str | None:
+    """Return the fingerprint that `load_dataset` gives the images at ``place``; None if nothing is there.
+
+    Raises:
+        DatasetError: as `load_dataset`, except for errors that only decoding finds.
+    """
+    if tables := find_tables(place):
+        return fingerprint_of_tables(tables, path_column, label_column)
+    return fingerprint_of_folder(place) if place.exists() else None
+
+
+def _unknown(name: str) -> str:
+    """Return why there is no data set ``name``."""
+    if Path(name).name != name:
+        what = "file" if Path(name).suffix.lower() in TABLE_SUFFIXES else "folder of images"
+        return f"the {what} {name} does not exist; if it has moved, give its new place with --data-dir"
+    near = difflib.get_close_matches(name, DATASETS, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return (
+        f"data set {name!r} is not known{hint}; expected one of {', '.join(sorted(DATASETS))}, a folder of "
+        f"images, or a table of images and labels ({', '.join(TABLE_SUFFIXES)})"
+    )
+
+
+def _refuse_columns(name: str, path_column: str | None, label_column: str | None) -> None:
+    if path_column is not None or label_column is not None:
+        flag = "--path-column" if path_column is not None else "--label-column"
+        raise DatasetError(f"{flag} is for tables of images; {name} is none: leave it out")
 
 
 def _load_idx(

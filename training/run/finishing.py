@@ -12,7 +12,7 @@ from foldserve.text import escaped
 from foldserve.training.chance import chance_warning
 from foldserve.training.checkpoint import load_checkpoint, save_checkpoint
 from foldserve.training.datasets import Examples
-from foldserve.training.datasets.image_folder import fingerprint_of
+from foldserve.training.datasets.registry import fingerprint_of
 from foldserve.training.engine.evaluation import evaluate
 from foldserve.training.errors import CheckpointError, RunError
 from foldserve.training.run.messages import result_text, what_to_try
@@ -118,6 +118,6 @@ def finished_summary(folder: RunFolder, config: TrainConfig) -> str | None:
 
 
 def _has_changed(best: Checkpoint, config: TrainConfig) -> bool:
-    """Return whether a folder of images has changed since ``best``; False if it no longer exists."""
+    """Return whether the images of a folder or table have changed since ``best``; False if they are gone."""
     place = config.data_dir or Path(config.dataset)
-    return place.exists() and fingerprint_of(place) != best.fingerprint
+    return fingerprint_of(place, config.path_column, config.label_column) not in (None, best.fingerprint)

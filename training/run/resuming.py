@@ -17,7 +17,7 @@ from foldserve.training.run.run_state import HISTORY_FIELDS, set_initial
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from foldserve.imaging import DecodeRule
+    from foldserve.imaging import DecodeRule, FitRule
     from foldserve.training.checkpoint import Checkpoint
     from foldserve.training.engine.loop import Trainer
     from foldserve.training.run.run_folder import RunFolder
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 _MOMENTS = {"sgd": frozenset({"momentum_buffer"}), "adamw": frozenset({"step", "exp_avg", "exp_avg_sq"})}
 
 
-def decode_rule(folder: RunFolder) -> DecodeRule | None:
-    """Return how the run in ``folder`` decodes pictures, None if it has not begun or cannot be read."""
+def preparation_rules(folder: RunFolder) -> tuple[DecodeRule, FitRule] | None:
+    """Return how the run in ``folder`` decodes and fits pictures, None if it has not begun or is damaged."""
     try:
-        return load_checkpoint(folder.last).image.decode if folder.last.exists() else None
+        last = load_checkpoint(folder.last) if folder.last.exists() else None
     except CheckpointError:  # resuming the run reports it
         return None
+    return None if last is None else (last.image.decode, last.image.fit)
 
 
 def resume_run(state: RunState, folder: RunFolder) -> bool:

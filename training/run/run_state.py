@@ -148,6 +148,8 @@ def start_run(
         weights={},
         fingerprint=dataset.fingerprint,
         group_by=config.group_by or "",
+        path_column=config.path_column or "",
+        label_column=config.label_column or "",
     )
     torch.manual_seed(derived_seed(config.seed, "weights", 0))
     model = build_model(facts, config, device, process_group)

@@ -28,7 +28,7 @@ from foldserve.training.run.messages import (
 )
 from foldserve.training.run.mlflow_log import mlflow_log, wants_mlflow
 from foldserve.training.run.preview import check_preview, write_preview
-from foldserve.training.run.resuming import decode_rule, extend_run, resume_run
+from foldserve.training.run.resuming import extend_run, preparation_rules, resume_run
 from foldserve.training.run.run_folder import another_run_dir, open_run_folder
 from foldserve.training.run.run_state import start_from, start_run
 from foldserve.training.run.tensorboard import tensorboard_log
@@ -36,7 +36,7 @@ from foldserve.training.run.tensorboard import tensorboard_log
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from foldserve.imaging import DecodeRule
+    from foldserve.imaging import DecodeRule, FitRule
     from foldserve.training.config import TrainConfig
     from foldserve.training.datasets import Dataset
     from foldserve.training.engine.distributed import ProcessGroup
@@ -113,8 +113,8 @@ def _run(
         )
         return
     # A run goes on as it began, also one from before there was a choice.
-    decode = process_group.broadcast(decode_rule(folder) if process_group.is_main_process else None)
-    dataset = _load(config, terminal, decode)
+    rules = process_group.broadcast(preparation_rules(folder) if process_group.is_main_process else None)
+    dataset = _load(config, terminal, *(rules or (None, None)))
     training, validation = split_train(dataset, config.validation_count)
     report_split(dataset, training, validation, terminal)
     is_new = not folder.last.exists()
@@ -143,16 +143,21 @@ def _run(
             log(evaluate_and_report(state, dataset, folder, terminal), state.trainer.step)
 
 
-def _load(config: TrainConfig, terminal: Terminal, decode: DecodeRule | None = None) -> Dataset:
+def _load(
+    config: TrainConfig, terminal: Terminal, decode: DecodeRule | None = None, fit: FitRule | None = None
+) -> Dataset:
     return load_dataset(
         config.dataset,
         config.data_dir,
         image_size=config.image_size,
         decode=decode,
-        skip_unreadable=config.skip_unreadable,
+        fit=fit or config.fit,
+        skip_broken=config.skip_broken,
         terminal=terminal,
         arch=config.arch if "arch" in config.given else None,
         group_by=config.group_by,
+        path_column=config.path_column,
+        label_column=config.label_column,
     )
 
 

@@ -55,7 +55,8 @@ def load_onnx_file(config: ExportConfig, path: Path) -> Source:
     image = find_image(file)
     shape = file_shape(path, ir.from_proto(channels_first(image)), config.input_shape)
     takes_pixels = image.type.tensor_type.elem_type == TensorProto.UINT8
-    spec = own.image if own is not None and config.resize is None else image_spec(shape, config.resize)
+    is_given = config.resize is not None or config.fit is not None
+    spec = own.image if own is not None and not is_given else image_spec(shape, config.resize, config.fit)
     preparation = _preprocessing(config, own, spec.channels, takes_pixels=takes_pixels)
     layout = InputLayout(is_channels_last(image), preparation.reversed_channels)
     is_binary = _is_binary(config)

@@ -425,6 +425,10 @@ def test_network_that_cannot_run_in_float64_is_verified_without_it(tmp_path, cap
         ({"input": "16x16x3"}, "the order is channels x height x width"),
         ({"mean": (0.5,)}, "--mean has 1 numbers for 3 channels"),
         ({"resize": 8}, "--resize 8 is less than 16"),
+        (
+            {"resize": 20, "fit": "pad"},
+            "--resize 20 scales the shorter side and crops, and --fit pad is another",
+        ),
         ({"output": "logits"}, "--output cannot be used with your own network"),
         ({"source": "model.onnx"}, "--arch, --weights cannot be used with an ONNX file"),
         (
@@ -442,6 +446,20 @@ def test_network_that_cannot_run_in_float64_is_verified_without_it(tmp_path, cap
 def test_flags_that_do_not_go_together_are_refused(settings, message, tmp_path):
     with pytest.raises(ExportError, match=message):
         load_source(config(tmp_path, **settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "fit", "shorter_side"),
+    [
+        ({}, "crop", 16),
+        ({"fit": "pad"}, "pad", 16),
+        ({"fit": "stretch"}, "stretch", 16),
+        ({"resize": 20}, "shorter-side", 20),
+    ],
+)
+def test_pictures_of_another_shape_are_fitted_as_asked_for(settings, fit, shorter_side, tmp_path):
+    image = load_source(config(tmp_path, **settings)).metadata.image
+    assert (image.fit, image.resize_shorter_side) == (fit, shorter_side)
 
 
 def test_assumed_normalisation_causes_a_warning(tmp_path):

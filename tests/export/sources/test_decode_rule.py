@@ -1,4 +1,4 @@
-"""Pictures are decoded by the rule that the run was trained by: when it is exported, and when it goes on."""
+"""Pictures are prepared by the rule that the run was trained by: when it is exported, and when it goes on."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 
 from foldserve.export.config import ExportConfig
 from foldserve.export.sources.load import load_source
-from foldserve.imaging import prepare_image
+from foldserve.imaging import ImageSpec, prepare_image
 from foldserve.training.checkpoint import load_checkpoint
 from foldserve.training.config import TrainConfig
 from foldserve.training.datasets import load_dataset
+from foldserve.training.errors import RunError
 from foldserve.training.run import train as module
 from foldserve.training.run.train import train
 from tests.support.encoded_images import photograph
@@ -22,8 +23,6 @@ from tests.training.conftest import LineTerminal
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from foldserve.imaging import ImageSpec
 
 
 @pytest.fixture
@@ -99,6 +98,23 @@ def test_a_run_goes_on_by_the_rule_that_it_began_with(
     assert train(config, LineTerminal()) == 0
     assert loaded == ["full", "full"]
     assert load_checkpoint(tmp_path / "run").image.decode == "full"
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_a_run_is_exported_with_its_fit(tmp_path: Path, pictures: Path, fit: str) -> None:
+    config = settings(tmp_path, pictures).model_copy(update={"fit": fit})
+    terminal = LineTerminal()
+    assert train(config, terminal) == 0
+    assert any("16 of 16 images are of another shape and" in line for line in terminal.lines)
+    source = load_source(ExportConfig(source=config.run_dir))
+    assert source.metadata.image == ImageSpec("RGB", 28, 28, 28, "scaled", fit)  # type: ignore[arg-type]
+    assert np.array_equal(source.verification.images, prepared(pictures, source.metadata.image))
+    others = [
+        prepared(pictures, replace(source.metadata.image, fit=rule)) for rule in ("crop", "pad", "stretch")
+    ]
+    assert sum(np.array_equal(source.verification.images, other) for other in others) == 1
+    with pytest.raises(RunError, match="fit is"):
+        train(config.model_copy(update={"fit": "pad" if fit != "pad" else "crop"}), LineTerminal())
 
 
 def test_decoded_pictures_are_kept_by_rule(pictures: Path) -> None:

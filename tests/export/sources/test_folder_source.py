@@ -36,7 +36,7 @@ def test_verification_images_are_the_folders_test_images(tmp_path: Path, monkeyp
         epochs=1,
         batch_size=8,
         image_size=28,
-        skip_unreadable=True,
+        skip_broken=True,
     )
     assert train(config, LineTerminal()) == 0
 

@@ -1,14 +1,16 @@
-"""Classify and BYTES decode pictures by the rule in the artifact, so that older versions answer as before."""
+"""Classify, BYTES and LocalModel prepare pictures by the artifact's rule: older ones answer as before."""
 
 from __future__ import annotations
 
 import io
 import threading
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from foldserve import LocalModel
 from foldserve.imaging import ImageSpec, prepare_image
 from foldserve.runtime.model_settings import ModelSettings
 from foldserve.serving.pb import classifier_pb2
@@ -27,8 +29,14 @@ if TYPE_CHECKING:
 
     from foldserve.serving.services.requests import InferenceRequest, Reply
 
-RULES = ("full", "scaled")
-SPECS = {rule: ImageSpec("RGB", 8, 8, 8, rule) for rule in RULES}  # type: ignore[arg-type]
+SPECS = {
+    "full": ImageSpec("RGB", 8, 8, 8, "full"),
+    "scaled": ImageSpec("RGB", 8, 8, 8, "scaled"),
+    "shorter-side": ImageSpec("RGB", 8, 12, 12, "scaled"),
+    "crop": ImageSpec("RGB", 8, 12, 12, "scaled", "crop"),
+    "pad": ImageSpec("RGB", 8, 8, 8, "scaled", "pad"),
+    "stretch": ImageSpec("RGB", 8, 8, 8, "scaled", "stretch"),
+}
 
 
 def jpeg() -> bytes:
@@ -66,8 +74,9 @@ def ask(inference: InferenceService, request: InferenceRequest) -> bytes:
     return reply
 
 
-def test_each_version_decodes_by_its_own_rule(inference: InferenceService) -> None:
+def test_each_version_prepares_pictures_by_its_own_rule(inference: InferenceService, tmp_path: Path) -> None:
     file, logits = jpeg(), {}
+    (tmp_path / "picture.jpg").write_bytes(file)
     for rule, spec in SPECS.items():
         pixels = prepare_image(file, spec)[np.newaxis]
         as_pixels = TensorRequest(message=infer_request(pixels, rule))
@@ -80,8 +89,11 @@ def test_each_version_decodes_by_its_own_rule(inference: InferenceService) -> No
         expected, answered = (outputs_of(pb.ModelInferResponse.FromString(answer)) for answer in answers)
         assert np.array_equal(answered["logits"], expected["logits"])
         logits[rule] = answered["logits"]
+        with LocalModel(tmp_path / rule) as local:
+            assert np.array_equal(local.predict([tmp_path / "picture.jpg"]).logits, answered["logits"])
         classify = classifier_pb2.ClassifyRequest(model_name=rule, images=[file], top_k=3)
         response = classifier_pb2.ClassifyResponse.FromString(ask(inference, ImageRequest(message=classify)))
         probabilities = sorted(expected["probabilities"][0], reverse=True)
         assert [label.probability for label in response.results[0].labels] == probabilities
-    assert not np.array_equal(logits["full"], logits["scaled"]), "the rules can be told apart here"
+    for one, other in combinations(SPECS, 2):
+        assert not np.array_equal(logits[one], logits[other]), f"{one} and {other} can be told apart here"

@@ -109,7 +109,7 @@ def test_an_earlier_run_resumes_to_the_weights_it_would_have_had(
         "test_loss": 1.3956301,
     }
     assert {name: best.metrics[name] for name in expected} == pytest.approx(expected, abs=1e-4)
-    assert best.image.decode == "full", "the rule that it was trained by"
+    assert (best.image.decode, best.image.fit) == ("full", "shorter-side"), "the rules it was trained by"
 
 
 @pytest.mark.usefixtures("tiny_config")
@@ -124,7 +124,9 @@ def test_a_checkpoint_is_written_with_the_fields_it_had_earlier(
         since = {
             "metrics": now["metrics"],
             "group_by": "",
-            "image": {**earlier["image"], "decode": "scaled"},
+            "path_column": "",
+            "label_column": "",
+            "image": {**earlier["image"], "decode": "scaled", "fit": "crop"},
         }
         assert _form(now) == _form(earlier) | _form(since)
         assert now["image"] == since["image"]

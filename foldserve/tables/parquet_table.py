@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from foldserve.local.columns import check_names, find_image_column, find_label_column
-from foldserve.local.errors import DataError
-from foldserve.local.items import Item
+from foldserve.tables.columns import check_names, find_image_column, find_label_column, find_split_column
+from foldserve.tables.errors import DataError
+from foldserve.tables.items import Item
 from foldserve.text import escaped, quote
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class ParquetTable:
         check_names(schema.names, str(path))
         self._image = self._find_images(schema, path_column)
         self._label = find_label_column(schema.names, label_column, str(path)) if labelled else ""
+        self._split = (find_split_column(schema.names) if labelled else None) or ""
         self.label_names = _label_names(schema, self._label)
 
     def items(self) -> Iterator[Item]:
@@ -58,13 +59,17 @@ class ParquetTable:
         Raises:
             DataError: the file is damaged.
         """
-        columns = [self._image, *([self._label] if self._label else [])]
+        columns = [name for name in (self._image, self._label, self._split) if name]
         row = 0
         try:
             for batch in self._file.iter_batches(_ROWS_HELD, columns=columns):
-                labels = batch.column(1).to_pylist() if self._label else [None] * len(batch)
-                for value, label in zip(batch.column(0).to_pylist(), labels, strict=True):
-                    yield self._item(value, label, row)
+                nothing = [None] * len(batch)
+                values, labels, splits = (
+                    batch.column(name).to_pylist() if name else nothing
+                    for name in (self._image, self._label, self._split)
+                )
+                for value, label, split in zip(values, labels, splits, strict=True):
+                    yield self._item(value, label, "" if split is None else str(split).strip(), row)
                     row += 1
         except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(f"{self._path} is damaged after row {row}: {_line(error)}") from error
@@ -86,7 +91,7 @@ class ParquetTable:
             else find_image_column(fit, given, str(self._path))
         )
 
-    def _item(self, value: Any, label: Any, row: int) -> Item:
+    def _item(self, value: Any, label: Any, split: str, row: int) -> Item:
         where = f"{self._path.name}, row {row}"
         name = where
         if isinstance(value, dict):
@@ -102,9 +107,9 @@ class ParquetTable:
                 error=f"has a label that is neither text nor a whole number: {label!r}",
             )
         if isinstance(value, bytes):
-            return Item(name, value, label, where)
+            return Item(name, value, label, where, split=split)
         if isinstance(value, str) and value:
-            return Item(name, self._path.parent / value, label, where)
+            return Item(name, self._path.parent / value, label, where, split=split)
         return Item(name, b"", where=where, error="has no image")
 
 

@@ -9,9 +9,15 @@ import csv
 import json
 from typing import IO, TYPE_CHECKING, Any
 
-from foldserve.local.columns import check_names, find_image_column, find_label_column
-from foldserve.local.errors import DataError
-from foldserve.local.items import Item
+from foldserve.tables.columns import (
+    SPLIT_COLUMN,
+    check_names,
+    find_image_column,
+    find_label_column,
+    find_split_column,
+)
+from foldserve.tables.errors import DataError
+from foldserve.tables.items import Item
 from foldserve.text import quote
 
 if TYPE_CHECKING:
@@ -40,6 +46,8 @@ def read_csv(
             check_names(names, str(path))
             image = names.index(find_image_column(names, path_column, str(path)))
             label = names.index(find_label_column(names, label_column, str(path))) if labelled else None
+            split_column = find_split_column(names) if labelled else None
+            split = None if split_column is None else names.index(split_column)
             while True:
                 first_line = reader.line_num + 1
                 row = next(reader, None)
@@ -47,7 +55,8 @@ def read_csv(
                     return
                 where = f"{path.name}, line {first_line}"
                 if len(row) == len(names):
-                    yield _item(path, row[image], None if label is None else row[label], where)
+                    given = (row[image], None if label is None else row[label])
+                    yield _item(path, *given, "" if split is None else row[split], where=where)
                 elif row:  # not an empty line
                     text = row[image] if len(row) > image else ""
                     yield Item(text, path, where=where, error=f"has {len(row)} fields, not {len(names)}")
@@ -63,7 +72,7 @@ def read_json_lines(
     Raises:
         DataError: it cannot be read, is not UTF-8, or its first line lacks a key.
     """
-    image = label = ""
+    image = label = split = ""
     with _open(path) as stream:
         try:
             number = 0
@@ -79,7 +88,9 @@ def read_json_lines(
                 if not image:
                     image = find_image_column(list(entry), path_column, where)
                     label = find_label_column(list(entry), label_column, where) if labelled else ""
-                yield _item(path, entry.get(image), entry.get(label), where)
+                    split = find_split_column(list(entry)) or SPLIT_COLUMN
+                given = (entry.get(image), entry.get(label), entry.get(split) if labelled else None)
+                yield _item(path, *given, where=where)
         except UnicodeDecodeError as error:
             raise DataError(f"{path} cannot be read in UTF-8: {error}") from error
 
@@ -106,11 +117,12 @@ def _open(path: Path) -> IO[str]:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _item(path: Path, name: object, label: object, where: str) -> Item:
+def _item(path: Path, name: object, label: object, split: object, *, where: str) -> Item:
     if not isinstance(name, str) or not name:
         return Item(str(name or ""), path, where=where, error="names no image file")
     if isinstance(label, bool) or not isinstance(label, str | int | None):
         return Item(
             name, path, where=where, error=f"has a label that is neither text nor a whole number: {label!r}"
         )
-    return Item(name, path.parent / name, label.strip() if isinstance(label, str) else label, where)
+    label = label.strip() if isinstance(label, str) else label
+    return Item(name, path.parent / name, label, where, split="" if split is None else str(split).strip())

@@ -26,6 +26,7 @@ class Item:
         label: the label as the source writes it; None if it gives none.
         where: for messages, the file and line that name it; "" for a file in a folder.
         error: why the source's entry cannot be used; "" if it can.
+        split: the split that the source writes; "" if it gives none.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Item:
     label: str | int | None = None
     where: str = ""
     error: str = ""
+    split: str = ""
 
     def read(self) -> bytes:
         """Return the encoded image.

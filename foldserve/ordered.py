@@ -24,7 +24,7 @@ def run_in_order(
     the pieces that wait.
     """
     waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(thread_count, thread_name_prefix="local")
+    pool = ThreadPoolExecutor(thread_count, thread_name_prefix="images")
     try:
         for piece in pieces:
             waiting.append(pool.submit(work, piece))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from foldserve.local.errors import DataError
+from foldserve.tables.errors import DataError
 from foldserve.text import join_names, quote
 
 if TYPE_CHECKING:
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # The usual names, in the order in which they are looked for; the first are those of Hugging Face.
 IMAGE_COLUMNS = ("image", "file_name", "path", "file", "filename", "filepath", "image_path", "img", "picture")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target")
+
+SPLIT_COLUMN = "split"
 
 
 def check_names(names: Sequence[str], where: str) -> None:
@@ -42,6 +44,11 @@ def find_label_column(names: Sequence[str], given: str | None, where: str) -> st
         DataError: there is none.
     """
     return _find(names, given, LABEL_COLUMNS, where, what="labels", flag="--label-column")
+
+
+def find_split_column(names: Sequence[str]) -> str | None:
+    """Return the column that names the split of each image, if there is one."""
+    return next((name for name in names if name.casefold() == SPLIT_COLUMN), None)
 
 
 def _find(

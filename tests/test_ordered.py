@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from foldserve.local.ordered import in_chunks, run_in_order
+from foldserve.ordered import in_chunks, run_in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,0 +1,1 @@
+"""Follows 500 pictures from a folder to a served model."""
