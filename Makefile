@@ -19,11 +19,11 @@ install: $(INSTALLED) ## build the virtual environment .venv
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "foldserve needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@echo "Building $(VENV) with the extras train, export-base, native, dev and $(RUNTIME) (a few minutes the first time) ..."
+	@echo "Building $(VENV) with the extras train, export-base, native, parquet, tune, mlflow, dev and $(RUNTIME) (a few minutes the first time) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation \
-	  torch==2.13.0 --editable '.[train,export-base,native,dev,$(RUNTIME)]'
+	  torch==2.13.0 --editable '.[train,export-base,native,parquet,tune,mlflow,dev,$(RUNTIME)]'
 	@rm -f $(VENV)/.installed-* && touch $@
 
 # Clients that are not Python or whose pinned versions conflict with ours; without them their tests skip.
