@@ -10,9 +10,10 @@ INSTALLED := $(VENV)/.installed-$(RUNTIME)
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: help install interop ui-env demo test test-all lint types format proto bench bench-training bench-export bench-networks bench-serving prometheus reference docs clean
+.PHONY: help install interop demo test test-all lint types format proto bench bench-training bench-export bench-networks bench-serving bench-regression check-slurm check-ray check-compose gpu-check prometheus clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## build the virtual environment .venv
 
@@ -104,6 +105,9 @@ bench-networks: install ## torchvision's and timm's networks through export, bes
 
 bench-serving: install ## served against bare loops, mosec and raw ONNX Runtime, as ratios
 	$(BIN)/python -m benchmarks.serving
+
+bench-regression: install ## fails where a request costs 10 % more CPU time than the stored baseline, beside a bare loop
+	$(BIN)/python -m benchmarks.regression
 
 prometheus: ## fetch Prometheus for the tests that scrape with it (Debian, nothing is installed)
 	@.ci/fetch-prometheus
