@@ -109,6 +109,9 @@ bench-serving: install ## served against bare loops, mosec and raw ONNX Runtime,
 bench-regression: install ## fails where a request costs 10 % more CPU time than the stored baseline, beside a bare loop
 	$(BIN)/python -m benchmarks.regression
 
+check-slurm: install ## train on a Slurm of its own, killed and requeued on its way (minutes; installs nothing)
+	$(BIN)/python -m deploy.checks.slurm
+
 prometheus: ## fetch Prometheus for the tests that scrape with it (Debian, nothing is installed)
 	@.ci/fetch-prometheus
 
