@@ -1,8 +1,8 @@
 """Trains on a Slurm of its own, kills the job twice on its way, and compares the weights: `make check-slurm`.
 
-Starts slurmctld and slurmd in a temporary folder, on free ports of this machine, without installing anything: if
-they are not on the path, Debian's packages are fetched and unpacked there. One node with two tasks: nothing is
-said of several machines, of GPUs, of cgroups or of munge (AuthType is auth/none).
+Starts slurmctld and slurmd in a temporary folder, on free ports of this machine, without installing anything:
+if they are not on the path, Debian's packages are fetched and unpacked there. One node with two tasks:
+several machines, GPUs, cgroups and munge are not tried (AuthType is auth/none).
 """
 
 from __future__ import annotations
