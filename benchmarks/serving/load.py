@@ -30,11 +30,15 @@ _DATA_HEADER_BYTES = 5  # of each gRPC message: the compressed flag and the leng
 
 @dataclass(frozen=True)
 class Load:
-    """The load: ``connections`` with ``streams`` concurrent calls each, ``images`` per request."""
+    """The load: ``connections`` with ``streams`` concurrent calls each, ``images`` per request.
+
+    h2load runs ``threads`` threads.
+    """
 
     connections: int = 1
     streams: int = 1
     images: int = 1
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def _h2load_flags(server: ServerProcess, load: Load, body: bytes) -> Iterator[li
         data = Path(folder) / "body"
         is_grpc = server.contestant.speaks_grpc
         data.write_bytes(struct.pack(">BI", 0, len(body)) + body if is_grpc else body)
-        flags = [f"--clients={load.connections}", f"--data={data}"]
+        flags = [f"--clients={load.connections}", f"--threads={load.threads}", f"--data={data}"]
         if is_grpc:
             flags += [f"--max-concurrent-streams={load.streams}"]
             flags += ["--header=content-type: application/grpc", "--header=te: trailers"]

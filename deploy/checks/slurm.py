@@ -20,9 +20,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from PIL import Image
+
+from benchmarks.gpu.pictures import write_pictures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -254,19 +254,6 @@ class Job:
         return found[0] if found else ""
 
 
-def write_pictures(folder: Path) -> Path:
-    """Write four classes of seeded noise with a bright quarter, 60 pictures each."""
-    generator = np.random.default_rng(0)
-    for index, label in enumerate(("east", "north", "south", "west")):
-        (folder / label).mkdir(parents=True)
-        for number in range(60):
-            pixels = generator.integers(0, 100, (28, 28), dtype=np.uint8)
-            top, left = 14 * (index // 2), 14 * (index % 2)
-            pixels[top : top + 14, left : left + 14] += 120
-            Image.fromarray(pixels).save(folder / label / f"{number:03}.png")
-    return folder
-
-
 def same_weights(left: object, right: object) -> bool:
     """Tell whether two checkpoints hold the same numbers, bit for bit, in all their tensors."""
     if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
@@ -286,7 +273,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="check-slurm-") as name:
         folder = Path(name)
         os.environ["FOLDSERVE"] = str(Path(sys.executable).with_name("foldserve"))
-        data = write_pictures(folder / "pictures")
+        data = write_pictures(folder / "pictures", per_class=60)
         with slurm(folder) as environment:
             print(_run(["sinfo", "--version"], environment).strip(), flush=True)
             whole = Job("whole", data, folder, environment)
