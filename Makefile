@@ -9,8 +9,7 @@ INSTALLED := $(VENV)/.installed-$(RUNTIME)
 # Two workers: most tests wait for processes that they started. Tests of one file share its fixtures.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help install interop ui-env demo test test-all lint types format proto bench bench-training bench-export bench-networks bench-serving prometheus reference docs clean
-.PHONY: help install interop demo test test-all lint types format proto bench bench-training bench-export bench-networks bench-serving bench-regression check-slurm check-ray check-compose gpu-check prometheus clean
+.PHONY: help install interop ui-env demo test test-all lint types format proto bench bench-training bench-export bench-networks bench-serving bench-regression check-slurm check-ray check-compose gpu-check prometheus reference docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -149,5 +148,4 @@ $(SITE): docsite/requirements.txt
 	@touch $@
 
 clean: ## remove the environment, runs and models
-	rm -rf $(VENV) .venv-docs .venv-interop .venv-networks .venv-ui $(CLIENTS)/node/node_modules tests/ui/axe/node_modules runs models *.egg-info
-	rm -rf $(VENV) .venv-interop .venv-networks .venv-ray $(CLIENTS)/node/node_modules runs models *.egg-info
+	rm -rf $(VENV) .venv-docs .venv-interop .venv-networks .venv-ray .venv-ui $(CLIENTS)/node/node_modules tests/ui/axe/node_modules runs models *.egg-info

@@ -40,7 +40,11 @@ def main() -> int:
                 Image.new("L", (28, 28), shade).save(folder / "pictures" / label / f"{number}.png")
         module, _, *words = yaml.safe_load(MANIFEST.read_text())["spec"]["trainer"]["args"]
         assert module == "-m"
-        instead = {"--dataset": folder / "pictures", "--run-dir": folder / "run", "--data-dir": folder / "pictures"}
+        instead = {
+            "--dataset": folder / "pictures",
+            "--run-dir": folder / "run",
+            "--data-dir": folder / "pictures",
+        }
         flags = [
             f"{flag}={instead[flag]}" if flag in instead else word
             for word in words
