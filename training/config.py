@@ -287,12 +287,14 @@ def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def default_run_dir(asked: dict[str, Any]) -> Path:
-    """Return the run folder if none is given: runs/ARCH, or runs/FOLDER if the network is chosen."""
+    """Return the run folder if none is given: runs/ARCH, or runs/DATASET if the network is chosen."""
     dataset = asked.get("dataset", "fashion-mnist")
     name = asked.get("arch", "lenet")
     if "arch" not in asked and isinstance(dataset, str) and dataset not in NAMED_DATASETS:
         place = Path(dataset).resolve()
-        name = (place.stem if place.suffix.lower() in TABLE_SUFFIXES else place.name) or "images"
+        if place.suffix.lower() in TABLE_SUFFIXES:  # perhaps several, with commas between
+            place = Path(dataset.split(",")[0]).with_suffix("")
+        name = place.name or "images"
     return Path("runs") / str(name).rpartition(":")[2]
 
 

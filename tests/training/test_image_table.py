@@ -16,6 +16,7 @@ import torch
 from foldserve import cli
 from foldserve.imaging import prepare_image
 from foldserve.training.checkpoint import load_checkpoint
+from foldserve.training.config import TrainConfig
 from foldserve.training.datasets import Dataset, load_dataset
 from foldserve.training.datasets.registry import fingerprint_of
 from foldserve.training.errors import DatasetError
@@ -232,6 +233,18 @@ def test_labels_that_are_numbers_are_ordered_as_such(tmp_path: Path):
         row["label"] = {"east": 10, "north": 9, "south": 1, "west": 0}[row["label"]]
     for name in ("t.csv", "t.jsonl"):
         assert load(write_table(tmp_path / name, rows))[0].labels == ("0", "1", "9", "10")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "run_dir"),
+    [
+        ("data/birds.csv", "runs/birds"),
+        ("data/train.csv,data/val.csv", "runs/train"),
+        ("data/birds", "runs/birds"),
+    ],
+)
+def test_a_run_is_named_after_its_table(dataset: str, run_dir: str):
+    assert TrainConfig.model_validate({"dataset": dataset}).run_dir == Path(run_dir)
 
 
 def test_columns_of_tables_are_named_and_kept_by_a_run(tmp_path: Path):
