@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Variables that a developer set for foldserve must not affect the commands that tests run.
 for name in [name for name in os.environ if name.startswith("FOLDSERVE_")]:
-    if name not in ("FOLDSERVE_TEST_DEVICE", "FOLDSERVE_INTEROP"):
+    if name not in ("FOLDSERVE_TEST_DEVICE", "FOLDSERVE_INTEROP", "FOLDSERVE_BROWSER"):
         del os.environ[name]
 
 # On a busy machine an example of a millisecond may take a second, so time is no reason to fail.

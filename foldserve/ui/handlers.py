@@ -55,8 +55,8 @@ class Handlers:
             )
         return (
             fragments.banner(status, self._page.server.server),
-            gr.update(choices=models, value=chosen),
-            gr.update(choices=[NEWEST, *names], value=kept),
+            _choices(models, chosen, model),
+            _choices([NEWEST, *names], kept, version),
             *answers,
             status,
         )
@@ -144,3 +144,8 @@ class Handlers:
             return fragments.kept(self._page.keep(shown, label or ""))
         except FoldserveError as error:
             return fragments.alert(str(error))
+
+
+def _choices(choices: Sequence[Any], chosen: str | None, before: str | None) -> Any:
+    """Offer ``choices``; change what is chosen only if it must be, since a visitor may be choosing now."""
+    return gr.update(choices=choices) if chosen == before else gr.update(choices=choices, value=chosen)

@@ -86,8 +86,11 @@ def lay_out(page: Page, uploads: Path) -> gr.Blocks:
         }
         offered = {"fn": handlers.offer, "inputs": chosen, "outputs": [examples, right], **_QUIET}
         asked = {"fn": handlers.classify, "inputs": [shown, *chosen], "outputs": told, **_QUIET}
-        gr.Timer(_POLL_S).tick(**refreshed)
-        blocks.load(**refreshed)
+        # The timer starts once the models are shown: a second first answer, on its way while somebody chooses
+        # a model, would take the choice back.
+        timer = gr.Timer(_POLL_S, active=False)
+        timer.tick(**refreshed)
+        blocks.load(**refreshed).then(lambda: gr.Timer(active=True), outputs=timer, **_QUIET)
         model.input(handlers.versions, [model, seen], version, **_QUIET, **_LAST).then(**asked).then(
             **cleared
         )

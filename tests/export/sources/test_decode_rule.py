@@ -91,7 +91,7 @@ def test_a_run_goes_on_by_the_rule_that_it_began_with(
     config = settings(tmp_path, pictures, epochs=2)
     monkeypatch.setattr(module, "load_dataset", watch)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_evaluate_and_report", interrupt)
+        patch.setattr(module, "evaluate_and_report", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(config, LineTerminal())
     forget_rule(tmp_path / "run" / "last.pt")
