@@ -9,10 +9,10 @@ INSTALLED := $(VENV)/.installed-$(RUNTIME)
 # Two workers: most tests wait for processes that they started. Tests of one file share its fixtures.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help install interop ui-env demo test test-all lint types format proto bench bench-training bench-export bench-networks bench-serving prometheus reference docs clean
+.PHONY: help install interop ui-env demo test test-all lint types format proto bench bench-training bench-export bench-networks bench-serving bench-regression check-slurm check-ray check-compose gpu-check prometheus reference docs clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## build the virtual environment .venv
 
@@ -105,6 +105,30 @@ bench-networks: install ## torchvision's and timm's networks through export, bes
 bench-serving: install ## served against bare loops, mosec and raw ONNX Runtime, as ratios
 	$(BIN)/python -m benchmarks.serving
 
+bench-regression: install ## fails where a request costs 10 % more CPU time than the stored baseline, beside a bare loop
+	$(BIN)/python -m benchmarks.regression
+
+check-slurm: install ## train on a Slurm of its own, killed and requeued on its way (minutes; installs nothing)
+	$(BIN)/python -m deploy.checks.slurm
+
+check-compose: install ## break servers behind Envoy 50 times under load (needs Docker; a quarter of an hour)
+	$(BIN)/python -m deploy.checks.compose
+
+RAY := .venv-ray/.installed
+
+$(RAY): deploy/checks/ray-requirements.txt constraints.txt pyproject.toml
+	@echo "Building .venv-ray (foldserve, Ray and Dask, 2 GB) ..."
+	$(PYTHON) -m venv --clear .venv-ray
+	.venv-ray/bin/python -m pip install --quiet --constraint constraints.txt torch==2.13.0 \
+	  --editable '.[train,export,cpu,parquet]' trustme --requirement deploy/checks/ray-requirements.txt
+	@touch $@
+
+check-ray: $(RAY) ## two workers of Ray Train; a million images on Ray Data, an actor killed; Dask (in .venv-ray)
+	.venv-ray/bin/python -m deploy.checks.ray_and_dask
+
+gpu-check: install ## all that is to be seen on a GPU, in 12 minutes; without one a rehearsal on the CPU
+	$(BIN)/python -m benchmarks.gpu.check
+
 prometheus: ## fetch Prometheus for the tests that scrape with it (Debian, nothing is installed)
 	@.ci/fetch-prometheus
 
@@ -124,4 +148,4 @@ $(SITE): docsite/requirements.txt
 	@touch $@
 
 clean: ## remove the environment, runs and models
-	rm -rf $(VENV) .venv-docs .venv-interop .venv-networks .venv-ui $(CLIENTS)/node/node_modules tests/ui/axe/node_modules runs models *.egg-info
+	rm -rf $(VENV) .venv-docs .venv-interop .venv-networks .venv-ray .venv-ui $(CLIENTS)/node/node_modules tests/ui/axe/node_modules runs models *.egg-info

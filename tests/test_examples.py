@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import signal
@@ -10,10 +11,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
+from foldserve import LocalModel
 from foldserve.demo.children import ending_with_us
 from tests.support.artifacts import TinyNetwork
+from tests.support.encoded_images import encode
 from tests.support.image_folders import LABELS, write_classes
 from tests.support.server_process import ServerProcess
 from tests.support.sources import ROOT
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = ROOT / "examples"
 _TESTS = ("test_examples.py", "test_other_clients.py")
+# On engines that are no dependency of this project, with a million rows: `make check-ray`.
+RUN_BY_CHECK_RAY = ("ray_train.py", "ray_data.py", "dask_classify.py")
 PROGRAM = f"{os.pathsep}".join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
 
 
@@ -78,6 +84,33 @@ def test_pictures_are_classified_without_a_server(tmp_path: Path) -> None:
     assert len(lines) == len(LABELS)
     for line in lines:
         assert re.fullmatch(r"\S+\.png\tlabel \d \d+\.\d%", line)
+
+
+def test_examples_for_engines_are_run_by_their_trial() -> None:
+    trial = (ROOT / "deploy" / "checks" / "ray_and_dask.py").read_text()
+    for name in RUN_BY_CHECK_RAY:
+        assert f'"{name}"' in trial
+
+
+def test_rows_are_answered_as_the_model_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """parquet_classifier.py, which the examples for Ray and Dask share: pixels and encoded files."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    classifier = importlib.import_module("parquet_classifier")
+    network = TinyNetwork()
+    version = network.publish(tmp_path / "models" / "tiny")
+    images = network.random_images(20)
+    answers = classifier.opened(str(version))(
+        {"id": range(20), "image": [image.tobytes() for image in images]}
+    )
+    model = LocalModel(version)
+    expected = model.predict(images)
+    assert list(answers["id"]) == list(range(20))
+    assert answers["label"].tolist() == expected.labels()
+    assert np.array_equal(answers["probability"], expected.confidences())
+    assert set(answers["model"]) == {model.hash}
+    files = [encode(image[0]) for image in images[:3]]
+    answers = classifier.opened(str(version))({"id": [7, 8, 9], "image": files})
+    assert answers["label"].tolist() == model.predict(files).labels()
 
 
 def test_pictures_are_classified(server: ServerProcess, tmp_path: Path) -> None:

@@ -40,20 +40,25 @@ class BareModel:
 
     def infer(self, requests: Sequence[pb.ModelInferRequest]) -> list[pb.ModelInferResponse]:
         """Answer every request from one run over all their rows."""
-        parts = [
-            np.frombuffer(request.raw_input_contents[0], np.uint8).reshape(request.inputs[0].shape)
-            for request in requests
-        ]
-        arrays = self._session.run(_OUTPUTS, {IMAGE: parts[0] if len(parts) == 1 else np.concatenate(parts)})
-        responses = []
-        first = 0
-        for request, part in zip(requests, parts, strict=True):
-            last = first + len(part)
-            response = pb.ModelInferResponse(model_name=request.model_name, model_version="1", id=request.id)
-            for name, array in zip(_OUTPUTS, arrays, strict=True):
-                rows = array[first:last]
-                response.outputs.add(name=name, datatype="FP32", shape=rows.shape)
-                response.raw_output_contents.append(rows.tobytes())
-            responses.append(response)
-            first = last
-        return responses
+        return infer(self._session, requests)
+
+
+def infer(session: Session, requests: Sequence[pb.ModelInferRequest]) -> list[pb.ModelInferResponse]:
+    """Answer every request from one run of ``session`` over all their rows."""
+    parts = [
+        np.frombuffer(request.raw_input_contents[0], np.uint8).reshape(request.inputs[0].shape)
+        for request in requests
+    ]
+    arrays = session.run(_OUTPUTS, {IMAGE: parts[0] if len(parts) == 1 else np.concatenate(parts)})
+    responses = []
+    first = 0
+    for request, part in zip(requests, parts, strict=True):
+        last = first + len(part)
+        response = pb.ModelInferResponse(model_name=request.model_name, model_version="1", id=request.id)
+        for name, array in zip(_OUTPUTS, arrays, strict=True):
+            rows = array[first:last]
+            response.outputs.add(name=name, datatype="FP32", shape=rows.shape)
+            response.raw_output_contents.append(rows.tobytes())
+        responses.append(response)
+        first = last
+    return responses

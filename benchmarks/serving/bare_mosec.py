@@ -46,5 +46,10 @@ class Classifier(Worker):  # type: ignore[misc]  # mosec is not there when types
 
 if __name__ == "__main__":
     server = Server()
-    server.append_worker(Classifier, num=1, max_batch_size=_MAX_BATCH, max_wait_time=_MAX_WAIT_MS)
+    server.append_worker(
+        Classifier,
+        num=int(os.environ.get("BARE_WORKERS", "1")),
+        max_batch_size=_MAX_BATCH,
+        max_wait_time=_MAX_WAIT_MS,
+    )
     server.run()

@@ -23,12 +23,14 @@ Transport = Literal["native", "grpcio"]
 class Contestant:
     """A server to start. ``flags`` are foldserve's beyond its defaults.
 
-    first_come is foldserve with the queue of `benchmarks.fairness`.
+    first_come is foldserve with the queue of `benchmarks.fairness`; ``planted_us`` slows foldserve down by so
+    many microseconds of CPU per request, to see that a check notices.
     """
 
     kind: Literal["foldserve", "first_come", "bare_native", "bare_aio", "bare_mosec"]
     transport: Transport | None = None
     flags: tuple[str, ...] = ()
+    planted_us: float = 0.0
 
     def __str__(self) -> str:
         """Return the name in tables and messages."""
@@ -77,8 +79,10 @@ def launch(contestant: Contestant, network: Network, *, port_file: Path, free_po
 
 
 def _foldserve(contestant: Contestant, network: Network, port_file: Path) -> tuple[str, ...]:
-    module = "foldserve" if contestant.kind == "foldserve" else "benchmarks.fairness.first_come_server"
-    command = [sys.executable, "-m", module, "serve", "--repository", str(network.repository)]
+    program = ["foldserve" if contestant.kind == "foldserve" else "benchmarks.fairness.first_come_server"]
+    if contestant.planted_us:
+        program = ["benchmarks.regression.slowed_server", str(contestant.planted_us)]
+    command = [sys.executable, "-m", *program, "serve", "--repository", str(network.repository)]
     command += ["--device", "cpu", "--port", "0", "--port-file", str(port_file), "--log-level", "error"]
     settings = ServeConfig.model_fields
     if "transport" in settings:

@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from benchmarks.serving.errors import BenchError
 from foldserve.demo.children import ending_with_us
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from benchmarks.serving.server_process import ServerProcess
 
 _RUN_LIMIT_S = 600
@@ -27,11 +30,15 @@ _DATA_HEADER_BYTES = 5  # of each gRPC message: the compressed flag and the leng
 
 @dataclass(frozen=True)
 class Load:
-    """The load: ``connections`` with ``streams`` concurrent calls each, ``images`` per request."""
+    """The load: ``connections`` with ``streams`` concurrent calls each, ``images`` per request.
+
+    h2load runs ``threads`` threads.
+    """
 
     connections: int = 1
     streams: int = 1
     images: int = 1
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -61,24 +68,16 @@ def measure(
         BenchError: h2load failed, or not every request was answered in full. A gRPC error is HTTP status 200
             with no data, so answers are counted by their bytes: all of them must be there.
     """
-    with tempfile.TemporaryDirectory(prefix="bench-h2load-") as folder:
-        data, log = Path(folder) / "body", Path(folder) / "log"
-        is_grpc = server.contestant.speaks_grpc
-        data.write_bytes(struct.pack(">BI", 0, len(body)) + body if is_grpc else body)
-        flags = [f"--clients={load.connections}", f"--data={data}"]
-        if is_grpc:
-            flags += [f"--max-concurrent-streams={load.streams}"]
-            flags += ["--header=content-type: application/grpc", "--header=te: trailers"]
-        else:
-            flags += ["--h1"]
-        message_bytes = answer_bytes + is_grpc * _DATA_HEADER_BYTES
+    with _h2load_flags(server, load, body) as flags:
+        message_bytes = _message_bytes(server, answer_bytes)
         before_s = server.processor_s()
         requests_per_s = _run_h2load(server, flags, requests, message_bytes)
         server_s = server.processor_s() - before_s
         # Separate and fewer, as recording each latency takes CPU time from the server.
         logged = max(load.connections * load.streams, requests // _LOGGED_SHARE)
-        _run_h2load(server, [*flags, f"--log-file={log}"], logged, message_bytes)
-        latencies_us = np.loadtxt(log, usecols=2, ndmin=1)
+        with tempfile.NamedTemporaryFile(prefix="bench-h2load-") as log:
+            _run_h2load(server, [*flags, f"--log-file={log.name}"], logged, message_bytes)
+            latencies_us = np.loadtxt(log.name, usecols=2, ndmin=1)
     return Measurement(
         requests=requests,
         requests_per_s=requests_per_s,
@@ -87,6 +86,38 @@ def measure(
         p50_us=float(np.percentile(latencies_us, 50)),
         p99_us=float(np.percentile(latencies_us, 99)),
     )
+
+
+def server_us(server: ServerProcess, load: Load, *, body: bytes, answer_bytes: int, requests: int) -> float:
+    """Send ``requests`` times ``body`` and return the server's CPU microseconds per request.
+
+    Raises:
+        BenchError: as for `measure`.
+    """
+    with _h2load_flags(server, load, body) as flags:
+        before_s = server.processor_s()
+        _run_h2load(server, flags, requests, _message_bytes(server, answer_bytes))
+        return (server.processor_s() - before_s) / requests * 1e6
+
+
+@contextmanager
+def _h2load_flags(server: ServerProcess, load: Load, body: bytes) -> Iterator[list[str]]:
+    """Write ``body`` to a file for the block, and yield h2load's flags for sending it."""
+    with tempfile.TemporaryDirectory(prefix="bench-h2load-") as folder:
+        data = Path(folder) / "body"
+        is_grpc = server.contestant.speaks_grpc
+        data.write_bytes(struct.pack(">BI", 0, len(body)) + body if is_grpc else body)
+        flags = [f"--clients={load.connections}", f"--threads={load.threads}", f"--data={data}"]
+        if is_grpc:
+            flags += [f"--max-concurrent-streams={load.streams}"]
+            flags += ["--header=content-type: application/grpc", "--header=te: trailers"]
+        else:
+            flags += ["--h1"]
+        yield flags
+
+
+def _message_bytes(server: ServerProcess, answer_bytes: int) -> int:
+    return answer_bytes + server.contestant.speaks_grpc * _DATA_HEADER_BYTES
 
 
 def _run_h2load(server: ServerProcess, flags: list[str], requests: int, message_bytes: int) -> float:

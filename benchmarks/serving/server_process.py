@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 # AlexNet's 244 MB are hashed and its golden pairs replayed before foldserve listens for real.
 _START_LIMIT_S = 120.0
 _STOP_LIMIT_S = 20.0
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,9 @@ class ServerProcess:
 
     def processor_s(self) -> float:
         """Return the CPU time, user and system, of the server's processes so far."""
-        ticks = 0
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                ticks += _session_ticks(entry, self.process.pid)
-        return ticks / _TICKS_PER_S
+        return sum(
+            _session_s(entry, self.process.pid) for entry in Path("/proc").iterdir() if entry.name.isdigit()
+        )
 
     def check_runs(self) -> None:
         """Raise BenchError with the last line of output if the process has ended."""
@@ -102,14 +99,17 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _session_ticks(entry: Path, session: int) -> int:
+def _session_s(entry: Path, session: int) -> float:
+    """Return the CPU seconds of a process, to the nanosecond, if it belongs to ``session``."""
     try:
-        # After the name, which is in brackets and may hold anything: field 3 is the state, 6 the session,
-        # 14 and 15 user and system time (man 5 proc).
-        fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        # After the name, which is in brackets and may hold anything: field 3 is the state, 6 the session
+        # (man 5 proc).
+        if int((entry / "stat").read_text().rpartition(")")[2].split()[3]) != session:
+            return 0.0
+        # The clock of another process, as clock_getcpuclockid(3) returns it.
+        return time.clock_gettime((~int(entry.name) << 3) | 2)
     except OSError:  # ended meanwhile
-        return 0
-    return int(fields[11]) + int(fields[12]) if int(fields[3]) == session else 0
+        return 0.0
 
 
 def _free_port() -> int:

@@ -1,0 +1,1 @@
+"""Ways to run foldserve on engines: manifests, units, scripts, and in checks/ their trials."""
