@@ -48,7 +48,7 @@ def leave_out_softmax(module: Normalized, image_shape: tuple[int, int, int]) -> 
     if given is None:
         return ()
     if choice := find_choice(calls):
-        raise SourceError(no_logits_text(choice))
+        raise SourceError(no_logits_text(f"choice of classes ({choice})"))
     ending = find_softmax(calls)
     if ending is None:
         return ()

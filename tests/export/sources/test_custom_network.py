@@ -370,7 +370,7 @@ def test_too_few_labels_for_a_factory_that_asks_for_their_number(tmp_path):
         ("Random", SourceError, "differ by up to .* from call to call, .* something in it is random"),
         ("Noisy", SourceError, "differ by up to .* from call to call"),
         ("Pair", SourceError, "outputs a tuple; expected one tensor"),
-        ("Mapping", SourceError, r"tensor of shape \[2\]; expected logits \[2, classes\]"),
+        ("Mapping", SourceError, r"ends in a choice of classes \(argmax\): its outputs are not logits"),
         ("Map", SourceError, r"tensor of shape \[2, 8, 16, 16\]"),
         ("Branching", TraceError, "cannot be traced"),
         ("Unsupported", TraceError, "cannot be converted to ONNX"),
