@@ -28,11 +28,11 @@ class ParallelJobs:
     """
 
     def __init__(
-        self, job_count: int, fatal: tuple[type[Exception], ...] = (), *, slow_s: float = _SLOW_S
+        self, job_count: int, fatal: tuple[type[Exception], ...] = (), *, slow_s: float | None = None
     ) -> None:
         self._job_count = job_count
         self._fatal = fatal
-        self._slow_s = slow_s
+        self._slow_s = _SLOW_S if slow_s is None else slow_s
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._changed = threading.Condition()
         self._began_s: dict[str, float] = {}  # of all running jobs, those left behind included
