@@ -80,11 +80,22 @@ class Range:
         short = float(f"{number:.{_DIGITS}g}")
         return min(max(short, self.low), self.high)
 
-    def contains(self, value: Any) -> bool:
-        """Tell whether ``value`` can be chosen."""
+    def drawn_as(self, value: Any) -> int | float | str | None:
+        """Return ``value`` as a search would draw it; None if it cannot be drawn."""
         if self.kind == "choice":
-            return str(value).lower() in {choice.lower() for choice in self.choices}
-        return isinstance(value, int | float) and self.low <= value <= self.high
+            return next((choice for choice in self.choices if _same(choice, value)), None)
+        is_inside = isinstance(value, int | float) and self.low <= value <= self.high
+        return value if is_inside else None
+
+
+def _same(choice: str, value: Any) -> bool:
+    """Tell whether the text of a choice means ``value``: "0.10" is 0.1, and "True" is true."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(choice) == value
+        except ValueError:
+            return False
+    return choice.lower() == str(value).lower()
 
 
 def parse_ranges(texts: Iterable[str]) -> tuple[Range, ...]:

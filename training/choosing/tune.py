@@ -60,14 +60,10 @@ def _begin(
     is_named = config.dataset in NAMED_DATASETS
     length = f" of {config.epochs} epochs or fewer" if is_named or "epochs" in config.given else ""
     terminal.say(f"searching {ranges} in {folder}, {config.trials} trials{length}")
-    usual = {each.name: getattr(config, each.name) for each in config.ranges}
+    usual = {each.name: each.drawn_as(getattr(config, each.name)) for each in config.ranges}
     # The recipe comes first, so that the search can only gain on it. A folder's is known once it is read.
-    if is_named and all(each.contains(usual[each.name]) for each in config.ranges):
-        study.enqueue_trial({name: _as_choice(value) for name, value in usual.items()})
-
-
-def _as_choice(value: Any) -> Any:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value).lower()
+    if is_named and None not in usual.values():
+        study.enqueue_trial(usual)
 
 
 def _search(study: Study, config: TuneConfig, folder: Path, left: int, terminal: Terminal) -> None:

@@ -62,6 +62,24 @@ def test_a_bad_range_is_one_clear_line(text: str, said: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "value", "expected"),
+    [
+        ("batch-size=64/128", 128, "128"),
+        ("lr=0.10/0.01", 0.1, "0.10"),
+        ("batch-norm=True/False", True, "True"),
+        ("flip=true/false", None, None),
+        ("optimizer=sgd/adamw", "adamw", "adamw"),
+        ("lr=0.01:0.3", 0.1, 0.1),
+        ("lr=0.2:0.3", 0.1, None),
+        ("batch-size=64/96", 128, None),
+    ],
+)
+def test_the_usual_value_is_drawn_as_it_was_written(text: str, value: object, expected: object) -> None:
+    (found,) = parse_ranges([text])
+    assert found.drawn_as(value) == expected
+
+
 def test_two_ranges_of_one_setting_are_refused() -> None:
     with pytest.raises(ValueError, match="lr has two ranges"):
         parse_ranges(["lr=0.1:0.2", "lr=0.2:0.3"])

@@ -20,6 +20,7 @@ pytest.importorskip("optuna", reason="needs optuna: pip install 'foldserve[tune]
 from foldserve import cli
 from foldserve.demo.children import ending_with_us
 from foldserve.training.checkpoint import load_checkpoint
+from foldserve.training.choosing import tune as tune_module
 from foldserve.training.choosing.config import TuneConfig
 from foldserve.training.choosing.study import ended_trials, open_study
 from foldserve.training.choosing.tune import tune
@@ -118,6 +119,17 @@ def test_a_trial_that_diverges_fails_and_the_search_goes_on(folder: Path) -> Non
     assert not list((folder / "trials" / states["failed"]["folder"]).glob("*.pt"))
     assert f"lr {DIVERGING}" not in lines[-1]
     assert "--lr 0.01" in lines[-1]
+
+
+def test_the_recipe_is_the_first_trial_also_among_values_to_choose_from(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune_module, "NAMED_DATASETS", {"tiny"})
+    usual = settings(folder).label_smoothing
+    choices = (f"label-smoothing=0.3/{usual}", "batch-norm=False/True")
+    run(settings(folder, range=choices, trials=1, epochs=1))
+    (trial,) = table(folder)
+    assert (trial["label_smoothing"], trial["batch_norm"]) == (str(usual), "True")
 
 
 @pytest.mark.slow
