@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 PROMOTED_FILE = "promoted.json"
+MAX_VERSION = 2**63 - 1
 
 # A promotion takes some 150 bytes.
 _MAX_BYTES = 64 * 1024
 _MOST_PROMOTIONS = 100
 
-_Version = Annotated[int, Field(ge=1, le=2**63 - 1)]
+_Version = Annotated[int, Field(ge=1, le=MAX_VERSION)]
 
 
 class Promotion(BaseModel, frozen=True, strict=True, extra="forbid"):

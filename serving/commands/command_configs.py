@@ -7,6 +7,7 @@ from pathlib import Path  # pydantic reads the annotations
 from pydantic import BaseModel, Field, field_validator
 from pydantic_settings import CliPositionalArg  # noqa: TC002  # pydantic reads the annotations
 
+from foldserve.artifact.promotion import MAX_VERSION
 from foldserve.serving.client.connection_config import DEFAULT_SERVER, ConnectionConfig
 from foldserve.serving.security.tokens import Role, check_name  # pydantic reads the annotations
 
@@ -72,7 +73,7 @@ class _VersionConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docst
 class PromoteConfig(_VersionConfig, frozen=True):
     """Let a version answer the requests that name none; a running server follows without a failed call."""
 
-    version: CliPositionalArg[int] = Field(ge=1)
+    version: CliPositionalArg[int] = Field(ge=1, le=MAX_VERSION)
     """Version to promote."""
     repository: Path = Path("models")
     """Folder of models."""

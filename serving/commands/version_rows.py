@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from foldserve.artifact.format import read_artifact
-from foldserve.artifact.promotion import default_version, read_promotions
+from foldserve.artifact.promotion import read_promotions
 from foldserve.errors import ArtifactError, FoldserveError
+from foldserve.serving.commands.answering import answering_version
+from foldserve.serving.errors import SettingsError
 from foldserve.serving.repository.scanner import scan
 
 if TYPE_CHECKING:
@@ -70,7 +72,11 @@ def _rows_of_model(name: str, found: FoundModel, repository: Path) -> list[Row]:
     except ArtifactError as error:
         rows.append(Row(name, "", "BROKEN", str(error)))
         promotions = ()
-    default = default_version(list(found.versions), promotions)
+    try:
+        default = answering_version(found.folder, list(found.versions), promotions, repository)
+    except SettingsError as error:
+        rows.append(Row(name, "", "BROKEN", str(error)))
+        default = None
     why = "promoted; " if default in {each.version for each in promotions} else "default; "
     for version in found.versions:
         mark = why if version == default else ""

@@ -16,12 +16,13 @@ from foldserve.artifact.format import list_versions, read_artifact
 from foldserve.artifact.promotion import (
     Promotion,
     changing,
-    default_version,
     read_promotions,
     sync_folder,
     write_promotions,
 )
 from foldserve.errors import ArtifactError
+from foldserve.serving.commands.answering import answering_version
+from foldserve.serving.errors import SettingsError
 from foldserve.serving.repository.folder_hints import explain_emptiness
 from foldserve.serving.repository.scanner import scan
 from foldserve.text import join_names, quote
@@ -44,7 +45,7 @@ def promote_version(config: PromoteConfig) -> int:
     with _changing(folder):
         digest = _intact(folder, config.version, config.repository)
         promotions = read_promotions(folder, config.repository)
-        before = default_version(list_versions(folder), promotions)
+        before = _answering(folder, list_versions(folder), promotions, config.repository) or "none"
         if promotions and (promotions[-1].version, promotions[-1].sha256) == (config.version, digest):
             print(f"{config.name}: version {config.version} is promoted already")
             return 0
@@ -76,8 +77,8 @@ def roll_back(config: RollbackConfig) -> int:
                 f"version {kept[-1].version} of {config.name}, promoted before {undone.version}, is not the "
                 "model that it was then; promote the version that you want"
             )
+        default = _answering(folder, list_versions(folder), kept, config.repository)
         write_promotions(folder, kept)
-        default = default_version(list_versions(folder), kept)
     why = "" if kept else ", the newest: no version is promoted any more"
     print(f"{config.name}: back from {undone.version} to {default}{why}")
     return 0
@@ -97,8 +98,9 @@ def delete_version(config: DeleteConfig) -> int:
         versions = list_versions(folder)
         _check_there(folder, config.version, versions)
         promotions = _readable_promotions(folder, config)
-        default = default_version(versions, promotions)
-        if config.version == default and not config.force:
+        if not config.force and config.version == (
+            default := _answering(folder, versions, promotions, config.repository)
+        ):
             others = [version for version in versions if version != default]
             way_out = f"promote another ({_listed(others)}) first" if others else "it is the only one"
             raise ArtifactError(
@@ -111,14 +113,35 @@ def delete_version(config: DeleteConfig) -> int:
         aside = Path(tempfile.mkdtemp(prefix=_DELETED, dir=folder))
         (folder / str(config.version)).rename(aside / str(config.version))
         sync_folder(folder)
-    shutil.rmtree(aside)
+        shutil.rmtree(aside)  # before another command finds it and takes it for one left behind
     rest = [version for version in versions if version != config.version]
-    now = default_version(rest, kept)
-    print(
-        f"{config.name}: deleted version {config.version}; "
-        + (f"version {now} answers requests that name none" if rest else "no version is left")
-    )
+    print(f"{config.name}: deleted version {config.version}; {_what_is_left(folder, rest, kept, config)}")
     return 0
+
+
+def _what_is_left(
+    folder: Path, rest: Sequence[int], promotions: Sequence[Promotion], config: DeleteConfig
+) -> str:
+    if not rest:
+        return "no version is left"
+    try:
+        now = _answering(folder, rest, promotions, config.repository)
+    except ArtifactError as error:  # --force deletes whatever model.toml says
+        return str(error)
+    if now is None:
+        return "no version is served: version_policy allows none of those that are left"
+    return f"version {now} answers requests that name none"
+
+
+def _answering(
+    folder: Path, versions: Sequence[int], promotions: Sequence[Promotion], repository: Path
+) -> int | None:
+    try:
+        return answering_version(folder, versions, promotions, repository)
+    except SettingsError as error:
+        raise ArtifactError(
+            f"{folder.name}: {error}; until it is mended a server follows no change"
+        ) from error
 
 
 def _readable_promotions(folder: Path, config: DeleteConfig) -> Sequence[Promotion]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ import pytest
 
 from foldserve import cli
 from foldserve.artifact.promotion import PROMOTED_FILE, read_promotions
+from foldserve.serving.repository.model_file import SETTINGS_FILE
 from tests.support.artifacts import TinyNetwork
 
 if TYPE_CHECKING:
@@ -76,6 +79,7 @@ def test_promotions_are_undone_one_by_one(models: Models) -> None:
     ("words", "said"),
     [
         (("promote", "tiny", "7"), "tiny has no version 7; it has 1, 2, 3"),
+        (("promote", "tiny", str(2**63 - 1)), "tiny has no version 9223372036854775807"),
         (("promote", "none", "1"), "there is no model 'none'"),
         (("rollback", "none"), "there is no model 'none'"),
         (("delete", "tiny", "7"), "tiny has no version 7; it has 1, 2, 3"),
@@ -124,6 +128,49 @@ def test_a_forced_delete_takes_the_promotion_along(models: Models) -> None:
     assert (models.promoted(), models.folders()) == ([2], ["2"])
     assert "no version is left" in models("delete", "tiny", "2", "--force")
     assert not (models.repository / "tiny" / PROMOTED_FILE).exists()
+
+
+def test_the_version_policy_says_which_version_answers(models: Models) -> None:
+    """As it does in the server: of `specific` versions the newest, unless another one is promoted."""
+    (models.repository / "tiny" / SETTINGS_FILE).write_text("version_policy = { specific = [1, 2] }\n")
+    assert ["default" in row for row in rows(models("list"))] == [False, True, False]
+    assert "version 2 of tiny answers" in models("delete", "tiny", "2", status=1)
+    assert "deleted version 3; version 2 answers" in models("delete", "tiny", "3")
+    assert "(before: 2)" in models("promote", "tiny", "1")
+    assert "back from 1 to 2" in models("rollback", "tiny")
+    models("delete", "tiny", "2", "--force")
+    (models.repository / "tiny" / SETTINGS_FILE).write_text("version_policy = { specific = [7] }\n")
+    assert not any("default" in row for row in rows(models("list")))
+    assert "before: none" in models("promote", "tiny", "1")
+
+
+def test_malformed_settings_change_nothing_and_are_one_line(models: Models) -> None:
+    models("promote", "tiny", "1")
+    models("promote", "tiny", "2")
+    (models.repository / "tiny" / SETTINGS_FILE).write_text("version_policy = 3\n")
+    for words in (("promote", "tiny", "3"), ("rollback", "tiny")):
+        assert "until it is mended a server follows no change" in models(*words, status=1)
+    assert models.promoted() == [1, 2]
+    listed = rows(models("list"))
+    assert "BROKEN" in listed[0]
+    assert len(listed) == 4
+    assert "deleted version 3" in models("delete", "tiny", "3", "--force")
+
+
+def test_files_that_cannot_be_removed_are_one_line(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And other commands wait until a version's files are gone, not to remove them at the same time."""
+
+    def fail(path: Path, **_: object) -> None:
+        folder = os.open(path.parent, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(folder)
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("foldserve.serving.commands.versions.shutil.rmtree", fail)
+    assert "tiny cannot be changed: Permission denied" in models("delete", "tiny", "1", status=1)
+    monkeypatch.undo()
+    assert models.folders()[-2:] == ["2", "3"], "it is gone all the same"
 
 
 def test_a_version_disappears_at_once(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
