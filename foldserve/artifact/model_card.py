@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from foldserve.artifact.format import ModelMetadata
+    from foldserve.imaging import ImageSpec
 
 UNSTATED = "not stated"
 _CLASSES_SHOWN = 100
@@ -123,12 +124,17 @@ _FITS = {
 }
 
 
+def fit_text(image: ImageSpec) -> str:
+    """Return in words how a picture of another size becomes the input."""
+    return _FITS[image.fit].format(image.resize_shorter_side)
+
+
 def _preprocessing(metadata: ModelMetadata) -> str:
     image = metadata.image
     colours = "grey" if image.channel_order == "L" else "RGB"
     return (
         f"Input `image`: uint8 [N, {image.channels}, {image.height}, {image.width}], {colours}, 0 to 255. "
-        f"Other sizes: {_FITS[image.fit].format(image.resize_shorter_side)} (bilinear, antialiased); turned "
+        f"Other sizes: {fit_text(image)} (bilinear, antialiased); turned "
         "upright by EXIF, transparency over white. The graph computes "
         f"(pixel / 255 - mean) / std with mean {list(metadata.mean)} and std {list(metadata.std)}: do not "
         "apply it again.\n\n"

@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from foldserve.artifact.format import MODEL_FILE, list_versions, read_manifest
+from foldserve.artifact.model_card import fit_text
 from foldserve.errors import ArtifactError
 from foldserve.local.local_model import LocalModel, answer_all, find_version
 from foldserve.local.output import shown_name
@@ -67,7 +68,7 @@ def _facts(model: LocalModel) -> dict[str, str]:
         "accuracy": _accuracy(manifest),
         "classes": f"{len(model.labels)}: {join_names(model.labels)}",
         "input": f"{image.channel_order} {image.width}x{image.height}",
-        "preparation": f"shorter side to {image.resize_shorter_side}, {image.decode} decoding",
+        "preparation": f"{fit_text(image)}; {image.decode} decoding",
         "normalisation": f"mean {_numbers(metadata.mean)}, std {_numbers(metadata.std)}",
         "channel order": metadata.network_channel_order or image.channel_order,
         "temperature": f"{metadata.temperature:g}",

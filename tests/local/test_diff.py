@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from foldserve import cli
+from foldserve.imaging import ImageSpec
 from foldserve.local.local_model import LocalModel
 from tests.support.artifacts import TinyNetwork
 
@@ -51,6 +52,15 @@ def test_only_what_differs_is_printed(published: Path, capsys: pytest.CaptureFix
     lines = diff(published, 1, 3, capsys).splitlines()
     assert [line.split()[0] for line in lines] == ["tiny/1", "date"]
     assert "are the same in all that is compared: sha256, date" in diff(published, 1, 1, capsys)
+
+
+def test_another_rule_for_other_shapes_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for fit in ("crop", "pad"):
+        TinyNetwork(2, ImageSpec("L", 8, 8, 8, fit=fit)).publish(tmp_path / "tiny")
+    lines = diff(tmp_path, 1, 2, capsys).splitlines()
+    (preparation,) = [line for line in lines if line.startswith("preparation")]
+    assert "scaled to cover the input" in preparation
+    assert "mirrored at the borders" in preparation
 
 
 def test_answers_are_counted_as_two_models_give_them(
