@@ -48,7 +48,7 @@ def ask(
 ) -> Answer:
     """Return the ``top_k`` likeliest labels of an encoded ``picture``.
 
-    Version "" is the newest that is ready.
+    Version "" is the promoted one, or else the newest that is ready.
 
     Raises:
         ServingError: for the status that the server returns.

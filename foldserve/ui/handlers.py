@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Updates: TypeAlias = tuple[Any, ...]
 
 # The choice that names no version.
-NEWEST = ("newest that is ready", "")
+BY_DEFAULT = ("promoted, or else newest", "")
 
 
 class Handlers:
@@ -56,7 +56,7 @@ class Handlers:
         return (
             fragments.banner(status, self._page.server.server),
             _choices(models, chosen, model),
-            _choices([NEWEST, *names], kept, version),
+            _choices([BY_DEFAULT, *names], kept, version),
             *answers,
             status,
         )
@@ -64,7 +64,7 @@ class Handlers:
     def versions(self, model: str | None, seen: ServerStatus | None) -> Any:
         """Offer the versions of another model."""
         names = seen.models.get(model or "", []) if seen else []
-        return gr.update(choices=[NEWEST, *names], value="")
+        return gr.update(choices=[BY_DEFAULT, *names], value="")
 
     def offer(self, model: str | None, version: str) -> Updates:
         """Offer the examples and the labels of another model or version."""

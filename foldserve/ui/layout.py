@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from foldserve.ui import fragments
-from foldserve.ui.handlers import NEWEST, Handlers
+from foldserve.ui.handlers import BY_DEFAULT, Handlers
 
 if TYPE_CHECKING:
     from foldserve.ui.page import Page
@@ -34,7 +34,7 @@ def lay_out(page: Page, uploads: Path) -> gr.Blocks:
         with gr.Row():
             model = gr.Dropdown([], label="Model", elem_id="fs-model", allow_custom_value=True)
             version = gr.Dropdown(
-                [NEWEST], value="", label="Version", elem_id="fs-version", allow_custom_value=True
+                [BY_DEFAULT], value="", label="Version", elem_id="fs-version", allow_custom_value=True
             )
         with gr.Row():
             with gr.Column():

@@ -79,7 +79,7 @@ class Page:
         return Shown(self._pictures.add(picture))
 
     def classify(self, shown: Shown, model: str, version: str) -> Shown:
-        """Ask ``model`` for the labels of a picture; version "" is the newest that is ready.
+        """Ask ``model`` for the labels of a picture; version "" is the one that answers by default.
 
         Raises:
             UiError: no model was chosen, or the picture is no longer held.

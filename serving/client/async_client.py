@@ -90,7 +90,7 @@ class AsyncClient:
                 raise await asyncio.to_thread(self._connection.explain, self._server) from None
 
     async def describe(self, model: str, version: str = "") -> Description:
-        """Return the metadata of ``model``; of the newest version that is ready if none is named."""
+        """Return the metadata of ``model``; of the version that answers by default if none is named."""
         with typed_errors():
             request = pb.ModelMetadataRequest(name=model, version=version)
             return read_description(
@@ -145,7 +145,7 @@ class AsyncClient:
         Args:
             model: the model's name.
             batches: the images; taken one by one. They may be an asynchronous iterable, too.
-            version: the version; the newest that is ready if empty.
+            version: the version; if empty, the promoted one or else the newest that is ready.
             timeout_s: seconds for the whole stream; no limit by default.
 
         Raises:

@@ -101,7 +101,7 @@ class Client:
                 raise self._connection.explain(server) from None
 
     def describe(self, model: str, version: str = "") -> Description:
-        """Return the metadata of ``model``; of the newest version that is ready if none is named."""
+        """Return the metadata of ``model``; of the version that answers by default if none is named."""
         with typed_errors():
             request = pb.ModelMetadataRequest(name=model, version=version)
             return read_description(
@@ -156,7 +156,7 @@ class Client:
         Args:
             model: the model's name.
             batches: the images; taken one by one.
-            version: the version; the newest that is ready if empty.
+            version: the version; if empty, the promoted one or else the newest that is ready.
             timeout_s: seconds for the whole stream; no limit by default.
 
         Raises:
