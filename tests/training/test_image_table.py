@@ -227,6 +227,14 @@ def test_several_tables_without_roles_are_refused(tmp_path: Path):
         load(tmp_path)
 
 
+def test_commas_stand_between_tables_or_in_a_name(tmp_path: Path):
+    rows = rows_of(write_classes(tmp_path / "p", per_class=3))
+    train = write_table(tmp_path / "train.csv", rows)
+    assert load(write_table(tmp_path / "north,south.csv", rows))[0].labels == LABELS
+    with pytest.raises(DatasetError, match=r"^\S*/none\.csv does not exist; expected each of the tables"):
+        load(f"{train},{tmp_path / 'none.csv'}")
+
+
 def test_labels_that_are_numbers_are_ordered_as_such(tmp_path: Path):
     rows = rows_of(write_classes(tmp_path / "p", per_class=3))
     for row in rows:

@@ -41,8 +41,10 @@ def find_tables(place: Path) -> list[Path]:
     Raises:
         DatasetError: a folder cannot be listed.
     """
-    parts = [Path(part) for part in str(place).split(_SEPARATOR)]
-    if all(_is_table(part) and part.is_file() for part in parts):
+    if _is_table(place) and place.is_file():  # perhaps with a comma in its name
+        return [place]
+    parts = named_tables(place)
+    if parts and all(part.is_file() for part in parts):
         return parts
     if not place.is_dir():
         return []
@@ -56,6 +58,12 @@ def find_tables(place: Path) -> list[Path]:
         sum(holds_pictures(path) and role_of(path.name) is None for path in folders) > 1
     )
     return [] if has_classes else tables
+
+
+def named_tables(place: Path) -> list[Path]:
+    """Return the tables that ``place`` names with commas between; none if it names something else."""
+    parts = [Path(part) for part in str(place).split(_SEPARATOR)]
+    return parts if len(parts) > 1 and all(map(_is_table, parts)) else []
 
 
 def load_image_tables(

@@ -12,11 +12,17 @@ import torch
 from foldserve.imaging import ImageSpec
 from foldserve.tables.open_table import TABLE_SUFFIXES
 from foldserve.terminal import Terminal
+from foldserve.text import join_first
 from foldserve.training.datasets import cifar10, fashion_mnist, mnist
 from foldserve.training.datasets.assemble import Preparation
 from foldserve.training.datasets.dataset import Dataset
 from foldserve.training.datasets.image_folder import fingerprint_of_folder, load_image_folder
-from foldserve.training.datasets.image_table import find_tables, fingerprint_of_tables, load_image_tables
+from foldserve.training.datasets.image_table import (
+    find_tables,
+    fingerprint_of_tables,
+    load_image_tables,
+    named_tables,
+)
 from foldserve.training.datasets.sources import cache_folder, read_source
 from foldserve.training.errors import DatasetError
 
@@ -109,6 +115,8 @@ def fingerprint_of(
 
 def _unknown(name: str) -> str:
     """Return why there is no data set ``name``."""
+    if missing := [str(part) for part in named_tables(Path(name)) if not part.is_file()]:
+        return f"{join_first(missing)} does not exist; expected each of the tables {name}"
     if Path(name).name != name:
         what = "file" if Path(name).suffix.lower() in TABLE_SUFFIXES else "folder of images"
         return f"the {what} {name} does not exist; if it has moved, give its new place with --data-dir"
