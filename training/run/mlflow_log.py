@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -35,6 +36,7 @@ _EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 _DEFAULT_EXPERIMENT = "Default"
 # What a batch may hold, and a value: limits of MLflow's stores.
 _MOST_PARAMS, _MOST_CHARACTERS = 100, 500
+_USER = re.compile("://[^/]*@")
 
 
 def wants_mlflow(config: TrainConfig) -> bool:
@@ -118,7 +120,7 @@ def _begin(client: Any, config: TrainConfig, folder: Path) -> str:
     params = [Param(name, str(value)[:_MOST_CHARACTERS]) for name, value in settings.items()]
     for start in range(0, len(params), _MOST_PARAMS):
         client.log_batch(run_id, params=params[start : start + _MOST_PARAMS])
-    content = {"run_id": run_id, "tracking_uri": client.tracking_uri}
+    content = {"run_id": run_id, "tracking_uri": _place(client)}
     write_replacing(folder / RUN_FILE, json.dumps(content, indent=2) + "\n")
     return run_id
 
@@ -126,11 +128,16 @@ def _begin(client: Any, config: TrainConfig, folder: Path) -> str:
 def _run_before(client: Any, folder: Path) -> str | None:
     try:
         content = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        if content["tracking_uri"] != client.tracking_uri:
+        if content["tracking_uri"] != _place(client):
             return None
         return str(client.get_run(content["run_id"]).info.run_id)
     except Exception:  # no such file, or MLflow knows no such run any more: a new one is begun
         return None
+
+
+def _place(client: Any) -> str:
+    """Return where the store is, without a name and password: a run folder may be handed on."""
+    return _USER.sub("://", str(client.tracking_uri).partition("?")[0])
 
 
 def _experiment(client: Any) -> str:

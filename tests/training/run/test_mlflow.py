@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -107,6 +108,20 @@ def test_a_store_that_cannot_be_used_is_one_line(
     with pytest.raises(RunError, match=r"MLflow cannot log this run: .*--no-mlflow") as refused:
         train(tiny_config, LineTerminal())
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "kept"),
+    [
+        ("https://me:secret@mlflow.example:5000/team", "https://mlflow.example:5000/team"),
+        ("postgresql://me:secret@db/mlflow?password=secret", "postgresql://db/mlflow"),
+        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
+        ("file:///data/mlruns", "file:///data/mlruns"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_no_password_is_written_into_the_run_folder(uri: str, kept: str) -> None:
+    assert mlflow_log._place(SimpleNamespace(tracking_uri=uri)) == kept
 
 
 def test_a_store_that_fails_later_stops_no_training(
