@@ -51,6 +51,11 @@ def find_split_column(names: Sequence[str]) -> str | None:
     return next((name for name in names if name.casefold() == SPLIT_COLUMN), None)
 
 
+def no_label(value: object) -> str:
+    """Return why ``value`` is no label; it may be a whole picture, and each row of a table may have one."""
+    return f"has a label that is neither text nor a whole number: {quote(str(value))}"
+
+
 def _find(
     names: Sequence[str], given: str | None, usual: Sequence[str], where: str, *, what: str, flag: str
 ) -> str:

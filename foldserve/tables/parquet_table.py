@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from foldserve.tables.columns import check_names, find_image_column, find_label_column, find_split_column
+from foldserve.tables.columns import (
+    check_names,
+    find_image_column,
+    find_label_column,
+    find_split_column,
+    no_label,
+)
 from foldserve.tables.errors import DataError
 from foldserve.tables.items import Item
 from foldserve.text import escaped, quote
@@ -100,12 +106,7 @@ class ParquetTable:
         elif isinstance(value, str):
             name = value or where
         if isinstance(label, bool) or not isinstance(label, str | int | None):
-            return Item(
-                name,
-                b"",
-                where=where,
-                error=f"has a label that is neither text nor a whole number: {label!r}",
-            )
+            return Item(name, b"", where=where, error=no_label(label))
         if isinstance(value, bytes):
             return Item(name, value, label, where, split=split)
         if isinstance(value, str) and value:

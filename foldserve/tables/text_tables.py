@@ -15,6 +15,7 @@ from foldserve.tables.columns import (
     find_image_column,
     find_label_column,
     find_split_column,
+    no_label,
 )
 from foldserve.tables.errors import DataError
 from foldserve.tables.items import Item
@@ -121,8 +122,6 @@ def _item(path: Path, name: object, label: object, split: object, *, where: str)
     if not isinstance(name, str) or not name:
         return Item(str(name or ""), path, where=where, error="names no image file")
     if isinstance(label, bool) or not isinstance(label, str | int | None):
-        return Item(
-            name, path, where=where, error=f"has a label that is neither text nor a whole number: {label!r}"
-        )
+        return Item(name, path, where=where, error=no_label(label))
     label = label.strip() if isinstance(label, str) else label
     return Item(name, path.parent / name, label, where, split="" if split is None else str(split).strip())

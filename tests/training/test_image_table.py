@@ -363,6 +363,15 @@ def test_parquet_without_images_is_refused(tmp_path: Path):
 
 
 @needs_pyarrow
+def test_a_column_of_pictures_taken_for_labels_is_not_held_in_messages(tmp_path: Path):
+    rows = [{"image": bytes(100_000), "label": 0} for _ in range(3)]
+    with pytest.raises(DatasetError, match="3 rows are wrong") as refused:
+        load(write_parquet(tmp_path / "t.parquet", rows), label_column="image")
+    assert "neither text nor a whole number" in str(refused.value)
+    assert len(str(refused.value)) < 2000
+
+
+@needs_pyarrow
 def test_parquet_that_changes_meanwhile_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     files = sorted(write_classes(tmp_path / "p", per_class=10).rglob("*.png"))
     rows = [{"image": file.read_bytes(), "label": file.parent.name} for file in files]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from foldserve.tables.errors import DataError
 from foldserve.tables.open_table import PARQUET, TABLE_SUFFIXES
 from foldserve.terminal import Terminal
-from foldserve.text import escaped, join_first
+from foldserve.text import escaped, join_first, quote
 from foldserve.training.datasets.assemble import Collection, make_dataset
 from foldserve.training.datasets.folder_layout import ROLES, role_of
 from foldserve.training.datasets.image_folder import check_name, labels_text
@@ -189,7 +189,7 @@ def _labels_of(rows: Rows, roles: Sequence[Role], name: str) -> tuple[str, ...]:
     found = {label for label, role in zip(rows.labels, roles, strict=True) if role == "training"}
     if len(found) < 2:
         wrong = f" ({len(rows.wrong):,} rows are wrong: {join_first(rows.wrong, '; ')})" if rows.wrong else ""
-        there = f"only one class, {next(iter(found))!r}" if found else "no labelled images"
+        there = f"only one class, {quote(next(iter(found)))}" if found else "no labelled images"
         raise DatasetError(f"{name} has {there}; expected images of two classes or more{wrong}")
     if rows.label_names:
         return tuple(label for label in dict.fromkeys(rows.label_names) if label in found)
@@ -205,7 +205,7 @@ def _drop_unknown(
     known = set(labels)
     is_known = [label in known for label in rows.labels]
     rows.wrong += [
-        f"{file}: has the label {label!r}, which no training image has"
+        f"{file}: has the label {quote(label)}, which no training image has"
         for file, label in zip(rows.files, rows.labels, strict=True)
         if label not in known
     ]
