@@ -226,7 +226,7 @@ def answer_all(models: Sequence[LocalModel], items: Iterable[Item]) -> Iterator[
 
 
 def find_version(path: Path) -> Path:
-    """Return the resolved folder of a version: ``path`` itself, or the one that a server would answer with.
+    """Return the resolved folder of a version: ``path`` itself, or the promoted or else newest one in it.
 
     Raises:
         ArtifactError: there is none.
