@@ -11,6 +11,7 @@ import pytest
 import trustme
 import yaml
 
+from foldserve.serving.pb import classifier_pb2, open_inference_pb2
 from tests.deploy.manifests import DEPLOY
 from tests.support.sources import ROOT
 
@@ -53,6 +54,27 @@ def test_broken_servers_are_noticed_in_three_ways_and_never_called_in_panic(clus
     assert cluster["common_lb_config"]["healthy_panic_threshold"] == {"value": 0}
     (options,) = cluster["typed_extension_protocol_options"].values()
     assert "connection_keepalive" in options["explicit_http_config"]["http2_protocol_options"]
+
+
+def test_no_stream_is_sent_again() -> None:
+    """A stream that was sent again would be answered twice, from its start; a Watch has no end."""
+    (listener,) = yaml.safe_load(CONFIG.read_text())["static_resources"]["listeners"]
+    (chain,) = listener["filter_chains"]
+    (manager,) = chain["filters"]
+    (host,) = manager["typed_config"]["route_config"]["virtual_hosts"]
+    *own, general = host["routes"]
+    assert general["match"]["prefix"] == "/"
+    assert "retry_policy" in general["route"]
+    assert all(route["route"] == {"cluster": "servers", "timeout": "0s"} for route in own)
+    streams = {
+        f"/{service.full_name}/{method.name}"
+        for file in (open_inference_pb2, classifier_pb2)
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+        if method.client_streaming or method.server_streaming
+    }
+    assert len(streams) >= 2
+    assert {route["match"]["path"] for route in own} == {*streams, "/grpc.health.v1.Health/Watch"}
 
 
 def test_images_are_built_from_what_they_copy() -> None:
