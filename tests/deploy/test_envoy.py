@@ -13,10 +13,11 @@ import yaml
 
 from foldserve.serving.pb import classifier_pb2, open_inference_pb2
 from tests.deploy.manifests import DEPLOY
+from tests.support.foreign_clients import SOURCE, require_installed
 from tests.support.sources import ROOT
 
 CONFIG = DEPLOY / "envoy" / "envoy.yaml"
-ENVOY = shutil.which("envoy") or str(ROOT / ".venv-interop" / "bin" / "envoy")
+ENVOY = Path(shutil.which("envoy") or SOURCE / ".venv-interop" / "bin" / "envoy")
 
 
 @pytest.fixture
@@ -87,8 +88,7 @@ def test_images_are_built_from_what_they_copy() -> None:
 
 def validated(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Envoy's own opinion of a configuration, with certificates that there are."""
-    if not Path(ENVOY).exists():
-        pytest.skip("needs envoy: make interop")
+    require_installed([ENVOY], "envoy")
     issued = trustme.CA().issue_cert("localhost")
     issued.cert_chain_pems[0].write_to_path(folder / "tls.crt")
     issued.private_key_pem.write_to_path(folder / "tls.key")
