@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,7 +57,11 @@ def test_every_example_is_run_and_listed() -> None:
     tests = "".join((ROOT / "tests" / name).read_text() for name in _TESTS)
     listed = (EXAMPLES / "README.md").read_text()
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "."]
-    done = subprocess.run(command, cwd=EXAMPLES, capture_output=True, text=True, check=True)
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+    done = subprocess.run(command, cwd=EXAMPLES, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"needs a checkout that git reads: {done.stderr.strip()}")
     for name in done.stdout.split():
         path = Path(name)
         if path.suffix != ".md" and path.parts[0] != "preprocessing":
