@@ -5,8 +5,8 @@ float32 for every image, always with the same result. It becomes a constant: com
 file's weights, and rounded once, after batch norm is folded into it.
 
 What only moves numbers (Unsqueeze, Transpose, ConstantOfShape) is exact in float32 too and is left to the
-optimiser, as is what is rounded on the way: to whole numbers, to truth values, to other types. So is what ONNX
-Runtime computes otherwise: a file may mean float32's own rounding (w + 3 * 2**22 - 3 * 2**22 is a whole
+optimiser, as is what is rounded on the way: to whole numbers, to truth values, to other types. So is what
+ONNX Runtime computes otherwise: a file may mean float32's own rounding (w + 3 * 2**22 - 3 * 2**22 is a whole
 number), and ONNX's evaluator is wrong about some operations (LpNormalization of p = 1).
 """
 
