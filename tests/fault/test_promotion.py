@@ -101,6 +101,7 @@ def test_promote_rollback_and_delete_fail_no_call(
         try:
             for caller in callers:
                 caller.start()
+            eventually(all_asked_again(callers), "all callers are answered by version 3")
             steps = (
                 (("promote", "tiny", "1"), "1"),
                 (("promote", "tiny", "2"), "2"),
