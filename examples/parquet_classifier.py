@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+# How encoded files begin: PNG, JPEG, GIF, WebP.
+FILES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
+
 
 class Classifier:
     """The model, opened and proven once."""
@@ -40,8 +43,9 @@ class Classifier:
 
     def _to_images(self, column: Sequence[bytes]) -> NDArray[np.uint8] | list[bytes]:
         shape = self._model.metadata.image.shape
-        if any(len(image) != math.prod(shape) for image in column):
-            return list(column)  # encoded files
+        # A file may happen to be as long as the pixels.
+        if any(len(image) != math.prod(shape) or image.startswith(FILES) for image in column):
+            return list(column)
         return np.frombuffer(b"".join(column), np.uint8).reshape(-1, *shape)
 
 

@@ -64,7 +64,9 @@ class Project:
             ("foldserve-server", ["--target", "server", "."]),
             ("foldserve-envoy", ["deploy/envoy"]),
         ):
-            if not docker("images", "--quiet", image):
+            if made := docker("images", "--format", "{{.CreatedSince}}", image):
+                print(f"using {image}, made {made}; `docker image rm {image}` has it made of these sources")
+            else:
                 print(f"building {image} ...", flush=True)
                 docker("build", "--network", "host", "--tag", image, *words)
         # Without the jobs: the models are there.

@@ -6,7 +6,7 @@
     choice    ArgMax, TopK: the classes, without their scores
 
 A softmax can be removed if nothing but changes of shape and type follow it. The others are found behind
-clipping and arithmetic with constants too.
+clipping, arithmetic with constants and a choice of some numbers too.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ _WITH_CONSTANTS = {
     "Add",
     "Sub",
     "Pad",
+    "Slice",
+    "Gather",
     "QuantizeLinear",
     "DequantizeLinear",
 }

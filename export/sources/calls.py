@@ -44,7 +44,7 @@ _RESHAPING = {
     ),
     *("float", "double", "to", "type"),
 }
-_NUMBER = "_foldserve_call"  # attribute of a tensor: the number of the call that returned it
+_RETURNED_BY = "_foldserve_call"  # attribute of a tensor: which recorder's which call returned it
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ class Calls(TorchFunctionMode):
         super().__init__()
         self.output: Any = None
         self._calls: list[Call] = []
+        # Weights may be returned as they are, and keep what an earlier recording noted on them.
+        self._recording = object()
         self._counts: dict[str, int] = {}
 
     def __torch_function__(
@@ -90,19 +92,19 @@ class Calls(TorchFunctionMode):
     ) -> Any:
         given = [entry for entry in tree_leaves((args, kwargs)) if isinstance(entry, torch.Tensor)]
         # Read before the call, which may return what it was given.
-        inputs = tuple(_number(entry) for entry in given)
+        inputs = tuple(self._number(entry) for entry in given)
         result = func(*args, **(kwargs or {}))
         name = func.__name__
         self._counts[name] = self._counts.get(name, 0) + 1
         for entry in tree_leaves(result):
             if isinstance(entry, torch.Tensor):
-                entry.__dict__[_NUMBER] = len(self._calls)
+                entry.__dict__[_RETURNED_BY] = (self._recording, len(self._calls))
         self._calls.append(Call(name, self._counts[name], inputs))
         return result
 
     def last(self) -> Call | None:
         """Return the call that made the output, apart from changes of shape and type."""
-        return self.behind(_number(self.output)) if isinstance(self.output, torch.Tensor) else None
+        return self.behind(self._number(self.output)) if isinstance(self.output, torch.Tensor) else None
 
     def behind(self, number: int) -> Call | None:
         """Return the call that made what call ``number`` returned, apart from changes of shape and type."""
@@ -116,6 +118,11 @@ class Calls(TorchFunctionMode):
     def inputs_of(self, call: Call) -> list[Call | None]:
         """Return the calls that made what ``call`` was given."""
         return [self.behind(number) for number in call.inputs]
+
+    def _number(self, tensor: torch.Tensor) -> int:
+        """Return the number of the call that returned ``tensor`` in this recording; -1 if none did."""
+        recording, number = getattr(tensor, "__dict__", {}).get(_RETURNED_BY, (None, -1))
+        return number if recording is self._recording else -1
 
 
 def find_softmax(calls: Calls) -> Ending | None:
@@ -178,8 +185,3 @@ def _shifted_by_logsumexp(calls: Calls, call: Call) -> Call | None:
     total = calls.inputs_of(call)[1]
     is_of_the_same = total is not None and total.name == "logsumexp" and total.inputs[0] == call.inputs[0]
     return call if is_of_the_same else None
-
-
-def _number(tensor: torch.Tensor) -> int:
-    number: int = getattr(tensor, "__dict__", {}).get(_NUMBER, -1)
-    return number

@@ -107,7 +107,7 @@ def in_bounded_batches(
     if not image_bytes:
         rows.append(run(images[:1]))
         image_bytes = largest.largest_bytes
-    (batch_size,) = bounded_sizes([batch_size_of(images, _BOUNDED_BATCH_BYTES)], image_bytes)
+    batch_size = min(batch_size_of(images, _BOUNDED_BATCH_BYTES), _most(image_bytes))
     starts = range(len(rows), len(images), batch_size)
     rows += [run(images[start : start + batch_size]) for start in starts]
     trim_memory()  # ONNX Runtime runs the same images next
@@ -115,9 +115,16 @@ def in_bounded_batches(
 
 
 def bounded_sizes(sizes: Sequence[int], image_bytes: int) -> list[int]:
-    """Return the batch ``sizes``, smaller where a tensor of ``image_bytes`` an image would be too large."""
-    most = max(1, _TENSOR_BYTES // max(1, image_bytes))
+    """Return the batch ``sizes``, smaller where a tensor of ``image_bytes`` an image would be too large.
+
+    Two images are always run at once if ``sizes`` ask for it: one does not show that a batch is any length.
+    """
+    most = max(2, _most(image_bytes))
     return sorted({min(size, most) for size in sizes})
+
+
+def _most(image_bytes: int) -> int:
+    return max(1, _TENSOR_BYTES // max(1, image_bytes))
 
 
 def batch_size_of(images: NDArray[np.uint8], batch_bytes: int = _BATCH_BYTES) -> int:

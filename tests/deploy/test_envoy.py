@@ -11,11 +11,13 @@ import pytest
 import trustme
 import yaml
 
+from foldserve.serving.pb import classifier_pb2, open_inference_pb2
 from tests.deploy.manifests import DEPLOY
+from tests.support.foreign_clients import SOURCE, require_installed
 from tests.support.sources import ROOT
 
 CONFIG = DEPLOY / "envoy" / "envoy.yaml"
-ENVOY = shutil.which("envoy") or str(ROOT / ".venv-interop" / "bin" / "envoy")
+ENVOY = Path(shutil.which("envoy") or SOURCE / ".venv-interop" / "bin" / "envoy")
 
 
 @pytest.fixture
@@ -55,6 +57,27 @@ def test_broken_servers_are_noticed_in_three_ways_and_never_called_in_panic(clus
     assert "connection_keepalive" in options["explicit_http_config"]["http2_protocol_options"]
 
 
+def test_no_stream_is_sent_again() -> None:
+    """A stream that was sent again would be answered twice, from its start; a Watch has no end."""
+    (listener,) = yaml.safe_load(CONFIG.read_text())["static_resources"]["listeners"]
+    (chain,) = listener["filter_chains"]
+    (manager,) = chain["filters"]
+    (host,) = manager["typed_config"]["route_config"]["virtual_hosts"]
+    *own, general = host["routes"]
+    assert general["match"]["prefix"] == "/"
+    assert "retry_policy" in general["route"]
+    assert all(route["route"] == {"cluster": "servers", "timeout": "0s"} for route in own)
+    streams = {
+        f"/{service.full_name}/{method.name}"
+        for file in (open_inference_pb2, classifier_pb2)
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+        if method.client_streaming or method.server_streaming
+    }
+    assert len(streams) >= 2
+    assert {route["match"]["path"] for route in own} == {*streams, "/grpc.health.v1.Health/Watch"}
+
+
 def test_images_are_built_from_what_they_copy() -> None:
     lines = (DEPLOY / "envoy" / "Dockerfile").read_text().splitlines()
     for line in lines:
@@ -65,8 +88,7 @@ def test_images_are_built_from_what_they_copy() -> None:
 
 def validated(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Envoy's own opinion of a configuration, with certificates that there are."""
-    if not Path(ENVOY).exists():
-        pytest.skip("needs envoy: make interop")
+    require_installed([ENVOY], "envoy")
     issued = trustme.CA().issue_cert("localhost")
     issued.cert_chain_pems[0].write_to_path(folder / "tls.crt")
     issued.private_key_pem.write_to_path(folder / "tls.key")

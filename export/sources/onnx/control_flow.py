@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from foldserve.export.errors import SourceError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import onnx
 
 # Their outputs are sides of a value, which are the same for all images.
@@ -38,7 +40,6 @@ def _check(graph: onnx.GraphProto, of_image: set[str], needed: set[str] | None) 
     for node in graph.node:
         if needed is not None and not needed.intersection(node.output):
             continue
-        graphs = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
         is_of_image = node.op_type not in _OF_SHAPES and any(name in of_image for name in node.input)
         if node.op_type == "If" and node.input[0] in of_image:
             raise SourceError(
@@ -46,30 +47,41 @@ def _check(graph: onnx.GraphProto, of_image: set[str], needed: set[str] | None) 
                 f"compute: {_WHAT_TO_DO}"
             )
         if node.op_type == "Loop":
-            _check_loop(node, graphs[0], of_image)
-        for inner in graphs:
-            # What the body of a Loop or a Scan is given, and reads from outside.
-            given = {value.name for value in inner.input} if is_of_image else set()
-            seen = _check(inner, of_image | given, None)
-            is_of_image = is_of_image or any(value.name in seen for value in inner.output)
+            _check_decided(node, node.input[:2], of_image)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                is_of_image |= _check_inner(node, attribute.g, of_image, is_of_image=is_of_image)
         if is_of_image:
             of_image.update(name for name in node.output if name)
     return of_image
 
 
-def _check_loop(node: onnx.NodeProto, body: onnx.GraphProto, of_image: set[str]) -> None:
-    decided = next((name for name in node.input[:2] if name in of_image), None)
-    if decided is None:
-        is_of_image = any(name in of_image for name in node.input[2:])
-        # The first two inputs of a body are the number of the turn and the condition.
-        carried = {value.name for value in body.input[2:]} if is_of_image else set()
-        seen = _check(body, of_image | carried, None)
-        decided = body.output[0].name if body.output[0].name in seen else None
-    if decided is not None:
-        raise SourceError(
-            f"Loop {_name(node)} decides by {decided}, which is computed from the image, how often it runs: "
-            f"{_WHAT_TO_DO}"
-        )
+def _check_inner(
+    node: onnx.NodeProto, inner: onnx.GraphProto, of_image: set[str], *, is_of_image: bool
+) -> bool:
+    """Check a graph in ``node``, an input of which ``is_of_image``; tell whether it returns what is."""
+    # A Loop gives its body the number of the turn and the condition first, and gets the next condition first.
+    first = 2 if node.op_type == "Loop" else 0
+    given = {value.name for value in inner.input[first:]}
+    returned = [value.name for value in inner.output]
+    carried = returned[1 : 1 + len(given)] if node.op_type == "Loop" else returned
+    seen = _check(inner, of_image | given if is_of_image else of_image, None)
+    # What one turn makes of values from outside, the next turn is given.
+    if given and not is_of_image and not seen.isdisjoint(carried):
+        seen = _check(inner, of_image | given, None)
+    if node.op_type == "Loop":
+        _check_decided(node, returned[:1], seen)
+    return not seen.isdisjoint(returned)
+
+
+def _check_decided(node: onnx.NodeProto, names: Iterable[str], of_image: set[str]) -> None:
+    """Check that none of ``names``, by which a Loop goes on or ends, is computed from the image."""
+    for name in names:
+        if name in of_image:
+            raise SourceError(
+                f"Loop {_name(node)} decides by {name}, which is computed from the image, how often it runs: "
+                f"{_WHAT_TO_DO}"
+            )
 
 
 def _needed(graph: onnx.GraphProto, output: str) -> set[str]:

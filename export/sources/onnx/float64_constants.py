@@ -5,7 +5,9 @@ float32 for every image, always with the same result. It becomes a constant: com
 file's weights, and rounded once, after batch norm is folded into it.
 
 What only moves numbers (Unsqueeze, Transpose, ConstantOfShape) is exact in float32 too and is left to the
-optimiser, as is what is rounded on the way: to whole numbers, to truth values, to other types.
+optimiser, as is what is rounded on the way: to whole numbers, to truth values, to other types. So is what
+ONNX Runtime computes otherwise: a file may mean float32's own rounding (w + 3 * 2**22 - 3 * 2**22 is a whole
+number), and ONNX's evaluator is wrong about some operations (LpNormalization of p = 1).
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from foldserve.export.graph.constants import MAX_GROWTH, SMALL_BYTES
+from foldserve.export.graph.serialize import IR_VERSION
 from foldserve.export.sources.onnx.float64_graph import Float64Graph
+from foldserve.runtime.options import RuntimeOptions
+from foldserve.runtime.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -52,6 +57,9 @@ _MOVING = {
     *("Concat", "Split", "Slice", "Gather", "Expand", "Tile", "Pad", "Shape", "Size", "Range", "Neg", "Abs"),
     *("Max", "Min", "Relu", "Clip", "ReduceMax", "ReduceMin"),
 }
+
+# Part of a weight's largest number by which float32 may be off: less than a rounding that is meant.
+_ROUNDING = 1e-3
 
 
 def compute_constants(model_proto: onnx.ModelProto) -> dict[str, NDArray[np.float64]]:
@@ -115,7 +123,7 @@ def _value_of(
     tensors: Mapping[str, onnx.TensorProto],
     model_proto: onnx.ModelProto,
 ) -> NDArray[np.float64] | None:
-    """Return a value in float64; None if it is no float32, too large, or not computed by the evaluator."""
+    """Return a value in float64; None if it is no float32, too large, or ONNX Runtime computes another."""
     needed = _needed(name, constants)
     nodes = [node for node in constants if needed.intersection(node.output)]
     given = [tensors[entry] for entry in sorted(needed) if entry in tensors]
@@ -124,16 +132,32 @@ def _value_of(
     output = onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
     graph = onnx.helper.make_graph(nodes, "constant", [], [output], given)
     part = onnx.helper.make_model(
-        graph, opset_imports=model_proto.opset_import, ir_version=model_proto.ir_version
-    )
+        graph, opset_imports=model_proto.opset_import, ir_version=max(model_proto.ir_version, IR_VERSION)
+    ).SerializeToString()
     try:
-        value: Any = Float64Graph(part.SerializeToString()).run({})
+        value: Any = Float64Graph(part).run({})
     except Exception:  # the evaluator lacks an operation, or has it for float32 only
         return None
     if not isinstance(value, np.ndarray) or value.dtype != np.float64 or not np.isfinite(value).all():
         return None
     origin_bytes = sum(math.prod(tensor.dims) * 4 for tensor in given)
-    return value if value.nbytes // 2 <= max(SMALL_BYTES, MAX_GROWTH * origin_bytes) else None
+    if value.nbytes // 2 > max(SMALL_BYTES, MAX_GROWTH * origin_bytes):
+        return None
+    return value if _is_but_rounded(value, part, name) else None
+
+
+def _is_but_rounded(value: NDArray[np.float64], part: bytes, name: str) -> bool:
+    """Tell whether ONNX Runtime computes ``value`` from ``part`` too, but for float32's rounding."""
+    options = RuntimeOptions(arena=False)
+    try:
+        rounded = Session(part, device="cpu", intra_op_threads=1, options=options, optimised=False).run(
+            [name], {}
+        )[0]
+    except Exception:  # ONNX Runtime's own types
+        return False
+    largest = float(np.abs(value).max(initial=0.0))
+    # `<=` is false for NaN.
+    return rounded.shape == value.shape and bool((np.abs(rounded - value) <= _ROUNDING * largest).all())
 
 
 def _needed(name: str, constants: Iterable[onnx.NodeProto]) -> set[str]:

@@ -49,6 +49,17 @@ SUM_IS_LARGE = [
     node("ReduceSum", ["halved"], ["sum"], keepdims=0),
     node("Greater", ["sum", "none"], ["large"]),
 ]
+ON_THE_FIRST_TURN = [
+    node("Less", ["turn", "one"], ["is first"]),
+    node("If", ["is first"], ["unused"], name="inner", **branches()),
+]
+# Ends by what an earlier turn made of the mean, which is read from outside.
+ADDING = helper.make_graph(
+    [node("Add", ["carried", "mean"], ["added"]), node("Less", ["carried", "half"], ["goes on"])],
+    "adding",
+    [value("turn", TensorProto.INT64, []), value("again", TensorProto.BOOL, []), value("carried")],
+    [value("goes on", TensorProto.BOOL, []), value("added")],
+)
 REFUSED = {
     "If pick": [MEAN, IS_BRIGHT, node("If", ["bright"], ["out"], name="pick", **branches())],
     "If inner": [
@@ -85,6 +96,11 @@ REFUSED = {
             body=body(*SUM_IS_LARGE, again="large"),
         )
     ],
+    "Loop summed": [
+        MEAN,
+        node("Loop", ["three", "yes", "none"], ["sum"], name="summed", body=ADDING),
+        node("Mul", ["scores", "sum"], ["out"]),
+    ],
 }
 PUBLISHED = {
     "If by a constant": [node("If", ["yes"], ["out"], name="pick", **branches())],
@@ -93,6 +109,9 @@ PUBLISHED = {
         node("Gather", ["sides", "one"], ["classes"]),
         node("Greater", ["classes", "one"], ["many"]),
         node("If", ["many"], ["out"], name="pick", **branches("Identity")),
+    ],
+    "Loop that decides by its turn": [
+        node("Loop", ["three", "", "scores"], ["out"], name="halve", body=body(*ON_THE_FIRST_TURN))
     ],
     "Loop of three turns": [node("Loop", ["three", "", "scores"], ["out"], name="halve", body=body())],
     "If that nothing reads": [

@@ -457,6 +457,27 @@ def test_a_softmax_of_one_output_is_no_logit_of_two_labels(tmp_path):
         load_source(settings)
 
 
+@pytest.mark.parametrize("choice", ["Gather", "Slice"])
+def test_the_probability_of_one_of_two_classes_is_no_logit(choice, tmp_path):
+    columns = {"Gather": ["p2", "one"], "Slice": ["p2", "one", "two", "one"]}
+    attributes = {"axis": 1} if choice == "Gather" else {}
+    end = [
+        *LINEAR[:1],
+        node("MatMul", ["q", "small"], "z"),
+        node("Softmax", ["z"], "p2", axis=1),
+        node(choice, columns[choice], "y", **attributes),
+    ]
+    constants = {
+        "small": np.random.default_rng(3).normal(size=(8, 2)).astype(np.float32) / 100,
+        "one": np.array([1]),
+        "two": np.array([2]),
+    }
+    settings = config(save(tmp_path / "theirs.onnx", end, constants=constants))
+    (tmp_path / "labels.txt").write_text("no\nyes\n")
+    with pytest.raises(SourceError, match="is the output of a Softmax, not logits"):
+        export_model(settings)
+
+
 def test_a_missing_zero_beside_one_logit_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_graph, "_put_zero_before", lambda _: None)
     settings = config(save(tmp_path / "theirs.onnx", BINARY["a sigmoid"], constants=ONE_WEIGHT))

@@ -94,6 +94,17 @@ def test_large_tensors_make_smaller_batches_and_all_images_are_compared(content,
         check_parity(Recording(content, wrong, 1e-3), network, images)
 
 
+def test_two_images_are_run_at_once_however_large_their_tensors_are(content, module, images, monkeypatch):
+    """A file that takes one image only, or mixes up two, must not pass for want of memory."""
+    network = TorchReference(module)
+    monkeypatch.setattr(reference, "_TENSOR_BYTES", 1)
+    session = Recording(content)
+    comparisons = check_parity(session, network, images)
+    assert network.image_bytes > 1
+    assert [entry.batch_size for entry in comparisons] == [1, 2] * 2
+    assert max(session.sizes) == 2
+
+
 @pytest.mark.parametrize("parameter", ["features.0.conv.weight", "features.4.norm.bias", "classifier.5.bias"])
 def test_one_changed_weight_fails(session, module, images, parameter):
     weight = module.network.get_parameter(parameter)

@@ -20,7 +20,7 @@ from foldserve.export.config import ExportConfig
 from foldserve.export.errors import SourceError
 from foldserve.export.pipeline import export_model
 from foldserve.export.sources.load import load_source
-from foldserve.export.verification.probabilities import check_logits
+from foldserve.export.verification.probabilities import check_logits, is_sigmoid_of
 from foldserve.imaging import ImageSpec
 from foldserve.runtime.session import Session
 from foldserve.training.checkpoint import Checkpoint, save_checkpoint
@@ -336,6 +336,16 @@ def test_shares_of_another_sum_are_detected_by_their_values(scale):
     assert check_logits(np.full((64, K), 3, np.float32)) == ""
 
 
+def test_logits_of_images_that_are_alike_are_not_taken_for_shares():
+    """A network may answer nearly the same for all images of noise, with sums that are nearly the same."""
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        usual = random.uniform(1.5, 9, int(random.integers(2, 12)))
+        for movement in (1e-2, 1e-4):
+            logits = usual + movement * random.uniform(-0.5, 0.5, (32, len(usual)))
+            assert check_logits(logits.astype(np.float32)) == ""
+
+
 def test_logits_are_not_taken_for_probabilities():
     """Those of any scale, of two classes, whose logits training makes opposite, and shares' logarithms."""
     for seed in range(200):
@@ -344,3 +354,10 @@ def test_logits_are_not_taken_for_probabilities():
         opposite = np.stack([rows[:, 0], -rows[:, 0]], 1)
         for logits in (rows, np.maximum(rows, 0), opposite, np.abs(rows) + 1, shares):
             assert check_logits(np.asarray(logits, np.float32)) == ""
+
+
+def test_a_logit_of_any_size_has_a_sigmoid():
+    logits = np.array([[-3e38], [-1000], [-2], [0], [1000]], np.float32)
+    shares = np.array([[0], [0], [1 / (1 + np.exp(2))], [0.5], [1]])
+    assert is_sigmoid_of(shares, logits)
+    assert not is_sigmoid_of(1 - shares, logits)
