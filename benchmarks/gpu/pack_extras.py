@@ -1,8 +1,8 @@
 """Packs what `make gpu-check` needs beside the server's own packages, for a machine without a package index.
 
-`python -m benchmarks.gpu.pack_extras OUT` writes OUT/part3.tar.xz with the contents of the wheels of
-grpcio-tools and mosec (for Python 3.12 on x86-64), and onnxruntime's `transformers` and `tools` folders,
-which smaller packs leave out. h2load is not in it: `apt-get install nghttp2-client`.
+`python -m benchmarks.gpu.pack_extras OUT` writes OUT/extras.tar.xz with the contents of the wheels of
+grpcio-tools and mosec, for Python 3.12 on x86-64, and onnxruntime's `transformers` and `tools` folders.
+Unpack it where that Python finds packages. h2load is not in it: `apt-get install nghttp2-client`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> int:
         for wheel in wheels.glob("*.whl"):
             with zipfile.ZipFile(wheel) as packed:
                 packed.extractall(site)
-        archive = out / "part3.tar.xz"
+        archive = out / "extras.tar.xz"
         runtime = Path(onnxruntime.__file__).parent
         with lzma.open(archive, "wb", preset=6) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
             tar.add(site, arcname=".")
