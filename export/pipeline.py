@@ -69,7 +69,7 @@ def export_version(config: ExportConfig) -> Path:
         TrainingError: the checkpoint or its data set cannot be read.
     """
     report = Report()
-    if not config.skip_same:  # with it there may be nothing to write
+    if not (config.skip_same and config.repository.is_dir()):  # which may have this model already
         check_writable(config.repository)
     source = load_source(config)
     name = _model_name(config, source)

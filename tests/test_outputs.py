@@ -21,6 +21,11 @@ WRITTEN = {
     "evaluate": {"out"},
     "predict": {"out"},
     "token": {"tokens"},
+    "tune": {"run_dir"},
+    "runs compare": {"out"},
+    "models promote": {"repository"},
+    "models rollback": {"repository"},
+    "models delete": {"repository"},
     "demo": {"run_dir", "repository"},
 }
 READ = {
@@ -32,6 +37,12 @@ READ = {
     "predict": {"model", "source"},
     "models list": {"repository", "tls_ca", "tls_cert", "tls_key", "token_file"},
     "models verify": {"repository", "against", "data_dir"},
+    "models diff": {"repository", "images"},
+    "tune": {"data_dir", "config", "init", "preview"},  # which it refuses
+    "runs list": {"folder"},
+    "runs compare": {"runs"},
+    # The written ones, keep and port_file, are tested in tests/ui, without Gradio.
+    "ui": {"repository", "keep", "port_file", "tls_ca", "tls_cert", "tls_key", "token_file"},
     "demo": {"data_dir"},
 }
 # What would take long, and must not be begun.
@@ -42,6 +53,11 @@ LONG = {
     "evaluate": ["foldserve.local.evaluate.LocalModel"],
     "predict": ["foldserve.local.predict.LocalModel"],
     "token": [],
+    "tune": ["foldserve.training.run.train._load"],
+    "runs compare": [],
+    "models promote": [],
+    "models rollback": [],
+    "models delete": [],
     "demo": ["foldserve.training.run.train._load", "foldserve.demo.pipeline._export"],
 }
 
@@ -79,12 +95,20 @@ def test_paths_that_cannot_be_written_are_refused_first(
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "models").mkdir()
     needed = {"serve": {"repository": tmp_path / "models"}, "token": {"name": "a"}}.get(command, {})
-    needed = {"run_dir": tmp_path / "run", **needed} if command in ("train", "demo") else needed
+    needed = {"run_dir": tmp_path / "run", **needed} if command in ("train", "tune", "demo") else needed
     needed = {"data": tmp_path, **needed} if command == "evaluate" else needed
     name = "below.csv" if command == "predict" else "below.png"
     settings = needed | {field: tmp_path / "file" / name}
-    positional = {"export": ["runs/none"], "evaluate": ["models/none"], "predict": ["models/none", "none"]}
-    words = [command, *positional.get(command, [])]
+    positional = {
+        "export": ["runs/none"],
+        "evaluate": ["models/none"],
+        "predict": ["models/none", "none"],
+        "runs compare": ["runs/none"],
+        "models promote": ["none", "1"],
+        "models rollback": ["none"],
+        "models delete": ["none", "1"],
+    }
+    words = [*command.split(), *positional.get(command, [])]
     words += [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     words += ["--port=0", "--metrics-port=0", "--http", "--http-port=0"] if command == "serve" else []
     refuses_at_the_door(words, command, monkeypatch)

@@ -30,6 +30,8 @@ def serve_page(config: UiConfig) -> int:
     """
     if config.repository is not None and not config.repository.is_dir():
         raise UiError(f"--repository {config.repository} is not a folder; expected one of MODEL/VERSION")
+    if config.port_file is not None:
+        _check_writable(config.port_file)
     options = connection_options(config)
     Connection(**options)  # raises now what a wrong token or certificate raises
     page = Page(
@@ -61,6 +63,14 @@ def _listen(config: UiConfig) -> list[socket.socket]:
         raise UiError(
             f"cannot listen on {to_target(config.host, config.port)}: {error.strerror}; choose another --port"
         ) from error
+
+
+def _check_writable(port_file: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=port_file.parent):  # it has no name and is gone at once
+            pass
+    except OSError as error:
+        raise UiError(f"--port-file {port_file} cannot be written: {error.strerror or error}") from error
 
 
 def _write_beside(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,10 @@ from foldserve.text import escape_controls, legible
 from foldserve.training.choosing.curves import draw_overlaid
 from foldserve.training.choosing.summary import RunSummary, find_runs, summarize
 from foldserve.training.errors import RunError
+from foldserve.training.run.pictures import check_writable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from foldserve.training.choosing.config import CompareRunsConfig, ListRunsConfig
 
@@ -55,22 +57,30 @@ def list_runs(config: ListRunsConfig) -> int:
     return 0
 
 
+@contextmanager
+def _explaining(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{out} cannot be written: {error.strerror or error}; give another --out") from error
+
+
 def compare_runs(config: CompareRunsConfig) -> int:
     """Print the runs and the settings that differ, and draw their curves; return 1 if one is broken.
 
     Raises:
         RunError: none of the runs has an epoch to draw, or the picture cannot be written.
     """
+    with _explaining(config.out):
+        check_writable(config.out)
     runs = [summarize(path) for path in dict.fromkeys(config.runs)]
     print_table(runs)
     _print_settings(runs)
     drawn = [run for run in runs if run.history]
     if not drawn:
         raise RunError("none of these runs has finished an epoch, so there are no curves to draw")
-    try:
+    with _explaining(config.out):
         draw_overlaid(config.out, drawn)
-    except OSError as error:
-        raise RunError(f"{config.out} cannot be written: {error.strerror or error}") from error
     print(f"curves: {config.out}")
     broken = [str(run.path) for run in runs if run.state == "BROKEN"]
     if broken:

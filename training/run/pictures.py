@@ -19,6 +19,19 @@ _TRAINING_COLOUR, _VALIDATION_COLOUR, _RATE_COLOUR = "#4477aa", "#cc6677", "#999
 _MOST_NUMBERED_CLASSES, _MOST_NAMED_CLASSES = 30, 100
 
 
+def check_writable(path: Path) -> None:
+    """Check that a picture can be written to ``path``, before anything is read to draw it.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    path.open("ab").close()
+    if is_new:
+        path.unlink()
+
+
 def draw_curves(
     path: Path, history: Sequence[dict[str, Any]], title: str, best_epoch: int | None = None
 ) -> None:

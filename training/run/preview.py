@@ -11,7 +11,7 @@ from foldserve.training.datasets import split_train
 from foldserve.training.engine.random_seeds import derived_seed
 from foldserve.training.errors import RunError
 from foldserve.training.run.chosen_augmentation import chosen_augmentation, chosen_mixing
-from foldserve.training.run.pictures import draw_images
+from foldserve.training.run.pictures import check_writable, draw_images
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,11 +36,7 @@ def check_preview(path: Path) -> None:
             f"the preview {path} cannot be written: expected a name that ends in .{', .'.join(sorted(known))}"
         )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not path.exists()
-        path.open("ab").close()
-        if is_new:
-            path.unlink()
+        check_writable(path)
     except OSError as error:
         raise _cannot_be_written(path, error) from error
 

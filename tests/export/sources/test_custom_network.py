@@ -469,7 +469,7 @@ def test_assumed_normalisation_causes_a_warning(tmp_path):
 
 
 def test_a_repository_that_cannot_be_written_publishes_nothing(tmp_path):
-    with pytest.raises(SourceError, match="/proc/foldserve/net cannot be written"):
+    with pytest.raises(SourceError, match="/proc/foldserve cannot be written"):
         export_model(config(tmp_path, repository="/proc/foldserve"))
     (tmp_path / "models").write_text("")
     with pytest.raises(SourceError, match="models is a file"):
