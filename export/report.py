@@ -128,7 +128,8 @@ class Report:
         """Print that a version already is this model."""
         self._line(
             "unchanged",
-            f"{version}{os.sep} already is exactly this model; nothing was published (--no-skip-same does)",
+            f"{version}{os.sep} already is exactly this model; nothing was published (--no-skip-same "
+            "publishes it again)",
         )
         self._how_to_promote(version)
 
