@@ -18,6 +18,8 @@ from pathlib import Path
 
 import onnxruntime
 
+from foldserve.demo.children import ending_with_us
+
 _MOSEC = "mosec==0.9.8"
 
 
@@ -42,7 +44,7 @@ def main() -> int:
             str(wheels),
             *wanted,
         ]
-        subprocess.run(command, check=True)
+        subprocess.run(ending_with_us(command), check=True)
         for wheel in wheels.glob("*.whl"):
             with zipfile.ZipFile(wheel) as packed:
                 packed.extractall(site)
