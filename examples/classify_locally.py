@@ -1,7 +1,7 @@
 """Classifies pictures without a server: `python examples/classify_locally.py FOLDER PICTURE ...`.
 
 FOLDER is a model's, such as models/lenet. The version is proven first, as a server does, and its answers are
-those of a server. Needs `pip install 'foldserve[cpu]'`.
+those of a server. Needs `pip install 'foldserve[serve]'`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from foldserve.artifact.promotion import default_version, read_promotions
 from foldserve.errors import ArtifactError
 from foldserve.export.verification.parity import has_float64_reference
 from foldserve.runtime.session import CPU_PROVIDER
-from foldserve.terminal import Terminal
+from foldserve.terminal import Terminal, own_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -128,7 +128,8 @@ class Report:
         """Print that a version already is this model."""
         self._line(
             "unchanged",
-            f"{version}{os.sep} already is exactly this model; nothing was published (--no-skip-same does)",
+            f"{version}{os.sep} already is exactly this model; nothing was published (--no-skip-same "
+            "publishes it again)",
         )
         self._how_to_promote(version)
 
@@ -141,7 +142,7 @@ class Report:
             "golden", f"{len(golden.images)} pairs of {kind} and logits, replayed by the server at load"
         )
         self._line("published", f"{version}{os.sep} ({len(content) / 1024:,.0f} KiB model, {precision})")
-        self._line("next", f"foldserve serve --repository {repository}")
+        self._line("next", f"{own_command()} serve --repository {repository}")
         self._how_to_promote(version)
 
     def _how_to_promote(self, version: Path) -> None:
@@ -154,7 +155,8 @@ class Report:
         if default != int(version.name):
             self._line("promote", f"version {default} answers requests that name none; this one does after")
             self._line(
-                "", f"foldserve models promote {folder.name} {version.name} --repository {folder.parent}"
+                "",
+                f"{own_command()} models promote {folder.name} {version.name} --repository {folder.parent}",
             )
 
     def wrote_for_triton(self, path: Path) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# Import names by extra of pyproject.toml. `runtime` stands for the extra cpu or gpu; `serve` and `export` for
-# themselves or, beside gpu, for the extras that leave ONNX Runtime out.
+# Import names by extra of pyproject.toml. `runtime` stands for the extra serve or gpu; `serve` and `export`
+# stand for themselves or, beside gpu, for the extras that leave ONNX Runtime out.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "client": ("google.protobuf", "grpc"),
     "train": ("torch", "matplotlib"),
@@ -49,7 +49,7 @@ def how_to_install(missing: dict[str, list[str]]) -> str:
     checkout. Otherwise the name is enough, as pip then extends the installed foldserve.
     """
     packages = list(dict.fromkeys(name for names in missing.values() for name in names))
-    extras = ",".join(_extra_here(extra) for extra in missing)
+    extras = ",".join(dict.fromkeys(_extra_here(extra) for extra in missing))
     folder = Path(__file__).parents[1]
     if (folder / "Makefile").exists():  # a checkout: wheels do not contain it
         source = f"-e {shlex.quote(f'{folder}[{extras}]')}"
@@ -73,7 +73,7 @@ def _extra_here(extra: str) -> str:
     """Return the extra to install on this machine: with an NVIDIA driver, ONNX Runtime's build for CUDA."""
     if _has_nvidia_driver():
         return {"runtime": "gpu", "serve": "serve-base", "export": "export-base"}.get(extra, extra)
-    return "cpu" if extra == "runtime" else extra
+    return "serve" if extra == "runtime" else extra
 
 
 def _has_nvidia_driver() -> bool:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -32,6 +36,18 @@ def duration_text(seconds: float) -> str:
         return f"{rest_s} s"
     hours, rest_min = divmod(minutes, 60)
     return f"{minutes} min {rest_s:02} s" if hours < 1 else f"{hours} h {rest_min:02} min"
+
+
+def own_command() -> str:
+    """Return what the user types to run foldserve again: just ``foldserve`` if the search path has it.
+
+    `make demo` runs it from an environment that is not activated, where the bare name is not found.
+    """
+    if shutil.which("foldserve"):
+        return "foldserve"
+    if Path(sys.argv[0]).name == "foldserve":
+        return shlex.quote(sys.argv[0])
+    return f"{shlex.quote(sys.executable)} -m foldserve"
 
 
 class Terminal:

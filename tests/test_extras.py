@@ -102,6 +102,8 @@ def test_one_line_installs_all_that_a_command_needs(
     assert cli.main(words_of(command)) == 1
     requirement = shlex.split(capsys.readouterr().err.partition("-m pip install ")[2])[-1]
     named = requirement.partition("[")[2].rstrip("]").split(",")
+    assert "cpu" not in named, "an older name, which docs/install.md does not explain"
+    assert len(set(named)) == len(named)
     brought = brought_by(*named)
     packages = packages_distributions()
     for name in needed - {"onnxruntime", "google.protobuf"}:

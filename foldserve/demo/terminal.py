@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from foldserve.demo.proof import MAX_LOGIT_DIFFERENCE
+from foldserve.terminal import own_command
 from foldserve.training.run.report import CONFUSION_FILE, CURVES_FILE, PAGE_FILE
 
 if TYPE_CHECKING:
@@ -71,5 +72,5 @@ def print_where(console: Console, run_dir: Path, version: Path, log: Path) -> No
         assert path.exists(), path
         console.print(f"{name:<17} {path}", soft_wrap=True)
     console.print(
-        f"\nServe it yourself: foldserve serve --repository {version.parent.parent}", soft_wrap=True
+        f"\nServe it yourself: {own_command()} serve --repository {version.parent.parent}", soft_wrap=True
     )

@@ -206,7 +206,7 @@ def require_device(device: Device) -> None:
         raise DeviceError(
             "device cuda was asked for, but the installed onnxruntime has no CUDA provider "
             f"(it has {', '.join(ort.get_available_providers())}): install foldserve[gpu] instead of "
-            "foldserve[cpu], or use --device cpu"
+            "foldserve[serve], or use --device cpu"
         )
 
 

@@ -86,7 +86,7 @@ def _rows_of_model(name: str, found: FoundModel, repository: Path) -> list[Row]:
             first = first_of.setdefault(artifact.model_sha256, version)
             if first != version:
                 details += f", same as {first}"
-            rows.append(Row(name, str(version), "whole", details, *_origin(artifact.manifest)))
+            rows.append(Row(name, str(version), "complete", details, *_origin(artifact.manifest)))
         except Exception as error:  # one broken version must not hide the others
             rows.append(Row(name, str(version), "BROKEN", mark + _reason(error)))
     return rows

@@ -143,6 +143,7 @@ class Reconciler:
         self, name: str, found: FoundModel | None, *, wait_for_writes: bool, at_startup: bool
     ) -> dict[int, str]:
         self._settled.pop(name, None)
+        default = self._index.default_of(name)
         observed, sources = self._observe(name, found, wait_for_writes=wait_for_writes)
         attempt = _Attempt(name, sources, wait_for_writes, at_startup)
         refused: dict[int, str] = {}
@@ -156,6 +157,7 @@ class Reconciler:
                     break  # the rest depends on how it ended: plan again
             else:
                 break
+        self._report_default(name, default)
         self._report_promotion(name, observed)
         missing = frozenset(self._index.versions_of(name)) - observed.versions
         if missing:
@@ -186,6 +188,12 @@ class Reconciler:
         self._index.promote(name, promoted)
         sources = {version: (fingerprint, run_as) for version, fingerprint in found.versions.items()}
         return Observed(versions, policy, promoted=promoted), sources
+
+    def _report_default(self, name: str, before: int | None) -> None:
+        """Log that requests that name no version get another version than ``before``."""
+        now = self._index.default_of(name)
+        if None not in (before, now) and now != before:
+            _log.info("%s: version %d answers requests that name none (before: %d)", name, now, before)
 
     def _report_promotion(self, name: str, observed: Observed) -> None:
         """Log that another version than the promoted one answers, and when that is over."""

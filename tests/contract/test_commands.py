@@ -189,9 +189,9 @@ def test_list_shows_the_repository(repository: Path) -> None:
     rows = [line.split()[:3] for line in ended.stdout.splitlines()]
     assert rows == [
         ["MODEL", "VERSION", "STATE"],
-        ["colour", "1", "whole"],
-        ["tiny", "1", "whole"],
-        ["tiny", "2", "whole"],
+        ["colour", "1", "complete"],
+        ["tiny", "1", "complete"],
+        ["tiny", "2", "complete"],
     ]
 
 

@@ -61,7 +61,7 @@ def _fit_to_folder(
             terminal.say(
                 "images are not mirrored: the nearest other image is of the same class for "
                 f"{mirroring.accuracy:.0%} of them, and for {mirroring.mirrored_accuracy:.0%} of their "
-                "mirror images (--flip mirrors them all the same)"
+                "mirror images (--flip mirrors them anyway)"
             )
     if used:
         config = config.model_copy(update=used)

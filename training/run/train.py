@@ -255,7 +255,8 @@ def _choose_threads(state: RunState, training: Examples, terminal: Terminal) -> 
         count, most = set_fastest_thread_count(trainer.model, training.images[: config.batch_size])
     if count < most:
         terminal.say(
-            f"using {count} of {most} threads, which is faster: the CPUs are busy, or the network is small"
+            f"using {count} of {most} threads: more were measured and are no faster (the CPUs are busy, or "
+            "the network is small)"
         )
 
 

@@ -211,7 +211,7 @@ def test_origins_that_are_nonsense_are_left_out(models: Models) -> None:
     manifest = json.loads(file.read_text())
     nonsense = {"created_at": 7, "accuracy": {"after": "much"}, "source": ["run"]}
     file.write_text(json.dumps(manifest | nonsense))
-    assert "whole" in rows(models("list"))[1]
+    assert "complete" in rows(models("list"))[1]
 
 
 def test_a_broken_promotion_is_shown_and_does_not_hide_the_versions(models: Models) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import pytest
 
-from foldserve.artifact.format import Golden
+from foldserve.artifact.format import Golden, read_artifact
+from foldserve.artifact.promotion import Promotion, write_promotions
 from foldserve.artifact.writer import publish_artifact
 from foldserve.errors import ArtifactError
 from foldserve.imaging import ImageSpec
@@ -45,6 +47,30 @@ def test_hidden_empty_and_misnamed_folders_are_not_versions(folder: Path) -> Non
     (folder / "tiny" / "5").write_text("a file, not a folder")
     found = scan(folder)
     assert {name: list(model.versions) for name, model in found.items() if model.versions} == {"tiny": [1, 2]}
+
+
+def test_log_says_which_version_answers_when_that_changes(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="foldserve.serving.repository")
+
+    def said() -> list[str]:
+        return [message for message in caplog.messages if "answers requests that name none" in message]
+
+    repository = ModelRepository(folder, SETTINGS)
+    repository.load_all()
+    assert said() == [], "nothing answered before"
+    digest = read_artifact(folder / "tiny" / "1").model_sha256
+    write_promotions(folder / "tiny", [Promotion.now(1, digest)])
+    repository.load("tiny")
+    repository.load("tiny")
+    write_promotions(folder / "tiny", [])
+    repository.load("tiny")
+    assert said() == [
+        "tiny: version 1 answers requests that name none (before: 2)",
+        "tiny: version 2 answers requests that name none (before: 1)",
+    ]
+    repository.close(grace_s=5)
 
 
 def test_path_that_is_not_a_folder_is_explained(tmp_path: Path) -> None:

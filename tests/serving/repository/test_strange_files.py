@@ -301,7 +301,7 @@ def strange_repository(tmp_path_factory: pytest.TempPathFactory, sound: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("command", "sound_state", "broken_state"), [("list", "whole", "BROKEN"), ("verify", "ok", "FAILED")]
+    ("command", "sound_state", "broken_state"), [("list", "complete", "BROKEN"), ("verify", "ok", "FAILED")]
 )
 def test_commands_list_models_beside_strange_versions(
     strange_repository: Path, command: str, sound_state: str, broken_state: str
