@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 # ONNX Runtime with CUDA if there is an NVIDIA driver, else for the CPU only.
 RUNTIME := $(if $(or $(wildcard /proc/driver/nvidia/version),$(shell command -v nvidia-smi)),gpu,cpu)
 INSTALLED := $(VENV)/.installed-$(RUNTIME)
-# Two workers: most tests wait for processes that they started. Tests of one file share its fixtures.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Three workers, also on two cores: many tests wait for processes that they started. Tests of one file share its fixtures.
+PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 .PHONY: help install interop ui-env demo test test-all lint types format proto bench bench-training bench-export bench-networks bench-serving bench-regression check-slurm check-ray check-compose gpu-check prometheus reference docs clean
 

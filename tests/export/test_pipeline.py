@@ -284,7 +284,7 @@ def test_a_repository_that_is_a_file_is_refused(run_dir, tmp_path):
 
 def test_a_full_or_unwritable_repository_is_refused(run_dir, metadata):
     repository = Path("/proc/foldserve")  # nothing can be made there, by root neither
-    with pytest.raises(SourceError, match="my-run cannot be written: No such file or directory"):
+    with pytest.raises(SourceError, match="foldserve cannot be written: No such file or directory"):
         export(run_dir, repository)
     golden = Golden(
         np.zeros((1, 1, 2, 2), np.uint8), *np.zeros((2, 1, 3), np.float32), 1e-4, 1e-5, synthetic=True
