@@ -14,7 +14,7 @@ from foldserve.training.datasets import Examples, load_dataset, split_train
 from foldserve.training.engine.device import prepare_device
 from foldserve.training.engine.distributed import join_process_group
 from foldserve.training.engine.evaluation import evaluate
-from foldserve.training.engine.loop import check_finite, train_one_epoch
+from foldserve.training.engine.loop import train_one_epoch
 from foldserve.training.engine.threads import set_fastest_thread_count
 from foldserve.training.engine.time_budget import TimeBudget
 from foldserve.training.run.chosen_settings import complete_settings
@@ -31,6 +31,7 @@ from foldserve.training.run.preview import check_preview, write_preview
 from foldserve.training.run.resuming import extend_run, preparation_rules, resume_run
 from foldserve.training.run.run_folder import another_run_dir, open_run_folder
 from foldserve.training.run.run_state import start_from, start_run
+from foldserve.training.run.saver import Saver
 from foldserve.training.run.tensorboard import tensorboard_log
 
 if TYPE_CHECKING:
@@ -272,7 +273,7 @@ def _train_epochs(
 ) -> None:
     trainer, budget = state.trainer, state.trainer.budget
     epochs, most_steps = trainer.config.epochs, trainer.total_steps
-    saver = _Saver(state, training, folder)
+    saver = Saver(state, training, folder)
     with (
         terminal.training(most_steps, trainer.step) as show,
         tensorboard_log(folder.tensorboard, trainer.step, is_on=trainer.process_group.is_main_process) as log,
@@ -304,38 +305,6 @@ def _train_epochs(
                 after_epoch(state.history)
     if len(state.history) < epochs and state.history:
         terminal.say(early_end(state))
-
-
-class _Saver:
-    """Writes last.pt every ``checkpoint_every`` seconds and per epoch, and best.pt after a best epoch."""
-
-    def __init__(self, state: RunState, training: Examples, folder: RunFolder) -> None:
-        self._state, self._training, self._folder = state, training, folder
-        self._is_writer = state.trainer.process_group.is_main_process
-        self._saved_at = time.monotonic()
-
-    def after_step(self) -> None:
-        """Write last.pt if it is due."""
-        if (
-            self._is_writer
-            and time.monotonic() - self._saved_at >= self._state.trainer.config.checkpoint_every
-        ):
-            self._save_last()
-
-    def after_epoch(self) -> None:
-        """Write best.pt if this epoch is the best so far, then last.pt, then the epoch's figures."""
-        if not self._is_writer:
-            return
-        history, figure = self._state.history, self._state.selected_by
-        if history[-1][figure] >= max(record[figure] for record in history):
-            save_checkpoint(self._folder.best, self._state.to_checkpoint(resumable=False))
-        self._save_last()
-        self._folder.append_record(history[-1])
-
-    def _save_last(self) -> None:
-        check_finite(self._state.trainer, self._training)
-        save_checkpoint(self._folder.last, self._state.to_checkpoint(resumable=True))
-        self._saved_at = time.monotonic()
 
 
 def _record(state: RunState, progress: Progress, evaluation: Evaluation) -> dict[str, Any]:
