@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foldserve.artifact.format import MODEL_FILE, list_versions, read_artifact, read_manifest
+from foldserve.artifact.format import MODEL_FILE, read_artifact, read_manifest
 from foldserve.artifact.model_card import class_accuracies
+from foldserve.artifact.versions import list_versions
 from foldserve.artifact.writer import publish_artifact
 from foldserve.errors import ArtifactError
 from foldserve.export.errors import SourceError

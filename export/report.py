@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from foldserve.artifact.format import list_versions
 from foldserve.artifact.promotion import default_version, read_promotions
+from foldserve.artifact.versions import list_versions
 from foldserve.errors import ArtifactError
 from foldserve.export.verification.parity import has_float64_reference
 from foldserve.runtime.session import CPU_PROVIDER

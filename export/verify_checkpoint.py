@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foldserve.artifact.format import ModelMetadata, list_versions, read_artifact
+from foldserve.artifact.format import ModelMetadata, read_artifact
+from foldserve.artifact.versions import list_versions
 from foldserve.errors import ArtifactError
 from foldserve.export.config import ExportConfig
 from foldserve.export.errors import ParityError, SourceError

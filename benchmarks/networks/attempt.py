@@ -27,7 +27,8 @@ from benchmarks.networks.images import MEAN, STD
 from benchmarks.networks.judge import make_judge
 from benchmarks.networks.statistics import give_statistics
 from benchmarks.networks.usage import peak_mib, restart_peak
-from foldserve.artifact.format import list_versions, read_artifact
+from foldserve.artifact.format import read_artifact
+from foldserve.artifact.versions import list_versions
 from foldserve.errors import FoldserveError
 from foldserve.export.config import ExportConfig
 from foldserve.export.pipeline import export_model

@@ -13,16 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from foldserve.artifact.format import (
-    IMAGE,
-    LOGITS,
-    MODEL_FILE,
-    PROBABILITIES,
-    Golden,
-    ModelMetadata,
-    list_versions,
-)
+from foldserve.artifact.format import IMAGE, LOGITS, MODEL_FILE, PROBABILITIES, Golden, ModelMetadata
 from foldserve.artifact.golden_limits import max_tolerance
+from foldserve.artifact.versions import list_versions
 from foldserve.artifact.writer import publish_artifact
 from foldserve.imaging import ImageSpec
 from foldserve.runtime.session import Session

@@ -28,7 +28,6 @@ from foldserve.imaging import ImageSpec
 from foldserve.text import is_legible, join_names, legible, quote
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
@@ -326,18 +325,6 @@ def read_manifest(folder: Path, within: Path | None = None) -> tuple[dict[str, A
     return manifest, facts
 
 
-def list_versions(model_folder: Path) -> list[int]:
-    """Return the versions under ``model_folder``, ascending; folders with other names are ignored."""
-    return sorted(
-        int(entry.name) for entry in model_folder.iterdir() if is_version(entry.name) and is_folder(entry)
-    )
-
-
-def is_version(name: str) -> bool:
-    """Tell whether a name is a version's: a positive integer without leading zeros."""
-    return name.isascii() and name.isdigit() and name[0] != "0"
-
-
 def _check_hash(name: str, content: bytes, expected: str) -> None:
     actual = hashlib.sha256(content).hexdigest()
     if actual != expected:
@@ -345,14 +332,6 @@ def _check_hash(name: str, content: bytes, expected: str) -> None:
             f"{name} is not the file that was exported: its SHA-256 is {actual}, but {MANIFEST_FILE} says "
             f"{expected}; export it again or restore it from a good copy"
         )
-
-
-def is_folder(path: Path | os.DirEntry[str]) -> bool:
-    """Tell whether a path is a folder; also True if that cannot be determined."""
-    try:
-        return path.is_dir()
-    except OSError:  # no permission, or a broken disk: reading it reports the error
-        return True
 
 
 def check_labels(labels: Sequence[str], class_count: int) -> None:

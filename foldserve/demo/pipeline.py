@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from foldserve.artifact.format import OUTPUTS, ModelMetadata, list_versions, read_artifact
+from foldserve.artifact.format import OUTPUTS, ModelMetadata, read_artifact
+from foldserve.artifact.versions import list_versions
 from foldserve.demo.proof import answer_all, compare_all
 from foldserve.demo.server_process import running_server
 from foldserve.demo.terminal import print_proof, print_step, print_where

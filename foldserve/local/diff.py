@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from foldserve.artifact.format import MODEL_FILE, list_versions, read_manifest
+from foldserve.artifact.format import MODEL_FILE, read_manifest
 from foldserve.artifact.model_card import fit_text
+from foldserve.artifact.versions import list_versions
 from foldserve.errors import ArtifactError
 from foldserve.local.local_model import LocalModel, answer_all, find_version
 from foldserve.local.output import shown_name

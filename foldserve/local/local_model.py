@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from foldserve.artifact.format import MANIFEST_FILE, MODEL_FILE, is_version, list_versions
+from foldserve.artifact.format import MANIFEST_FILE, MODEL_FILE
 from foldserve.artifact.promotion import default_version, read_promotions
+from foldserve.artifact.versions import is_version, list_versions
 from foldserve.errors import ArtifactError, ImageError, ModelOutputError
 from foldserve.imaging import prepare_image
 from foldserve.local.answers import Answered, Predictions

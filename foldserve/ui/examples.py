@@ -11,14 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foldserve.artifact.format import (
-    GOLDEN_FILE,
-    MANIFEST_FILE,
-    MODEL_FILE,
-    is_version,
-    read_manifest,
-)
+from foldserve.artifact.format import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, read_manifest
 from foldserve.artifact.npz import read_arrays
+from foldserve.artifact.versions import is_version
 from foldserve.errors import ArtifactError
 from foldserve.files import file_fingerprint, read_regular_file
 from foldserve.ui.heat_map import to_image, to_png

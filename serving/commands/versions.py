@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foldserve.artifact.format import list_versions, read_artifact
+from foldserve.artifact.format import read_artifact
 from foldserve.artifact.promotion import (
     Promotion,
     changing,
@@ -20,6 +20,7 @@ from foldserve.artifact.promotion import (
     sync_folder,
     write_promotions,
 )
+from foldserve.artifact.versions import list_versions
 from foldserve.errors import ArtifactError
 from foldserve.serving.commands.answering import answering_version
 from foldserve.serving.errors import SettingsError

@@ -7,7 +7,8 @@ import os
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from foldserve.artifact.format import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, is_folder, list_versions
+from foldserve.artifact.format import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE
+from foldserve.artifact.versions import is_folder, list_versions
 from foldserve.errors import ArtifactError
 
 if TYPE_CHECKING:

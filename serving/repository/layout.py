@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from foldserve.artifact.format import MODEL_FILE, list_versions
+from foldserve.artifact.format import MODEL_FILE
+from foldserve.artifact.versions import list_versions
 from foldserve.errors import ArtifactError
 from foldserve.serving.repository.folder_hints import explain_emptiness
 from foldserve.serving.repository.scanner import FoundModel, find_models, scan, scan_flat

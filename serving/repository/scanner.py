@@ -10,15 +10,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from foldserve.artifact.format import (
-    GOLDEN_FILE,
-    MANIFEST_FILE,
-    MODEL_FILE,
-    README_FILE,
-    is_folder,
-    is_version,
-)
+from foldserve.artifact.format import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, README_FILE
 from foldserve.artifact.promotion import PROMOTED_FILE
+from foldserve.artifact.versions import is_folder, is_version
 from foldserve.errors import ArtifactError
 from foldserve.serving.repository.folder_hints import check_is_repository, suggest_folder
 from foldserve.serving.repository.model_file import SETTINGS_FILE

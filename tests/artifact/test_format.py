@@ -17,9 +17,9 @@ from foldserve.artifact.format import (
     Golden,
     ModelMetadata,
     check_labels,
-    list_versions,
     read_artifact,
 )
+from foldserve.artifact.versions import list_versions
 from foldserve.artifact.writer import publish_artifact
 from foldserve.errors import ArtifactError
 from foldserve.imaging import ImageSpec
