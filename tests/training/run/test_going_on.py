@@ -13,7 +13,7 @@ from foldserve.training.checkpoint import Checkpoint, load_checkpoint, save_chec
 from foldserve.training.config import TrainConfig
 from foldserve.training.engine import time_budget
 from foldserve.training.errors import RunError
-from foldserve.training.run import finishing
+from foldserve.training.run import finishing, saver
 from foldserve.training.run import train as run_module
 from foldserve.training.run.train import train
 from tests.training.conftest import LineTerminal
@@ -102,7 +102,7 @@ def test_a_run_with_balance_and_patience_resumes_bit_identical(
         save_checkpoint(path, checkpoint)
         saved.append(path)
 
-    for module in (run_module, finishing):
+    for module in (run_module, saver, finishing):
         monkeypatch.setattr(module, "save_checkpoint", count_saves)
     train_lines(whole)
     stop_after = saves % len(saved)

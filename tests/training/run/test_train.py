@@ -17,7 +17,7 @@ from foldserve.training.checkpoint import Checkpoint, load_checkpoint, save_chec
 from foldserve.training.config import TrainConfig
 from foldserve.training.datasets import registry
 from foldserve.training.errors import DivergedError, RunError
-from foldserve.training.run import finishing
+from foldserve.training.run import finishing, saver
 from foldserve.training.run import train as run_module
 from foldserve.training.run.run_folder import open_run_folder
 from foldserve.training.run.train import train
@@ -176,7 +176,7 @@ def test_a_run_resumed_at_any_step_ends_bit_identical(
         saved.append(path)
 
     stop_after = -1
-    for module in (run_module, finishing):
+    for module in (run_module, saver, finishing):
         monkeypatch.setattr(module, "save_checkpoint", count_saves)
     train_lines(whole)
     stop_after = saves % len(saved)  # -1: before the last save, of the checkpoint that holds the result
