@@ -21,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from foldserve.export.graph.fold_bn import ChannelAffine, fold_after, fold_before
+from foldserve.export.graph.fold_concatenations import parts_of_inputs, widened_to_output
 from foldserve.export.graph.fold_layers import (
     DeclinedError,
     Layer,
@@ -109,7 +110,7 @@ class AffineMoves:
         if value in self.rewritten and axis == 1:
             return [_Step(self.rewritten[value][2], lambda: self._fold_into_rewritten(value, affine))]
         if producer.op_type == "Concat" and not producer.domain:
-            parts = _parts(producer, axis, affine)
+            parts = parts_of_inputs(producer, axis, affine)
             return [
                 step
                 for given, part in parts
@@ -215,7 +216,7 @@ class AffineMoves:
                 steps.append(_Step("", lambda: self._pad_with(node, border)))
             return [*steps, renaming]
         if node.op_type == "Concat" and not node.domain:
-            moved = given.moved(output, axis, _widened(node, index, axis, affine))
+            moved = given.moved(output, axis, widened_to_output(node, index, axis, affine))
             return [*self._behind(moved), renaming]
         if is_route(node) and index == 0:
             moved = given.moved(output, axis_behind(node, axis, affine, self._weights), affine)
@@ -312,40 +313,3 @@ def _check_channels(layer: Layer, value: ir.Value, axis: int, count: int) -> Non
         raise DeclinedError(f"{layer.name} behind it has its channels on another axis")
     if value.shape is not None and value.shape[axis] != count:
         raise DeclinedError(f"{layer.name} behind it does not read one number per channel")
-
-
-def _parts(node: ir.Node, axis: int, affine: ChannelAffine) -> list[tuple[ir.Value, ChannelAffine]]:
-    """Return the inputs of a Concat, each with its part of ``affine``, a map of the output along ``axis``."""
-    inputs = [value for value in node.inputs if value is not None]
-    if _concat_axis(node) != axis:
-        return [(value, affine) for value in inputs]
-    ends = np.cumsum([_side(value, axis, node) for value in inputs])
-    return [
-        (value, affine.part(slice(end - _side(value, axis, node), end)))
-        for value, end in zip(inputs, ends, strict=True)
-    ]
-
-
-def _widened(node: ir.Node, index: int, axis: int, affine: ChannelAffine) -> ChannelAffine:
-    """Return the map of a Concat's output that maps only what comes of input ``index``."""
-    if _concat_axis(node) != axis:
-        raise DeclinedError(f"{node_name(node)} behind it joins it with other values")
-    sides = [0 if value is None else _side(value, axis, node) for value in node.inputs]
-    scale, shift = np.ones(sum(sides)), np.zeros(sum(sides))
-    own = slice(sum(sides[:index]), sum(sides[: index + 1]))
-    scale[own], shift[own] = affine.scale, affine.shift
-    return ChannelAffine(scale, shift)
-
-
-def _concat_axis(node: ir.Node) -> int:
-    axis, shape = node.attributes["axis"].as_int(), node.outputs[0].shape
-    if shape is None:
-        raise DeclinedError(f"the shapes at {node_name(node)} are not known")
-    return axis % len(shape)
-
-
-def _side(value: ir.Value, axis: int, node: ir.Node) -> int:
-    side = None if value.shape is None else value.shape[axis]
-    if not isinstance(side, int):
-        raise DeclinedError(f"the shapes at {node_name(node)} are not known")
-    return side
