@@ -1,12 +1,15 @@
 """`python -m benchmarks.http_cost`: what `serve --http` costs gRPC callers, and REST beside gRPC.
 
-A server without --http, one with it, and the latter's REST API answer the same requests of one image, one
-after the other in each round, over each transport. The figures are ratios within a round, by h2load: a busy
-machine makes them vary, and favours none. `serve` without --http imports nothing of it.
+A server without --http, one with it, and the latter's REST API answer the same requests of one image, over
+each transport, by h2load. The figures are ratios of neighbours in time: a busy machine makes them vary, and
+favours none. gRPC's p50 is compared in many short blocks, as the difference looked for is small: the two
+servers take turns (without, with, with, without), and each round starts two new ones, since the same program
+is a few percent faster or slower from one process to the next. `serve` without --http imports nothing of it.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 import subprocess
@@ -23,7 +26,7 @@ from benchmarks.flags import parse_flags
 from benchmarks.serving.check import checked_answer_bytes, request_body
 from benchmarks.serving.contestants import Contestant
 from benchmarks.serving.errors import BenchError
-from benchmarks.serving.load import Load, measure, require_h2load
+from benchmarks.serving.load import Load, measure, p50_us, require_h2load
 from benchmarks.serving.networks import lenet
 from benchmarks.serving.server_process import running
 from foldserve.demo.children import ending_with_us
@@ -32,7 +35,6 @@ from foldserve.runtime.cpus import find_cpus
 if TYPE_CHECKING:
     from benchmarks.serving.contestants import Transport
     from benchmarks.serving.networks import Network
-    from benchmarks.serving.server_process import ServerProcess
 
 _RUN_LIMIT_S = 600
 _BINARY_HEADER = "Inference-Header-Content-Length: 0"  # the body is pixels alone
@@ -41,18 +43,22 @@ _BINARY_HEADER = "Inference-Header-Content-Length: 0"  # the body is pixels alon
 class HttpCostConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """Compare servers with and without --http, as ratios in one run."""
 
-    rounds: int = Field(default=7, ge=1)
-    """Rounds; the table shows medians and, in brackets, the least and the most."""
+    rounds: int = Field(default=6, ge=2)
+    """Rounds, each with two new servers per transport."""
     requests: int = Field(default=3000, ge=10)
-    """Requests of one image per measurement."""
+    """Requests of one image per measurement of the throughput."""
     connections: int = Field(default=16, ge=1)
     """Connections for the throughput; latencies are those of one."""
+    blocks: int = Field(default=20, ge=1)
+    """Blocks of four measurements of gRPC's p50 per round: without --http, with, with, without."""
+    block_requests: int = Field(default=300, ge=10)
+    """Requests of one image per measurement of gRPC's p50."""
 
 
 class Round(NamedTuple):
-    """One round: p50 of one gRPC caller without and with --http; REST's requests/s to gRPC's, and its CPU."""
+    """One round: gRPC's p50 with --http to that without, per block; REST's requests/s and CPU to gRPC's."""
 
-    p50_ratio: float
+    p50_ratios: list[float]
     rest_rate_ratio: float
     rest_cpu_ratio: float
     rest_per_s: float
@@ -63,7 +69,9 @@ def run_bench(config: HttpCostConfig) -> int:
     require_h2load()
     console = Console(width=110)
     console.print(
-        f"CPUs: {find_cpus()}; {config.rounds} rounds of {config.requests} requests, LeNet, one image"
+        f"CPUs: {find_cpus()}; LeNet, one image per request; {config.rounds} rounds of {4 * config.blocks} "
+        f"times {config.block_requests} requests for p50 (median and its 95 % interval over all blocks) and "
+        f"of {config.requests} for the rest (median, least and most)"
     )
     table = Table(
         "transport",
@@ -76,13 +84,22 @@ def run_bench(config: HttpCostConfig) -> int:
         network = lenet(Path(folder))
         transports: tuple[Transport, ...] = ("native", "grpcio")
         for transport in transports:
-            rounds = _measure(transport, network, config, Path(folder) / f"port-{transport}")
-            table.add_row(transport, *(_spread([entry[index] for entry in rounds]) for index in range(4)))
+            rounds = [
+                _measure(transport, network, config, Path(folder) / f"port-{transport}-{index}")
+                for index in range(config.rounds)
+            ]
+            table.add_row(
+                transport,
+                _median_interval([ratio for entry in rounds for ratio in entry.p50_ratios]),
+                _spread([entry.rest_rate_ratio for entry in rounds]),
+                _spread([entry.rest_cpu_ratio for entry in rounds]),
+                _spread([entry.rest_per_s for entry in rounds]),
+            )
     console.print(table)
     return 0
 
 
-def _measure(transport: Transport, network: Network, config: HttpCostConfig, port_file: Path) -> list[Round]:
+def _measure(transport: Transport, network: Network, config: HttpCostConfig, port_file: Path) -> Round:
     flags = ("--http", "--http-port", "0", "--http-port-file", str(port_file))
     lone, many = Load(), Load(connections=config.connections)
     with ExitStack() as stack:
@@ -93,29 +110,21 @@ def _measure(transport: Transport, network: Network, config: HttpCostConfig, por
         pixels = Path(port_file).with_suffix(".pixels")
         pixels.write_bytes(network.images(1).tobytes())
 
-        def p50_us(server: ServerProcess) -> float:
-            return measure(
-                server, lone, body=body, answer_bytes=answer_bytes, requests=config.requests
-            ).p50_us
+        def block_ratio() -> float:
+            without, with_http, with_again, without_again = (
+                p50_us(server, lone, body=body, answer_bytes=answer_bytes, requests=config.block_requests)
+                for server in (plain, both, both, plain)
+            )
+            return (with_http + with_again) / (without + without_again)
 
-        rounds = []
-        for index in range(config.rounds + 1):
-            order = (plain, both) if index % 2 else (both, plain)
-            p50s = {server.port: p50_us(server) for server in order}
-            grpc = measure(both, many, body=body, answer_bytes=answer_bytes, requests=config.requests)
-            before_s = both.processor_s()
-            rest_per_s = _rest_per_s(port_file, pixels, config)
-            rest_us = (both.processor_s() - before_s) / config.requests * 1e6
-            if index:  # the first warms up
-                rounds.append(
-                    Round(
-                        p50s[both.port] / p50s[plain.port],
-                        rest_per_s / grpc.requests_per_s,
-                        rest_us / grpc.server_us,
-                        rest_per_s,
-                    )
-                )
-    return rounds
+        block_ratio()  # warms up
+        _rest_per_s(port_file, pixels, config)
+        p50_ratios = [block_ratio() for _ in range(config.blocks)]
+        grpc = measure(both, many, body=body, answer_bytes=answer_bytes, requests=config.requests)
+        before_s = both.processor_s()
+        rest_per_s = _rest_per_s(port_file, pixels, config)
+        rest_us = (both.processor_s() - before_s) / config.requests * 1e6
+    return Round(p50_ratios, rest_per_s / grpc.requests_per_s, rest_us / grpc.server_us, rest_per_s)
 
 
 def _rest_per_s(port_file: Path, pixels: Path, config: HttpCostConfig) -> float:
@@ -129,6 +138,14 @@ def _rest_per_s(port_file: Path, pixels: Path, config: HttpCostConfig) -> float:
     if rate is None or f"status codes: {config.requests} 2xx" not in done.stdout:
         raise BenchError(f"the REST API did not answer all requests: {done.stdout}{done.stderr}")
     return float(rate.group(1))
+
+
+def _median_interval(values: list[float]) -> str:
+    """Return the median and its 95 % interval: two order statistics, by the normal form of the binomial."""
+    ordered, half = sorted(values), 0.98 * math.sqrt(len(values))
+    least = ordered[max(0, math.floor(len(ordered) / 2 - half))]
+    most = ordered[min(len(ordered) - 1, math.ceil(len(ordered) / 2 + half) - 1)]
+    return f"{statistics.median(ordered):.3f} [{least:.3f}, {most:.3f}]"
 
 
 def _spread(values: list[float]) -> str:

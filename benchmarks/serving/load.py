@@ -75,9 +75,7 @@ def measure(
         server_s = server.processor_s() - before_s
         # Separate and fewer, as recording each latency takes CPU time from the server.
         logged = max(load.connections * load.streams, requests // _LOGGED_SHARE)
-        with tempfile.NamedTemporaryFile(prefix="bench-h2load-") as log:
-            _run_h2load(server, [*flags, f"--log-file={log.name}"], logged, message_bytes)
-            latencies_us = np.loadtxt(log.name, usecols=2, ndmin=1)
+        latencies_us = _latencies_us(server, flags, logged, message_bytes)
     return Measurement(
         requests=requests,
         requests_per_s=requests_per_s,
@@ -98,6 +96,25 @@ def server_us(server: ServerProcess, load: Load, *, body: bytes, answer_bytes: i
         before_s = server.processor_s()
         _run_h2load(server, flags, requests, _message_bytes(server, answer_bytes))
         return (server.processor_s() - before_s) / requests * 1e6
+
+
+def p50_us(server: ServerProcess, load: Load, *, body: bytes, answer_bytes: int, requests: int) -> float:
+    """Send ``requests`` times ``body`` and return the median latency in microseconds.
+
+    Raises:
+        BenchError: as for `measure`.
+    """
+    with _h2load_flags(server, load, body) as flags:
+        message_bytes = _message_bytes(server, answer_bytes)
+        return float(np.median(_latencies_us(server, flags, requests, message_bytes)))
+
+
+def _latencies_us(
+    server: ServerProcess, flags: list[str], requests: int, message_bytes: int
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    with tempfile.NamedTemporaryFile(prefix="bench-h2load-") as log:
+        _run_h2load(server, [*flags, f"--log-file={log.name}"], requests, message_bytes)
+        return np.loadtxt(log.name, usecols=2, ndmin=1)
 
 
 @contextmanager
