@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel, Field
 from rich.console import Console
 from rich.table import Table
@@ -26,7 +27,7 @@ from benchmarks.flags import parse_flags
 from benchmarks.serving.check import checked_answer_bytes, request_body
 from benchmarks.serving.contestants import Contestant
 from benchmarks.serving.errors import BenchError
-from benchmarks.serving.load import Load, measure, p50_us, require_h2load
+from benchmarks.serving.load import Load, latencies_us, measure, require_h2load
 from benchmarks.serving.networks import lenet
 from benchmarks.serving.server_process import running
 from foldserve.demo.children import ending_with_us
@@ -112,10 +113,14 @@ def _measure(transport: Transport, network: Network, config: HttpCostConfig, por
 
         def block_ratio() -> float:
             without, with_http, with_again, without_again = (
-                p50_us(server, lone, body=body, answer_bytes=answer_bytes, requests=config.block_requests)
+                np.median(
+                    latencies_us(
+                        server, lone, body=body, answer_bytes=answer_bytes, requests=config.block_requests
+                    )
+                )
                 for server in (plain, both, both, plain)
             )
-            return (with_http + with_again) / (without + without_again)
+            return float((with_http + with_again) / (without + without_again))
 
         block_ratio()  # warms up
         _rest_per_s(port_file, pixels, config)

@@ -21,6 +21,8 @@ from foldserve.demo.children import ending_with_us
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
     from benchmarks.serving.server_process import ServerProcess
 
 _RUN_LIMIT_S = 600
@@ -32,13 +34,15 @@ _DATA_HEADER_BYTES = 5  # of each gRPC message: the compressed flag and the leng
 class Load:
     """The load: ``connections`` with ``streams`` concurrent calls each, ``images`` per request.
 
-    h2load runs ``threads`` threads.
+    h2load runs ``threads`` threads. With ``per_s``, each connection sends that many requests per second,
+    answered or not as long as it has streams; without, it sends the next as soon as one is answered.
     """
 
     connections: int = 1
     streams: int = 1
     images: int = 1
     threads: int = 1
+    per_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,14 @@ def measure(
         server_s = server.processor_s() - before_s
         # Separate and fewer, as recording each latency takes CPU time from the server.
         logged = max(load.connections * load.streams, requests // _LOGGED_SHARE)
-        latencies_us = _latencies_us(server, flags, logged, message_bytes)
+        latencies = _latencies_us(server, flags, logged, message_bytes)
     return Measurement(
         requests=requests,
         requests_per_s=requests_per_s,
         images_per_s=requests_per_s * load.images,
         server_us=server_s / requests * 1e6,
-        p50_us=float(np.percentile(latencies_us, 50)),
-        p99_us=float(np.percentile(latencies_us, 99)),
+        p50_us=float(np.percentile(latencies, 50)),
+        p99_us=float(np.percentile(latencies, 99)),
     )
 
 
@@ -98,20 +102,21 @@ def server_us(server: ServerProcess, load: Load, *, body: bytes, answer_bytes: i
         return (server.processor_s() - before_s) / requests * 1e6
 
 
-def p50_us(server: ServerProcess, load: Load, *, body: bytes, answer_bytes: int, requests: int) -> float:
-    """Send ``requests`` times ``body`` and return the median latency in microseconds.
+def latencies_us(
+    server: ServerProcess, load: Load, *, body: bytes, answer_bytes: int, requests: int
+) -> NDArray[np.float64]:
+    """Send ``requests`` times ``body`` and return the latencies [requests] in microseconds.
 
     Raises:
         BenchError: as for `measure`.
     """
     with _h2load_flags(server, load, body) as flags:
-        message_bytes = _message_bytes(server, answer_bytes)
-        return float(np.median(_latencies_us(server, flags, requests, message_bytes)))
+        return _latencies_us(server, flags, requests, _message_bytes(server, answer_bytes))
 
 
 def _latencies_us(
     server: ServerProcess, flags: list[str], requests: int, message_bytes: int
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+) -> NDArray[np.float64]:
     with tempfile.NamedTemporaryFile(prefix="bench-h2load-") as log:
         _run_h2load(server, [*flags, f"--log-file={log.name}"], requests, message_bytes)
         return np.loadtxt(log.name, usecols=2, ndmin=1)
@@ -130,6 +135,8 @@ def _h2load_flags(server: ServerProcess, load: Load, body: bytes) -> Iterator[li
             flags += ["--header=content-type: application/grpc", "--header=te: trailers"]
         else:
             flags += ["--h1"]
+        if load.per_s is not None:
+            flags += [f"--rps={load.per_s:g}"]
         yield flags
 
 
