@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 _FOLDERS = frozenset({"repository", "run_dir", "data_dir"})
 # Arguments that are paths, but may be something else as well, and so are text to the parser.
 _PERHAPS_PATHS = frozenset({"against", "dataset", "init", "model", "source", "target"})
-_LIST_MODELS = "ls models 2>/dev/null"
-_LIST_VERSIONS = "find models -mindepth 2 -maxdepth 2 -name '[0-9]*' 2>/dev/null | sed 's|.*/||' | sort -un"
+# Only plain names: bash expands what is listed, so that a folder called $(command) would be run.
+_LIST_MODELS = "ls models 2>/dev/null | grep -x '[A-Za-z0-9._+-]*'"
+_LIST_VERSIONS = (
+    "find models -mindepth 2 -maxdepth 2 -name '[0-9]*' 2>/dev/null"
+    " | sed 's|.*/||' | grep -x '[0-9]*' | sort -un"
+)
 _LONGEST_HELP = 80
 
 

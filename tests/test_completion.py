@@ -143,6 +143,16 @@ def _check(complete: Callable[[str], str]) -> None:
     assert got == CASES
 
 
+def test_bash_runs_no_command_that_a_folder_is_called(folder: Path) -> None:
+    for name in ("$(touch${IFS}begun1)", "`touch${IFS}begun2`"):
+        (folder / "models" / name).mkdir()
+    (folder / "models" / "lenet" / "12$(touch${IFS}begun3)").mkdir()
+    with Terminal(["bash", "--norc", "--noprofile", "-i"], folder, "source ./foldserve.bash") as bash:
+        assert bash.called_with("classify --model len\t") == "classify --model lenet"
+        assert bash.called_with("classify --model-version 12\t") == "classify --model-version 123"
+    assert not list(folder.glob("begun*"))
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_every_command_and_flag_is_in_the_script(shell: str) -> None:
     script = completion_script(shell)
