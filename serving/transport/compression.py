@@ -25,13 +25,15 @@ def is_compressed(content: bytes) -> bool:
 def decompress(content: bytes, max_bytes: int) -> bytes:
     """Return ``content`` decompressed, or as it is if it is damaged, for the parser to refuse.
 
+    What is cut short or has bytes behind its end is damaged too: its beginning alone could be a message.
     Takes up to some milliseconds per MiB, without the GIL: do not call it on an event loop.
 
     Raises:
         ResourceExhaustedError: it decompresses to more than ``max_bytes``, where decompression stopped.
     """
+    unpacking = zlib.decompressobj(_ANY_HEADER)
     try:
-        decompressed = zlib.decompressobj(_ANY_HEADER).decompress(content, max_bytes + 1)
+        decompressed = unpacking.decompress(content, max_bytes + 1)
     except zlib.error:
         return content
     if len(decompressed) > max_bytes:
@@ -39,4 +41,4 @@ def decompress(content: bytes, max_bytes: int) -> bytes:
             f"the message's {len(content)} bytes decompress to more than {max_bytes}, the most that the "
             "server accepts: send fewer images per request, or raise the server's --max-message-mib"
         )
-    return decompressed
+    return decompressed if unpacking.eof and not unpacking.unused_data else content

@@ -57,9 +57,14 @@ async def _decompressed(content: bytes, request: Request, limit: MessageLimit) -
         raise InvalidArgumentError(f"the body is not {encoding}, as its Content-Encoding says")
     try:
         # In a thread: it takes up to some milliseconds per MiB.
-        return await asyncio.to_thread(decompress, content, limit.max_bytes())
+        decompressed = await asyncio.to_thread(decompress, content, limit.max_bytes())
     except ResourceExhaustedError as error:
         raise BodyTooLargeError(str(error)) from None
+    if decompressed is content:
+        raise InvalidArgumentError(
+            f"the body's {encoding} is damaged, or part of it is missing; send it again"
+        )
+    return decompressed
 
 
 def _too_large(size: str, limit: MessageLimit) -> BodyTooLargeError:

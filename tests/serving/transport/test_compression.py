@@ -31,6 +31,16 @@ def test_plain_and_damaged_messages_are_returned_unchanged() -> None:
     assert decompress(damaged, 1000) == damaged
 
 
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress], ids=["gzip", "deflate"])
+def test_cut_messages_and_those_with_more_behind_are_returned_unchanged(pack: object) -> None:
+    """Their beginning may be a message with fewer images, which would be answered as if it were all."""
+    packed = pack(CONTENT)  # type: ignore[operator]
+    for cut in (len(packed) - 1, len(packed) - 4, len(packed) // 2):
+        assert decompress(packed[:cut], 1000) == packed[:cut]
+    for more in (b"\0", packed):
+        assert decompress(packed + more, 1000) == packed + more
+
+
 def test_decompression_bomb_takes_no_more_memory_than_the_limit() -> None:
     bomb = gzip.compress(bytes(200 * 2**20), compresslevel=1)
     assert len(bomb) < 2**20
