@@ -40,7 +40,8 @@ Parameters: TypeAlias = _Few[dict[str, bool | _Int64 | float | str]]
 _M = TypeVar("_M", bound=BaseModel)
 
 
-class _Json(BaseModel, strict=True, use_attribute_docstrings=True):
+# A number such as 1e999 becomes infinite, which no answer in JSON could repeat.
+class _Json(BaseModel, strict=True, allow_inf_nan=False, use_attribute_docstrings=True):
     pass
 
 
@@ -114,7 +115,9 @@ def read_json(message_type: type[_M], content: bytes) -> _M:
     try:
         return message_type.model_validate(plain)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+        # A parameter has an error for each type that it may have, of which only one fits.
+        first = next((each for each in errors if each["type"] == "finite_number"), errors[0])
         place = ".".join(str(part) for part in first["loc"][:6]) or "the body"
         raise InvalidArgumentError(f"{quote(place)} in the JSON is wrong: {first['msg']}") from None
 

@@ -126,6 +126,10 @@ def wrong_bodies() -> dict[str, tuple[str, str]]:
             json.dumps({"inputs": [], "parameters": {"binary_data_output": "yes"}}),
             "send true or false",
         ),
+        "an infinite parameter": (
+            '{"parameters": {"a": 1e999}, "inputs": []}',
+            "'parameters.a.float' in the JSON is wrong: Input should be a finite number",
+        ),
         "parameters of lists": (tensor(parameters={"a": []}), "'inputs.0.parameters.a"),
         "too large": (" " * (MAX_JSON_BYTES + 1), "send the pixels in the binary extension"),
     }
