@@ -100,8 +100,17 @@ def test_compressed_body_is_unpacked_no_further_than_the_limit(strict_server: Se
     for encoding, body in (("br", packed), ("gzip", b"hello")):
         wrong = call(strict_server.api_address, INFER, body, headers={"Content-Encoding": encoding})
         assert wrong.status == 400
-    damaged = packed[: len(packed) // 2] + b"\xff" * 20
-    assert call(strict_server.api_address, INFER, damaged, headers=headers).status == 400
+    pixels = gzip.compress(IMAGES.tobytes() * 64)
+    alone = headers | {"Inference-Header-Content-Length": "0"}
+    assert call(strict_server.api_address, INFER, pixels, headers=alone).status == 200
+    for damaged, how in (
+        (packed[: len(packed) // 2] + b"\xff" * 20, headers),
+        (pixels[:-1], alone),
+        (pixels + pixels, alone),
+    ):
+        answer = call(strict_server.api_address, INFER, damaged, headers=how)
+        assert answer.status == 400
+        assert answer.error == "the body's gzip is damaged, or part of it is missing; send it again"
     assert_serves(strict_server)
 
 
@@ -335,6 +344,19 @@ def test_caller_who_hangs_up_cancels_his_request(tmp_path: Path) -> None:
 
         eventually(cancelled, "the second request is counted as failed")
         assert "Traceback" not in server.log
+
+
+def test_caller_who_hangs_up_while_he_sends_is_no_fault_of_the_server(strict_server: ServerProcess) -> None:
+    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+    with connect(strict_server) as connection:
+        connection.sendall(head.encode() + b'{"in')
+
+    def counts(code: str) -> float:
+        return scrape(strict_server).total("foldserve_requests_total", code=code)
+
+    eventually(lambda: counts("CANCELLED") == 1, "the call is counted as cancelled")
+    assert counts("INTERNAL") == 0
+    assert_serves(strict_server)
 
 
 def test_port_in_use_is_explained(repository: Path, tmp_path: Path) -> None:

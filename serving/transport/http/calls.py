@@ -8,7 +8,10 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from starlette.requests import ClientDisconnect
+
 from foldserve.serving.background import run_in_thread
+from foldserve.serving.errors import CancelledError
 from foldserve.serving.protocol.names import INFERENCE_SERVICE
 from foldserve.serving.services.inference import UNARY_METHODS
 from foldserve.serving.transport.http.body import read_body
@@ -78,6 +81,9 @@ class Calls:
             try:
                 holder = self.check(request, _PATHS[kind])
                 message = await self._read(request, read)
+            except ClientDisconnect:
+                self._inference.count_unread(kind.unary_method, CancelledError("the caller has gone"))
+                raise
             except Exception as error:
                 self._inference.count_unread(kind.unary_method, error)
                 raise
