@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import ssl
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from foldserve.files import file_fingerprint
@@ -21,12 +22,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Certificate:
-    """The PEM files of TLS: certificate chain, private key, and the clients' authorities if any."""
+    """The PEM files of TLS: certificate chain, private key, and the clients' authorities if any.
+
+    Attributes:
+        context: certificate, key and authorities for connections of Python's own TLS.
+    """
 
     chain: bytes
     key: bytes
     client_ca: bytes | None
     expires: str
+    context: ssl.SSLContext = field(repr=False, compare=False)
 
 
 class ServerCredentials:
@@ -78,23 +84,21 @@ class ServerCredentials:
         """Return a context for Python's own TLS, with the current certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if self._current.client_ca is not None:
+        if self.wants_client_certificate:
             context.verify_mode = ssl.CERT_REQUIRED
+            # A session that is resumed shows no certificate, though its authority may be trusted no more.
+            context.num_tickets = 0
+            context.options |= ssl.OP_NO_TICKET
         self.load_into(context)
         return context
 
     def load_into(self, context: ssl.SSLContext) -> None:
-        """Use the current certificate for the new connections of ``context``.
+        """Use the current certificate for the new connections of ``context``, and no earlier one.
 
-        If its files have changed again and cannot be used, the context stays as it is until they change.
+        Each connection moves to the certificate's own context as it begins: authorities that a context has
+        once loaded are trusted for as long as it lives.
         """
-        current = self.current()
-        try:
-            context.load_cert_chain(self._chain, self._key, password=lambda: b"")
-        except (ssl.SSLError, OSError) as error:
-            _log.error("HTTP keeps its certificate, because the new one cannot be used: %s", error)
-        if current.client_ca is not None:
-            context.load_verify_locations(cadata=current.client_ca.decode("ascii"))
+        context.sni_callback = partial(_move, self.current().context)
 
     def _fingerprints(self) -> list[FileFingerprint | None]:
         paths = (self._chain, self._key, self._client_ca)
@@ -103,11 +107,18 @@ class ServerCredentials:
     def _read(self) -> Certificate:
         chain, key = _read_file(self._chain), _read_file(self._key)
         client_ca = None if self._client_ca is None else _read_authorities(self._client_ca)
-        expires = _test_handshake(self._chain, self._key)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        expires = _test_handshake(context, self._chain, self._key)
         # OpenSSL has read the files itself: the certificate tested must be the one served.
         if (chain, key) != (_read_file(self._chain), _read_file(self._key)):
             raise CredentialsError(f"{self._chain} or {self._key} changed while being read")
-        return Certificate(chain, key, client_ca, expires)
+        if client_ca is not None:
+            context.load_verify_locations(cadata=client_ca.decode("ascii"))
+        return Certificate(chain, key, client_ca, expires, context)
+
+
+def _move(context: ssl.SSLContext, connection: ssl.SSLObject, *_: object) -> None:
+    connection.context = context
 
 
 def _read_file(path: Path) -> bytes:
@@ -128,8 +139,8 @@ def _read_authorities(path: Path) -> bytes:
     return content
 
 
-def _test_handshake(chain: Path, key: Path) -> str:
-    """Test the pair in a TLS handshake in memory, and return when the certificate expires.
+def _test_handshake(server: ssl.SSLContext, chain: Path, key: Path) -> str:
+    """Load the pair into ``server``, test it in a TLS handshake in memory, and return when it expires.
 
     The client trusts the certificates in ``chain``. It checks only that the certificate is intact, matches
     its key, is meant for servers and is valid today.
@@ -137,7 +148,6 @@ def _test_handshake(chain: Path, key: Path) -> str:
     Raises:
         CredentialsError: the handshake fails; the message says why.
     """
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # Without this callback OpenSSL would ask for an encrypted key's password on the terminal.
         server.load_cert_chain(chain, key, password=lambda: b"")

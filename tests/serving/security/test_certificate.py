@@ -109,6 +109,49 @@ def test_only_changed_certificate_files_are_reloaded(authority: Authority) -> No
     assert credentials.current().chain == pair.certificate.read_bytes() != first.chain
 
 
+def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext, name: str | None) -> None:
+    """Do a handshake in memory, and let each end read what the other sent."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server_end = server.wrap_bio(to_server, to_client, server_side=True)
+    client_end = client.wrap_bio(to_client, to_server, server_hostname=name)
+    waiting = [client_end, server_end]
+    while waiting:
+        end = waiting.pop(0)
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            waiting.append(end)
+    server_end.write(b"x")
+    assert client_end.read(1) == b"x"
+    assert not client_end.session_reused
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("name", [None, "localhost"])
+def test_new_authorities_of_clients_replace_the_old_ones(
+    authority: Authority, tmp_path: Path, version: ssl.TLSVersion, name: str | None
+) -> None:
+    own = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    own.check_hostname, own.maximum_version = False, version
+    own.load_verify_locations(authority.ca)
+    first, second = Authority(tmp_path, "first"), Authority(tmp_path, "second")
+    trusted = tmp_path / "trusted.pem"
+    trusted.write_bytes(first.ca.read_bytes())
+    credentials = ServerCredentials(*authority.sign("server"), client_ca=trusted)
+    server = credentials.to_context()
+    with pytest.raises(ssl.SSLError, match="PEER_DID_NOT_RETURN_A_CERTIFICATE"):
+        shake_hands(server, own, name)
+    own.load_cert_chain(*first.sign("client", "me@example.org"))
+    shake_hands(server, own, name)
+    trusted.write_bytes(second.ca.read_bytes())
+    authority.sign("server")
+    credentials.load_into(server)
+    with pytest.raises(ssl.SSLError, match="CERTIFICATE_VERIFY_FAILED"):
+        shake_hands(server, own, name)
+    own.load_cert_chain(*second.sign("client", "me@example.org"))
+    shake_hands(server, own, name)
+
+
 def test_half_replaced_certificate_leaves_the_old_one_in_force(
     authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
