@@ -6,6 +6,7 @@ the label that was given last. Files appear complete: they are written under a h
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -47,7 +48,14 @@ class Kept:
 class Corrections:
     """Adds pictures with their right labels to a folder. Methods may be called from any thread."""
 
-    def __init__(self, folder: Path, *, max_pictures: int = MAX_PICTURES, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_pictures: int = MAX_PICTURES,
+        max_bytes: int = MAX_BYTES,
+        max_labels: int = MAX_LABELS,
+    ) -> None:
         """Use ``folder``, which is made if it is missing.
 
         Raises:
@@ -56,6 +64,7 @@ class Corrections:
         self.folder = folder
         self._max_pictures = max_pictures
         self._max_bytes = max_bytes
+        self._max_labels = max_labels
         self._lock = threading.Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +90,7 @@ class Corrections:
             try:
                 return self._keep(picture, name, file)
             except OSError as error:
+                _remove_if_empty(self.folder / name)
                 raise UiError(f"the picture was not kept: {error.strerror or error}") from error
 
     def _keep(self, picture: bytes, name: str, file: str) -> Kept:
@@ -89,7 +99,8 @@ class Corrections:
         earlier = [Path(entry.path) for entry in kept if entry.name == file]
         others = [path for path in earlier if path != place / file]
         if not earlier:
-            self._check_room(kept, len(picture), name)
+            self._check_room(kept, len(picture))
+        self._check_label(name)
         if place.is_symlink():
             raise UiError(f"{place} is a link; replace it by a folder")
         place.mkdir(exist_ok=True)
@@ -98,9 +109,11 @@ class Corrections:
         elif not earlier:
             _write(place / file, picture)
         moved_from = others[0].parent.name if others else ""
+        if others:
+            _remove_if_empty(others[0].parent)
         return Kept(place / file, len(kept) + (not earlier), moved_from)
 
-    def _check_room(self, kept: list[os.DirEntry[str]], byte_count: int, name: str) -> None:
+    def _check_room(self, kept: list[os.DirEntry[str]], byte_count: int) -> None:
         """Raise UiError if another picture would be one too many."""
         total = sum(entry.stat().st_size for entry in kept) + byte_count
         if len(kept) >= self._max_pictures or total > self._max_bytes:
@@ -108,8 +121,12 @@ class Corrections:
                 f"{self.folder} is full: it has {len(kept):,} pictures, and at most {self._max_pictures:,} "
                 f"pictures or {self._max_bytes >> 20:,} MiB are kept; train with them, then move them away"
             )
-        labels = [entry.name for entry in os.scandir(self.folder) if entry.is_dir()]
-        if name not in labels and len(labels) >= MAX_LABELS:
+
+    def _check_label(self, name: str) -> None:
+        """Raise UiError if another label would be one too many."""
+        with os.scandir(self.folder) as places:
+            labels = [entry.name for entry in places if entry.is_dir()]
+        if name not in labels and len(labels) >= self._max_labels:
             raise UiError(
                 f"{self.folder} has {len(labels):,} labels, the most that are kept; use one of them"
             )
@@ -125,6 +142,12 @@ class Corrections:
                     for entry in entries
                     if not entry.name.startswith(".") and entry.is_file(follow_symlinks=False)
                 )
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove a label's folder if no picture is left in it: `train` refuses a label without pictures."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def folder_name(label: str) -> str:
