@@ -101,8 +101,9 @@ class ParquetTable:
         where = f"{self._path.name}, row {row}"
         name = where
         if isinstance(value, dict):
-            name = value.get("path") or where
-            value = value.get("bytes") or value.get("path")
+            path = value.get("path")
+            name = path if path and isinstance(path, str) else where
+            value = value.get("bytes") or path
         elif isinstance(value, str):
             name = value or where
         if isinstance(label, bool) or not isinstance(label, str | int | None):
@@ -129,7 +130,7 @@ def _label_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
     try:
         facts = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         names = facts["info"]["features"][label]["names"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError):
         return ()
     return tuple(map(str, names)) if isinstance(names, list) else ()
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import csv
 import json
-from typing import IO, TYPE_CHECKING, Any
+from collections import Counter
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from foldserve.tables.columns import (
     SPLIT_COLUMN,
@@ -42,7 +43,7 @@ def read_csv(
             header = stream.readline(_MAX_LINE)
             separator = max(",;\t", key=header.count)
             stream.seek(0)
-            reader = csv.reader(stream, delimiter=separator)
+            reader = _Rows(stream, separator, path)
             names = [name.strip() for name in next(reader, [])]
             check_names(names, str(path))
             image = names.index(find_image_column(names, path_column, str(path)))
@@ -76,9 +77,7 @@ def read_json_lines(
     image = label = split = ""
     with _open(path) as stream:
         try:
-            number = 0
-            while line := stream.readline(_MAX_LINE):
-                number += 1
+            for number, line in enumerate(_lines(stream), 1):
                 if not line.strip():
                     continue
                 where = f"{path.name}, line {number}"
@@ -101,14 +100,50 @@ def _parse(line: str) -> Mapping[str, Any] | str:
     if len(line) == _MAX_LINE:
         return f"is longer than {_MAX_LINE:,} characters"
     try:
-        pairs = json.loads(line, object_pairs_hook=list)
+        pairs = json.loads(line, object_pairs_hook=tuple)
     except (ValueError, RecursionError) as error:
         return f"is not JSON: {error}"
-    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
+    if not isinstance(pairs, tuple):  # which JSON's own lists are not
         return "is not a JSON object"
-    entry = dict(pairs)
-    doubled = [key for key, _ in pairs if [name for name, _ in pairs].count(key) > 1]
-    return f"has the key {quote(doubled[0])} more than once" if doubled else entry
+    counts = Counter(key for key, _ in pairs)
+    doubled = [key for key, count in counts.items() if count > 1]
+    return f"has the key {quote(doubled[0])} more than once" if doubled else dict(pairs)
+
+
+class _Rows:
+    """The rows of a CSV file, of which none may have `_MAX_LINE` characters."""
+
+    def __init__(self, stream: IO[str], separator: str, path: Path) -> None:
+        self._stream, self._path = stream, path
+        self._reader = csv.reader(self._lines(), delimiter=separator)
+        self._row_length = 0  # of what was read of the present row
+
+    @property
+    def line_num(self) -> int:
+        """Number of lines read."""
+        return self._reader.line_num
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> list[str]:
+        self._row_length = 0
+        return next(self._reader)
+
+    def _lines(self) -> Iterator[str]:
+        while line := self._stream.readline(_MAX_LINE):
+            self._row_length += len(line)
+            if self._row_length >= _MAX_LINE:
+                raise DataError(f"{self._path} has a row that is longer than {_MAX_LINE:,} characters")
+            yield line
+
+
+def _lines(stream: IO[str]) -> Iterator[str]:
+    """Yield the lines; of one that is longer than `_MAX_LINE`, only its beginning."""
+    while line := stream.readline(_MAX_LINE):
+        yield line
+        while len(line) == _MAX_LINE and line[-1] not in "\r\n":
+            line = stream.readline(_MAX_LINE)
 
 
 def _open(path: Path) -> IO[str]:

@@ -98,6 +98,8 @@ def test_json_lines_give_the_same(tmp_path: Path) -> None:
         json.dumps({"path": "b.png", "label": 1}),
         json.dumps({"path": "c.png", "label": [1]}),
         "[1]",
+        "[]",
+        "{}",
     ]
     items = labelled(table(tmp_path, "\n".join(lines), "t.jsonl"))
     assert [(item.where, item.label) for item in items if not item.error] == [
@@ -105,11 +107,28 @@ def test_json_lines_give_the_same(tmp_path: Path) -> None:
         ("t.jsonl, line 5", 1),
     ]
     errors = {item.where[-1]: item.error for item in items if item.error}
-    assert errors.keys() == {"3", "4", "6", "7"}
+    assert errors.keys() == {"3", "4", "6", "7", "8", "9"}
     assert "is not JSON" in errors["3"]
     assert errors["4"] == "has the key 'path' more than once"
     assert "neither text nor a whole number" in errors["6"]
-    assert errors["7"] == "is not a JSON object"
+    assert errors["7"] == errors["8"] == "is not a JSON object"
+    assert errors["9"] == "names no image file"
+
+
+def test_long_lines_are_read_in_bounded_memory_and_time(tmp_path: Path) -> None:
+    many = "{" + ", ".join(f'"key{number}": 0' for number in range(60_000)) + "}"
+    good = json.dumps({"path": "a.png", "label": "dog"})
+    lines = [good, many, json.dumps({"path": "x" * 3_000_000, "label": "dog"}), good]
+    items = labelled(table(tmp_path, "\n".join(lines), "t.jsonl"))
+    assert [(item.where, item.error) for item in items] == [
+        ("t.jsonl, line 1", ""),
+        ("t.jsonl, line 2", "names no image file"),
+        ("t.jsonl, line 3", "is longer than 1,048,576 characters"),
+        ("t.jsonl, line 4", ""),
+    ]
+    for row in (",a" * 600_000, ',"\na"' * 300_000):
+        with pytest.raises(DataError, match=r"t\.csv has a row that is longer than 1,048,576 characters"):
+            labelled(table(tmp_path, f"path,label\na.png,dog\nb.png{row}\n"))
 
 
 def test_labels_are_found_by_name_then_by_number() -> None:
@@ -182,6 +201,19 @@ def test_hugging_faces_layout_is_read(model: Path, pictures: Path, tmp_path: Pat
         found.append(json.loads((tmp_path / name / "metrics.json").read_text()))
     assert found[0]["accuracy"] == found[1]["accuracy"]
     assert found[0]["classes"] == found[1]["classes"]
+
+
+@needs_pyarrow
+def test_an_image_whose_path_is_a_number_has_no_name(tmp_path: Path) -> None:
+    rows = [
+        {"image": {"bytes": b"1", "path": 7}, "label": 0},
+        {"image": {"bytes": b"", "path": 7}, "label": 0},
+    ]
+    items = labelled(write_parquet(tmp_path / "t.parquet", rows))
+    assert [(item.name, item.error) for item in items] == [
+        ("t.parquet, row 0", ""),
+        ("t.parquet, row 1", "has no image"),
+    ]
 
 
 @needs_pyarrow
