@@ -26,6 +26,7 @@ _MARKS = (CONFIG_FILE, LAST_FILE, BEST_FILE, METRICS_FILE)
 _MOST_CONFIG_BYTES = 1024 * 1024
 # 100,000 epochs of some 400 bytes.
 _MOST_METRICS_BYTES = 40_000_000
+_TOO_LARGE = 2**63  # for a figure
 _FIGURES = ("epoch", "train_loss", "validation_loss", "validation_accuracy")
 _LOCK_FILE = ".lock"
 
@@ -55,7 +56,11 @@ class RunSummary:
     def best(self) -> Mapping[str, Any] | None:
         """The record of the best epoch, by the figure that the run chooses by."""
         by = f"validation_{str(self.settings.get('select', 'accuracy')).replace('-', '_')}"
-        return max(self.history, key=lambda each: each.get(by, each["validation_accuracy"]), default=None)
+
+        def figure(record: Mapping[str, Any]) -> float:
+            return float(record[by] if _is_number(record.get(by)) else record["validation_accuracy"])
+
+        return max(self.history, key=figure, default=None)
 
     @property
     def seconds(self) -> float:
@@ -172,8 +177,11 @@ def _is_locked(lock: Path) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Tell whether a value is a number, perhaps NaN, and no whole one that is too large for a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) < _TOO_LARGE
 
 
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+def _number(value: Any) -> float:
+    return float(value) if _is_number(value) and math.isfinite(value) else 0.0

@@ -105,6 +105,12 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda run: (run / "metrics.jsonl").write_text('{"epoch": 1}\n'),
         "BROKEN: metrics.jsonl line 1 has no figures of an epoch",
     ),
+    "metrics too large": (
+        lambda run: (run / "metrics.jsonl").write_text(
+            '{"epoch": 1, "train_loss": 1, "validation_loss": 1, "validation_accuracy": 1%s}\n' % ("0" * 400)
+        ),
+        "BROKEN: metrics.jsonl line 1 has no figures of an epoch",
+    ),
     "metrics of bytes": (lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\xfe\n"), "BROKEN:"),
     "best cut short": (lambda run: cut(run / "best.pt"), "BROKEN: "),
     "best of another kind": (lambda run: (run / "best.pt").write_text("x"), "best.pt is not a checkpoint"),
@@ -113,6 +119,17 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
         "BROKEN: ",
     ),
 }
+
+
+def test_odd_values_in_a_run_are_left_out_of_the_list(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = runs / "b" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"select": "macro-f1", "epochs": 10**400}))
+    figures = {"train_loss": 1.0, "validation_loss": 1.0, "validation_accuracy": 0.5, "train_s": 10**400}
+    odd = ({"validation_macro_f1": None}, {"validation_macro_f1": "high"}, {"validation_macro_f1": 10**400})
+    (runs / "b" / "metrics.jsonl").write_text(
+        "".join(json.dumps({"epoch": number, **figures, **each}) + "\n" for number, each in enumerate(odd, 1))
+    )
+    assert listed(runs, capsys)["b"].split()[6] == "50.00%"
 
 
 def test_broken_runs_are_rows_with_the_reason(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
