@@ -241,6 +241,10 @@ def test_labels_that_are_numbers_are_ordered_as_such(tmp_path: Path):
         row["label"] = {"east": 10, "north": 9, "south": 1, "west": 0}[row["label"]]
     for name in ("t.csv", "t.jsonl"):
         assert load(write_table(tmp_path / name, rows))[0].labels == ("0", "1", "9", "10")
+    long = "9" * 5000  # more digits than an int is made of
+    for row in rows:
+        row["label"] = {10: long, 9: "009", 1: "01", 0: "1"}[row["label"]]
+    assert load(write_table(tmp_path / "t.csv", rows))[0].labels == ("01", "1", "009", long)
 
 
 @pytest.mark.parametrize(
@@ -325,6 +329,24 @@ def test_hugging_faces_layout_is_read(tmp_path: Path, nested: bool):
     }
     assert pixels_by_label(dataset, test=False) | pixels_by_label(dataset, test=True) == expected
     assert len(dataset.test_labels) == 4
+
+
+@needs_pyarrow
+def test_names_of_labels_are_those_of_the_rows_however_accents_are_written(tmp_path: Path):
+    """A class whose name the metadata spells with a separate accent, and one that it does not name."""
+    files = sorted(write_classes(tmp_path / "p", per_class=3).rglob("*.png"))
+    numbers = {"east": 1, "west": 0, "north": "e\u0301te", "south": "south"}
+
+    def labels(names: tuple[str, ...], text: bool) -> tuple[str, ...]:
+        rows = [
+            {"img": file.read_bytes(), "label": str(numbers[file.parent.name]) if text else index}
+            for file in files
+            for index in [list(numbers).index(file.parent.name)]
+        ]
+        return load(write_parquet(tmp_path / "t.parquet", rows, names))[0].labels
+
+    assert labels(("c", "b", "e\u0301te", "a"), text=False) == ("c", "b", "\u00e9te", "a")
+    assert labels(("south", "e\u0301te"), text=True) == ("south", "\u00e9te", "0", "1")
 
 
 @needs_pyarrow

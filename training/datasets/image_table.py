@@ -192,10 +192,16 @@ def _labels_of(rows: Rows, roles: Sequence[Role], name: str) -> tuple[str, ...]:
         there = f"only one class, {quote(next(iter(found)))}" if found else "no labelled images"
         raise DatasetError(f"{name} has {there}; expected images of two classes or more{wrong}")
     if rows.label_names:
-        return tuple(label for label in dict.fromkeys(rows.label_names) if label in found)
+        order = dict.fromkeys([*rows.label_names, *sorted(found)])
+        return tuple(label for label in order if label in found)
     if all(label.isascii() and label.isdigit() for label in found):
-        return tuple(sorted(found, key=lambda label: (int(label), label)))
+        return tuple(sorted(found, key=_numeric_order))
     return tuple(sorted(found))
+
+
+def _numeric_order(label: str) -> tuple[int, str, str]:
+    digits = label.lstrip("0")  # of which there may be more than an int is made of
+    return len(digits), digits, label
 
 
 def _drop_unknown(

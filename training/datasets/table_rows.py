@@ -88,7 +88,7 @@ class TableReader:
         with terminal.counting_on("reading") as advance:
             for table, opened in ((table, self._open(table)) for table in self._tables):
                 names.add(opened.label_names)
-                rows.label_names = opened.label_names
+                rows.label_names = tuple(map(_normal, opened.label_names))
                 chunks = run_in_order(in_chunks(opened.items, _PORTION), _with_digests, worker_count())
                 for item, digest in chain.from_iterable(chunks):
                     fault = _add(rows, item, digest, table.role)
@@ -151,8 +151,7 @@ def _add(rows: Rows, item: Item, digest: bytes, table_role: Role | None) -> str:
         if not 0 <= label < len(rows.label_names):
             return f"has the label {label}; the table names {len(rows.label_names)} labels"
         label = rows.label_names[label]
-    # As with the names of folders: macOS writes an accent as a separate character.
-    label = "" if label is None else unicodedata.normalize("NFC", str(label))
+    label = "" if label is None else _normal(str(label))
     if not label:
         return "has no label"
     if not is_legible(label):
@@ -164,6 +163,11 @@ def _add(rows: Rows, item: Item, digest: bytes, table_role: Role | None) -> str:
     rows.labels.append(label)
     rows.roles.append(role)
     return ""
+
+
+def _normal(label: str) -> str:
+    """Return ``label`` as names of folders are taken: macOS writes an accent as a separate character."""
+    return unicodedata.normalize("NFC", label)
 
 
 def _place(item: Item) -> str:
