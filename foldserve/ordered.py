@@ -24,15 +24,24 @@ def run_in_order(
     the pieces that wait.
     """
     waiting: deque[Future[Result]] = deque()
+    rest = iter(pieces)
+    failure: Exception | None = None
     pool = ThreadPoolExecutor(thread_count, thread_name_prefix="images")
     try:
-        for piece in pieces:
-            waiting.append(pool.submit(work, piece))
+        while failure is None:
+            try:
+                waiting.append(pool.submit(work, next(rest)))
+            except StopIteration:
+                break
+            except Exception as error:  # raised once the results before it are out
+                failure = error
             # One piece per thread runs and one per thread waits, so that none runs dry while one is slow.
             if len(waiting) >= 2 * thread_count + 1:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+        if failure is not None:
+            raise failure
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -48,6 +48,15 @@ def test_errors_are_raised_where_the_result_would_come() -> None:
     with pytest.raises(ZeroDivisionError):
         next(results)
 
+    def pieces() -> Iterator[int]:
+        yield from range(3)
+        raise OSError("gone")
+
+    results = run_in_order(pieces(), str, 4)
+    assert [next(results) for _ in range(3)] == ["0", "1", "2"]
+    with pytest.raises(OSError, match="gone"):
+        next(results)
+
 
 def test_chunks_have_the_size_asked_for() -> None:
     assert list(in_chunks(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
