@@ -60,7 +60,7 @@ def read_state_dict(path: Path) -> StateDict:
     versions: dict[str, int] = {}
     try:
         with path.open("rb") as file:
-            is_safetensors = path.suffix == ".safetensors" or _is_safetensors(file, path)
+            is_safetensors = _is_safetensors(file, path) or path.suffix == ".safetensors"
         if is_safetensors:
             tensors = _read_safetensors(path)
         else:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from foldserve.training import state_dict_file
 from foldserve.training.errors import CheckpointError
 from foldserve.training.state_dict_file import StateDict, read_state_dict, with_plain_names
 
@@ -119,3 +120,11 @@ def test_damaged_and_missing_files_are_reported(tmp_path: Path):
         read_plain(tmp_path / "w.safetensors")
     with pytest.raises(CheckpointError, match="cannot be read: No such file"):
         read_plain(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_files_that_are_too_large_are_not_read(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(state_dict_file, "_MOST_BYTES", 99)
+    (tmp_path / name).write_bytes(bytes(100))
+    with pytest.raises(CheckpointError, match="has 100 bytes; a file of weights may have 99"):
+        read_plain(tmp_path / name)
