@@ -140,13 +140,13 @@ def _groups(names: Sequence[str], group_by: str) -> torch.Tensor:
             raise DatasetError(
                 f"--group-by {group_by} is not a regular expression: {error}; expected one, or folder"
             ) from error
-        found = [pattern.search(name) for name in names]
-        if without := [escaped(name) for name, match in zip(names, found, strict=True) if match is None]:
+        found = [match and match[1 if pattern.groups else 0] for match in map(pattern.search, names)]
+        if without := [escaped(name) for name, key in zip(names, found, strict=True) if key is None]:
             raise DatasetError(
                 f"--group-by {group_by} finds no group in {len(without):,} of {len(names):,} paths: "
                 f"{join_first(without)}"
             )
-        keys = [match[1] if pattern.groups else match[0] for match in found if match is not None]
+        keys = [key for key in found if key is not None]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return torch.tensor([numbers[key] for key in keys])
 
@@ -169,7 +169,7 @@ def _places(
     Raises:
         DatasetError: no group can be held out.
     """
-    if not collection.has_splits and groups is not None:
+    if not collection.has_splits and groups is not None and bool(readable.any()):
         is_test = torch.zeros(len(classes), dtype=torch.bool)
         is_test[readable] = grouped(classes[readable], groups[readable], _TEST_SHARE, SPLIT_SEED)
         if not bool(is_test.any()):

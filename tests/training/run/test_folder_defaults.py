@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from foldserve.imaging import ImageSpec
 from foldserve.training.checkpoint import load_checkpoint
 from foldserve.training.config import TrainConfig
 from foldserve.training.datasets import load_dataset
@@ -152,6 +153,7 @@ def test_groups_are_on_one_side_of_each_split(tmp_path: Path, group_by: str):
     [
         ("(", r"--group-by \( is not a regular expression"),
         ("x", r"--group-by x finds no group in 80 of 80 paths: east/000\.png"),
+        ("((?:north|south)/.*)?000", r"--group-by .* finds no group in 78 of 80 paths: east/000\.png"),
         ("folder", r"--group-by makes 4 groups of 80 images, none of which can be held out"),
     ],
 )
@@ -160,3 +162,11 @@ def test_groups_that_make_no_split_are_refused(folder: Path, group_by: str, mess
         load_dataset(str(folder), group_by=group_by)
     with pytest.raises(DatasetError, match="group-by is for folders of images"):
         load_dataset("fashion-mnist", group_by=group_by)
+
+
+def test_groups_of_pictures_that_are_all_broken_are_refused(folder: Path):
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"no picture")
+    image = ImageSpec(channel_order="L", height=28, width=28, resize_shorter_side=28)
+    with pytest.raises(DatasetError, match="no readable"):
+        load_dataset(str(folder), group_by=r"\d", skip_broken=True, image=image)
