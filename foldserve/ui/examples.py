@@ -88,7 +88,10 @@ def _choose(images: NDArray[Any], logits: NDArray[Any]) -> tuple[Example, ...]:
     if images.dtype != np.uint8 or images.ndim != 4 or logits.ndim != 2 or len(images) != len(logits):
         raise ValueError("its arrays do not fit together")
     classes = logits.argmax(axis=1)
+    by_class = np.argsort(classes, kind="stable")
+    in_order = classes[by_class]
     # The place of each image among those of its class.
-    turn = np.array([np.count_nonzero(classes[:place] == each) for place, each in enumerate(classes)])
+    turn = np.empty_like(by_class)
+    turn[by_class] = np.arange(len(classes)) - np.searchsorted(in_order, in_order)
     order = np.lexsort((classes, turn))[:COUNT]
     return tuple(Example(to_png(to_image(images[place])), int(classes[place])) for place in order)

@@ -96,7 +96,7 @@ class Handlers:
 
     def take_example(self, model: str | None, version: str, event: gr.EventData) -> Updates:
         """Classify one of the examples, by its number."""
-        number = event._data.get("number")
+        number = event._data.get("number") if isinstance(event._data, dict) else None
         try:
             examples = self._page.examples(model or "", version)
         except FoldserveError as error:

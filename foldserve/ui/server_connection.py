@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from foldserve.serving.client.sync_client import Client
-from foldserve.serving.errors import DeadlineExceededError, ServingError, UnavailableError
+from foldserve.serving.errors import CredentialsError, DeadlineExceededError, ServingError, UnavailableError
 from foldserve.text import legible
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class ServerConnection:
     def _ask(self) -> ServerStatus:
         try:
             client = self.client()
-        except UnavailableError as error:
+        except (UnavailableError, CredentialsError) as error:
             return ServerStatus(is_reached=False, trouble=legible(str(error)))
         try:
             index = client.index()

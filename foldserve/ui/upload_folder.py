@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -10,19 +11,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_BYTES = 512 * 1024 * 1024
+# Each has a folder of its own.
+MAX_FILES = 10_000
 
 
-def prune(folder: Path, max_bytes: int = MAX_BYTES) -> None:
-    """Delete the oldest files in ``folder`` until the others have at most ``max_bytes`` bytes.
+def prune(folder: Path, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES) -> None:
+    """Delete the oldest files in ``folder`` until the others are few and small enough, and their folders.
 
     A picture is read into memory when it is classified, so a deleted file is missed by nobody for long.
     """
     files = sorted(_files(folder), key=lambda entry: entry[0], reverse=True)
     total = 0
-    for _, size, path in files:
+    for count, (_, size, path) in enumerate(files, 1):
         total += size
-        if total > max_bytes:
+        if total > max_bytes or count > max_files:
             path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it has more files
+                path.parent.rmdir()
 
 
 def _files(folder: Path) -> Iterator[tuple[float, int, Path]]:

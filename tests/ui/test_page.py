@@ -198,6 +198,22 @@ def test_a_server_that_goes_and_comes_back_is_noticed(repository: Path, tmp_path
             page.classify(page.take(PICTURE), "grey", "")
 
 
+def test_a_file_of_the_connection_that_is_gone_is_told_on_the_page(tmp_path: Path) -> None:
+    connection = ServerConnection("127.0.0.1:1", {"tls_ca": tmp_path / "ca.pem"}, timeout_s=30.0)
+    status = Page(connection, top_k=1, max_upload_bytes=2**20).status()
+    assert not status.is_reached
+    assert "ca.pem cannot be read: No such file" in status.trouble
+
+
+def test_the_number_of_an_example_may_be_anything(repository: Path, server: ServerProcess) -> None:
+    gradio = pytest.importorskip("gradio")
+    handlers = pytest.importorskip("foldserve.ui.handlers").Handlers(page_of(server.address, repository))
+    for forged in (None, [], {}, {"number": "1"}, {"number": 99}, {"number": -1}):
+        shown, told = handlers.take_example("grey", "1", gradio.EventData(target=None, _data=forged))
+        assert shown is None
+        assert "there is no such example; reload the page" in told
+
+
 def test_a_server_with_nothing_to_serve_says_why(tmp_path: Path) -> None:
     version = named(1).publish(tmp_path / "models" / "broken")
     (version / "model.onnx").write_bytes(b"damaged")

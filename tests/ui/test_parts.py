@@ -20,7 +20,7 @@ from foldserve.ui.answers import Answer
 from foldserve.ui.corrections import Kept
 from foldserve.ui.drawings import MAX_CHARACTERS, read_drawing
 from foldserve.ui.errors import UiError
-from foldserve.ui.examples import Example
+from foldserve.ui.examples import COUNT, Example, _choose
 from foldserve.ui.guard import Guard
 from foldserve.ui.occlusion import Occlusion
 from foldserve.ui.page import Explanation
@@ -62,6 +62,16 @@ def test_the_oldest_uploads_are_deleted(tmp_path: Path) -> None:
         os.utime(path, (number, number))
     prune(tmp_path, max_bytes=25)
     assert sorted(path.parent.name for path in tmp_path.rglob("picture")) == ["2", "3"]
+    prune(tmp_path, max_files=1)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["3", "3/picture"]
+
+
+def test_examples_are_of_each_class_in_turn_however_many_images_there_are() -> None:
+    classes = np.repeat([2, 0, 1], [50_000, 3, 2])
+    images = np.arange(len(classes), dtype=np.uint8).reshape(-1, 1, 1, 1)
+    chosen = _choose(images, np.eye(3)[classes])
+    assert [each.index for each in chosen] == [0, 1, 2, 0, 1, 2, 0, 2, 2, 2, 2, 2]
+    assert len({each.png for each in chosen}) == COUNT
 
 
 class TestGuard:
