@@ -6,6 +6,7 @@ found again) and writes what they print, colours included, as one SVG without fo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -50,7 +51,9 @@ def record(console: Console, folder: Path) -> None:
         with (
             log.open("wb") as stream,
             subprocess.Popen(ending_with_us(words), cwd=folder, stdout=stream, stderr=stream) as server,
+            contextlib.ExitStack() as ending,
         ):
+            ending.callback(server.terminate)
             while "serving on" not in log.read_text():
                 if server.poll() is not None:
                     raise RuntimeError(log.read_text())
@@ -68,7 +71,6 @@ def record(console: Console, folder: Path) -> None:
                 folder, "classify", "--model", "lenet", "--top-k", "2", *names, "--server", address
             )
             console.print(output)
-            server.terminate()
 
 
 def _end_of_demo(output: str) -> list[str]:

@@ -22,7 +22,10 @@ PAGES = {
 
 def main(arguments: list[str]) -> int:
     """Write the pages, or with ``--check`` compare them; return 1 if one of them is out of date."""
-    is_check = arguments == ["--check"]
+    if arguments not in ([], ["--check"]):
+        print(f"unknown: {' '.join(arguments)}; expected nothing, or --check", file=sys.stderr)
+        return 2
+    is_check = bool(arguments)
     stale = stale_pages(FOLDER)
     if not is_check:
         FOLDER.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from docsite.figures import batch_life, folding, receptive_fields, way_through
-from docsite.reference.__main__ import FOLDER, PAGES, stale_pages
+from docsite.reference.__main__ import FOLDER, PAGES, main, stale_pages
 from foldserve.cli import COMMANDS
 from tests.support.sources import ROOT
 
@@ -29,6 +29,11 @@ def test_the_reference_is_fresh_and_a_stale_one_is_found(tmp_path: Path) -> None
     changed.write_text(changed.read_text().replace("8001", "8003", 1))
     (tmp_path / "metrics.md").unlink()
     assert stale_pages(tmp_path) == ["commands.md", "metrics.md"]
+
+
+def test_the_reference_is_not_written_by_a_mistyped_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--chek"]) == 2
+    assert "unknown: --chek" in capsys.readouterr().err
 
 
 def test_the_reference_has_every_command_and_flag() -> None:
