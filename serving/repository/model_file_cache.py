@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from foldserve.artifact.promotion import by_preference, read_promotions
+from foldserve.artifact.promotion import PROMOTED_FILE, by_preference, read_promotions
 from foldserve.errors import ArtifactError
 from foldserve.serving.errors import SettingsError
 from foldserve.serving.repository.model_file import SETTINGS_FILE, read_model_settings
@@ -74,13 +74,15 @@ class ModelFileCache:
         self._last_reads.pop(name, None)
 
     def _read(self, found: FoundModel) -> Settings | SettingsError:
+        reading = SETTINGS_FILE
         try:
             settings, policy = read_model_settings(found.folder, self._defaults, self._folder)
+            reading = PROMOTED_FILE
             promotions = read_promotions(found.folder, self._folder) if found.promoted else ()
         except SettingsError as error:
             return error
         except ArtifactError as error:
             return SettingsError(str(error))
         except Exception as error:  # a strange file must affect this model alone
-            return SettingsError(f"{SETTINGS_FILE} cannot be used: {type(error).__name__}: {error}")
+            return SettingsError(f"{reading} cannot be used: {type(error).__name__}: {error}")
         return settings, policy, by_preference(promotions)

@@ -9,6 +9,7 @@ import pytest
 
 from foldserve.artifact.format import Artifact
 from foldserve.runtime.model_settings import ModelSettings
+from foldserve.serving.repository import model_file_cache
 from foldserve.serving.repository.layout import Layout
 from foldserve.serving.repository.model_file_cache import ModelFileCache
 from foldserve.serving.repository.scanner import scan
@@ -115,6 +116,19 @@ def test_large_file_being_written_is_not_hashed_at_each_poll(watched: Watched) -
     found = watched.look()
     assert isinstance(found, LoadFailure)
     assert str(found.error) == f"model.onnx has 5 bytes; manifest.json says {size}"
+
+
+def test_unexpected_faults_name_the_file_that_was_being_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    TinyNetwork().publish(tmp_path / "tiny")
+    (tmp_path / "tiny" / "model.toml").write_text("")
+    (tmp_path / "tiny" / "promoted.json").write_text("{}")
+    for name, file in (("read_promotions", "promoted.json"), ("read_model_settings", "model.toml")):
+        monkeypatch.setattr(model_file_cache, name, lambda *_: 1 // 0)
+        reader = ModelFileCache(tmp_path, SETTINGS, settle_s=0)
+        found = reader.read("tiny", scan(tmp_path)["tiny"], wait_for_writes=False)
+        assert str(found).startswith(f"{file} cannot be used: ZeroDivisionError")
 
 
 def test_settings_being_written_are_waited_for(tmp_path: Path) -> None:
