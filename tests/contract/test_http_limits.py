@@ -222,6 +222,10 @@ def test_document_describes_every_path_and_every_answer(strict_server: ServerPro
         "/v2/repository/models/{name}/load",
         "/v2/repository/models/{name}/unload",
     }
+    classify = document["paths"]["/v2/models/{name}/classify"]["post"]["parameters"]
+    assert {each["name"] for each in classify if each["in"] == "query"} == {"top_k", "min_confidence", "id"}
+    answer = call(strict_server.api_address, "/v2/models/tiny/classify?id=7", encode(IMAGES[0, 0]))
+    assert answer.plain["id"] == "7"
 
 
 def test_request_schema_accepts_what_the_server_accepts(strict_server: ServerProcess) -> None:

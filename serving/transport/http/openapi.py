@@ -99,6 +99,12 @@ def _of_model(model: str) -> dict[str, dict[str, dict[str, Any]]]:
         "description": "Probability below which the answer is unknown.",
         "schema": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
     }
+    request_id = {
+        "name": "id",
+        "in": "query",
+        "description": "Any text; the answer has the same.",
+        "schema": _TEXT,
+    }
     json_length = {
         "name": JSON_LENGTH_HEADER,
         "in": "header",
@@ -129,7 +135,7 @@ def _of_model(model: str) -> dict[str, dict[str, dict[str, Any]]]:
                 "Classify the picture that the body is: JPEG, PNG, WebP, GIF or BMP",
                 classified,
                 body=picture,
-                parameters=[top_k, min_confidence],
+                parameters=[top_k, min_confidence, request_id],
             )
         },
     }
