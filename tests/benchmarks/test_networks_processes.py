@@ -95,6 +95,6 @@ def test_limits_stop_an_attempt(name: str, bound: dict[str, int], reason: str) -
 
 
 def test_facts_from_before_a_limit_are_kept() -> None:
-    found = run("hangs_later", clock=1)["hangs_later"]
+    found = run("hangs_later", clock=5)["hangs_later"]  # a busy machine may take a second for the first facts
     assert found["outcome"] == "right"
-    assert found["pytorch"] == {"outcome": "stopped", "reason": "timed out after 1 s"}
+    assert found["pytorch"] == {"outcome": "stopped", "reason": "timed out after 5 s"}

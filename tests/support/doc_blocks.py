@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.support.free_ports import free_ports
 from tests.support.sources import ROOT
 
 if TYPE_CHECKING:
@@ -145,13 +144,3 @@ class Reader:
         served = log.read_text() if log.exists() else ""
         assert done.returncode == 0, f"{block}: {block.text}\n{done.stdout}{done.stderr}\nserver: {served}"
         return done.stdout
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, from below those that the kernel gives to whoever asks for any."""
-    ports: list[int] = []
-    while len(ports) < count:
-        port = random.SystemRandom().randrange(15_000, 30_000)  # not the seed that pytest-randomly sets
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            ports.append(port)
-    return ports

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import socket
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from foldserve.serving.client.sync_client import Client
 from foldserve.serving.errors import ServingError
 from tests.support.browser import Visit, open_browser
 from tests.support.encoded_images import encode, photograph, png_that_claims
+from tests.support.free_ports import free_ports
 from tests.support.page_process import PageProcess
 from tests.support.server_process import ServerProcess
 from tests.ui.conftest import LABELS
@@ -266,8 +266,7 @@ def test_a_phone_shows_all_of_it_and_axe_finds_nothing(
 def test_the_page_says_that_the_server_is_gone_and_comes_back_with_it(
     visit: Open, repository: Path, tmp_path: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = str(reserved.getsockname()[1])
+    port = str(*free_ports(1))
     with (
         ServerProcess(repository, tmp_path / "first", "--port", port) as first,
         PageProcess(first.address, tmp_path / "page") as page,
@@ -291,8 +290,7 @@ def test_the_page_says_that_the_server_is_gone_and_comes_back_with_it(
 def test_a_page_that_starts_before_its_server_waits_for_it(
     browser: Browser, repository: Path, tmp_path: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = str(reserved.getsockname()[1])
+    port = str(*free_ports(1))
     with PageProcess(f"127.0.0.1:{port}", tmp_path / "page") as page:
         window = browser.new_page()
         window.goto(page.url)

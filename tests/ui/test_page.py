@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import socket
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +21,7 @@ from foldserve.ui.occlusion import hide_parts
 from foldserve.ui.page import Page
 from foldserve.ui.server_connection import ServerConnection
 from tests.support.encoded_images import encode, photograph, png_that_claims
+from tests.support.free_ports import free_ports
 from tests.support.server_process import ServerProcess
 from tests.ui.conftest import LABELS, named
 
@@ -177,8 +177,7 @@ def test_uploads_are_bounded_and_old_pictures_forgotten(server: ServerProcess) -
 
 
 def test_a_server_that_goes_and_comes_back_is_noticed(repository: Path, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = str(reserved.getsockname()[1])
+    port = str(*free_ports(1))
     now = 0.0
     connection = ServerConnection(f"127.0.0.1:{port}", {}, timeout_s=30.0, clock=lambda: now)
     page = Page(connection, top_k=1, max_upload_bytes=2**20)
