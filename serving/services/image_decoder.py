@@ -41,7 +41,8 @@ _LONG_WORK = 32 * 1024 * 1024
 
 # Decoding keeps a CPU for many milliseconds, and an answer to pixels needs a fraction of one: with decoders
 # of the same priority, the median of such answers doubled while pictures were decoded on all CPUs.
-_NICENESS = 10
+_NICER = 10
+_MOST_NICENESS = 19
 
 _log = logging.getLogger(__name__)
 
@@ -167,5 +168,8 @@ class ImageDecoder:
 def _give_way() -> None:
     """Let the process's other threads run first, where the system knows priorities of threads."""
     if sys.platform == "linux":
+        thread = threading.get_native_id()
         with contextlib.suppress(OSError):  # a sandbox may forbid it
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+            # Relative: the server itself may have been started at a lower priority.
+            niceness = min(os.getpriority(os.PRIO_PROCESS, thread) + _NICER, _MOST_NICENESS)
+            os.setpriority(os.PRIO_PROCESS, thread, niceness)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -122,6 +123,30 @@ def test_expired_and_cancelled_requests_are_not_decoded(decoding: Decoding) -> N
     decoding.wait_for(2)
     assert decoding.errors == {"late": None, "gone": None}, "the batcher answers, which sees the same"
     assert not late.encoded
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux")
+@pytest.mark.parametrize("own", [0, 12])
+def test_decoders_give_way_to_the_other_threads_of_a_server_of_any_priority(own: int) -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    own = max(own, niceness())  # of the tests themselves
+    found: list[int] = []
+
+    def decode() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), own)
+        decoder = ImageDecoder(thread_count=1, max_bytes=2**30, max_pixels=2**26)  # its threads inherit it
+        call, decoded = ImageRequest(message=None), threading.Event()
+        call.encoded = [SMALL]
+        decoder.submit(call, SPEC, lambda *_: (found.append(niceness()), decoded.set()))
+        assert decoded.wait(60)
+        decoder.close()
+
+    server = threading.Thread(target=decode)
+    server.start()
+    server.join()
+    assert found == [min(own + 10, 19)]
 
 
 def test_failing_callbacks_do_not_stop_the_threads(
