@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -47,7 +46,18 @@ def run_in_order(
 
 
 def in_chunks(items: Iterable[Piece], size: int) -> Iterator[list[Piece]]:
-    """Yield ``items`` in lists of ``size``; the last may be shorter."""
-    rest = iter(items)
-    while chunk := list(islice(rest, size)):
+    """Yield ``items`` in lists of ``size``; the last, or the one before an exception, may be shorter."""
+    chunk: list[Piece] = []
+    failure: Exception | None = None
+    try:
+        for item in items:
+            chunk.append(item)
+            if len(chunk) == size:
+                yield chunk
+                chunk = []
+    except Exception as error:
+        failure = error
+    if chunk:
         yield chunk
+    if failure is not None:
+        raise failure

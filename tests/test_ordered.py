@@ -61,3 +61,12 @@ def test_errors_are_raised_where_the_result_would_come() -> None:
 def test_chunks_have_the_size_asked_for() -> None:
     assert list(in_chunks(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
     assert list(in_chunks([], 3)) == []
+
+    def items() -> Iterator[int]:
+        yield from range(4)
+        raise OSError("gone")
+
+    chunks = in_chunks(items(), 3)
+    assert [next(chunks), next(chunks)] == [[0, 1, 2], [3]]
+    with pytest.raises(OSError, match="gone"):
+        next(chunks)
