@@ -31,6 +31,14 @@ def listen_addresses(host: str) -> list[str]:
     return own
 
 
+def is_loopback(host: str) -> bool:
+    """Tell whether ``host`` is a loopback address; a name other than localhost may resolve to anything."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def to_target(address: str, port: int) -> str:
     """Return ADDRESS:PORT, with an IPv6 address in brackets."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

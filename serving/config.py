@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Literal, Self
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from foldserve.imaging import MAX_PIXELS
 from foldserve.runtime.model_settings import ModelSettings, SharedSettings
 from foldserve.runtime.options import Device  # noqa: TC001  # pydantic reads the annotations
+from foldserve.serving.addresses import is_loopback
 
 
 class ListenConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
@@ -132,7 +132,7 @@ class ServeConfig(SharedSettings, ListenConfig, frozen=True):
     def allows_model_control(self) -> bool:
         """Whether callers may load and unload models: as set, else with tokens or on loopback only."""
         if self.model_control is None:
-            return self.tokens is not None or _is_loopback(self.host)
+            return self.tokens is not None or is_loopback(self.host)
         return self.model_control
 
     @property
@@ -149,7 +149,7 @@ class ServeConfig(SharedSettings, ListenConfig, frozen=True):
     @property
     def trusts_callers(self) -> bool:
         """Whether everyone who can reach the port is trusted: as set, or on loopback."""
-        return self.trust_callers or _is_loopback(self.host)
+        return self.trust_callers or is_loopback(self.host)
 
     @property
     def why_not_native(self) -> str | None:
@@ -164,9 +164,14 @@ class ServeConfig(SharedSettings, ListenConfig, frozen=True):
         return None
 
     @property
+    def is_for_this_machine(self) -> bool:
+        """Whether only this machine can reach the server, and calls it as it likes."""
+        return is_loopback(self.host) and self.tokens is None and self.tls_cert is None
+
+    @property
     def is_open_to_strangers(self) -> bool:
         """Whether other machines can reach the server and need neither certificate nor token."""
-        return not _is_loopback(self.host) and self.tokens is None and self.tls_client_ca is None
+        return not is_loopback(self.host) and self.tokens is None and self.tls_client_ca is None
 
     @field_validator("model_name")
     @classmethod
@@ -197,7 +202,7 @@ class ServeConfig(SharedSettings, ListenConfig, frozen=True):
 
     @model_validator(mode="after")
     def _check_tokens(self) -> Self:
-        if self.tokens is None or self.tls_cert is not None or _is_loopback(self.host):
+        if self.tokens is None or self.tls_cert is not None or is_loopback(self.host):
             return self
         if not self.allow_plaintext_tokens:
             raise ValueError(
@@ -205,11 +210,3 @@ class ServeConfig(SharedSettings, ListenConfig, frozen=True):
                 "--tls-key, or --allow-plaintext-tokens if a proxy in front ends TLS"
             )
         return self
-
-
-def _is_loopback(host: str) -> bool:
-    """Tell whether ``host`` is a loopback address; a name other than localhost may resolve to anything."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

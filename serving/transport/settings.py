@@ -34,6 +34,7 @@ class WireSettings:
         grace_s: seconds that the calls of an expired connection may go on.
         reflection: whether callers may list the services and their messages.
         reuse_port: whether other servers may listen on the same port.
+        is_for_this_machine: whether only this machine can reach the server, and calls it as it likes.
     """
 
     message_limit: MessageLimit
@@ -47,6 +48,7 @@ class WireSettings:
     grace_s: float
     reflection: bool
     reuse_port: bool = False
+    is_for_this_machine: bool = False
 
 
 def wire_settings(config: ServeConfig, index: ModelIndex, *, max_connections: int) -> WireSettings:
@@ -71,6 +73,7 @@ def wire_settings(config: ServeConfig, index: ModelIndex, *, max_connections: in
         grace_s=config.grace_period_s,
         reflection=config.reflection,
         reuse_port=config.reuse_port,
+        is_for_this_machine=config.is_for_this_machine,
     )
 
 

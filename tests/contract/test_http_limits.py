@@ -186,9 +186,29 @@ def test_web_pages_of_other_sites_are_refused(strict_server: ServerProcess) -> N
     answer = call(strict_server.api_address, path, "", headers={"Origin": "https://example.org"})
     assert answer.status == 403
     assert "calls from web pages of 'https://example.org' are not accepted" in answer.error
-    own = {"Origin": f"http://{strict_server.api_address}"}
-    assert call(strict_server.api_address, "/v2", headers=own).status == 200
+    port = strict_server.api_address.rpartition(":")[2]
+    for name, status in (
+        (f"127.0.0.1:{port}", 200),
+        ("localhost", 200),
+        (f"[::1]:{port}", 200),
+        # The site's own name, which it lets resolve to 127.0.0.1.
+        (f"example.org:{port}", 403),
+        (f"localhost.example.org:{port}", 403),
+        ("10.0.0.1", 403),
+        ("[", 403),
+    ):
+        headers = {"Origin": f"http://{name}", "Host": name}
+        answer = call(strict_server.api_address, "/v2/repository/index", "", headers=headers)
+        assert answer.status == status, name
+        without = call(strict_server.api_address, "/v2", headers={"Host": f"example.org:{port}"})
+        assert without.status == 200, "a proxy may pass on the name that it was called by"
     assert_serves(strict_server)
+
+
+def test_a_server_for_others_may_have_any_name(repository: Path, tmp_path: Path) -> None:
+    headers = {"Origin": "http://example.org", "Host": "example.org"}
+    with ServerProcess(repository, tmp_path / "server", "--http", "--host", "0.0.0.0") as server:
+        assert call(server.api_address, "/v2/repository/index", "", headers=headers).status == 200
 
 
 def test_document_describes_every_path_and_every_answer(strict_server: ServerProcess) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -10,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from foldserve.serving.addresses import is_loopback
 from foldserve.serving.errors import InvalidArgumentError, PermissionDeniedError
 from foldserve.serving.pb import classifier_pb2
 from foldserve.serving.pb import open_inference_pb2 as pb
@@ -43,24 +46,25 @@ _CALLER_GONE = 499
 def make_app(calls: Calls, index: ModelIndex) -> Starlette:
     """Return the application; ``index`` finds the model that a body of pixels alone is for."""
     pages = _Pages(calls, index)
+    route = partial(_route, calls)
     routes = [
-        _route("GET", "/openapi.json", pages.openapi),
-        _route("GET", "/v2", pages.server_metadata),
-        _route("GET", "/v2/health/live", pages.live),
-        _route("GET", "/v2/health/ready", pages.ready),
-        _route("GET", "/v2/models/stats", pages.statistics),
-        _route("POST", "/v2/repository/index", pages.index),
-        _route("POST", "/v2/repository/models/{name}/load", pages.load),
-        _route("POST", "/v2/repository/models/{name}/unload", pages.unload),
+        route("GET", "/openapi.json", pages.openapi),
+        route("GET", "/v2", pages.server_metadata),
+        route("GET", "/v2/health/live", pages.live),
+        route("GET", "/v2/health/ready", pages.ready),
+        route("GET", "/v2/models/stats", pages.statistics),
+        route("POST", "/v2/repository/index", pages.index),
+        route("POST", "/v2/repository/models/{name}/load", pages.load),
+        route("POST", "/v2/repository/models/{name}/unload", pages.unload),
     ]
     for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         routes += [
-            _route("GET", model, pages.model_metadata),
-            _route("GET", f"{model}/ready", pages.model_ready),
-            _route("GET", f"{model}/config", pages.model_config),
-            _route("GET", f"{model}/stats", pages.statistics),
-            _route("POST", f"{model}/infer", pages.infer),
-            _route("POST", f"{model}/classify", pages.classify),
+            route("GET", model, pages.model_metadata),
+            route("GET", f"{model}/ready", pages.model_ready),
+            route("GET", f"{model}/config", pages.model_config),
+            route("GET", f"{model}/stats", pages.statistics),
+            route("POST", f"{model}/infer", pages.infer),
+            route("POST", f"{model}/classify", pages.classify),
         ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _refuse_path})
     app.router.redirect_slashes = False
@@ -216,10 +220,10 @@ def _min_confidence(text: str) -> float:
         ) from None
 
 
-def _route(method: str, path: str, answer: Callable[[Request], Awaitable[Response]]) -> Route:
+def _route(calls: Calls, method: str, path: str, answer: Callable[[Request], Awaitable[Response]]) -> Route:
     async def guarded(request: Request) -> Response:
         try:
-            _check_origin(request)
+            _check_origin(request, is_for_this_machine=calls.is_for_this_machine)
             return await answer(request)
         except ClientDisconnect:
             return Response(status_code=_CALLER_GONE)  # which nobody receives
@@ -229,21 +233,33 @@ def _route(method: str, path: str, answer: Callable[[Request], Awaitable[Respons
     return Route(path, guarded, methods=[method], name=f"{method} {path}")
 
 
-def _check_origin(request: Request) -> None:
+def _check_origin(request: Request, *, is_for_this_machine: bool) -> None:
     """Refuse calls that a web page of another site makes through its visitor's browser.
 
     Such calls reach a server on loopback that nobody else can reach. Browsers name the page in Origin; other
-    clients send no such header.
+    clients send no such header. A page whose own name its site lets resolve to 127.0.0.1 has an origin that
+    is the server's: it is told by the name.
 
     Raises:
         PermissionDeniedError: the call comes from a page of another origin.
     """
     origin = request.headers.get("origin")
-    if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+    if origin is None:
+        return
+    host = request.headers.get("host", "")
+    if origin.partition("://")[2] != host or (is_for_this_machine and not is_loopback(_name_in(host))):
         raise PermissionDeniedError(
             f"calls from web pages of {quote(origin)} are not accepted; call from a program, or through a "
             "proxy of that origin"
         )
+
+
+def _name_in(host: str) -> str:
+    """Return the name or address in a header Host, without the port; "" if it is malformed."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 async def _refuse_path(request: Request, error: Exception) -> Response:

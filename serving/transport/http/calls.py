@@ -38,6 +38,7 @@ class Calls:
     Attributes:
         running_count: accepted calls that are not answered yet; `HttpTransport.drain` waits for them.
         last_call_s: when the last call came, on time.monotonic's clock.
+        is_for_this_machine: whether only this machine can reach the server, and calls it as it likes.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Calls:
     ) -> None:
         self.running_count = 0
         self.last_call_s = 0.0
+        self.is_for_this_machine = settings.is_for_this_machine
         self.management = backend.management
         self._limit = settings.message_limit
         self._inference = backend.inference
