@@ -16,7 +16,7 @@ from foldserve.serving.errors import ListenError
 from foldserve.serving.transport.draining import wait_until_idle
 from foldserve.serving.transport.http.app import make_app
 from foldserve.serving.transport.http.calls import Calls
-from foldserve.serving.transport.http.connection import BoundedProtocol
+from foldserve.serving.web_server.connection import BoundedProtocol
 
 if TYPE_CHECKING:
     import socket
