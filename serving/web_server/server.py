@@ -69,7 +69,6 @@ class WebServer:
             proxy_headers=False,
             headers=list((headers or {}).items()),
             timeout_keep_alive=limits.keep_alive_s,
-            timeout_graceful_shutdown=_CLOSE_S,
         )
         self._server = _Server(config, limits, to_body)
         self._name = name
@@ -185,8 +184,11 @@ class _Server(uvicorn.Server):
         for accepting in self._accepting:
             accepting.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
+        for listener in sockets or []:
+            listener.close()
         await self._connections.close(_CLOSE_S)
-        await super().shutdown(sockets)
+        if running := set(self.server_state.tasks):  # they learn that their callers are gone
+            await asyncio.wait(running, timeout=_CLOSE_S)
 
 
 async def _follow(credentials: ServerCredentials, context: ssl.SSLContext) -> None:
