@@ -115,7 +115,8 @@ class BoundedConnection(HttpToolsProtocol):
         self.app = self._own_app if refusal is None else _refusing(*refusal, self._to_body)
         super().on_headers_complete()
         if refusal is not None or not self._limits.keep_alive_s:
-            self.cycle.keep_alive = False
+            # uvicorn closes the connection because of the header; older releases do not add it by themselves.
+            self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
         self._on_used(self)
 
     def on_message_complete(self) -> None:
