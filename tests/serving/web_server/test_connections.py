@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from foldserve.serving.security.certificate import ServerCredentials
 from foldserve.serving.web_server import connections
-from tests.serving.web_server.conftest import closing, get, is_closed, receive_answer
+from tests.serving.web_server.conftest import closing, get, is_closed, receive_answer, warnings_of
 from tests.support.certificates import Authority
 from tests.support.repository_changes import eventually
 
@@ -49,13 +49,13 @@ def test_connection_idle_longest_gives_way(serve: Callable[..., Site]) -> None:
     site = serve(max_connections=3)
     idle = [site.connect() for _ in range(3)]
     with closing(*idle):
-        for number in (1, 0, 2):  # not the order in which they came
+        for number in (0, 1, 2, 0):
             idle[number].sendall(get("/"))
             assert receive_answer(idle[number]).endswith(b"ok")
         with site.connect(get("/")) as newest:
             assert receive_answer(newest).endswith(b"ok")
             assert is_closed(idle[1])
-            idle[0].sendall(get("/"))
+            idle[0].sendall(get("/"))  # which came first, and has asked again
             assert receive_answer(idle[0]).endswith(b"ok")
 
 
@@ -79,6 +79,17 @@ def test_running_requests_are_kept_and_further_ones_are_refused(serve: Callable[
             assert receive_answer(connection).endswith(b"ok")
     with site.connect(get("/")) as later:
         assert receive_answer(later).endswith(b"ok")
+
+
+def test_new_connection_is_closed_if_all_others_have_a_request_under_way(serve: Callable[..., Site]) -> None:
+    """As with one connection in all, when descriptors are very scarce."""
+    site = serve(max_connections=1, max_running=1)
+    with site.connect(get("/hold")) as running:
+        eventually(lambda: site.holding_count == 1, "it is under way")
+        with site.connect() as further:
+            assert is_closed(further)
+        site.release.set()
+        assert receive_answer(running).endswith(b"ok")
 
 
 def test_running_request_gives_way_if_there_is_nothing_else(serve: Callable[..., Site]) -> None:
@@ -129,4 +140,4 @@ def test_one_attempt_follows_each_that_found_no_descriptor(
     with site.connect(get("/")) as connection:
         assert receive_answer(connection).endswith(b"ok")
     assert 21 <= len(attempts) <= 22, "the last one waits for the next connection"
-    assert not caplog.records
+    assert not warnings_of(caplog)
