@@ -18,8 +18,10 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "client": ("google.protobuf", "grpc"),
     "train": ("torch", "matplotlib"),
     "export": ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"),
-    "serve": ("google.protobuf", "grpc", "grpc_health", "grpc_reflection", "prometheus_client"),
-    "http": ("httptools", "starlette", "uvicorn"),
+    "serve": (
+        *("google.protobuf", "grpc", "grpc_health", "grpc_reflection"),
+        *("httptools", "prometheus_client", "starlette", "uvicorn"),
+    ),
     "runtime": ("onnxruntime",),
     "parquet": ("pyarrow",),
     "tune": ("optuna",),

@@ -25,7 +25,16 @@ LINT_IMPORTS = "import sys; from importlinter.cli import lint_imports_command as
         pytest.param("import foldserve", {"pydantic", "numpy", "torch", "grpc"}, id="package"),
         pytest.param("import foldserve.cli", {"torch", "onnx", "onnxruntime", "grpc"}, id="command line"),
         pytest.param("from foldserve import Client", {"torch", "onnx", "onnxruntime"}, id="client"),
-        pytest.param("import foldserve.serving.server", {"torch", "onnx", "matplotlib"}, id="server"),
+        pytest.param(
+            "import foldserve.serving.server",
+            {"torch", "onnx", "matplotlib", "starlette", "uvicorn"},
+            id="server",
+        ),
+        pytest.param(
+            "import foldserve.serving.server, foldserve.serving.observability.page_server",
+            {"foldserve.serving.transport.http", "google.protobuf.json_format", "fastapi"},
+            id="server with /metrics, without the REST API",
+        ),
         pytest.param("import foldserve.training.run.train", {"onnx", "onnxruntime", "grpc"}, id="training"),
     ],
 )

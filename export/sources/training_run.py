@@ -87,7 +87,7 @@ def _test_images(checkpoint: Checkpoint, dataset: Dataset, config: ExportConfig)
         images=dataset.test_images.numpy()[chosen],
         labels=dataset.test_labels.numpy()[chosen],
         synthetic=False,
-        origin=f"{_shown_dataset(checkpoint)} test images",
+        origin=f"test images of {_shown_dataset(checkpoint)}",
     )
 
 

@@ -78,6 +78,13 @@ class Guard:
         path = scope["path"]
         if self._only_loopback and _host(headers.get(b"host", b"")) not in _LOOPBACK_HOSTS:
             await _refuse(send, 421, "this page is for this machine alone: open it as http://127.0.0.1")
+        elif not _is_from_here(headers):
+            await _refuse(
+                send,
+                403,
+                "requests from web pages of another origin are not accepted; behind a proxy, let it pass on "
+                "the header Host",
+            )
         elif path.startswith(_UNUSED):
             await _refuse(send, 403, "this page has no use for that")
         elif _length(headers) > self._max_bytes:
@@ -86,6 +93,15 @@ class Guard:
             if path.endswith("/upload"):
                 await asyncio.to_thread(prune, self._uploads)
             await self._app(scope, _bounded(receive, self._max_bytes), _with_headers(send))
+
+
+def _is_from_here(headers: dict[bytes, bytes]) -> bool:
+    """Whether a request is no other web page's, which a visitor's browser would make for it.
+
+    Browsers name the page in Origin; other clients send no such header.
+    """
+    origin = headers.get(b"origin")
+    return origin is None or origin.partition(b"://")[2] == headers.get(b"host")
 
 
 def _host(given: bytes) -> bytes:

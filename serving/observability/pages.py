@@ -1,4 +1,4 @@
-"""The pages of the HTTP endpoint: /healthz, /readyz and /metrics."""
+"""The pages of the metrics port: /healthz, /readyz and /metrics."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+from starlette.responses import PlainTextResponse, Response
+
 from foldserve.serving.background import run_in_thread
-from foldserve.serving.observability.http_endpoint import Page
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-    from foldserve.serving.observability.http_endpoint import PageMaker
+    from starlette.requests import Request
+
     from foldserve.serving.observability.metrics import Metrics
     from foldserve.serving.services.management import ManagementService
 
 
 # Longer than anything blocks the event loop on a machine that is merely busy.
 _SILENT_S = 30.0
+# Longer than it takes to render the metrics of many models, some 100 kB, on a busy machine.
+_RENDER_LIMIT_S = 10.0
 
 
 class Pulse:
@@ -43,7 +47,7 @@ class Pulse:
 
 
 class Pages:
-    """Makes the pages. Every method runs on the HTTP endpoint's event loop."""
+    """Makes the pages. Every method runs on the event loop of the metrics port."""
 
     def __init__(self, management: ManagementService, metrics: Metrics, pulse: Pulse) -> None:
         self._management = management
@@ -51,27 +55,48 @@ class Pages:
         self._pulse = pulse
         self._scraping = asyncio.Lock()
 
-    def by_path(self) -> dict[str, PageMaker]:
+    def by_path(self) -> dict[str, Callable[[Request], Awaitable[Response]]]:
         """Return the function that makes each page."""
         return {"/healthz": self.live, "/readyz": self.ready, "/metrics": self.metrics}
 
-    async def live(self, _: str) -> Page:
+    async def live(self, _: Request) -> Response:
         """Report whether the server is live: restart it if not. It may be live and not ready."""
         if (silent_s := self._pulse.silent_s()) > _SILENT_S:
             text = f"the event loop has not responded for {silent_s:.0f} s\n"
-            return Page(HTTPStatus.SERVICE_UNAVAILABLE, text.encode())
-        return Page(HTTPStatus.OK, b"live\n")
+            return PlainTextResponse(text, HTTPStatus.SERVICE_UNAVAILABLE)
+        return PlainTextResponse("live\n")
 
-    async def ready(self, _: str) -> Page:
+    async def ready(self, _: Request) -> Response:
         """Report whether the server is ready, and the versions that do not serve."""
         reasons = self._management.unready_reasons()
         lines = ["ready"] if not reasons else [f"not ready: {reason}" for reason in reasons]
         lines += [f"{name}/{version}: {reason}" for name, version, reason in self._management.not_serving()]
         status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
-        return Page(status, "".join(f"{line}\n" for line in lines).encode())
+        return PlainTextResponse("".join(f"{line}\n" for line in lines), status)
 
-    async def metrics(self, accept: str) -> Page:
-        """Render the metrics: one scrape at a time, in a thread of its own."""
+    async def metrics(self, request: Request) -> Response:
+        """Render the metrics, in a thread of its own: one scrape at a time, as long as the caller waits."""
+        rendering = asyncio.ensure_future(self._render(", ".join(request.headers.getlist("accept"))))
+        gone = asyncio.ensure_future(_hang_up(request))
+        try:
+            await asyncio.wait(
+                (rendering, gone), timeout=_RENDER_LIMIT_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            if rendering.done():
+                content, content_type = rendering.result()
+                return Response(content, media_type=content_type)
+        finally:
+            rendering.cancel()
+            gone.cancel()
+        text = f"the metrics took longer than {_RENDER_LIMIT_S:.0f} s\n"
+        return PlainTextResponse(text, HTTPStatus.SERVICE_UNAVAILABLE)
+
+    async def _render(self, accept: str) -> tuple[bytes, str]:
         async with self._scraping:
-            content, content_type = await run_in_thread(lambda: self._metrics.render(accept), "metrics")
-        return Page(HTTPStatus.OK, content, content_type)
+            return await run_in_thread(lambda: self._metrics.render(accept), "metrics")
+
+
+async def _hang_up(request: Request) -> None:
+    """Return once the caller has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

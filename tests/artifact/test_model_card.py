@@ -27,7 +27,7 @@ FULL = {
     "precision": "fp32",
     "license": "Apache-2.0",
     "purpose": "Tells clothes apart.",
-    "accuracy": {"images": "clothes test images", "image_count": 10_000, "before": 0.92, "after": 0.921},
+    "accuracy": {"images": "test images of clothes", "image_count": 10_000, "before": 0.92, "after": 0.921},
     "classes": class_accuracies(["T-shirt|top", "<b>Bag</b>"], [900, 0], [450, 0]),
     "calibration": {
         "temperature": 1.25,
@@ -38,7 +38,7 @@ FULL = {
         "reason": "",
         "test": {"image_count": 10_000, "error_before": 0.04, "error_after": 0.01},
     },
-    "golden": {"count": 256, "source": "clothes test images"},
+    "golden": {"count": 256, "source": "test images of clothes"},
     "tools": {"torch": "2.13.0"},
 }
 
@@ -57,8 +57,8 @@ def test_the_card_says_what_the_manifest_knows() -> None:
         "Tells clothes apart.",
         "Network: lenet, precision fp32",
         "Trained on: clothes.",
-        "256 golden pairs from clothes test images",
-        "92.10% on 10,000 clothes test images",
+        "256 golden pairs from test images of clothes",
+        "92.10% on 10,000 test images of clothes",
         "| T-shirt\\|top | 900 | 50.0% |",
         "| &lt;b>Bag&lt;/b> | 0 | - |",
         "softmax(logits / 1.25)",

@@ -55,7 +55,7 @@ def test_head_has_the_length_and_no_content(server: ServerProcess) -> None:
 
 
 def test_an_unknown_path_lists_what_there_is(server: ServerProcess) -> None:
-    answer = answer_to(server, b"GET /metric\x1b HTTP/1.1\r\n\r\n")
+    answer = answer_to(server, b"GET /metric%1b HTTP/1.1\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 404 Not Found\r\n")
     assert answer.endswith(b"\r\n\r\nno page '/metric\\x1b'; the pages are /healthz, /readyz, /metrics\n")
 
@@ -65,6 +65,8 @@ def test_an_unknown_path_lists_what_there_is(server: ServerProcess) -> None:
     [
         pytest.param(b"POST /metrics HTTP/1.1\r\nContent-Length: 9\r\n\r\n123456789", b"405", id="POST"),
         pytest.param(b"nonsense\r\n\r\n", b"400", id="no HTTP"),
+        pytest.param(b"GET /healthz\r\n\r\n", b"400", id="HTTP 0.9"),
+        pytest.param(b"GET /metric\x1b HTTP/1.1\r\n\r\n", b"400", id="escape"),
         pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"400", id="gRPC"),
         pytest.param(b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", b"431", id="large header"),
         pytest.param(b"GET /" + b"x" * 6000 + b" HTTP/1.1\r\n\r\n", b"404", id="long path"),
@@ -77,6 +79,10 @@ def test_invalid_http_requests_are_refused(server: ServerProcess, content: bytes
         answer = b""
     assert not answer or answer.startswith(b"HTTP/1.1 " + status)
     assert bool(answer) or len(content) > 10_000
+    assert not answer or b"\r\ncache-control: no-store\r\n" in answer
+    assert status != b"400" or answer.endswith(
+        b"\r\n\r\nthis is not an HTTP/1.1 request; gRPC has another port\n"
+    )
     assert len(answer) < 1000, "what a stranger sent is not sent back to him at length"
     assert get(server, "/healthz")[0] == 200
     assert "Traceback" not in server.log

@@ -63,7 +63,7 @@ def test_version_is_confirmed_against_its_own_run(folder, version, capsys):
     assert verify(folder, version) == 0
     printed = capsys.readouterr().out
     assert f"models/taught/{version}/ was made from" in printed
-    assert "120 taught test images: 100.00% the same predictions" in printed
+    assert "120 test images of taught: 100.00% the same predictions" in printed
 
 
 @pytest.mark.parametrize("version", [1, 2], ids=["fp32", "int8"])

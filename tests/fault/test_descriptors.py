@@ -14,6 +14,7 @@ import pytest
 
 from foldserve.serving.client.sync_client import Client
 from tests.support.artifacts import TinyNetwork
+from tests.support.http_calls import call, json_body
 from tests.support.server_process import ServerProcess, outputs_of
 
 if TYPE_CHECKING:
@@ -92,6 +93,23 @@ def test_idle_connections_to_the_probe_port_are_closed(server: ServerProcess) ->
         assert_answers(server)
     assert_answers(server)
     assert server.log.count("\n") - lines_before < 20, server.log
+
+
+def test_idle_connections_to_the_rest_port_are_closed(tmp_path: Path) -> None:
+    """Nobody logs each attempt to accept one, and the other ports are answered."""
+    NETWORK.publish(tmp_path / "models" / "tiny")
+    module = "tests.support.few_descriptors_server"
+    with ServerProcess(tmp_path / "models", tmp_path / "server", "--http", module=module) as server:
+        images = NETWORK.random_images(1)
+        lines_before = server.log.count("\n")
+        with ExitStack() as held:
+            for number in range(150):
+                held.enter_context(connect(server.api_address, b"GET" if number % 2 else b""))
+            for _ in range(3):
+                assert_answers(server)
+                assert call(server.api_address, "/v2/models/tiny/infer", json_body(images)).status == 200
+        assert server.log.count("\n") - lines_before < 20, server.log
+        assert "Traceback" not in server.log
 
 
 def test_new_models_load_while_descriptors_are_short(server: ServerProcess, tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 import sys
 
 from foldserve.cli import main
-from foldserve.serving.transport.http import body, connection
+from foldserve.serving.transport.http import body, server
 
 if __name__ == "__main__":
-    connection._HEAD_LIMIT_S = body._BODY_LIMIT_S = 0.5
+    server._HEAD_LIMIT_S = body._BODY_LIMIT_S = 0.5
     sys.exit(main())

@@ -138,6 +138,20 @@ class TestGuard:
         assert "http://127.0.0.1" in text
 
     @pytest.mark.parametrize(
+        "origin", ["https://evil.example", "null", "http://127.0.0.1:7861", "http://localhost:7860", ""]
+    )
+    def test_web_pages_of_other_origins_are_refused(self, origin: str, tmp_path: Path) -> None:
+        """Each could send files and questions here through the browser of somebody who visits it."""
+        for path in ("/gradio_api/upload", "/gradio_api/run/classify", "/"):
+            status, _, text = self.ask(tmp_path, path, origin=origin)
+            assert status == 403
+            assert "web pages of another origin" in text
+
+    @pytest.mark.parametrize("host", ["127.0.0.1:7860", "[::1]:7860"])
+    def test_the_page_itself_may_upload(self, host: str, tmp_path: Path) -> None:
+        assert self.ask(tmp_path, "/gradio_api/upload", host, origin=f"http://{host}")[0] == 200
+
+    @pytest.mark.parametrize(
         "path",
         [
             "/gradio_api/file=http://a.example/",
