@@ -6,6 +6,7 @@ import asyncio
 import re
 from typing import TYPE_CHECKING, Any
 
+from foldserve.serving.addresses import is_loopback
 from foldserve.ui.upload_folder import prune
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ _UNUSED = (
     *("/gradio_api/queue/join", "/gradio_api/call", "/gradio_api/component_server"),
 )
 _HOST = re.compile(rb"(\[[0-9a-f:.]+\]|[^:\[\]]+)(:[0-9]+)?")
-_LOOPBACK_HOSTS = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
 
 
 class Guard:
@@ -76,7 +76,7 @@ class Guard:
             return
         headers = dict(scope["headers"])
         path = scope["path"]
-        if self._only_loopback and _host(headers.get(b"host", b"")) not in _LOOPBACK_HOSTS:
+        if self._only_loopback and not is_loopback(_host(headers.get(b"host", b""))):
             await _refuse(send, 421, "this page is for this machine alone: open it as http://127.0.0.1")
         elif not _is_from_here(headers):
             await _refuse(
@@ -104,10 +104,10 @@ def _is_from_here(headers: dict[bytes, bytes]) -> bool:
     return origin is None or origin.partition(b"://")[2] == headers.get(b"host")
 
 
-def _host(given: bytes) -> bytes:
-    """Return the name in a Host header, without the port; "" if it is malformed."""
+def _host(given: bytes) -> str:
+    """Return the name in a Host header, without port and brackets; "" if it is malformed."""
     found = _HOST.fullmatch(given.lower())
-    return found[1] if found else b""
+    return found[1].strip(b"[]").decode("latin-1") if found else ""
 
 
 def _length(headers: dict[bytes, bytes]) -> int:

@@ -125,7 +125,9 @@ class TestGuard:
         allowed = {source for sources in policy.values() for source in sources.split()}
         assert allowed <= {"'self'", "'none'", "'unsafe-inline'", "'unsafe-eval'", "data:", "blob:"}
 
-    @pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost:7860", "[::1]:7860", "LOCALHOST"])
+    @pytest.mark.parametrize(
+        "host", ["127.0.0.1:7860", "localhost:7860", "[::1]:7860", "LOCALHOST", "127.0.0.2:80"]
+    )
     def test_this_machines_names_are_answered(self, host: str, tmp_path: Path) -> None:
         assert self.ask(tmp_path, host=host)[0] == 200
 
