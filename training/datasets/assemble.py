@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from foldserve.imaging import DecodeRule, FitRule
+    from foldserve.tables.splits import Role
     from foldserve.terminal import Terminal
     from foldserve.training.datasets.decoding import Content, Decoded, ImageKind, PictureFile
-    from foldserve.training.datasets.folder_layout import Role
 
 _TEST_SHARE = 0.2
 _BY_FOLDER = "folder"

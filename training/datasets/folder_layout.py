@@ -10,11 +10,11 @@ folders, that one is used instead, since archives are often packed so: data/trai
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from foldserve.tables.splits import ROLES, Role, role_and_words
 from foldserve.text import escaped, join_first
 from foldserve.training.datasets.picture_files import (
     IMAGE_SUFFIXES,
@@ -29,24 +29,6 @@ from foldserve.training.errors import DatasetError
 if TYPE_CHECKING:
     from pathlib import Path
 
-Role = Literal["training", "validation", "test"]
-ROLES: tuple[Role, ...] = ("training", "validation", "test")
-
-ROLE_WORDS: dict[str, Role] = {
-    "train": "training",
-    "training": "training",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
-_ROLE_WORD = re.compile(rf"({'|'.join(ROLE_WORDS)})(set|data|images)?")
-# Words that do not describe what the images show.
-_FILLERS = frozenset(
-    {"set", "data", "dataset", "image", "images", "img", "imgs", "pictures", "split", "folder"}
-)
 # Line breaks and other control characters, which would break files of labels, logs and metrics.
 _UNFIT_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
@@ -111,9 +93,9 @@ def _find_splits(root: Path, left_out: LeftOut) -> _Splits:
     folders = visible_folders(root)
     families: dict[frozenset[str], dict[Role, list[Path]]] = {}
     for path in folders:
-        if (told := _role_of(path.name)) is not None:
+        if (told := role_and_words(path.name)) is not None:
             families.setdefault(told[1], {}).setdefault(told[0], []).append(path)
-    others = [path for path in folders if _role_of(path.name) is None]
+    others = [path for path in folders if role_and_words(path.name) is None]
     trained = {words: family for words, family in families.items() if "training" in family}
     split = [family for family in trained.values() if len(family) > 1]
     if len(split) > 1:
@@ -156,13 +138,13 @@ def _without_splits(root: Path, folders: list[Path]) -> _Splits:
     """
     names = {path.name for path in folders}
     for path in folders:
-        below = {place.name for place in visible_folders(path)} if _role_of(path.name) else set()
+        below = {place.name for place in visible_folders(path)} if role_and_words(path.name) else set()
         if below and below <= names:
             raise DatasetError(
                 f"{root} has {escaped(path.name)} beside the classes that are in it too; expected the "
                 "others in a folder of their own, such as train"
             )
-    inside = [{_role_of(path.name) for path in visible_folders(folder)} for folder in folders]
+    inside = [{role_and_words(path.name) for path in visible_folders(folder)} for folder in folders]
     if inside and all(None not in roles and len(roles) > 1 for roles in inside):
         raise DatasetError(
             f"each folder in {root} has splits of its own, as {escaped(folders[0].name)} does; expected "
@@ -174,7 +156,7 @@ def _without_splits(root: Path, folders: list[Path]) -> _Splits:
 def _record_left_out(root: Path, folders: list[Path], left_out: LeftOut) -> None:
     for path in folders:
         if count := _count(path):
-            why = "no folders of classes in it" if _role_of(path.name) else "not the name of a split"
+            why = "no folders of classes in it" if role_and_words(path.name) else "not the name of a split"
             left_out.others.append(f"{escaped(path.name)} with {count:,} images ({why})")
     if count := sum(is_picture(path) for path in root.iterdir()):
         left_out.others.append(f"{count:,} images beside the splits")
@@ -185,21 +167,6 @@ def _only(root: Path, paths: list[Path], role: Role) -> Path:
         names = " and ".join(escaped(path.name) for path in paths)
         raise DatasetError(f"{root} has {names}, all for {role} by their names; keep one of them")
     return paths[0]
-
-
-def role_of(name: str) -> Role | None:
-    """Return the split that the name of a folder or table stands for; None if for no split."""
-    told = _role_of(name)
-    return told and told[0]
-
-
-def _role_of(name: str) -> tuple[Role, frozenset[str]] | None:
-    """Return the split that a folder's name stands for, and its other words; None if for no split."""
-    words = [word.casefold() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|[^\W\d_]+", name)]
-    found = [match for word in words if (match := _ROLE_WORD.fullmatch(word))]
-    if len(found) != 1:
-        return None
-    return ROLE_WORDS[found[0][1]], frozenset(words) - {found[0][0]} - _FILLERS
 
 
 def _classes_in(folder: Path) -> dict[str, list[Path]]:

@@ -11,13 +11,14 @@ from foldserve.terminal import Terminal
 from foldserve.text import escaped
 from foldserve.training.datasets.assemble import Collection, make_dataset
 from foldserve.training.datasets.decoding import PictureFile, read_digests
-from foldserve.training.datasets.folder_layout import FolderLayout, Role, find_layout
+from foldserve.training.datasets.folder_layout import FolderLayout, find_layout
 from foldserve.training.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from foldserve.tables.splits import Role
     from foldserve.training.datasets.assemble import Preparation
     from foldserve.training.datasets.dataset import Dataset
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from foldserve.tables.errors import DataError
 from foldserve.tables.open_table import PARQUET, TABLE_SUFFIXES
+from foldserve.tables.splits import ROLES, Role, role_of
 from foldserve.terminal import Terminal
 from foldserve.text import escaped, join_first, quote
 from foldserve.training.datasets.assemble import Collection, make_dataset
-from foldserve.training.datasets.folder_layout import ROLES, role_of
 from foldserve.training.datasets.image_folder import check_name, labels_text
 from foldserve.training.datasets.picture_files import holds_pictures, is_hidden, visible_folders
 from foldserve.training.datasets.table_rows import Rows, TableFile, TableReader
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from foldserve.training.datasets.assemble import Preparation
     from foldserve.training.datasets.dataset import Dataset
-    from foldserve.training.datasets.folder_layout import Role
 
 _SEPARATOR = ","
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from foldserve.ordered import in_chunks, run_in_order
 from foldserve.tables.open_table import open_table
+from foldserve.tables.splits import ROLE_WORDS, Role
 from foldserve.text import escaped, is_legible, join_first, quote
 from foldserve.training.datasets.decoding import PictureFile, digest_of, worker_count
-from foldserve.training.datasets.folder_layout import ROLE_WORDS, Role
 from foldserve.training.errors import DatasetError
 
 if TYPE_CHECKING:
