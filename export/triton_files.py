@@ -7,15 +7,15 @@ https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/use
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foldserve.artifact.format import IMAGE, LOGITS, PROBABILITIES
 from foldserve.export.errors import SourceError
+from foldserve.replacing import write_replacing
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from foldserve.artifact.format import ModelMetadata
 
 CONFIG_FILE = "config.pbtxt"
@@ -51,8 +51,8 @@ def write_triton_files(model_folder: Path, metadata: ModelMetadata) -> Path:
     """
     labels = "".join(" ".join(label.splitlines()) + "\n" for label in metadata.labels)
     try:
-        _replace(model_folder / LABELS_FILE, labels)
-        _replace(model_folder / CONFIG_FILE, _configuration(metadata))
+        write_replacing(model_folder / LABELS_FILE, labels)
+        write_replacing(model_folder / CONFIG_FILE, _configuration(metadata))
     except OSError as error:
         raise SourceError(f"{model_folder} cannot be written: {error.strerror or error}") from error
     return model_folder / CONFIG_FILE
@@ -77,16 +77,3 @@ output [
 ]
 dynamic_batching {{ }}
 """
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write beside ``path`` and rename: readers see the old text or the new one."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).chmod(0o644)  # mkstemp's files are private; a server may run as another user
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

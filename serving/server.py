@@ -11,6 +11,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+from foldserve.replacing import write_replacing
 from foldserve.runtime.cpus import find_cpus
 from foldserve.runtime.memory import usable_memory_bytes
 from foldserve.runtime.session import require_device, share_arena
@@ -321,6 +322,4 @@ def _ready_line(config: ServeConfig, port: int, index: ModelIndex) -> str:
 def _write_port(path: Path | None, port: int) -> None:
     if path is None:
         return
-    sibling = path.with_name(f".{path.name}.writing")
-    sibling.write_text(f"{port}\n")
-    sibling.replace(path)
+    write_replacing(path, f"{port}\n")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from foldserve.imaging import ImageSpec
+from foldserve.replacing import replacing
 from foldserve.text import escaped
 from foldserve.training.checkpoint_form import CheckpointForm, read_form
 from foldserve.training.errors import CheckpointError
@@ -124,17 +125,13 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     # Not asdict, which would copy every tensor.
     payload = {name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__}
     payload |= {"format": _FORMAT, "schema": SCHEMA_VERSION, "image": asdict(checkpoint.image)}
-    sibling = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with sibling.open("wb") as stream:
+        with replacing(path) as beside, beside.open("wb") as stream:
             torch.save(payload, stream)
             stream.flush()
             os.fsync(stream.fileno())
-        sibling.replace(path)
     except RuntimeError as error:  # torch's zip writer raises it if the disk is full
         raise OSError(f"{path} cannot be written: {error}") from error
-    finally:
-        sibling.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

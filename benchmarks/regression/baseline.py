@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from benchmarks.regression.cases import CaseName  # noqa: TC001  # pydantic reads the annotations
 from benchmarks.serving.errors import BenchError
+from foldserve.replacing import write_replacing
 
 BASELINE = Path(__file__).with_name("baseline.json")
 _PACKAGES = ("onnxruntime", "grpcio", "protobuf", "pygrpc-native", "numpy")
@@ -34,9 +35,7 @@ class Baseline(BaseModel, frozen=True, extra="forbid"):
 
     def write(self, path: Path) -> None:
         """Write the file beside ``path`` and rename it."""
-        sibling = path.with_suffix(".writing")
-        sibling.write_text(json.dumps(self.model_dump(), indent=2) + "\n")
-        sibling.replace(path)
+        write_replacing(path, json.dumps(self.model_dump(), indent=2) + "\n")
 
 
 def read_baseline(path: Path) -> Baseline:

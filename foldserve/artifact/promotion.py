@@ -10,19 +10,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import tempfile
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
 from foldserve.errors import ArtifactError
 from foldserve.files import read_regular_file
+from foldserve.replacing import sync_folder, write_replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 PROMOTED_FILE = "promoted.json"
 MAX_VERSION = 2**63 - 1
@@ -106,18 +106,7 @@ def write_promotions(model_folder: Path, promotions: Sequence[Promotion]) -> Non
         return
     kept = promotions[-_MOST_PROMOTIONS:]
     content = {"schema_version": 1, "promotions": [promotion.model_dump() for promotion in kept]}
-    descriptor, name = tempfile.mkstemp(prefix=".promoted-", dir=model_folder)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(json.dumps(content, indent=2) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(0o644)  # mkstemp's files are private; a server may run as another user
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    sync_folder(model_folder)
+    write_replacing(path, json.dumps(content, indent=2) + "\n", durable=True)
 
 
 @contextmanager
@@ -133,14 +122,5 @@ def changing(model_folder: Path) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in ``folder`` written to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)

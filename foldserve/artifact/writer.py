@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from foldserve.artifact.format import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, README_FILE
 from foldserve.artifact.model_card import model_card
-from foldserve.artifact.promotion import sync_folder
 from foldserve.artifact.schema import SCHEMA_VERSION
 from foldserve.artifact.versions import list_versions
+from foldserve.replacing import sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from foldserve.local.errors import OutputError
 from foldserve.ordered import in_chunks
+from foldserve.replacing import replacing, write_replacing
 from foldserve.terminal_output import to_json_line
 from foldserve.text import escaped
 
@@ -94,7 +95,7 @@ class RowFile:
             return
         try:
             self._stream.truncate(0)
-            _write(self._facts_file, (json.dumps(facts) + "\n").encode())
+            write_replacing(self._facts_file, json.dumps(facts) + "\n")
         except OSError as error:
             raise OutputError(f"{self._out} cannot be written: {error.strerror or error}") from error
 
@@ -151,12 +152,8 @@ class RowFile:
             if self._out.suffix.lower() == ".jsonl":
                 self._part.replace(self._out)
             else:
-                written = self._out.with_name(f".{self._out.name}.writing")
-                try:
+                with replacing(self._out) as written:
                     _CONVERTERS[self._out.suffix.lower()](self._part, written, self._columns)
-                    written.replace(self._out)
-                finally:
-                    written.unlink(missing_ok=True)
                 self._part.unlink()
             self._facts_file.unlink(missing_ok=True)
         except OSError as error:
@@ -252,10 +249,3 @@ def _to_parquet(part: Path, out: Path, columns: int) -> None:
 
 
 _CONVERTERS: dict[str, Callable[[Path, Path, int], None]] = {".csv": _to_csv, ".parquet": _to_parquet}
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file beside ``path`` and rename it."""
-    beside = path.with_name(f".{path.name}.writing")
-    beside.write_bytes(content)
-    beside.replace(path)

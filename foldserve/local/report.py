@@ -18,6 +18,7 @@ from PIL import Image
 
 from foldserve.local.charts import MOST_CLASSES, confusion_svg, reliability_svg
 from foldserve.local.errors import OutputError
+from foldserve.replacing import write_replacing
 from foldserve.text import escape_controls
 
 if TYPE_CHECKING:
@@ -101,9 +102,7 @@ class EvaluationFolder:
                 (METRICS_FILE, json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"),
                 (REPORT_FILE, page),
             ):
-                beside = self._folder / f".{name}.writing"
-                beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-                beside.replace(self._folder / name)
+                write_replacing(self._folder / name, text.encode(errors="backslashreplace"))
             self._beside.replace(self._folder / PREDICTIONS_FILE)
         except OSError as error:
             raise self._cannot(error) from error

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foldserve.replacing import write_replacing
 from foldserve.serving.addresses import listening_sockets, to_target
 from foldserve.serving.client.channel import Connection, connection_options
 from foldserve.ui.corrections import Corrections
@@ -51,7 +52,7 @@ def serve_page(config: UiConfig) -> int:
         app = page_app(page, Path(uploads), only_loopback=only_loopback)
         print(f"page on http://{to_target(config.host, port)}, server {config.server}", flush=True)
         if config.port_file is not None:
-            _write_beside(config.port_file, f"{port}\n")
+            write_replacing(config.port_file, f"{port}\n")
         run(app, sockets)
     return 0
 
@@ -71,9 +72,3 @@ def _check_writable(port_file: Path) -> None:
             pass
     except OSError as error:
         raise UiError(f"--port-file {port_file} cannot be written: {error.strerror or error}") from error
-
-
-def _write_beside(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text)
-    beside.replace(path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import secrets
 import threading
 import unicodedata
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from foldserve.imaging import ImageError, read_picture
 from foldserve.imaging.image_files import is_hidden
+from foldserve.replacing import write_replacing
 from foldserve.text import is_legible, quote
 from foldserve.ui.errors import UiError
 
@@ -107,7 +107,7 @@ class Corrections:
         if others:
             others[0].replace(place / file)
         elif not earlier:
-            _write(place / file, picture)
+            write_replacing(place / file, picture, durable=True)
         moved_from = others[0].parent.name if others else ""
         if others:
             _remove_if_empty(others[0].parent)
@@ -173,17 +173,3 @@ def folder_name(label: str) -> str:
     if len(name.encode()) > _MAX_NAME_BYTES:
         raise UiError(f"the label {quote(label)} is too long for a folder's name; use a shorter one")
     return name
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write ``content`` under a hidden name, then rename: readers see all of it or nothing."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with beside.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise

@@ -13,15 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foldserve.artifact.format import read_artifact
-from foldserve.artifact.promotion import (
-    Promotion,
-    changing,
-    read_promotions,
-    sync_folder,
-    write_promotions,
-)
+from foldserve.artifact.promotion import Promotion, changing, read_promotions, write_promotions
 from foldserve.artifact.versions import list_versions
 from foldserve.errors import ArtifactError
+from foldserve.replacing import sync_folder
 from foldserve.serving.commands.answering import answering_version
 from foldserve.serving.errors import SettingsError
 from foldserve.serving.repository.folder_hints import explain_emptiness

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from foldserve.replacing import replacing
 from foldserve.training.run.pictures import shown
 
 if TYPE_CHECKING:
@@ -60,9 +60,5 @@ def draw_overlaid(path: Path, runs: Sequence[RunSummary]) -> None:
 
 def save_replacing(figure: Figure, path: Path) -> None:
     """Save ``figure`` as a PNG, atomically: the file always has the old picture or the new one."""
-    sibling = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        figure.savefig(sibling, dpi=_DOTS_PER_INCH, format="png")
-        sibling.replace(path)
-    finally:
-        sibling.unlink(missing_ok=True)
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=_DOTS_PER_INCH, format="png")

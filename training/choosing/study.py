@@ -8,7 +8,6 @@ trials.csv, study.png   the result so far
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 from contextlib import contextmanager
@@ -20,10 +19,12 @@ from optuna.samplers import TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from foldserve.replacing import write_replacing
 from foldserve.text import join_first
 from foldserve.training.config import RESUMABLE_FIELDS
 from foldserve.training.errors import RunError
-from foldserve.training.run.run_folder import another_run_dir, write_replacing
+from foldserve.training.run.folder_lock import LOCK_FILE, locked_folder
+from foldserve.training.run.run_folder import another_run_dir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,19 +57,8 @@ def open_study_folder(config: TuneConfig) -> Iterator[Path]:
         RunError: the folder cannot be written, is in use, or holds another search or anything else.
     """
     folder = config.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        there = {entry.name for entry in folder.iterdir()} - {".lock"}
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise RunError(
-            f"the folder {folder} cannot be written: {error.strerror or error}; use another --run-dir"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"another process searches in {folder}; use another --run-dir") from None
+    with locked_folder(folder, named="folder", busy="searches in"):
+        there = {entry.name for entry in folder.iterdir()} - {LOCK_FILE}
         settings = {name: value for name, value in config.fixed.items() if name not in RESUMABLE_FIELDS}
         asked = {"settings": settings, "ranges": [str(each) for each in config.ranges]}
         if STUDY_FILE in there:

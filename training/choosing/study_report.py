@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from optuna.trial import TrialState
 
+from foldserve.replacing import write_replacing
 from foldserve.text import escape_controls
 from foldserve.training.choosing.curves import save_replacing
 from foldserve.training.choosing.study import REASON, ended_trials, folder_number, run_folder
-from foldserve.training.run.run_folder import another_run_dir, write_replacing
+from foldserve.training.run.run_folder import another_run_dir
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,6 +17,7 @@ from foldserve.text import escaped
 from foldserve.training.checkpoint import BEST_FILE, LAST_FILE, load_checkpoint
 from foldserve.training.config import CONFIG_FILE
 from foldserve.training.errors import RunError
+from foldserve.training.run.folder_lock import LOCK_FILE
 from foldserve.training.run.run_folder import METRICS_FILE
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ _MOST_CONFIG_BYTES = 1024 * 1024
 _MOST_METRICS_BYTES = 40_000_000
 _TOO_LARGE = 2**63  # for a figure
 _FIGURES = ("epoch", "train_loss", "validation_loss", "validation_accuracy")
-_LOCK_FILE = ".lock"
 
 State = Literal["finished", "training", "trained", "interrupted", "begun", "BROKEN"]
 
@@ -106,7 +106,7 @@ def summarize(folder: Path) -> RunSummary:
         test = _read_test(folder / BEST_FILE)
         if test:
             state: State = "finished"
-        elif _is_locked(folder / _LOCK_FILE):
+        elif _is_locked(folder / LOCK_FILE):
             state = "training"
         elif history and len(history) >= _number(settings.get("epochs")):
             state = "trained"  # and not judged on the test images, as the trials of a search

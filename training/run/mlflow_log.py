@@ -16,9 +16,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from foldserve.errors import FoldserveError
+from foldserve.replacing import write_replacing
 from foldserve.training.config import RESUMABLE_FIELDS
 from foldserve.training.errors import RunError
-from foldserve.training.run.run_folder import write_replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

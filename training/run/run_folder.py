@@ -10,20 +10,19 @@ tensorboard/     the same figures for TensorBoard, if it is installed
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
-import os
 import shutil
-import tempfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from foldserve.replacing import write_replacing
 from foldserve.text import join_first
 from foldserve.training.checkpoint import BEST_FILE, LAST_FILE
 from foldserve.training.config import CONFIG_FILE, ENDING_FIELDS, RESUMABLE_FIELDS, TrainConfig
 from foldserve.training.errors import RunError
 from foldserve.training.recipes import NAMED_DATASETS, RULE_FIELDS
+from foldserve.training.run.folder_lock import locked_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -103,34 +102,11 @@ def open_run_folder(config: TrainConfig, *, is_writer: bool = True) -> Iterator[
     if not is_writer:
         yield RunFolder(path, config)
         return
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as probe:
-            probe.write(b"\0")
-        lock = (path / ".lock").open("w")
-    except OSError as error:
-        raise RunError(
-            f"the run folder {path} cannot be written: {error.strerror or error}; use another --run-dir"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"another process is training into {path}; use another --run-dir") from None
+    with locked_folder(path, named="run folder", busy="is training into"):
         for left in path.glob(".*.part"):  # left by a killed process
             left.unlink()
         asked, is_extended = _check_settings(path, config)
         yield RunFolder(path, asked, is_extended=is_extended)
-
-
-def write_replacing(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` atomically: readers see the old content or the new one."""
-    sibling = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        sibling.write_text(text)
-        sibling.replace(path)
-    finally:
-        sibling.unlink(missing_ok=True)
 
 
 def another_run_dir(path: Path) -> Path:
