@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from foldserve.artifact.manifest_facts import entry
 from foldserve.text import escape_controls
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _head(manifest: Mapping[str, Any]) -> str:
 
 def _purpose(manifest: Mapping[str, Any], metadata: ModelMetadata) -> str:
     purpose = manifest.get("purpose") or f"Purpose: {UNSTATED}."
-    source = _entry(manifest, "source")
+    source = entry(manifest, "source")
     network = metadata.provenance.get("architecture") or source.get("onnx_file") or "own network"
     shown = ", ".join(_plain(label) for label in metadata.labels[:_CLASSES_SHOWN])
     more = len(metadata.labels) - _CLASSES_SHOWN
@@ -68,14 +69,14 @@ def _purpose(manifest: Mapping[str, Any], metadata: ModelMetadata) -> str:
 
 
 def _data(manifest: Mapping[str, Any], metadata: ModelMetadata) -> str:
-    dataset = metadata.provenance.get("dataset") or _entry(manifest, "source").get("dataset")
-    golden = _entry(manifest, "golden")
+    dataset = metadata.provenance.get("dataset") or entry(manifest, "source").get("dataset")
+    golden = entry(manifest, "golden")
     proof = f"It carries {golden['count']:,} golden pairs from {_plain(golden['source'])}." if golden else ""
     return f"Trained on: {_plain(dataset or UNSTATED)}. {proof}".rstrip()
 
 
 def _accuracy(manifest: Mapping[str, Any]) -> str:
-    accuracy = _entry(manifest, "accuracy")
+    accuracy = entry(manifest, "accuracy")
     if accuracy.get("after") is None:
         return "Not measured: no images with labels were given."
     text = (
@@ -97,7 +98,7 @@ def _accuracy(manifest: Mapping[str, Any]) -> str:
 
 
 def _calibration(manifest: Mapping[str, Any], metadata: ModelMetadata) -> str:
-    calibration = _entry(manifest, "calibration")
+    calibration = entry(manifest, "calibration")
     if not calibration:
         return "Not calibrated: a probability may be further from the share of right answers than it says."
     if calibration["reason"]:
@@ -158,14 +159,9 @@ def _files(manifest: Mapping[str, Any]) -> str:
         f"| `{name}` | {facts['bytes']:,} | `{facts['sha256']}` |"
         for name, facts in manifest["files"].items()
     ]
-    tools = ", ".join(f"{tool} {version}" for tool, version in _entry(manifest, "tools").items())
+    tools = ", ".join(f"{tool} {version}" for tool, version in entry(manifest, "tools").items())
     table = "\n".join(["| file | bytes | SHA-256 |", "|---|---|---|", *rows])
     return table + (f"\n\nMade with {_plain(tools)}." if tools else "")
-
-
-def _entry(manifest: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    entry = manifest.get(name)
-    return entry if isinstance(entry, dict) else {}
 
 
 def _share(value: float | None) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from foldserve.artifact.format import MODEL_FILE, read_manifest
+from foldserve.artifact.manifest_facts import accuracy_of, entry, origin_of
 from foldserve.artifact.model_card import fit_text
 from foldserve.artifact.versions import list_versions
 from foldserve.errors import ArtifactError
@@ -65,7 +66,7 @@ def _facts(model: LocalModel) -> dict[str, str]:
     return {
         "sha256": model.hash,
         "date": _text(manifest.get("created_at")),
-        "run": _text(_table(manifest, "source").get("run")),
+        "run": origin_of(manifest) or "-",
         "accuracy": _accuracy(manifest),
         "classes": f"{len(model.labels)}: {join_names(model.labels)}",
         "input": f"{image.channel_order} {image.width}x{image.height}",
@@ -171,16 +172,10 @@ def _print_rows(rows: list[tuple[str, str, str]]) -> None:
 
 
 def _accuracy(manifest: Mapping[str, Any]) -> str:
-    accuracy = _table(manifest, "accuracy")
-    after = accuracy.get("after")
-    if not isinstance(after, float | int):
+    accuracy, facts = accuracy_of(manifest), entry(manifest, "accuracy")
+    if accuracy is None:
         return "not measured"
-    return f"{after:.2%} of {_text(accuracy.get('image_count'))} {_text(accuracy.get('images'))}"
-
-
-def _table(manifest: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = manifest.get(name)
-    return value if isinstance(value, dict) else {}
+    return f"{accuracy:.2%} of {_text(facts.get('image_count'))} {_text(facts.get('images'))}"
 
 
 def _text(value: object) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from foldserve.artifact.format import read_artifact
+from foldserve.artifact.manifest_facts import accuracy_of, origin_of
 from foldserve.artifact.promotion import read_promotions
 from foldserve.errors import ArtifactError, FoldserveError
 from foldserve.serving.commands.answering import answering_version
@@ -104,18 +105,12 @@ def _details(artifact: Artifact) -> str:
 
 def _origin(manifest: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return accuracy, date and run as a manifest tells them; anybody may have written it."""
-    accuracy, source = (_table(manifest.get(key)) for key in ("accuracy", "source"))
-    after, created = accuracy.get("after"), manifest.get("created_at")
-    run = source.get("run") or source.get("onnx_file") or source.get("architecture") or ""
+    accuracy, created = accuracy_of(manifest), manifest.get("created_at")
     return (
-        f"{after:.2%}" if isinstance(after, float | int) and 0 <= after <= 1 else "",
+        "" if accuracy is None else f"{accuracy:.2%}",
         created[:16].replace("T", " ") if isinstance(created, str) else "",
-        run[:_RUN_CHARACTERS] if isinstance(run, str) else "",
+        origin_of(manifest)[:_RUN_CHARACTERS],
     )
-
-
-def _table(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _reason(error: Exception) -> str:
