@@ -28,6 +28,8 @@ RESUMABLE_FIELDS = frozenset(
 ENDING_FIELDS = frozenset({"epochs", "patience", "time_limit"})
 
 _OLDER_NAMES = {"skip_unreadable": "skip_broken"}
+# What runs did before there was a setting for it: it is missing in their config.json.
+EARLIER_SETTINGS = {"border": "black"}
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _MOST_CONFIG_BYTES = 1024 * 1024
 
@@ -165,7 +167,12 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Augment the training images as the settings below say; if disabled, they have no effect."""
 
     crop_padding: int = Field(1, ge=0)
-    """Width in pixels of the black border added before a random crop; 0 disables the crop."""
+    """Width in pixels of the border added before a random crop; 0 disables the crop."""
+
+    border: Literal["mirror", "black"] | None = None
+    """How images go on beyond their borders, where crops, shears, shifts and turns reach: mirror (the image
+    again, mirrored) or black. By default black for mnist and fashion-mnist, whose images are on black, and
+    mirror for all others."""
 
     smallest_crop: float = Field(1.0, gt=0, le=1)
     """Smallest fraction of the area that a random resized crop keeps; 1 disables it."""
@@ -286,6 +293,12 @@ def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
     return {_OLDER_NAMES.get(name, name): value for name, value in settings.items()}
 
 
+def as_earlier(there: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run's file, completed by what earlier runs did without saying so."""
+    is_whole = "crop_padding" in there  # and not a few settings that somebody wrote
+    return EARLIER_SETTINGS | there if is_whole else there
+
+
 def default_run_dir(asked: dict[str, Any]) -> Path:
     """Return the run folder if none is given: runs/ARCH, or runs/DATASET if the network is chosen."""
     dataset = asked.get("dataset", "fashion-mnist")
@@ -328,4 +341,5 @@ def _read_settings(config: type[BaseModel], given: dict[str, Any]) -> dict[str, 
     if not isinstance(there, dict) or (unknown := sorted(there.keys() - config.model_fields.keys())):
         what = f"unknown settings: {', '.join(unknown[:3])}" if isinstance(there, dict) else "no settings"
         raise ValueError(f"{file} has {what}; expected the {CONFIG_FILE} of a run")
+    there = as_earlier(there)
     return {name: value for name, value in there.items() if name not in RESUMABLE_FIELDS}

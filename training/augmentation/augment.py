@@ -1,8 +1,8 @@
 """Augments whole batches on their device; each sample has its own random draw.
 
 Pure functions of uint8 or float images [N, C, H, W] and an explicit generator on the same device. They do not
-loop over samples: a crop of N images is one gather from a view of all windows. Pixels beyond the image are 0,
-black. Mixing of two samples is in `foldserve.training.augmentation.mixing`.
+loop over samples: a crop of N images is one gather from a view of all windows. What lies beyond an image is
+in `foldserve.training.augmentation.border`, mixing of two in `foldserve.training.augmentation.mixing`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
+from foldserve.training.augmentation.border import add_border
+
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from foldserve.training.augmentation.border import Border
     from foldserve.training.augmentation.color_jitter import ColorJitter
     from foldserve.training.augmentation.random_policy import RandomPolicy
 
@@ -32,7 +35,8 @@ class Augmentation:
     """Applies a resized crop, a padded crop, a flip, a policy, colour jitter and erasing, in this order.
 
     ``smallest_crop`` is a fraction of the area, 1 for no resized crop; ``crop_padding`` is in pixels, 0 for
-    no crop; ``erase_probability`` is per sample, 0 for no erasing.
+    no crop; ``erase_probability`` is per sample, 0 for no erasing. ``border`` is what padded crops show of
+    beyond the image; a policy has its own.
     """
 
     crop_padding: int
@@ -41,13 +45,14 @@ class Augmentation:
     smallest_crop: float = 1.0
     policy: RandomPolicy | None = None
     jitter: ColorJitter | None = None
+    border: Border = "mirror"
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
         """Return augmented ``images`` [N, C, H, W] of the same dtype; policy and jitter take uint8 only."""
         if self.smallest_crop < 1:
             images = random_resized_crop(images, self.smallest_crop, generator)
         if self.crop_padding:
-            images = random_crop(images, self.crop_padding, generator)
+            images = random_crop(images, self.crop_padding, generator, self.border)
         if self.flip:
             images = random_horizontal_flip(images, generator)
         if self.policy is not None:
@@ -85,12 +90,12 @@ def random_resized_crop(images: Tensor, smallest_share: float, generator: Genera
     return pixels.to(images.dtype) if images.dtype.is_floating_point else pixels.round().to(images.dtype)
 
 
-def random_crop(images: Tensor, padding: int, generator: Generator) -> Tensor:
-    """Pad by ``padding`` black pixels on every side and crop to the original size at a random position."""
+def random_crop(images: Tensor, padding: int, generator: Generator, border: Border = "mirror") -> Tensor:
+    """Add ``padding`` pixels on every side and crop to the original size at a random position."""
     count, _, height, width = images.shape
     place_count = 2 * padding + 1
     top, left = torch.randint(place_count, (2, count), generator=generator, device=images.device)
-    padded = F.pad(images, (padding, padding, padding, padding))
+    padded = add_border(images, padding, border)
     # A view of all windows [N, C, 2 * padding + 1, 2 * padding + 1, H, W]; each sample takes one.
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     return windows[torch.arange(count, device=images.device), :, top, left]

@@ -5,8 +5,7 @@ rand     several operations of one strength per image: Cubuk et al. 2020, arXiv:
 
 As in the papers there are 14 operations: identity, shear and translate (x and y), rotate, brightness, colour,
 contrast, sharpness, posterize, solarize, autocontrast, equalize. Translations are up to 0.45 of the side: the
-papers' pixels would move an image of 28 pixels out of sight. Moved pixels are bilinear; what lies beyond the
-image is black.
+papers' pixels would move an image of 28 pixels out of sight. Moved pixels are bilinear.
 
 A batch goes through three passes whatever its images drew: tables, blends, one affine map. An image that drew
 an operation of another pass is left as it is. So there is no loop over samples, and no wait for the device.
@@ -20,10 +19,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from foldserve.training.augmentation import colour
+from foldserve.training.augmentation import border, colour
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
+
+    from foldserve.training.augmentation.border import Border
 
 (
     _IDENTITY,
@@ -66,17 +67,19 @@ class RandomPolicy:
     """Applies ``operation_count`` random operations to each image.
 
     ``magnitude`` is 0 to 30 as RandAugment counts; None draws it for each image, as TrivialAugment does.
+    ``border`` is what moved images show of beyond themselves.
     """
 
     operation_count: int = 1
     magnitude: int | None = None
+    border: Border = "mirror"
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
         """Return augmented ``images``, uint8 [N, C, H, W] with one or three channels."""
         for _ in range(self.operation_count):
             operations, strengths, signs = self._draw(len(images), generator)
             ranges = _WIDE if self.magnitude is None else _RAND
-            images = apply_operations(images, operations, strengths * signs, ranges)
+            images = apply_operations(images, operations, strengths * signs, ranges, self.border)
         return images
 
     def _draw(self, count: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,7 +94,11 @@ class RandomPolicy:
 
 
 def apply_operations(
-    images: Tensor, operations: Tensor, strengths: Tensor, ranges: _Ranges = _WIDE
+    images: Tensor,
+    operations: Tensor,
+    strengths: Tensor,
+    ranges: _Ranges = _WIDE,
+    beyond: Border = "mirror",
 ) -> Tensor:
     """Apply one operation to each image.
 
@@ -100,10 +107,11 @@ def apply_operations(
         operations: the number of each image's operation, int64 [N].
         strengths: how strongly, float [N] in -1..1; tables take the absolute value.
         ranges: what the ends of that scale stand for.
+        beyond: what moved images show of beyond themselves.
     """
     images = _recode(images, operations, strengths.abs(), ranges)
     images = _blend(images, operations, strengths, ranges)
-    return _move(images, operations, strengths, ranges)
+    return _move(images, operations, strengths, ranges, beyond)
 
 
 def _recode(images: Tensor, operations: Tensor, strengths: Tensor, ranges: _Ranges) -> Tensor:
@@ -133,7 +141,7 @@ def _blend(images: Tensor, operations: Tensor, strengths: Tensor, ranges: _Range
     return torch.where(is_blend.view(-1, 1, 1, 1), mixed, images)
 
 
-def _move(images: Tensor, operations: Tensor, strengths: Tensor, ranges: _Ranges) -> Tensor:
+def _move(images: Tensor, operations: Tensor, strengths: Tensor, ranges: _Ranges, beyond: Border) -> Tensor:
     """Shear, shift or turn about the centre, by one affine map per image."""
     height, width = images.shape[2:]
 
@@ -154,7 +162,7 @@ def _move(images: Tensor, operations: Tensor, strengths: Tensor, ranges: _Ranges
     places = F.affine_grid(
         torch.stack([across, down], dim=1), [len(images), 1, height, width], align_corners=False
     )
-    moved = F.grid_sample(images.float(), places, padding_mode="zeros", align_corners=False)
+    moved = border.sample(images.float(), places, beyond)
     is_moved = (operations >= _SHEAR_X) & (operations <= _ROTATE)
     # The identity map would round, too, but only by what bilinear sums do: it is left out for exactness.
     return torch.where(is_moved.view(-1, 1, 1, 1), moved.round().clamp(0, 255).to(torch.uint8), images)

@@ -48,7 +48,8 @@ class Dataset:
     """Images uint8 [N, C, H, W] of the size in ``image``, labels int64 [N] as indices into ``labels``.
 
     ``validation`` is None if the data set has no validation images of its own. ``flip_keeps_class`` is
-    whether a mirrored image still shows its class, as clothes do and digits do not. ``fingerprint`` is a hash
+    whether a mirrored image still shows its class, as clothes do and digits do not. ``is_on_black`` is
+    whether images show things on black, which goes on beyond their borders. ``fingerprint`` is a hash
     of the images and their classes, empty for a data set that never changes. ``is_folder`` is whether it is
     a folder of images, which is split by class; others keep the split that their figures are of.
     ``train_groups`` int64 [N] are the groups of training images that a split must not part, if there are any.
@@ -66,6 +67,7 @@ class Dataset:
     fingerprint: str = ""
     is_folder: bool = False
     train_groups: Tensor | None = None
+    is_on_black: bool = False
 
 
 def split_train(

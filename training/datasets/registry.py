@@ -152,6 +152,7 @@ def _load_idx(
         test_images=torch.from_numpy(arrays["test_images"]).unsqueeze(1),
         test_labels=torch.from_numpy(arrays["test_labels"]).long(),
         flip_keeps_class=flip_keeps_class,
+        is_on_black=True,
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from foldserve.training.datasets.mirroring import judge_mirroring
 from foldserve.training.engine.precision import choose_precision
 from foldserve.training.folder_recipe import choose_arch, choose_settings
+from foldserve.training.run.chosen_augmentation import chosen_border
 from foldserve.training.run.messages import report_imbalance
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def complete_settings(
         update={
             "precision": choose_precision(config, device).name,
             "flip": dataset.flip_keeps_class if config.flip is None else config.flip,
+            "border": chosen_border(config, dataset),
             "image_size": height if is_resized and config.image_size is None else config.image_size,
             "validation_count": validation_count if is_counted else config.validation_count,
         }

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any
 from foldserve.replacing import write_replacing
 from foldserve.text import join_first
 from foldserve.training.checkpoint import BEST_FILE, LAST_FILE
-from foldserve.training.config import CONFIG_FILE, ENDING_FIELDS, RESUMABLE_FIELDS, TrainConfig
+from foldserve.training.config import (
+    CONFIG_FILE,
+    ENDING_FIELDS,
+    RESUMABLE_FIELDS,
+    TrainConfig,
+    as_earlier,
+)
 from foldserve.training.errors import RunError
 from foldserve.training.recipes import NAMED_DATASETS, RULE_FIELDS
 from foldserve.training.run.folder_lock import locked_folder
@@ -39,7 +45,7 @@ _CHECKPOINTS_AT_ONCE = 3
 
 
 # Settings that a run decides by itself unless they are given; once it has, its config.json says how.
-_DECIDED = frozenset({"precision", "flip", "image_size", "validation_count"})
+_DECIDED = frozenset({"precision", "flip", "border", "image_size", "validation_count"})
 
 
 class RunFolder:
@@ -132,8 +138,9 @@ def _check_settings(path: Path, config: TrainConfig) -> tuple[TrainConfig, bool]
         return config, False
     defaults = {name: field.default for name, field in TrainConfig.model_fields.items()}
     try:
-        # Settings that are newer than the run had their default.
-        there = TrainConfig.model_validate(defaults | json.loads(file.read_text()) | _place_of(config))
+        # Settings that are newer than the run had their default, or what runs did before.
+        written = as_earlier(json.loads(file.read_text()))
+        there = TrainConfig.model_validate(defaults | written | _place_of(config))
     except (OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{file} cannot be read: {reason}; use another --run-dir") from error

@@ -1,7 +1,10 @@
-"""Augmentations move and erase pixels, make no new ones, and repeat exactly from a seed."""
+"""Augmentations move, mirror and erase pixels, make no new ones, and repeat exactly from a seed."""
 
 from __future__ import annotations
 
+from typing import Literal
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +18,7 @@ from foldserve.training.augmentation.augment import (
     random_horizontal_flip,
     random_resized_crop,
 )
+from foldserve.training.augmentation.border import Border, add_border
 
 ALL = Augmentation(crop_padding=3, flip=True, erase_probability=0.5, smallest_crop=0.5)
 
@@ -30,17 +34,45 @@ def make_images(count: int = 64, channels: int = 1, height: int = 12, width: int
 
 
 @settings(max_examples=25, deadline=None)
-@given(padding=st.integers(1, 4), channels=st.integers(1, 3), seed=st.integers(0, 1000))
-def test_each_crop_is_a_window_of_its_own_padded_image(padding: int, channels: int, seed: int):
+@given(
+    padding=st.integers(1, 4),
+    channels=st.integers(1, 3),
+    seed=st.integers(0, 1000),
+    border=st.sampled_from(["mirror", "black"]),
+)
+def test_each_crop_is_a_window_of_its_own_padded_image(
+    padding: int, channels: int, seed: int, border: Border
+):
     images = make_images(count=5, channels=channels) + 1000 * torch.arange(5).view(5, 1, 1, 1).int()
-    padded = torch.nn.functional.pad(images, (padding,) * 4)
-    for sample, crop in enumerate(random_crop(images, padding, seeded(seed))):
+    padded = numpys_border(images, padding, border)
+    for sample, crop in enumerate(random_crop(images, padding, seeded(seed), border)):
         windows = (
             padded[sample, :, top : top + 12, left : left + 10]
             for top in range(2 * padding + 1)
             for left in range(2 * padding + 1)
         )
         assert any(torch.equal(crop, window) for window in windows)
+
+
+def numpys_border(images: torch.Tensor, padding: int, border: Border) -> torch.Tensor:
+    """Return what the imaging of all other parts does to pictures of another shape, or zeros."""
+    around = [(0, 0), (0, 0), (padding, padding), (padding, padding)]
+    mode: Literal["symmetric", "constant"] = "symmetric" if border == "mirror" else "constant"
+    return torch.from_numpy(np.pad(images.numpy(), around, mode=mode))
+
+
+@pytest.mark.parametrize("padding", [1, 7, 40])
+@pytest.mark.parametrize("shape", [(3, 5), (1, 1)])
+def test_borders_wider_than_the_image_mirror_it_again(padding: int, shape: tuple[int, int]):
+    images = make_images(2, 3, *shape).to(torch.uint8)
+    assert torch.equal(add_border(images, padding, "mirror"), numpys_border(images, padding, "mirror"))
+
+
+def test_crops_of_white_images_stay_white():
+    white = torch.full((64, 3, 12, 10), 255, dtype=torch.uint8)
+    assert torch.equal(random_crop(white, 4, seeded()), white)
+    blackened = random_crop(white, 4, seeded(), "black")
+    assert blackened.min() == 0, "the twin: black borders show"
 
 
 def test_random_crops_reach_every_position():

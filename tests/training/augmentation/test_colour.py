@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,9 @@ from foldserve.training.augmentation.random_policy import (
     RandomPolicy,
     apply_operations,
 )
+
+if TYPE_CHECKING:
+    from foldserve.training.augmentation.border import Border
 
 COUNT = 6
 
@@ -142,6 +147,31 @@ def test_quarter_turn_and_shift_move_the_pixels_where_they_belong() -> None:
     turned, shifted = apply_operations(images, operations, strengths)
     assert turned[0].nonzero().tolist() == [[4, 1]] or turned[0].nonzero().tolist() == [[4, 7]]
     assert shifted[0].nonzero().tolist() == [[1, 3]]
+
+
+@pytest.mark.parametrize("operation", [1, 2, 3, 4, 5])
+def test_moves_mirror_the_image_at_its_border(operation: int) -> None:
+    """A white image stays white, and a shift by a pixel shows the outermost pixels twice."""
+    white = torch.full((COUNT, 3, 24, 26), 255, dtype=torch.uint8)
+    operations, strengths = torch.full((COUNT,), operation), torch.linspace(-1, 1, COUNT)
+    assert torch.equal(apply_operations(white, operations, strengths), white)
+    black = apply_operations(white, operations, strengths, beyond="black")
+    assert black.flatten(1).amin(dim=1).tolist() == [0] * COUNT, "the twin: black borders show"
+    images = batch(3, 2)
+    if operation == 3:
+        strengths = torch.full((COUNT,), 1 / 26 / 0.45)
+        expected = torch.cat([images[..., 1:], images[..., -1:]], dim=-1)
+        assert difference(apply_operations(images, operations, strengths), expected) <= 1
+
+
+@pytest.mark.parametrize("border", ["mirror", "black"])
+def test_policies_move_with_their_own_border(border: Border) -> None:
+    """Of 400 moved white images some show black at their border, or none does."""
+    white = torch.full((400, 1, 24, 24), 255, dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    corners = RandomPolicy(border=border)(white, generator)[:, 0, [0, 0, -1, -1], [0, -1, 0, -1]]
+    is_uneven = (corners != corners[:, :1]).any(dim=1)  # no operation on colours does that to a white image
+    assert bool(is_uneven.any()) == (border == "black")
 
 
 @pytest.mark.parametrize("policy", [RandomPolicy(), RandomPolicy(2, 9), ColorJitter(0.4, 0.4, 0.4, 0.1)])

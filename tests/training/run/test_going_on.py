@@ -265,6 +265,29 @@ def test_going_on_without_a_run_is_refused(tmp_path: Path):
         TrainConfig.model_validate({"resume": True, "run_dir": tmp_path / "none"})
 
 
+def test_a_run_from_before_borders_were_mirrored_goes_on_with_black_ones(
+    tiny_config: TrainConfig, tmp_path: Path
+):
+    whole = changed(tiny_config, border="black", run_dir=tmp_path / "whole")
+    train_lines(whole)
+    today = changed(tiny_config, border=None, crop_padding=2, run_dir=tmp_path / "today")
+    train_lines(today)
+    assert json.loads((today.run_dir / "config.json").read_text())["border"] == "mirror"
+    earlier = changed(tiny_config, border="black", run_dir=tmp_path / "earlier")
+    with pytest.raises(KeyboardInterrupt):
+        train(earlier, LineTerminal("epoch 2/3"))
+    file = earlier.run_dir / "config.json"
+    there = json.loads(file.read_text())
+    assert there.pop("border") == "black"
+    file.write_text(json.dumps(there))
+    with pytest.raises(RunError, match="border is black there and mirror here"):
+        train(TrainConfig.model_validate({**earlier.model_dump(), "border": "mirror"}), LineTerminal())
+    again = TrainConfig.model_validate({"config": file, "run_dir": tmp_path / "again", "device": "cpu"})
+    assert again.border == "black", "so that --config repeats it"
+    assert any("resuming" in line for line in train_lines(changed(tiny_config, run_dir=earlier.run_dir)))
+    assert_same_end(whole.run_dir, earlier.run_dir)
+
+
 def test_settings_of_an_earlier_version_lack_the_new_ones(tiny_config: TrainConfig):
     with pytest.raises(KeyboardInterrupt):
         train(tiny_config, LineTerminal("epoch 2/3"))
