@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from foldserve.artifact.numbering import last_version
 from foldserve.export.calibrate import calibrate
 from foldserve.export.config import check_name
 from foldserve.export.errors import ParityError, SourceError
@@ -88,6 +89,7 @@ def export_version(config: ExportConfig) -> Path:
     if config.precision == "fp32" and (same := _find_same(config, model_folder, built.content, report)):
         return _finish(config, same, source, report)
     check_writable(model_folder)
+    last_version(model_folder)  # before minutes of verification: the next number can be told
     sessions = open_sessions(built.file.loadable)
     release_memory()
     with _saving_rejected(config, name, built, source):

@@ -7,10 +7,8 @@ to; the last is in force.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,7 +19,7 @@ from foldserve.files import read_regular_file
 from foldserve.replacing import sync_folder, write_replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
 PROMOTED_FILE = "promoted.json"
@@ -107,20 +105,3 @@ def write_promotions(model_folder: Path, promotions: Sequence[Promotion]) -> Non
     kept = promotions[-_MOST_PROMOTIONS:]
     content = {"schema_version": 1, "promotions": [promotion.model_dump() for promotion in kept]}
     write_replacing(path, json.dumps(content, indent=2) + "\n", durable=True)
-
-
-@contextmanager
-def changing(model_folder: Path) -> Iterator[None]:
-    """Keep other commands from changing the model's promotions and versions meanwhile; they wait.
-
-    The lock is on the folder itself, so that no file of it stays behind.
-
-    Raises:
-        OSError: the folder cannot be opened.
-    """
-    descriptor = os.open(model_folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

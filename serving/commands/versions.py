@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foldserve.artifact.format import read_artifact
-from foldserve.artifact.promotion import Promotion, changing, read_promotions, write_promotions
+from foldserve.artifact.numbering import changing, last_version, record_version
+from foldserve.artifact.promotion import Promotion, read_promotions, write_promotions
 from foldserve.artifact.versions import list_versions
 from foldserve.errors import ArtifactError
 from foldserve.replacing import sync_folder
@@ -106,6 +107,8 @@ def delete_version(config: DeleteConfig) -> int:
         kept = [each for each in promotions if each.version != config.version]
         if len(kept) < len(promotions):  # first, so that a server lets another answer before this one goes
             write_promotions(folder, kept)
+        if last := _last_version(folder, versions, config):  # so that its number never comes again
+            record_version(folder, last)
         aside = Path(tempfile.mkdtemp(prefix=_DELETED, dir=folder))
         (folder / str(config.version)).rename(aside / str(config.version))
         sync_folder(folder)
@@ -146,6 +149,15 @@ def _readable_promotions(folder: Path, config: DeleteConfig) -> Sequence[Promoti
     except ArtifactError:
         if config.force:  # a broken file must not keep everything from being deleted
             return ()
+        raise
+
+
+def _last_version(folder: Path, versions: Sequence[int], config: DeleteConfig) -> int:
+    try:
+        return last_version(folder, config.repository)
+    except ArtifactError:
+        if config.force:
+            return max(versions)
         raise
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from foldserve import cli
+from foldserve.artifact.numbering import LAST_VERSION_FILE
 from foldserve.artifact.promotion import PROMOTED_FILE, read_promotions
 from foldserve.serving.repository.model_file import SETTINGS_FILE
 from tests.support.artifacts import TinyNetwork
@@ -128,6 +129,34 @@ def test_a_forced_delete_takes_the_promotion_along(models: Models) -> None:
     assert (models.promoted(), models.folders()) == ([2], ["2"])
     assert "no version is left" in models("delete", "tiny", "2", "--force")
     assert not (models.repository / "tiny" / PROMOTED_FILE).exists()
+
+
+def test_deleted_numbers_are_not_given_again(models: Models) -> None:
+    """Also where nothing recorded them as they were exported, as earlier releases did not."""
+    folder = models.repository / "tiny"
+    (folder / LAST_VERSION_FILE).unlink()
+    models("delete", "tiny", "3", "--force")
+    assert TinyNetwork(4).publish(folder).name == "4"
+    for version in ("1", "2", "4"):
+        models("delete", "tiny", version, "--force")
+    assert "there are no models" in models("list") or rows(models("list")) == []
+    assert TinyNetwork(5).publish(folder).name == "5"
+
+
+def test_delete_refuses_a_broken_file_of_numbers_unless_forced(models: Models) -> None:
+    folder = models.repository / "tiny"
+    (folder / LAST_VERSION_FILE).write_text("{")
+    assert f"{LAST_VERSION_FILE} is malformed" in models("delete", "tiny", "1", status=1)
+    assert models.folders() == ["1", "2", "3"]
+    models("delete", "tiny", "3", "--force")
+    assert TinyNetwork(4).publish(folder).name == "4"
+
+
+def test_the_file_of_numbers_is_not_read_outside_the_repository(models: Models, tmp_path: Path) -> None:
+    file = models.repository / "tiny" / LAST_VERSION_FILE
+    file.rename(tmp_path / "elsewhere.json")
+    file.symlink_to(tmp_path / "elsewhere.json")
+    assert "leads out of the repository" in models("delete", "tiny", "1", status=1)
 
 
 def test_the_version_policy_says_which_version_answers(models: Models) -> None:
