@@ -76,6 +76,10 @@ class EvaluateConfig(_LocalConfig, frozen=True):
     label_column: str | None = None
     """Column of a table that holds the labels. Default: label, class and other usual names."""
 
+    split: str | None = Field(default=None, min_length=1)
+    """Split to judge, if the data has splits (folders, a column split, files named by them): test, val, train
+    or another name, or all. Default: test if there is one, else val, else all."""
+
     out: Path | None = None
     """Folder for report.html (confusion, reliability, worst mistakes), metrics.json and predictions.csv.
     Default: nothing is written."""

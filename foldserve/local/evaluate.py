@@ -48,7 +48,9 @@ def evaluate(config: EvaluateConfig) -> int:
         models = [stack.enter_context(_open(config, path)) for path in _paths(config)]
         judged = Judgement(models, min_confidence=config.min_confidence, worst_count=config.worst)
         model, measures = models[0], judged.measures[0]
-        source = open_labelled(config.data, model.labels, config.path_column, config.label_column)
+        source = open_labelled(
+            config.data, model.labels, config.path_column, config.label_column, split=config.split
+        )
         items = with_classes(source.items, LabelIndex(model.labels, source.label_names))
         started_s = time.monotonic()
         with Terminal(Console(stderr=True)).counting_on("evaluating") as advance:
@@ -63,6 +65,7 @@ def evaluate(config: EvaluateConfig) -> int:
             ("model", f"{model.name} {model.version}"),
             ("sha256", model.hash),
             ("images", f"{judged.image_count:,} of {source.place}"),
+            *([("split", source.split)] if source.split else []),
             *_figures(measures, config.min_confidence),
             ("images/s", f"{images_per_s:,.0f}"),
             *_comparison(judged, models),
@@ -71,7 +74,7 @@ def evaluate(config: EvaluateConfig) -> int:
         if folder is not None:
             title = f"{model.name} {model.version}"
             page = make_page(title, facts, measures, model.labels, judged.worst())
-            folder.finish(_to_json(models, judged, images_per_s), page)
+            folder.finish(_to_json(models, judged, images_per_s) | {"split": source.split or None}, page)
             print(f"{'report':<11} {config.out}/report.html, metrics.json, predictions.csv")
     return _verdict(config, measures)
 

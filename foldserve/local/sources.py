@@ -6,22 +6,24 @@ Nothing but the entry at hand is held, so that a source may have millions of ent
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foldserve.imaging.image_files import IMAGE_SUFFIXES, is_hidden, walk_images
+from foldserve.local.split_choice import ALL, choose_split, split_key
 from foldserve.tables.errors import DataError
 from foldserve.tables.items import Item
-from foldserve.tables.open_table import PARQUET, TABLE_SUFFIXES, open_table
+from foldserve.tables.open_table import PARQUET, TABLE_SUFFIXES, count_splits, open_table
+from foldserve.tables.splits import ROLE_WORDS, role_of
 from foldserve.text import escaped, join_first
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# Folders that hold the classes of a data set that is split, in this order: test images judge best.
-_HELD_OUT = ("test", "testing", "val", "valid", "validation", "dev")
+    from foldserve.local.split_choice import SplitChoice
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,13 @@ class Source:
         items: the images, in the source's order.
         label_names: the names of labels that are given as numbers; () if the source has none.
         place: the folder or file that is read, for messages.
+        split: which split of them it is, for messages; "" if there are none.
     """
 
     items: Iterator[Item] = field(repr=False)
     label_names: tuple[str, ...] = ()
     place: Path = Path()
+    split: str = ""
 
 
 def open_source(path: Path, path_column: str | None = None) -> Source:
@@ -48,7 +52,7 @@ def open_source(path: Path, path_column: str | None = None) -> Source:
     if path.is_dir():
         if shards := _parquet_files(path):
             return _tables(shards, path_column, label_column=None, labelled=False)
-        return Source(_in_order(path, None), place=path)
+        return Source(_at_least_one(_walk(path), path), place=path)
     suffix = _suffix_of_file(path)
     if suffix in IMAGE_SUFFIXES:
         return Source(iter([Item(path.name, path)]), place=path)
@@ -56,25 +60,30 @@ def open_source(path: Path, path_column: str | None = None) -> Source:
 
 
 def open_labelled(
-    path: Path, labels: Sequence[str], path_column: str | None = None, label_column: str | None = None
+    path: Path,
+    labels: Sequence[str],
+    path_column: str | None = None,
+    label_column: str | None = None,
+    *,
+    split: str | None = None,
 ) -> Source:
     """Return the images of ``path`` with their labels: FOLDER/LABEL/*, or a table.
 
-    A folder of splits is read at its test images, else its validation images.
+    If they have splits, ``split`` names the one to read, or "all"; by default the test images, else the
+    validation images.
 
     Raises:
-        DataError: as `open_source`, or there are no labels.
+        DataError: as `open_source`, or there are no labels, or no such split.
     """
     if path.is_dir():
         if shards := _parquet_files(path):
-            return _tables(shards, path_column, label_column, labelled=True)
-        place = _folder_of_classes(path, labels)
-        return Source(_in_order(place, place), place=place)
+            return _tables(shards, path_column, label_column, labelled=True, split=split)
+        return _folder(path, labels, split)
     if _suffix_of_file(path) in IMAGE_SUFFIXES:
         raise DataError(
             f"{path} is an image without a label; expected FOLDER/LABEL/*, or a table with labels"
         )
-    return _tables([path], path_column, label_column, labelled=True)
+    return _tables([path], path_column, label_column, labelled=True, split=split)
 
 
 def _suffix_of_file(path: Path) -> str:
@@ -92,15 +101,49 @@ def _suffix_of_file(path: Path) -> str:
 
 
 def _tables(
-    paths: Sequence[Path], path_column: str | None, label_column: str | None, *, labelled: bool
+    paths: Sequence[Path],
+    path_column: str | None,
+    label_column: str | None,
+    *,
+    labelled: bool,
+    split: str | None = ALL,
 ) -> Source:
+    place = paths[0] if len(paths) == 1 else paths[0].parent
     tables = [open_table(path, path_column, label_column, labelled=labelled) for path in paths]
     names = {table.label_names for table in tables}
     if len(names) > 1:
         raise DataError(f"{paths[0].parent} has Parquet files with different names of labels; give one file")
-    place = paths[0] if len(paths) == 1 else paths[0].parent
-    items = chain.from_iterable(table.items for table in tables)
-    return Source(_at_least_one(items, place), names.pop(), place)
+    # Several files are of the splits that their names say, as in training, where their rows say nothing.
+    by_name = [(role_of(path.stem) or "") if len(paths) > 1 else "" for path in paths]
+    counted = [] if split is not None and split_key(split) == ALL else [count_splits(path) for path in paths]
+    choice = choose_split(_total(counted, by_name), split, place)
+    if choice is not None and choice.key != ALL:
+        is_read = [
+            any(choice.has(word or told) for word in counts)
+            for counts, told in zip(counted, by_name, strict=True)
+        ]
+        tables, by_name = list(compress(tables, is_read)), list(compress(by_name, is_read))
+    items = chain.from_iterable(
+        table.items if choice is None or choice.key == ALL else _of_split(table.items, choice, told)
+        for table, told in zip(tables, by_name, strict=True)
+    )
+    return Source(_at_least_one(items, place), names.pop(), place, choice.described if choice else "")
+
+
+def _total(counted: Sequence[Counter[str]], by_name: Sequence[str]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for counts, told in zip(counted, by_name, strict=False):
+        for word, count in counts.items():
+            total[word or told] += count
+    return total
+
+
+def _of_split(items: Iterator[Item], choice: SplitChoice, told: str) -> Iterator[Item]:
+    """Yield the items of one split, and the wrong ones of which nobody knows the split."""
+    for item in items:
+        name = item.split or told
+        if choice.has(name) or (item.error and not name):
+            yield item
 
 
 def _parquet_files(folder: Path) -> list[Path]:
@@ -114,21 +157,38 @@ def _parquet_files(folder: Path) -> list[Path]:
     return files if files and next(walk_images(folder), None) is None else []
 
 
-def _in_order(folder: Path, classes: Path | None) -> Iterator[Item]:
-    """Yield the images below ``folder``; with ``classes`` the first part of each name is its label."""
-    return _at_least_one(_walk(folder, is_labelled=classes is not None), folder)
+def _folder(folder: Path, labels: Sequence[str], split: str | None) -> Source:
+    """Return the images of FOLDER/LABEL/*, or of the split asked for in FOLDER/SPLIT/LABEL/*."""
+    splits = _split_folders(folder, labels)
+    choice = choose_split(dict.fromkeys(splits), split, folder)
+    if choice is None or not splits:
+        return Source(_at_least_one(_walk_labelled(folder), folder), place=folder)
+    if choice.key == ALL:
+        items = chain.from_iterable(_walk_labelled(place, f"{place.name}/") for place in splits.values())
+        return Source(_at_least_one(items, folder), place=folder, split=choice.described)
+    place = next(place for name, place in splits.items() if choice.has(name))
+    return Source(_at_least_one(_walk_labelled(place), place), place=place, split=choice.described)
 
 
-def _walk(folder: Path, *, is_labelled: bool) -> Iterator[Item]:
+def _walk(folder: Path) -> Iterator[Item]:
     place = f"{folder}/"  # joined as text: a Path costs as much as reading a small image
     for name in walk_images(folder):
+        yield Item(name, place + name)
+
+
+def _walk_labelled(folder: Path, before: str = "") -> Iterator[Item]:
+    """Yield the images below ``folder``, each with the first part of its path as its label.
+
+    ``before`` is put before the names of the images.
+    """
+    place = f"{folder}/"
+    for name in walk_images(folder):
         label, slash, _ = name.partition("/")
-        if not is_labelled:
-            yield Item(name, place + name)
-        elif slash:
-            yield Item(name, place + name, label)
+        if slash:
+            yield Item(before + name, place + name, label)
         else:
-            yield Item(name, place + name, error=f"lies in no folder of a label (expected {folder}/LABEL/*)")
+            wrong = f"lies in no folder of a label (expected {folder}/LABEL/*)"
+            yield Item(before + name, place + name, error=wrong)
 
 
 def _at_least_one(items: Iterator[Item], place: Path) -> Iterator[Item]:
@@ -139,8 +199,12 @@ def _at_least_one(items: Iterator[Item], place: Path) -> Iterator[Item]:
     return chain([first], items)
 
 
-def _folder_of_classes(folder: Path, labels: Sequence[str]) -> Path:
-    """Return ``folder``, or the folder in it that holds the classes of held-out images."""
+def _split_folders(folder: Path, labels: Sequence[str]) -> dict[str, Path]:
+    """Return the folders of splits in ``folder`` by their names, exact names first; none if it holds classes.
+
+    Raises:
+        DataError: it has no folders, or two for one split.
+    """
     known = {unicodedata.normalize("NFC", label) for label in labels}
     found = {
         unicodedata.normalize("NFC", path.name): path
@@ -153,6 +217,22 @@ def _folder_of_classes(folder: Path, labels: Sequence[str]) -> Path:
             f"the labels {join_first([escaped(label) for label in labels])}"
         )
     if known & found.keys():
-        return folder
-    by_name = {name.casefold(): path for name, path in found.items()}
-    return next((by_name[name] for name in _HELD_OUT if name in by_name), folder)
+        return {}
+    words = list(ROLE_WORDS)
+    exact = {name: path for name, path in found.items() if name.casefold() in ROLE_WORDS}
+    exact = dict(sorted(exact.items(), key=lambda each: words.index(each[0].casefold())))
+    if exact:
+        return exact
+    # As training does: seg_train beside seg_test.
+    told: dict[str, Path] = {}
+    for path in found.values():
+        role = role_of(path.name)
+        if role is None:
+            continue
+        if role in told:
+            both = " and ".join(escaped(each.name) for each in (told[role], path))
+            raise DataError(
+                f"{escaped(str(folder))} has {both}, both for {role} by their names; give one of them"
+            )
+        told[role] = path
+    return told

@@ -16,6 +16,7 @@ IMAGE_COLUMNS = ("image", "file_name", "path", "file", "filename", "filepath", "
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target")
 
 SPLIT_COLUMN = "split"
+MOST_SPLITS = 1000
 
 
 def check_names(names: Sequence[str], where: str) -> None:
@@ -49,6 +50,25 @@ def find_label_column(names: Sequence[str], given: str | None, where: str) -> st
 def find_split_column(names: Sequence[str]) -> str | None:
     """Return the column that names the split of each image, if there is one."""
     return next((name for name in names if name.casefold() == SPLIT_COLUMN), None)
+
+
+def split_text(value: object) -> str:
+    """Return the split that ``value``, of the column of splits, names; "" if it names none."""
+    return "" if value is None else str(value).strip()
+
+
+def count_split(counts: Counter[str], value: object, where: str) -> None:
+    """Add a row, whose column of splits has ``value``, to ``counts``.
+
+    Raises:
+        DataError: there are so many different ones that they are no splits.
+    """
+    counts[split_text(value)] += 1
+    if len(counts) > MOST_SPLITS:
+        raise DataError(
+            f"{where} has more than {MOST_SPLITS:,} different splits in its column {SPLIT_COLUMN}; call the "
+            "column otherwise if it is something else, or take --split all"
+        )
 
 
 def no_label(value: object) -> str:

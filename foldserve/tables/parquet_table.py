@@ -9,6 +9,7 @@ Needs pyarrow (the extra `parquet`); `datasets` is not needed.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,10 +17,12 @@ import pyarrow.parquet as pq
 
 from foldserve.tables.columns import (
     check_names,
+    count_split,
     find_image_column,
     find_label_column,
     find_split_column,
     no_label,
+    split_text,
 )
 from foldserve.tables.errors import DataError
 from foldserve.tables.items import Item
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _ROWS_HELD = 32
+_SPLITS_HELD = 65_536
 
 
 class ParquetTable:
@@ -48,10 +52,7 @@ class ParquetTable:
             DataError: it cannot be read, or has no column of images or, if ``labelled``, of labels.
         """
         self._path = path
-        try:
-            self._file = pq.ParquetFile(path, pre_buffer=False)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read as Parquet: {_line(error)}") from error
+        self._file = _open(path)
         schema = self._file.schema_arrow
         check_names(schema.names, str(path))
         self._image = self._find_images(schema, path_column)
@@ -75,7 +76,7 @@ class ParquetTable:
                     for name in (self._image, self._label, self._split)
                 )
                 for value, label, split in zip(values, labels, splits, strict=True):
-                    yield self._item(value, label, "" if split is None else str(split).strip(), row)
+                    yield self._item(value, label, split_text(split), row)
                     row += 1
         except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(f"{self._path} is damaged after row {row}: {_line(error)}") from error
@@ -107,12 +108,39 @@ class ParquetTable:
         elif isinstance(value, str):
             name = value or where
         if isinstance(label, bool) or not isinstance(label, str | int | None):
-            return Item(name, b"", where=where, error=no_label(label))
+            return Item(name, b"", where=where, error=no_label(label), split=split)
         if isinstance(value, bytes):
             return Item(name, value, label, where, split=split)
         if isinstance(value, str) and value:
             return Item(name, self._path.parent / value, label, where, split=split)
-        return Item(name, b"", where=where, error="has no image")
+        return Item(name, b"", where=where, error="has no image", split=split)
+
+
+def count_parquet_splits(path: Path) -> Counter[str]:
+    """Return how many rows name each split, and "" for none; only the column of splits is read.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    file = _open(path)
+    column = find_split_column(file.schema_arrow.names)
+    if column is None:
+        return Counter({"": file.metadata.num_rows})
+    counts: Counter[str] = Counter()
+    try:
+        for batch in file.iter_batches(_SPLITS_HELD, columns=[column]):
+            for split in batch.column(0).to_pylist():
+                count_split(counts, split, str(path))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged: {_line(error)}") from error
+    return counts
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, pre_buffer=False)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {_line(error)}") from error
 
 
 def _may_hold_images(kind: pa.DataType) -> bool:

@@ -8,15 +8,18 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from foldserve.tables.columns import (
     SPLIT_COLUMN,
     check_names,
+    count_split,
     find_image_column,
     find_label_column,
     find_split_column,
     no_label,
+    split_text,
 )
 from foldserve.tables.errors import DataError
 from foldserve.tables.items import Item
@@ -38,32 +41,23 @@ def read_csv(
     Raises:
         DataError: it cannot be read, is not UTF-8, or its header lacks a column or has one twice.
     """
-    with _open(path) as stream:
-        try:
-            header = stream.readline(_MAX_LINE)
-            separator = max(",;\t", key=header.count)
-            stream.seek(0)
-            reader = _Rows(stream, separator, path)
-            names = [name.strip() for name in next(reader, [])]
-            check_names(names, str(path))
-            image = names.index(find_image_column(names, path_column, str(path)))
-            label = names.index(find_label_column(names, label_column, str(path))) if labelled else None
-            split_column = find_split_column(names) if labelled else None
-            split = None if split_column is None else names.index(split_column)
-            while True:
-                first_line = reader.line_num + 1
-                row = next(reader, None)
-                if row is None:
-                    return
-                where = f"{path.name}, line {first_line}"
-                if len(row) == len(names):
-                    given = (row[image], None if label is None else row[label])
-                    yield _item(path, *given, "" if split is None else row[split], where=where)
-                elif row:  # not an empty line
-                    text = row[image] if len(row) > image else ""
-                    yield Item(text, path, where=where, error=f"has {len(row)} fields, not {len(names)}")
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+    with _open_csv(path) as (reader, names):
+        image = names.index(find_image_column(names, path_column, str(path)))
+        label = names.index(find_label_column(names, label_column, str(path))) if labelled else None
+        split_column = find_split_column(names) if labelled else None
+        split = None if split_column is None else names.index(split_column)
+        while True:
+            first_line = reader.line_num + 1
+            row = next(reader, None)
+            if row is None:
+                return
+            where = f"{path.name}, line {first_line}"
+            if len(row) == len(names):
+                given = (row[image], None if label is None else row[label])
+                yield _item(path, *given, "" if split is None else row[split], where=where)
+            elif row:  # not an empty line
+                text = row[image] if len(row) > image else ""
+                yield Item(text, path, where=where, error=f"has {len(row)} fields, not {len(names)}")
 
 
 def read_json_lines(
@@ -75,22 +69,74 @@ def read_json_lines(
         DataError: it cannot be read, is not UTF-8, or its first line lacks a key.
     """
     image = label = split = ""
+    for number, entry in _json_lines(path):
+        where = f"{path.name}, line {number}"
+        if isinstance(entry, str):
+            yield Item("", path, where=where, error=entry)
+            continue
+        if not image:
+            image = find_image_column(list(entry), path_column, where)
+            label = find_label_column(list(entry), label_column, where) if labelled else ""
+            split = find_split_column(list(entry)) or SPLIT_COLUMN
+        given = (entry.get(image), entry.get(label), entry.get(split) if labelled else None)
+        yield _item(path, *given, where=where)
+
+
+def count_csv_splits(path: Path) -> Counter[str]:
+    """Return how many rows name each split, and "" for none; empty if there is no column of splits.
+
+    Raises:
+        DataError: as `read_csv`.
+    """
+    counts: Counter[str] = Counter()
+    with _open_csv(path) as (reader, names):
+        column = find_split_column(names)
+        if column is not None:
+            place = names.index(column)
+            for row in reader:
+                if len(row) == len(names):
+                    count_split(counts, row[place], str(path))
+    return counts
+
+
+def count_json_splits(path: Path) -> Counter[str]:
+    """Return how many lines name each split, and "" for none; empty if no line names one.
+
+    Raises:
+        DataError: as `read_json_lines`.
+    """
+    counts: Counter[str] = Counter()
+    column = ""
+    for _, entry in _json_lines(path):
+        if not isinstance(entry, str):
+            column = column or find_split_column(list(entry)) or SPLIT_COLUMN
+            count_split(counts, entry.get(column), str(path))
+    return counts if counts.keys() - {""} else Counter()
+
+
+@contextmanager
+def _open_csv(path: Path) -> Iterator[tuple[_Rows, list[str]]]:
+    """Yield a reader behind the header, and the names of the columns."""
+    with _open(path) as stream:
+        try:
+            header = stream.readline(_MAX_LINE)
+            separator = max(",;\t", key=header.count)
+            stream.seek(0)
+            reader = _Rows(stream, separator, path)
+            names = [name.strip() for name in next(reader, [])]
+            check_names(names, str(path))
+            yield reader, names
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    """Yield the number and the object of each line that is not empty, or why it is none."""
     with _open(path) as stream:
         try:
             for number, line in enumerate(_lines(stream), 1):
-                if not line.strip():
-                    continue
-                where = f"{path.name}, line {number}"
-                entry = _parse(line)
-                if isinstance(entry, str):
-                    yield Item("", path, where=where, error=entry)
-                    continue
-                if not image:
-                    image = find_image_column(list(entry), path_column, where)
-                    label = find_label_column(list(entry), label_column, where) if labelled else ""
-                    split = find_split_column(list(entry)) or SPLIT_COLUMN
-                given = (entry.get(image), entry.get(label), entry.get(split) if labelled else None)
-                yield _item(path, *given, where=where)
+                if line.strip():
+                    yield number, _parse(line)
         except UnicodeDecodeError as error:
             raise DataError(f"{path} cannot be read in UTF-8: {error}") from error
 
@@ -154,9 +200,10 @@ def _open(path: Path) -> IO[str]:
 
 
 def _item(path: Path, name: object, label: object, split: object, *, where: str) -> Item:
+    told = split_text(split)
     if not isinstance(name, str) or not name:
-        return Item(str(name or ""), path, where=where, error="names no image file")
+        return Item(str(name or ""), path, where=where, error="names no image file", split=told)
     if isinstance(label, bool) or not isinstance(label, str | int | None):
-        return Item(name, path, where=where, error=no_label(label))
+        return Item(name, path, where=where, error=no_label(label), split=told)
     label = label.strip() if isinstance(label, str) else label
-    return Item(name, path.parent / name, label, where, split="" if split is None else str(split).strip())
+    return Item(name, path.parent / name, label, where, split=told)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +17,7 @@ from foldserve.local.sources import open_labelled, open_source
 from foldserve.tables.errors import DataError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from foldserve.tables.items import Item
 
@@ -201,6 +202,150 @@ def test_hugging_faces_layout_is_read(model: Path, pictures: Path, tmp_path: Pat
         found.append(json.loads((tmp_path / name / "metrics.json").read_text()))
     assert found[0]["accuracy"] == found[1]["accuracy"]
     assert found[0]["classes"] == found[1]["classes"]
+
+
+SPLITS = ("train", "Test", "", "train", "val", "test")
+
+
+def write_splits(folder: Path, suffix: str, splits: Sequence[str] = SPLITS) -> Path:
+    """Write a table of pictures 0.png, 1.png, ... of these splits; every second one is a cat, others dogs."""
+    rows = [
+        {"path": f"{number}.png", "label": LABELS[number % 2], "split": split}
+        for number, split in enumerate(splits)
+    ]
+    path = folder / f"t{suffix}"
+    if suffix == ".parquet":
+        return write_parquet(path, rows)
+    if suffix == ".jsonl":
+        return table(folder, "".join(json.dumps(row) + "\n" for row in rows), path.name)
+    lines = ["path,label,split", *(",".join(row.values()) for row in rows)]
+    return table(folder, "\n".join(lines) + "\n", path.name)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", pytest.param(".parquet", marks=needs_pyarrow)])
+@pytest.mark.parametrize(
+    ("splits", "asked", "chosen", "said"),
+    [
+        (SPLITS, None, "15", "Test 2 (left out: train 2, none 1, val 1)"),
+        (SPLITS, "testing", "15", "Test 2 (left out: train 2, none 1, val 1)"),
+        (SPLITS, "TRAIN", "03", "train 2 (left out: Test 2, none 1, val 1)"),
+        (SPLITS, "all", "012345", "all"),
+        (("train", "dev", "train"), None, "1", "dev 1 (left out: train 2)"),
+        (("train", "holdout", "train"), None, "012", "all, as none is test or val: train 2, holdout 1"),
+        (("train", "holdout", "train"), "Holdout", "1", "holdout 1 (left out: train 2)"),
+        (("", "", ""), None, "012", ""),
+    ],
+)
+def test_the_test_rows_of_a_table_are_judged_unless_others_are_asked_for(
+    tmp_path: Path, suffix: str, *, splits: Sequence[str], asked: str | None, chosen: str, said: str
+) -> None:
+    source = open_labelled(write_splits(tmp_path, suffix, splits), LABELS, split=asked)
+    assert [item.name for item in source.items] == [f"{number}.png" for number in chosen]
+    assert source.split == said
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", pytest.param(".parquet", marks=needs_pyarrow)])
+def test_a_split_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path, suffix: str) -> None:
+    path = write_splits(tmp_path, suffix)
+    with pytest.raises(DataError, match=r"no split 'tset': it has train 2, Test 2, none 1 and 1 more; give one of"):
+        open_labelled(path, LABELS, split="tset")
+    path = write_splits(tmp_path, suffix, ("", ""))
+    with pytest.raises(DataError, match="no split 'test': it has no splits; leave out --split"):
+        open_labelled(path, LABELS, split="test")
+
+
+def test_columns_of_other_things_called_split_are_said(tmp_path: Path) -> None:
+    path = write_splits(tmp_path, ".csv", [f"{number}%" for number in range(1001)])
+    with pytest.raises(
+        DataError, match=r"more than 1,000 different splits in its column split; .* --split all"
+    ):
+        open_labelled(path, LABELS)
+    assert len(list(open_labelled(path, LABELS, split="all").items)) == 1001
+
+
+def test_wrong_rows_of_other_splits_are_no_mistakes_and_those_of_unknown_ones_are(tmp_path: Path) -> None:
+    text = "path,label,split\na.png,cat,test\n,cat,train\n,cat,test\nb.png\nc.png,cat,train\n"
+    items = labelled(table(tmp_path, text))
+    assert [(item.where, item.error) for item in items] == [
+        ("t.csv, line 2", ""),
+        ("t.csv, line 4", "names no image file"),
+        ("t.csv, line 5", "has 1 fields, not 3"),
+    ]
+
+
+@needs_pyarrow
+def test_of_parquet_files_named_by_their_splits_those_for_the_test_are_judged(tmp_path: Path) -> None:
+    for name, count in (("train-0", 3), ("train-1", 2), ("test-0", 2), ("validation-0", 1)):
+        write_parquet(
+            tmp_path / f"{name}-of-2.parquet",
+            [{"image": {"bytes": b"x", "path": f"{name}/{n}"}, "label": "cat"} for n in range(count)],
+        )
+    source = open_labelled(tmp_path, LABELS)
+    assert [item.name for item in source.items] == ["test-0/0", "test-0/1"]
+    assert source.split == "test 2 (left out: training 5, validation 1)"
+    assert len(list(open_labelled(tmp_path, LABELS, split="train").items)) == 5
+    assert len(list(open_labelled(tmp_path, LABELS, split="all").items)) == 8
+    assert len(list(open_source(tmp_path).items)) == 8, "predict takes all"
+
+
+def write_folders(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name / "cat").mkdir(parents=True)
+        (folder / name / "cat" / "a.png").touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("folders", "asked", "chosen"),
+    [
+        (("train", "val", "test"), None, ["test"]),
+        (("Train", "Valid"), None, ["Valid"]),
+        (("train", "val", "test"), "train", ["train"]),
+        (("train", "val", "test"), "all", ["train", "val", "test"]),
+        (("seg_train", "seg_test"), None, ["seg_test"]),
+        (("train",), None, ["train"]),
+    ],
+)
+def test_the_split_of_a_folder_is_chosen_alike(
+    tmp_path: Path, folders: Sequence[str], asked: str | None, chosen: list[str]
+) -> None:
+    source = open_labelled(write_folders(tmp_path, *folders), LABELS, split=asked)
+    items = list(source.items)
+    assert [
+        Path(item.content).parent.parent.name for item in items if not isinstance(item.content, bytes)
+    ] == chosen
+    assert {item.label for item in items} == {"cat"}
+    assert source.split
+    assert len({item.name for item in items}) == len(chosen)
+
+
+def test_folders_without_the_split_asked_for_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no split 'val': it has train, test; give one of them, or all"):
+        open_labelled(write_folders(tmp_path / "a", "train", "test"), LABELS, split="val")
+    classes = write_folders(tmp_path / "b", "cat", "dog")
+    with pytest.raises(DataError, match="has no split 'test': it has no splits; leave out --split"):
+        open_labelled(classes, LABELS, split="test")
+    assert open_labelled(classes, LABELS, split="all").split == ""
+    with pytest.raises(DataError, match="has test_a and test_b, both for test by their names"):
+        open_labelled(write_folders(tmp_path / "c", "test_a", "test_b"), LABELS)
+
+
+def test_evaluate_says_which_split_it_judged(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = sorted(path for path in pictures.rglob("*.png") if path.is_file())
+    lines = [f"{file},{file.parent.name},{'test' if n % 3 else 'train'}" for n, file in enumerate(files)]
+    path = table(tmp_path, "path,label,split\n" + "\n".join(lines) + "\n")
+    tests = sum(bool(n % 3) for n in range(len(files)))
+    for words, count, said in (
+        ([], tests, f"test {tests} (left out: train {len(files) - tests})"),
+        (["--split", "all"], len(files), "all"),
+    ):
+        out = tmp_path / said[:3]
+        assert cli.main(["evaluate", str(model), "--data", str(path), "--out", str(out), *words]) == 0
+        assert f"split       {said}\n" in capsys.readouterr().out
+        facts = json.loads((out / "metrics.json").read_text())
+        assert (facts["image_count"], facts["split"]) == (count, said)
 
 
 @needs_pyarrow
