@@ -1,0 +1,1 @@
+"""Kills training at random moments, and compares what it ends with."""
