@@ -20,12 +20,18 @@ Border = Literal["mirror", "black"]
 
 def add_border(images: Tensor, padding: int, border: Border) -> Tensor:
     """Return ``images`` [N, C, H, W] of any type with ``padding`` pixels more on each side."""
-    if border == "black":
-        return F.pad(images, (padding, padding, padding, padding))
-    # Not F.pad, which takes neither bytes nor a border wider than the image.
-    height, width = images.shape[2:]
-    rows, columns = (_mirrored(side, padding, images.device) for side in (height, width))
-    return images.index_select(2, rows).index_select(3, columns)
+    padded = F.pad(images, (padding, padding, padding, padding))
+    if border == "mirror":
+        # Not by F.pad, which takes neither bytes nor borders wider than the image. Only strips are filled.
+        height, width = images.shape[2:]
+        inside = padded[:, :, :, padding : padding + width]
+        before, behind = _mirrored(height, padding, images.device)
+        inside[:, :, :padding] = images.index_select(2, before)
+        inside[:, :, padding + height :] = images.index_select(2, behind)
+        before, behind = _mirrored(width, padding, images.device)
+        padded[:, :, :, :padding] = inside.index_select(3, before)
+        padded[:, :, :, padding + width :] = inside.index_select(3, behind)
+    return padded
 
 
 def sample(images: Tensor, places: Tensor, border: Border) -> Tensor:
@@ -38,7 +44,8 @@ def sample(images: Tensor, places: Tensor, border: Border) -> Tensor:
     return F.grid_sample(images, places, padding_mode=mode, align_corners=False)
 
 
-def _mirrored(side: int, padding: int, device: torch.device) -> Tensor:
-    """Return which of ``side`` rows each row of the padded image shows, int64 [side + 2 * padding]."""
-    place = torch.arange(-padding, side + padding, device=device) % (2 * side)
-    return torch.minimum(place, 2 * side - 1 - place)
+def _mirrored(side: int, padding: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return which of ``side`` rows each of the ``padding`` rows before and behind shows, int64 [padding]."""
+    place = torch.arange(padding, device=device)
+    before, behind = (place - padding) % (2 * side), (side + place) % (2 * side)
+    return torch.minimum(before, 2 * side - 1 - before), torch.minimum(behind, 2 * side - 1 - behind)
