@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from foldserve.artifact.format import IMAGE, LOGITS, read_artifact
+from foldserve.artifact.versions import list_versions
 from foldserve.demo.pipeline import prove
 from foldserve.demo.server_process import running_server
 from foldserve.runtime.session import Session
@@ -49,7 +50,7 @@ def test_second_demo_keeps_run_and_version_and_proves_again(demo_run: DemoRun) -
     assert done.returncode == 0, done.stdout + done.stderr
     assert "is finished" in done.stdout
     assert "Proven:" in done.stdout
-    assert [entry.name for entry in (demo_run.repository / "lenet").iterdir()] == ["1"]
+    assert list_versions(demo_run.repository / "lenet") == [1]
 
 
 def test_the_proof_fails_for_a_network_that_differs_in_one_weight(demo_run: DemoRun, tmp_path: Path) -> None:

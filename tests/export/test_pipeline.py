@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 
 from foldserve.artifact.format import Golden, ModelMetadata, read_artifact
+from foldserve.artifact.versions import list_versions
 from foldserve.export import pipeline
 from foldserve.export.config import ExportConfig
 from foldserve.export.errors import ExportError, ParityError, SourceError
@@ -101,19 +102,19 @@ def test_each_export_is_the_next_version_and_touches_no_other(run_dir, tmp_path)
     export(run_dir, tmp_path / "models", name="lenet")
     first = {path: path.read_bytes() for path in (tmp_path / "models/lenet/1").iterdir()}
     export(run_dir, tmp_path / "models", name="lenet", skip_same=False)
-    assert sorted(path.name for path in (tmp_path / "models/lenet").iterdir()) == ["1", "2"]
+    assert list_versions(tmp_path / "models/lenet") == [1, 2]
     assert all(path.read_bytes() == content for path, content in first.items())
 
 
 def test_same_model_is_published_once(run_dir, tmp_path, capsys):
     for _ in range(2):
         export(run_dir, tmp_path / "models", name="lenet")
-    assert [path.name for path in (tmp_path / "models/lenet").iterdir()] == ["1"]
+    assert list_versions(tmp_path / "models/lenet") == [1]
     assert "already is exactly this model" in capsys.readouterr().out
     damaged = tmp_path / "models/lenet/1/model.onnx"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     export(run_dir, tmp_path / "models", name="lenet")
-    assert sorted(path.name for path in (tmp_path / "models/lenet").iterdir()) == ["1", "2"]
+    assert list_versions(tmp_path / "models/lenet") == [1, 2]
 
 
 def test_an_older_version_that_is_the_same_is_found_and_can_be_promoted(run_dir, tmp_path, capsys):

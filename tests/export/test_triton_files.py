@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from foldserve.artifact.format import read_artifact
+from foldserve.artifact.numbering import LAST_VERSION_FILE
 from foldserve.export.config import ExportConfig
 from foldserve.export.errors import SourceError
 from foldserve.export.pipeline import export_model
@@ -57,7 +58,8 @@ def test_second_export_replaces_the_files_and_leaves_nothing_else(run_dir: Path,
     export(run_dir, tmp_path)
     (tmp_path / "lenet" / LABELS_FILE).unlink()
     export(run_dir, tmp_path)
-    assert sorted(path.name for path in (tmp_path / "lenet").iterdir()) == ["1", CONFIG_FILE, LABELS_FILE]
+    expected = ["1", CONFIG_FILE, LAST_VERSION_FILE, LABELS_FILE]
+    assert sorted(path.name for path in (tmp_path / "lenet").iterdir()) == expected
 
 
 @pytest.mark.parametrize("content", [b"", b'name: "mine"\n', b"\xff\xfe\n" * 100])

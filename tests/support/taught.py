@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from foldserve.artifact.format import Artifact, ModelMetadata, read_artifact
+from foldserve.artifact.versions import list_versions
 from foldserve.export.config import ExportConfig
 from foldserve.export.pipeline import export_model
 from foldserve.export.verification.reference import TorchReference
@@ -59,5 +60,5 @@ def export_taught(taught: Taught, folder: Path, patch: pytest.MonkeyPatch, **set
     save_checkpoint(run_dir / "best.pt", taught.checkpoint)
     config = ExportConfig(source=run_dir, repository=folder / "models", name="taught", **settings)
     assert export_model(config) == 0
-    newest = max(int(entry.name) for entry in (folder / "models/taught").iterdir())
+    newest = max(list_versions(folder / "models/taught"))
     return read_artifact(folder / "models/taught" / str(newest))

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from foldserve.artifact.format import Artifact, read_artifact
+from foldserve.artifact.versions import list_versions
 from foldserve.export.config import ExportConfig
 from foldserve.export.errors import PrecisionError
 from foldserve.export.precision import choose as precision
@@ -175,7 +176,7 @@ def test_repeated_refusal_publishes_no_new_version(taught, tmp_path, monkeypatch
     given_speeds(monkeypatch, 0.5)
     for _ in range(2):
         export_taught(taught, tmp_path, monkeypatch, precision="int8", max_accuracy_drop=10)
-    assert [entry.name for entry in (tmp_path / "models/taught").iterdir()] == ["1"]
+    assert list_versions(tmp_path / "models/taught") == [1]
 
 
 def config(**settings) -> ExportConfig:
