@@ -22,6 +22,7 @@ SEARCHABLE = frozenset(
         "backbone_lr_scale",
         "batch_norm",
         "batch_size",
+        "border",
         "class_weights",
         "clip_norm",
         "color_jitter",

@@ -21,6 +21,7 @@ from foldserve.training.config import ENDING_FIELDS, RESUMABLE_FIELDS, TrainConf
         ("optimizer=sgd/adamw", Range("optimizer", "choice", choices=("sgd", "adamw"))),
         ("batch-size=32/64", Range("batch_size", "choice", choices=("32", "64"))),
         ("flip=true/false", Range("flip", "choice", choices=("true", "false"))),
+        ("border=mirror/black", Range("border", "choice", choices=("mirror", "black"))),
     ],
 )
 def test_a_range_is_read_and_written_alike(text: str, expected: Range) -> None:
