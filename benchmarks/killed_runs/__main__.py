@@ -1,9 +1,9 @@
 """`python -m benchmarks.killed_runs`: training that is killed at random moments ends with the same bits.
 
 Trains a small network twice with --deterministic, on drawn pictures, with all that has state or draws at
-random: once undisturbed, and once ended by SIGKILL again and again and started again. The moments are drawn
-from the whole life of a process: while it starts, trains, writes a checkpoint (one after each step) or an
-epoch's figures. Should the run end before it was killed often enough, it is compared, and another one begins.
+random: once undisturbed, and once ended by SIGKILL again and again and started again. A quarter of the kills
+come while the process starts, the others spread over the run: in steps, checkpoints (one after each step),
+figures and the report. Should it end before it was killed often enough, it is compared, and another begins.
 Prints a line per kill; exits with 1 if a weight, an average, the optimizer's state or a figure differs.
 """
 
@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +30,7 @@ from foldserve.training.checkpoint import LAST_FILE, load_checkpoint
 
 PROGRAM = "benchmarks.killed_runs"
 _TRAIN, _TEST = 240, 60
+_SHARE_AT_START = 0.25
 _FLAGS = [
     "--arch=lenet",
     "--deterministic",
@@ -68,28 +70,52 @@ def main() -> int:
         place = Path(name)
         pictures = write_folder(place / "pictures", islice(scenes(_TRAIN), _TRAIN + _TEST))
         whole = place / "whole"
-        started = time.monotonic()
-        assert _wait(_start(pictures, whole, config), None)
-        took_s = time.monotonic() - started
-        print(f"undisturbed: {_step(whole)} steps in {took_s:.1f} s; seed of the moments {seed}", flush=True)
-        found = _kill_again_and_again(config, whole, pictures, took_s, random.Random(seed))
+        startup_s, took_s = _train_undisturbed(pictures, whole, config)
+        print(
+            f"undisturbed: {_step(whole)} steps in {took_s:.1f} s, the first after {startup_s:.1f} s; seed "
+            f"of the moments {seed}",
+            flush=True,
+        )
+        moments = _Moments(startup_s, (took_s - startup_s) / config.kills, random.Random(seed))
+        found = _kill_again_and_again(config, whole, pictures, moments)
     for line in found:
         print(f"DIFFERENT: {line}")
     print(f"killed {config.kills} times: {'not the same bits' if found else 'the same bits each time'}")
     return 1 if found else 0
 
 
-def _kill_again_and_again(
-    config: Config, whole: Path, pictures: Path, took_s: float, moments: random.Random
-) -> list[str]:
+@dataclass(frozen=True)
+class _Moments:
+    """Draws when a process is killed: one in four as it starts, the others spread over the run."""
+
+    startup_s: float
+    step_s: float
+    random: random.Random
+
+    def draw_s(self) -> float:
+        if self.random.random() < _SHARE_AT_START:
+            return self.random.uniform(0, self.startup_s)
+        return self.startup_s + self.random.uniform(0, 2 * self.step_s / (1 - _SHARE_AT_START))
+
+
+def _train_undisturbed(pictures: Path, run: Path, config: Config) -> tuple[float, float]:
+    """Return after how many seconds there was a first checkpoint, and how many it took in all."""
+    started = time.monotonic()
+    process = _start(pictures, run, config)
+    while process.poll() is None and not (run / LAST_FILE).exists():
+        time.sleep(0.02)
+    startup_s = time.monotonic() - started
+    assert _wait(process, None)
+    return startup_s, time.monotonic() - started
+
+
+def _kill_again_and_again(config: Config, whole: Path, pictures: Path, moments: _Moments) -> list[str]:
     """Return what differs from the run in ``whole``."""
     found: list[str] = []
     kills = runs = 0
     run = whole.with_name("killed-0")
-    # So that about as many kills as asked for fall into one run, and some into the start of a process.
-    longest_s = took_s / 2 + 2 * took_s / config.kills
     while kills < config.kills:
-        moment_s = moments.uniform(0, longest_s)
+        moment_s = moments.draw_s()
         if _wait(_start(pictures, run, config), moment_s):
             found += differences(whole, run)
             runs += 1
