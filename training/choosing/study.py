@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from foldserve.replacing import write_replacing
 from foldserve.text import join_first
-from foldserve.training.config import RESUMABLE_FIELDS
+from foldserve.training.config import EARLIER_SETTINGS, RESUMABLE_FIELDS
 from foldserve.training.errors import RunError
 from foldserve.training.run.folder_lock import LOCK_FILE, locked_folder
 from foldserve.training.run.run_folder import another_run_dir
@@ -43,6 +43,7 @@ TRIALS_FOLDER = "trials"
 REASON, FOLDER = "reason", "folder"
 
 _NAME = "tune"
+_USUAL_BORDER = "that of the images"
 _LOCKED_S = 60
 # Trainings that end before others are pruned, and their first epochs, which tell little.
 _TRIALS_BEFORE_PRUNING = 4
@@ -60,6 +61,8 @@ def open_study_folder(config: TuneConfig) -> Iterator[Path]:
     with locked_folder(folder, named="folder", busy="searches in"):
         there = {entry.name for entry in folder.iterdir()} - {LOCK_FILE}
         settings = {name: value for name, value in config.fixed.items() if name not in RESUMABLE_FIELDS}
+        # Written even if it is not given: searches from before there was a choice lack it, and used black.
+        settings.setdefault("border", _USUAL_BORDER)
         asked = {"settings": settings, "ranges": [str(each) for each in config.ranges]}
         if STUDY_FILE in there:
             _check_same(folder, asked)
@@ -96,7 +99,8 @@ def _check_same(folder: Path, asked: dict[str, Any]) -> None:
 def _flat(study: dict[str, Any]) -> dict[str, Any]:
     """Return the settings and the ranges of a search by name."""
     ranges = dict(text.split("=", 1) for text in study["ranges"])
-    return {**study["settings"], **{f"the range of {name}": values for name, values in ranges.items()}}
+    settings = EARLIER_SETTINGS | study["settings"]
+    return {**settings, **{f"the range of {name}": values for name, values in ranges.items()}}
 
 
 def open_study(folder: Path, config: TuneConfig, *, worker: int = 0) -> Study:

@@ -208,6 +208,18 @@ def test_another_search_or_a_folder_of_something_else_is_refused(folder: Path, t
         run(settings(folder, trials=1))
 
 
+def test_a_search_from_before_borders_were_mirrored_goes_on_with_black_ones_alone(folder: Path) -> None:
+    run(settings(folder, trials=1, border="black"))
+    study = json.loads((folder / "study.json").read_text())
+    assert study["settings"].pop("border") == "black"
+    (folder / "study.json").write_text(json.dumps(study))
+    with pytest.raises(RunError, match="border is black there and that of the images here"):
+        run(settings(folder, trials=2))
+    run(settings(folder, trials=1, border="black"))
+    run(settings(folder.with_name("today"), trials=1))
+    run(settings(folder.with_name("today"), trials=1))
+
+
 def tune_process(folder: Path, data: Path, *flags: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "foldserve", "tune", "--dataset", str(data), "--run-dir", str(folder)]
     command += ["--arch", "lenet", "--range", "lr=0.001:0.05:log", "--epochs", "2", "--device", "cpu", *flags]
