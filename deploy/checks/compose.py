@@ -20,6 +20,7 @@ from pathlib import Path
 
 import trustme
 
+from deploy.checks.errors import CheckError
 from deploy.checks.replica_load import Callers, Questions
 
 ROOT = Path(__file__).parents[2]
@@ -34,10 +35,6 @@ _SHOWN = (
     "outlier_detection.ejections_enforced_total",
     "health_check.failure",
 )
-
-
-class CheckError(Exception):
-    """The trial failed, or cannot be made here."""
 
 
 class Project:
