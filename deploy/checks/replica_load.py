@@ -65,10 +65,21 @@ class Questions:
 
 
 class Callers:
-    """Threads that call one address without a pause, each over a connection of its own, for a block."""
+    """Threads that call one address, each over a connection of its own, for a block.
 
-    def __init__(self, address: str, certificate: bytes | None, questions: Questions, count: int) -> None:
+    Each waits ``pause_s`` after an answer.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        certificate: bytes | None,
+        questions: Questions,
+        count: int,
+        pause_s: float = 0.0,
+    ) -> None:
         self.tally = Tally()
+        self._pause_s = pause_s
         self._address, self._certificate, self._questions = address, certificate, questions
         self._stopping, self._lock = threading.Event(), threading.Lock()
         self._threads = [threading.Thread(target=self._call, args=(number,)) for number in range(count)]
@@ -111,3 +122,4 @@ class Callers:
                     self.tally.right += is_right
                     self.tally.wrong += not is_right
                     self.tally.slowest_s = max(self.tally.slowest_s, taken_s)
+                self._stopping.wait(self._pause_s)
