@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed-$(RUNTIME)
 # Three workers, also on two cores: many tests wait for processes that they started. Tests of one file share its fixtures.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
-.PHONY: help install interop ui-env demo test test-all lint types format proto bench bench-training bench-export bench-networks bench-serving bench-regression check-slurm check-ray check-compose check-network gpu-check prometheus reference docs clean
+.PHONY: help install interop ui-env demo test test-all lint types format proto bench bench-training bench-export bench-networks bench-serving bench-regression check-slurm check-ray check-kubeflow check-compose check-network gpu-check prometheus reference docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -137,6 +137,16 @@ $(RAY): deploy/checks/ray-requirements.txt constraints.txt pyproject.toml
 check-ray: $(RAY) ## two workers of Ray Train; a million images on Ray Data, an actor killed; Dask (in .venv-ray)
 	.venv-ray/bin/python -m deploy.checks.ray_and_dask
 
+KUBEFLOW := .venv-kubeflow/.installed
+
+$(KUBEFLOW): deploy/checks/kubeflow-requirements.txt
+	$(PYTHON) -m venv --clear .venv-kubeflow
+	.venv-kubeflow/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
+check-kubeflow: install $(KUBEFLOW) ## the training of trainjob.yaml by Kubeflow's SDK, without a cluster (minutes, 2 GB)
+	$(BIN)/python -m deploy.checks.kubeflow
+
 gpu-check: install ## all that is to be seen on a GPU, in 12 minutes; without one a rehearsal on the CPU
 	$(BIN)/python -m benchmarks.gpu.check
 
@@ -159,4 +169,4 @@ $(SITE): docsite/requirements.txt
 	@touch $@
 
 clean: ## remove the environment, runs and models
-	rm -rf $(VENV) .venv-docs .venv-envoy .venv-interop .venv-networks .venv-ray .venv-ui $(CLIENTS)/node/node_modules tests/ui/axe/node_modules runs models *.egg-info
+	rm -rf $(VENV) .venv-docs .venv-envoy .venv-interop .venv-kubeflow .venv-networks .venv-ray .venv-ui $(CLIENTS)/node/node_modules tests/ui/axe/node_modules runs models *.egg-info
