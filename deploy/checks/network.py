@@ -3,8 +3,8 @@
 Each server runs in a network namespace of its own, Envoy and the callers in another; the links are cut in
 three ways in turn (`deploy.checks.namespaces`), for one to eight seconds, while another server is stopped by
 SIGSTOP: 50 times. The callers never try again. First they call through an Envoy whose retries are taken away,
-which has to lose calls, or the load would not notice a lost one. Needs Linux, iproute2 and root, or user
-namespaces; nothing of the machine's own network is changed.
+which has to lose calls, or the load would not notice a lost one. Last, a link is cut while 4,000 calls are
+under way. Needs Linux, iproute2 and root, or user namespaces; the machine's own network is left alone.
 """
 
 from __future__ import annotations
@@ -25,16 +25,19 @@ from typing import TYPE_CHECKING, Any
 from deploy.checks.envoy import ROOT, Envoy, find_envoy
 from deploy.checks.errors import CheckError
 from deploy.checks.namespaces import CUTS, Cut, Replicas, isolated
-from deploy.checks.replica_load import Callers, Questions
+from deploy.checks.replica_load import Callers, Crowd, Questions
 from foldserve.demo.children import environment_without_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_ADDRESS = "127.0.0.1:8443"
 REPLICAS = 3
 CALLERS = 8
 # Between two calls of a caller: moderate load, so that what is measured is not the machine's speed.
 PAUSE_S = 0.01
+# Calls at once, after the trials; Envoy takes a thousand per connection.
+CROWD, CROWD_CONNECTIONS = 4000, 4
 LEAST_CUT_S, MOST_CUT_S = 1.0, 8.0
 # By then no call still waits for a broken server: Envoy's pings have found it after four seconds.
 _NOTICED_S = 6.0
@@ -43,16 +46,17 @@ _START_S = 240.0
 
 @dataclass(frozen=True)
 class Break:
-    """What happens to two of the servers, and for how long."""
+    """What happens to one or two of the servers, and for how long."""
 
     cut: int
     way: Cut
-    paused: int
+    paused: int | None
     seconds: float
 
     def __str__(self) -> str:
         """Return it in words."""
-        return f"{self.way} at {self.cut}, {self.paused} paused, for {self.seconds:.1f} s"
+        paused = "" if self.paused is None else f", {self.paused} paused"
+        return f"{self.way} at {self.cut}{paused}, for {self.seconds:.1f} s"
 
 
 def draw(generator: random.Random, number: int) -> Break:
@@ -93,11 +97,13 @@ class Servers:
         Raises:
             CheckError: a server has ended.
         """
-        paused = self._processes[broken.paused]
+        paused = None if broken.paused is None else self._processes[broken.paused]
         self._replicas.cut(broken.cut, broken.way)
-        paused.send_signal(signal.SIGSTOP)
+        if paused is not None:
+            paused.send_signal(signal.SIGSTOP)
         time.sleep(broken.seconds)
-        paused.send_signal(signal.SIGCONT)
+        if paused is not None:
+            paused.send_signal(signal.SIGCONT)
         self._replicas.mend(broken.cut, broken.way)
         for number, process in enumerate(self._processes):
             if process.poll() is not None:
@@ -138,11 +144,13 @@ def run_trials(folder: Path, trials: int) -> int:
         envoy = Envoy(folder, replicas.addresses)
         with envoy.running():
             envoy.wait_until_whole(_START_S)
-            return _try_all(envoy, servers, questions, [draw(generator, number) for number in range(trials)])
+            breaks = [draw(generator, number) for number in range(trials)]
+            status = _try_all(envoy, servers, questions, breaks)
+            return _try_crowd(envoy, servers, questions) or status
 
 
 def _calling(envoy: Envoy, questions: Questions) -> Callers:
-    return Callers("127.0.0.1:8443", envoy.certificate, questions, CALLERS, PAUSE_S)
+    return Callers(_ADDRESS, envoy.certificate, questions, CALLERS, PAUSE_S)
 
 
 def _try_all(envoy: Envoy, servers: Servers, questions: Questions, breaks: list[Break]) -> int:
@@ -166,8 +174,22 @@ def _try_all(envoy: Envoy, servers: Servers, questions: Questions, breaks: list[
     print("Envoy:", json.dumps(counted))
     for text in sorted(set(tally.lost)):
         print(f"lost {tally.lost.count(text)} times: {text}")
-    if not counted["upstream_rq_retry_success"]:
+    if breaks and not counted["upstream_rq_retry_success"]:
         raise CheckError("Envoy had nothing to try again: the trials broke nothing")
+    return 1 if tally.wrong or tally.lost else 0
+
+
+def _try_crowd(envoy: Envoy, servers: Servers, questions: Questions) -> int:
+    """Cut a link while thousands of calls are under way: those of one server are tried again all at once."""
+    before = envoy.counters()
+    with Crowd(_ADDRESS, envoy.certificate, questions, CROWD, CROWD_CONNECTIONS) as crowd:
+        servers.break_for_a_while(Break(0, "packets lost", None, MOST_CUT_S))
+    tally = crowd.tally
+    counted = {name: count - before[name] for name, count in envoy.counters().items()}
+    print(f"{CROWD} calls at once: {tally.right} right, {tally.wrong} wrong, {len(tally.lost)} lost")
+    print("Envoy:", json.dumps(counted))
+    for text in sorted(set(tally.lost)):
+        print(f"lost {tally.lost.count(text)} times: {text}")
     return 1 if tally.wrong or tally.lost else 0
 
 
