@@ -33,8 +33,8 @@ def server_options(settings: WireSettings, *, is_fallback: bool) -> _Options:
         # See serving.transport.compression.
         ("grpc.per_message_decompression", 0),
         # Proxies ping a connection every other second, to notice a server that hangs (deploy/envoy), whether
-        # there are calls on it or not. gRPC's own limits, one ping in five minutes and without calls one in two
-        # hours, would close it, and end the calls.
+        # there are calls on it or not. gRPC's own limits, one ping in five minutes and without calls one in
+        # two hours, would close it, and end the calls.
         ("grpc.http2.min_ping_interval_without_data_ms", _LEAST_PING_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         # The window of a stream, in addition to the message being read. gRPC's own estimate grows with the
