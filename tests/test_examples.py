@@ -29,8 +29,13 @@ if TYPE_CHECKING:
 
 EXAMPLES = ROOT / "examples"
 _TESTS = ("test_examples.py", "test_other_clients.py")
-# On engines that are no dependency of this project, with a million rows: `make check-ray`.
-RUN_BY_CHECK_RAY = ("ray_train.py", "ray_data.py", "dask_classify.py")
+# On engines that are no dependency of this project, by `make check-ray` and `make check-kubeflow`.
+RUN_BY_TRIAL = {
+    "ray_train.py": "ray_and_dask.py",
+    "ray_data.py": "ray_and_dask.py",
+    "dask_classify.py": "ray_and_dask.py",
+    "kubeflow_train.py": "kubeflow.py",
+}
 PROGRAM = f"{os.pathsep}".join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
 
 
@@ -93,9 +98,8 @@ def test_pictures_are_classified_without_a_server(tmp_path: Path) -> None:
 
 
 def test_examples_for_engines_are_run_by_their_trial() -> None:
-    trial = (ROOT / "deploy" / "checks" / "ray_and_dask.py").read_text()
-    for name in RUN_BY_CHECK_RAY:
-        assert f'"{name}"' in trial
+    for name, trial in RUN_BY_TRIAL.items():
+        assert f'"{name}"' in (ROOT / "deploy" / "checks" / trial).read_text()
 
 
 def test_rows_are_answered_as_the_model_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,9 +38,12 @@ _BASELINE_WIDTH = 0.03
 class RegressionConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """Compare the CPU time of a request with the stored baseline, as ratios to bare loops."""
 
-    cases: list[CaseName] = Field(default=["batch-of-32", "batch-of-1", "32-images"], min_length=1)
+    cases: list[CaseName] = Field(
+        default=["batch-of-32", "batch-of-1", "32-images", "native-code", "grpcio-code"], min_length=1
+    )
     """What to compare. The defaults run in this process; native, grpcio and native-32-images are whole
-    servers with one caller, for quiet machines: store their ratios with --update first."""
+    servers with one caller, for quiet machines: store their ratios with --update first. Several: --cases
+    once for each."""
     baseline: Path = BASELINE
     """File with the stored ratios."""
     allowed: float = Field(default=0.1, gt=0)

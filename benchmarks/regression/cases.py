@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from benchmarks.regression import transports
 from benchmarks.regression.in_process import in_process
 from benchmarks.regression.over_the_wire import over_the_wire
 from benchmarks.serving.contestants import Contestant
@@ -21,7 +22,16 @@ if TYPE_CHECKING:
 
     from benchmarks.serving.networks import Network
 
-CaseName = Literal["batch-of-32", "batch-of-1", "32-images", "native", "grpcio", "native-32-images"]
+CaseName = Literal[
+    "batch-of-32",
+    "batch-of-1",
+    "32-images",
+    "native-code",
+    "grpcio-code",
+    "native",
+    "grpcio",
+    "native-32-images",
+]
 # Measures one round of about so many CPU seconds for each side: the ratio of their CPU times per request.
 Round: TypeAlias = Callable[[float], float]
 
@@ -43,6 +53,9 @@ CASES: dict[CaseName, Case] = {
     "batch-of-32": Case("32 requests in a batch", partial(in_process, requests=32, images=1)),
     "batch-of-1": Case("a request alone", partial(in_process, requests=1, images=1)),
     "32-images": Case("a request of 32 images", partial(in_process, requests=1, images=32)),
+    # The transports' own code, without their libraries: from a received call to the service and back.
+    "native-code": Case("native's code alone", transports.native),
+    "grpcio-code": Case("grpcio's code alone", transports.grpcio),
     # Whole servers, with one caller that sends a request after the other: only for quiet machines, as the
     # ratio contains what it costs to wake a thread (+-15 % at a load of 10). Not in the stored baseline.
     "native": Case("native, one caller", partial(over_the_wire, *_NATIVE, Load()), needs_h2load=True),

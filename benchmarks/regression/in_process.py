@@ -40,7 +40,7 @@ def in_process(
     Raises:
         BenchError: foldserve answered otherwise than the bare loop.
     """
-    messages = [_message(network, images) for _ in range(requests)]
+    messages = [message_of(network, images) for _ in range(requests)]
     session = Session(network.model_file.read_bytes(), device="cpu", intra_op_threads=1)
     with ExitStack() as stack:
         stack.enter_context(slowed(planted_us))
@@ -49,10 +49,11 @@ def in_process(
         answered = serve(messages)
         if [_content(answer) for answer in answered] != [_content(answer) for answer in expected]:
             raise BenchError("foldserve and the bare loop answer the same requests differently")
-        yield lambda cpu_s: _ratio(lambda: serve(messages), lambda: _bare(session, messages), cpu_s)
+        yield lambda cpu_s: ratio_of_costs(lambda: serve(messages), lambda: _bare(session, messages), cpu_s)
 
 
-def _message(network: Network, images: int) -> bytes:
+def message_of(network: Network, images: int) -> bytes:
+    """Return a serialised request of ``images`` images."""
     pixels = network.images(images)
     request = pb.ModelInferRequest(model_name=network.name)
     request.inputs.add(name=IMAGE, datatype="UINT8", shape=pixels.shape)
@@ -110,7 +111,7 @@ def _content(answer: bytes) -> list[bytes]:
     return list(pb.ModelInferResponse.FromString(answer).raw_output_contents)
 
 
-def _ratio(top: Callable[[], object], bottom: Callable[[], object], cpu_s: float) -> float:
+def ratio_of_costs(top: Callable[[], object], bottom: Callable[[], object], cpu_s: float) -> float:
     """Run both in turns of some ten milliseconds and return the ratio of their CPU times per call."""
     calls = max(1, round(_TURN_S / _cost_s(bottom, 3)))
     spent_top = spent_bottom = 0.0

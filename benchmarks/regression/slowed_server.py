@@ -17,15 +17,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
+def burn(microseconds: float) -> None:
+    """Spend so much CPU time on this thread."""
+    until_s = time.thread_time() + microseconds / 1e6
+    while time.thread_time() < until_s:
+        pass
+
+
 @contextmanager
 def slowed(microseconds: float) -> Iterator[None]:
     """Plant the slowdown in this process for the block; 0 plants nothing."""
     submit = InferenceService.submit
 
     def slowed_submit(service: InferenceService, requests: Sequence[Any], *others: Any, **named: Any) -> None:
-        until_s = time.thread_time() + microseconds / 1e6 * len(requests)
-        while time.thread_time() < until_s:
-            pass
+        burn(microseconds * len(requests))
         submit(service, requests, *others, **named)
 
     if microseconds:

@@ -1,6 +1,7 @@
 """`python -m benchmarks.serving`: foldserve against bare loops, mosec and raw ONNX Runtime.
 
-Starts the servers, loads them in turn and prints a table of ratios within one run.
+Starts the servers, loads them in turn and prints a table of ratios within one run, and one of where the CPU
+time of a small request goes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from benchmarks.serving.config import BenchServingConfig, Group
 from benchmarks.serving.errors import BenchError
 from benchmarks.serving.load import require_h2load
 from benchmarks.serving.networks import Network, alexnet, lenet, trained_lenet
-from benchmarks.serving.report import measurements_table, ratios_table, to_json
+from benchmarks.serving.report import measurements_table, ratios_table, shares_table, to_json
 from benchmarks.serving.rounds import GroupResult, measure_group
 from benchmarks.serving.rows import NETWORKS
 
@@ -58,7 +59,7 @@ def run_bench(config: BenchServingConfig) -> int:
             status.update(f"making {name}")
             networks.setdefault(name, _BUILDERS[name](Path(folder), config.repository))
             results[group] = measure_group(group, networks[name], config, status.update)
-    console.print(measurements_table(results), ratios_table(results))
+    console.print(measurements_table(results), shares_table(results), ratios_table(results))
     if config.json_file is not None:
         config.json_file.write_text(to_json(results))
     return 0

@@ -7,6 +7,7 @@ foldserve adds to it can be told.
 from __future__ import annotations
 
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import numpy as np
 from foldserve.artifact.format import IMAGE, LOGITS, PROBABILITIES
 from foldserve.runtime.session import Session
 from foldserve.serving.pb import open_inference_pb2 as pb
+from foldserve.serving.protocol.infer_response import SHA256_PARAMETER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +32,9 @@ class BareModel:
     def __init__(self) -> None:
         model, port_file, threads = sys.argv[1:]
         self._port_file = Path(port_file)
-        self._session = Session(Path(model).read_bytes(), device="cpu", intra_op_threads=int(threads))
+        content = Path(model).read_bytes()
+        self._sha256 = sha256(content).hexdigest()
+        self._session = Session(content, device="cpu", intra_op_threads=int(threads))
 
     def announce(self, port: int) -> None:
         """Write the port to the file that the benchmark reads."""
@@ -41,6 +45,12 @@ class BareModel:
     def infer(self, requests: Sequence[pb.ModelInferRequest]) -> list[pb.ModelInferResponse]:
         """Answer every request from one run over all their rows."""
         return infer(self._session, requests)
+
+    def answer(self, message: bytes) -> bytes:
+        """Answer one serialised request with the bytes that foldserve would send."""
+        (response,) = self.infer([pb.ModelInferRequest.FromString(message)])
+        response.parameters[SHA256_PARAMETER].string_param = self._sha256
+        return response.SerializeToString()
 
 
 def infer(session: Session, requests: Sequence[pb.ModelInferRequest]) -> list[pb.ModelInferResponse]:

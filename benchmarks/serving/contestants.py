@@ -23,11 +23,14 @@ Transport = Literal["native", "grpcio"]
 class Contestant:
     """A server to start. ``flags`` are foldserve's beyond its defaults.
 
+    The bare ones run the model in the smallest loop, the echoes only send an answer that was made before;
     first_come is foldserve with the queue of `benchmarks.fairness`; ``planted_us`` slows foldserve down by so
     many microseconds of CPU per request, to see that a check notices.
     """
 
-    kind: Literal["foldserve", "first_come", "bare_native", "bare_aio", "bare_mosec"]
+    kind: Literal[
+        "foldserve", "first_come", "bare_native", "bare_aio", "bare_mosec", "echo_native", "echo_aio"
+    ]
     transport: Transport | None = None
     flags: tuple[str, ...] = ()
     planted_us: float = 0.0
@@ -72,7 +75,7 @@ def launch(contestant: Contestant, network: Network, *, port_file: Path, free_po
         flags = ("--address", "127.0.0.1", "--port", str(free_port), "--log-level", "error")
         environment = {"BARE_MODEL": str(network.model_file.absolute()), "BARE_THREADS": threads}
         return Launch((str(mosec_python()), script, *flags), environment)
-    if contestant.kind == "bare_native":
+    if contestant.kind in ("bare_native", "echo_native"):
         _require_native()
     module = f"benchmarks.serving.{contestant.kind}"
     return Launch((sys.executable, "-m", module, str(network.model_file), str(port_file), threads), {})

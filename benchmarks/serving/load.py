@@ -19,7 +19,7 @@ from benchmarks.serving.errors import BenchError
 from foldserve.demo.children import ending_with_us
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -47,7 +47,11 @@ class Load:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Result of one run: latency as seen by the client, CPU time of the server."""
+    """Result of one run: latency as seen by the client, CPU time of the server.
+
+    Where foldserve's own share is asked for, also the mean batch that it formed, in images, and ONNX
+    Runtime's CPU time per request for such batches.
+    """
 
     requests: int
     requests_per_s: float
@@ -55,6 +59,8 @@ class Measurement:
     server_us: float  # processor time a request
     p50_us: float
     p99_us: float
+    batch: float | None = None
+    model_us: float | None = None
 
 
 def require_h2load() -> None:
@@ -96,10 +102,24 @@ def server_us(server: ServerProcess, load: Load, *, body: bytes, answer_bytes: i
     Raises:
         BenchError: as for `measure`.
     """
-    with _h2load_flags(server, load, body) as flags:
-        before_s = server.processor_s()
-        _run_h2load(server, flags, requests, _message_bytes(server, answer_bytes))
-        return (server.processor_s() - before_s) / requests * 1e6
+    return rate_and_cost([server], load, body=body, answer_bytes=answer_bytes, requests=requests)[1]
+
+
+def rate_and_cost(
+    servers: Sequence[ServerProcess], load: Load, *, body: bytes, answer_bytes: int, requests: int
+) -> tuple[float, float]:
+    """Send ``requests`` times ``body`` to the port that ``servers`` share.
+
+    Returns:
+        Requests per second, and the CPU microseconds of all servers per request.
+
+    Raises:
+        BenchError: as for `measure`.
+    """
+    with _h2load_flags(servers[0], load, body) as flags:
+        before_s = sum(server.processor_s() for server in servers)
+        rate = _run_h2load(servers[0], flags, requests, _message_bytes(servers[0], answer_bytes))
+        return rate, (sum(server.processor_s() for server in servers) - before_s) / requests * 1e6
 
 
 def latencies_us(

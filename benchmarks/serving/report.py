@@ -1,4 +1,4 @@
-"""Builds two tables: the ratios with their limits, and the measurements behind them."""
+"""Builds the tables: ratios with their limits, foldserve's own share, and the measurements behind them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from benchmarks.serving.rows import ROWS
+from benchmarks.serving.rows import ROWS, SHARES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from benchmarks.serving.config import Group
+    from benchmarks.serving.load import Measurement
     from benchmarks.serving.rounds import GroupResult
     from benchmarks.serving.rows import Row
 
@@ -33,6 +34,45 @@ def ratios_table(results: Mapping[Group, GroupResult]) -> Table:
         else:
             table.add_row(row.title, "-", *bounds, f"[yellow]skipped: {_reason(row, results[row.group])}")
     return table
+
+
+def shares_table(results: Mapping[Group, GroupResult]) -> Table:
+    """Return where a request's CPU microseconds go: the model, the transport's library, and foldserve."""
+    columns = (
+        "what",
+        "server CPU us",
+        "batch",
+        "ONNX Runtime us",
+        "transport's echo us",
+        "own share us",
+        "%",
+    )
+    table = Table(*columns, title="CPU time of a request; the own share is what the other two leave of it")
+    for share in SHARES:
+        if share.group not in results:
+            continue
+        measured = results[share.group].measurements
+        rounds = list(zip(measured.get(share.served, []), measured.get(share.echo, []), strict=False))
+        if not rounds:
+            table.add_row(share.title, "[yellow]skipped: a server is missing")
+            continue
+        own_us = [own_share_us(served, echo) for served, echo in rounds]
+        table.add_row(
+            share.title,
+            _with_spread([served.server_us for served, _ in rounds]),
+            _short(median(served.batch or 0.0 for served, _ in rounds)),
+            _with_spread([served.model_us or 0.0 for served, _ in rounds]),
+            _with_spread([echo.server_us for _, echo in rounds]),
+            _with_spread(own_us),
+            f"{median(own / served.server_us for own, (served, _) in zip(own_us, rounds, strict=True)):.0%}",
+        )
+    return table
+
+
+def own_share_us(served: Measurement, echo: Measurement) -> float:
+    """Return the CPU microseconds of a request that neither the model nor the transport's library took."""
+    assert served.model_us is not None
+    return served.server_us - served.model_us - echo.server_us
 
 
 def measurements_table(results: Mapping[Group, GroupResult]) -> Table:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from benchmarks.serving.check import checked_answer_bytes, request_body
 from benchmarks.serving.errors import ContestantMissingError
 from benchmarks.serving.load import measure
+from benchmarks.serving.model_cost import ModelCost, with_model_cost
 from benchmarks.serving.raw_runtime import RawRuntime
-from benchmarks.serving.rows import trials_of
+from benchmarks.serving.rows import is_shared_out, trials_of
 from benchmarks.serving.server_process import running
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ def measure_group(
     trials = trials_of(group)
     with ExitStack() as stack:
         servers = _start(trials, network, result, stack, say)
-        runs = [_prepare(trial, network, servers, config) for trial in trials if _is_there(trial, servers)]
+        runs = [
+            _prepare(group, trial, network, servers, config) for trial in trials if _is_there(trial, servers)
+        ]
         for number in range(1, config.rounds + 1):
             say(f"{group}: round {number} of {config.rounds}")
             # Every other round backwards, so that nobody always follows the same neighbour.
@@ -78,7 +81,11 @@ def _is_there(trial: Trial, servers: dict[Contestant, ServerProcess]) -> bool:
 
 
 def _prepare(
-    trial: Trial, network: Network, servers: dict[Contestant, ServerProcess], config: BenchServingConfig
+    group: Group,
+    trial: Trial,
+    network: Network,
+    servers: dict[Contestant, ServerProcess],
+    config: BenchServingConfig,
 ) -> tuple[Trial, Callable[[], Measurement]]:
     """Check the answers, warm up and fix the number of requests; return a function that measures once."""
     if trial.contestant is None:
@@ -94,4 +101,7 @@ def _prepare(
     run(_WARM_UP_REQUESTS)
     rate = run(_WARM_UP_REQUESTS).requests_per_s
     requests = max(_LEAST_REQUESTS, round(rate * config.seconds))
+    if is_shared_out(group, trial):
+        cost = ModelCost(network)
+        return trial, lambda: with_model_cost(lambda: run(requests), server, trial.load, cost)
     return trial, lambda: run(requests)

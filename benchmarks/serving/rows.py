@@ -59,6 +59,17 @@ NETWORKS: dict[Group, Literal["lenet", "trained-lenet", "alexnet"]] = {
     "alexnet": "alexnet",
 }
 
+
+@dataclass(frozen=True)
+class Share:
+    """foldserve's own CPU time per request: that of ``served`` without the model's and that of ``echo``."""
+
+    title: str
+    group: Group
+    served: Trial
+    echo: Trial
+
+
 _NATIVE = Contestant("foldserve", "native")
 _GRPCIO = Contestant("foldserve", "grpcio")
 # One stream a connection: HTTP/1.1 can do that too, and batches must then form across connections.
@@ -118,6 +129,19 @@ ROWS = (
     ),
 )  # fmt: skip
 
+SHARES = (
+    Share("LeNet at 32, native", "lenet", Trial(_NATIVE, _BUSY), Trial(Contestant("echo_native"), _BUSY)),
+    Share("LeNet at 32, grpcio", "lenet", Trial(_GRPCIO, _BUSY), Trial(Contestant("echo_aio"), _BUSY)),
+    Share(
+        "LeNet of the demo at 32, native",
+        "trained", Trial(_NATIVE, _BUSY), Trial(Contestant("echo_native"), _BUSY),
+    ),
+    Share(
+        "LeNet of the demo at 32, grpcio",
+        "trained", Trial(_GRPCIO, _BUSY), Trial(Contestant("echo_aio"), _BUSY),
+    ),
+)  # fmt: skip
+
 # Measured beside the rows, for the second table: the bare loops under every load that foldserve gets.
 EXTRA_TRIALS: dict[Group, tuple[Trial, ...]] = {
     "lenet": (
@@ -134,4 +158,10 @@ EXTRA_TRIALS: dict[Group, tuple[Trial, ...]] = {
 def trials_of(group: Group) -> list[Trial]:
     """Return everything to measure in ``group``, each once, in a fixed order."""
     named = [trial for row in ROWS if row.group == group for trial in (row.top, row.bottom)]
-    return list(dict.fromkeys([*named, *EXTRA_TRIALS[group]]))
+    shares = [trial for share in SHARES if share.group == group for trial in (share.served, share.echo)]
+    return list(dict.fromkeys([*named, *shares, *EXTRA_TRIALS[group]]))
+
+
+def is_shared_out(group: Group, trial: Trial) -> bool:
+    """Tell whether the model's part of ``trial`` is measured, too."""
+    return any(share.group == group and share.served == trial for share in SHARES)

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import trustme
 
+from deploy.checks.envoy import count_healthy, read_counters
+from deploy.checks.errors import CheckError
 from deploy.checks.replica_load import Callers, Questions
 
 ROOT = Path(__file__).parents[2]
@@ -27,17 +29,6 @@ REPLICAS = 3
 CALLERS = 8
 HELD_S = 4.0
 WAIT_S = 240.0
-# Envoy's own counters, of the cluster `servers`.
-_SHOWN = (
-    "upstream_rq_retry",
-    "upstream_rq_retry_success",
-    "outlier_detection.ejections_enforced_total",
-    "health_check.failure",
-)
-
-
-class CheckError(Exception):
-    """The trial failed, or cannot be made here."""
 
 
 class Project:
@@ -87,16 +78,14 @@ class Project:
     def wait_until_whole(self) -> None:
         """Wait until Envoy finds all servers healthy."""
         until_s = time.monotonic() + WAIT_S
-        while self._admin("clusters").count("health_flags::healthy") != REPLICAS:
+        while count_healthy(self._admin("clusters")) != REPLICAS:
             if time.monotonic() > until_s:
                 raise CheckError(f"Envoy did not find {REPLICAS} healthy servers within {WAIT_S:.0f} s")
             time.sleep(0.2)
 
     def counters(self) -> dict[str, int]:
         """Return Envoy's counters that tell what it did."""
-        lines = [line.partition(": ") for line in self._admin("stats?filter=cluster.servers").splitlines()]
-        found = {name.removeprefix("cluster.servers."): value for name, _, value in lines}
-        return {name: int(found[name]) for name in _SHOWN}
+        return read_counters(self._admin("stats?filter=cluster.servers"))
 
     def _admin(self, path: str) -> str:
         (envoy,) = self._ids("envoy")

@@ -25,6 +25,7 @@ import ray
 
 from benchmarks.gpu.pictures import write_pictures
 from benchmarks.serving.networks import lenet
+from deploy.checks.errors import CheckError
 from foldserve import LocalModel
 from foldserve.artifact.format import IMAGE, OUTPUTS
 from foldserve.runtime.cpus import usable_cpus
@@ -36,10 +37,6 @@ ROWS_PER_GROUP = 10_000
 CHUNK = 4096
 # Logical CPUs: two for the actors, two for reading and writing.
 RAY_CPUS = 4
-
-
-class CheckError(Exception):
-    """The trial failed."""
 
 
 def write_rows(folder: Path, count: int) -> Path:

@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
@@ -65,10 +65,21 @@ class Questions:
 
 
 class Callers:
-    """Threads that call one address without a pause, each over a connection of its own, for a block."""
+    """Threads that call one address, each over a connection of its own, for a block.
 
-    def __init__(self, address: str, certificate: bytes | None, questions: Questions, count: int) -> None:
+    Each waits ``pause_s`` after an answer.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        certificate: bytes | None,
+        questions: Questions,
+        count: int,
+        pause_s: float = 0.0,
+    ) -> None:
         self.tally = Tally()
+        self._pause_s = pause_s
         self._address, self._certificate, self._questions = address, certificate, questions
         self._stopping, self._lock = threading.Event(), threading.Lock()
         self._threads = [threading.Thread(target=self._call, args=(number,)) for number in range(count)]
@@ -86,12 +97,7 @@ class Callers:
             thread.join()
 
     def _call(self, first: int) -> None:
-        if self._certificate is None:
-            channel = grpc.insecure_channel(self._address, _OPTIONS)
-        else:
-            credentials = grpc.ssl_channel_credentials(self._certificate)
-            channel = grpc.secure_channel(self._address, credentials, _OPTIONS)
-        with channel:
+        with _open(self._address, self._certificate) as channel:
             ask = channel.unary_unary(_METHOD, request_serializer=bytes, response_deserializer=bytes)
             for number in itertools.count(first):
                 if self._stopping.is_set():
@@ -111,3 +117,48 @@ class Callers:
                     self.tally.right += is_right
                     self.tally.wrong += not is_right
                     self.tally.slowest_s = max(self.tally.slowest_s, taken_s)
+                self._stopping.wait(self._pause_s)
+
+
+class Crowd:
+    """``count`` calls that are sent at once, over ``connections``, when the block begins, and end with it."""
+
+    def __init__(
+        self, address: str, certificate: bytes, questions: Questions, count: int, connections: int
+    ) -> None:
+        self.tally = Tally()
+        self._questions, self._count = questions, count
+        self._channels = [_open(address, certificate) for _ in range(connections)]
+        self._calls: list[Any] = []
+
+    def __enter__(self) -> Crowd:
+        """Connect, and send all calls."""
+        methods = []
+        for channel in self._channels:
+            grpc.channel_ready_future(channel).result(_DEADLINE_S)
+            methods.append(
+                channel.unary_unary(_METHOD, request_serializer=bytes, response_deserializer=bytes)
+            )
+        for number in range(self._count):
+            message = self._questions.messages[number % _IMAGES]
+            self._calls.append(methods[number % len(methods)].future(message, timeout=_DEADLINE_S))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for the answers and count them."""
+        for number, call in enumerate(self._calls):
+            try:
+                is_right = self._questions.is_right(number % _IMAGES, call.result())
+            except grpc.RpcError as error:
+                self.tally.lost.append(f"{error.code().name}: {error.details()}")
+                continue
+            self.tally.right += is_right
+            self.tally.wrong += not is_right
+        for channel in self._channels:
+            channel.close()
+
+
+def _open(address: str, certificate: bytes | None) -> grpc.Channel:
+    if certificate is None:
+        return grpc.insecure_channel(address, _OPTIONS)
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(certificate), _OPTIONS)

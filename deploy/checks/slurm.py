@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.gpu.pictures import write_pictures
+from deploy.checks.errors import CheckError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,10 +38,6 @@ TRAINING = (
     f"--arch=lenet --epochs={EPOCHS} --batch-size=16 --deterministic --threads=1 --device=cpu --seed=3 "
     "--precision=fp32 --checkpoint-every=0.5"
 ).split()
-
-
-class CheckError(Exception):
-    """The trial failed, or cannot be made here."""
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.gpu.check import Step, run, steps
 from benchmarks.gpu.pictures import write_pictures
+from benchmarks.gpu.replicas import describe
 from foldserve.cli import parse
 
 if TYPE_CHECKING:
@@ -42,6 +43,16 @@ def test_how_a_step_ended_is_told(tmp_path: Path) -> None:
     assert ended("raise SystemExit(3)") == "FAILED with status 3"
     assert ended("import time; time.sleep(60)", limit_s=0.5) == "FAILED: out of time"
     assert ended("", left_s=0) == "skipped: the time is over"
+
+
+def test_replicas_are_compared_within_a_round() -> None:
+    """A machine that slows down from round to round changes the rates and not the ratio."""
+    rounds = [((3000.0, 50.0), (2000.0, 60.0)), ((300.0, 70.0), (200.0, 80.0)), ((33.0, 90.0), (20.0, 99.0))]
+    told = describe(rounds)
+    assert told == (
+        "foldserve 300 requests/s (70 us of CPU each), mosec 200 requests/s (80 us of CPU each), "
+        "ratio 1.50 [1.50, 1.65]"
+    )
 
 
 def test_pictures_are_the_same_each_time(tmp_path: Path) -> None:

@@ -48,13 +48,19 @@ def test_a_port_of_the_host_is_envoy_s_listener(services: Any) -> None:
     assert services["envoy"]["ports"] == [f"127.0.0.1:{port}:{port}"]
 
 
-def test_broken_servers_are_noticed_in_three_ways_and_never_called_in_panic(cluster: Any) -> None:
+def test_broken_servers_are_noticed_in_three_ways_and_called_only_if_no_other_is_left(cluster: Any) -> None:
     (check,) = cluster["health_checks"]
     assert check["grpc_health_check"] == {"service_name": ""}
     assert cluster["outlier_detection"]["max_ejection_percent"] < 100
-    assert cluster["common_lb_config"]["healthy_panic_threshold"] == {"value": 0}
+    # Per cent: with fewer than a hundred servers, none is healthy. At 0 all calls would then be refused.
+    assert cluster["common_lb_config"]["healthy_panic_threshold"] == {"value": 1}
     (options,) = cluster["typed_extension_protocol_options"].values()
     assert "connection_keepalive" in options["explicit_http_config"]["http2_protocol_options"]
+
+
+def test_all_calls_of_a_lost_server_may_be_tried_again_at_once(cluster: Any) -> None:
+    (limits,) = cluster["circuit_breakers"]["thresholds"]
+    assert limits["max_retries"] == limits["max_requests"]
 
 
 def test_no_stream_is_sent_again() -> None:

@@ -15,6 +15,8 @@ _Options: TypeAlias = "tuple[tuple[str, int], ...]"
 # A connection that sends nothing is closed after this time instead of gRPC's two minutes, so that a client
 # who opens thousands holds them for less long. A client's TLS handshake takes some round trips.
 _HANDSHAKE_MS = 20_000
+# The third ping that comes sooner after the one before closes the connection.
+_LEAST_PING_MS = 1000
 # The native front adds at most this much metadata to the calls it forwards.
 _FALLBACK_METADATA_BYTES = 4096
 # Bytes that a stream may send before they are read: enough for 10 MB/s with a round trip of 100 ms.
@@ -30,9 +32,11 @@ def server_options(settings: WireSettings, *, is_fallback: bool) -> _Options:
         ("grpc.max_receive_message_length", settings.message_limit.wire_bytes),
         # See serving.transport.compression.
         ("grpc.per_message_decompression", 0),
-        # Clients may ping an idle connection every ten seconds; gRPC's own limit, one ping in five minutes,
-        # would close it.
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        # Proxies ping a connection every other second, to notice a server that hangs (deploy/envoy), whether
+        # there are calls on it or not. gRPC's own limits, one ping in five minutes and without calls one in
+        # two hours, would close it, and end the calls.
+        ("grpc.http2.min_ping_interval_without_data_ms", _LEAST_PING_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
         # The window of a stream, in addition to the message being read. gRPC's own estimate grows with the
         # round trip: on a busy machine it let a stream that nobody read send 700 MB.
         ("grpc.http2.bdp_probe", 0),
