@@ -3,10 +3,13 @@
 Between the map and a layer there may be operations that move numbers or average them (`fold_routes`), and
 
     before it   a concatenation: each input takes its part of the map, if all can
+                a split: what it splits is mapped in the channels of that part
                 a sum:           scale (a + b) + shift = (scale a + shift) + (scale b); a constant is mapped
     behind it   several readers, if all can take it
                 a border of one value (`border_before`)
+                a ReLU or another clip, which then has a bound for each channel (`fold_clips`)
                 a concatenation: a map of all its channels that leaves the others as they are
+                a split: each part takes its part of the map, if all can
 
 A move is planned as a list of steps first, and made only if every layer that has to take part can.
 """
@@ -21,7 +24,13 @@ import numpy as np
 import onnx_ir as ir
 
 from foldserve.export.graph.fold_bn import ChannelAffine, fold_after, fold_before
-from foldserve.export.graph.fold_concatenations import parts_of_inputs, widened_to_output
+from foldserve.export.graph.fold_clips import clip_before, is_clip, set_bounds
+from foldserve.export.graph.fold_concatenations import (
+    parts_of_inputs,
+    parts_of_outputs,
+    widened_to_input,
+    widened_to_output,
+)
 from foldserve.export.graph.fold_layers import (
     DeclinedError,
     Layer,
@@ -52,10 +61,23 @@ _MAX_DEPTH = 12
 
 @dataclass(frozen=True)
 class _Step:
-    """One change of the graph; ``layer`` is the name of the layer that it changes, "" for anything else."""
+    """One change of the graph.
+
+    ``layer`` is the name of the layer that it changes, "" for anything else; ``left`` names an operation that
+    there would not be without the map.
+    """
 
     layer: str
     change: Callable[[], None]
+    left: str = ""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Where a map went: the names of the layers, and what is left of it between them, else ""."""
+
+    layers: str
+    left: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,9 +112,9 @@ class AffineMoves:
         Raises:
             DeclinedError: it would not be exact, or is not possible; nothing has changed.
         """
-        return _make(self._before(_Map(value, 1, affine), reader))
+        return _make(self._before(_Map(value, 1, affine), reader)).layers
 
-    def into_next(self, value: ir.Value, affine: ChannelAffine) -> str:
+    def into_next(self, value: ir.Value, affine: ChannelAffine) -> Moved:
         """Let all that reads ``value`` compute with ``affine`` of it along axis 1; as `into_previous`."""
         return _make(self._behind(_Map(value, 1, affine)))
 
@@ -116,6 +138,10 @@ class AffineMoves:
                 for given, part in parts
                 for step in self._before(wanted.moved(given, axis, part), producer)
             ]
+        if producer.op_type == "Split" and not producer.domain:
+            given = producer.inputs[0]
+            moved = wanted.moved(given, axis, widened_to_input(producer, value, axis, affine))
+            return [*self._before(moved, producer), _renaming(moved.value, "normalised")]
         if producer.op_type == "Add" and not producer.domain:
             return self._before_sum(wanted, producer)
         if is_route(producer):
@@ -215,9 +241,19 @@ class AffineMoves:
             if border is not None:
                 steps.append(_Step("", lambda: self._pad_with(node, border)))
             return [*steps, renaming]
+        if is_clip(node) and index == 0:
+            clip = clip_before(node, affine, self._weights)
+            change = _Step("", lambda: set_bounds(clip, axis, self._graph, self._weights), clip.left)
+            return [*self._behind(given.moved(output, axis, clip.affine)), change, renaming]
         if node.op_type == "Concat" and not node.domain:
             moved = given.moved(output, axis, widened_to_output(node, index, axis, affine))
             return [*self._behind(moved), renaming]
+        if node.op_type == "Split" and not node.domain and index == 0:
+            return [
+                step
+                for part, own in parts_of_outputs(node, axis, affine)
+                for step in (*self._behind(given.moved(part, axis, own)), _renaming(part, "unscaled"))
+            ]
         if is_route(node) and index == 0:
             moved = given.moved(output, axis_behind(node, axis, affine, self._weights), affine)
             return [*self._behind(moved), renaming]
@@ -292,11 +328,15 @@ class AffineMoves:
         node.graph.insert_after(node, add)
 
 
-def _make(steps: list[_Step]) -> str:
-    """Make the changes; return the names of the layers that took part."""
+def _make(steps: list[_Step]) -> Moved:
+    """Make the changes; return what took part."""
     for step in steps:
         step.change()
-    return join_first(list(dict.fromkeys(step.layer for step in steps if step.layer)))
+    layers, left = (
+        join_first(list(dict.fromkeys(name for name in names if name)))
+        for names in ([step.layer for step in steps], [step.left for step in steps])
+    )
+    return Moved(layers, left)
 
 
 def _renaming(value: ir.Value, what: str) -> _Step:
