@@ -80,6 +80,47 @@ def test_calibrated_statistics_are_those_of_the_activations(ending: tuple[nn.Mod
     assert not any(module.training for module in network.modules())
 
 
+class StarReLU(nn.Module):
+    """As timm has it: s relu(x)^2 + b, fresh with s = 1 and b = 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.bias = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * torch.relu(x) ** 2 + self.bias
+
+
+class Block(nn.Module):
+    """Layer norm, a linear layer, StarReLU and another linear layer, beside x itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.act = nn.LayerNorm(16, bias=False), StarReLU()
+        self.wide, self.narrow = nn.Linear(16, 64, bias=False), nn.Linear(64, 16, bias=False)
+        for layer in (self.wide, self.narrow):
+            nn.init.normal_(layer.weight, std=0.05)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 0.65 * x + self.narrow(self.act(self.wide(self.norm(x))))
+
+
+def test_star_relu_lets_the_image_through() -> None:
+    """With another bias every block adds the same constant, and the logits show rounding."""
+    torch.manual_seed(1)
+    features = [nn.Conv2d(3, 16, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *(Block() for _ in range(12))]
+    network = nn.Sequential(*features, nn.LayerNorm(16), nn.Linear(16, 5)).eval()
+    twin = copy.deepcopy(network)
+    assert give_statistics(network, "calibrated", SIDE) > 0.1
+    for module in twin.modules():
+        if isinstance(module, StarReLU):
+            nn.init.constant_(module.bias, 0.4)
+            module.__class__ = type("Another", (StarReLU,), {})  # which is not calibrated
+    assert give_statistics(twin, "calibrated", SIDE) < 0.05
+    errors = [make_judge(each, SIDE).pytorch_error for each in (network, twin)]
+    assert errors[0] < errors[1] / 5
+
+
 @pytest.mark.parametrize("kind", ["calibrated", "random"])
 def test_nothing_stays_as_constant_as_it_was(kind: str) -> None:
     """Scales of zero hide the branch behind them, and batch norm of fresh statistics does nothing."""
