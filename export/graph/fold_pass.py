@@ -71,7 +71,7 @@ class FoldPass:
         for node in list(self._graph.all_nodes()):
             if node.op_type == BATCH_NORM and not node.domain:
                 self.folds.append(self._fold(node))
-        merged = merge_branches(self._graph, self._weights, self._moves)
+        merged = merge_branches(self._graph, self._weights)
         for value in merged:
             self._now_folded(value, f"into {merged[value]}, parallel to it")
         return self.folds
