@@ -57,7 +57,7 @@ def give_statistics(network: nn.Module, kind: str, side: int) -> float:
         images = _draw(side, _SCALING_SEED)
         logits = network(images)
         largest = float(logits.abs().max())
-        varying = _most(logits - logits.mean(0)) / max(_most(logits), 1e-30)
+        varying = _most(logits - logits.median(0).values) / max(_most(logits), 1e-30)
         if kind == "calibrated":
             _scale_last_layer(network, images, logits)
         elif math.isfinite(largest) and not _LEAST_LOGIT < largest < _MOST_LOGIT:
@@ -153,11 +153,15 @@ def _last_layers(network: nn.Module, class_count: int) -> list[nn.Linear | nn.Co
 
 
 def _scale_last_layer(network: nn.Module, images: Tensor, logits: Tensor) -> None:
-    """Shift and scale the logits to mean 0 and `TRAINED_LOGIT`; scale them only if something follows."""
+    """Shift and scale the logits to median 0 and `TRAINED_LOGIT`; scale them only if something follows.
+
+    Not to mean 0: one image whose logits are a hundred times as large would decide the mean, and with it the
+    logits of all others, which would then be all alike.
+    """
     layers = _last_layers(network, logits.shape[1])
     kept = {key: value.clone() for layer in layers for key, value in _named(layer)}
-    mean = logits.mean(0)
-    for shift in (mean, torch.zeros_like(mean)):
+    middle = logits.median(0).values
+    for shift in (middle, torch.zeros_like(middle)):
         factor = TRAINED_LOGIT / _most(logits - shift)
         for layer in layers:
             _scale(layer, factor, shift)

@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.networks.images import draw_images, normalised
 from benchmarks.networks.judge import make_judge
 from benchmarks.networks.onnx_files import give_random_weights
-from benchmarks.networks.statistics import TRAINED_LOGIT, give_statistics
+from benchmarks.networks.statistics import TRAINED_LOGIT, _scale_last_layer, give_statistics
 
 SIDE = 16
 
@@ -78,6 +78,17 @@ def test_calibrated_statistics_are_those_of_the_activations(ending: tuple[nn.Mod
     largest = float(network(others).detach().abs().amax(1).median())
     assert TRAINED_LOGIT / 2 < largest < 2 * TRAINED_LOGIT
     assert not any(module.training for module in network.modules())
+
+
+def test_one_image_that_is_unlike_the_others_does_not_make_them_alike() -> None:
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)).eval()
+    images = torch.randn(9, 3, 2, 2)
+    images[4] *= 1e4
+    with torch.no_grad():
+        _scale_last_layer(network, images, network(images))
+        logits = network(images)
+    assert float((logits - logits[:1]).abs().amax(1).median()) > 1
 
 
 class StarReLU(nn.Module):
