@@ -177,9 +177,17 @@ def _logged_sigmoid(node: ir.Node) -> ir.Node | None:
 
 def _is_negated_softplus(node: ir.Node) -> bool:
     """Tell whether ``node`` computes -softplus(x) = log(1 - sigmoid(x)) = log(sigmoid(-x))."""
-    given = node.inputs[0] if node.op_type == "Neg" else None
-    before = None if given is None else _behind_shapes(given)
-    return before is not None and not before.domain and before.op_type == "Softplus"
+    value = node.inputs[0] if node.op_type == "Neg" else None
+    for _ in range(3):
+        before = None if value is None else _behind_shapes(value)
+        if before is None or before.domain:
+            return False
+        if before.op_type == "Softplus":
+            return True
+        # PyTorch's is x itself where x is large, else softplus(beta x) / beta.
+        position = {"Where": 2, "Div": 0}.get(before.op_type)
+        value = None if position is None else before.inputs[position]
+    return False
 
 
 def _is_written_out_sigmoid(node: ir.Node) -> bool:

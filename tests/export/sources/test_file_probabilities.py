@@ -150,6 +150,13 @@ FILES_REFUSED = {
         node("Softplus", "minus", "plus"),
         node("Neg", "plus", "out"),
     ],
+    "log-sigmoid as PyTorch writes softplus": [
+        node("Greater", "scores", "hundred", "are large"),
+        node("Softplus", "scores", "plus"),
+        node("Div", "plus", "one", "scaled"),
+        node("Where", "are large", "scores", "scaled", "chosen"),
+        node("Neg", "chosen", "out"),
+    ],
     "largest": [node("ReduceMax", "scores", "classes", "out", keepdims=1)],
     "choice": [node("ArgMax", "scores", "out", axis=1)],
     "choice as a float": [
