@@ -19,6 +19,7 @@ import sys
 
 from benchmarks.networks.environment import ROOT, EnvironmentMissingError, networks_python
 from benchmarks.networks.flags import add_flags
+from benchmarks.networks.kept import kept
 from benchmarks.networks.results import read_results
 from benchmarks.networks.table import all_networks, failures, kinds, summary
 from foldserve.demo.children import ending_with_us, environment_without_settings
@@ -50,6 +51,7 @@ def main() -> int:
         ("Summary", summary(rows)),
         ("Not published and right", failures(rows)),
         ("Reasons", kinds(rows)),
+        ("Batch norms that were not folded", kept(rows)),
         ("All networks", all_networks(rows)),
     ):
         print(f"\n## {title}\n\n{text}")

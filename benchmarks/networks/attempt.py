@@ -25,6 +25,7 @@ from benchmarks.networks.exported import (
 from benchmarks.networks.factories import factory_name
 from benchmarks.networks.images import MEAN, STD
 from benchmarks.networks.judge import make_judge
+from benchmarks.networks.kept import kept_by_kind
 from benchmarks.networks.statistics import give_statistics
 from benchmarks.networks.usage import peak_mib, restart_peak
 from foldserve.artifact.format import read_artifact
@@ -55,7 +56,7 @@ def attempt(
     weight_count = sum(weights.numel() for weights in module.parameters())
     batch_norms = sum(isinstance(each, _BatchNorm) for each in module.modules())
     tell({"parameters": weight_count, "batch_norms": batch_norms})
-    give_statistics(module, statistics, network.side)
+    tell({"varying": give_statistics(module, statistics, network.side)})
     weights = folder / "weights.pt"
     torch.save(module.state_dict(), weights)
     class_count = _class_count(module, network.side)
@@ -116,10 +117,11 @@ def export(config: ExportConfig, tell: Callable[[dict[str, Any]], None]) -> byte
     if not versions:
         return None
     artifact = read_artifact(model_folder / str(versions[-1]))
-    actions = {fold["name"]: fold["action"] for fold in artifact.manifest["folding"]}
-    scaling = actions.pop(INPUT_SCALING, None)
-    folded = sum(action == "folded" for action in actions.values())
-    tell({"folded": folded, "folds": len(actions), "input_scaling": scaling})
+    folding = artifact.manifest["folding"]
+    scaling = next((fold["action"] for fold in folding if fold["name"] == INPUT_SCALING), None)
+    folds = [fold for fold in folding if fold["name"] != INPUT_SCALING]
+    folded = sum(fold["action"] == "folded" for fold in folds)
+    tell({"folded": folded, "folds": len(folds), "input_scaling": scaling, "kept": kept_by_kind(folds)})
     return artifact.model
 
 

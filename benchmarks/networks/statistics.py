@@ -5,9 +5,14 @@ with zeros, logits are all but equal. So, seeded:
 
 both        what is constant when fresh (scales, biases, layer scales, zeros) becomes random
 random      running means and variances are random
-calibrated  they are the means and variances of the activations on images, as training leaves them; the last
-            layer is shifted and scaled until the logits reach `TRAINED_LOGIT`, as those of trained
-            classifiers
+calibrated  they are the means and variances of the activations on images, as training leaves them; StarReLU's
+            bias is the negative mean of what it is added to; the last layer is shifted and scaled until the
+            logits reach `TRAINED_LOGIT`, as those of trained classifiers
+
+StarReLU (arXiv:2210.13452), s relu(x)^2 + b, is derived with b = -s E[relu(x)^2], so that its mean is 0;
+fresh, b is 0. With b = 0.4, as other constants get it, the same number outweighs the image in every block of
+CAFormer: at the end logits of 0.6 differ from image to image by 0.0004, and what the last layer then
+magnifies is float32's rounding.
 """
 
 from __future__ import annotations
@@ -36,8 +41,12 @@ _CALIBRATION_SEED, _SCALING_SEED = 20, 21
 _LEAST_LOGIT, _MOST_LOGIT = 1e-2, 30.0
 
 
-def give_statistics(network: nn.Module, kind: str, side: int) -> None:
-    """Change the weights of a network in eval mode, for images [3, side, side], in place."""
+def give_statistics(network: nn.Module, kind: str, side: int) -> float:
+    """Change the weights of a network in eval mode, for images [3, side, side], in place.
+
+    Returns how far its logits differ from image to image, relative to their size, before the last layer is
+    changed. If that is next to nothing, the image does not matter, and scaled logits show rounding alone.
+    """
     torch.manual_seed(0)
     with torch.no_grad():
         _vary_constants(network)
@@ -48,11 +57,13 @@ def give_statistics(network: nn.Module, kind: str, side: int) -> None:
         images = _draw(side, _SCALING_SEED)
         logits = network(images)
         largest = float(logits.abs().max())
+        varying = _most(logits - logits.median(0).values) / max(_most(logits), 1e-30)
         if kind == "calibrated":
             _scale_last_layer(network, images, logits)
         elif math.isfinite(largest) and not _LEAST_LOGIT < largest < _MOST_LOGIT:
             for layer in _last_layers(network, logits.shape[1]):
                 _scale(layer, 1 / largest, None)
+    return varying
 
 
 def _vary_constants(network: nn.Module) -> None:
@@ -61,6 +72,7 @@ def _vary_constants(network: nn.Module) -> None:
         for module in network.modules()
         if "Norm" in type(module).__name__ and isinstance(getattr(module, "weight", None), nn.Parameter)
     }
+    star_biases = {id(module.bias) for module in _star_relus(network)}
     for weights in network.parameters():
         value = float(weights.flatten()[0])
         if not bool((weights == value).all()):
@@ -70,10 +82,19 @@ def _vary_constants(network: nn.Module) -> None:
             # what the blocks before it were off by, and after fifty blocks float32 is worth nothing. Layer
             # scales begin at 1e-6, and grow by training to the order of 0.1.
             weights.uniform_(0.3, 1.0).mul_(1.0 if id(weights) in norms else max(abs(value), 0.2))
+        elif id(weights) in star_biases:
+            weights.normal_(0, 0.02)  # calibrated, its size follows from what it is added to
         elif value == 0 and weights.numel() == 1:
             weights.fill_(0.4)  # the gain of a branch
         elif value == 0:
             weights.normal_(0, 0.1 if weights.ndim == 1 else 0.02)
+
+
+def _star_relus(network: nn.Module) -> Iterator[nn.Module]:
+    """Yield the activations s relu(x)^2 + b that have a bias."""
+    for module in network.modules():
+        if type(module).__name__ == "StarReLU" and isinstance(module.bias, nn.Parameter):
+            yield module
 
 
 def _with_statistics(network: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
@@ -100,9 +121,21 @@ def _calibrate_statistics(network: nn.Module, side: int) -> None:
         if isinstance(module, _BatchNorm):
             module.reset_running_stats()
         module.training = True  # not of what it holds: its dropout stays off
+    hooks = [module.register_forward_hook(_centre) for module in _star_relus(network)]
     network(_draw(side, _CALIBRATION_SEED))
+    for hook in hooks:
+        hook.remove()
     for module, momentum in kept:
         module.training, module.momentum = False, momentum
+
+
+def _centre(module: nn.Module, _: object, output: Tensor) -> Tensor:
+    """Give a StarReLU the bias with which the mean of ``output`` is 0; return what it outputs then."""
+    bias = module.bias
+    assert isinstance(bias, nn.Parameter)
+    mean = output.mean()
+    bias.sub_(mean)
+    return output - mean
 
 
 def _draw(side: int, seed: int) -> Tensor:
@@ -120,11 +153,15 @@ def _last_layers(network: nn.Module, class_count: int) -> list[nn.Linear | nn.Co
 
 
 def _scale_last_layer(network: nn.Module, images: Tensor, logits: Tensor) -> None:
-    """Shift and scale the logits to mean 0 and `TRAINED_LOGIT`; scale them only if something follows."""
+    """Shift and scale the logits to median 0 and `TRAINED_LOGIT`; scale them only if something follows.
+
+    Not to mean 0: one image whose logits are a hundred times as large would decide the mean, and with it the
+    logits of all others, which would then be all alike.
+    """
     layers = _last_layers(network, logits.shape[1])
     kept = {key: value.clone() for layer in layers for key, value in _named(layer)}
-    mean = logits.mean(0)
-    for shift in (mean, torch.zeros_like(mean)):
+    middle = logits.median(0).values
+    for shift in (middle, torch.zeros_like(middle)):
         factor = TRAINED_LOGIT / _most(logits - shift)
         for layer in layers:
             _scale(layer, factor, shift)

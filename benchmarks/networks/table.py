@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _LEAST_RIGHT = {"torchvision": 0.98, "timm": 0.96, "onnx": 1.0}
 _LEAST_FOLDED = 0.97
 _MOST_MIB = 2500
+# Logits that differ less than this from image to image, relative to their size, say little of a network.
+_LEAST_VARYING = 0.01
 _FEW_PARAMETERS = 150_000_000
 _MOST_REASON = 160
 
@@ -70,6 +72,11 @@ def bounds(rows: Sequence[Row]) -> list[str]:
             f"{folded:,} of {folds:,} batch norms folded ({folded / folds:.1%}), at least {_LEAST_FOLDED:.0%}"
         )
         lines.append(_bound(text, met=folded / folds >= _LEAST_FOLDED))
+    flat = [row["network"] for row in rows if row.get("varying", 1.0) < _LEAST_VARYING]
+    if flat:
+        lines.append(
+            _bound(f"logits that hardly depend on the image: {', '.join(flat)}; none wanted", met=False)
+        )
     peaks = [row["peak_mib"] for row in rows if "folds" in row and row.get("parameters", 0) < _FEW_PARAMETERS]
     if peaks:
         text = f"memory at most {max(peaks):,} MiB below 150 million weights, at most {_MOST_MIB:,}"

@@ -58,16 +58,18 @@ def build_model(model: ir.Model, metadata: ModelMetadata) -> BuiltModel:
     reordered = fold_channel_order(model.graph)  # before the weights are held in float64
     weights = Float64Initializers(model.graph)
     folder = FoldPass(model.graph, weights)
-    folds = [*folder.fold_batch_norms(), *reordered]
+    folder.fold_batch_norms()
+    scaling = []
     if model.graph.inputs[0].dtype == ir.DataType.UINT8:
         take_pixels(model.graph)
     else:
-        folds.append(add_normalisation(model.graph, folder, weights, mean=metadata.mean, std=metadata.std))
+        scaling = [add_normalisation(model.graph, folder, weights, mean=metadata.mean, std=metadata.std)]
     weights.store()
     end = find_no_logits(model.graph.outputs[0])
     add_outputs(model.graph, metadata.temperature)
     file = ModelFile(serialize(model, metadata.to_props()))
-    return BuiltModel(file, tuple(folds), "" if end is None else end_name(end))
+    folds = (*folder.folds, *reordered, *scaling)
+    return BuiltModel(file, folds, "" if end is None else end_name(end))
 
 
 def _check_label_count(model: ir.Model, metadata: ModelMetadata) -> None:

@@ -8,7 +8,8 @@ becomes a constant: computed in float64 from the stored float32 parameters, and 
 
 A value stays computed if it is much larger than the parameters it is made of (it may be cheaper to compute
 than to store), is changed in place, or is rounded on the way to a whole number or a narrower type, which
-float64 could round otherwise than the network does.
+float64 could round otherwise than the network does. So does one of which float32 makes something else: the
+network may mean float32's own rounding (w + 3 * 2**22 - 3 * 2**22 is a whole number).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy as np
     import onnx_ir as ir
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 MAX_GROWTH = 8
 # ... or this large whatever it is made of: a table of relative positions is larger than its parameters.
 SMALL_BYTES = 1024 * 1024
+# Part of a constant's largest number by which float32 may be off: less than a rounding that is meant.
+ROUNDING = 1e-3
 
 _FLOAT64 = "foldserve.float64"
 
@@ -68,10 +71,13 @@ def compute_constants(traced: ExportedProgram, constants: set[Node]) -> dict[str
     wanted = [node for node in traced.graph.nodes if node in constants and _is_wanted(node, constants)]
     if not wanted:
         return {}
-    values = _compute(traced, constants, wanted)
+    values = _compute(traced, constants, wanted, _widened)
+    rounded = _compute(traced, constants, wanted, _unchanged)
     arrays = {}
     taken = {spec.target for spec in traced.graph_signature.input_specs}
     for node in wanted:
+        if not _is_but_rounded(rounded.pop(node), values[node]):
+            continue
         name = _name(node, taken)
         taken.add(name)
         arrays[name] = values[node].contiguous().numpy()
@@ -195,8 +201,21 @@ def _is_wanted(node: Node, constants: set[Node]) -> bool:
     )
 
 
-def _compute(traced: ExportedProgram, constants: set[Node], wanted: list[Node]) -> dict[Node, torch.Tensor]:
-    """Return the float64 results of ``wanted``; others are dropped as soon as nothing needs them."""
+def _is_but_rounded(rounded: torch.Tensor, exact: torch.Tensor) -> bool:
+    """Tell whether float32 computes ``exact`` too, but for its rounding."""
+    if rounded.shape != exact.shape:
+        return False
+    largest = exact.abs().max() if exact.numel() else 0.0
+    return bool(((rounded - exact).abs() <= ROUNDING * largest).all())  # false for NaN
+
+
+def _compute(
+    traced: ExportedProgram, constants: set[Node], wanted: list[Node], convert: Callable[[Any], Any]
+) -> dict[Node, torch.Tensor]:
+    """Return the results of ``wanted``, computed of what ``convert`` makes of each tensor and type.
+
+    Others are dropped as soon as nothing needs them.
+    """
     needed = _ancestors(wanted)
     stored = _stored(traced)
     values: dict[Node, Any] = {}
@@ -207,10 +226,10 @@ def _compute(traced: ExportedProgram, constants: set[Node], wanted: list[Node]) 
         if node not in needed:
             continue
         if node in stored:
-            values[node] = _widened(stored[node])
+            values[node] = convert(stored[node])
         else:
             assert node in constants
-            values[node] = _call(node, results)
+            values[node] = _call(node, results, convert)
             results.was_read_by(node)
         if node in wanted:
             kept[node] = values[node]
@@ -230,8 +249,8 @@ def _ancestors(nodes: list[Node]) -> set[Node]:
     return found
 
 
-def _call(node: Node, results: _Results) -> Any:
-    """Call the operation of ``node`` with float64 in place of float32."""
+def _call(node: Node, results: _Results, convert: Callable[[Any], Any]) -> Any:
+    """Call the operation of ``node`` with what ``convert`` makes of its inputs and types."""
     args = torch.fx.node.map_arg(node.args, results.read)
     kwargs = dict(torch.fx.node.map_arg(node.kwargs, results.read))
     if isinstance(node.target, torch._ops.OpOverload) and not node.all_input_nodes:
@@ -240,9 +259,9 @@ def _call(node: Node, results: _Results) -> Any:
             kwargs.setdefault("dtype", torch.float32)  # PyTorch's default
     with torch.no_grad():
         result = node.target(  # type: ignore[operator]  # only strings are not callable
-            *tree_map(_widened, args), **tree_map(_widened, kwargs)
+            *tree_map(convert, args), **tree_map(convert, kwargs)
         )
-    return tree_map(_widened, result)
+    return tree_map(convert, result)
 
 
 def _widened(value: Any) -> Any:
@@ -250,6 +269,10 @@ def _widened(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.to(torch.float64) if value.dtype == torch.float32 else value
     return torch.float64 if value is torch.float32 else value
+
+
+def _unchanged(value: Any) -> Any:
+    return value
 
 
 def _name(node: Node, taken: set[str | None]) -> str:

@@ -2,7 +2,8 @@
 
     softmax   Softmax, LogSoftmax, or written out: exp(x) / sum(exp(x)), exp(x) * (1 / sum(exp(x))),
               exp(x - logsumexp(x)), exp(logsoftmax(x)), log(softmax(x))
-    sigmoid   Sigmoid, HardSigmoid, or written out: 1 / (1 + exp(-x)), also 1 minus that
+    sigmoid   Sigmoid, HardSigmoid, or written out: 1 / (1 + exp(-x)), also 1 minus that; its logarithm,
+              log(sigmoid(x)) or -softplus(-x)
     choice    ArgMax, TopK: the classes, without their scores
 
 A softmax can be removed if nothing but changes of shape and type follow it. The others are found behind
@@ -64,11 +65,14 @@ def find_softmax(value: ir.Value) -> Softmax | None:
 
 
 def find_sigmoid(value: ir.Value) -> Softmax | None:
-    """Return the Sigmoid that computes ``value``, apart from its shape and type; None if there is none."""
+    """Return the Sigmoid, or its logarithm, that computes ``value``, apart from its shape and type."""
     node = _behind_shapes(value)
-    if node is None or node.domain or node.op_type != "Sigmoid" or node.inputs[0] is None:
+    if node is None or node.domain:
         return None
-    return Softmax(node.inputs[0], node.outputs[0])
+    sigmoid = _logged_sigmoid(node) or node
+    if sigmoid.op_type != "Sigmoid" or sigmoid.domain or sigmoid.inputs[0] is None:
+        return None
+    return Softmax(sigmoid.inputs[0], node.outputs[0])
 
 
 def find_no_logits(value: ir.Value) -> ir.Node | None:
@@ -90,7 +94,17 @@ def end_name(node: ir.Node) -> str:
         return node.op_type
     if node.op_type not in ("LogSoftmax", "Log") and _softmax_input(node) is not None:
         return "softmax"
+    if _logged_sigmoid(node) is not None or _is_negated_softplus(node):
+        return "log-sigmoid"
     return "sigmoid" if _is_written_out_sigmoid(node) else ""
+
+
+def input_of_end(node: ir.Node) -> ir.Value | None:
+    """Return the computed value that ``node``, which `end_name` names, is a function of; None if unknown."""
+    if _is_negated_softplus(node):
+        return None  # the negative of a logit
+    given = (_logged_sigmoid(node) or node).inputs[0]
+    return None if given is None or given.producer() is None or _is_constant(given) else given
 
 
 def _behind_shapes(value: ir.Value) -> ir.Node | None:
@@ -149,6 +163,31 @@ def _quotient(node: ir.Node) -> tuple[ir.Node | None, ir.Node | None]:
     if below is None or below.op_type != "Reciprocal" or below.inputs[0] is None:
         return None, None
     return above, below.inputs[0].producer()
+
+
+def _logged_sigmoid(node: ir.Node) -> ir.Node | None:
+    """Return the sigmoid that ``node`` computes the logarithm of; None if it computes something else."""
+    given = node.inputs[0] if node.op_type == "Log" else None
+    before = None if given is None else _behind_shapes(given)
+    if before is None or before.domain:
+        return None
+    is_sigmoid = before.op_type in ("Sigmoid", "HardSigmoid") or _is_written_out_sigmoid(before)
+    return before if is_sigmoid else None
+
+
+def _is_negated_softplus(node: ir.Node) -> bool:
+    """Tell whether ``node`` computes -softplus(x) = log(1 - sigmoid(x)) = log(sigmoid(-x))."""
+    value = node.inputs[0] if node.op_type == "Neg" else None
+    for _ in range(3):
+        before = None if value is None else _behind_shapes(value)
+        if before is None or before.domain:
+            return False
+        if before.op_type == "Softplus":
+            return True
+        # PyTorch's is x itself where x is large, else softplus(beta x) / beta.
+        position = {"Where": 2, "Div": 0}.get(before.op_type)
+        value = None if position is None else before.inputs[position]
+    return False
 
 
 def _is_written_out_sigmoid(node: ir.Node) -> bool:

@@ -3,10 +3,13 @@
 Between the map and a layer there may be operations that move numbers or average them (`fold_routes`), and
 
     before it   a concatenation: each input takes its part of the map, if all can
+                a split: what it splits is mapped in the channels of that part
                 a sum:           scale (a + b) + shift = (scale a + shift) + (scale b); a constant is mapped
     behind it   several readers, if all can take it
                 a border of one value (`border_before`)
+                a ReLU or another clip, which then has a bound for each channel (`fold_clips`)
                 a concatenation: a map of all its channels that leaves the others as they are
+                a split: each part takes its part of the map, if all can
 
 A move is planned as a list of steps first, and made only if every layer that has to take part can.
 """
@@ -18,10 +21,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 
 from foldserve.export.graph.fold_bn import ChannelAffine, fold_after, fold_before
-from foldserve.export.graph.fold_concatenations import parts_of_inputs, widened_to_output
+from foldserve.export.graph.fold_changes import WeightChanges
+from foldserve.export.graph.fold_clips import clip_before, is_clip, set_bounds
+from foldserve.export.graph.fold_concatenations import (
+    parts_of_inputs,
+    parts_of_outputs,
+    widened_to_input,
+    widened_to_output,
+)
 from foldserve.export.graph.fold_layers import (
     DeclinedError,
     Layer,
@@ -34,17 +43,14 @@ from foldserve.export.graph.fold_layers import (
     read_layer,
 )
 from foldserve.export.graph.fold_routes import axis_before, axis_behind, is_route
-from foldserve.export.graph.simplify import unused_name
 from foldserve.text import join_first
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
+    import onnx_ir as ir
 
     from foldserve.export.graph.weights import Float64Initializers
-
-    Arithmetic = Callable[..., tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 # A map is moved past this many operations at most: concatenations and readers may branch at each.
 _MAX_DEPTH = 12
@@ -52,10 +58,23 @@ _MAX_DEPTH = 12
 
 @dataclass(frozen=True)
 class _Step:
-    """One change of the graph; ``layer`` is the name of the layer that it changes, "" for anything else."""
+    """One change of the graph.
+
+    ``layer`` is the name of the layer that it changes, "" for anything else; ``left`` names an operation that
+    there would not be without the map.
+    """
 
     layer: str
     change: Callable[[], None]
+    left: str = ""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Where a map went: the names of the layers, and what is left of it between them, else ""."""
+
+    layers: str
+    left: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,6 +100,7 @@ class AffineMoves:
     def __init__(self, graph: ir.Graph, weights: Float64Initializers) -> None:
         self._graph = graph
         self._weights = weights
+        self._changes = WeightChanges(graph, weights)
         # Output of a multiply and add that stands for a batch norm -> (multiply, add, batch norm's name).
         self.rewritten: dict[ir.Value, tuple[ir.Node, ir.Node, str]] = {}
 
@@ -90,9 +110,9 @@ class AffineMoves:
         Raises:
             DeclinedError: it would not be exact, or is not possible; nothing has changed.
         """
-        return _make(self._before(_Map(value, 1, affine), reader))
+        return _make(self._before(_Map(value, 1, affine), reader)).layers
 
-    def into_next(self, value: ir.Value, affine: ChannelAffine) -> str:
+    def into_next(self, value: ir.Value, affine: ChannelAffine) -> Moved:
         """Let all that reads ``value`` compute with ``affine`` of it along axis 1; as `into_previous`."""
         return _make(self._behind(_Map(value, 1, affine)))
 
@@ -116,6 +136,10 @@ class AffineMoves:
                 for given, part in parts
                 for step in self._before(wanted.moved(given, axis, part), producer)
             ]
+        if producer.op_type == "Split" and not producer.domain:
+            given = producer.inputs[0]
+            moved = wanted.moved(given, axis, widened_to_input(producer, value, axis, affine))
+            return [*self._before(moved, producer), _renaming(moved.value, "normalised")]
         if producer.op_type == "Add" and not producer.domain:
             return self._before_sum(wanted, producer)
         if is_route(producer):
@@ -126,7 +150,7 @@ class AffineMoves:
         layer = read_layer(producer, self._weights, "before it")
         if channel_axis(producer, value) != axis:
             raise DeclinedError(f"{layer.name} before it has its channels on another axis")
-        return [_Step(layer.name, lambda: self._fold_into(producer, affine, fold_after))]
+        return [_Step(layer.name, lambda: self._changes.fold_into(producer, affine, fold_after))]
 
     def _before_sum(self, wanted: _Map, node: ir.Node) -> list[_Step]:
         """Plan for the output of an Add: of a constant (a bias, position embeddings), or of two layers."""
@@ -160,20 +184,7 @@ class AffineMoves:
         sides = np.broadcast_shapes(stored.shape, affine.scale.reshape(along).shape)
         if len(sides) > rank or math.prod(sides) > max(stored.size, affine.scale.size):
             raise DeclinedError(f"the constant that {node_name(node)} before it adds would grow")
-        return _Step("", lambda: self._map_constant(node, index, along, affine))
-
-    def _map_constant(self, node: ir.Node, index: int, along: tuple[int, ...], affine: ChannelAffine) -> None:
-        """Write ``affine`` of a constant that ``node`` reads, in a new one if others use it too."""
-        value = node.inputs[index]
-        assert value is not None
-        stored = self._weights.read(value)
-        assert stored is not None
-        mapped = stored * affine.scale.reshape(along) + affine.shift.reshape(along)
-        if len(value.uses()) == 1 and not value.is_graph_output() and mapped.shape == stored.shape:
-            self._weights.write(value, mapped)
-            return
-        dtype = value.dtype or ir.DataType.FLOAT
-        node.replace_input_with(index, self._weights.add(f"{value.name}.normalised", mapped, dtype))
+        return _Step("", lambda: self._changes.map_constant(node, index, along, affine))
 
     def _fold_into_rewritten(self, value: ir.Value, affine: ChannelAffine) -> None:
         multiply, add, _ = self.rewritten[value]
@@ -213,11 +224,21 @@ class AffineMoves:
             border = border_before(node, affine, self._weights)
             steps = self._behind(given.moved(output, axis, affine))
             if border is not None:
-                steps.append(_Step("", lambda: self._pad_with(node, border)))
+                steps.append(_Step("", lambda: self._changes.pad_with(node, border)))
             return [*steps, renaming]
+        if is_clip(node) and index == 0:
+            clip = clip_before(node, affine, self._weights)
+            change = _Step("", lambda: set_bounds(clip, axis, self._graph, self._weights), clip.left)
+            return [*self._behind(given.moved(output, axis, clip.affine)), change, renaming]
         if node.op_type == "Concat" and not node.domain:
             moved = given.moved(output, axis, widened_to_output(node, index, axis, affine))
             return [*self._behind(moved), renaming]
+        if node.op_type == "Split" and not node.domain and index == 0:
+            return [
+                step
+                for part, own in parts_of_outputs(node, axis, affine)
+                for step in (*self._behind(given.moved(part, axis, own)), _renaming(part, "unscaled"))
+            ]
         if is_route(node) and index == 0:
             moved = given.moved(output, axis_behind(node, axis, affine, self._weights), affine)
             return [*self._behind(moved), renaming]
@@ -232,71 +253,18 @@ class AffineMoves:
             )
         if not affine.keeps_zero and layer.layout == "conv" and is_padded(node):
             raise DeclinedError(f"{layer.name} behind it is zero-padded")
-        return [_Step(layer.name, lambda: self._fold_into(node, affine, fold_before))]
-
-    def _pad_with(self, node: ir.Node, border: float) -> None:
-        """Make a Pad write ``border``, in a new constant, since others may use the old one."""
-        data = node.inputs[0]
-        assert data is not None
-        if len(node.inputs) < 3:
-            node.resize_inputs(3)
-        value = self._weights.add(
-            f"{node.outputs[0].name}.border", np.array(border), data.dtype or ir.DataType.FLOAT
-        )
-        node.replace_input_with(2, value)
-
-    def _fold_into(self, node: ir.Node, affine: ChannelAffine, fold: Arithmetic) -> None:
-        """Change the weights of a layer, as they are now: a step before may have changed them."""
-        layer = read_layer(node, self._weights, "")
-        weight, bias = fold(layer.weight, layer.bias, affine, layout=layer.layout, groups=layer.groups)
-        self.replace_weights(layer, weight, bias)
-
-    def replace_weights(self, layer: Layer, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> None:
-        """Give ``layer`` other weights, of the same shapes."""
-        node, weight_value = layer.node, layer.node.inputs[1]
-        assert weight_value is not None
-        assert weight_value.dtype is not None
-        self._weights.write(weight_value, weight)
-        if node.op_type == "MatMul":
-            if bias.any():
-                self._add_behind(layer, bias)
-            return
-        old = node.inputs[2] if len(node.inputs) > 2 else None
-        wanted = f"{layer.name}.bias"
-        is_its_own = old is not None and len(old.uses()) == 1 and not old.is_graph_output()
-        if old is not None and is_its_own and old.name == wanted and old.shape == bias.shape:
-            self._weights.write(old, bias)
-            return
-        # The bias is missing, shared with another layer, or an unnamed one that the exporter made.
-        if len(node.inputs) < 3:
-            node.resize_inputs(3)
-        node.replace_input_with(2, self._weights.add(wanted, bias, weight_value.dtype))
-
-    def _add_behind(self, layer: Layer, bias: NDArray[np.float64]) -> None:
-        """Add ``bias`` [out] to the output of a MatMul: in the Add that follows it, or in a new one."""
-        node, output = layer.node, layer.node.outputs[0]
-        follower, index = next(iter(output.uses())) if len(output.uses()) == 1 else (None, 0)
-        if follower is not None and follower.op_type == "Add" and not output.is_graph_output():
-            stored = self._weights.read(follower.inputs[1 - index])
-            if stored is not None and stored.shape[-1:] == bias.shape:
-                self._map_constant(follower, 1 - index, (-1,), ChannelAffine(np.ones_like(bias), bias))
-                return
-        assert node.graph is not None
-        constant = self._weights.add(f"{layer.name}.bias", bias, output.dtype or ir.DataType.FLOAT)
-        add = ir.node("Add", [output, constant], name=unused_name(self._graph, f"{layer.name}.add"))
-        added = add.outputs[0]
-        added.shape, added.type, added.name = output.shape, output.type, output.name
-        output.name = unused_name(self._graph, f"{output.name}.without_bias")
-        output.replace_all_uses_with(added, replace_graph_outputs=True)
-        add.replace_input_with(0, output)
-        node.graph.insert_after(node, add)
+        return [_Step(layer.name, lambda: self._changes.fold_into(node, affine, fold_before))]
 
 
-def _make(steps: list[_Step]) -> str:
-    """Make the changes; return the names of the layers that took part."""
+def _make(steps: list[_Step]) -> Moved:
+    """Make the changes; return what took part."""
     for step in steps:
         step.change()
-    return join_first(list(dict.fromkeys(step.layer for step in steps if step.layer)))
+    layers, left = (
+        join_first(list(dict.fromkeys(name for name in names if name)))
+        for names in ([step.layer for step in steps], [step.left for step in steps])
+    )
+    return Moved(layers, left)
 
 
 def _renaming(value: ir.Value, what: str) -> _Step:

@@ -6,8 +6,9 @@ need no special case. Each BatchNormalization, branches included, in the order o
     folded     into the layers before it (convolutions, transposed convolutions, linear layers, rewritten
                batch norms), else into the layers after it, if the borders allow that (`fold_moves`), else
                into a convolution of the same values to whose output it is added (`merge_branches`)
-    rewritten  as one multiply and one add per channel if none is exact: after a ReLU, or next to a
-               convolution that is used twice or whose output has another consumer
+    rewritten  as one multiply and one add per channel if none is exact: before a zero-padded convolution, or
+               next to one that is used twice or whose output has another consumer; or as a second comparison
+               in the ReLU that stands before the layers that it was moved into
     refused    with a FoldError if its statistics are those of the batch, or not constant
 """
 
@@ -21,7 +22,7 @@ import onnx_ir as ir
 
 from foldserve.export.errors import FoldError
 from foldserve.export.graph.fold_bn import ChannelAffine, batch_norm_affine
-from foldserve.export.graph.fold_layers import DeclinedError, batch_norm_name
+from foldserve.export.graph.fold_layers import DeclinedError, batch_norm_name, consumers
 from foldserve.export.graph.fold_moves import AffineMoves
 from foldserve.export.graph.merge_branches import merge_branches
 from foldserve.export.graph.simplify import replace_node, unused_name
@@ -47,13 +48,17 @@ class Fold:
 
 
 class FoldPass:
-    """Runs the pass over one graph; the caller stores ``weights``, the unrounded constants, afterwards."""
+    """Runs the pass over one graph; the caller stores ``weights``, the unrounded constants, afterwards.
+
+    Attributes:
+        folds: what became of each batch norm so far.
+    """
 
     def __init__(self, graph: ir.Graph, weights: Float64Initializers) -> None:
         self._graph = graph
         self._weights = weights
         self._moves = AffineMoves(graph, weights)
-        self._count = 0
+        self.folds: list[Fold] = []
         # Output of a multiply and add that stands for a batch norm -> which of the batch norms.
         self._indices: dict[ir.Value, int] = {}
 
@@ -63,14 +68,39 @@ class FoldPass:
         Raises:
             FoldError: one of them depends on the batch; the graph must then be discarded.
         """
-        nodes = list(self._graph.all_nodes())
-        folds = [self._fold(node) for node in nodes if node.op_type == BATCH_NORM and not node.domain]
-        merged = merge_branches(self._graph, self._weights, self._moves)
-        for value, index in self._indices.items():
-            if value in merged:
-                into = f"into {merged[value]}, parallel to it"
-                folds[index] = replace(folds[index], action="folded", reason=into)
-        return folds
+        for node in list(self._graph.all_nodes()):
+            if node.op_type == BATCH_NORM and not node.domain:
+                self.folds.append(self._fold(node))
+        merged = merge_branches(self._graph, self._weights)
+        for value in merged:
+            self._now_folded(value, f"into {merged[value]}, parallel to it")
+        return self.folds
+
+    def leading_map(self, value: ir.Value) -> ChannelAffine | None:
+        """Return the map of the rewritten batch norm that alone reads ``value``; None if there is none."""
+        found = self._leading(value)
+        if found is None:
+            return None
+        scale, shift = (self._weights.read(node.inputs[1]) for node in found)
+        assert scale is not None
+        assert shift is not None
+        return ChannelAffine(scale.reshape(-1), shift.reshape(-1))
+
+    def remove_leading_map(self, value: ir.Value, into: str) -> None:
+        """Remove that batch norm, whose map the caller applies to ``value``; ``into`` is for the record."""
+        found = self._leading(value)
+        assert found is not None
+        output = found[1].outputs[0]
+        self._now_folded(output, into)
+        output.replace_all_uses_with(value, replace_graph_outputs=True)
+        self._graph.remove(found[::-1], safe=True)
+
+    def _leading(self, value: ir.Value) -> tuple[ir.Node, ir.Node] | None:
+        readers = [node for node, _ in consumers(value)]
+        for multiply, add, _ in self._moves.rewritten.values():
+            if readers == [multiply] and add.graph is self._graph and not value.is_graph_output():
+                return multiply, add
+        return None
 
     def absorb_scale(self, value: ir.Value, scale: NDArray[np.float64]) -> str:
         """Multiply ``value`` by ``scale`` in the weights of all that reads it; return those layers' names.
@@ -78,7 +108,7 @@ class FoldPass:
         Raises:
             DeclinedError: it would not be exact, or is not possible.
         """
-        return self._moves.into_next(value, ChannelAffine(scale, np.zeros_like(scale)))
+        return self._moves.into_next(value, ChannelAffine(scale, np.zeros_like(scale))).layers
 
     def multiply_and_add(self, value: ir.Value, affine: ChannelAffine, name: str) -> tuple[ir.Node, ir.Node]:
         """Return nodes, not yet in the graph, for ``value * scale`` and ``+ shift`` along axis 1.
@@ -102,7 +132,6 @@ class FoldPass:
         return multiply, add
 
     def _fold(self, node: ir.Node) -> Fold:
-        index, self._count = self._count, self._count + 1
         name = batch_norm_name(node)
         affine = self._read_batch_norm(node, name)
         value, output = node.inputs[0], node.outputs[0]
@@ -115,17 +144,26 @@ class FoldPass:
             self._drop(node, keep_name=True)
             return Fold(name, "folded", f"into {into}")
         try:
-            into = self._moves.into_next(output, affine)
+            moved = self._moves.into_next(output, affine)
         except DeclinedError as declined:
             not_behind = str(declined)
         else:
             self._drop(node, keep_name=False)
-            return Fold(name, "folded", f"into {into}, which follows it")
+            into = f"into {moved.layers}, which follows it"
+            if moved.left:
+                return Fold(name, "rewritten", f"{into}, but for {moved.left}")
+            return Fold(name, "folded", into)
         multiply, add = self.multiply_and_add(value, affine, name)
         replace_node(node, [multiply, add])
         self._moves.rewritten[add.outputs[0]] = (multiply, add, name)
-        self._indices[add.outputs[0]] = index
+        self._indices[add.outputs[0]] = len(self.folds)
         return Fold(name, "rewritten", f"{not_before}; {not_behind}")
+
+    def _now_folded(self, value: ir.Value, reason: str) -> None:
+        """Record that nothing computes ``value`` any more, if it is the output of a rewritten batch norm."""
+        if value in self._indices:
+            index = self._indices[value]
+            self.folds[index] = replace(self.folds[index], action="folded", reason=reason)
 
     def _read_batch_norm(self, node: ir.Node, name: str) -> ChannelAffine:
         training = node.attributes.get("training_mode")

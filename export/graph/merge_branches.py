@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from foldserve.export.graph.fold_changes import WeightChanges
 from foldserve.export.graph.fold_layers import DeclinedError, Layer, is_padded, read_layer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from foldserve.export.graph.fold_moves import AffineMoves
     from foldserve.export.graph.weights import Float64Initializers
 
 _SUMS = {"Add", "Sub", "Mul"}
@@ -54,9 +54,9 @@ class _Branch:
         return replace(self, weight=self.weight * scale.reshape(along), bias=self.bias * scale + shift)
 
 
-def merge_branches(graph: ir.Graph, weights: Float64Initializers, moves: AffineMoves) -> dict[ir.Value, str]:
+def merge_branches(graph: ir.Graph, weights: Float64Initializers) -> dict[ir.Value, str]:
     """Merge all that can be; return the values that are gone, with the layers that compute them now."""
-    merging = _Merging(weights, moves)
+    merging = _Merging(weights, WeightChanges(graph, weights))
     for node in list(graph.all_nodes()):
         if node.op_type in _SUMS and not node.domain and node.graph is not None:
             merging.try_node(node)
@@ -64,9 +64,9 @@ def merge_branches(graph: ir.Graph, weights: Float64Initializers, moves: AffineM
 
 
 class _Merging:
-    def __init__(self, weights: Float64Initializers, moves: AffineMoves) -> None:
+    def __init__(self, weights: Float64Initializers, changes: WeightChanges) -> None:
         self._weights = weights
-        self._moves = moves
+        self._changes = changes
         self.absorbed: dict[ir.Value, str] = {}
 
     def try_node(self, node: ir.Node) -> None:
@@ -78,7 +78,7 @@ class _Merging:
         layer, output = branch.layer, node.outputs[0]
         if layer is None:
             return
-        self._moves.replace_weights(layer, branch.weight, branch.bias)
+        self._changes.replace_weights(layer, branch.weight, branch.bias)
         self.absorbed |= dict.fromkeys((*branch.absorbed, output), layer.name)
         merged, name = layer.node.outputs[0], output.name
         output.replace_all_uses_with(merged, replace_graph_outputs=True)

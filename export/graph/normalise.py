@@ -4,6 +4,10 @@ The network's input is (pixel / 255 - mean) / std per channel, or (pixel - 255 m
 is subtracted in the graph; the factor is folded into the first convolution. Folding the mean as well would be
 wrong at zero-padded borders: a border must be 0 *after* the subtraction, and no bias can tell border from
 pixel. A factor keeps zeros zero, so it is exact everywhere.
+
+A batch norm s x + t of the input itself changes both numbers, and nothing else is left of it:
+
+    s k (pixel - m) + t  =  k' (pixel - m')        k' = s k,   m' = m - t / k',   no s is 0.
 """
 
 from __future__ import annotations
@@ -41,6 +45,12 @@ def add_normalisation(
     free_name(graph, IMAGE)
     factor: ir.Value | None = None
     scale = 1.0 / (PIXEL_MAX * np.asarray(std, dtype=np.float64))
+    subtracted = PIXEL_MAX * np.asarray(mean, dtype=np.float64)
+    leading = folder.leading_map(floats)
+    if leading is not None and leading.scale.all():
+        folder.remove_leading_map(floats, "into the normalisation of the input")
+        scale = scale * leading.scale
+        subtracted = subtracted - leading.shift / scale
     try:
         into = folder.absorb_scale(floats, scale)
     except DeclinedError as declined:
@@ -49,7 +59,7 @@ def add_normalisation(
     else:
         record = Fold(_NAME, "folded", f"1 / (255 std) into {into}")
     pixels = ir.Value(name=IMAGE, shape=floats.shape, type=ir.TensorType(ir.DataType.UINT8))
-    offset = weights.add("image.mean", PIXEL_MAX * np.asarray(mean, dtype=np.float64).reshape(-1, 1, 1))
+    offset = weights.add("image.mean", subtracted.reshape(-1, 1, 1))
     nodes = [ir.node("Cast", [pixels], {"to": ir.DataType.FLOAT}, name="image.cast")]
     nodes.append(ir.node("Sub", [nodes[-1].outputs[0], offset], name="image.subtract_mean"))
     if factor is not None:

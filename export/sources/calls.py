@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _SOFTMAX = {"softmax", "log_softmax", "special_softmax", "special_log_softmax"}
 _LOG_SOFTMAX = {"log_softmax", "special_log_softmax"}
 _SIGMOID = {"sigmoid", "sigmoid_", "special_expit"}
+_LOG_SIGMOID = {"log_sigmoid", "logsigmoid"}
+_LOG = {"log", "log_"}
 _EXP = {"exp", "exp_"}
 _DIVIDE = {"div", "div_", "divide", "true_divide", "__truediv__", "__itruediv__"}
 _MULTIPLY = {"mul", "mul_", "multiply", "__mul__", "__imul__"}
@@ -137,9 +139,15 @@ def find_softmax(calls: Calls) -> Ending | None:
 
 
 def find_sigmoid(calls: Calls) -> Ending | None:
-    """Return the sigmoid that makes the output; None if there is none."""
+    """Return the sigmoid, or its logarithm, that makes the output; None if there is none."""
     last = calls.last()
-    return Ending("sigmoid", last.place, last.place) if last is not None and last.name in _SIGMOID else None
+    if last is None:
+        return None
+    if last.name in _SIGMOID | _LOG_SIGMOID:
+        return Ending("sigmoid" if last.name in _SIGMOID else "log-sigmoid", last.place, last.place)
+    before = calls.inputs_of(last)[0] if last.name in _LOG and last.inputs else None
+    is_log = before is not None and before.name in _SIGMOID
+    return Ending("log-sigmoid", before.place, last.place) if before is not None and is_log else None
 
 
 def find_choice(calls: Calls) -> str:

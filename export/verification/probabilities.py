@@ -112,8 +112,9 @@ def is_softmax_of(given: NDArray[Any], logits: NDArray[Any]) -> bool:
 
 
 def is_sigmoid_of(given: NDArray[Any], logits: NDArray[Any]) -> bool:
-    """Tell whether ``given`` is the sigmoid of ``logits`` of the same shape."""
+    """Tell whether ``given`` is the sigmoid of ``logits`` of the same shape, or its logarithm."""
     if given.shape != logits.shape:
         return False
     expected = (1 + np.tanh(logits.astype(np.float64) / 2)) / 2  # the sigmoid, without overflow
-    return bool((np.abs(given - expected) <= _ALMOST).all())
+    probabilities = np.exp(given.astype(np.float64)) if given.min(initial=0.0) < 0 else given
+    return bool((np.abs(probabilities - expected) <= _ALMOST).all())

@@ -47,7 +47,7 @@ class Rounding:
         typical: median over the images of the root mean square over an image's logits.
         floor: see `rounding_floor`.
         bound: see `reference_bound`.
-        is_one_number: whether the logits of each image are all equal: see `typical_tolerance`.
+        is_one_number: whether the several logits of each image are all equal: see `typical_tolerance`.
     """
 
     errors: NDArray[np.float64]
@@ -69,7 +69,8 @@ class Rounding:
             typical=typical_error(expected, exact),
             floor=rounding_floor(exact),
             bound=reference_bound(expected),
-            is_one_number=bool(np.ptp(exact, axis=1).max(initial=0.0) <= rounding_floor(exact)),
+            is_one_number=exact.shape[1] > 1
+            and bool(np.ptp(exact, axis=1).max(initial=0.0) <= rounding_floor(exact)),
         )
 
     def tolerances(self, actual: NDArray[np.float32], exact: NDArray[np.float64]) -> NDArray[np.float64]:

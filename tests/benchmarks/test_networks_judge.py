@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.networks.images import draw_images, normalised
 from benchmarks.networks.judge import make_judge
 from benchmarks.networks.onnx_files import give_random_weights
-from benchmarks.networks.statistics import TRAINED_LOGIT, give_statistics
+from benchmarks.networks.statistics import TRAINED_LOGIT, _scale_last_layer, give_statistics
 
 SIDE = 16
 
@@ -78,6 +78,58 @@ def test_calibrated_statistics_are_those_of_the_activations(ending: tuple[nn.Mod
     largest = float(network(others).detach().abs().amax(1).median())
     assert TRAINED_LOGIT / 2 < largest < 2 * TRAINED_LOGIT
     assert not any(module.training for module in network.modules())
+
+
+def test_one_image_that_is_unlike_the_others_does_not_make_them_alike() -> None:
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)).eval()
+    images = torch.randn(9, 3, 2, 2)
+    images[4] *= 1e4
+    with torch.no_grad():
+        _scale_last_layer(network, images, network(images))
+        logits = network(images)
+    assert float((logits - logits[:1]).abs().amax(1).median()) > 1
+
+
+class StarReLU(nn.Module):
+    """As timm has it: s relu(x)^2 + b, fresh with s = 1 and b = 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.bias = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * torch.relu(x) ** 2 + self.bias
+
+
+class Block(nn.Module):
+    """Layer norm, a linear layer, StarReLU and another linear layer, beside x itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.act = nn.LayerNorm(16, bias=False), StarReLU()
+        self.wide, self.narrow = nn.Linear(16, 64, bias=False), nn.Linear(64, 16, bias=False)
+        for layer in (self.wide, self.narrow):
+            nn.init.normal_(layer.weight, std=0.05)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 0.65 * x + self.narrow(self.act(self.wide(self.norm(x))))
+
+
+def test_star_relu_lets_the_image_through() -> None:
+    """With another bias every block adds the same constant, and the logits show rounding."""
+    torch.manual_seed(1)
+    features = [nn.Conv2d(3, 16, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *(Block() for _ in range(12))]
+    network = nn.Sequential(*features, nn.LayerNorm(16), nn.Linear(16, 5)).eval()
+    twin = copy.deepcopy(network)
+    assert give_statistics(network, "calibrated", SIDE) > 0.1
+    for module in twin.modules():
+        if isinstance(module, StarReLU):
+            nn.init.constant_(module.bias, 0.4)
+            module.__class__ = type("Another", (StarReLU,), {})  # which is not calibrated
+    assert give_statistics(twin, "calibrated", SIDE) < 0.05
+    errors = [make_judge(each, SIDE).pytorch_error for each in (network, twin)]
+    assert errors[0] < errors[1] / 5
 
 
 @pytest.mark.parametrize("kind", ["calibrated", "random"])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from benchmarks.networks.kept import kept, kept_by_kind
 from benchmarks.networks.results import append_result, read_results, still_to_do
 from benchmarks.networks.table import all_networks, bounds, failures, kinds, summary
 
@@ -94,6 +95,8 @@ def test_bounds_say_what_was_missed() -> None:
     ]
     met = [row("timm/a", folded=10, folds=10, cpu_seconds=1.0, peak_mib=900, pytorch={"outcome": "wrong"})]
     assert all(line.endswith(": met") for line in bounds(met))
+    flat = [row("timm/a", varying=0.5), row("timm/b", varying=1e-4), row("timm/c")]
+    assert "- logits that hardly depend on the image: timm/b; none wanted: MISSED" in bounds(flat)
     assert "- 1 published and wrong, 0 allowed: MISSED" in bounds([row("timm/a", outcome="wrong")])
 
 
@@ -112,3 +115,29 @@ def test_every_network_has_a_line() -> None:
     lines = all_networks(ROWS).splitlines()
     assert len(lines) == 2 + len(ROWS)
     assert "| timm/a | 64 | calibrated | right | 2.00 | 9/10 | 4.0 | 900 | right |" in lines[2]
+
+
+def test_batch_norms_that_were_not_folded_are_counted_by_kind() -> None:
+    folding = [
+        {"name": "a", "action": "folded", "reason": "into conv"},
+        *(
+            {
+                "name": name,
+                "action": "rewritten",
+                "reason": f"Concat (cat_{name}) before it is neither convolution nor linear; "
+                f"blocks.{name}.conv behind it is zero-padded",
+            }
+            for name in ("1", "2")
+        ),
+        {"name": "b", "action": "rewritten", "reason": "its output goes to 3 places: fc behind it is odd"},
+    ]
+    concatenated = "Concat before it is neither convolution nor linear; layer behind it is zero-padded"
+    branching = "its output goes to N places: layer behind it is odd"
+    assert kept_by_kind(folding) == {concatenated: 2, branching: 1}
+    rows = [row("timm/a", kept={concatenated: 2, branching: 1}), row("timm/b", kept={concatenated: 3})]
+    assert kept(rows).splitlines() == [
+        f"- 5: {concatenated}",
+        "  timm/a (2), timm/b (3)",
+        f"- 1: {branching}",
+        "  timm/a (1)",
+    ]

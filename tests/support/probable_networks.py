@@ -56,6 +56,7 @@ REFUSED = {
     "sigmoid of little": lambda y: torch.sigmoid(y / 1000),
     "sigmoid, reshaped": lambda y: torch.sigmoid(y[:, :, None]).reshape(-1, 5),
     "sigmoid, clipped": lambda y: torch.sigmoid(y).clamp(1e-6, 1 - 1e-6),
+    "logarithms of sigmoids": lambda y: F.logsigmoid(y),
     "its opposite": lambda y: 1 - torch.sigmoid(y),
     "sigmoid written out": lambda y: 1 / (1 + torch.exp(-y / 1000)),
     "sigmoid by tanh": lambda y: (torch.tanh(y / 2) + 1) / 2,
@@ -76,6 +77,8 @@ BINARY = {
     "one logit of a map": lambda y: y[:, :1, None, None],
     "one probability": lambda y: torch.sigmoid(y[:, :1]),
     "one probability, flat": lambda y: y[:, :1].sigmoid().squeeze(1),
+    "one logarithm": lambda y: F.logsigmoid(y[:, :1]),
+    "one logarithm of a sigmoid": lambda y: torch.sigmoid(y[:, :1]).log(),
 }
 BINARY_REFUSED = {
     "written out": lambda y: 1 / (1 + torch.exp(-y[:, :1])),
@@ -83,6 +86,7 @@ BINARY_REFUSED = {
     "hard": lambda y: F.hardsigmoid(y[:, :1]),
     "softmax of one": lambda y: torch.softmax(y[:, :1], 1),
     "yes or no": lambda y: (y[:, 0] > 0).long(),
+    "the other's logarithm": lambda y: -F.softplus(y[:, :1]),
 }
 LOGITS = {
     "as they are": lambda y: y,

@@ -19,9 +19,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from foldserve.export.graph.constants import MAX_GROWTH, SMALL_BYTES
+from foldserve.export.graph.constants import MAX_GROWTH, ROUNDING, SMALL_BYTES
 from foldserve.export.graph.serialize import IR_VERSION
 from foldserve.export.sources.onnx.float64_graph import Float64Graph
+from foldserve.export.sources.onnx.graph_reads import names_needed, names_read
 from foldserve.runtime.options import RuntimeOptions
 from foldserve.runtime.session import Session
 
@@ -58,9 +59,6 @@ _MOVING = {
     *("Max", "Min", "Relu", "Clip", "ReduceMax", "ReduceMin"),
 }
 
-# Part of a weight's largest number by which float32 may be off: less than a rounding that is meant.
-_ROUNDING = 1e-3
-
 
 def compute_constants(model_proto: onnx.ModelProto) -> dict[str, NDArray[np.float64]]:
     """Replace, in place, computed float32 weights by initializers; return their float64 arrays by name."""
@@ -71,7 +69,7 @@ def compute_constants(model_proto: onnx.ModelProto) -> dict[str, NDArray[np.floa
     read = {value.name for value in graph.output}
     for node in graph.node:
         if node.output[0] not in makers:
-            read |= _names_read(node)
+            read |= names_read(node)
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     arrays = {}
     for node in constants:
@@ -107,16 +105,6 @@ def _with_arithmetic(constants: Iterable[onnx.NodeProto]) -> set[str]:
     return found
 
 
-def _names_read(node: onnx.NodeProto) -> set[str]:
-    names = set(node.input)
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            names |= {value.name for value in attribute.g.output}
-            for inner in attribute.g.node:
-                names |= _names_read(inner)
-    return names
-
-
 def _value_of(
     name: str,
     constants: Iterable[onnx.NodeProto],
@@ -124,7 +112,7 @@ def _value_of(
     model_proto: onnx.ModelProto,
 ) -> NDArray[np.float64] | None:
     """Return a value in float64; None if it is no float32, too large, or ONNX Runtime computes another."""
-    needed = _needed(name, constants)
+    needed = names_needed(name, constants)
     nodes = [node for node in constants if needed.intersection(node.output)]
     given = [tensors[entry] for entry in sorted(needed) if entry in tensors]
     if any(tensor.data_type == TensorProto.DOUBLE for tensor in [*given, *_tensors_in(nodes)]):
@@ -157,20 +145,7 @@ def _is_but_rounded(value: NDArray[np.float64], part: bytes, name: str) -> bool:
         return False
     largest = float(np.abs(value).max(initial=0.0))
     # `<=` is false for NaN.
-    return rounded.shape == value.shape and bool((np.abs(rounded - value) <= _ROUNDING * largest).all())
-
-
-def _needed(name: str, constants: Iterable[onnx.NodeProto]) -> set[str]:
-    """Return the names of all values that ``name`` is computed from, itself included."""
-    makers = {output: node for node in constants for output in node.output}
-    needed: set[str] = set()
-    waiting = [name]
-    while waiting:
-        given = waiting.pop()
-        if given not in needed:
-            needed.add(given)
-            waiting += [entry for entry in makers[given].input if entry] if given in makers else []
-    return needed
+    return rounded.shape == value.shape and bool((np.abs(rounded - value) <= ROUNDING * largest).all())
 
 
 def _tensors_in(nodes: Iterable[onnx.NodeProto]) -> list[onnx.TensorProto]:

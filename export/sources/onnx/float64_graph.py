@@ -17,6 +17,7 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from foldserve.export.sources.onnx.float64_nodes import FASTER, Conv, Gemm, widened
+from foldserve.export.sources.onnx.graph_reads import names_read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -86,17 +87,7 @@ def _to_array(tensor: onnx.TensorProto) -> NDArray[Any]:
 
 def _last_readers(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:
     """Return the position of the last node that reads each value, itself or in a branch."""
-    return {name: index for index, node in enumerate(nodes) for name in _names_read(node)}
-
-
-def _names_read(node: onnx.NodeProto) -> set[str]:
-    names = set(node.input)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            names |= {value.name for value in graph.output}  # may be a value from outside
-            for inner in graph.node:
-                names |= _names_read(inner)
-    return names
+    return {name: index for index, node in enumerate(nodes) for name in names_read(node)}
 
 
 def _to_float64(model_proto: onnx.ModelProto) -> None:

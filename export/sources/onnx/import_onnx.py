@@ -53,7 +53,8 @@ def import_onnx(
     """
     given = replace(_as_given(file, image, choice.name, mean, std), layout=layout)
     noise = np.random.default_rng(_SEED).integers(0, 256, (max(BATCH_SIZES), *image_shape), dtype=np.uint8)
-    given_output = _given_logits(given, noise, may_be_log=choice.without_softmax is not None)
+    ends_in_probabilities = choice.without_softmax is not None or choice.without_sigmoid is not None
+    given_output = _given_logits(given, noise, may_be_log=ends_in_probabilities)
     logits = given_output
     if choice.without_softmax is not None:
         file = replace(file, model_proto=choice.without_softmax, content=None)

@@ -10,7 +10,14 @@ from onnx import TensorProto, inliner
 
 from foldserve.artifact.format import LOGITS
 from foldserve.export.errors import SourceError
-from foldserve.export.graph.endings import Softmax, end_name, find_no_logits, find_sigmoid, find_softmax
+from foldserve.export.graph.endings import (
+    Softmax,
+    end_name,
+    find_no_logits,
+    find_sigmoid,
+    find_softmax,
+    input_of_end,
+)
 from foldserve.export.verification.probabilities import AS_LOGITS, TAKEN_AS_LOGITS
 
 _SHOWN = 5
@@ -25,7 +32,7 @@ class LogitsChoice:
         note: why it was chosen; "" if it is the file's only output and nothing was removed.
         without_softmax: the file without the softmax that computed ``name``; None if there is none.
         without_sigmoid: the file without the sigmoid that computed ``name``, the probability of the second of
-            two classes; None if there is none.
+            two classes or its logarithm; None if there is none.
     """
 
     name: str
@@ -119,8 +126,8 @@ def _refuse_no_logits(value: ir.Value) -> None:
     node = find_no_logits(value)
     if node is None:
         return
-    before = node.inputs[0]
-    example = "" if before is None or before.producer() is None else f", perhaps --output {before.name}"
+    before = input_of_end(node)
+    example = "" if before is None else f", perhaps --output {before.name}"
     raise SourceError(
         f"the file's {value.name} is the output of a {end_name(node)}, not logits; name the tensor that "
         f"holds the logits{example}; {AS_LOGITS}"

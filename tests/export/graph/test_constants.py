@@ -155,6 +155,16 @@ def by_comparison(self, x):
     return x * torch.where(self.gamma > 1, self.gamma, self.gamma * 0.1)
 
 
+def rounded_by_adding(self, x):
+    """In float32 a sum near 3 * 2**22 is a whole number; in float64 it is not rounded at all."""
+    return x * (self.gamma * 5 + 3 * 2**22 - 3 * 2**22)
+
+
+def rounded_by_name(self, x):
+    """In float32 0.7 * 45 is 31.5, in float64 a little less."""
+    return x * torch.round(self.counter * 0.7 * 45) / 32
+
+
 def type_as_it_is(self, x):
     """The operation is called ``to``, as a method of every module is (timm's EvoNorm)."""
     return x * self.gamma.exp().to(torch.float32)
@@ -172,6 +182,8 @@ CASES = {
     "half": (in_half, set()),
     "whole numbers": (in_whole_numbers, set()),
     "comparison": (by_comparison, set()),
+    "rounded by adding": (rounded_by_adding, set()),
+    "rounded by name": (rounded_by_name, set()),
 }
 
 

@@ -298,7 +298,7 @@ def test_a_network_may_call_its_parameters_as_the_file_calls_its_tensors(metadat
 
 
 def test_a_batch_norm_without_weights_keeps_its_name(metadata):
-    body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.BatchNorm2d(6, affine=False), nn.ReLU())
+    body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.BatchNorm2d(6, affine=False), nn.Tanh())
     built = exported(randomised(Classifier(body, 6)), metadata)
     assert built.folds[0].name == "body.2"
     assert {"body.2.scale", "body.2.shift"} <= initializers(built)

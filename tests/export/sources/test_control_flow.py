@@ -13,6 +13,8 @@ from foldserve.export.errors import SourceError
 from foldserve.export.pipeline import export_model
 from foldserve.export.sources.load import load_source
 from foldserve.export.sources.onnx import onnx_file
+from foldserve.export.sources.onnx.control_flow import check_control_flow
+from foldserve.export.sources.onnx.sides_from_numbers import DECIDING_INPUTS
 from tests.export.sources import test_onnx_file as files
 
 if TYPE_CHECKING:
@@ -122,6 +124,42 @@ PUBLISHED = {
     ],
 }
 
+# From `scores` to `large`: how many numbers there are depends on what they are.
+SIZED_BY_THE_IMAGE = {
+    "as many as are not zero": [node("Relu", ["scores"], ["some"]), node("NonZero", ["some"], ["found"])],
+    "as many as differ": [node("Unique", ["scores"], ["found"])],
+    "as many as are chosen": [
+        node("Greater", ["scores", "none"], ["are large"]),
+        node("Reshape", ["are large", "flat"], ["flags"]),
+        node("Compress", ["scores", "flags"], ["found"]),
+    ],
+    "the first so many": [
+        *(MEAN, node("Cast", ["mean"], ["whole"], to=TensorProto.INT64)),
+        *(node("Reshape", ["whole", "flat"], ["k"]), node("TopK", ["scores", "k"], ["found", "places"])),
+    ],
+    "a range": [
+        *(MEAN, node("Cast", ["mean"], ["whole"], to=TensorProto.INT64)),
+        node("Range", ["one", "whole", "one"], ["found"]),
+    ],
+    "resized": [
+        node("Unsqueeze", ["scores", "flat zero"], ["row"]),
+        *(node("ReduceMax", ["scores", "flat zero"], ["largest"], keepdims=0),),
+        *(node("Gather", ["largest", "three indices"], ["scales"]),),
+        node("Resize", ["row", "", "scales"], ["found"]),
+    ],
+    "through others": [
+        node("NonZero", ["scores"], ["places"]),
+        node("Transpose", ["places"], ["rows"]),
+        node("GatherND", ["scores", "rows"], ["numbers"]),
+        node("Mul", ["numbers", "half"], ["found"]),
+    ],
+    "a sum of as many ones": [
+        *(node("NonZero", ["scores"], ["places"]), node("Shape", ["places"], ["sides"])),
+        *(node("ConstantOfShape", ["sides"], ["zeros"]), node("Cos", ["zeros"], ["ones"])),
+        node("ReduceSum", ["ones"], ["found"]),
+    ],
+}
+
 
 def saved(nodes: list[onnx.NodeProto], folder: Path) -> Path:
     model_proto = files.small_graph(more_nodes=nodes)
@@ -152,6 +190,89 @@ def test_what_decides_by_the_image_is_refused_by_name_before_any_work(case, tmp_
     assert text.startswith(f"{case} decides by ")
     assert "the images beside it" in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize("case", SIZED_BY_THE_IMAGE)
+def test_what_decides_by_how_much_was_found_in_the_image_is_refused(case):
+    nodes = [
+        *SIZED_BY_THE_IMAGE[case],
+        node("Size", ["found"], ["count"]),
+        node("Greater", ["count", "one"], ["many"]),
+        node("If", ["many"], ["out"], name="pick", **branches()),
+    ]
+    if case == "a sum of as many ones":
+        nodes[-3] = node("Cast", ["found"], ["count"], to=TensorProto.INT64)
+    graph = helper.make_graph(nodes, "graph", [value("scores")], [value("out")])
+    with pytest.raises(SourceError, match="If pick decides by many, which is computed from the image"):
+        check_control_flow(graph, "scores", "out")
+
+
+def test_a_loop_whose_turns_change_a_size_by_the_image_is_refused():
+    """What it carries has known sides before the first turn, and others before the second."""
+    inner = helper.make_graph(
+        [
+            *(node("Size", ["carried"], ["count"]), node("Greater", ["count", "one"], ["many"])),
+            node("If", ["many"], ["unused"], name="inner", **branches()),
+            *(node("NonZero", ["carried"], ["found"]), node("Identity", ["again"], ["goes on"])),
+        ],
+        "body",
+        [value("turn", TensorProto.INT64, []), value("again", TensorProto.BOOL, []), value("carried")],
+        [value("goes on", TensorProto.BOOL, []), value("found")],
+    )
+    loop = node("Loop", ["three", "", "scores"], ["out"], name="halve", body=inner)
+    graph = helper.make_graph([loop], "graph", [value("scores")], [value("out")])
+    with pytest.raises(SourceError, match="If inner decides by many, which is computed from the image"):
+        check_control_flow(graph, "scores", "out")
+
+
+def test_sides_that_follow_from_sides_are_no_numbers_of_the_image():
+    """A reshape to as many rows as there are images, as exporters write a flatten, and what is read of it."""
+    nodes = [
+        *(node("Shape", ["scores"], ["sides"]), node("Gather", ["sides", "flat zero"], ["rows"])),
+        *(
+            node("Concat", ["rows", "rest"], ["target"], axis=0),
+            node("Reshape", ["scores", "target"], ["flat"]),
+        ),
+        *(node("TopK", ["flat", "k"], ["best", "places"]), node("Size", ["places"], ["count"])),
+        node("Greater", ["count", "one"], ["many"]),
+        node("If", ["many"], ["out"], name="pick", **branches()),
+    ]
+    check_control_flow(helper.make_graph(nodes, "graph", [value("scores")], [value("out")]), "scores", "out")
+
+
+def test_an_operation_of_another_domain_may_return_any_size():
+    nodes = [
+        node("FusedConv", ["scores"], ["found"], domain="com.microsoft"),
+        *(node("Size", ["found"], ["count"]), node("Greater", ["count", "one"], ["many"])),
+        node("If", ["many"], ["out"], name="pick", **branches()),
+    ]
+    graph = helper.make_graph(nodes, "graph", [value("scores")], [value("out")])
+    with pytest.raises(SourceError, match="If pick decides by many"):
+        check_control_flow(graph, "scores", "out")
+
+
+# Their whole numbers and truth values choose among numbers, and not how many come out.
+CHOOSING = {
+    *("And", "Or", "Xor", "Not", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Equal"),
+    *("Attention", "ConvInteger", "CumProd", "CumSum", "DequantizeLinear", "Dropout", "GRU", "LSTM", "RNN"),
+    *("Gather", "GatherElements", "GatherND", "MatMulInteger", "NegativeLogLikelihoodLoss", "QLinearConv"),
+    *("QLinearMatMul", "QuantizeLinear", "RegexFullMatch", "ReverseSequence", "RoiAlign", "RotaryEmbedding"),
+    *("Scatter", "ScatterElements", "ScatterND", "SoftmaxCrossEntropyLoss", "StringConcat", "TensorScatter"),
+    *("TfIdfVectorizer", "Trilu", "Where", "Scan"),
+    *("If", "Loop"),  # checked by what is in them
+}
+
+
+def test_every_operation_of_onnx_that_reads_whole_numbers_is_known():
+    known = CHOOSING | set(DECIDING_INPUTS)
+    unknown = {
+        schema.name
+        for schema in onnx.defs.get_all_schemas_with_history()
+        if not schema.domain
+        and schema.name not in known
+        and any(not any("float" in name for name in given.types) for given in schema.inputs)
+    }
+    assert not unknown, "decide whether their sides depend on those numbers"
 
 
 @pytest.mark.parametrize("case", PUBLISHED)

@@ -144,6 +144,19 @@ FILES_REFUSED = {
         node("Add", "one", "powers", "low"),
         node("Reciprocal", "low", "out"),
     ],
+    "log-sigmoid": [node("Sigmoid", "scores", "parts"), node("Log", "parts", "out")],
+    "log-sigmoid by a softplus": [
+        node("Neg", "scores", "minus"),
+        node("Softplus", "minus", "plus"),
+        node("Neg", "plus", "out"),
+    ],
+    "log-sigmoid as PyTorch writes softplus": [
+        node("Greater", "scores", "hundred", "are large"),
+        node("Softplus", "scores", "plus"),
+        node("Div", "plus", "one", "scaled"),
+        node("Where", "are large", "scores", "scaled", "chosen"),
+        node("Neg", "chosen", "out"),
+    ],
     "largest": [node("ReduceMax", "scores", "classes", "out", keepdims=1)],
     "choice": [node("ArgMax", "scores", "out", axis=1)],
     "choice as a float": [
@@ -232,8 +245,9 @@ def test_softmax_over_a_fixed_batch_of_one_is_removed(labels, tmp_path):
         export_model(files.config(files.save(model_proto, tmp_path)))
 
 
-def test_the_logits_before_a_sigmoid_can_be_named(labels, tmp_path):
-    path = files.save(ended(SIGMOID), tmp_path)
+@pytest.mark.parametrize("case", ["sigmoid", "log-sigmoid"])
+def test_the_logits_before_a_sigmoid_can_be_named(case, labels, tmp_path):
+    path = files.save(ended(*FILES_REFUSED[case]), tmp_path)
     with pytest.raises(SourceError, match="--output scores"):
         export_model(files.config(path))
     assert export_model(files.config(path, output="scores")) == 0

@@ -413,6 +413,7 @@ BINARY = {
     "a sigmoid": [*ONE_LOGIT, node("Sigmoid", ["z"], "y")],
     "a sigmoid, reshaped": [*ONE_LOGIT, node("Sigmoid", ["z"], "s"), node("Flatten", ["s"], "y")],
     "a logit": [*ONE_LOGIT, node("Identity", ["z"], "y")],
+    "a logarithm": [*ONE_LOGIT, node("Sigmoid", ["z"], "s"), node("Log", ["s"], "y")],
 }
 
 
@@ -425,7 +426,9 @@ def test_one_output_is_the_second_of_two_labels(case, shape, tmp_path, capsys):
     export_model(settings)
     given = ort.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     answers = [given.run(["y"], {"image": normalised(IMAGES[at : at + 1])})[0].item() for at in range(5)]
-    yes = 1 / (1 + np.exp(-np.array(answers))) if case == "a logit" else np.array(answers)
+    yes = np.exp(answers) if case == "a logarithm" else np.array(answers)
+    if case == "a logit":
+        yes = 1 / (1 + np.exp(-np.array(answers)))
     session = Session(published(tmp_path).SerializeToString(), device="cpu")
     probabilities = session.run(["probabilities"], {"image": IMAGES})[0]
     assert np.abs(probabilities - np.stack([1 - yes, yes], axis=1)).max() < 1e-5

@@ -299,6 +299,14 @@ def test_logits_that_are_one_number_round_as_one_number():
         compare("CPU", "random", file, network, judged_set(network, exact, file))
 
 
+def test_a_network_of_one_output_is_judged_as_one_of_two():
+    """Its one logit differs from image to image: no weights are constants (--as-logits lets it through)."""
+    exact, network, _ = rounded(0, 1e-7, 32, 1)
+    file = exact + 3.5 * FP32_UNIT * np.abs(exact).max()
+    with pytest.raises(ParityError, match="typically off by"):
+        compare("CPU", "random", file, network, judged_set(network, exact, file))
+
+
 def test_logits_that_differ_are_averaged():
     """The twin: the same errors at logits that are not one number are refused."""
     exact, network, _ = rounded(0, 1e-7, 32, 1000)

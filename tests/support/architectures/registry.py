@@ -28,10 +28,10 @@ class Expected:
 NETWORKS = {
     "ResNet (bottleneck)": Expected(residual.resnet_bottleneck, 15, {}),
     "SE-ResNeXt": Expected(residual.se_resnext, 15, {}),
-    "WideResNet": Expected(residual.wide_resnet, 5, {"Add": 4}),
+    "WideResNet": Expected(residual.wide_resnet, 5, {"Add": 3, "but for Relu": 1}),
     "RepVGG": Expected(residual.repvgg, 15, {}),
-    "DenseNet": Expected(joined.densenet, 6, {"used elsewhere too; Relu": 7}),
-    "DPN": Expected(joined.dpn, 5, {"used elsewhere too": 3, "Slice (slice_10)": 1}),
+    "DenseNet": Expected(joined.densenet, 6, {"but for Relu": 7}),
+    "DPN": Expected(joined.dpn, 5, {"but for Relu": 4}),
     "Inception v3": Expected(joined.inception, 12, {}),
     "SqueezeNet": Expected(joined.squeezenet, 0, {}),
     "MobileNetV2": Expected(mobile.mobilenet_v2, 13, {}),
