@@ -182,3 +182,50 @@ def test_commands_in_the_documents_parse(document: str) -> None:
             assert isinstance(cli.parse([word for word in words if word != "--debug"], {}), BaseModel)
     if document == "README.md":
         assert len(commands) >= 5
+
+
+SPARING = """
+import gc, os, sys
+from foldserve import cli
+
+seen = {}
+
+class Module:
+    @staticmethod
+    def run(config):
+        policy = os.environ.get("OMP_WAIT_POLICY")
+        seen.update(policy=policy, enabled=gc.isenabled(), frozen=gc.get_freeze_count())
+        return 0
+
+def load(name):
+    seen["while loading"] = gc.isenabled()
+    return Module
+
+cli.import_module = load
+cli.COMMANDS |= {
+    name: cli.Command(command.config, "somewhere:run", (), command.spares_cpu)
+    for name, command in cli.COMMANDS.items()
+}
+assert cli.main(sys.argv[1:]) == 0
+print(seen["policy"], seen["while loading"], seen["enabled"], seen["frozen"] > 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "policy", "expected"),
+    [
+        (["export", "runs/lenet"], None, "PASSIVE False True True"),
+        (["export", "runs/lenet"], "ACTIVE", "ACTIVE False True True"),
+        (["train"], None, "None True True False"),
+    ],
+)
+def test_an_export_spares_the_processor(
+    words: list[str], policy: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's threads sleep while they wait, unless the user says otherwise, and collections are short."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if policy is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    command = [sys.executable, "-c", SPARING, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout.strip() == expected, done.stderr

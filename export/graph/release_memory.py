@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def release_memory() -> None:
@@ -14,6 +19,19 @@ def release_memory() -> None:
     """
     gc.collect()
     trim_memory()
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Do not look for garbage in between: PyTorch's tracing makes many objects, and hardly any in circles."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def trim_memory() -> None:

@@ -15,6 +15,8 @@ import torch
 
 from foldserve.export.errors import FoldError, TraceError
 from foldserve.export.graph.constants import compute_constants, find_constants, keep_float64
+from foldserve.export.graph.release_memory import without_collections
+from foldserve.export.graph.torchlib import without_parsing
 from foldserve.export.graph.trace_faults import conversion_fault, silent, tracing_fault
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> torch.onnx.O
     # Two images: with one, torch.export would take the batch dimension for a constant.
     example = torch.zeros(2, *image_shape)
     batch = torch.export.Dim("batch", min=1)
-    with _quiet(), torch.no_grad():
+    with _quiet(), without_collections(), torch.no_grad():
         try:
             traced = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
         except Exception as error:  # torch.export raises types of its own, RuntimeError, AssertionError, ...
@@ -58,15 +60,16 @@ def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> torch.onnx.O
         _check_inference(traced.graph, constants)
         arrays = compute_constants(traced, constants)
         try:
-            program = torch.onnx.export(
-                traced,
-                dynamo=True,
-                optimize=False,
-                verbose=False,
-                opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-            )
+            with without_parsing():
+                program = torch.onnx.export(
+                    traced,
+                    dynamo=True,
+                    optimize=False,
+                    verbose=False,
+                    opset_version=OPSET,
+                    input_names=[INPUT],
+                    output_names=[OUTPUT],
+                )
         except Exception as error:
             fault = conversion_fault(error, traced)
             raise TraceError(f"the network cannot be converted to ONNX: {fault}") from error

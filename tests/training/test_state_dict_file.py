@@ -91,6 +91,9 @@ class _Runs:
         ),
         pytest.param({"a": torch.tensor([1.0, math.nan])}, "the weights 'a' hold NaN", id="NaN"),
         pytest.param({"a": torch.tensor(math.inf)}, "the weights 'a' hold NaN or infinite", id="infinity"),
+        pytest.param({"a": torch.tensor([2.0, -math.inf])}, "the weights 'a' hold NaN", id="minus infinity"),
+        pytest.param({"a": torch.tensor([1.0, math.nan]).double()}, "'a' hold NaN", id="float64"),
+        pytest.param({"a": torch.tensor([1.0, math.nan]).bfloat16()}, "'a' hold NaN", id="bfloat16"),
         pytest.param({"a": torch.ones(1), "module.a": torch.ones(1)}, "has 'a' twice", id="two networks"),
     ],
 )
