@@ -15,12 +15,15 @@ from foldserve.export.graph.endings import end_name, find_no_logits
 from foldserve.export.graph.fold_pass import Fold, FoldPass
 from foldserve.export.graph.model_file import ModelFile
 from foldserve.export.graph.normalise import add_normalisation, take_pixels
-from foldserve.export.graph.serialize import add_outputs, serialize
+from foldserve.export.graph.serialize import add_outputs, serialize_in_parts
 from foldserve.export.graph.simplify import simplify
 from foldserve.export.graph.weights import Float64Initializers
 
 if TYPE_CHECKING:
     from foldserve.artifact.format import ModelMetadata
+
+# Up to this size the file is kept in memory: to write and read it costs half a second of the processor.
+_LARGE_BYTES = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def build_model(model: ir.Model, metadata: ModelMetadata) -> BuiltModel:
     weights.store()
     end = find_no_logits(model.graph.outputs[0])
     add_outputs(model.graph, metadata.temperature)
-    file = ModelFile(serialize(model, metadata.to_props()))
+    file = ModelFile(serialize_in_parts(model, metadata.to_props()), _LARGE_BYTES)
     folds = (*folder.folds, *reordered, *scaling)
     return BuiltModel(file, folds, "" if end is None else end_name(end))
 

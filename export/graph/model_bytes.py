@@ -1,4 +1,4 @@
-"""Writes the bytes of an ONNX file around weights that are not in its message.
+"""Puts the bytes of an ONNX file together around weights that are not in its message.
 
 Protobuf holds a message twice while it is serialised, and each check of a file serialises it again. So the
 message is kept without its large weights, and these are copied once, from where they are into the file.
@@ -6,7 +6,6 @@ message is kept without its large weights, and these are copied once, from where
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import onnx
 from foldserve.export.errors import TraceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import onnx_ir as ir
     from google.protobuf.message import Message
@@ -25,11 +24,13 @@ _MOST_BYTES = 2**31 - 1  # no protobuf message is read above this
 _LENGTH_DELIMITED = 2
 
 
-def write_with_weights(model_proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtocol]) -> bytes:
-    """Return the bytes of ``model_proto``, the initializers named in ``weights`` with these values.
+def parts_with_weights(
+    model_proto: onnx.ModelProto, weights: Mapping[str, ir.TensorProtocol]
+) -> Sequence[bytes | memoryview]:
+    """Return the bytes of ``model_proto`` in parts, the initializers named in ``weights`` with these values.
 
-    They are the bytes that protobuf's own deterministic serialisation gives for the complete message: fields
-    in the order of their numbers (https://protobuf.dev/programming-guides/encoding).
+    Put together, they are the bytes that protobuf's own deterministic serialisation gives for the complete
+    message: fields in the order of their numbers (https://protobuf.dev/programming-guides/encoding).
 
     Raises:
         TraceError: a weight does not have the size that its type and shape say, or the file is too large.
@@ -44,19 +45,17 @@ def write_with_weights(model_proto: onnx.ModelProto, weights: Mapping[str, ir.Te
         raise TraceError(
             f"the exported file would have {graph_size / 2**30:.1f} GiB; an ONNX file holds at most 2 GiB"
         )
-    stream = io.BytesIO()
     graph_number = onnx.ModelProto.GRAPH_FIELD_NUMBER
-    stream.write(_fields(model_proto, lambda field: field < graph_number))
-    stream.write(_opened(graph_number, graph_size))
-    stream.write(before)
+    parts: list[bytes | memoryview] = [
+        _fields(model_proto, lambda field: field < graph_number),
+        _opened(graph_number, graph_size),
+        before,
+    ]
     for tensor, (head, size) in zip(graph.initializer, heads, strict=True):
-        stream.write(_opened(number, len(head) + size))
-        stream.write(head)
+        parts += [_opened(number, len(head) + size), head]
         if size:
-            stream.write(_raw(weights[tensor.name]))
-    stream.write(after)
-    stream.write(_fields(model_proto, lambda field: field > graph_number))
-    return stream.getvalue()
+            parts.append(_raw(weights[tensor.name]))
+    return [*parts, after, _fields(model_proto, lambda field: field > graph_number)]
 
 
 def _tensor_head(tensor: onnx.TensorProto, weights: Mapping[str, ir.TensorProtocol]) -> tuple[bytes, int]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-_LARGE_BYTES = 64 * 1024 * 1024
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LARGE_BYTES = 64 * 1024 * 1024
 
 
 class ModelFile:
@@ -18,20 +21,21 @@ class ModelFile:
         size: bytes of the content.
     """
 
-    def __init__(self, content: bytes) -> None:
-        self.size = len(content)
-        self._content: bytes | None = content
+    def __init__(self, content: bytes | Sequence[bytes | memoryview], large_bytes: int | None = None) -> None:
+        """Hold ``content``, which may come in parts; on disk from ``large_bytes`` on, 64 MiB by default."""
+        parts = [content] if isinstance(content, bytes) else content
+        self.size = sum(map(len, parts))
+        self._content: bytes | None = None
         self._file: IO[bytes] | None = None
-        if len(content) < _LARGE_BYTES:
-            return
-        try:
-            self._file = tempfile.NamedTemporaryFile(prefix="foldserve-", suffix=".onnx")  # noqa: SIM115
-            self._file.write(content)
-            self._file.flush()
-        except OSError:  # no folder for temporary files, or its disk is full
-            self._file = None
-        else:
-            self._content = None
+        if self.size >= (LARGE_BYTES if large_bytes is None else large_bytes):
+            try:
+                self._file = tempfile.NamedTemporaryFile(prefix="foldserve-", suffix=".onnx")  # noqa: SIM115
+                self._file.writelines(parts)
+                self._file.flush()
+            except OSError:  # no folder for temporary files, or its disk is full
+                self._file = None
+        if self._file is None:
+            self._content = content if isinstance(content, bytes) else b"".join(parts)
 
     @property
     def content(self) -> bytes:

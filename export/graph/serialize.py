@@ -15,17 +15,17 @@ import onnx_ir.passes.common as passes
 
 from foldserve.artifact.format import LOGITS, PROBABILITIES
 from foldserve.export.errors import TraceError
-from foldserve.export.graph.model_bytes import write_with_weights
+from foldserve.export.graph.model_bytes import parts_with_weights
 from foldserve.export.graph.simplify import free_name, unused_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 BATCH = "batch"
 # IR 10 is the newest that ONNX Runtime 1.20 reads; nothing here needs a later one.
 IR_VERSION = 10
 # Weights from this size on are kept out of the checks. Smaller constants may be shapes, whose values count.
-_LARGE_BYTES = 64 * 1024
+LARGE_WEIGHT_BYTES = 64 * 1024
 
 
 def add_outputs(graph: ir.Graph, temperature: float = 1.0) -> None:
@@ -62,7 +62,12 @@ def _divide(graph: ir.Graph, logits: ir.Value, temperature: float) -> ir.Value:
 
 
 def serialize(model: ir.Model, props: Mapping[str, str]) -> bytes:
-    """Return a checked file that holds ``model`` and ``props`` as metadata, nothing else.
+    """Return the bytes of a file that holds ``model`` and ``props``: see `serialize_in_parts`."""
+    return b"".join(serialize_in_parts(model, props))
+
+
+def serialize_in_parts(model: ir.Model, props: Mapping[str, str]) -> Sequence[bytes | memoryview]:
+    """Return, in parts, a checked file that holds ``model`` and ``props`` as metadata, nothing else.
 
     Equal models give equal bytes. Large weights are copied once, from ``model`` into the file: they take no
     part in the checks, which only need their types and shapes.
@@ -75,16 +80,15 @@ def serialize(model: ir.Model, props: Mapping[str, str]) -> bytes:
     for value in (*model.graph.inputs, *model.graph.outputs):
         assert value.shape is not None
         value.shape = ir.Shape([BATCH, *list(value.shape)[1:]])
-    weights = _large_weights(model.graph)
-    model_proto = _to_proto_without(model, weights)
+    model_proto, weights = to_proto_and_weights(model)
     model_proto.ir_version = IR_VERSION
     model_proto.producer_name = "foldserve"
     model_proto.producer_version = ""
     del model_proto.graph.value_info[:]
     del model_proto.metadata_props[:]
     onnx.helper.set_model_props(model_proto, dict(props))
-    check_model(_with_inputs_for(model_proto, weights))
-    return write_with_weights(model_proto, weights)
+    check_model(with_inputs_for(model_proto, weights))
+    return parts_with_weights(model_proto, weights)
 
 
 def check_model(model_proto: onnx.ModelProto) -> None:
@@ -108,13 +112,19 @@ def check_model(model_proto: onnx.ModelProto) -> None:
         )
 
 
+def to_proto_and_weights(model: ir.Model) -> tuple[onnx.ModelProto, Mapping[str, ir.TensorProtocol]]:
+    """Convert ``model`` into a message without its large weights, and return these by name."""
+    weights = _large_weights(model.graph)
+    return _to_proto_without(model, weights), weights
+
+
 def _large_weights(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
     return {
         name: value.const_value
         for name, value in graph.initializers.items()
         if value.const_value is not None
         and value.const_value.dtype != ir.DataType.STRING
-        and value.const_value.nbytes >= _LARGE_BYTES
+        and value.const_value.nbytes >= LARGE_WEIGHT_BYTES
     }
 
 
@@ -137,12 +147,15 @@ def _to_proto_without(model: ir.Model, weights: Mapping[str, ir.TensorProtocol])
     return model_proto
 
 
-def _with_inputs_for(model_proto: onnx.ModelProto, weights: Mapping[str, object]) -> onnx.ModelProto:
+def with_inputs_for(model_proto: onnx.ModelProto, weights: Mapping[str, object]) -> onnx.ModelProto:
     """Return a copy of a file without ``weights``, which it takes as inputs instead."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model_proto)
     del copy.graph.initializer[:]
+    inputs = {value.name for value in model_proto.graph.input}  # old files list all weights there
     for tensor in model_proto.graph.initializer:
+        if tensor.name in weights and tensor.name in inputs:
+            continue
         if tensor.name in weights:
             copy.graph.input.append(
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))

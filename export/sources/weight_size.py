@@ -29,19 +29,33 @@ def check_module_size(network: nn.Module, name: str) -> None:
 
 
 def check_file_size(model_proto: onnx.ModelProto, name: str) -> None:
-    """Check that the weights of ``model_proto``, also those in files beside it, fit into one file.
+    """Check that the weights of ``model_proto`` fit into one file.
+
+    Those in files beside it count too, and those that it makes of one number (ConstantOfShape).
 
     Raises:
         SourceError: they do not.
     """
-    _check(
-        sum(
-            math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-            for tensor in model_proto.graph.initializer
-            if tensor.data_type != onnx.TensorProto.STRING
-        ),
-        name,
-    )
+    tensors = {tensor.name: tensor for tensor in model_proto.graph.initializer}
+    made = [
+        tensors[node.input[0]]
+        for node in model_proto.graph.node
+        if node.op_type == "ConstantOfShape" and node.input[0] in tensors
+    ]
+    _check(sum(map(_byte_count, tensors.values())) + sum(map(_made_byte_count, made)), name)
+
+
+def _byte_count(tensor: onnx.TensorProto) -> int:
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return 0
+    return math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+
+
+def _made_byte_count(sides: onnx.TensorProto) -> int:
+    """Return the size in float32 of what a ConstantOfShape makes of ``sides``."""
+    if sides.data_location == onnx.TensorProto.EXTERNAL:
+        return 0
+    return 4 * math.prod(max(0, int(side)) for side in onnx.numpy_helper.to_array(sides).reshape(-1))
 
 
 def _check(count: int, name: str) -> None:

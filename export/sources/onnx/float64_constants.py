@@ -21,6 +21,7 @@ from onnx import TensorProto, numpy_helper
 
 from foldserve.export.graph.constants import MAX_GROWTH, ROUNDING, SMALL_BYTES
 from foldserve.export.graph.serialize import IR_VERSION
+from foldserve.export.graph.weights_apart import Weights, array_of
 from foldserve.export.sources.onnx.float64_graph import Float64Graph
 from foldserve.export.sources.onnx.graph_reads import names_needed, names_read
 from foldserve.runtime.options import RuntimeOptions
@@ -60,8 +61,13 @@ _MOVING = {
 }
 
 
-def compute_constants(model_proto: onnx.ModelProto) -> dict[str, NDArray[np.float64]]:
-    """Replace, in place, computed float32 weights by initializers; return their float64 arrays by name."""
+def compute_constants(
+    model_proto: onnx.ModelProto, weights: Weights | None = None
+) -> dict[str, NDArray[np.float64]]:
+    """Replace, in place, computed float32 weights by initializers; return their float64 arrays by name.
+
+    ``weights`` are those that the message has without their values.
+    """
     graph = model_proto.graph
     constants = _constants(graph)
     makers = {name: node for node in constants for name in node.output}
@@ -75,7 +81,7 @@ def compute_constants(model_proto: onnx.ModelProto) -> dict[str, NDArray[np.floa
     for node in constants:
         name = node.output[0]
         if len(node.output) == 1 and name in arithmetic and name in read:
-            value = _value_of(name, constants, tensors, model_proto)
+            value = _value_of(name, constants, tensors, model_proto, weights or Weights())
             if value is not None:
                 arrays[name] = value
     for name, array in arrays.items():
@@ -110,11 +116,12 @@ def _value_of(
     constants: Iterable[onnx.NodeProto],
     tensors: Mapping[str, onnx.TensorProto],
     model_proto: onnx.ModelProto,
+    weights: Weights,
 ) -> NDArray[np.float64] | None:
     """Return a value in float64; None if it is no float32, too large, or ONNX Runtime computes another."""
     needed = names_needed(name, constants)
     nodes = [node for node in constants if needed.intersection(node.output)]
-    given = [tensors[entry] for entry in sorted(needed) if entry in tensors]
+    given = [_with_values(tensors[entry], weights) for entry in sorted(needed) if entry in tensors]
     if any(tensor.data_type == TensorProto.DOUBLE for tensor in [*given, *_tensors_in(nodes)]):
         return None
     output = onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
@@ -122,16 +129,21 @@ def _value_of(
     part = onnx.helper.make_model(
         graph, opset_imports=model_proto.opset_import, ir_version=max(model_proto.ir_version, IR_VERSION)
     ).SerializeToString()
+    origin_bytes = sum(math.prod(tensor.dims) * 4 for tensor in given)
+    most_bytes = 2 * max(SMALL_BYTES, MAX_GROWTH * origin_bytes)  # of float64, on the way too
     try:
-        value: Any = Float64Graph(part).run({})
-    except Exception:  # the evaluator lacks an operation, or has it for float32 only
+        value: Any = Float64Graph(part, most_bytes=most_bytes).run({})
+    except Exception:  # too large, or the evaluator lacks an operation, or has it for float32 only
         return None
     if not isinstance(value, np.ndarray) or value.dtype != np.float64 or not np.isfinite(value).all():
         return None
-    origin_bytes = sum(math.prod(tensor.dims) * 4 for tensor in given)
-    if value.nbytes // 2 > max(SMALL_BYTES, MAX_GROWTH * origin_bytes):
-        return None
     return value if _is_but_rounded(value, part, name) else None
+
+
+def _with_values(tensor: onnx.TensorProto, weights: Weights) -> onnx.TensorProto:
+    if tensor.name not in weights:
+        return tensor
+    return numpy_helper.from_array(array_of(tensor, weights), tensor.name)
 
 
 def _is_but_rounded(value: NDArray[np.float64], part: bytes, name: str) -> bool:

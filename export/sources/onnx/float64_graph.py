@@ -9,13 +9,15 @@ the last operation that reads it.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from foldserve.export.graph.weights_apart import Weights, array_of
 from foldserve.export.sources.onnx.float64_nodes import FASTER, Conv, Gemm, widened
 from foldserve.export.sources.onnx.graph_reads import names_read
 
@@ -25,48 +27,80 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FLOAT, _DOUBLE = TensorProto.FLOAT, TensorProto.DOUBLE
+# Entries of an array whose values may say how large a result is: sides, repetitions, borders.
+_SIDES = 1024
+
+
+class TooLargeError(Exception):
+    """A result would be larger than allowed, or nobody knows how large before it is computed."""
 
 
 class Float64Graph:
-    """The graph of an ONNX file's content, converted from float32 to float64.
+    """The graph of an ONNX file, converted from float32 to float64.
 
     Attributes:
-        largest_bytes: size of the largest tensor that `run` computed so far.
+        largest_bytes: size of the largest tensor that `run` computed so far; views do not count.
     """
 
     def __init__(
-        self, content: bytes, exact_weights: Mapping[str, NDArray[np.float64]] | None = None
+        self,
+        model: bytes | onnx.ModelProto,
+        exact_weights: Mapping[str, NDArray[np.float64]] | None = None,
+        *,
+        weights: Weights | None = None,
+        most_bytes: int | None = None,
     ) -> None:
-        """Read ``content``; ``exact_weights`` take the place of those of the same names."""
-        model_proto = onnx.load_from_string(content)
-        self._weights = {tensor.name: _to_array(tensor) for tensor in model_proto.graph.initializer}
+        """Convert ``model``.
+
+        Args:
+            model: an ONNX file, or the message in it, which is not changed.
+            exact_weights: take the place of weights of the same names.
+            weights: weights that the message has without their values.
+            most_bytes: the largest result of an operation that `run` computes; None for any.
+        """
+        self._most_bytes = most_bytes
+        self._in_files = weights
+        given = onnx.load_from_string(model) if isinstance(model, bytes) else model
+        self._weights = {
+            tensor.name: _writable(array_of(tensor, weights or Weights()))
+            for tensor in given.graph.initializer
+        }
         self._weights |= exact_weights or {}
-        self._outputs = [value.name for value in model_proto.graph.output]
+        self._outputs = [value.name for value in given.graph.output]
         without_weights = onnx.ModelProto()
-        del model_proto.graph.initializer[:]
-        without_weights.CopyFrom(model_proto)  # a message keeps the memory of what was deleted
+        without_weights.CopyFrom(given)
+        del without_weights.graph.initializer[:]
         _to_float64(without_weights)
-        del model_proto
         self._last_reader = _last_readers(without_weights.graph.node)
+        self._opset_imports = list(without_weights.opset_import)
         self._evaluator = ReferenceEvaluator(without_weights, new_ops=FASTER)
         self.largest_bytes = 0
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """Return the first output. Operations that the evaluator lacks raise errors of many types."""
+        """Return the first output.
+
+        Raises:
+            TooLargeError: a result would have more than ``most_bytes``; it is not computed.
+            Exception: of many types, for operations that the evaluator lacks.
+        """
         values: dict[str, Any] = {"": None, **feeds}
         with np.errstate(all="ignore"):
             for index, node in enumerate(self._evaluator.rt_nodes_):
                 context = {"context": self._everything(values)} if node.need_context() else {}
                 is_narrow = isinstance(node, Conv | Gemm)  # they convert, in parts
                 inputs = [self._value(values, name, is_narrow=is_narrow) for name in node.input]
+                if self._most_bytes is not None:
+                    _check_size(node.onnx_node, inputs, self._opset_imports, self._most_bytes)
                 computed = dict(zip(node.output, node.run(*inputs, **context), strict=False))
-                sizes = [value.nbytes for value in computed.values() if isinstance(value, np.ndarray)]
+                sizes = [value.nbytes for value in computed.values() if _is_new(value, inputs)]
                 self.largest_bytes = max([self.largest_bytes, *sizes])
                 values |= computed
                 for name in {*node.input, *node.output}:
                     if name and self._last_reader.get(name, -1) <= index and name not in self._outputs:
                         values.pop(name, None)
         output: NDArray[Any] = self._value(values, self._outputs[0])
+        if self._in_files is not None:
+            self._in_files.release()  # they were read in parts; the next images need memory first
         return output
 
     def _value(self, values: Mapping[str, Any], name: str, *, is_narrow: bool = False) -> Any:
@@ -80,8 +114,41 @@ class Float64Graph:
         return {name: widened(weight) for name, weight in self._weights.items()} | dict(values)
 
 
-def _to_array(tensor: onnx.TensorProto) -> NDArray[Any]:
-    array: NDArray[Any] = numpy_helper.to_array(tensor)
+def _check_size(
+    node: onnx.NodeProto,
+    inputs: Iterable[Any],
+    opset_imports: list[onnx.OperatorSetIdProto],
+    most_bytes: int,
+) -> None:
+    """Infer the sizes of what ``node`` would compute from ``inputs``, and refuse what is too large."""
+    given = {name: np.asarray(array) for name, array in zip(node.input, inputs, strict=True) if name}
+    types = {
+        name: helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in given.items()
+    }
+    values = {
+        name: numpy_helper.from_array(array, name) for name, array in given.items() if array.size <= _SIDES
+    }
+    opset = next(entry.version for entry in opset_imports if entry.domain == node.domain)
+    schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    inferred = onnx.shape_inference.infer_node_outputs(
+        schema, node, types, values, opset_imports=opset_imports
+    )
+    for name, result in inferred.items():
+        sides = result.tensor_type.shape.dim
+        is_known = result.tensor_type.HasField("shape") and all(side.HasField("dim_value") for side in sides)
+        count = math.prod(side.dim_value for side in sides)
+        if not is_known or count * np.dtype(np.float64).itemsize > most_bytes:
+            raise TooLargeError(f"{name} would be larger than {most_bytes:,} bytes")
+
+
+def _is_new(value: Any, inputs: Iterable[Any]) -> bool:
+    """Tell whether ``value`` is an array with memory of its own, not a view of one of ``inputs``."""
+    arrays = [given for given in inputs if isinstance(given, np.ndarray)]
+    return isinstance(value, np.ndarray) and not any(np.may_share_memory(value, given) for given in arrays)
+
+
+def _writable(array: NDArray[Any]) -> NDArray[Any]:
     return array if array.flags.writeable else array.copy()  # PyTorch warns of arrays that are not
 
 

@@ -96,14 +96,14 @@ def _inlined(model_proto: onnx.ModelProto) -> onnx.ModelProto:
     return inliner.inline_local_functions(model_proto) if model_proto.functions else model_proto
 
 
-def with_output(model_proto: onnx.ModelProto, name: str) -> bytes:
-    """Return the file's content with the float tensor ``name`` among its outputs."""
+def with_output(model_proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Return the file with the float tensor ``name`` among its outputs."""
     if name in {value.name for value in model_proto.graph.output}:
-        return bytes(model_proto.SerializeToString())
+        return model_proto
     extended = onnx.ModelProto()
     extended.CopyFrom(model_proto)
     extended.graph.output.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    return bytes(extended.SerializeToString())
+    return extended
 
 
 def _named(model_proto: onnx.ModelProto, asked: str | None) -> str:

@@ -10,9 +10,11 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import onnx
     from numpy.typing import NDArray
 
     from foldserve.export.graph.model_file import ModelFile
+    from foldserve.export.graph.weights_apart import Weights
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,16 @@ class PreparedFile:
     """A computation that is ready to be folded: our opset, one input, one output [batch, K], any batch.
 
     Attributes:
-        file: its content.
+        model_proto: the message, without ``weights``.
+        weights: its large weights, by name.
+        file: both.
         image_bytes: size of its largest float32 tensor for one image; 0 if no shape is known.
         exact_weights: float64 arrays of weights that the given file computes, by name; in ``file`` they are
             rounded to float32.
     """
 
+    model_proto: onnx.ModelProto
+    weights: Weights
     file: ModelFile
     image_bytes: int = 0
     exact_weights: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)

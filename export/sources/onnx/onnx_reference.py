@@ -5,17 +5,22 @@ ONNX Runtime runs it with its optimisations off, since it would fold batch norm 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from foldserve.export.graph.release_memory import trim_memory
 from foldserve.export.sources.onnx.float64_graph import Float64Graph
+from foldserve.export.verification.known_logits import KnownLogits
 from foldserve.export.verification.reference import in_batches, in_bounded_batches
 from foldserve.export.verification.tolerances import credible_rounding
 from foldserve.runtime.options import RuntimeOptions
 from foldserve.runtime.session import Session
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from foldserve.export.sources.onnx.normalized_file import NormalizedFile
@@ -24,22 +29,34 @@ if TYPE_CHECKING:
 class OnnxReference:
     """Computes the logits of a given ONNX file from uint8 pixels.
 
+    The logits of an image are computed once in float32, however often they are asked for.
+
     Attributes:
         image_bytes: size of its largest float32 tensor for one image; 0 if that is not known.
     """
 
     def __init__(self, file: NormalizedFile) -> None:
         self._file = file
+        file.prepared.weights.release()  # folding has read them
         self._session = Session(
             file.given.loadable, device="cpu", options=RuntimeOptions(arena=False), optimised=False
         )
         self._exact: Float64Graph | None = None
         self.image_bytes = file.prepared.image_bytes
         self._float64_bytes = 0  # measured, as shapes may be unknown
+        self._known = KnownLogits()
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return float32 [N, K] of uint8 ``images`` [N, C, H, W]."""
-        return in_batches(self._run, images)
+    def logits(
+        self, images: NDArray[np.uint8], on_progress: Callable[[int], None] = lambda _: None
+    ) -> NDArray[np.float32]:
+        """Return float32 [N, K] of uint8 ``images`` [N, C, H, W]; ``on_progress`` takes numbers of images."""
+        return self._known.complete(images, partial(self.run, on_progress=on_progress), on_progress)
+
+    def run(
+        self, images: NDArray[np.uint8], on_progress: Callable[[int], None] = lambda _: None
+    ) -> NDArray[np.float32]:
+        """Return what the file outputs for ``images``, computed anew."""
+        return in_batches(self._run, images, on_progress)
 
     def exact_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64] | None:
         """Return float64 [N, K] of ``images``; None if it cannot be computed or differs much from float32.
@@ -48,8 +65,9 @@ class OnnxReference:
         """
         file = self._file
         try:
+            prepared = file.prepared
             graph = self._exact = self._exact or Float64Graph(
-                file.prepared.file.content, file.prepared.exact_weights
+                prepared.model_proto, prepared.exact_weights, weights=prepared.weights
             )
             logits, self._float64_bytes = in_bounded_batches(
                 lambda batch: graph.run({file.image: file.network_input(batch, np.float64)}),
@@ -60,6 +78,7 @@ class OnnxReference:
             self.image_bytes = max(self.image_bytes, self._float64_bytes // 2)
         except Exception:  # the evaluator lacks an operation, or has it for float32 only
             return None
+        trim_memory()  # ONNX Runtime runs the same images next
         expected = self.logits(images)
         if logits.dtype != np.float64 or logits.shape != expected.shape:
             return None

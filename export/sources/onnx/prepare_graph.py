@@ -21,11 +21,11 @@ from foldserve.artifact.format import IMAGE, LOGITS, PROBABILITIES
 from foldserve.export.errors import FoldError, SourceError, first_line
 from foldserve.export.graph.channel_order import reverse_input_channels
 from foldserve.export.graph.fold_pass import BATCH_NORM
-from foldserve.export.graph.model_file import ModelFile
 from foldserve.export.graph.serialize import BATCH, IR_VERSION
 from foldserve.export.graph.simplify import add_initializer, unused_name
 from foldserve.export.graph.trace import OPSET
 from foldserve.export.graph.transposes import cancel_transposes
+from foldserve.export.graph.weights_apart import attach_weights, write_apart
 from foldserve.export.sources.onnx.float64_constants import compute_constants
 from foldserve.export.sources.onnx.normalized_file import PreparedFile
 
@@ -64,9 +64,10 @@ def prepare(
     if model_proto.functions:
         model_proto = inliner.inline_local_functions(model_proto)
     model_proto = _upgrade(model_proto, file.opset)
-    exact_weights = compute_constants(model_proto)
+    exact_weights = compute_constants(model_proto, file.weights)
     model = ir.from_proto(model_proto)
     del model_proto
+    attach_weights(model, file.weights)
     # Up to IR 3 every weight has to be an input too; an input could be replaced by a caller.
     model.ir_version = max(model.ir_version or 0, IR_VERSION)
     fixed_batch = _keep_only(model, image, logits, image_shape)
@@ -89,8 +90,8 @@ def prepare(
     output.shape = ir.Shape([BATCH, class_count])
     output.type = ir.TensorType(ir.DataType.FLOAT)
     _free_names(model.graph)
-    content = bytes(ir.to_proto(model).SerializeToString(deterministic=True))
-    return PreparedFile(ModelFile(content), image_bytes, exact_weights)
+    prepared, weights, content = write_apart(model, file.weights)
+    return PreparedFile(prepared, weights, content, image_bytes, exact_weights)
 
 
 def _check_batch_norms(model_proto: onnx.ModelProto) -> None:

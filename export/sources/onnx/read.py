@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from onnx import TensorProto
 
 from foldserve.export.errors import SourceError, first_line
 from foldserve.export.graph.model_file import ModelFile
+from foldserve.export.graph.serialize import with_inputs_for
+from foldserve.export.graph.weights_apart import Weights, set_weights_apart
 from foldserve.export.sources.file_kind import refuse_other_kinds
 from foldserve.export.sources.source import sha256_of
 from foldserve.export.sources.weight_size import check_file_size
@@ -29,7 +32,8 @@ class OnnxFile:
         path: where it was read.
         content: its bytes, without external data; None if the message was changed.
         sha256: SHA-256 of the bytes.
-        model_proto: the model, with its external data.
+        model_proto: the model, without ``weights``.
+        weights: large weights, also those of external data, by name.
         external_sha256: SHA-256 of each file of external data, by name.
     """
 
@@ -37,6 +41,7 @@ class OnnxFile:
     content: ModelFile | None
     sha256: str
     model_proto: onnx.ModelProto
+    weights: Weights
     external_sha256: dict[str, str]
 
     @property
@@ -61,21 +66,22 @@ def read_onnx(path: Path) -> OnnxFile:
     try:
         content = path.read_bytes()
         stored, sha256 = ModelFile(content), sha256_of(content)
-        model_proto = onnx.load_model_from_string(content)
+        given = onnx.load_model_from_string(content)
         del content
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
     except DecodeError as error:
         raise SourceError(f"{path} is not an ONNX model, or it is damaged or cut short") from error
-    if not model_proto.graph.node:
+    if not given.graph.node:
         raise SourceError(f"{path} is not an ONNX model, or it computes nothing")
-    check_file_size(model_proto, str(path))
-    external = _load_external_data(model_proto, path)
+    check_file_size(given, str(path))
     try:
-        onnx.checker.check_model(model_proto)
+        model_proto, weights, external = _load_weights(given, path)
+        del given
+        onnx.checker.check_model(with_inputs_for(model_proto, weights))
     except (onnx.checker.ValidationError, ValueError) as error:  # ValueError: above protobuf's 2 GiB
         raise SourceError(f"{path} is not valid ONNX: {first_line(error)}") from error
-    return OnnxFile(path, stored, sha256, model_proto, external)
+    return OnnxFile(path, stored, sha256, model_proto, weights, external)
 
 
 def find_image(file: OnnxFile) -> onnx.ValueInfoProto:
@@ -97,8 +103,9 @@ def _is_image(value: onnx.ValueInfoProto) -> bool:
     return tensor.elem_type in (TensorProto.FLOAT, TensorProto.UINT8) and len(tensor.shape.dim) == 4
 
 
-def _load_external_data(model_proto: onnx.ModelProto, path: Path) -> dict[str, str]:
-    names = sorted(
+def _external_names(model_proto: onnx.ModelProto) -> list[str]:
+    """Return the names of the files that weights are in."""
+    return sorted(
         {
             entry.value
             for tensor in model_proto.graph.initializer
@@ -107,14 +114,28 @@ def _load_external_data(model_proto: onnx.ModelProto, path: Path) -> dict[str, s
             if entry.key == "location"
         }
     )
+
+
+def _load_weights(
+    model_proto: onnx.ModelProto, path: Path
+) -> tuple[onnx.ModelProto, Weights, dict[str, str]]:
+    """Load external data; return the message without large weights, these, and the files' SHA-256."""
+    names = _external_names(model_proto)
     try:
+        model_proto, weights = set_weights_apart(model_proto, path.parent)
         onnx.load_external_data_for_model(model_proto, str(path.parent))
-        return {name: sha256_of((path.parent / name).read_bytes()) for name in names}
+        hashes = {}
+        for name in names:  # each was found to lie in the folder
+            with (path.parent / name).open("rb") as file:
+                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        if not names:
+            raise
         raise SourceError(
             f"{path} stores its weights in {', '.join(names)} beside it, which cannot be read: "
             f"{first_line(error)}"
         ) from error
+    return model_proto, weights, hashes
 
 
 def _shown(value: onnx.ValueInfoProto) -> str:

@@ -76,7 +76,7 @@ def test_weights_of_every_width_are_written_whole(dtype):
     model.graph.outputs.append(cast.outputs[0])
     # Only the batch dimension of outputs is renamed, so this one is checked as it is written.
     proto = serialize._to_proto_without(model, serialize._large_weights(model.graph))
-    content = model_bytes.write_with_weights(proto, serialize._large_weights(model.graph))
+    content = b"".join(model_bytes.parts_with_weights(proto, serialize._large_weights(model.graph)))
     written = {
         t.name: onnx.numpy_helper.to_array(t) for t in onnx.load_from_string(content).graph.initializer
     }
@@ -118,7 +118,7 @@ def test_large_files_wait_on_disk_and_small_ones_in_memory(weight, monkeypatch):
     content = serialize.serialize(linear_graph(weight), PROPS)
     small = ModelFile(content)
     assert small.loadable is content
-    monkeypatch.setattr("foldserve.export.graph.model_file._LARGE_BYTES", 1000)
+    monkeypatch.setattr("foldserve.export.graph.model_file.LARGE_BYTES", 1000)
     large = ModelFile(content)
     path = large.loadable
     assert large.content == path.read_bytes() == content
@@ -137,7 +137,7 @@ def test_without_room_for_temporary_files_the_content_stays_in_memory(monkeypatc
     def full(**_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("foldserve.export.graph.model_file._LARGE_BYTES", 1)
+    monkeypatch.setattr("foldserve.export.graph.model_file.LARGE_BYTES", 1)
     monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
     file = ModelFile(b"content")
     assert file.content == file.loadable == b"content"

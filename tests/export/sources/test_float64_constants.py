@@ -13,6 +13,7 @@ from foldserve.artifact.format import read_artifact
 from foldserve.export.pipeline import export_model
 from foldserve.export.sources.onnx import prepare_graph
 from foldserve.export.sources.onnx.float64_constants import compute_constants
+from foldserve.export.sources.onnx.float64_graph import Float64Graph, TooLargeError
 from tests.export.sources import test_onnx_file as files
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def test_standardised_weights_are_rounded_once(path, tmp_path):
 
 def test_in_float32_they_would_be_further_off(path, tmp_path, monkeypatch):
     """The twin: as the optimiser computes them."""
-    monkeypatch.setattr(prepare_graph, "compute_constants", lambda _: {})
+    monkeypatch.setattr(prepare_graph, "compute_constants", lambda *_: {})
     assert error_in_units(published_weight(path, tmp_path)) > 1
 
 
@@ -164,6 +165,54 @@ def test_what_is_much_larger_than_its_origin_stays_computed():
     model_proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     assert compute_constants(model_proto) == {}
     assert len(model_proto.graph.node) == 2
+
+
+TOO_LARGE = {
+    # 8 TB each, from 8 MB or less.
+    "in the end": [node("MatMul", ["column", "row"], ["table"])],
+    "on the way": [
+        node("MatMul", ["column", "row"], ["products"]),
+        node("ReduceSum", ["products", "axis"], ["table"], keepdims=0),
+    ],
+    "by numbers that are computed": [
+        node("Add", ["number", "number"], ["twice"]),
+        node("Shape", ["column"], ["sides"]),
+        node("Concat", ["sides", "sides"], ["more sides"], axis=0),
+        node("Expand", ["twice", "more sides"], ["table"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("case", TOO_LARGE)
+def test_sizes_are_checked_before_anything_is_computed(case):
+    column = np.ones((10**6, 1), np.float32)
+    arrays = {
+        "column": column,
+        "row": column.T.copy(),
+        "axis": np.array([0]),
+        "number": np.ones(1, np.float32),
+    }
+    graph = helper.make_graph(
+        [*TOO_LARGE[case], node("Mul", ["image", "table"], ["scores"])],
+        "table",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 1])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    model_proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    seen: list[str] = []
+    compute = Float64Graph.run
+
+    def run(self, feeds):
+        with pytest.raises(TooLargeError) as raised:
+            compute(self, feeds)
+        seen.append(str(raised.value))
+        raise raised.value
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Float64Graph, "run", run)
+        assert compute_constants(model_proto) == {}
+    assert len(seen) == 1
 
 
 def test_a_number_of_entries_that_depends_on_rounding_is_the_files():

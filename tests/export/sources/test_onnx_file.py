@@ -20,6 +20,7 @@ from foldserve.export import pipeline
 from foldserve.export.config import ExportConfig
 from foldserve.export.errors import FoldError, ParityError, SourceError
 from foldserve.export.graph.model_file import ModelFile
+from foldserve.export.graph.weights_apart import Weights
 from foldserve.export.pipeline import export_model
 from foldserve.export.sources.load import load_source
 from foldserve.export.sources.onnx.normalized_file import PreparedFile
@@ -201,7 +202,8 @@ def test_one_changed_weight_publishes_nothing(weight, tmp_path, labels, monkeypa
         array.reshape(-1)[0] += 0.05
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
         damaged_file = dataclasses.replace(
-            network.file, prepared=PreparedFile(ModelFile(model_proto.SerializeToString()))
+            network.file,
+            prepared=PreparedFile(model_proto, Weights(), ModelFile(model_proto.SerializeToString())),
         )
         return sound_graph(OnnxNetwork(damaged_file))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from foldserve.export.errors import SourceError
@@ -46,3 +47,28 @@ def test_a_file_whose_external_data_is_above_two_gib_is_refused_before_it_is_rea
     message = r"2\.01 GiB of weights" if is_refused else r"absent\.bin beside it, which cannot be read"
     with pytest.raises(SourceError, match=message):
         read_onnx(path)
+
+
+@pytest.mark.parametrize(("rows", "is_refused"), [(45_000, True), (11_000, False)])
+def test_weights_that_a_file_makes_of_one_number_count(rows, is_refused, tmp_path):
+    """A file of 200 bytes must not take all memory."""
+    sides = numpy_helper.from_array(np.array([12_000, rows]), "sides")
+    nodes = [
+        helper.make_node("ConstantOfShape", ["sides"], ["w"]),
+        helper.make_node("Flatten", ["x"], ["f"]),
+        helper.make_node("MatMul", ["f", "w"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 40, 100])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", rows])],
+        [sides],
+    )
+    path = tmp_path / "made.onnx"
+    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    if is_refused:
+        with pytest.raises(SourceError, match=r"2\.01 GiB of weights"):
+            read_onnx(path)
+    else:
+        assert read_onnx(path).model_proto.graph.node
