@@ -1,5 +1,7 @@
 """`python -m benchmarks.fault_sensitivity`: how small a fault in a file its proof still finds.
 
+Once with as many images as are compared of small ones, 32, and once with as many as of large ones, 16.
+
 A fault is made in a copy of a network: the weights of a layer are off by a factor, a batch norm has another
 epsilon, or the mean of the input was folded into a zero-padded convolution, so that its border is not zero
 but a share of the mean. What it changes in the logits is computed in float64 and added to the logits of the
@@ -30,7 +32,13 @@ from foldserve.export.errors import ParityError
 from foldserve.export.graph.build import build_model
 from foldserve.export.graph.trace import trace
 from foldserve.export.sources.verification_images import synthetic_images
-from foldserve.export.verification.parity import BATCH_SIZES, check_parity, run_logits
+from foldserve.export.verification.parity import (
+    BATCH_SIZES,
+    COMPARED_COUNT,
+    COMPARED_COUNT_LARGE,
+    check_parity,
+    run_logits,
+)
 from foldserve.export.verification.reference import TorchReference
 from foldserve.imaging import ImageSpec
 from foldserve.runtime.session import Session
@@ -43,6 +51,7 @@ if TYPE_CHECKING:
 
 _MEAN, _STD = 0.45, 0.25
 _LARGEST, _HALVINGS = 0.1, 28
+_STEPS = 4  # per halving: what differs by a fifth must not look as if it differed by a factor of two
 _CLASS_COUNT = 10
 
 
@@ -226,9 +235,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(arguments)
     torch.set_num_threads(1)
     print(
-        "| network | fault | changes a logit by | found before from | changes a logit by | found now from |"
+        "| network | fault | changes a logit by | found before from | changes a logit by | found now from "
+        f"| changes a logit by | with {COMPARED_COUNT_LARGE} images |"
     )
-    print("|---|---|---:|---:|---:|---:|")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
     for case in cases():
         for name, make in {
             "weights of the first layer off by": lambda size, c=case: weights_off(c.network, c.first, size),
@@ -236,13 +246,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "an epsilon off by": lambda size, c=case: epsilon_off(c.network, c.norm, size),
             "share of the mean at the border": lambda size, c=case: mean_at_border(c.network, c.first, size),
         }.items():
-            before, now = smallest_found(case, make)
-            print(f"| {case.name} | {name} | {before} | {now} |", flush=True)
+            print(f"| {case.name} | {name} | {' | '.join(smallest_found(case, make))} |", flush=True)
     return 0
 
 
-def smallest_found(case: Case, make: Callable[[float], nn.Module]) -> tuple[str, str]:
-    """Return the smallest sizes that are found before and now, each with the change of the logits."""
+def smallest_found(case: Case, make: Callable[[float], nn.Module]) -> tuple[str, str, str]:
+    """Return the smallest sizes that are found before, now, and with as few images as of large ones.
+
+    Each is with the change of the logits.
+    """
     channels, side = case.images.shape[1], case.images.shape[2]
     mean, std = (_MEAN,) * channels, (_STD,) * channels
     labels = tuple(map(str, range(_CLASS_COUNT)))
@@ -252,11 +264,13 @@ def smallest_found(case: Case, make: Callable[[float], nn.Module]) -> tuple[str,
     ).content
     session = Session(built, device="cpu", intra_op_threads=1)
     reference = _Recorded(TorchReference(Normalized(case.network, mean, std).eval()))
-    check_parity(session, reference, case.images)  # a sound file passes
+    for count in (COMPARED_COUNT, COMPARED_COUNT_LARGE):  # a sound file passes
+        check_parity(session, reference, case.images, count=count)
+    before = reference.seen[:2]
 
     @functools.cache
-    def with_fault(halving: int) -> tuple[_Faulty, float]:
-        faulty = TorchReference(Normalized(make(_LARGEST / 2**halving), mean, std).eval())
+    def with_fault(step: int) -> tuple[_Faulty, float]:
+        faulty = TorchReference(Normalized(make(_size(step)), mean, std).eval())
         changes = {}
         for images in reference.seen:
             exact = faulty.exact_logits(images)
@@ -265,32 +279,38 @@ def smallest_found(case: Case, make: Callable[[float], nn.Module]) -> tuple[str,
                 changes[one.tobytes()] = change
         return _Faulty(session, changes), max(float(np.abs(change).max()) for change in changes.values())
 
-    def smallest(is_found: Callable[[Session | _Faulty, _Recorded, NDArray[np.uint8]], bool]) -> str:
-        if is_found(session, reference, case.images):
+    def smallest(is_found: Callable[[Session | _Faulty], bool]) -> str:
+        if is_found(session):
             return "- | refused with no fault"
-        # The first halving that is not found: larger faults are found, smaller ones are not.
-        halvings = range(_HALVINGS)
-        passes = bisect.bisect_left(
-            halvings, True, key=lambda halving: not is_found(with_fault(halving)[0], reference, case.images)
-        )
+        # The first step that is not found: larger faults are found, smaller ones are not.
+        steps = range(_HALVINGS * _STEPS)
+        passes = bisect.bisect_left(steps, True, key=lambda step: not is_found(with_fault(step)[0]))
         if passes == 0:
             return f"- | above {_LARGEST:g}"
         change = with_fault(passes - 1)[1]
-        return f"changes of {change:.1e} | {_LARGEST / (1 << passes - 1):.1e}"
+        return f"changes of {change:.1e} | {_size(passes - 1):.1e}"
 
-    return smallest(_found_before), smallest(_found_now)
+    return (
+        smallest(lambda file: _found_before(file, reference, before)),
+        smallest(lambda file: _found_now(file, reference, case.images, COMPARED_COUNT)),
+        smallest(lambda file: _found_now(file, reference, case.images, COMPARED_COUNT_LARGE)),
+    )
 
 
-def _found_now(session: object, reference: _Recorded, images: NDArray[np.uint8]) -> bool:
+def _size(step: int) -> float:
+    return float(_LARGEST / 2 ** (step / _STEPS))
+
+
+def _found_now(session: object, reference: _Recorded, images: NDArray[np.uint8], count: int) -> bool:
     try:
-        check_parity(session, reference, images)  # type: ignore[arg-type]  # has what it uses
+        check_parity(session, reference, images, count=count)  # type: ignore[arg-type]  # has what it uses
     except ParityError:
         return True
     return False
 
 
-def _found_before(session: object, reference: _Recorded, _: object) -> bool:
-    for chosen in reference.seen:
+def _found_before(session: object, reference: _Recorded, sets: Sequence[NDArray[np.uint8]]) -> bool:
+    for chosen in sets:
         logits = run_logits(session, chosen)  # type: ignore[arg-type]  # has what it uses
         expected, exact = reference.logits(chosen), reference.exact_logits(chosen)
         for size in BATCH_SIZES:

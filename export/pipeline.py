@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from foldserve.artifact.numbering import last_version
@@ -10,7 +12,7 @@ from foldserve.export.calibrate import calibrate
 from foldserve.export.config import check_name
 from foldserve.export.errors import ParityError, SourceError
 from foldserve.export.graph.build import BuiltModel, build_model
-from foldserve.export.graph.release_memory import release_memory
+from foldserve.export.graph.release_memory import release_memory, trim_memory
 from foldserve.export.precision.choose import ExactFile, choose_precision, try_precisions
 from foldserve.export.publish import (
     check_writable,
@@ -34,7 +36,7 @@ from foldserve.export.verification.parity import (
     open_sessions,
 )
 from foldserve.export.verification.probabilities import check_logits, no_logits_text
-from foldserve.export.verification.reference import in_batches
+from foldserve.export.verification.reference import batch_size_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 
     from foldserve.artifact.format import Golden
     from foldserve.export.config import ExportConfig
+    from foldserve.export.graph.model_file import ModelFile
+    from foldserve.export.precision.choose import Choice
     from foldserve.export.sources.load import Source
     from foldserve.export.verification.comparison import Comparison
     from foldserve.runtime.session import Session
@@ -86,15 +90,13 @@ def export_version(config: ExportConfig) -> Path:
     if built.no_logits and not config.as_logits:
         raise SourceError(no_logits_text(built.no_logits))
     report.folded(built)
-    if config.precision == "fp32" and (same := _find_same(config, model_folder, built.content, report)):
+    if config.precision == "fp32" and (same := _find_same(config, model_folder, built.file, report)):
         return _finish(config, same, source, report)
     check_writable(model_folder)
     last_version(model_folder)  # before minutes of verification: the next number can be told
-    sessions = open_sessions(built.file.loadable)
-    release_memory()
     with _saving_rejected(config, name, built, source):
-        comparisons, agreements, expected = _verify(source, sessions, report, as_logits=config.as_logits)
-        golden = _make_golden(source, sessions, expected, comparisons)
+        proof = _prove(source, built, report, as_logits=config.as_logits)
+    expected, golden = proof.expected, proof.golden
     exact = ExactFile(built.content, golden, expected)
     trials = []
     for trial in try_precisions(config, source, exact, report.counting):
@@ -104,15 +106,15 @@ def export_version(config: ExportConfig) -> Path:
     manifest = make_manifest(
         source,
         built,
-        sessions[0],
-        comparisons=comparisons,
-        agreements=agreements,
+        proof.session,
+        comparisons=proof.comparisons,
+        agreements=proof.agreements,
         golden=golden,
         precision=choice.precision,
     )
     if calibration is not None:
         manifest["calibration"] = calibration.to_manifest(expected, source.verification.labels)
-    if same := _find_same(config, model_folder, choice.content, report):
+    if same := _find_same(config, model_folder, choice, report):
         return _finish(config, same, source, report)
     manifest |= measure_classes(source.metadata.labels, expected, source.verification.labels)
     manifest |= {"license": config.license, "purpose": config.purpose}
@@ -129,9 +131,13 @@ def _finish(config: ExportConfig, version: Path, source: Source, report: Report)
     return version
 
 
-def _find_same(config: ExportConfig, model_folder: Path, content: bytes, report: Report) -> Path | None:
+def _find_same(
+    config: ExportConfig, model_folder: Path, file: ModelFile | Choice, report: Report
+) -> Path | None:
     """Return the version that already is this model, unless twins are to be published."""
-    version = find_same(model_folder, content) if config.skip_same else None
+    if not (config.skip_same and model_folder.is_dir()):  # a large file is not read for nothing
+        return None
+    version = find_same(model_folder, file.content)
     if version is not None:
         report.same(version)
     return version
@@ -144,8 +150,43 @@ def _model_name(config: ExportConfig, source: Source) -> str:
         raise SourceError(f"{error}; give one with --name") from None
 
 
+@dataclass(frozen=True)
+class _Proof:
+    """What was found out about a file that passed all checks.
+
+    Attributes:
+        session: of the file, on the CPU.
+        comparisons, agreements: with the network.
+        expected: the network's logits of all verification images.
+        golden: golden pairs, replayed.
+    """
+
+    session: Session
+    comparisons: list[Comparison]
+    agreements: list[Agreement]
+    expected: NDArray[np.float32]
+    golden: Golden
+
+
+def _prove(source: Source, built: BuiltModel, report: Report, *, as_logits: bool) -> _Proof:
+    """Compare the file with the network, and make its golden pairs.
+
+    Raises:
+        ParityError: a check failed.
+    """
+    sessions = open_sessions(built.file.loadable)
+    trim_memory()
+    comparisons, agreements, expected = _verify(source, sessions, report, as_logits=as_logits)
+    golden = _make_golden(source, sessions, expected, comparisons)
+    return _Proof(sessions[0], comparisons, agreements, expected, golden)
+
+
 def _verify(
-    source: Source, sessions: Sequence[Session], report: Report, *, as_logits: bool
+    source: Source,
+    sessions: Sequence[Session],
+    report: Report,
+    *,
+    as_logits: bool,
 ) -> tuple[list[Comparison], list[Agreement], NDArray[np.float32]]:
     """Compare the file with the network on every device present; return the network's logits too."""
     reference = source.network.reference()
@@ -157,7 +198,7 @@ def _verify(
     ]
     report.compared(comparisons, verification)
     with report.counting("accuracy", len(verification.images) * (1 + len(sessions))) as on_progress:
-        expected = in_batches(reference.logits, verification.images, on_progress)
+        expected = reference.logits(verification.images, on_progress)
         warning = "" if as_logits else check_logits(expected)
         agreements = [
             check_agreement(
@@ -193,7 +234,9 @@ def _make_golden(
         rounding=largest_rounding(comparisons),
         synthetic=verification.synthetic,
     )
-    replay_golden(sessions, golden, max(entry.batch_size for entry in comparisons))
+    # The largest batches were compared before. At this size the images were run as verification images.
+    most = max(entry.batch_size for entry in comparisons)
+    replay_golden(sessions, golden, min(most, batch_size_of(verification.images)))
     return golden
 
 
@@ -203,9 +246,9 @@ def _saving_rejected(config: ExportConfig, name: str, built: BuiltModel, source:
     try:
         yield
     except ParityError as error:
+        traceback.clear_frames(error.__traceback__)  # closes the sessions, which hold all weights
         images = source.verification.images[:_REJECTED_IMAGE_COUNT]
-        values = source.network.layer_values(images)
-        message = f"{error}; {first_divergence(values, built.content, images)}"
+        message = f"{error}; {first_divergence(source.network.layer_recorder(), built.file, images)}"
         try:
             folder = save_rejected(config.repository, name, built.content, images, message)
         except OSError:

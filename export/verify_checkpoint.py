@@ -16,12 +16,12 @@ from foldserve.artifact.versions import list_versions
 from foldserve.errors import ArtifactError
 from foldserve.export.config import ExportConfig
 from foldserve.export.errors import ParityError, SourceError
+from foldserve.export.graph.model_file import ModelFile
 from foldserve.export.report import Report
 from foldserve.export.sources.load import load_source
 from foldserve.export.verification.divergence import first_divergence
 from foldserve.export.verification.parity import check_agreement, check_parity, make_judge
 from foldserve.export.verification.reduced_precision import check_reduced_precision
-from foldserve.export.verification.reference import in_batches
 from foldserve.export.verification.tolerances import golden_tolerance
 from foldserve.runtime.model_settings import ModelSettings
 from foldserve.runtime.session import Session, cuda_is_present, require_device
@@ -129,7 +129,7 @@ def _check_answers(artifact: Artifact, source: Source, device: Device, report: R
     precision = str(artifact.manifest.get("precision", "fp32"))
     sessions = [Session(artifact.model, device=name) for name in _devices(device)]
     with report.counting("accuracy", len(verification.images)) as on_progress:
-        expected = in_batches(reference.logits, verification.images, on_progress)
+        expected = reference.logits(verification.images, on_progress)
     if precision != "fp32":
         lower = check_reduced_precision(
             artifact.model,
@@ -171,4 +171,4 @@ def _devices(device: Device) -> list[Device]:
 
 def _where(source: Source, content: bytes, images: NDArray[np.uint8]) -> str:
     images = images[:_DIVERGENCE_COUNT]
-    return first_divergence(source.network.layer_values(images), content, images)
+    return first_divergence(source.network.layer_recorder(), ModelFile(content), images)

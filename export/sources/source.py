@@ -8,13 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import numpy as np
     import onnx_ir as ir
     from numpy.typing import NDArray
 
     from foldserve.artifact.format import ModelMetadata
+    from foldserve.export.verification.divergence import LayerRecorder
     from foldserve.export.verification.parity import Reference
 
 
@@ -27,8 +26,8 @@ class Network(Protocol):
     def reference(self) -> Reference:
         """Return the network's own logits, which an export must agree with."""
 
-    def layer_values(self, images: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
-        """Return the float tensors that the layers compute for ``images``, by their names in the graph."""
+    def layer_recorder(self) -> LayerRecorder:
+        """Return what computes the float tensors of all layers for images, by their names in the graph."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
+    from foldserve.export.verification.divergence import LayerRecorder
+
 
 class ReversedChannels(Normalized):
     """Computes ``network``, which takes BGR, from pixels of RGB; ``mean`` and ``std`` are those of BGR."""
@@ -54,19 +56,24 @@ class TorchNetwork:
         """Return the module's own logits."""
         return TorchReference(self.module)
 
-    def layer_values(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Return every float tensor of the traced network, by the name it has in the ONNX graph."""
+    def layer_recorder(self) -> LayerRecorder:
+        """Return what computes every float tensor of the traced network, by its name in the ONNX graph."""
         program = trace(self.module.network, self.image_shape)
         assert program.exported_program is not None
-        recorder = _Recorder(program.exported_program.module())
-        with torch.inference_mode():
-            pixels = torch.from_numpy(images).to(torch.float32)
-            if isinstance(self.module, ReversedChannels):
-                pixels = pixels.flip(1)
-            logits = recorder.run((pixels / 255 - self.module.mean) / self.module.std)
+        traced = program.exported_program.module()
         (last,) = (value.name for value in program.model.graph.outputs)
-        final = logits[0] if isinstance(logits, tuple | list) else logits
-        return recorder.values | {str(last): final.numpy()}
+
+        def record(images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+            recorder = _Recorder(traced)
+            with torch.inference_mode():
+                pixels = torch.from_numpy(images).to(torch.float32)
+                if isinstance(self.module, ReversedChannels):
+                    pixels = pixels.flip(1)
+                logits = recorder.run((pixels / 255 - self.module.mean) / self.module.std)
+            final = logits[0] if isinstance(logits, tuple | list) else logits
+            return recorder.values | {str(last): final.numpy()}
+
+        return record
 
 
 class _Recorder(torch.fx.Interpreter):

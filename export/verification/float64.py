@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,10 @@ _PART_BYTES = 128 * 1024 * 1024
 
 
 class LargestTensor(TorchFunctionMode):
-    """Records the size of the largest tensor that a function returned, in ``largest_bytes``."""
+    """Records the size of the largest tensor that a function made, in ``largest_bytes``.
+
+    A view of what the function was given is not counted: it takes no memory, and may be one of all weights.
+    """
 
     largest_bytes = 0
 
@@ -46,8 +49,11 @@ class LargestTensor(TorchFunctionMode):
         """Call ``func`` and look at its result."""
         result = self._call(func, args, kwargs or {})
         # PyTorch compiles the branches of torch.cond, with this function in them and sizes that are symbols.
-        if isinstance(result, torch.Tensor) and not torch.compiler.is_compiling():
-            self.largest_bytes = max(self.largest_bytes, result.nbytes)
+        if not torch.compiler.is_compiling():
+            for entry in result if isinstance(result, tuple | list) else (result,):
+                is_larger = isinstance(entry, torch.Tensor) and entry.nbytes > self.largest_bytes
+                if is_larger and not _is_view(entry, (args, kwargs)):
+                    self.largest_bytes = entry.nbytes
         return result
 
     def _call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -140,6 +146,21 @@ def linear_in_parts(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 
 _IN_PARTS: dict[Any, Callable[..., Tensor]] = {torch.conv2d: conv2d_in_parts, F.linear: linear_in_parts}
+
+
+def _is_view(tensor: Tensor, given: Any) -> bool:
+    """Tell whether ``tensor`` has the memory of a tensor in ``given``, arguments of a function."""
+    memory = _memory(tensor)
+    tensors = [entry for entry in tree_leaves(given) if isinstance(entry, torch.Tensor)]
+    return memory is not None and any(_memory(entry) == memory for entry in tensors)
+
+
+def _memory(tensor: Tensor) -> int | None:
+    """Return the address of a tensor's memory; None if it has none of its own, as a sparse one."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def _pair(numbers: Any) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from foldserve.artifact.format import MAX_GOLDEN_BYTES, Golden
 from foldserve.artifact.golden import replay
 from foldserve.errors import ArtifactError
 from foldserve.export.errors import ParityError
-from foldserve.export.verification.parity import run_logits, temperature_of
+from foldserve.export.verification.parity import LARGE_SIDE, run_logits, temperature_of
 from foldserve.export.verification.tolerances import golden_tolerance, runtime_tolerance
 from foldserve.runtime.runner import ModelRunner
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 COUNT = 256
 # Above 64 pixels an image costs a server milliseconds at start-up, and about 100 KiB of file.
 COUNT_LARGE = 64
-LARGE_SIDE = 64  # pixels
 _REPLAY_BATCH_SIZE = 32
 
 

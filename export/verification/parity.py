@@ -26,6 +26,7 @@ from foldserve.export.verification.comparison import (
     describe,
     max_abs_err,
 )
+from foldserve.export.verification.known_logits import RememberingSession
 from foldserve.export.verification.reference import bounded_sizes, in_batches
 from foldserve.export.verification.rounding import Float64Judge, Rounding
 from foldserve.export.verification.tolerances import reference_tolerance
@@ -41,11 +42,16 @@ if TYPE_CHECKING:
     from foldserve.runtime.options import Device
 
 BATCH_SIZES = (1, 2, 7, 32)
+# Images of each kind that are compared with float64. A fault in the weights shows on all images, and 16 find
+# as small a one as 32 (`python -m benchmarks.fault_sensitivity`); large ones may cost seconds each.
+COMPARED_COUNT = 32
+COMPARED_COUNT_LARGE = 16
+LARGE_SIDE = 64  # pixels
 _SEED = 2013  # of the random images; any fixed number
 
 
 class Reference(Protocol):
-    """Computes the logits that the file must agree with.
+    """Computes the logits that the file must agree with, those of an image once.
 
     Attributes:
         image_bytes: size of its largest float32 tensor for one image; 0 if that is not known (yet).
@@ -53,8 +59,10 @@ class Reference(Protocol):
 
     image_bytes: int
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return float32 [N, K]."""
+    def logits(
+        self, images: NDArray[np.uint8], on_progress: Callable[[int], None] = ...
+    ) -> NDArray[np.float32]:
+        """Return float32 [N, K]; ``on_progress`` takes numbers of images."""
 
     def exact_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64] | None:
         """Return float64 [N, K]; None if the network cannot be computed in float64."""
@@ -92,7 +100,8 @@ class Agreement:
 def open_sessions(model: bytes | Path) -> list[Session]:
     """Open a session on each device present: the CPU, and CUDA if it works.
 
-    They have no arena, which would keep the memory of the largest batch, rounded up, beside the network.
+    They have no arena, which would keep the memory of the largest batch, rounded up, beside the network, and
+    run no batch of images twice.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load the file.
@@ -100,10 +109,10 @@ def open_sessions(model: bytes | Path) -> list[Session]:
     devices: list[Device] = ["cpu"]
     if cuda_is_present():
         devices.append("cuda")
-    sessions = []
+    sessions: list[Session] = []
     for device in devices:
         try:
-            sessions.append(Session(model, device=device, options=RuntimeOptions(arena=False)))
+            sessions.append(RememberingSession(model, device=device, options=RuntimeOptions(arena=False)))
         except DeviceError:
             if device == "cpu":
                 raise
@@ -111,46 +120,81 @@ def open_sessions(model: bytes | Path) -> list[Session]:
 
 
 def check_parity(
-    session: Session, reference: Reference, images: NDArray[np.uint8], kind: str = "real"
+    session: Session,
+    reference: Reference,
+    images: NDArray[np.uint8],
+    kind: str = "real",
+    count: int | None = None,
 ) -> list[Comparison]:
     """Compare logits and probabilities at each of `BATCH_SIZES`, on random and on ``kind`` ``images``.
 
     If the network's tensors are large, the largest batches are smaller: all images are run all the same.
 
+    Args:
+        session: the file.
+        reference: the network.
+        images: uint8 [N, C, H, W], of which some are compared, evenly spread.
+        kind: what they are, for reports.
+        count: how many are compared, and about as many random ones; by default what `compared_count` says.
+
     Raises:
         ParityError: a difference is above its tolerance, or a logit is not finite.
     """
-    count = max(BATCH_SIZES)
-    shape = (count, *images.shape[1:])
-    sets = {
-        "random": np.random.default_rng(_SEED).integers(0, 256, shape, dtype=np.uint8),
-        kind: _spread(images, count),
-    }
+    count = count or compared_count(images)
+    chosen = _spread(images, count)
+    # Both kinds fill the largest batch together if neither does alone.
+    shape = (max(count, max(BATCH_SIZES) - len(chosen)), *images.shape[1:])
+    random = np.random.default_rng(_SEED).integers(0, 256, shape, dtype=np.uint8)
+    sets = {"random": random, kind: chosen}
+    references = {name: (reference.logits(each), reference.exact_logits(each)) for name, each in sets.items()}
+    *sizes, largest = bounded_sizes(BATCH_SIZES, reference.image_bytes)
+    in_largest = _run_all(session, list(sets.values()), largest)
     comparisons = []
     scale = 0.0
-    for name, chosen in sets.items():
-        expected, exact = reference.logits(chosen), reference.exact_logits(chosen)
-        sizes = [min(size, len(chosen)) for size in bounded_sizes(BATCH_SIZES, reference.image_bytes)]
-        outputs = [session.run([LOGITS, PROBABILITIES], {IMAGE: chosen[:size]}) for size in sizes[:-1]]
-        outputs.append(_run_all(session, chosen, sizes[-1]))
-        for logits, _ in outputs:
+    for (name, each), (size, whole) in zip(sets.items(), in_largest, strict=True):
+        expected, exact = references[name]
+        outputs = {
+            fewer: session.run([LOGITS, PROBABILITIES], {IMAGE: each[:fewer]})
+            for fewer in sorted({min(fewer, len(each)) for fewer in sizes})
+        }
+        for logits, _ in (*outputs.values(), whole):
             check_shape(logits, expected[: len(logits)])
         if exact is None:
             judged = None
         else:
             # The errors of few images may be small by chance.
-            rounding = Rounding.measure(expected, exact, scale if len(chosen) < ENOUGH else 0.0)
+            rounding = Rounding.measure(expected, exact, scale if len(each) < ENOUGH else 0.0)
             scale = rounding.scale
-            judged = JudgedSet(exact, rounding, rounding.tolerances(outputs[-1][0], exact))
-        for size, (logits, probabilities) in zip(sizes, outputs, strict=True):
-            comparison = compare(session.provider, name, logits, expected, judged, batch_size=size)
+            judged = JudgedSet(exact, rounding, rounding.tolerances(whole[0], exact))
+        for batch_size, (logits, probabilities) in (*outputs.items(), (size, whole)):
+            comparison = compare(session.provider, name, logits, expected, judged, batch_size=batch_size)
             _check_probabilities(logits, probabilities, temperature_of(session), describe(comparison))
             comparisons.append(comparison)
     return comparisons
 
 
-def _run_all(session: Session, images: NDArray[np.uint8], size: int) -> list[NDArray[np.float32]]:
-    """Return logits and probabilities of all ``images``, of which ``size`` are run at once."""
+def compared_count(images: NDArray[np.uint8]) -> int:
+    """Return how many of ``images`` [N, C, H, W] are compared in float64: fewer of large ones."""
+    return COMPARED_COUNT if max(images.shape[2:]) <= LARGE_SIDE else COMPARED_COUNT_LARGE
+
+
+def _run_all(
+    session: Session, sets: Sequence[NDArray[np.uint8]], size: int
+) -> list[tuple[int, list[NDArray[np.float32]]]]:
+    """Run all images of each set, ``size`` at once, those of both together if a set has fewer.
+
+    Returns, for each set, how many were run at once, and logits and probabilities.
+    """
+    if min(map(len, sets)) >= size:
+        return [(size, _run_in(session, images, size)) for images in sets]
+    images = np.concatenate(sets)
+    outputs = _run_in(session, images, size)
+    ends = np.cumsum([len(each) for each in sets])[:-1]
+    parts = zip(*(np.split(output, ends) for output in outputs), strict=True)
+    return [(min(size, len(images)), list(part)) for part in parts]
+
+
+def _run_in(session: Session, images: NDArray[np.uint8], size: int) -> list[NDArray[np.float32]]:
     parts = [
         session.run([LOGITS, PROBABILITIES], {IMAGE: images[start : start + size]})
         for start in range(0, len(images), size)

@@ -11,6 +11,7 @@ import torch
 
 from foldserve.export.graph.release_memory import trim_memory
 from foldserve.export.verification.float64 import InFloat64, LargestTensor
+from foldserve.export.verification.known_logits import KnownLogits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,18 +39,32 @@ class _Measured(Protocol):
 class TorchReference:
     """Computes the logits of ``module``, which takes uint8 pixels; ``module`` is not changed.
 
+    The logits of an image are computed once in float32, however often they are asked for.
+
     Attributes:
         image_bytes: size of the network's largest float32 tensor for one image; 0 before `logits` was called.
     """
 
     def __init__(self, module: Normalized) -> None:
         self._module = module
+        self._known = KnownLogits()
         self.image_bytes = 0
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return float32 [N, K] of uint8 ``images`` [N, C, H, W]."""
+    def logits(
+        self, images: NDArray[np.uint8], on_progress: Callable[[int], None] = lambda _: None
+    ) -> NDArray[np.float32]:
+        """Return float32 [N, K] of uint8 ``images`` [N, C, H, W]; ``on_progress`` takes numbers of images."""
+        rows = self._known.complete(
+            images, lambda missing: in_batches(self._in_float32, missing, on_progress), on_progress
+        )
+        trim_memory()  # ONNX Runtime runs the same images next
+        return rows
+
+    def _in_float32(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with LargestTensor() as largest:
-            rows, self.image_bytes = in_bounded_batches(partial(_run, self._module), images, largest)
+            rows, self.image_bytes = in_bounded_batches(
+                partial(_run, self._module), images, largest, self.image_bytes
+            )
         return rows
 
     def exact_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64] | None:
@@ -66,6 +81,7 @@ class TorchReference:
         # TorchScript, a buffer that is written, or code of the user's that wants float32 and raises anything.
         except Exception:
             logits = self._logits_of_copy(images)
+        trim_memory()
         return logits if logits is not None and logits.dtype == np.float64 else None
 
     def _logits_of_copy(self, images: NDArray[np.uint8]) -> NDArray[Any] | None:
@@ -110,7 +126,6 @@ def in_bounded_batches(
     batch_size = min(batch_size_of(images, _BOUNDED_BATCH_BYTES), _most(image_bytes))
     starts = range(len(rows), len(images), batch_size)
     rows += [run(images[start : start + batch_size]) for start in starts]
-    trim_memory()  # ONNX Runtime runs the same images next
     return np.concatenate(rows), image_bytes
 
 

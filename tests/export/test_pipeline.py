@@ -1,10 +1,12 @@
 """``foldserve export`` as a whole: what it publishes, and that it publishes nothing when all is not well."""
 
 import dataclasses
+import gc
 import hashlib
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +131,7 @@ def test_an_older_version_that_is_the_same_is_found_and_can_be_promoted(run_dir,
 
 EXPORT_ELSEWHERE = """
 import sys
+import weakref
 from pathlib import Path
 from foldserve.export.graph.build import build_model
 from foldserve.export.graph.trace import trace
@@ -207,6 +210,32 @@ def test_file_that_disagrees_is_not_published_and_is_saved_as_rejected(run_dir, 
     evidence = tmp_path / "models/.rejected/my-run"
     assert str(evidence) in str(raised.value)
     assert sorted(path.name for path in evidence.iterdir()) == ["images.npy", "model.onnx", "reason.json"]
+
+
+def test_sessions_are_closed_before_layers_are_compared(run_dir, tmp_path, monkeypatch):
+    """They hold all weights, as does the session that computes the layers."""
+    opened, compared = [], []
+    open_sessions = pipeline.open_sessions
+
+    def wrong_sessions(model):
+        sessions = open_sessions(model)
+        opened.extend(map(weakref.ref, sessions))
+        return sessions
+
+    def first_divergence(*_):
+        gc.collect()
+        compared.append([session() for session in opened])
+        return "compared"
+
+    def fail(*_, **__):
+        raise ParityError("wrong")
+
+    monkeypatch.setattr(pipeline, "open_sessions", wrong_sessions)
+    monkeypatch.setattr(pipeline, "first_divergence", first_divergence)
+    monkeypatch.setattr(pipeline, "replay_golden", fail)
+    with pytest.raises(ParityError, match="wrong; compared"):
+        export(run_dir, tmp_path / "models")
+    assert compared == [[None]]
 
 
 def test_export_whose_golden_pairs_fail_is_not_published(run_dir, tmp_path, monkeypatch):

@@ -115,6 +115,56 @@ def test_large_activations_make_small_batches(images, monkeypatch):
     assert np.abs(exact - logits).max() < 1e-4
 
 
+class Viewing(nn.Module):
+    """Views its weights, and repeats numbers, as tensors much larger than what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3, padding=1)
+        self.table = nn.Parameter(torch.randn(1000, 3200) / 100)
+
+    def forward(self, x):
+        features = self.conv(x).flatten(1)
+        first, _ = self.table.view(2, 500, 3200).unbind()
+        one = torch.ones(1, 1, 1).expand(1, 1000, 3200)
+        return features @ first.T.data[:, :5] + one.sum((1, 2))[:, None] / 1e9
+
+
+def test_views_do_not_count_as_the_largest_tensor(images):
+    """Else batches would be as small as if each image had a tensor of the size of all weights."""
+    torch.manual_seed(0)
+    network = reference_of(Viewing())
+    logits = network.logits(images)
+    assert network.image_bytes == 8 * 20 * 20 * 4
+    assert np.abs(network.exact_logits(images) - logits).max() < 1e-4
+
+
+def test_views_do_not_count_in_a_graph():
+    nodes = [
+        helper.make_node("Transpose", ["weight"], ["turned"], perm=[1, 0]),
+        helper.make_node("Slice", ["turned", "zero", "side", "zero"], ["matrix"]),
+        helper.make_node("Reshape", ["image", "shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "matrix"], ["logits"]),
+    ]
+    arrays = {
+        "weight": np.ones((3, 5000), np.float32),
+        "shape": np.array([0, -1]),
+        "zero": np.array([0]),
+        "side": np.array([400]),
+    }
+    image, logits = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("image", ["n", 1, 20, 20]), ("logits", ["n", 3]))
+    )
+    weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "views", [image], [logits], weights)
+    opsets = [helper.make_opsetid("", 18)]
+    content = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    computed = Float64Graph(content)
+    computed.run({"image": np.ones((2, 1, 20, 20))})
+    assert computed.largest_bytes == 2 * 3 * 8  # the logits
+
+
 class Counting(nn.Module):
     """Keeps a running value in a float32 buffer, which it writes in eval mode too."""
 

@@ -10,8 +10,10 @@ from torch import nn
 
 from foldserve.artifact.format import ModelMetadata
 from foldserve.export.errors import ParityError
+from foldserve.export.graph.model_file import ModelFile
 from foldserve.export.sources.torch_network import TorchNetwork
-from foldserve.export.verification import reference
+from foldserve.export.sources.verification_images import synthetic_images
+from foldserve.export.verification import divergence, parity, reference
 from foldserve.export.verification.divergence import first_divergence
 from foldserve.export.verification.parity import (
     BATCH_SIZES,
@@ -22,6 +24,7 @@ from foldserve.export.verification.parity import (
 )
 from foldserve.export.verification.reference import TorchReference
 from foldserve.export.verification.tolerances import float64_tolerance
+from foldserve.imaging import ImageSpec
 from foldserve.runtime.session import Session
 from foldserve.training.models import Normalized
 from tests.export.conftest import SPEC
@@ -92,6 +95,50 @@ def test_large_tensors_make_smaller_batches_and_all_images_are_compared(content,
     )
     with pytest.raises(ParityError, match="on real images, batch 5, "):
         check_parity(Recording(content, wrong, 1e-3), network, images)
+
+
+class Large(nn.Module):
+    """A network for images of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def large():
+    """A network of images of 72 pixels, its file, and some images."""
+    torch.manual_seed(0)
+    spec = ImageSpec(channel_order="L", height=72, width=72, resize_shorter_side=72)
+    module = Normalized(Large(), (0.4,), (0.3,)).eval()
+    built = build_network(module.network, ModelMetadata(tuple("0123456789"), (0.4,), (0.3,), spec))
+    return module, built.content, synthetic_images(spec, 64).images
+
+
+@pytest.mark.parametrize(("count", "real"), [(64, [1, 2, 7]), (5, [1, 2, 5]), (1, [1])])
+def test_of_large_images_fewer_are_compared_at_every_batch_size(large, count, real):
+    """Both kinds fill the largest batch together, however few images there are."""
+    module, content, images = large
+    session = Recording(content)
+    comparisons = check_parity(session, TorchReference(module), images[:count])
+    assert sorted(session.sizes) == sorted([1, 2, 7, *real, 32])
+    assert [(entry.images, entry.batch_size) for entry in comparisons] == [
+        (name, size) for name, sizes in (("random", [1, 2, 7, 32]), ("real", [*real, 32])) for size in sizes
+    ]
+
+
+@pytest.mark.parametrize("place", [0, 15, 16, 31])
+def test_one_wrong_image_of_the_largest_batch_is_found(large, place):
+    """The twin: the largest batch holds 16 random images and 16 of 64 others."""
+    module, content, images = large
+    random = np.random.default_rng(parity._SEED).integers(0, 256, (16, 1, 72, 72), dtype=np.uint8)
+    spread = images[np.linspace(0, 63, 16).astype(int)]
+    wrong = frozenset([np.concatenate([random, spread])[place].tobytes()])
+    with pytest.raises(ParityError, match="batch 1," if place in {0, 16} else "batch 32,"):
+        check_parity(Recording(content, wrong, 1e-2), TorchReference(module), images)
 
 
 def test_two_images_are_run_at_once_however_large_their_tensors_are(content, module, images, monkeypatch):
@@ -217,8 +264,8 @@ def test_float64_leaves_the_module_in_float32(module, images):
 
 
 def diverging_layer(module: Normalized, content: bytes, images: np.ndarray) -> str:
-    values = TorchNetwork(module, images.shape[1:]).layer_values(images)
-    return first_divergence(values, content, images)
+    record = TorchNetwork(module, images.shape[1:]).layer_recorder()
+    return first_divergence(record, ModelFile(content), images)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +276,30 @@ def test_the_first_layer_to_differ_is_named(content, module, images, parameter, 
     with torch.no_grad():
         module.network.get_parameter(parameter).reshape(-1)[0] += 0.5
     assert f"the first layer to differ is {layer} " in diverging_layer(module, content, images[:32])
+
+
+@pytest.mark.parametrize("place", [0, 17, 31])
+def test_layers_of_few_images_are_held_at_a_time(content, module, images, monkeypatch, place):
+    """All layers of 32 images take gigabytes in a large network; the difference is found in any of them."""
+    monkeypatch.setattr(divergence, "_VALUES_BYTES", 1)
+    record = TorchNetwork(module, images.shape[1:]).layer_recorder()
+    counts: list[int] = []
+
+    def wrong_in_one(batch):
+        values = dict(record(batch))
+        start, counts[:] = (
+            sum(counts[1:]),
+            [*counts, len(batch)],
+        )  # the first batch is run to see how large it is
+        if len(counts) > 1 and start <= place < start + len(batch):
+            name = next(name for name, value in values.items() if value.ndim == 2)
+            values[name] = values[name] + 1
+        return values
+
+    sentence = first_divergence(wrong_in_one, ModelFile(content), images[:32])
+    assert set(counts) == {2}
+    assert sum(counts) == 2 + 32
+    assert "by up to 1" in sentence
 
 
 def test_equal_networks_have_no_diverging_layer(content, module, images):
