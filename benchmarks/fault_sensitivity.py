@@ -214,11 +214,13 @@ class _Recorded:
         self._logits: dict[bytes, NDArray[np.float32]] = {}
         self._exact: dict[bytes, NDArray[np.float64]] = {}
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def logits(
+        self, images: NDArray[np.uint8], on_progress: Callable[[int], None] = lambda _: None
+    ) -> NDArray[np.float32]:
         key = images.tobytes()
         if key not in self._logits:
             self.seen.append(images)
-            self._logits[key] = self._reference.logits(images)
+            self._logits[key] = self._reference.logits(images, on_progress)
         return self._logits[key]
 
     def exact_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:

