@@ -31,8 +31,7 @@ class ModelCost:
     """ONNX Runtime alone in this process, with one thread, as a server runs a quick model."""
 
     def __init__(self, network: Network) -> None:
-        self.model_name = network.name
-        self._network = network
+        self.network = network
         self._session = Session(network.model_file.read_bytes(), device="cpu", intra_op_threads=1)
 
     def us_per_image(self, batch: float) -> float:
@@ -47,7 +46,7 @@ class ModelCost:
         return cost_us / batch
 
     def _run_us(self, batch: int) -> float:
-        feeds = {IMAGE: self._network.images(batch)}
+        feeds = {IMAGE: self.network.images(batch)}
         self._session.run(_OUTPUTS, feeds)  # memory is laid out on the first run of a shape
         count = 0
         started_s = time.process_time()
@@ -65,19 +64,30 @@ def with_model_cost(
     Raises:
         BenchError: foldserve ran nothing.
     """
-    images, executions = _counts(server, cost)
-    measured = measure()
-    images_after, executions_after = _counts(server, cost)
-    if executions_after == executions:
-        raise BenchError(f"{server.contestant} ran nothing, says its ModelStatistics")
-    batch = (images_after - images) / (executions_after - executions)
+    measured, batch = mean_batch(measure, server, cost.network)
     return replace(measured, batch=batch, model_us=cost.us_per_image(batch) * load.images)
 
 
-def _counts(server: ServerProcess, cost: ModelCost) -> tuple[int, int]:
+def mean_batch(
+    measure: Callable[[], Measurement], server: ServerProcess, network: Network
+) -> tuple[Measurement, float]:
+    """Measure, and return the images per execution of foldserve meanwhile beside it.
+
+    Raises:
+        BenchError: foldserve ran nothing.
+    """
+    images, executions = _counts(server, network)
+    measured = measure()
+    images_after, executions_after = _counts(server, network)
+    if executions_after == executions:
+        raise BenchError(f"{server.contestant} ran nothing, says its ModelStatistics")
+    return measured, (images_after - images) / (executions_after - executions)
+
+
+def _counts(server: ServerProcess, network: Network) -> tuple[int, int]:
     """Return the images and executions since foldserve's start."""
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         stub: Any = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
-        request = pb.ModelStatisticsRequest(name=cost.model_name)
+        request = pb.ModelStatisticsRequest(name=network.name)
         (found,) = stub.ModelStatistics(request, timeout=_ASK_S).model_stats
     return found.inference_count, found.execution_count

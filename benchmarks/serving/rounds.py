@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from benchmarks.serving.check import checked_answer_bytes, request_body
 from benchmarks.serving.errors import ContestantMissingError
 from benchmarks.serving.load import measure
-from benchmarks.serving.model_cost import ModelCost, with_model_cost
+from benchmarks.serving.model_cost import ModelCost, mean_batch, with_model_cost
 from benchmarks.serving.raw_runtime import RawRuntime
 from benchmarks.serving.rows import is_shared_out, trials_of
 from benchmarks.serving.server_process import running
@@ -88,6 +88,8 @@ def _prepare(
     config: BenchServingConfig,
 ) -> tuple[Trial, Callable[[], Measurement]]:
     """Check the answers, warm up and fix the number of requests; return a function that measures once."""
+    if trial.at_batch_of is not None:
+        return trial, _prepare_at_batch_of(servers[trial.at_batch_of], trial, network, config)
     if trial.contestant is None:
         raw = RawRuntime(network)
         return trial, lambda: raw.measure(config.seconds)
@@ -105,3 +107,18 @@ def _prepare(
         cost = ModelCost(network)
         return trial, lambda: with_model_cost(lambda: run(requests), server, trial.load, cost)
     return trial, lambda: run(requests)
+
+
+def _prepare_at_batch_of(
+    server: ServerProcess, trial: Trial, network: Network, config: BenchServingConfig
+) -> Callable[[], Measurement]:
+    """Load the server to learn its mean batch; return a function that runs ONNX Runtime alone at it."""
+    answer_bytes = checked_answer_bytes(server, network, trial.load.images)
+    body = request_body(server, network, trial.load.images)
+
+    def run() -> Measurement:
+        return measure(server, trial.load, body=body, answer_bytes=answer_bytes, requests=_WARM_UP_REQUESTS)
+
+    run()
+    raw = RawRuntime(network, (round(mean_batch(run, server, network)[1]),))
+    return lambda: raw.measure(config.seconds)
