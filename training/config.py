@@ -50,7 +50,7 @@ Duration = Annotated[float, BeforeValidator(_seconds)]
 class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """Train a network, writing checkpoints; run the same command again to resume an interrupted run.
 
-    The defaults shown are those of lenet; other networks have recipes of their own (see docs/training.md).
+    Each network has a recipe, which replaces some of the defaults shown (see docs/training.md).
     """
 
     arch: str = "lenet"

@@ -1,7 +1,8 @@
 """Defines the training recipe of each network, as differences from the defaults of `TrainConfig`.
 
-Those defaults are LeNet's. A setting given on the command line overrides the recipe. "default" takes minutes
-on two cores; "long" reaches the network's best accuracy, however long it takes.
+A setting given on the command line overrides the recipe. "default" takes minutes on two cores; "long" reaches
+the network's best accuracy, however long it takes. A setting that is newer than runs that may go on has in
+`TrainConfig` the default of what they did, and its value here.
 """
 
 from __future__ import annotations
