@@ -82,17 +82,18 @@ _RECIPES = (
     Case("resnet", "resnet"),
     Case("resnet, long", "resnet", "long"),
 )
+_AUGMENTED = {"epochs": 5, "augment_until": 1}  # to the end
 _ABLATION = (
-    Case("as it is", "lenet", settings={"epochs": 5}),
-    Case("without batch norm", "lenet", settings={"epochs": 5, "batch_norm": False}),
-    Case("sigmoid for ReLU", "lenet", settings={"epochs": 5, "activation": "sigmoid"}),
+    Case("as it is", "lenet", settings=_AUGMENTED),
+    Case("without batch norm", "lenet", settings=_AUGMENTED | {"batch_norm": False}),
+    Case("sigmoid for ReLU", "lenet", settings=_AUGMENTED | {"activation": "sigmoid"}),
     Case(
         "sigmoid, without batch norm",
         "lenet",
-        settings={"epochs": 5, "activation": "sigmoid", "batch_norm": False},
+        settings=_AUGMENTED | {"activation": "sigmoid", "batch_norm": False},
     ),
     Case("without augmentation", "lenet", settings={"epochs": 5, "augment": False}),
-    Case("with dropout 0.3", "lenet", settings={"epochs": 5, "dropout": 0.3}),
+    Case("with dropout 0.3", "lenet", settings=_AUGMENTED | {"dropout": 0.3}),
 )
 TABLES = {"accuracy": _RECIPES, "ablation": _ABLATION}
 

@@ -29,7 +29,7 @@ ENDING_FIELDS = frozenset({"epochs", "patience", "time_limit"})
 
 _OLDER_NAMES = {"skip_unreadable": "skip_broken"}
 # What runs did before there was a setting for it: it is missing in their config.json.
-EARLIER_SETTINGS = {"border": "black"}
+EARLIER_SETTINGS = {"border": "black", "augment_until": 1.0}
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _MOST_CONFIG_BYTES = 1024 * 1024
 
@@ -50,7 +50,7 @@ Duration = Annotated[float, BeforeValidator(_seconds)]
 class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """Train a network, writing checkpoints; run the same command again to resume an interrupted run.
 
-    The defaults shown are those of lenet; other networks have recipes of their own (see docs/training.md).
+    Each network has a recipe, which replaces some of the defaults shown (see docs/training.md).
     """
 
     arch: str = "lenet"
@@ -165,6 +165,10 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
 
     augment: bool = True
     """Augment the training images as the settings below say; if disabled, they have no effect."""
+
+    augment_until: float = Field(1.0, gt=0, le=1)
+    """Fraction of the steps in which images are augmented and mixed; the steps after it, at the lowest
+    learning rates, take them as they are. 1 augments in all of them."""
 
     crop_padding: int = Field(1, ge=0)
     """Width in pixels of the border added before a random crop; 0 disables the crop."""

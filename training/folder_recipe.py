@@ -94,6 +94,7 @@ def choose_settings(
         "clip_norm": 2.0,
         "label_smoothing": 0.05,
         "ema_decay": 0.999 if recipe == "long" else 0.0,
+        "augment_until": 1.0,
         "crop_padding": max(1, side // 16),
         "dropout": 0.2 if arch in ("lenet", "alexnet") else 0.0,
     }

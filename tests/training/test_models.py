@@ -52,6 +52,30 @@ def test_batch_norm_uses_the_batch_in_training_and_the_running_averages_in_evalu
     assert torch.equal(block.norm.running_mean, running[0])  # evaluation leaves them alone
 
 
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+@pytest.mark.parametrize("arch", ["lenet", "alexnet"])
+def test_pooling_before_relu_trains_as_the_layers_in_their_order_do(arch: str, activation: str):
+    torch.manual_seed(0)
+    images = torch.randn(6, 1, 28, 28)
+    images[3:] = 0  # the same value all over, so that pooling has to choose among equals
+    network = create_model(arch, **FASHION, activation=activation, dropout=0.0).train()
+    row = network.features
+    order: list[str] = []
+    for name, module in row.named_modules():
+        if isinstance(module, nn.ReLU | nn.MaxPool2d):
+            module.register_forward_hook(lambda *_, name=name: order.append(name))
+    results = []
+    for forward in (row, lambda maps: nn.Sequential.forward(row, maps)):
+        with torch.autocast("cpu", torch.bfloat16):
+            network.classifier(forward(images)).float().square().sum().backward()
+        results.append([value.grad.clone() for value in network.parameters()])
+        network.zero_grad()
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+    pooled_first = len(order) // 2 and order[0] != order[len(order) // 2]
+    assert pooled_first == (activation == "relu"), "the twin: ReLU did wait"
+
+
 def test_without_batch_norm_convolutions_have_a_bias_instead():
     model = create_model("lenet", **FASHION, batch_norm=False)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())

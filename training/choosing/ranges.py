@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SEARCHABLE = frozenset(
     {
         "activation",
+        "augment_until",
         "auto_augment",
         "backbone_lr_scale",
         "batch_norm",

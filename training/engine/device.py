@@ -1,4 +1,4 @@
-"""Selects the device, and sets torch's threads and determinism."""
+"""Selects the device, and sets torch's threads, memory and determinism."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from foldserve.errors import DeviceError
+from foldserve.training.engine.freed_memory import keep_freed_memory
 from foldserve.training.engine.launch import find_place
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def prepare_device(config: TrainConfig) -> torch.device:
-    """Return the device that ``config`` asks for, and set threads and determinism for this process.
+    """Return the device that ``config`` asks for, and set threads, memory and determinism for this process.
 
     Raises:
         DeviceError: CUDA was asked for and there is no GPU, or there are more processes than GPUs.
@@ -34,6 +35,7 @@ def prepare_device(config: TrainConfig) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic)
     if not has_cuda or config.device == "cpu":
+        keep_freed_memory()
         return torch.device("cpu")
     # Each process of a machine uses a GPU of its own; under Slurm it may see no other.
     place = find_place(os.environ)

@@ -89,6 +89,11 @@ class Trainer:
         most = self.steps_per_epoch * self.config.epochs
         return most if self.planned_steps is None else min(most, self.planned_steps)
 
+    @property
+    def is_augmenting(self) -> bool:
+        """Whether the next step augments and mixes its images."""
+        return self.step < self.config.augment_until * self.total_steps
+
     def plan(self) -> None:
         """Adapt the number of steps to the time that is left, if there is a limit; all processes call it."""
         if self.budget is None:
@@ -175,8 +180,11 @@ def _train_step(
     """Take one optimizer step on the examples at the indices ``batch``; return loss and number correct."""
     config, scaler = trainer.config, trainer.precision.scaler
     Schedule(config, trainer.total_steps).apply(trainer.optimizer, trainer.step)
-    images, labels = _augmented(trainer, examples, batch, generator)
-    images, targets = trainer.mixing(images, labels, generator)
+    images, labels = _gathered(trainer, examples, batch, generator)
+    targets = labels
+    if trainer.is_augmenting:
+        images = trainer.augmentation(images, generator)
+        images, targets = trainer.mixing(images, labels, generator)
     trainer.optimizer.zero_grad()
     loss_sum = torch.zeros((), device=images.device)
     correct = torch.zeros((), dtype=torch.int64, device=images.device)
@@ -206,10 +214,10 @@ def _train_step(
     return loss_sum, correct
 
 
-def _augmented(
+def _gathered(
     trainer: Trainer, examples: Examples, batch: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return augmented images and labels at the indices ``batch``, on the device, after seeding."""
+    """Return images and labels at the indices ``batch``, on the device, after seeding for augmentation."""
     rank = trainer.process_group.rank
     purpose = f"step of process {rank}" if rank else "step"
     seed = derived_seed(trainer.config.seed, purpose, trainer.step)
@@ -218,7 +226,7 @@ def _augmented(
     device = trainer.model.mean.device
     images = examples.images.index_select(0, batch).to(device, non_blocking=True)
     labels = examples.labels.index_select(0, batch).to(device, non_blocking=True)
-    return trainer.augmentation(images, generator), labels
+    return images, labels
 
 
 def empty_totals(trainer: Trainer) -> EpochTotals:

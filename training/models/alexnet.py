@@ -42,6 +42,7 @@ from torch import nn
 from foldserve.training.errors import ModelError
 from foldserve.training.models.blocks import (
     ConvBlock,
+    ConvLayers,
     check_dropout,
     convolved_side,
     create_activation,
@@ -138,7 +139,7 @@ class AlexNet(nn.Module):
         check_dropout(dropout)
         layout = _SMALL if min(height, width) <= _LARGEST_SMALL_SIDE else _IMAGENET
 
-        self.features = nn.Sequential()
+        self.features = ConvLayers()
         channels = in_channels
         for number, convolution in enumerate(layout.convolutions, start=1):
             outputs = scaled_channels(convolution.channels, width_factor)

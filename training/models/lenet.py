@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from foldserve.training.errors import ModelError
-from foldserve.training.models.blocks import ConvBlock, check_dropout, convolved_side, create_activation
+from foldserve.training.models.blocks import (
+    ConvBlock,
+    ConvLayers,
+    check_dropout,
+    convolved_side,
+    create_activation,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +82,7 @@ class LeNet(nn.Module):
                 activation=activation,
             )
 
-        self.features = nn.Sequential(
+        self.features = ConvLayers(
             block(in_channels, 16, padding=2),
             nn.MaxPool2d(kernel_size=2, stride=2),
             block(16, 32, padding=0),

@@ -72,6 +72,26 @@ def test_training_sees_augmented_images_and_evaluation_never_does(tiny: Dataset,
     assert set(seen) <= originals
 
 
+def test_the_last_steps_take_the_images_as_they_are(tiny: Dataset, tiny_config: TrainConfig):
+    """Of 3 epochs of 5 steps, 9 are augmented and mixed; a run that stopped in between goes on the same."""
+    config = tiny_config.model_copy(
+        update={"erase_probability": 1.0, "mixup": 0.5, "augment_until": 0.6, "label_smoothing": 0.0}
+    )
+    originals = {image.float().numpy().tobytes() for image in tiny.train_images}
+    for first_step in (0, 7):
+        state, training, _ = start(config, tiny)
+        state.trainer.step = first_step
+        shares: list[float] = []
+        state.trainer.model.register_forward_pre_hook(
+            lambda _, inputs, shares=shares: shares.append(
+                sum(image.float().contiguous().numpy().tobytes() in originals for image in inputs[0]) / 32
+            )
+        )
+        for _ in range(first_step // 5, 3):
+            train_one_epoch(state.trainer, training, lambda _: None)
+        assert shares == [float(step >= 9) for step in range(first_step, 15)]
+
+
 def test_flips_are_disabled_if_they_change_the_class(tiny: Dataset, tiny_config: TrainConfig):
     assert start(tiny_config, tiny)[0].trainer.augmentation == Augmentation(
         1, flip=False, erase_probability=0.0

@@ -52,6 +52,21 @@ def assert_same_end(one: Path, two: Path) -> None:
     }
 
 
+def test_a_run_from_before_a_setting_goes_on_without_it(tiny_config: TrainConfig, tmp_path: Path):
+    """What lenet's recipe sets today was not there when the run began."""
+    before = changed(tiny_config, augment_until=1.0)
+    train(before, LineTerminal(), judge=False)
+    file = before.run_dir / "config.json"
+    settings = json.loads(file.read_text())
+    del settings["augment_until"]
+    file.write_text(json.dumps(settings))
+    assert TrainConfig(run_dir=before.run_dir, resume=True).augment_until == 1.0
+    assert TrainConfig(run_dir=tmp_path / "again", config=file).augment_until == 1.0
+    assert TrainConfig(run_dir=tmp_path / "new").augment_until < 1.0, "the twin"
+    lines = train_lines(TrainConfig(run_dir=before.run_dir, resume=True, device="cpu"))
+    assert f"resuming {before.run_dir} after its last epoch at step 15 of 15" in lines
+
+
 def test_patience_ends_a_run_that_no_longer_gains(tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     """The figures are made up: 0.5, 0.6, 0.6, 0.55, ... is two epochs without gain after the fourth."""
     figures = iter([0.5, 0.6, 0.6, 0.55, 0.9])
