@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foldserve.export.errors import FoldError, TraceError
+from foldserve.export.graph.attention import spell_out_attention
 from foldserve.export.graph.constants import compute_constants, find_constants, keep_float64
 from foldserve.export.graph.release_memory import without_collections
 from foldserve.export.graph.torchlib import without_parsing
@@ -56,6 +57,7 @@ def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> torch.onnx.O
         except Exception as error:  # torch.export raises types of its own, RuntimeError, AssertionError, ...
             raise TraceError(f"the network cannot be traced: {tracing_fault(error, network)}") from error
         _name_batch_norms(traced.graph_module)
+        spell_out_attention(traced.graph_module)
         constants = find_constants(traced)
         _check_inference(traced.graph, constants)
         arrays = compute_constants(traced, constants)
