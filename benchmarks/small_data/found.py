@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.small_data.image_folder import TEST_COUNT, DataUnavailableError
+from foldserve.demo.children import ending_with_us
 from foldserve.terminal import Terminal
 from foldserve.training.datasets import load_dataset
 from foldserve.training.datasets.debian import unpacked_package
@@ -78,7 +79,10 @@ def _digits_file() -> bytes:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
         try:
             subprocess.run(
-                [*command, "--dest", folder, _SKLEARN], check=True, timeout=_DOWNLOAD_S, capture_output=True
+                ending_with_us([*command, "--dest", folder, _SKLEARN]),
+                check=True,
+                timeout=_DOWNLOAD_S,
+                capture_output=True,
             )
         except (subprocess.SubprocessError, OSError) as error:
             raise DataUnavailableError(

@@ -12,6 +12,7 @@ import sys
 import time
 
 from deploy.checks.namespaces import CUTS, Replicas
+from foldserve.demo.children import ending_with_us
 
 _PORT = 7777
 _ECHO = f"""
@@ -45,7 +46,7 @@ def main() -> None:
     """Print a list of [way, before, the cut one then, the other one then, after]."""
     replicas = Replicas(2)
     for number in range(2):
-        subprocess.Popen(replicas.command(number, [sys.executable, "-IS", "-c", _ECHO]))
+        subprocess.Popen(ending_with_us(replicas.command(number, [sys.executable, "-IS", "-c", _ECHO])))
     told = []
     for way in CUTS:
         cut, other = replicas.addresses

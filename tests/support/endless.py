@@ -82,7 +82,8 @@ def publish_unproven(network: TinyNetwork, model_folder: Path) -> Path:
 def publish_bomb(model_folder: Path, *, count: int, count_there: int | None = None) -> Path:
     """Publish with ``count`` golden images of zeros, of which the archive has ``count_there`` (None: all)."""
     version = TinyNetwork().publish(model_folder)
-    pairs = dict(np.load(version / "golden.npz"))
+    with np.load(version / "golden.npz") as arrays:
+        pairs = dict(arrays)
     content = io.BytesIO()
     shape = (count, *pairs.pop("images").shape[1:])
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:

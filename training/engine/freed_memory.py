@@ -14,10 +14,10 @@ import ctypes
 _SETTINGS = {-3: 256 * 1024 * 1024, -1: 1024 * 1024 * 1024}
 
 
-def keep_freed_memory(settings: dict[int, int] | None = None) -> bool:
+def keep_freed_memory() -> bool:
     """Keep up to 1 GiB of freed memory in this process from now on; return whether the C library can."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # not glibc
         return False
-    answers = [mallopt(name, value) for name, value in (settings or _SETTINGS).items()]  # all of them
+    answers = [mallopt(name, value) for name, value in _SETTINGS.items()]  # all of them
     return all(answer == 1 for answer in answers)
