@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import math
+import threading
 import zipfile
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,18 @@ _READ_HEADER = {
 # An archive of arrays has few members; reading a directory of a million takes seconds.
 _MAX_MEMBERS = 64
 _DIRECTORY_ENTRY = b"PK\x01\x02"
+# numpy parses a header as Python, and CPython's parser may raise SystemError if two threads use it at once
+# (github.com/python/cpython/issues/106905): a sound file would be refused.
+_PARSING = threading.Lock()
+
+
+class _Header(NamedTuple):
+    """A member's header and its length in bytes."""
+
+    shape: tuple[int, ...]
+    is_fortran: bool
+    dtype: np.dtype[Any]
+    byte_count: int
 
 
 def read_arrays(content: bytes, names: Sequence[str], max_bytes: int) -> dict[str, NDArray[Any]]:
@@ -44,24 +57,39 @@ def read_arrays(content: bytes, names: Sequence[str], max_bytes: int) -> dict[st
             raise ValueError(
                 f"its arrays would have {total_bytes} bytes decompressed; the limit is {max_bytes}"
             )
+        headers = {}
         for name, member in members.items():
             with archive.open(member) as stream:
-                _check_header(name, stream, member.file_size)
+                headers[name] = _read_header(name, stream, member.file_size)
         arrays = {}
         for name, member in members.items():
             with archive.open(member) as stream:
-                arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+                arrays[name] = _read_array(headers[name], stream, member.file_size)
     return arrays
 
 
-def _check_header(name: str, stream: IO[bytes], size: int) -> None:
-    """Raise ValueError unless a member's header declares exactly the bytes that follow it."""
+def _read_array(header: _Header, stream: IO[bytes], size: int) -> NDArray[Any]:
+    """Return a member's array; ``size`` is that of the member."""
+    stream.read(header.byte_count)
+    content = bytearray(stream.read(size - header.byte_count))
+    order: Literal["F", "C"] = "F" if header.is_fortran else "C"
+    return np.ndarray(header.shape, header.dtype, content, order=order)
+
+
+def _read_header(name: str, stream: IO[bytes], size: int) -> _Header:
+    """Return a member's header.
+
+    Raises:
+        ValueError: it does not declare exactly the bytes that follow it.
+    """
     version = np.lib.format.read_magic(stream)
     if version not in _READ_HEADER:
         raise ValueError(f"{name} has format {version}; expected one of {sorted(_READ_HEADER)}")
-    shape, _, dtype = _READ_HEADER[version](stream)
+    with _PARSING:
+        shape, is_fortran, dtype = _READ_HEADER[version](stream)
     if dtype.hasobject:
         raise ValueError(f"{name} holds Python objects")
     asked_bytes = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or asked_bytes != size - stream.tell():
         raise ValueError(f"{name} declares {asked_bytes} bytes but has {size - stream.tell()}")
+    return _Header(shape, is_fortran, dtype, stream.tell())
