@@ -25,16 +25,10 @@ from foldserve.export.publish import (
 from foldserve.export.report import Report
 from foldserve.export.sources.load import load_source
 from foldserve.export.triton_files import check_triton_files, write_triton_files
+from foldserve.export.verification.agreement import Agreement, check_agreement
 from foldserve.export.verification.divergence import first_divergence
 from foldserve.export.verification.golden_pairs import choose_golden, golden_count, make_golden, replay_golden
-from foldserve.export.verification.parity import (
-    Agreement,
-    check_agreement,
-    check_parity,
-    largest_rounding,
-    make_judge,
-    open_sessions,
-)
+from foldserve.export.verification.parity import check_parity, largest_rounding, make_judge, open_sessions
 from foldserve.export.verification.probabilities import check_logits, no_logits_text
 from foldserve.export.verification.reference import batch_size_of
 

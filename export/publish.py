@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from foldserve.artifact.format import Golden, ModelMetadata
     from foldserve.export.graph.build import BuiltModel
     from foldserve.export.sources.load import Source
+    from foldserve.export.verification.agreement import Agreement
     from foldserve.export.verification.comparison import Comparison
-    from foldserve.export.verification.parity import Agreement
     from foldserve.runtime.session import Session
 
 # Above, the accuracy of each class has a handful of images and the manifest would grow by megabytes.

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from foldserve.export.graph.build import BuiltModel
     from foldserve.export.precision.choose import Trial
     from foldserve.export.sources.load import Source, VerificationImages
+    from foldserve.export.verification.agreement import Agreement
     from foldserve.export.verification.comparison import Comparison
-    from foldserve.export.verification.parity import Agreement
 
 _WIDTH = 10
 

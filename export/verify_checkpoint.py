@@ -19,8 +19,9 @@ from foldserve.export.errors import ParityError, SourceError
 from foldserve.export.graph.model_file import ModelFile
 from foldserve.export.report import Report
 from foldserve.export.sources.load import load_source
+from foldserve.export.verification.agreement import check_agreement
 from foldserve.export.verification.divergence import first_divergence
-from foldserve.export.verification.parity import check_agreement, check_parity, make_judge
+from foldserve.export.verification.parity import check_parity, make_judge
 from foldserve.export.verification.reduced_precision import check_reduced_precision
 from foldserve.export.verification.tolerances import golden_tolerance
 from foldserve.runtime.model_settings import ModelSettings

@@ -6,10 +6,8 @@ runs.
 
 from __future__ import annotations
 
-import difflib
 import gc
 import os
-import re
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -27,6 +25,7 @@ from foldserve.export.config import ExportConfig
 from foldserve.export.inspection.inspect_config import InspectConfig
 from foldserve.extras import extras_with, how_to_install, missing_packages
 from foldserve.local.config import DiffConfig, EvaluateConfig, PredictConfig
+from foldserve.misuse import describe_misuse, near, one_line
 from foldserve.serving.client.connection_config import ConnectionConfig
 from foldserve.serving.commands.command_configs import (
     ClassifyConfig,
@@ -45,7 +44,7 @@ from foldserve.verify_config import VerifyConfig
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ def parse(words: list[str], environ: Mapping[str, str]) -> BaseModel:
         return config.model_validate(environment | flags)
     except ValidationError as error:
         by_environment = {field: variable(name, field) for field in environment.keys() - flags.keys()}
-        raise SettingsError(_one_line(error, by_environment)) from error
+        raise SettingsError(one_line(error, by_environment)) from error
 
 
 def _fail(program: str, reason: str) -> int:
@@ -222,11 +221,11 @@ def _command_name(words: list[str]) -> str:
     rest = words[len(names) :]
     printing = _HELP if names else (*_HELP, _VERSION)
     if not rest or (rest[0].startswith("-") and rest[0] not in printing):
-        found = (_near(rest[0], printing) or f"; put {rest[0]} after it") if rest else ""
+        found = (near(rest[0], printing) or f"; put {rest[0]} after it") if rest else ""
         raise SettingsError(f"expected a command ({', '.join(known)}){found}")
     if rest[0] not in printing:
-        near = _near(rest[0], known)
-        raise SettingsError(f"unknown command '{rest[0]}'; the commands are {', '.join(known)}{near}")
+        found = near(rest[0], known)
+        raise SettingsError(f"unknown command '{rest[0]}'; the commands are {', '.join(known)}{found}")
     _parse_flags(words, name)  # prints the help or the version and ends the program
     raise AssertionError(words)
 
@@ -246,7 +245,8 @@ def _parse_flags(words: list[str], name: str) -> dict[str, Any]:
     try:
         flags: dict[str, Any] = _flag_source()(args=words)()
     except SettingsError as error:
-        raise SettingsError(_describe_misuse(str(error), name)) from error
+        config = COMMANDS[name].config if name in COMMANDS else Foldserve
+        raise SettingsError(describe_misuse(str(error), config)) from error
     for part in name.split():
         flags = flags[part]
     return flags
@@ -287,58 +287,6 @@ def _add_parser(commands: Any, name: str, **settings: Any) -> argparse.ArgumentP
     if command in COMMANDS and flag_fields(COMMANDS[command].config):
         parser.epilog = help_text(command, COMMANDS[command].config)
     return parser
-
-
-def _describe_misuse(text: str, name: str) -> str:
-    """Return the parser's message as one line, with the nearest flag of the command ``name``."""
-    text = text.removeprefix("error parsing CLI: ")
-    _, unknown, rest = text.partition("unrecognized arguments: ")
-    if not unknown:
-        return " ".join(text.split())
-    argument = rest.split()[0].partition("=")[0]
-    if not argument.startswith("-"):
-        return f"unexpected argument '{argument}'"
-    return f"unknown argument {argument}{_near(argument, _flags(name))}"
-
-
-def _flags(name: str) -> list[str]:
-    """Return the flags of the command ``name`` as a user types them."""
-    config = COMMANDS[name].config
-    flags = ["--debug", "--help"]
-    for field in flag_fields(config):
-        flag = field.replace("_", "-")
-        flags.append(f"--{flag}")
-        if config.model_fields[field].annotation in (bool, bool | None):
-            flags.append(f"--no-{flag}")
-    return flags
-
-
-def _near(given: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(given, [one for one in known if one != given], n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _one_line(error: ValidationError, by_environment: Mapping[str, str]) -> str:
-    """Return all faults as one line; ``by_environment`` maps fields set by the environment to variables."""
-    return "; ".join(_describe(cast("dict[str, Any]", fault), by_environment) for fault in error.errors())
-
-
-def _describe(fault: Mapping[str, Any], by_environment: Mapping[str, str]) -> str:
-    # ("lr",) -> "--lr"; pydantic puts a prefix before the messages of our own validators.
-    text = fault["msg"].removeprefix("Value error, ")
-    if not fault["loc"]:  # a fault of several settings together
-        variables = ", ".join(sorted(by_environment.values()))
-        return f"{text} (set in the environment: {variables})" if variables else text
-    field = str(fault["loc"][0])
-    flag = by_environment.get(field, "--" + field.replace("_", "-"))
-    if text == "Field required":
-        return f"{flag} is required"
-    given = fault["input"]
-    if isinstance(given, str | int | float) and str(given) not in text:
-        text = f"{text} (given {given})"
-    if fault["type"] == "literal_error":
-        text += _near(str(given), re.findall(r"'([^']*)'", fault["ctx"]["expected"]))
-    return f"{flag}: {text}"
 
 
 def _with_token(config: BaseModel) -> BaseModel:

@@ -14,6 +14,7 @@ import foldserve
 from foldserve import cli
 from foldserve.cli import COMMANDS
 from foldserve.environment import flag_fields
+from foldserve.misuse import describe_misuse
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,7 +91,9 @@ def test_no_flag_of_another_command_is_suggested(command: str) -> None:
     own = {"--help", "--debug"} | {f"--{no}{name.replace('_', '-')}" for name in fields for no in ("", "no-")}
     for name in sorted(everywhere - fields.keys()):
         flag = "--" + name.replace("_", "-")
-        error = cli._describe_misuse(f"error parsing CLI: unrecognized arguments: {flag} value", command)
+        error = describe_misuse(
+            f"error parsing CLI: unrecognized arguments: {flag} value", COMMANDS[command].config
+        )
         assert error.startswith(f"unknown argument {flag}")
         suggested = re.search(r"did you mean (\S+)\?", error)
         assert suggested is None or suggested.group(1) in own

@@ -8,7 +8,6 @@ published.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -29,7 +28,6 @@ from foldserve.export.verification.comparison import (
 from foldserve.export.verification.known_logits import RememberingSession
 from foldserve.export.verification.reference import bounded_sizes, in_batches
 from foldserve.export.verification.rounding import Float64Judge, Rounding
-from foldserve.export.verification.tolerances import reference_tolerance
 from foldserve.runtime.options import RuntimeOptions
 from foldserve.runtime.session import Session, cuda_is_present
 
@@ -39,6 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from foldserve.export.verification.agreement import Agreement
     from foldserve.runtime.options import Device
 
 BATCH_SIZES = (1, 2, 7, 32)
@@ -76,24 +75,6 @@ class Deviation:
     provider: str
     images: str
     batch_size: int
-    max_abs_err: float
-    tolerance: float
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Agreement of network and file on the verification images; accuracies are None without labels.
-
-    ``top1_compared`` excludes images whose two best reference logits are closer than twice the tolerance:
-    either prediction is right for them.
-    """
-
-    provider: str
-    image_count: int
-    accuracy_before: float | None
-    accuracy_after: float | None
-    top1_compared: int
-    top1_agreement: float
     max_abs_err: float
     tolerance: float
 
@@ -169,7 +150,7 @@ def check_parity(
             judged = JudgedSet(exact, rounding, rounding.tolerances(whole[0], exact))
         for batch_size, (logits, probabilities) in (*outputs.items(), (size, whole)):
             comparison = compare(session.provider, name, logits, expected, judged, batch_size=batch_size)
-            _check_probabilities(logits, probabilities, temperature_of(session), describe(comparison))
+            check_probabilities(logits, probabilities, temperature_of(session), describe(comparison))
             comparisons.append(comparison)
     return comparisons
 
@@ -203,54 +184,6 @@ def _run_in(session: Session, images: NDArray[np.uint8], size: int) -> list[NDAr
     return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
-def check_agreement(
-    session: Session,
-    expected: NDArray[np.float32],
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64] | None,
-    *,
-    tolerance: float | None = None,
-    judge: Float64Judge | None = None,
-    on_progress: Callable[[int], None] = lambda _: None,
-) -> Agreement:
-    """Compare the file's logits of all ``images`` with ``expected``, the reference's logits.
-
-    ``tolerance`` is that of fp32 by default: what ``judge`` says, or the plain one if there is no float64
-    reference.
-
-    Raises:
-        ParityError: a logit is off by more than the tolerance, a clear prediction differs, or probabilities
-            are not the softmax of the logits.
-    """
-    logits = in_batches(partial(_checked_logits, session), images, on_progress)
-    largest = max_abs_err(logits, expected)
-    if tolerance is None:
-        tolerance = (
-            reference_tolerance(expected) if judge is None else judge.tolerance(images, logits, expected)
-        )
-    before, after = expected.argmax(axis=1), logits.argmax(axis=1)
-    is_sure = _margins(expected) > 2 * tolerance
-    agreement = Agreement(
-        provider=session.provider,
-        image_count=len(images),
-        accuracy_before=None if labels is None else float((before == labels).mean()),
-        accuracy_after=None if labels is None else float((after == labels).mean()),
-        top1_compared=int(is_sure.sum()),
-        top1_agreement=float((before == after)[is_sure].mean()) if is_sure.any() else 1.0,
-        max_abs_err=largest,
-        tolerance=tolerance,
-    )
-    # `not <=` also catches NaN, which compares false with everything.
-    if not largest <= tolerance or agreement.top1_agreement < 1.0:
-        raise ParityError(
-            f"on {len(images)} images under {session.provider} the file's logits differ by up to "
-            f"{largest:.3g} from the network's (allowed: {tolerance:.3g}), and "
-            f"{agreement.top1_agreement:.2%} of {agreement.top1_compared} clear predictions are the "
-            f"same{'' if judge is None else f'; {judge}'}; nothing was published"
-        )
-    return agreement
-
-
 def check_within(
     session: Session,
     name: str,
@@ -279,7 +212,7 @@ def check_within(
             raise ParityError(
                 f"{where} the logits are off by up to {deviation.max_abs_err:.3g} (allowed: {tolerance:.3g})"
             )
-        _check_probabilities(logits, probabilities, temperature_of(session), where)
+        check_probabilities(logits, probabilities, temperature_of(session), where)
         deviations.append(deviation)
     return deviations
 
@@ -330,22 +263,15 @@ def to_manifest(comparisons: list[Comparison], agreements: list[Agreement]) -> d
     }
 
 
-def _checked_logits(session: Session, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return the file's logits of ``images``, after checking that the probabilities are their softmax."""
-    logits, probabilities = session.run([LOGITS, PROBABILITIES], {IMAGE: images})
-    where = f"on {len(images)} images under {session.provider}"
-    _check_probabilities(logits, probabilities, temperature_of(session), where)
-    return logits
-
-
 def temperature_of(session: Session) -> float:
     """Return the temperature in the file's metadata, by which its graph divides the logits."""
     return ModelMetadata.from_props(session.props).temperature
 
 
-def _check_probabilities(
+def check_probabilities(
     logits: NDArray[np.float32], probabilities: NDArray[np.float32], temperature: float, where: str
 ) -> None:
+    """Raise ParityError unless ``probabilities`` [N, K] are the softmax of ``logits`` [N, K]."""
     if fault := shape_fault((logits, probabilities), len(logits), logits.shape[1]):
         raise ParityError(f"{where} {fault}; nothing was published")
     wrong, difference = softmax_errors(logits, probabilities, temperature)
@@ -359,12 +285,3 @@ def _check_probabilities(
 def _spread(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
     """Return ``count`` of ``images``, evenly spread; all if there are fewer."""
     return images[np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64)]
-
-
-def _margins(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the difference between the two largest logits of each row; infinite for a single class."""
-    if logits.shape[1] < 2:
-        return np.full(len(logits), np.inf, dtype=np.float32)
-    two_best = np.partition(logits, -2, axis=1)[:, -2:]
-    margins: NDArray[np.float32] = two_best[:, 1] - two_best[:, 0]
-    return margins

@@ -14,14 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foldserve.artifact.golden_limits import max_tolerance
+from foldserve.export.verification.agreement import check_agreement
 from foldserve.export.verification.golden_pairs import replay_golden
-from foldserve.export.verification.parity import (
-    BATCH_SIZES,
-    check_agreement,
-    check_within,
-    open_sessions,
-    run_logits,
-)
+from foldserve.export.verification.parity import BATCH_SIZES, check_within, open_sessions, run_logits
 from foldserve.export.verification.tolerances import reduced_runtime_tolerance
 from foldserve.runtime.session import Session
 
@@ -29,7 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from foldserve.artifact.format import Golden
-    from foldserve.export.verification.parity import Agreement, Deviation
+    from foldserve.export.verification.agreement import Agreement
+    from foldserve.export.verification.parity import Deviation
 
 _SEED = 2013  # of the random images; any fixed number
 

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from foldserve.export.report import Report
 from foldserve.export.sources.load import VerificationImages
-from foldserve.export.verification.parity import Agreement
+from foldserve.export.verification.agreement import Agreement
 
 
 @pytest.mark.parametrize(

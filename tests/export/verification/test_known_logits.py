@@ -7,9 +7,9 @@ from torch import nn
 
 from foldserve.artifact.format import IMAGE, LOGITS, PROBABILITIES
 from foldserve.export.verification import known_logits
+from foldserve.export.verification.agreement import check_agreement
 from foldserve.export.verification.golden_pairs import make_golden, replay_golden
 from foldserve.export.verification.known_logits import KnownLogits, RememberingSession
-from foldserve.export.verification.parity import check_agreement
 from foldserve.export.verification.reference import TorchReference
 from foldserve.runtime.session import Session
 from foldserve.training.models import Normalized

@@ -14,14 +14,9 @@ from foldserve.export.graph.model_file import ModelFile
 from foldserve.export.sources.torch_network import TorchNetwork
 from foldserve.export.sources.verification_images import synthetic_images
 from foldserve.export.verification import divergence, parity, reference
+from foldserve.export.verification.agreement import check_agreement
 from foldserve.export.verification.divergence import first_divergence
-from foldserve.export.verification.parity import (
-    BATCH_SIZES,
-    check_agreement,
-    check_parity,
-    check_within,
-    run_logits,
-)
+from foldserve.export.verification.parity import BATCH_SIZES, check_parity, check_within, run_logits
 from foldserve.export.verification.reference import TorchReference
 from foldserve.export.verification.tolerances import float64_tolerance
 from foldserve.imaging import ImageSpec

@@ -17,10 +17,10 @@ from foldserve.artifact.format import ModelMetadata
 from foldserve.artifact.golden_limits import max_tolerance
 from foldserve.export.errors import ParityError
 from foldserve.export.sources.verification_images import synthetic_images
+from foldserve.export.verification.agreement import check_agreement
 from foldserve.export.verification.comparison import JudgedSet, compare
 from foldserve.export.verification.golden_pairs import make_golden, replay_golden
 from foldserve.export.verification.parity import (
-    check_agreement,
     check_parity,
     has_float64_reference,
     largest_rounding,
