@@ -25,6 +25,7 @@ _READ_HEADER = {
 }
 # An archive of arrays has few members; reading a directory of a million takes seconds.
 _MAX_MEMBERS = 64
+_PART_BYTES = 2**20
 _DIRECTORY_ENTRY = b"PK\x01\x02"
 # numpy parses a header as Python, and CPython's parser may raise SystemError if two threads use it at once
 # (github.com/python/cpython/issues/106905): a sound file would be refused.
@@ -69,9 +70,20 @@ def read_arrays(content: bytes, names: Sequence[str], max_bytes: int) -> dict[st
 
 
 def _read_array(header: _Header, stream: IO[bytes], size: int) -> NDArray[Any]:
-    """Return a member's array; ``size`` is that of the member."""
+    """Return a member's array; ``size`` is that of the member.
+
+    Raises:
+        ValueError: the member ends before that.
+    """
     stream.read(header.byte_count)
-    content = bytearray(stream.read(size - header.byte_count))
+    content = bytearray(size - header.byte_count)
+    at = 0
+    while at < len(content):  # in parts, so that there are no two of all of it
+        part = stream.read(min(_PART_BYTES, len(content) - at))
+        if not part:
+            raise ValueError(f"it ends {len(content) - at} bytes before its declared size")
+        content[at : at + len(part)] = part
+        at += len(part)
     order: Literal["F", "C"] = "F" if header.is_fortran else "C"
     return np.ndarray(header.shape, header.dtype, content, order=order)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+from foldserve.artifact import npz
 from foldserve.artifact.npz import read_arrays
 
 
@@ -71,3 +75,42 @@ def test_declared_size_is_not_exceeded_by_decompression() -> None:
         content[place : place + 4] = (len(member_of(ARRAY))).to_bytes(4, "little")
     with pytest.raises((ValueError, zipfile.BadZipFile)):
         read_arrays(bytes(content), ["first"], 10_000)
+
+
+def test_arrays_larger_than_a_part_are_read() -> None:
+    array = np.random.default_rng(1).integers(0, 256, 3 * 2**20 + 5, dtype=np.uint8)
+    arrays = read_arrays(archive_of(first=member_of(array)), ["first"], 2**23)
+    assert np.array_equal(arrays["first"], array)
+
+
+def test_member_that_ends_early_is_refused() -> None:
+    member = member_of(ARRAY)
+    header = npz._read_header("first", io.BytesIO(member), len(member))
+    with pytest.raises(ValueError, match="ends 8 bytes before"):
+        npz._read_array(header, io.BytesIO(member[:-8]), len(member))
+
+
+def test_headers_are_parsed_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPython's parser may refuse a sound header while another thread parses."""
+    parsing, meeting, met = threading.Lock(), threading.Barrier(4), []
+    parse = npz._READ_HEADER[1, 0]
+
+    def watched(stream):
+        is_alone = parsing.acquire(blocking=False)
+        met.append(not is_alone)
+        time.sleep(0.01)  # lets the other threads come
+        if is_alone:
+            parsing.release()
+        return parse(stream)
+
+    monkeypatch.setitem(npz._READ_HEADER, (1, 0), watched)
+    content = archive_of(first=member_of(ARRAY))
+
+    def read() -> None:
+        meeting.wait()
+        read_arrays(content, ["first"], 10_000)
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(read) for _ in range(4)]:
+            done.result()
+    assert met == [False] * 4
