@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import gradio as gr
 
 from foldserve.errors import FoldserveError
+from foldserve.serving.errors import DeadlineExceededError, NotFoundError, UnavailableError
 from foldserve.ui import fragments
 from foldserve.ui.drawings import read_drawing
 from foldserve.ui.page import Page, Shown
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Updates: TypeAlias = tuple[Any, ...]
+
+# Errors that say nothing of the picture: the server is gone, or starts and has not found the model yet.
+_PASSING = (DeadlineExceededError, NotFoundError, UnavailableError)
 
 # The choice that names no version.
 BY_DEFAULT = ("promoted, or else newest", "")
@@ -35,15 +39,16 @@ class Handlers:
     ) -> Updates:
         """Update what the server's state changes: banner, models, and an answer that is still owed."""
         status = self._page.status()
-        came_back = status.is_reached and not (seen and seen.is_reached)
-        if status == seen:
+        # A server that is back is reached before its models are ready, so that being reached is not enough.
+        can_answer = shown is not None and shown.is_owed and bool(status.models)
+        if status == seen and not can_answer:
             return (gr.skip(),) * 6
         models = list(status.models)
         chosen = model if model in status.models or not models else models[0]
         names = [] if not chosen else status.models.get(chosen, [])
         kept = version if version in ("", *names) else ""
         answers: Updates = (gr.skip(), gr.skip())
-        if came_back and shown is not None and shown.answer is None:
+        if can_answer:
             answers = self.classify(shown, chosen, kept)
         if not status.is_reached:  # what was chosen stays: it may well be there again
             return (
@@ -119,7 +124,8 @@ class Handlers:
         try:
             shown = self._page.classify(shown, model or "", version)
         except FoldserveError as error:
-            return Shown(shown.picture), fragments.alert(str(error))
+            is_owed = not model or isinstance(error, _PASSING)
+            return Shown(shown.picture, is_owed=is_owed), fragments.alert(str(error))
         assert shown.answer is not None
         try:
             seen = self._page.seen(shown)

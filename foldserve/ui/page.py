@@ -28,10 +28,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture that a visitor looks at, by its key in the store, and the answer; None if there is none."""
+    """A picture that a visitor looks at.
+
+    Attributes:
+        picture: its key in the store.
+        answer: the answer; None if there is none.
+        is_owed: whether there is none because nobody could give it, and it comes once somebody can.
+    """
 
     picture: str
     answer: Answer | None = None
+    is_owed: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING
@@ -280,7 +281,12 @@ def test_the_page_says_that_the_server_is_gone_and_comes_back_with_it(
         assert visited.violations() == []
         choose_file(visited, "b.png", OTHER)
         visited.page.get_by_role("alert").wait_for()
-        with ServerProcess(repository, tmp_path / "second", "--port", port) as second:
+        models = tmp_path / "models"
+        models.mkdir()
+        with ServerProcess(models, tmp_path / "second", "--port", port) as second:
+            # A server is reached before its models are ready.
+            visited.page.get_by_text("the server has no models").wait_for()
+            shutil.copytree(repository / "grey", models / "grey")
             visited.page.get_by_text("Connected to").wait_for()
             # The answer that was owed comes by itself.
             wait_for_answer(visited, OTHER, second)
