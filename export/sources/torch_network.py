@@ -13,11 +13,13 @@ from foldserve.export.verification.reference import TorchReference
 from foldserve.training.models import Normalized
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
     import numpy as np
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from foldserve.export.verification.divergence import LayerRecorder
+    from foldserve.export.verification.divergence import Recording
 
 
 class ReversedChannels(Normalized):
@@ -56,35 +58,74 @@ class TorchNetwork:
         """Return the module's own logits."""
         return TorchReference(self.module)
 
-    def layer_recorder(self) -> LayerRecorder:
+    def layer_recorder(self) -> TorchLayerRecorder:
         """Return what computes every float tensor of the traced network, by its name in the ONNX graph."""
         program = trace(self.module.network, self.image_shape)
         assert program.exported_program is not None
-        traced = program.exported_program.module()
-        (last,) = (value.name for value in program.model.graph.outputs)
+        (last,) = (str(value.name) for value in program.model.graph.outputs)
+        return TorchLayerRecorder(self.module, program.exported_program.module(), last)
+
+
+@dataclass(frozen=True)
+class TorchLayerRecorder:
+    """Runs a traced network, node by node.
+
+    Implements `foldserve.export.verification.divergence.LayerRecorder`.
+
+    Attributes:
+        module: takes uint8 pixels [N, C, H, W], returns logits [N, K].
+        traced: the same without normalisation.
+        logits: what the graph calls the logits.
+    """
+
+    module: Normalized
+    traced: torch.fx.GraphModule
+    logits: str
+
+    def image_bytes(self, image: NDArray[np.uint8]) -> dict[str, int]:
+        """Return the size of every tensor for one image uint8 [1, C, H, W]."""
+        sizes: dict[str, int] = {}
+
+        def note_size(name: str, value: torch.Tensor) -> None:
+            sizes[name] = value.nbytes
+
+        self._run(image, note_size)
+        return sizes
+
+    def recording(self, names: Collection[str]) -> Recording:
+        """Return what computes the tensors called ``names``, and holds no others."""
 
         def record(images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-            recorder = _Recorder(traced)
-            with torch.inference_mode():
-                pixels = torch.from_numpy(images).to(torch.float32)
-                if isinstance(self.module, ReversedChannels):
-                    pixels = pixels.flip(1)
-                logits = recorder.run((pixels / 255 - self.module.mean) / self.module.std)
-            final = logits[0] if isinstance(logits, tuple | list) else logits
-            return recorder.values | {str(last): final.numpy()}
+            values: dict[str, NDArray[np.float32]] = {}
+
+            def keep(name: str, value: torch.Tensor) -> None:
+                if name in names:
+                    values[name] = value.numpy().copy()
+
+            self._run(images, keep)
+            return values
 
         return record
 
+    def _run(self, images: NDArray[np.uint8], visit: Callable[[str, torch.Tensor], None]) -> None:
+        with torch.inference_mode():
+            pixels = torch.from_numpy(images).to(torch.float32)
+            if isinstance(self.module, ReversedChannels):
+                pixels = pixels.flip(1)
+            network = _VisitedNetwork(self.traced, visit)
+            logits = network.run((pixels / 255 - self.module.mean) / self.module.std)
+            visit(self.logits, logits[0] if isinstance(logits, tuple | list) else logits)
 
-class _Recorder(torch.fx.Interpreter):
-    """Runs a traced graph and keeps the float32 tensor that each node computed."""
 
-    def __init__(self, module: torch.fx.GraphModule) -> None:
+class _VisitedNetwork(torch.fx.Interpreter):
+    """Runs a traced graph and shows ``visit`` the float32 tensor that each node computed, with its name."""
+
+    def __init__(self, module: torch.fx.GraphModule, visit: Callable[[str, torch.Tensor], None]) -> None:
         super().__init__(module)
-        self.values: dict[str, NDArray[np.float32]] = {}
+        self.visit = visit
 
     def run_node(self, n: torch.fx.Node) -> Any:
         result = super().run_node(n)
         if n.op == "call_function" and isinstance(result, torch.Tensor) and result.dtype == torch.float32:
-            self.values[n.name] = result.numpy().copy()
+            self.visit(n.name, result)
         return result

@@ -7,7 +7,7 @@ batch norm's output for the layer that now computes it. So intermediate values c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import onnx
@@ -18,19 +18,29 @@ from foldserve.runtime.options import RuntimeOptions
 from foldserve.runtime.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    # Computes the float tensors of a network's layers for images, by name.
-    LayerRecorder = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[np.float32]]]
+    # Computes some of a network's tensors, by name, for images uint8 [N, C, H, W].
+    Recording = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[np.float32]]]
 
 # Relative to a layer's largest value. Rounding errors are about 100 times smaller, mistakes far larger.
 _FRACTION = 1e-4
-# All layers' values of the images that are compared at a time, of the network; the file's are as many.
+# The layers' values that are held at a time, of the network; the file's are as many.
 _VALUES_BYTES = 128 * 1024 * 1024
 # Two images show what one does not: a file that mixes up the images of a batch.
 _FEWEST = 2
+
+
+class LayerRecorder(Protocol):
+    """Computes the float tensors of a network's layers, by their names in the graph."""
+
+    def image_bytes(self, image: NDArray[np.uint8]) -> Mapping[str, int]:
+        """Return the size of every tensor for one image uint8 [1, C, H, W]."""
+
+    def recording(self, names: Collection[str]) -> Recording:
+        """Return what computes the tensors called ``names``, and holds no others."""
 
 
 @dataclass
@@ -51,54 +61,79 @@ class _Difference:
         return not self.error <= _FRACTION * self.largest  # NaN is one
 
 
-def first_divergence(record: LayerRecorder, file: ModelFile, images: NDArray[np.uint8]) -> str:
+def first_divergence(recorder: LayerRecorder, file: ModelFile, images: NDArray[np.uint8]) -> str:
     """Say in one sentence which layer of ``file``, a ``model.onnx``, is the first to differ.
 
-    A few images are compared at a time, as many as fit into little memory with the values of all layers.
+    Layers are compared in groups, and each group on a few images at a time, as many as fit into little
+    memory. Each group runs the whole network again, so where there are many, fewer images are compared.
 
     Args:
-        record: computes the unfolded network's float tensors for images, by name.
+        recorder: computes the unfolded network's float tensors for images.
         file: the exported file.
         images: uint8 [N, C, H, W].
     """
-    ranks, image_bytes = _measure(record, images[:_FEWEST])
-    content = file.content
-    nodes, outputs = _nodes(content)
-    names = [name for node in nodes for name in node.output if name in ranks]
-    extended = _with_outputs(content, {name: ranks[name] for name in names if name not in outputs})
-    del content
-    session = Session(extended.loadable, device="cpu", options=RuntimeOptions(arena=False))
-    differences = {name: _Difference() for name in names}
-    step = max(_FEWEST, _VALUES_BYTES // max(1, image_bytes))
-    for start in range(0, len(images), step):
-        _compare(record, session, images[start : start + step], differences)
-    for name in names:
-        if differences[name].is_mistake:
-            node = next(node for node in nodes if name in node.output)
-            # The weight of a layer, or the shift of a batch norm that became a multiply and add.
-            own = next((value for value in node.input if value.endswith((".weight", ".shift"))), "")
-            layer = own.rpartition(".")[0] or node.op_type
-            error = differences[name].error
-            return f"the first layer to differ is {layer} (value {name!r}), by up to {error:.3g}"
+    sizes = recorder.image_bytes(images[:1])
+    nodes, outputs = _nodes(file.content)
+    names = [name for node in nodes for name in node.output if name in sizes]
+    groups = list(_groups(names, sizes))
+    images = images[: max(_FEWEST, len(images) // max(1, len(groups)))]
+    for group in groups:
+        differences = _compare(
+            recorder,
+            _with_outputs(file, [name for name in group if name not in outputs]),
+            group,
+            images,
+            sizes,
+        )
+        for name, difference in differences.items():
+            if difference.is_mistake:
+                layer = _layer(next(node for node in nodes if name in node.output))
+                return (
+                    f"the first layer to differ is {layer} (value {name!r}), by up to {difference.error:.3g}"
+                )
     return "no single layer differs: rounding errors add up over the layers"
 
 
-def _measure(record: LayerRecorder, images: NDArray[np.uint8]) -> tuple[dict[str, int], int]:
-    """Return the rank of each value that ``record`` gives, and the size of all of them for one image."""
-    values = record(images)
-    size = sum(value.nbytes for value in values.values())
-    return {name: value.ndim for name, value in values.items()}, size // len(images)
+def _groups(names: Sequence[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Yield ``names`` in order, in groups of which the fewest images' values fit into the memory allowed."""
+    group: list[str] = []
+    held = 0
+    for name in names:
+        size = _FEWEST * sizes[name]
+        if group and held + size > _VALUES_BYTES:
+            yield group
+            group, held = [], 0
+        group.append(name)
+        held += size
+    if group:
+        yield group
 
 
 def _compare(
-    record: LayerRecorder,
-    session: Session,
+    recorder: LayerRecorder,
+    extended: ModelFile,
+    group: Sequence[str],
     images: NDArray[np.uint8],
-    differences: Mapping[str, _Difference],
-) -> None:
-    expected = record(images)
-    for name, actual in zip(differences, session.run(list(differences), {IMAGE: images}), strict=True):
-        differences[name].add(actual, expected[name])
+    sizes: Mapping[str, int],
+) -> dict[str, _Difference]:
+    """Return the difference of each value of a group, which ``extended`` outputs, over all images."""
+    session = Session(extended.loadable, device="cpu", options=RuntimeOptions(arena=False))
+    record = recorder.recording(group)
+    differences = {name: _Difference() for name in group}
+    step = max(_FEWEST, _VALUES_BYTES // max(1, sum(sizes[name] for name in group)))
+    for start in range(0, len(images), step):
+        some = images[start : start + step]
+        expected = record(some)
+        for name, actual in zip(group, session.run(list(group), {IMAGE: some}), strict=True):
+            differences[name].add(actual, expected[name])
+    return differences
+
+
+def _layer(node: onnx.NodeProto) -> str:
+    """Return the name of a node's layer; its operator's where it has none."""
+    # The weight of a layer, or the shift of a batch norm that became a multiply and add.
+    own = next((value for value in node.input if value.endswith((".weight", ".shift"))), "")
+    return own.rpartition(".")[0] or node.op_type
 
 
 def _nodes(content: bytes) -> tuple[Sequence[onnx.NodeProto], set[str]]:
@@ -108,15 +143,14 @@ def _nodes(content: bytes) -> tuple[Sequence[onnx.NodeProto], set[str]]:
     return list(graph.node), {value.name for value in message.graph.output}
 
 
-def _with_outputs(content: bytes, ranks: Mapping[str, int]) -> ModelFile:
-    """Return the file that outputs the values named in ``ranks`` too.
+def _with_outputs(file: ModelFile, names: Collection[str]) -> ModelFile:
+    """Return the file that outputs the float values called ``names`` too.
 
     Where a message's bytes come behind another's, protobuf takes both for one message
     (https://protobuf.dev/programming-guides/encoding), so that the weights need not be parsed.
     """
     more = onnx.ModelProto()
     more.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None] * rank)
-        for name, rank in ranks.items()
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
     )
-    return ModelFile([content, more.SerializeToString()])
+    return ModelFile([file.content, more.SerializeToString()])

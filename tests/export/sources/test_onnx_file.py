@@ -25,6 +25,7 @@ from foldserve.export.pipeline import export_model
 from foldserve.export.sources.load import load_source
 from foldserve.export.sources.onnx.normalized_file import PreparedFile
 from foldserve.export.sources.onnx.onnx_network import OnnxNetwork
+from foldserve.export.verification import divergence
 from foldserve.runtime.session import Session
 from tests.support.server_process import ServerProcess, outputs_of
 from tests.support.torch_networks import Classifier, Residual, randomised
@@ -213,9 +214,12 @@ def test_one_changed_weight_publishes_nothing(weight, tmp_path, labels, monkeypa
     assert not list(tmp_path.glob("models/adopted/*/manifest.json"))
 
 
-def test_the_first_layer_to_differ_is_named(tmp_path, labels, monkeypatch):
-    path = save(small_graph(), tmp_path)
-    sound_build = pipeline.build_model
+@pytest.mark.parametrize("values_bytes", [None, 1], ids=["together", "one value at a time"])
+@pytest.mark.parametrize("batch", ["N", 1, 5])
+def test_the_first_layer_to_differ_is_named(tmp_path, labels, monkeypatch, batch, values_bytes):
+    path = save(small_graph(batch=batch), tmp_path)
+    recorders = []
+    sound_build, sound_recorder = pipeline.build_model, OnnxNetwork.layer_recorder
 
     def damaging_build(model, metadata):
         built = sound_build(model, metadata)
@@ -224,9 +228,21 @@ def test_the_first_layer_to_differ_is_named(tmp_path, labels, monkeypatch):
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.1), "conv.w"))
         return dataclasses.replace(built, file=ModelFile(model_proto.SerializeToString()))
 
+    def noted_recorder(network):
+        recorders.append(sound_recorder(network))
+        return recorders[-1]
+
     monkeypatch.setattr(pipeline, "build_model", damaging_build)
+    monkeypatch.setattr(OnnxNetwork, "layer_recorder", noted_recorder)
+    if values_bytes:
+        monkeypatch.setattr(divergence, "_VALUES_BYTES", values_bytes)
     with pytest.raises(ParityError, match=r"the first layer to differ is Conv \(value 'y'\)"):
         export_model(config(path))
+    (recorder,) = recorders
+    image = np.zeros((1, 3, SIDE, SIDE), np.uint8)
+    sizes = recorder.image_bytes(image)
+    values = recorder.recording(list(sizes))(image)
+    assert {name: value.nbytes for name, value in values.items()} == sizes
 
 
 def test_final_softmax_of_a_file_is_removed(tmp_path, labels, capsys):

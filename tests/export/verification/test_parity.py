@@ -1,6 +1,7 @@
 """The comparison itself: it passes what is right and fails on what is wrong, with figures."""
 
 from collections import OrderedDict
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from foldserve.export.sources.torch_network import TorchNetwork
 from foldserve.export.sources.verification_images import synthetic_images
 from foldserve.export.verification import divergence, parity, reference
 from foldserve.export.verification.agreement import check_agreement
-from foldserve.export.verification.divergence import first_divergence
+from foldserve.export.verification.divergence import LayerRecorder, first_divergence
 from foldserve.export.verification.parity import BATCH_SIZES, check_parity, check_within, run_logits
 from foldserve.export.verification.reference import TorchReference
 from foldserve.export.verification.tolerances import float64_tolerance
@@ -273,28 +274,58 @@ def test_the_first_layer_to_differ_is_named(content, module, images, parameter, 
     assert f"the first layer to differ is {layer} " in diverging_layer(module, content, images[:32])
 
 
+@dataclass
+class _Wrong:
+    """Records a network's layers, of one image wrong by 1 in the last; notes how much it was asked for."""
+
+    recorder: LayerRecorder
+    place: int = 0
+    asked: list[tuple[int, int]] = field(default_factory=list)  # the names and the images
+
+    def image_bytes(self, image):
+        return self.recorder.image_bytes(image)
+
+    def recording(self, names):
+        record = self.recorder.recording(names)
+        start = 0
+
+        def record_wrong(images):
+            nonlocal start
+            self.asked.append((len(names), len(images)))
+            values = dict(record(images))
+            for name in values.keys() & {"logits"}:
+                values[name][self.place - start : self.place - start + 1] += 1
+            start += len(images)
+            return values
+
+        return record_wrong
+
+
 @pytest.mark.parametrize("place", [0, 17, 31])
-def test_layers_of_few_images_are_held_at_a_time(content, module, images, monkeypatch, place):
-    """All layers of 32 images take gigabytes in a large network; the difference is found in any of them."""
-    monkeypatch.setattr(divergence, "_VALUES_BYTES", 1)
-    record = TorchNetwork(module, images.shape[1:]).layer_recorder()
-    counts: list[int] = []
-
-    def wrong_in_one(batch):
-        values = dict(record(batch))
-        start, counts[:] = (
-            sum(counts[1:]),
-            [*counts, len(batch)],
-        )  # the first batch is run to see how large it is
-        if len(counts) > 1 and start <= place < start + len(batch):
-            name = next(name for name, value in values.items() if value.ndim == 2)
-            values[name] = values[name] + 1
-        return values
-
-    sentence = first_divergence(wrong_in_one, ModelFile(content), images[:32])
-    assert set(counts) == {2}
-    assert sum(counts) == 2 + 32
+def test_difference_in_any_image_is_found(content, module, images, monkeypatch, place):
+    """Few images' layers are held at a time, since those of 32 take gigabytes in a large network."""
+    recorder = TorchNetwork(module, images.shape[1:]).layer_recorder()
+    held = sum(recorder.image_bytes(images[:1]).values())
+    monkeypatch.setattr(divergence, "_VALUES_BYTES", 3 * held)
+    wrong = _Wrong(recorder, place)
+    sentence = first_divergence(wrong, ModelFile(content), images[:32])
+    assert "'logits'" in sentence
     assert "by up to 1" in sentence
+    counts = [count for _, count in wrong.asked]
+    assert max(counts) < 32
+    assert sum(counts) == 32
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_few_layers_are_held_at_a_time(content, module, images, monkeypatch, place):
+    """The layers of two images alone can take gigabytes."""
+    monkeypatch.setattr(divergence, "_VALUES_BYTES", 1)
+    wrong = _Wrong(TorchNetwork(module, images.shape[1:]).layer_recorder(), place)
+    sentence = first_divergence(wrong, ModelFile(content), images[:32])
+    assert "'logits'" in sentence
+    assert "by up to 1" in sentence
+    assert set(wrong.asked) == {(1, 2)}
+    assert len(wrong.asked) > 5
 
 
 def test_equal_networks_have_no_diverging_layer(content, module, images):
