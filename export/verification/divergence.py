@@ -78,19 +78,12 @@ def first_divergence(recorder: LayerRecorder, file: ModelFile, images: NDArray[n
     groups = list(_groups(names, sizes))
     images = images[: max(_FEWEST, len(images) // max(1, len(groups)))]
     for group in groups:
-        differences = _compare(
-            recorder,
-            _with_outputs(file, [name for name in group if name not in outputs]),
-            group,
-            images,
-            sizes,
-        )
-        for name, difference in differences.items():
-            if difference.is_mistake:
-                layer = _layer(next(node for node in nodes if name in node.output))
-                return (
-                    f"the first layer to differ is {layer} (value {name!r}), by up to {difference.error:.3g}"
-                )
+        extended = _with_outputs(file, [name for name in group if name not in outputs])
+        differences = _compare(recorder, extended, group, images, sizes)
+        mistake = next((name for name in group if differences[name].is_mistake), None)
+        if mistake is not None:
+            layer, error = _layer(mistake, nodes), differences[mistake].error
+            return f"the first layer to differ is {layer} (value {mistake!r}), by up to {error:.3g}"
     return "no single layer differs: rounding errors add up over the layers"
 
 
@@ -129,10 +122,15 @@ def _compare(
     return differences
 
 
-def _layer(node: onnx.NodeProto) -> str:
-    """Return the name of a node's layer; its operator's where it has none."""
+def _layer(value: str, nodes: Sequence[onnx.NodeProto]) -> str:
+    """Return the name of the layer that computes ``value``; its operator's where it has none."""
+    node = next(node for node in nodes if value in node.output)
+    if (
+        node.op_type == "Unsqueeze"
+    ):  # a linear layer that was a convolution: its rows become maps of one pixel
+        node = next((each for each in nodes if node.input[0] in each.output), node)
     # The weight of a layer, or the shift of a batch norm that became a multiply and add.
-    own = next((value for value in node.input if value.endswith((".weight", ".shift"))), "")
+    own = next((name for name in node.input if name.endswith((".weight", ".shift"))), "")
     return own.rpartition(".")[0] or node.op_type
 
 

@@ -29,6 +29,7 @@ _WRITING = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
 
 # Little beside the weights of a large network; parts of 8 MiB were measured to take three times as long.
 _PART_BYTES = 128 * 1024 * 1024
+_BYTES = 8  # of a float64
 
 
 class LargestTensor(TorchFunctionMode):
@@ -100,7 +101,24 @@ def conv2d_in_parts(  # noqa: PLR0917  # as torch.conv2d
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Compute `torch.conv2d` in float64: some images, or some rows of one image, at a time."""
+    """Compute `torch.conv2d` in float64: some images, or some rows of one image, at a time.
+
+    A weight that is large itself, as of a fully connected layer written as one, is taken in parts too.
+    """
+    channel_count = max(1, _PART_BYTES // max(1, _BYTES * weight[0].numel()))
+    if groups == 1 and channel_count < len(weight):
+        parts = [
+            conv2d_in_parts(
+                x,
+                weight[start : start + channel_count],
+                None if bias is None else bias[start : start + channel_count],
+                stride,
+                padding,
+                dilation,
+            )
+            for start in range(0, len(weight), channel_count)
+        ]
+        return torch.cat(parts, dim=-3)
     x, weight = x.double(), weight.double()
     bias = None if bias is None else bias.double()
     if x.ndim != 4 or isinstance(padding, str):
@@ -110,7 +128,7 @@ def conv2d_in_parts(  # noqa: PLR0917  # as torch.conv2d
     reach = step * (weight.shape[2] - 1) + 1  # rows of the image under one position of the kernel
     rows = (padded.shape[2] - reach) // down + 1
     columns = padded.shape[3] // across
-    row_bytes = x.element_size() * weight[0].numel() * columns
+    row_bytes = _BYTES * weight[0].numel() * columns
     if rows < 1 or len(x) * rows * row_bytes <= _PART_BYTES:
         return torch.conv2d(padded, weight, bias, stride, 0, dilation, groups)
     image_count = max(1, _PART_BYTES // (rows * row_bytes))
@@ -131,7 +149,7 @@ def conv2d_in_parts(  # noqa: PLR0917  # as torch.conv2d
 def linear_in_parts(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute `torch.nn.functional.linear` in float64, with some rows of ``weight`` at a time."""
     x = x.double()
-    count = max(1, _PART_BYTES // max(1, x.element_size() * weight.shape[-1]))
+    count = max(1, _PART_BYTES // max(1, _BYTES * weight.shape[-1]))
     if weight.ndim != 2 or weight.shape[0] <= count:
         return F.linear(x, weight.double(), None if bias is None else bias.double())
     parts = [

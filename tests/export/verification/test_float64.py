@@ -18,7 +18,7 @@ from foldserve.runtime.session import Session
 from foldserve.training.models import Normalized
 
 
-@pytest.fixture(params=[1, 20_000, 10**9], ids=["one row", "some rows", "all at once"])
+@pytest.fixture(params=[1, 20_000, 10**9], ids=["one row and channel", "some rows", "all at once"])
 def parts(request, monkeypatch):
     monkeypatch.setattr(float64, "_PART_BYTES", request.param)
 
@@ -42,6 +42,24 @@ def test_convolution_in_parts_is_the_convolution(kernel, options, parts):
     expected = torch.conv2d(x.double(), weight.double(), bias.double(), **options)
     assert actual.dtype == torch.float64
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_large_weight_is_not_held_in_float64(monkeypatch):
+    """A fully connected layer as a convolution: 25,088 inputs and 4,096 outputs take 0.8 GB in float64."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 16, 7, 7), torch.randn(64, 16, 7, 7)
+    monkeypatch.setattr(float64, "_PART_BYTES", weight.nbytes // 4)
+    sizes = []
+    convolution = torch.conv2d
+
+    def noting(x, weight, *rest):
+        sizes.append(weight.nbytes)
+        return convolution(x, weight, *rest)
+
+    monkeypatch.setattr(torch, "conv2d", noting)
+    actual = float64.conv2d_in_parts(x, weight)
+    assert max(sizes) <= weight.nbytes // 4
+    torch.testing.assert_close(actual, convolution(x.double(), weight.double()), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(5, 30), (2, 7, 30)])
