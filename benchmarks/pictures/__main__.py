@@ -2,8 +2,10 @@
 
 The network takes 224x224 pixels and is so small that decoding is nearly all there is. Each round decodes a
 JPEG in this process on all CPUs, then sends it to a server, and then sends tensors of one image at a steady
-rate, alone and while pictures are sent. Ratios are taken within a round. Everything is sent by h2load: a
-caller in Python spends more time than the server, and its own waits for a CPU would count as the server's.
+rate: alone, while pictures are sent, and while processes that have nothing to do with the server keep all
+CPUs busy. The last tells how much of the wait is the system's. Ratios are taken within a round. Everything
+is sent by h2load: a caller in Python spends more time than the server, and its own waits for a CPU would
+count as the server's.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.flags import parse_flags
-from benchmarks.pictures.load import CALLERS, Repeated, decode_alone, send_pictures, write_body
+from benchmarks.pictures.load import CALLERS, BusyProcesses, Repeated, decode_alone, send_pictures, write_body
 from benchmarks.pictures.photographs import photograph
 from benchmarks.serving.bare_model import METHOD
 from benchmarks.serving.check import checked_answer_bytes, request_body
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 _CLASSIFY = "/foldserve.v1.Classifier/Classify"
 _TENSORS = "tensors' {} beside Classify / alone"
+_BUSY = "tensors' {} beside busy processes / alone"
 # Streams for the steady rate, so that a slow answer delays no later request.
 _STREAMS = 32
 _SCALED = "CPU of decoding in full / scaled"
@@ -129,9 +132,14 @@ class _Trial:
             lone_us = self._tensor_latencies_us(tensor, config)
             with Repeated(server, *self.bodies["Classify"], max(CALLERS, count // 4)):
                 beside_us = self._tensor_latencies_us(tensor, config)
+            with BusyProcesses():
+                busy_us = self._tensor_latencies_us(tensor, config)
             for percent in (50, 99):
-                ratio = float(np.percentile(beside_us, percent) / np.percentile(lone_us, percent))
-                figures.setdefault(_TENSORS.format(f"p{percent}"), []).append(ratio)
+                lone, beside, busy = (
+                    float(np.percentile(us, percent)) for us in (lone_us, beside_us, busy_us)
+                )
+                figures.setdefault(_TENSORS.format(f"p{percent}"), []).append(beside / lone)
+                figures.setdefault(_BUSY.format(f"p{percent}"), []).append(busy / lone)
         return figures
 
     def _tensor_latencies_us(self, body: bytes, config: PicturesConfig) -> NDArray[np.float64]:

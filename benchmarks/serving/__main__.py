@@ -59,7 +59,8 @@ def run_bench(config: BenchServingConfig) -> int:
             status.update(f"making {name}")
             networks.setdefault(name, _BUILDERS[name](Path(folder), config.repository))
             results[group] = measure_group(group, networks[name], config, status.update)
-    console.print(measurements_table(results), shares_table(results), ratios_table(results))
+    tables = (measurements_table(results), shares_table(results), ratios_table(results))
+    console.print(*(table for table in tables if table.row_count))
     if config.json_file is not None:
         config.json_file.write_text(to_json(results))
     return 0
