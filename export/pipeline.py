@@ -90,6 +90,7 @@ def export_version(config: ExportConfig) -> Path:
     last_version(model_folder)  # before minutes of verification: the next number can be told
     with _saving_rejected(config, name, built, source):
         proof = _prove(source, built, report, as_logits=config.as_logits)
+    source.network.release_weights()
     expected, golden = proof.expected, proof.golden
     exact = ExactFile(built.content, golden, expected)
     trials = []
@@ -168,6 +169,7 @@ def _prove(source: Source, built: BuiltModel, report: Report, *, as_logits: bool
     Raises:
         ParityError: a check failed.
     """
+    source.network.release_weights()
     sessions = open_sessions(built.file.loadable)
     trim_memory()
     comparisons, agreements, expected = _verify(source, sessions, report, as_logits=as_logits)

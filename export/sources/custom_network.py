@@ -13,6 +13,7 @@ from foldserve.export.errors import SourceError, first_line
 from foldserve.export.sources.check_output import check_output
 from foldserve.export.sources.final_softmax import as_two_classes, leave_out_softmax
 from foldserve.export.sources.label_file import check_label_count, read_labels
+from foldserve.export.sources.mapped_weights import MappedWeights
 from foldserve.export.sources.preprocessing import Preprocessing, image_spec, preprocessing
 from foldserve.export.sources.source import Source, tool_version
 from foldserve.export.sources.torch_network import ReversedChannels, TorchNetwork
@@ -52,6 +53,7 @@ def load_custom_network(config: ExportConfig) -> Source:
     network, more = _for_inference(network)
     more = (*renamed, *more)
     module = _normalized(network, preparation).eval()
+    mapped = MappedWeights(module)
     more += _take_logits(config, module, image.shape, labels)
     class_count = check_output(module, image.shape)
     if not config.as_logits:
@@ -70,7 +72,7 @@ def load_custom_network(config: ExportConfig) -> Source:
         "foldserve": tool_version("foldserve"),
     }
     return Source(
-        network=TorchNetwork(module, image.shape),
+        network=TorchNetwork(module, image.shape, mapped),
         metadata=ModelMetadata(
             labels, preparation.mean, preparation.std, image, provenance, preparation.network_channel_order
         ),

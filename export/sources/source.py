@@ -26,6 +26,9 @@ class Network(Protocol):
     def reference(self) -> Reference:
         """Return the network's own logits, which an export must agree with."""
 
+    def release_weights(self) -> None:
+        """Let the weights of a large network leave memory until they are read again."""
+
     def layer_recorder(self) -> LayerRecorder:
         """Return what computes the float tensors of all layers for images, by their names in the graph."""
 

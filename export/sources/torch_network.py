@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
+    from foldserve.export.sources.mapped_weights import MappedWeights
     from foldserve.export.verification.divergence import Recording
 
 
@@ -37,10 +38,12 @@ class TorchNetwork:
     Attributes:
         module: takes uint8 pixels [N, C, H, W], returns logits [N, K].
         image_shape: [C, H, W].
+        weights: those of ``module``, if they may leave memory.
     """
 
     module: Normalized
     image_shape: tuple[int, int, int]
+    weights: MappedWeights | None = None
 
     def to_graph(self) -> ir.Model:
         """Trace the network, without its normalisation, into a new graph.
@@ -57,6 +60,11 @@ class TorchNetwork:
     def reference(self) -> TorchReference:
         """Return the module's own logits."""
         return TorchReference(self.module)
+
+    def release_weights(self) -> None:
+        """Let the weights leave memory until they are read again."""
+        if self.weights is not None:
+            self.weights.release()
 
     def layer_recorder(self) -> TorchLayerRecorder:
         """Return what computes every float tensor of the traced network, by its name in the ONNX graph."""

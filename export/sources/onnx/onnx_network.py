@@ -44,6 +44,9 @@ class OnnxNetwork:
         """Return the given file's own logits, computed by ONNX Runtime without optimisations."""
         return OnnxReference(self.file)
 
+    def release_weights(self) -> None:
+        """Do nothing: the weights of a large file wait in temporary files, and are read from there."""
+
     def layer_recorder(self) -> OnnxLayerRecorder:
         """Return what computes every float tensor of the unfolded file, by the name that folding keeps."""
         return OnnxLayerRecorder(self.file)
