@@ -65,8 +65,8 @@ class Float64Initializers:
         Raises:
             FoldError: a constant is larger than its type can hold.
         """
-        while self._arrays:
-            value, array = self._arrays.popitem()
+        for value in list(self._arrays):
+            array = self._arrays.pop(value)
             assert value.dtype is not None
             with np.errstate(over="ignore"):  # an overflow is refused below
                 rounded = np.ascontiguousarray(array.astype(value.dtype.numpy())).reshape(array.shape)
