@@ -141,10 +141,10 @@ class FullyConvolutional(nn.Sequential):
             nn.Conv2d(3, 8, 3, padding=1),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Conv2d(8, 256, side // 2),
-            nn.BatchNorm2d(256),
+            nn.Conv2d(8, 1024, side // 2),
+            nn.BatchNorm2d(1024),
             nn.ReLU(),
-            nn.Conv2d(256, class_count, 1),
+            nn.Conv2d(1024, class_count, 1),
             nn.Flatten(),
         )
 
@@ -178,7 +178,7 @@ def test_a_wrong_weight_is_refused_and_its_layer_named(built, network, metadata)
     model_proto = onnx.load_from_string(built.content)
     (tensor,) = (entry for entry in model_proto.graph.initializer if entry.name == "3.weight")
     array = numpy_helper.to_array(tensor).copy()
-    assert array.shape == (256, 8 * 6 * 6)
+    assert array.shape == (1024, 8 * 6 * 6)
     array[5] *= 1.01
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     content = model_proto.SerializeToString()
