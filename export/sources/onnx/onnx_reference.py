@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from foldserve.export.graph.model_file import LARGE_BYTES
 from foldserve.export.graph.release_memory import trim_memory
 from foldserve.export.sources.onnx.float64_graph import Float64Graph
 from foldserve.export.verification.known_logits import KnownLogits
@@ -38,9 +39,7 @@ class OnnxReference:
     def __init__(self, file: NormalizedFile) -> None:
         self._file = file
         file.prepared.weights.release()  # folding has read them
-        self._session = Session(
-            file.given.loadable, device="cpu", options=RuntimeOptions(arena=False), optimised=False
-        )
+        self._session: Session | None = None
         self._exact: Float64Graph | None = None
         self.image_bytes = file.prepared.image_bytes
         self._float64_bytes = 0  # measured, as shapes may be unknown
@@ -64,6 +63,10 @@ class OnnxReference:
         A difference that float32 rounding cannot explain means that another function was computed.
         """
         file = self._file
+        expected = self.logits(images)
+        if file.given.size >= LARGE_BYTES:
+            self._session = None  # it holds all weights, and float64 needs memory next
+            trim_memory()
         try:
             prepared = file.prepared
             graph = self._exact = self._exact or Float64Graph(
@@ -79,7 +82,6 @@ class OnnxReference:
         except Exception:  # the evaluator lacks an operation, or has it for float32 only
             return None
         trim_memory()  # ONNX Runtime runs the same images next
-        expected = self.logits(images)
         if logits.dtype != np.float64 or logits.shape != expected.shape:
             return None
         is_credible = float(np.abs(logits - expected).max()) <= credible_rounding(expected)
@@ -87,6 +89,9 @@ class OnnxReference:
 
     def _run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         file = self._file
+        session = self._session = self._session or Session(
+            file.given.loadable, device="cpu", options=RuntimeOptions(arena=False), optimised=False
+        )
         size = file.fixed_batch or len(images)
         rows = []
         for start in range(0, len(images), size):
@@ -94,7 +99,7 @@ class OnnxReference:
             # The last batch is filled by repetition: a file with a fixed batch takes no smaller one.
             filled = batch[np.arange(size) % len(batch)]
             feeds = {file.image: file.given_input(filled)}
-            output = file.logits_of(self._session.run([file.logits], feeds)[0])
+            output = file.logits_of(session.run([file.logits], feeds)[0])
             # Not one row per image: returned as it is, for the caller to refuse.
             rows.append(output[: len(batch)] if len(output) == size else output)
         return np.concatenate(rows)

@@ -23,6 +23,8 @@ from foldserve.export.graph.model_file import ModelFile
 from foldserve.export.graph.weights_apart import Weights
 from foldserve.export.pipeline import export_model
 from foldserve.export.sources.load import load_source
+from foldserve.export.sources.onnx import onnx_reference
+from foldserve.export.sources.onnx.float64_graph import Float64Graph
 from foldserve.export.sources.onnx.normalized_file import PreparedFile
 from foldserve.export.sources.onnx.onnx_network import OnnxNetwork
 from foldserve.export.verification import divergence
@@ -243,6 +245,30 @@ def test_the_first_layer_to_differ_is_named(tmp_path, labels, monkeypatch, batch
     sizes = recorder.image_bytes(image)
     values = recorder.recording(list(sizes))(image)
     assert {name: value.nbytes for name, value in values.items()} == sizes
+
+
+@pytest.mark.parametrize("large_bytes", [1, 10**9])
+def test_a_large_file_is_closed_while_float64_is_computed(tmp_path, labels, monkeypatch, large_bytes):
+    """ONNX Runtime holds all its weights, beside those of the published file and of the float64 network."""
+    references, open_ones = [], []
+    true_reference, true_run = OnnxNetwork.reference, Float64Graph.run
+
+    def noted_reference(network):
+        references.append(true_reference(network))
+        return references[-1]
+
+    def noted_run(graph, feeds):
+        open_ones.extend(reference._session is not None for reference in references)
+        return true_run(graph, feeds)
+
+    monkeypatch.setattr(onnx_reference, "LARGE_BYTES", large_bytes)
+    monkeypatch.setattr(OnnxNetwork, "reference", noted_reference)
+    monkeypatch.setattr(Float64Graph, "run", noted_run)
+    path = save(small_graph(), tmp_path)
+    export_model(config(path))
+    assert set(open_ones) == {large_bytes > 1}
+    golden = read_artifact(tmp_path / "models/adopted/1").golden
+    assert np.array_equal(golden.reference_logits, given_logits(path, golden.images))
 
 
 def test_final_softmax_of_a_file_is_removed(tmp_path, labels, capsys):
