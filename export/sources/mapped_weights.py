@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from foldserve.export.graph.model_file import LARGE_BYTES
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor, nn
 
+# Up to this size they stay in memory: to write and map them costs some tenths of a second of the processor.
+_LARGE_BYTES = 256 * 1024 * 1024
 _SMALLEST = 1024 * 1024  # bytes; smaller tensors stay where they are
 _ALIGNMENT = 64  # bytes, as PyTorch's own allocator
 
@@ -30,7 +30,7 @@ class MappedWeights:
     If the file cannot be written, they stay in memory.
     """
 
-    def __init__(self, module: nn.Module, large_bytes: int = LARGE_BYTES) -> None:
+    def __init__(self, module: nn.Module, large_bytes: int = _LARGE_BYTES) -> None:
         """Move the weights of ``module``, in place, if they take ``large_bytes`` or more."""
         self._memory: mmap.mmap | None = None
         tensors = list(_large_tensors(module))
