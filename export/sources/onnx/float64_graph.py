@@ -3,8 +3,8 @@
 ONNX Runtime has no float64 convolution. `float64_nodes` replaces what the evaluator computes in loops of
 Python.
 
-Weights stay float32 in memory and are converted for the operation that reads them; a value is released after
-the last operation that reads it.
+Weights stay float32 in memory and are converted for the operation that reads them; what no image reaches is
+computed just before it is read, and a value is released after the last operation that reads it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from onnx.reference import ReferenceEvaluator
 from foldserve.export.graph.weights_apart import Weights, array_of
 from foldserve.export.sources.onnx.float64_nodes import FASTER, Conv, Gemm, widened
 from foldserve.export.sources.onnx.graph_reads import names_read
+from foldserve.export.sources.onnx.node_order import constants_when_read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -71,6 +72,11 @@ class Float64Graph:
         without_weights.CopyFrom(given)
         del without_weights.graph.initializer[:]
         _to_float64(without_weights)
+        graph = without_weights.graph
+        inputs = {value.name for value in graph.input} - self._weights.keys()
+        ordered = onnx.GraphProto(node=constants_when_read(list(graph.node), inputs))
+        del graph.node[:]
+        graph.node.extend(ordered.node)
         self._last_reader = _last_readers(without_weights.graph.node)
         self._opset_imports = list(without_weights.opset_import)
         self._evaluator = ReferenceEvaluator(without_weights, new_ops=FASTER)
