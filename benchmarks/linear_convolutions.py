@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foldserve.demo.children import ending_with_us
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -92,7 +94,8 @@ def _write(theirs: Path, ours: Path) -> None:
 
 
 def _loading_peak_mib(path: Path) -> float:
-    done = subprocess.run([sys.executable, "-c", _LOAD, path], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", _LOAD, path]
+    done = subprocess.run(ending_with_us(command), capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
