@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +9,7 @@ import onnx_ir as ir
 
 from foldserve.export.errors import FoldError
 from foldserve.export.graph.constants import float64_of
+from foldserve.export.graph.mapped_file import MappedFile
 from foldserve.export.graph.simplify import add_initializer
 
 if TYPE_CHECKING:
@@ -82,10 +82,7 @@ class Float64Initializers:
 def _from_disk(array: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return ``array`` mapped from a temporary file, which ends with it; itself if it cannot be written."""
     try:
-        with tempfile.TemporaryFile(prefix="foldserve-") as file:
-            np.ascontiguousarray(array).tofile(file)
-            file.flush()
-            mapped = np.memmap(file, np.float64, "c", shape=array.shape)
+        file = MappedFile([array])
     except OSError:  # no folder for temporary files, or its disk is full
         return array
-    return mapped.view(np.ndarray)
+    return np.frombuffer(file.memory, np.float64).reshape(array.shape)

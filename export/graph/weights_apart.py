@@ -7,8 +7,6 @@ of weights, three times that at once. They only need the weights' types and shap
 from __future__ import annotations
 
 import math
-import mmap
-import tempfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +14,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, external_data_helper, numpy_helper
 
+from foldserve.export.graph.mapped_file import MappedFile
 from foldserve.export.graph.model_bytes import parts_with_weights
 from foldserve.export.graph.model_file import LARGE_BYTES, ModelFile
 from foldserve.export.graph.serialize import LARGE_WEIGHT_BYTES, to_proto_and_weights
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
 class Weights(dict[str, ir.TensorProtocol]):
     """Weights by name, which their message has without values."""
 
-    def __init__(self, tensors: Mapping[str, ir.TensorProtocol] | None = None, *files: mmap.mmap) -> None:
-        """Hold ``tensors``, those in files as they are in ``files``, mapped into memory."""
+    def __init__(self, tensors: Mapping[str, ir.TensorProtocol] | None = None, *files: MappedFile) -> None:
+        """Hold ``tensors``, some of which are in ``files``."""
         super().__init__(tensors or {})
         self.files = files
 
@@ -40,12 +39,9 @@ class Weights(dict[str, ir.TensorProtocol]):
         return Weights({**self, **others}, *self.files, *others.files)
 
     def release(self) -> None:
-        """Let what is in files be read again from there: none of it is in memory until then.
-
-        Nothing may have been written into these weights.
-        """
-        for mapped in self.files:
-            mapped.madvise(mmap.MADV_DONTNEED)
+        """Let what is in files be read again from there: none of it is in memory until then."""
+        for file in self.files:
+            file.release()
 
 
 def set_weights_apart(model_proto: onnx.ModelProto, folder: Path) -> tuple[onnx.ModelProto, Weights]:
@@ -121,19 +117,17 @@ def _kept_in_file(weights: Weights) -> Weights:
 def _in_file(
     names: Iterable[str], shapes: Iterable[tuple[int, ...]], arrays: Iterable[NDArray[Any]]
 ) -> Weights:
-    """Write float32 ``arrays`` one behind another; return them as they are in the file."""
-    with tempfile.TemporaryFile(prefix="foldserve-") as file:
-        for array in arrays:
-            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        file.flush()
-        # Copied where it is written to: PyTorch warns of arrays that cannot be.
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    weights, start = Weights({}, mapped), 0
-    for name, shape in zip(names, shapes, strict=True):
-        array = np.frombuffer(mapped, np.float32, math.prod(shape), start).reshape(shape)
-        weights[name] = ir.tensor(array, name=name)
-        start += array.nbytes
-    return weights
+    """Write float32 ``arrays`` into a temporary file; return them as they are there."""
+    file = MappedFile(arrays)
+    return Weights(
+        {
+            name: ir.tensor(
+                np.frombuffer(file.memory, np.float32, math.prod(shape), place).reshape(shape), name=name
+            )
+            for name, shape, place in zip(names, shapes, file.places, strict=True)
+        },
+        file,
+    )
 
 
 def _values(tensor: onnx.TensorProto, folder: Path) -> NDArray[Any]:

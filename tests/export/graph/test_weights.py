@@ -77,6 +77,6 @@ def test_only_what_is_too_much_waits_on_disk(monkeypatch: pytest.MonkeyPatch) ->
     held.write(values[0], np.full(10, 9.0))  # in place of what it was
     arrays = [held.read(value) for value in values]
     assert [array[0] for array in arrays] == [9.0, 1.0, 2.0, 3.0, 4.0]
-    assert [isinstance(array.base, np.memmap) for array in arrays] == [False, False, False, True, True]
+    assert [array.base is not None for array in arrays] == [False, False, False, True, True]
     held.store()
     assert [float(value.const_value.numpy()[0]) for value in values] == [9.0, 1.0, 2.0, 3.0, 4.0]
