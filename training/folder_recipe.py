@@ -7,7 +7,8 @@ network      lenet for 20,000 grey images or more of at most 32 pixels, where it
 input        the images' own size if it is the same for all and suits the network; else by the median of their
              shorter sides, see `choose_side`
 batch size   32 below 4,000 images, 64 below 20,000, else 128; halved until it is at most half of them
-steps        at least 2,000 and at least the epochs of the network's recipe, but at most 300 epochs
+steps        at least 2,000, of lenet 4,000, whose steps are cheap and teach it less; at least the epochs of
+             the network's recipe, but at most 300 epochs
 rate         0.02 for 32 images per step, and in proportion; gradients are clipped, as few images are noisy
 augmentation a crop from a border of 1/16 of the side, and mirroring unless mirrored images look like others'
 regularising label smoothing 0.05, dropout 0.2 in lenet and alexnet
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LEAST_STEPS = 2000
+_LEAST_STEPS_OF = {"lenet": 4000}
 MOST_EPOCHS = 300
 _MANY_IMAGES = 20_000
 _RATE_PER_IMAGE = 0.02 / 32
@@ -81,7 +83,7 @@ def choose_settings(
     batch_size = batch_size or usual
     steps_per_epoch = max(1, count // batch_size)
     longer = 3 if recipe == "long" else 1
-    least = -(-longer * LEAST_STEPS // steps_per_epoch)
+    least = -(-longer * _LEAST_STEPS_OF.get(arch, LEAST_STEPS) // steps_per_epoch)
     usual_epochs = longer * recipe_settings(arch, "default").get("epochs", 12)
     return {
         "arch": arch,

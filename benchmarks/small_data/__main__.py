@@ -3,9 +3,10 @@
 Makes small image folders of different kinds from what is at hand (see --data), each with a split for the
 test. What cannot be had here is said and left out. Trains each network once as the rule of
 `foldserve.training.folder_recipe` says, all data sets before any trial by hand, and then once with each of
-the trials in `benchmarks.small_data.tried`, of which the best in validation counts. Each run is a process of
-its own and a line in --rows when it is done, and is not repeated; a run that was ended goes on. Prints a
-Markdown table, and exits with 1 if the rule is at chance somewhere, or more than 2 points behind.
+the trials in `benchmarks.small_data.tried`, of which the best in validation counts; where the rule is right
+for 98 % of the test images, no trial could be more than 2 points better, and none is made. Each run is a
+process of its own and a line in --rows when it is done, and is not repeated; a run that was ended goes on.
+Prints a Markdown table, and exits with 1 if the rule is at chance somewhere, or more than 2 points behind.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from benchmarks.flags import parse_flags
 from benchmarks.small_data.data_sets import DATA_SETS
 from benchmarks.small_data.image_folder import DataUnavailableError
 from benchmarks.small_data.rows import RULE, append_row, measure, read_rows, train_count_of
-from benchmarks.small_data.table import print_table
+from benchmarks.small_data.table import is_beyond_trials, print_table
 from benchmarks.small_data.tried import TRIED
 
 if TYPE_CHECKING:
@@ -77,9 +78,11 @@ def main() -> int:
                 _measure(config, rows, (name, arch, RULE), folder, [])
         for arch in config.arch:
             for name, folder in folders.items():
-                side = rows[name, arch, RULE].side
+                rule = rows[name, arch, RULE]
+                if is_beyond_trials(rule):
+                    continue
                 for trial in TRIED[: config.hand_tuned]:
-                    flags = [*trial.flags(train_count_of(folder)), f"--image-size={side}"]
+                    flags = [*trial.flags(train_count_of(folder)), f"--image-size={rule.side}"]
                     _measure(config, rows, (name, arch, trial.name), folder, flags)
     return 1 if print_table(rows, config.data, config.arch) else 0
 

@@ -37,13 +37,22 @@ def print_table(rows: Mapping[Key, Row], data: Sequence[str], archs: Sequence[st
     return flagged
 
 
+def is_beyond_trials(rule: Row) -> bool:
+    """Return whether no trial by hand could show the rule to be behind, as it is nearly always right."""
+    return 1 - rule.test_accuracy <= MOST_BEHIND
+
+
 def verdict(rule: Row, by_hand: Sequence[Row]) -> tuple[Row | None, str, bool]:
     """Return the best by hand, how far the rule is from it, and whether that is too far or at chance."""
     best = max(by_hand, key=lambda row: row.validation_accuracy, default=None)
     if rule.is_at_chance:
         return best, "AT CHANCE", True
     if best is None:
-        return None, "", False
+        return (
+            None,
+            f"{100 * rule.test_accuracy - 100:+.1f} at worst" if is_beyond_trials(rule) else "",
+            False,
+        )
     difference = rule.test_accuracy - best.test_accuracy
     is_behind = difference < -MOST_BEHIND
     return best, f"{100 * difference:+.1f}{' BEHIND' if is_behind else ''}", is_behind

@@ -66,6 +66,8 @@ def test_rows_of_another_rule_are_measured_again(tmp_path: Path) -> None:
     ("rule", "by_hand", "said", "is_flagged"),
     [
         (0.95, [], "", False),
+        (0.97, [], "", False),
+        (0.985, [], "-1.5 at worst", False),
         (0.95, [(0.99, 0.96), (0.90, 0.99)], "-1.0", False),
         (0.95, [(0.99, 0.975), (0.90, 0.99)], "-2.5 BEHIND", True),
         (0.95, [(0.99, 0.90)], "+5.0", False),
