@@ -28,6 +28,7 @@ RULE_FIELDS = frozenset(
         "label_smoothing",
         "ema_decay",
         "augment_until",
+        "auto_augment",
         "crop_padding",
         "dropout",
     }

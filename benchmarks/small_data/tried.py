@@ -27,8 +27,9 @@ class Trial:
         batch_size = min(BATCH_SIZE, max(2, train_count // 2))
         epochs = max(1, round(self.steps / max(1, train_count // batch_size)))
         words = [f"--lr={self.lr:g}", f"--batch-size={batch_size}", f"--epochs={epochs}"]
-        more = {"none": ["--no-augment"], "crop": [], "trivial": ["--auto-augment=trivial"]}
-        return words + more[self.augmentation]
+        if self.augmentation == "none":
+            return [*words, "--no-augment"]
+        return [*words, f"--auto-augment={'trivial' if self.augmentation == 'trivial' else 'none'}"]
 
 
 TRIED = (

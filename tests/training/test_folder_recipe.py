@@ -11,7 +11,13 @@ from foldserve.training.chance import chance_warning
 from foldserve.training.config import TrainConfig
 from foldserve.training.datasets import Examples
 from foldserve.training.datasets.mirroring import judge_mirroring
-from foldserve.training.folder_recipe import LEAST_STEPS, choose_arch, choose_settings, choose_side
+from foldserve.training.folder_recipe import (
+    LEAST_STEPS,
+    MOST_EPOCHS,
+    choose_arch,
+    choose_settings,
+    choose_side,
+)
 from foldserve.training.models import create_model
 from foldserve.training.recipes import RULE_FIELDS
 from tests.training.conftest import make_examples
@@ -35,8 +41,17 @@ def test_the_rule_gives_settings_that_work_for_whatever_comes(
     config = TrainConfig(**chosen)
     assert 2 <= config.batch_size <= max(2, count // 2)
     steps = config.epochs * (count // config.batch_size)
-    assert steps >= LEAST_STEPS or config.epochs >= 300
+    assert steps >= LEAST_STEPS or config.epochs >= MOST_EPOCHS
     assert chosen.keys() == RULE_FIELDS
+
+
+def test_few_images_are_augmented_more_if_there_is_time_to_learn_from_it():
+    def chosen(count: int, epochs: int | None = None) -> str:
+        return choose_settings("resnet", "default", count, 32, epochs=epochs)["auto_augment"]
+
+    assert [chosen(count) for count in (50, 19_999, 20_000)] == ["trivial", "trivial", "none"]
+    enough = choose_settings("resnet", "default", 1000, 32)["epochs"]
+    assert [chosen(1000, epochs) for epochs in (1, enough - 1, enough)] == ["none", "none", "trivial"]
 
 
 @pytest.mark.parametrize(

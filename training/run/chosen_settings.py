@@ -53,8 +53,14 @@ def _fit_to_folder(
     arch = config.arch
     if "arch" not in config.given:
         arch = choose_arch(len(training), side, is_grey=dataset.image.channels == 1)
-    batch_size = config.batch_size if "batch_size" in config.given else None
-    chosen = choose_settings(arch, config.recipe, len(training), side, batch_size)
+    chosen = choose_settings(
+        arch,
+        config.recipe,
+        len(training),
+        side,
+        batch_size=config.batch_size if "batch_size" in config.given else None,
+        epochs=config.epochs if "epochs" in config.given else None,
+    )
     used = {name: value for name, value in chosen.items() if name not in config.given}
     if config.flip is None and config.augment:
         mirroring = judge_mirroring(training)

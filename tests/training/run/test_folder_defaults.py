@@ -61,7 +61,7 @@ def test_what_is_found_and_chosen_is_said(folder: Path):
     assert "images are used as grey, 40x30 pixels; the files are 80 PNG, 40x30 pixels" in lines
     assert re.search(r"58 images for training \(east 1\d, .*\), 6 for validation, 16 for the test", lines)
     assert "images are not mirrored: the nearest other image is of the same class for" in lines
-    assert "chosen for 58 images of 30 pixels: arch resnet, batch-size 16, epochs 300, " in lines
+    assert "chosen for 58 images of 30 pixels: arch resnet, batch-size 16, epochs 600, " in lines
     assert "training resnet (" in lines
 
 
