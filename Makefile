@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed-$(RUNTIME)
 # Three workers, also on two cores: many tests wait for processes that they started. Tests of one file share its fixtures.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
-.PHONY: help install interop ui-env demo test test-all lint types format proto bench bench-training bench-export bench-networks bench-serving bench-regression check-slurm check-ray check-kubeflow check-compose check-network gpu-check prometheus reference docs clean
+.PHONY: help install interop ui-env demo test test-all lint types format proto bench bench-training bench-export bench-networks bench-serving bench-regression check-slurm check-ray check-kubeflow check-compose check-network gpu-check perf-analyzer prometheus reference docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -149,6 +149,9 @@ check-kubeflow: install $(KUBEFLOW) ## the training of trainjob.yaml by Kubeflow
 
 gpu-check: install ## all that is to be seen on a GPU, in 12 minutes; without one a rehearsal on the CPU
 	$(BIN)/python -m benchmarks.gpu.check
+
+perf-analyzer: install ## fetch Triton's load generator for the tests that measure with it (nothing is installed)
+	@.ci/fetch-perf-analyzer $(BIN)/python
 
 prometheus: ## fetch Prometheus for the tests that scrape with it (Debian, nothing is installed)
 	@.ci/fetch-prometheus

@@ -28,6 +28,14 @@ class _Duration:
     def to_message(self) -> pb.StatisticDuration:
         return pb.StatisticDuration(count=self.count, ns=max(0, round(self.total_s * 1e9)))
 
+    def to_parts(self) -> dict[str, pb.StatisticDuration]:
+        """Return the three parts of a computation: the second is this one, the others took no time.
+
+        Triton's perf_analyzer ends itself if their counts differ.
+        """
+        no_time = _Duration(self.count).to_message()
+        return {"compute_input": no_time, "compute_infer": self.to_message(), "compute_output": no_time}
+
 
 class Statistics:
     """Counts for one version; all methods may be called from any thread.
@@ -97,10 +105,10 @@ class Statistics:
                     success=_Duration(succeeded.count, succeeded.total).to_message(),
                     fail=_Duration(failed_count).to_message(),
                     queue=_Duration(queue.count, queue.total).to_message(),
-                    compute_infer=self._compute.to_message(),
+                    **self._compute.to_parts(),
                 ),
                 batch_stats=[
-                    pb.InferBatchStatistics(batch_size=size, compute_infer=duration.to_message())
+                    pb.InferBatchStatistics(batch_size=size, **duration.to_parts())
                     for size, duration in sorted(self._by_size.items())
                 ],
             )

@@ -167,6 +167,9 @@ def test_statistics_count_requests_rows_and_executions(server: ServerProcess, ne
     assert after.inference_stats.queue.count - before.inference_stats.queue.count == 2
     assert sum(entry.compute_infer.count for entry in after.batch_stats) == after.execution_count
     assert abs(after.last_inference - time.time() * 1000) < 60_000
+    for entry in (after.inference_stats, *after.batch_stats):  # perf_analyzer ends itself otherwise
+        assert entry.compute_input.count == entry.compute_infer.count == entry.compute_output.count > 0
+        assert entry.compute_input.ns == entry.compute_output.ns == 0
 
 
 def test_statistics_of_all_models_and_of_none(server: ServerProcess) -> None:
