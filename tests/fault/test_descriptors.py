@@ -76,7 +76,7 @@ def test_connection_of_a_pending_call_is_kept(server: ServerProcess) -> None:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     with grpc.insecure_channel(server.address) as channel, ExitStack() as held:
-        statuses = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        statuses = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=300)
         assert next(statuses).status == health_pb2.HealthCheckResponse.SERVING
         for _ in range(100):
             held.enter_context(connect(server.address, PREFACE))
