@@ -35,7 +35,7 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     may be faster on this machine."""
 
     max_accuracy_drop: float = Field(default=0.3, ge=0, le=100, allow_inf_nan=False)
-    """Largest loss of accuracy on the images that judge that fp16 or int8 may have, in percentage points."""
+    """Largest loss of accuracy, in percentage points, of fp16 or int8 on the images that judge it."""
 
     batch_sizes: tuple[int, ...] = (1, 8, 32)
     """Comma-separated batch sizes. int8, and any precision that auto chooses, must be faster than fp32 at
@@ -52,7 +52,8 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     """Licence of the model for its README.md, such as Apache-2.0. Default: not stated."""
 
     data_dir: Path | None = None
-    """Folder that holds the data set's files. Default: found or downloaded automatically."""
+    """Folder that holds the data set's files, or the new place of the folder of images that the run was
+    trained on. Default: found or downloaded automatically."""
 
     verify_images: int | None = Field(default=None, ge=1)
     """Number of test images to compare on. Default: all up to 64 pixels per side, 1,000 above."""

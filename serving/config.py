@@ -38,7 +38,7 @@ class ListenConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     load_timeout_s: float = Field(default=300.0, ge=1, le=86_400)
     """Longest time to read a version, and again to verify it, in seconds. A single step may take a fifth of
     it, or 60 seconds if that is more. A version that takes longer is stopped and refused."""
-    load_model: list[str] = Field(default_factory=list)
+    load_model: list[str] = []
     """With --control explicit: a model to load at start-up. May be given several times."""
     device: Device = "auto"
     """Device that runs the models: cuda, cpu, or auto for CUDA if it works and otherwise the CPU."""
@@ -51,7 +51,7 @@ class ListenConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
 
 
 class ServeConfig(SharedSettings, ListenConfig, frozen=True):
-    """Serve every version in a model repository over gRPC."""
+    """Serve every version in a model repository over gRPC and, with --http, over HTTP."""
 
     max_model_memory_mib: int | None = Field(default=None, ge=64)
     """Most memory for all models together on the CPU, in MiB. A model or request that would need more is

@@ -50,11 +50,13 @@ Duration = Annotated[float, BeforeValidator(_seconds)]
 class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
     """Train a network, writing checkpoints; run the same command again to resume an interrupted run.
 
-    Each network has a recipe, which replaces some of the defaults shown (see docs/training.md).
+    Each network has a recipe, and images of your own have a rule: they replace some of the defaults shown
+    (docs/training.md).
     """
 
     arch: str = "lenet"
-    """Network architecture: alexnet, lenet, resnet, or your own as package.module:factory."""
+    """Network architecture: alexnet, lenet, resnet, or your own as package.module:factory. For a folder or a
+    table it is chosen by the images if it is not given."""
 
     recipe: RecipeName = "default"
     """Recipe for the settings that are not given: default (takes minutes) or long (best accuracy)."""
@@ -90,7 +92,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     training does not start."""
 
     run_dir: Path = Path("runs/lenet")
-    """Folder for checkpoints, metrics and report; by default runs/ARCH."""
+    """Folder for checkpoints, metrics and report; by default runs/ARCH, or runs/DATASET for a folder or a
+    table if --arch is not given."""
 
     config: Path | None = None
     """Take the settings that are not given from this file, the config.json of a run."""
@@ -182,11 +185,13 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Smallest fraction of the area that a random resized crop keeps; 1 disables it."""
 
     flip: bool | None = None
-    """Mirror half of the images; by default for all data sets but mnist: a mirrored digit is no digit."""
+    """Mirror half of the images. By default yes for fashion-mnist and cifar10, no for mnist (a mirrored digit
+    is no digit), and for a folder or a table yes unless mirror images look like other classes."""
 
     auto_augment: Literal["none", "trivial", "rand"] = "none"
     """Random operations on each image (shear, shift, turn, colours, contrast). trivial is TrivialAugment,
-    one operation of any strength; rand is RandAugment, as the next two settings say."""
+    one operation of any strength; rand is RandAugment, as the next two settings say. The rule for a folder or
+    a table takes trivial below 20,000 images."""
 
     rand_operations: int = Field(2, ge=1, le=14)
     """Operations per image of --auto-augment rand."""

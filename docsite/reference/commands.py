@@ -9,6 +9,7 @@ from docsite.reference.markdown import code, head, one_line, table
 from foldserve.cli import COMMANDS, build_parser
 from foldserve.environment import variable
 
+_NOTHING = ("", "None", "()", "[]")  # defaults that say no more than that the flag is not given
 _DEFAULT = re.compile(r"\s*\((?:default: (?P<default>.*)|required)\)$", flags=re.DOTALL)
 _TEXT = """\
 `foldserve COMMAND --help` prints the same. Each flag can also be set in the environment, as
@@ -68,7 +69,7 @@ def _row(action: argparse.Action) -> tuple[str, str, str, str]:
         return (code(str(action.metavar or action.dest).upper()), "", "", text)
     flags = " ".join(code(flag) for flag in action.option_strings)
     value = "" if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction) else _value(action)
-    return (flags, value, "" if default in ("None", "") else code(default), text)
+    return (flags, value, "" if default in _NOTHING else code(default), text)
 
 
 def _value(action: argparse.Action) -> str:

@@ -178,7 +178,7 @@ class GRPCInferenceServiceServicer:
     def RepositoryModelLoad(self, request, context):
         """Looks at a model's folder again: versions that are new or do not serve are loaded and proven, those that are gone
         are unloaded. NOT_FOUND if there is no such folder, UNAVAILABLE with the reason if no version serves after
-        it, PERMISSION_DENIED if the server was started with --no-model-control.
+        it, PERMISSION_DENIED if callers may not do it (--model-control, or a token without the role admin).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,7 @@ class TuneConfig(TrainConfig, frozen=True):
 
     All flags of `foldserve train` apply to each training; those with a range are chosen by the search. Run
     the same command again to go on with an interrupted search, or with more --trials. --run-dir is its
-    folder, by default runs/tune-ARCH.
+    folder, by default runs/tune-ARCH, or runs/tune-DATASET for a folder or a table if --arch is not given.
     """
 
     trials: int = Field(20, ge=1, le=10_000)
