@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from html import escape
 from typing import TYPE_CHECKING
+from unicodedata import east_asian_width
 
 from foldserve.artifact.calibration import BIN_COUNT
 
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
 # Classes in the confusion picture; of more, those with the most mistakes.
 MOST_CLASSES = 40
 _LABEL_CHARACTERS = 24
-_CELL = 26
-_MARGIN = 190
-_HEAD = 40
+# Pixels. Few classes get larger cells, and labels the room that the longest of them takes.
+_SMALLEST_CELL, _LARGEST_CELL, _MATRIX = 26, 56, 420
+_CHARACTER, _PADDING = 7.0, 16
+_HEAD = 30
 
 
 def confusion_svg(measures: Measures, labels: Sequence[str]) -> str:
@@ -31,29 +33,32 @@ def confusion_svg(measures: Measures, labels: Sequence[str]) -> str:
     for (true, _), count in measures.confusion.items():
         if true in rows:
             rows[true] += count
-    side = len(shown) * _CELL
-    parts = [_open(_MARGIN + side + 20, _HEAD + side + _MARGIN, "Confusion matrix")]
-    parts.append(_text(_MARGIN + side / 2, 20, "rows: labels, columns: predictions", anchor="middle"))
+    cell = min(_LARGEST_CELL, max(_SMALLEST_CELL, _MATRIX // len(shown)))
+    side = len(shown) * cell
+    margin = _PADDING + max(_width(_short(labels[index])) for index in shown)
+    parts = [_open(margin + max(side, _MATRIX) + _PADDING, _HEAD + side + margin, "Confusion matrix")]
+    parts.append(_text(margin, 16, "rows: labels, columns: predictions", anchor="start"))
     for row, true in enumerate(shown):
-        top = _HEAD + row * _CELL
-        parts.append(_text(_MARGIN - 8, top + _CELL * 0.65, _short(labels[true]), anchor="end"))
+        top = _HEAD + row * cell
+        parts.append(_text(margin - 8, top + cell * 0.5 + 4, _short(labels[true]), anchor="end"))
         for column, guess in enumerate(shown):
             count = measures.confusion[true, guess]
             share = count / rows[true] if rows[true] else 0.0
-            left = _MARGIN + column * _CELL
+            left = margin + column * cell
             colour = "31,119,180" if true == guess else "214,39,40"
             title = escape(f"{labels[true]} predicted as {labels[guess]}: {count:,} ({share:.1%})")
             parts.append(
-                f'<rect x="{left}" y="{top}" width="{_CELL - 1}" height="{_CELL - 1}" '
+                f'<rect x="{left:.0f}" y="{top}" width="{cell - 1}" height="{cell - 1}" '
                 f'fill="rgba({colour},{max(share, 0.04):.3f})"><title>{title}</title></rect>'
             )
-            if count and len(str(count)) <= 4:
-                ink = "white" if share > 0.55 else "black"
+            if count and len(str(count)) * 5 < cell:
+                ink, size = "white" if share > 0.55 else "black", 8 if cell < _LARGEST_CELL // 2 + 8 else 11
+                middle = left + cell / 2
                 parts.append(
-                    _text(left + _CELL / 2, top + _CELL * 0.62, str(count), anchor="middle", size=8, fill=ink)
+                    _text(middle, top + cell / 2 + 3, str(count), anchor="middle", size=size, fill=ink)
                 )
     for column, guess in enumerate(shown):
-        end, below = _MARGIN + (column + 0.6) * _CELL, _HEAD + side + 10
+        end, below = margin + (column + 0.6) * cell, _HEAD + side + 10
         parts.append(
             f'<g transform="translate({end:.0f},{below}) rotate(-60)">'
             f"{_text(0, 0, _short(labels[guess]), anchor='end')}</g>"
@@ -125,6 +130,11 @@ def _text(x: float, y: float, text: str, *, anchor: str, size: int = 11, fill: s
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{fill}">'
         f"{escape(text)}</text>"
     )
+
+
+def _width(text: str) -> float:
+    """Return about how many pixels wide ``text`` is; Chinese, Japanese and Korean characters count twice."""
+    return _CHARACTER * sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def _short(label: str) -> str:

@@ -35,9 +35,9 @@ REPORT_FILE, METRICS_FILE, PREDICTIONS_FILE = "report.html", "metrics.json", "pr
 _PICTURE_SIDE = 96
 
 _STYLE = (
-    "body{font-family:sans-serif;margin:2em auto;max-width:1100px;color:#222}"
+    "body{font-family:sans-serif;margin:2em auto;padding:0 1em;max-width:1100px;color:#222}"
     "table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .8em;text-align:left;border-bottom:1px "
-    "solid #ddd}td.n{text-align:right;font-variant-numeric:tabular-nums}figure{display:inline-block;"
+    "solid #ddd}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}figure{display:inline-block;"
     "width:150px;vertical-align:top;margin:.5em;font-size:12px;overflow-wrap:anywhere}img{image-rendering:pixelated;"
     "width:96px}code{overflow-wrap:anywhere}"
 )
@@ -127,12 +127,14 @@ def make_page(
         [
             f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_shown(title)}</title>'
             f"<style>{_STYLE}</style></head><body><h1>{_shown(title)}</h1><table>{rows}</table>",
-            "<h2>Classes</h2><table><tr><th>label</th><th>images</th><th>precision</th><th>recall</th>"
-            "<th>F1</th></tr>",
+            "<h2>Classes</h2><table><tr><th>label</th>",
+            *(f'<th class="n">{name}</th>' for name in ("images", "precision", "recall", "F1")),
+            "</tr>",
             *map(_class_row, measures.classes()),
             f"</table><h2>Confusion{cut}</h2>{confusion_svg(measures, labels)}",
             "<h2>Reliability</h2><p>Bars: share of right answers among the images of each range of "
-            "probability; dots: their mean probability. On the dashed line, a probability means what it says."
+            "probability, darker with more images; dots: the same at the mean of their probabilities. "
+            "On the dashed line a probability means what it says; below it the model is too sure."
             f"</p>{reliability_svg(measures.reliability)}",
             "<h2>Worst mistakes</h2>" if mistakes else "<h2>No mistakes</h2>",
             *map(_figure, mistakes),

@@ -8,6 +8,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from foldserve.replacing import replacing
+from foldserve.training.run.fonts import fonts_for
 from foldserve.training.run.pictures import shown
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ def draw_overlaid(path: Path, runs: Sequence[RunSummary]) -> None:
     Raises:
         OSError: the picture cannot be written.
     """
+    with fonts_for([str(run.path) for run in runs]):
+        _draw_overlaid(path, runs)
+
+
+def _draw_overlaid(path: Path, runs: Sequence[RunSummary]) -> None:
     rows = -(-len(runs) // 3)
     figure = Figure(figsize=(13, 4 + 0.25 * rows), layout="constrained")
     panels = figure.subplots(1, len(_PANELS))

@@ -106,6 +106,7 @@ def make_dataset(collection: Collection, how: Preparation, terminal: Terminal) -
     if groups is not None:
         _report_parted_groups(groups[readable], places[readable], terminal)
     _check_each_has_its_images(classes[readable], places[readable], collection)
+    test_places = torch.nonzero(readable & (places == _TEST)).flatten().tolist()
     images, classes, places = torch.from_numpy(decoded.images), classes[readable], places[readable]
     train_groups = None
     if groups is not None:
@@ -122,6 +123,7 @@ def make_dataset(collection: Collection, how: Preparation, terminal: Terminal) -
         fingerprint=collection.fingerprint,
         is_folder=True,
         train_groups=train_groups,
+        test_names=tuple(files[place].name for place in test_places),
     )
 
 

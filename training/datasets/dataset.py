@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,6 +54,7 @@ class Dataset:
     of the images and their classes, empty for a data set that never changes. ``is_folder`` is whether it is
     a folder of images, which is split by class; others keep the split that their figures are of.
     ``train_groups`` int64 [N] are the groups of training images that a split must not part, if there are any.
+    ``test_names`` are the paths of the test images within the data set; empty if they are no files.
     """
 
     name: str
@@ -68,6 +70,12 @@ class Dataset:
     is_folder: bool = False
     train_groups: Tensor | None = None
     is_on_black: bool = False
+    test_names: tuple[str, ...] = ()
+
+    @property
+    def short_name(self) -> str:
+        """The name; of a folder or file without the folders above it."""
+        return Path(self.name).name or self.name
 
 
 def split_train(

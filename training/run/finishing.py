@@ -15,6 +15,7 @@ from foldserve.training.datasets import Examples
 from foldserve.training.datasets.registry import fingerprint_of
 from foldserve.training.engine.evaluation import evaluate
 from foldserve.training.errors import CheckpointError, RunError
+from foldserve.training.run.fonts import missing_font_line
 from foldserve.training.run.messages import result_text, what_to_try
 from foldserve.training.run.report import write_report
 from foldserve.training.run.resuming import check_same_data
@@ -69,6 +70,8 @@ def evaluate_and_report(
         config=state.trainer.config,
     )
     save_checkpoint(folder.best, best)
+    if warning := missing_font_line(dataset.labels):
+        terminal.say(warning)
     if warning := chance_warning(best.metrics):
         terminal.say(f"{warning}. {what_to_try(state.trainer.config)}")
     terminal.say(f"{result_text(best)}; checkpoint {folder.best}, report {folder.report}")

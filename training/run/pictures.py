@@ -136,7 +136,8 @@ def shown(label: str, most_characters: int = 24) -> str:
 def draw_images(path: Path, images: Tensor, captions: Sequence[str], title: str, columns: int = 8) -> None:
     """Draw uint8 ``images`` [N, C, H, W] with their captions, row by row, into the PNG ``path``."""
     rows = max(1, -(-len(images) // columns))
-    figure = Figure(figsize=(1.6 * columns, 1.95 * rows + 0.6), layout="constrained")
+    lines = max((caption.count("\n") + 1 for caption in captions), default=0)
+    figure = Figure(figsize=(1.6 * columns, (1.65 + 0.15 * lines) * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()

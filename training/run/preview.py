@@ -11,7 +11,8 @@ from foldserve.training.datasets import split_train
 from foldserve.training.engine.random_seeds import derived_seed
 from foldserve.training.errors import RunError
 from foldserve.training.run.chosen_augmentation import chosen_augmentation, chosen_mixing
-from foldserve.training.run.pictures import check_writable, draw_images
+from foldserve.training.run.fonts import fonts_for
+from foldserve.training.run.pictures import check_writable, draw_images, shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +56,9 @@ def write_preview(path: Path, config: TrainConfig, dataset: Dataset) -> None:
     captions = ["original", "augmented"] + [""] * (rows.shape[0] * rows.shape[1] - 2)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draw_images(path, rows.flatten(0, 1), captions, f"{dataset.name} as augmented for {config.arch}")
+        with fonts_for([dataset.short_name]):
+            title = f"{shown(dataset.short_name)} as augmented for {config.arch}"
+            draw_images(path, rows.flatten(0, 1), captions, title)
     except OSError as error:
         raise _cannot_be_written(path, error) from error
 

@@ -1,13 +1,18 @@
-"""Writes the report of a finished run: pictures, a page with figures and settings, and sample images."""
+"""Writes the report of a finished run: pictures, a page, the predictions, and sample images.
+
+The page has its pictures inside, so it can be mailed.
+"""
 
 from __future__ import annotations
 
-import html
+import csv
+import io
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from foldserve.terminal import duration_text
+from foldserve.replacing import write_replacing
+from foldserve.text import escape_controls
+from foldserve.training.run.fonts import fonts_for
+from foldserve.training.run.mistakes import mistakes_at, name_of, worst_mistakes
 from foldserve.training.run.pictures import (
     confusion_matrix,
     draw_class_accuracies,
@@ -16,24 +21,36 @@ from foldserve.training.run.pictures import (
     draw_images,
     shown,
 )
+from foldserve.training.run.report_page import make_page
 from foldserve.training.run.samples import SAMPLES_FOLDER, write_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from torch import Tensor
 
     from foldserve.training.checkpoint import Checkpoint
     from foldserve.training.config import TrainConfig
     from foldserve.training.datasets import Dataset
     from foldserve.training.engine.evaluation import Evaluation
+    from foldserve.training.run.mistakes import Mistake
 
 PAGE_FILE = "report.html"
 CURVES_FILE = "curves.png"
 CONFUSION_FILE = "confusion_matrix.png"
 CLASSES_FILE = "class_accuracies.png"
 MISTAKES_FILE = "mistakes.png"
+PREDICTIONS_FILE = "predictions.csv"
 
+_PICTURES = {
+    "Learning curves": CURVES_FILE,
+    "Confusion matrix": CONFUSION_FILE,
+    "Accuracy per class": CLASSES_FILE,
+    "Most confident mistakes": MISTAKES_FILE,
+}
 _MISTAKE_COUNT = 32
+_NAME_CHARACTERS = 22  # what fits above a picture
 
 
 def write_report(
@@ -45,107 +62,78 @@ def write_report(
     dataset: Dataset,
     config: TrainConfig,
 ) -> None:
-    """Write pictures of ``history`` and ``test``, a page that shows them, and sample images into ``folder``.
+    """Write the files of the report of ``history`` and ``test`` into ``folder``.
 
-    The sample images are for a try of the served model.
+    They are pictures, a page that shows them, the prediction for each test image, and sample images for a try
+    of the served model.
 
     Raises:
         OSError: the folder cannot be written.
     """
     folder.mkdir(exist_ok=True)
     counts = confusion_matrix(dataset.test_labels, test.predictions, len(dataset.labels))
-    title = f"{dataset.name}: {test.accuracy:.2%} of {len(dataset.test_labels):,} test images"
-    draw_curves(folder / CURVES_FILE, history, dataset.name, best.metrics.get("epoch"))
-    draw_confusion_matrix(folder / CONFUSION_FILE, counts, dataset.labels, title)
-    draw_class_accuracies(folder / CLASSES_FILE, counts, dataset.labels, title)
-    draw_mistakes(folder / MISTAKES_FILE, test, dataset)
-    write_samples(folder / SAMPLES_FOLDER, dataset)
-    page = _page(best, history, config)
-    # The name of a run folder need not be UTF-8.
-    (folder / PAGE_FILE).write_text(page, encoding="utf-8", errors="backslashreplace")
-
-
-def worst_mistakes(test: Evaluation, targets: torch.Tensor, count: int) -> torch.Tensor:
-    """Return indices int64 of at most ``count`` misclassified images, the most confident first."""
-    wrong = torch.nonzero(test.predictions != targets).flatten()
-    return wrong[test.confidences[wrong].argsort(descending=True, stable=True)][:count]
-
-
-def draw_mistakes(path: Path, test: Evaluation, dataset: Dataset) -> None:
-    """Draw the most confident mistakes, with true and predicted class, into ``path``."""
+    name = dataset.short_name
+    title = f"{shown(name)}: {test.accuracy:.2%} of {len(dataset.test_labels):,} test images"
     worst = worst_mistakes(test, dataset.test_labels, _MISTAKE_COUNT)
+    mistakes = mistakes_at(worst, test, dataset)
+    with fonts_for([*dataset.labels, name, *(each.name for each in mistakes)]):
+        draw_curves(folder / CURVES_FILE, history, shown(name), best.metrics.get("epoch"))
+        draw_confusion_matrix(folder / CONFUSION_FILE, counts, dataset.labels, title)
+        draw_class_accuracies(folder / CLASSES_FILE, counts, dataset.labels, title)
+        draw_mistakes(
+            folder / MISTAKES_FILE, dataset.test_images[worst], mistakes, _wrong_count(test, dataset)
+        )
+    write_predictions(folder / PREDICTIONS_FILE, test, dataset)
+    write_samples(folder / SAMPLES_FOLDER, dataset)
+    page = make_page(
+        best,
+        name=name,
+        history=history,
+        config=config,
+        pictures={caption: folder / file for caption, file in _PICTURES.items()},
+        mistakes=mistakes if dataset.test_names else [],
+    )
+    # The name of a run folder need not be UTF-8.
+    write_replacing(folder / PAGE_FILE, page.encode(errors="backslashreplace"))
+
+
+def write_predictions(path: Path, test: Evaluation, dataset: Dataset) -> None:
+    """Write a row per test image into the CSV ``path``, with the columns that `foldserve evaluate` writes.
+
+    An image that is no file has its number in the test split, from 0, instead of a path.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(["path", "label", "prediction", "probability", "right"])
+    columns = (dataset.test_labels.tolist(), test.predictions.tolist(), test.confidences.tolist())
+    for place, (target, prediction, confidence) in enumerate(zip(*columns, strict=True)):
+        row = (dataset.labels[target], dataset.labels[prediction], f"{confidence:.6f}")
+        rows.writerow([name_of(dataset, place), *row, int(target == prediction)])
+    write_replacing(path, text.getvalue().encode(errors="backslashreplace"))
+
+
+def draw_mistakes(path: Path, images: Tensor, mistakes: Sequence[Mistake], count: int) -> None:
+    """Draw the ``mistakes`` of ``count`` in all into ``path``, with both classes and the file's name.
+
+    ``images`` are theirs, uint8 [N, C, H, W].
+    """
     captions = [
-        f"{shown(dataset.labels[target], 14)}, predicted\n"
-        f"{shown(dataset.labels[prediction], 14)} {confidence:.0%}"
-        for target, prediction, confidence in zip(
-            dataset.test_labels[worst].tolist(),
-            test.predictions[worst].tolist(),
-            test.confidences[worst].tolist(),
-            strict=True,
-        )
+        f"{shown(each.label, 14)}, predicted\n{shown(each.prediction, 14)} {each.probability:.0%}\n"
+        f"{_shown_end(each.name)}"
+        for each in mistakes
     ]
-    mistakes = int((test.predictions != dataset.test_labels).sum())
-    title = f"the {len(worst)} most confident of {mistakes:,} mistakes" if mistakes else "no mistakes"
-    draw_images(path, dataset.test_images[worst], captions, title)
+    title = f"the {len(mistakes)} most confident of {count:,} mistakes" if count else "no mistakes"
+    draw_images(path, images, captions, title)
 
 
-def _page(best: Checkpoint, history: Sequence[dict[str, Any]], config: TrainConfig) -> str:
-    metrics = best.metrics
-    selected = f"validation_{config.select.replace('-', '_')}"
-    parameters = sum(parameter.numel() for parameter in best.build().parameters())
-    facts = {
-        "test accuracy": f"{metrics['test_accuracy']:.2%}",
-        **({"test macro-F1": f"{metrics['test_macro_f1']:.2%}"} if "test_macro_f1" in metrics else {}),
-        "test loss": f"{metrics['test_loss']:.4f}",
-        f"validation {config.select}": f"{metrics[selected]:.2%}, the best, in epoch {metrics['epoch']}",
-        "weights": f"{best.weights_kind}, {parameters:,} parameters",
-        "training time": duration_text(sum(record["train_s"] for record in history)),
-    }
-    settings = {name.replace("_", "-"): value for name, value in config.model_dump(mode="json").items()}
-    heading = html.escape(f"{best.arch} on {best.dataset}")
-    pictures = "\n".join(
-        f'<h2>{caption}</h2>\n<a href="{file}"><img src="{file}" alt="{caption}"></a>'
-        for caption, file in (
-            ("Learning curves", CURVES_FILE),
-            ("Confusion matrix", CONFUSION_FILE),
-            ("Accuracy per class", CLASSES_FILE),
-            ("Most confident mistakes", MISTAKES_FILE),
-        )
-    )
-    return _TEMPLATE.format(
-        heading=heading, facts=_rows(facts.items()), pictures=pictures, settings=_rows(settings.items())
-    )
+def _wrong_count(test: Evaluation, dataset: Dataset) -> int:
+    return int((test.predictions != dataset.test_labels).sum())
 
 
-def _rows(entries: Iterable[tuple[str, Any]]) -> str:
-    return "\n".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>" for name, value in entries
-    )
-
-
-_TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{heading}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-img {{ max-width: 100%; height: auto; }}
-th {{ text-align: left; font-weight: normal; color: #555; padding-right: 1.5rem; }}
-td {{ font-variant-numeric: tabular-nums; }}
-</style>
-</head>
-<body>
-<h1>{heading}</h1>
-<table>
-{facts}
-</table>
-{pictures}
-<h2>Settings</h2>
-<table>
-{settings}
-</table>
-</body>
-</html>
-"""
+def _shown_end(name: str) -> str:
+    """Return the end of a file's name for a picture: the folders in front matter least."""
+    end = name if len(name) <= _NAME_CHARACTERS else f"…{name[1 - _NAME_CHARACTERS :]}"
+    return shown(escape_controls(end), len(end))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import html
 import io
 import os
 import re
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from matplotlib import font_manager
 from PIL import Image
 from rich.console import Console
 
@@ -21,9 +25,10 @@ from foldserve.training.config import TrainConfig
 from foldserve.training.datasets import Dataset, registry
 from foldserve.training.engine.evaluation import Evaluation
 from foldserve.training.errors import RunError
+from foldserve.training.run.fonts import font_families
+from foldserve.training.run.mistakes import worst_mistakes
 from foldserve.training.run.pictures import confusion_matrix, draw_confusion_matrix, draw_curves, draw_images
 from foldserve.training.run.preview import augmented_draws
-from foldserve.training.run.report import worst_mistakes
 from foldserve.training.run.samples import write_samples
 from foldserve.training.run.train import train
 from tests.training.conftest import LineTerminal
@@ -98,10 +103,12 @@ def test_the_report_of_a_run_shows_its_pictures_and_figures_and_is_safe_against_
     assert train(tiny_config, LineTerminal()) == 0
     folder = tiny_config.run_dir / "report"
     page = (folder / "report.html").read_text()
-    for name in re.findall(r'src="([^"]+)"', page):
-        with Image.open(folder / name) as picture:
+    embedded = re.findall(r'<img src="data:image/png;base64,([^"]+)"', page)
+    for content in embedded:
+        with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
             assert picture.width > 300
-    assert len(re.findall(r"<img ", page)) == 4
+    assert len(embedded) == len(re.findall(r"<img ", page)) == 4
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)  # one file, which can be mailed
     best = load_checkpoint(tiny_config.run_dir)
     assert f"{best.metrics['test_accuracy']:.2%}" in page
     assert "<td>32</td>" in page  # the batch size, among the settings
@@ -110,6 +117,61 @@ def test_the_report_of_a_run_shows_its_pictures_and_figures_and_is_safe_against_
     parser = HTMLParser()
     parser.feed(page)
     parser.close()
+
+
+def predictions_of(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "predictions.csv").read_text().splitlines()))
+
+
+def test_the_predictions_name_each_test_image_and_are_those_of_the_figures(
+    tiny_config: TrainConfig, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+):
+    names = tuple(f"some <class>/picture {number:03}.png" for number in range(len(tiny.test_labels)))
+    named = replace(tiny, name="/a/long/way/to/pictures", test_names=names)
+    monkeypatch.setitem(registry.DATASETS, "tiny", lambda _folder, _terminal: named)
+    config = tiny_config.model_copy(update={"epochs": 1, "lr": 1e-4})  # learns little: there are mistakes
+    assert train(config, LineTerminal()) == 0
+    rows = predictions_of(config.run_dir / "report")
+    assert [row["path"] for row in rows] == list(names)
+    assert [row["label"] for row in rows] == [named.labels[label] for label in named.test_labels.tolist()]
+    best = load_checkpoint(config.run_dir)
+    right = sum(row["right"] == "1" for row in rows)
+    assert right / len(rows) == pytest.approx(best.metrics["test_accuracy"])
+    assert all((row["label"] == row["prediction"]) == (row["right"] == "1") for row in rows)
+    wrong = sorted((row for row in rows if row["right"] == "0"), key=lambda row: -float(row["probability"]))
+    page = (config.run_dir / "report" / "report.html").read_text()
+    assert html.escape(wrong[0]["path"]) in page
+    assert "/a/long/way" not in page.partition("<h2>Settings")[0]  # a title that long is cut off in a picture
+
+
+def test_images_that_are_no_files_are_named_by_their_number(tiny_config: TrainConfig):
+    assert train(tiny_config.model_copy(update={"epochs": 1}), LineTerminal()) == 0
+    rows = predictions_of(tiny_config.run_dir / "report")
+    assert [rows[0]["path"], rows[-1]["path"]] == ["test image 0", "test image 39"]
+
+
+def test_labels_that_no_font_can_draw_are_said_in_one_line(
+    tiny_config: TrainConfig, tiny: Dataset, monkeypatch: pytest.MonkeyPatch
+):
+    """Matplotlib itself warns once for each character and text, which fails here as any warning does."""
+    odd = replace(tiny, labels=("\u732b", "\u72ac 2", "собака", "west"))
+    monkeypatch.setitem(registry.DATASETS, "tiny", lambda _folder, _terminal: odd)
+    installed = font_manager.fontManager.ttflist
+    monkeypatch.setattr(
+        font_manager.fontManager, "ttflist", [font for font in installed if "mpl-data" in font.fname]
+    )  # a machine without fonts but matplotlib's
+    terminal = LineTerminal()
+    assert train(tiny_config.model_copy(update={"epochs": 1}), terminal) == 0
+    (line,) = [line for line in terminal.lines if "show boxes" in line]
+    assert "boxes for characters of the labels (\u72ac\u732b)" in line
+
+
+def test_a_font_that_has_the_characters_is_taken():
+    """Matplotlib brings more than one font; the first lacks this one's arc."""
+    families, missing = font_families(["plain", "\N{ARC}"])
+    assert (families[0], missing) == ("DejaVu Sans", "")
+    assert len(families) == 2
+    assert font_families(["plain"]) == (["DejaVu Sans"], "")
 
 
 def test_the_preview_shows_augmented_images_and_trains_nothing(tiny_config: TrainConfig, tmp_path: Path):
@@ -168,7 +230,7 @@ def test_text_that_a_terminal_cannot_show_is_escaped(encoding: str, shown: str):
 def test_the_name_of_a_run_folder_need_not_be_utf_8(tiny_config: TrainConfig):
     run_dir = tiny_config.run_dir.with_name(os.fsdecode(b"caf\xe9"))
     train(tiny_config.model_copy(update={"run_dir": run_dir, "epochs": 1}), LineTerminal())
-    assert r"caf\udce9" in (run_dir / "report" / "report.html").read_text(encoding="utf-8")
+    assert r"caf\xe9" in (run_dir / "report" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_long_epoch_without_a_terminal_reports_the_time_left(monkeypatch: pytest.MonkeyPatch):

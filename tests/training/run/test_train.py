@@ -69,6 +69,7 @@ def test_a_run_learns_and_writes_all_its_files(tiny_config: TrainConfig, tiny: D
         "report/confusion_matrix.png",
         "report/class_accuracies.png",
         "report/mistakes.png",
+        "report/predictions.csv",
         *(f"report/samples/{label}.png" for label in tiny.labels),
     }
     records = [json.loads(line) for line in (tiny_config.run_dir / "metrics.jsonl").read_text().splitlines()]
