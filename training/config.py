@@ -126,6 +126,10 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     select: Literal["accuracy", "macro-f1"] = "accuracy"
     """Figure in validation that the best epoch is chosen by; macro-f1 counts all classes the same."""
 
+    select_within: float = Field(0.0, ge=0, le=5)
+    """Keep the last epoch whose figure is within so many standard errors of the best one's. 0 keeps the best
+    itself; the rule for a folder or a table takes 1, since few validation images say little."""
+
     class_weights: str | None = None
     """Weights of the classes in the loss: balanced (inverse to their number of images), or a JSON file with
     a weight for each label."""

@@ -13,6 +13,7 @@ augmentation a crop from a border of 1/16 of the side, mirroring unless mirrored
              below 20,000 images TrivialAugment, as each image comes back many times: not in runs that are
              shorter than the rule's, which it only slows down
 regularising label smoothing 0.05, dropout 0.2 in lenet and alexnet
+epoch        the last within one standard error of the best in validation
 
 The recipe "long" takes three times the steps, and an average of the weights.
 """
@@ -109,4 +110,5 @@ def choose_settings(
         "auto_augment": "trivial" if count < _MANY_IMAGES and not is_short else "none",
         "crop_padding": max(1, side // 16),
         "dropout": 0.2 if arch in ("lenet", "alexnet") else 0.0,
+        "select_within": 1.0,
     }

@@ -31,6 +31,7 @@ RULE_FIELDS = frozenset(
         "auto_augment",
         "crop_padding",
         "dropout",
+        "select_within",
     }
 )
 

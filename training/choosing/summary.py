@@ -41,6 +41,7 @@ class RunSummary:
         settings: those of config.json.
         history: the figures of each finished epoch.
         test: the figures on the test images, once the run is finished.
+        chosen_epoch: the epoch whose weights are kept, from 1.
         changed: when an epoch was last finished, or the run begun.
     """
 
@@ -50,17 +51,19 @@ class RunSummary:
     settings: Mapping[str, Any] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
     test: Mapping[str, Any] = field(default_factory=dict)
+    chosen_epoch: int | None = None
     changed: datetime | None = None
 
     @property
     def best(self) -> Mapping[str, Any] | None:
-        """The record of the best epoch, by the figure that the run chooses by."""
+        """The record of the epoch whose weights are kept, or of the best one by the figure that decides."""
         by = f"validation_{str(self.settings.get('select', 'accuracy')).replace('-', '_')}"
 
         def figure(record: Mapping[str, Any]) -> float:
             return float(record[by] if _is_number(record.get(by)) else record["validation_accuracy"])
 
-        return max(self.history, key=figure, default=None)
+        kept = [record for record in self.history if record["epoch"] == self.chosen_epoch]
+        return max(kept or self.history, key=figure, default=None)
 
     @property
     def seconds(self) -> float:
@@ -103,7 +106,7 @@ def summarize(folder: Path) -> RunSummary:
     try:
         settings = _read_settings(folder / CONFIG_FILE)
         history = _read_history(folder / METRICS_FILE)
-        test = _read_test(folder / BEST_FILE)
+        test, chosen_epoch = _read_best(folder / BEST_FILE)
         if test:
             state: State = "finished"
         elif _is_locked(folder / LOCK_FILE):
@@ -115,7 +118,7 @@ def summarize(folder: Path) -> RunSummary:
     except (FoldserveError, OSError, ValueError) as error:
         reason = escaped(" ".join(str(error).split()))
         return RunSummary(folder, "BROKEN", reason, settings, history, changed=changed)
-    return RunSummary(folder, state, "", settings, history, test, changed)
+    return RunSummary(folder, state, "", settings, history, test, chosen_epoch, changed)
 
 
 def _read_settings(file: Path) -> Mapping[str, Any]:
@@ -150,11 +153,14 @@ def _read_history(file: Path) -> tuple[Mapping[str, Any], ...]:
     return tuple(records)
 
 
-def _read_test(file: Path) -> Mapping[str, Any]:
+def _read_best(file: Path) -> tuple[Mapping[str, Any], int | None]:
+    """Return the figures on the test images, and the epoch of the weights."""
     if not file.exists():
-        return {}
+        return {}, None
     metrics = load_checkpoint(file).metrics
-    return {name: value for name, value in metrics.items() if name.startswith("test_") and _is_number(value)}
+    numbers = {name: value for name, value in metrics.items() if _is_number(value)}
+    test = {name: value for name, value in numbers.items() if name.startswith("test_")}
+    return test, numbers.get("epoch")
 
 
 def _changed(folder: Path) -> datetime | None:

@@ -74,7 +74,9 @@ def evaluate_and_report(
         terminal.say(warning)
     if warning := chance_warning(best.metrics):
         terminal.say(f"{warning}. {what_to_try(state.trainer.config)}")
-    terminal.say(f"{result_text(best)}; checkpoint {folder.best}, report {folder.report}")
+    terminal.say(
+        f"{result_text(best, state.trainer.config)}; checkpoint {folder.best}, report {folder.report}"
+    )
     return figures
 
 
@@ -117,7 +119,7 @@ def finished_summary(folder: RunFolder, config: TrainConfig) -> str | None:
             f"{folder.path} has a finished run on other images than {config.dataset} has now; use another "
             "--run-dir, or delete the folder"
         )
-    return result_text(best)
+    return result_text(best, config)
 
 
 def _has_changed(best: Checkpoint, config: TrainConfig) -> bool:

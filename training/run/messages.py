@@ -103,12 +103,20 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
     )
 
 
-def result_text(best: Checkpoint) -> str:
+def chosen_as(config: TrainConfig) -> str:
+    """Return how the epoch that is kept was chosen."""
+    errors = config.select_within
+    if not errors:
+        return "the best"
+    return f"the last within {errors:g} standard error{'' if errors == 1 else 's'} of the best"
+
+
+def result_text(best: Checkpoint, config: TrainConfig) -> str:
     """Return the result of a finished run, from its best checkpoint."""
     metrics = best.metrics
     # Runs of earlier versions have no macro-F1.
     f1 = f" and macro-F1 {metrics['test_macro_f1']:.2%}" if "test_macro_f1" in metrics else ""
     return (
         f"test accuracy {metrics['test_accuracy']:.2%}{f1} with the {best.weights_kind} weights of epoch "
-        f"{metrics['epoch']}, the best in validation ({metrics['validation_accuracy']:.2%})"
+        f"{metrics['epoch']}, {chosen_as(config)} in validation ({metrics['validation_accuracy']:.2%})"
     )

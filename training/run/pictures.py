@@ -64,7 +64,7 @@ def draw_curves(
     rates.set_ylim(bottom=0)
     losses.set_title("loss")
     accuracies.set_title(
-        f"accuracy (%), {best['validation_accuracy']:.2%} in the best epoch, {best['epoch']}"
+        f"accuracy (%), {best['validation_accuracy']:.2%} in epoch {best['epoch']}, which was chosen"
     )
     rates.set_title("learning rate at the epoch's end")
     for axes in (losses, accuracies, rates):

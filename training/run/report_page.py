@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from foldserve.terminal import duration_text
 from foldserve.text import escape_controls
+from foldserve.training.run.messages import chosen_as
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +40,9 @@ def make_page(
         "test accuracy": f"{metrics['test_accuracy']:.2%}",
         **({"test macro-F1": f"{metrics['test_macro_f1']:.2%}"} if "test_macro_f1" in metrics else {}),
         "test loss": f"{metrics['test_loss']:.4f}",
-        f"validation {config.select}": f"{metrics[selected]:.2%}, the best, in epoch {metrics['epoch']}",
+        f"validation {config.select}": (
+            f"{metrics[selected]:.2%} in epoch {metrics['epoch']}, {chosen_as(config)}"
+        ),
         "weights": f"{best.weights_kind}, {parameters:,} parameters",
         "training time": duration_text(sum(record["train_s"] for record in history)),
     }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from foldserve.training.checkpoint import save_checkpoint
 from foldserve.training.engine.loop import check_finite
+from foldserve.training.run.epoch_choice import EpochChoice
 
 if TYPE_CHECKING:
     from foldserve.training.datasets import Examples
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
 
 
 class Saver:
-    """Writes last.pt every ``checkpoint_every`` seconds and per epoch, and best.pt after a best epoch."""
+    """Writes last.pt every ``checkpoint_every`` seconds and per epoch, and best.pt after an epoch to keep."""
 
-    def __init__(self, state: RunState, training: Examples, folder: RunFolder) -> None:
+    def __init__(self, state: RunState, training: Examples, validation: Examples, folder: RunFolder) -> None:
         self._state, self._training, self._folder = state, training, folder
+        self._choice = EpochChoice(state.trainer.config, validation.labels)
         self._is_writer = state.trainer.process_group.is_main_process
         self._saved_at = time.monotonic()
 
@@ -31,11 +33,11 @@ class Saver:
             self._save_last()
 
     def after_epoch(self) -> None:
-        """Write best.pt if this epoch is the best so far, then last.pt, then the epoch's figures."""
+        """Write best.pt if this epoch is to be kept, then last.pt, then the epoch's figures."""
         if not self._is_writer:
             return
         history, figure = self._state.history, self._state.selected_by
-        if history[-1][figure] >= max(record[figure] for record in history):
+        if self._choice.keeps_last([record[figure] for record in history]):
             save_checkpoint(self._folder.best, self._state.to_checkpoint(resumable=False))
         self._save_last()
         self._folder.append_record(history[-1])

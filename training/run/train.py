@@ -273,7 +273,7 @@ def _train_epochs(
 ) -> None:
     trainer, budget = state.trainer, state.trainer.budget
     epochs, most_steps = trainer.config.epochs, trainer.total_steps
-    saver = Saver(state, training, folder)
+    saver = Saver(state, training, validation, folder)
     with (
         terminal.training(most_steps, trainer.step) as show,
         tensorboard_log(folder.tensorboard, trainer.step, is_on=trainer.process_group.is_main_process) as log,
