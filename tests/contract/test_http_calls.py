@@ -134,9 +134,6 @@ def management_calls() -> dict[str, Call]:
         "a model that is ready": Call(
             "ModelReady", pb.ModelReadyRequest(name="tiny"), "/v2/models/tiny/ready"
         ),
-        "a model that is not there": Call(
-            "ModelReady", pb.ModelReadyRequest(name="nope"), "/v2/models/nope/ready"
-        ),
         "the index": Call("RepositoryIndex", pb.RepositoryIndexRequest(), "/v2/repository/index", ""),
         "the index of what is ready": Call(
             "RepositoryIndex",

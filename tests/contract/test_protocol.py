@@ -111,9 +111,12 @@ def test_server_is_live_ready_and_described(server: ServerProcess) -> None:
 def test_model_ready_knows_models_and_versions(server: ServerProcess) -> None:
     assert server.stub.ModelReady(pb.ModelReadyRequest(name="tiny")).ready
     assert server.stub.ModelReady(pb.ModelReadyRequest(name="tiny", version="1")).ready
-    code, text = status_of(lambda: server.stub.ModelReady(pb.ModelReadyRequest(name="tiny", version="9")))
-    assert code == grpc.StatusCode.NOT_FOUND
-    assert "it has 1, 2" in text
+
+
+def test_model_that_is_not_there_is_not_ready(server: ServerProcess) -> None:
+    """And no error, as with Triton: its clients wait with ModelReady for a model that is still to come."""
+    for name, version in (("tiny", "9"), ("tiny", "x"), ("nets", "")):
+        assert not server.stub.ModelReady(pb.ModelReadyRequest(name=name, version=version)).ready
 
 
 def test_index_lists_every_version_and_nothing_hidden_or_empty(server: ServerProcess) -> None:

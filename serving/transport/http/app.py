@@ -103,13 +103,16 @@ class _Pages:
         )
 
     async def model_ready(self, request: Request) -> Response:
-        """Answer whether a model serves: 200 or 503."""
+        """Answer whether a model serves: 200 or 503, or 404 with the models that there are."""
 
         def read(_: bytes) -> pb.ModelReadyRequest:
             return pb.ModelReadyRequest(**_names(request))
 
         answer = await self._calls.manage(request, "ModelReady", read)
         is_ready = to_plain(answer)["ready"]
+        if not is_ready:
+            names = _names(request)
+            self._index.is_ready(names["name"], names.get("version", ""))  # raises if it is not there
         return JSONResponse(
             {"name": request.path_params["name"], "ready": is_ready}, 200 if is_ready else 503
         )
