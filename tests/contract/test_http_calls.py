@@ -196,6 +196,34 @@ def assert_same_inference(answer: Answer, response: pb.ModelInferResponse) -> No
             assert "".join(given["data"]).encode() in raw.replace(raw[:4], b"")
 
 
+def test_readiness_of_a_model_that_is_not_there_says_what_is(http_server: ServerProcess) -> None:
+    """Over gRPC, where an answer has no room for words, it is false."""
+    for path, words in (("nope", "it has 'colour', 'tiny'"), ("tiny/versions/9", "it has 1, 2")):
+        answer = call(http_server.api_address, f"/v2/models/{path}/ready")
+        assert answer.status == 404
+        assert words in answer.error
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("systemsharedmemory/status", None, "send tensors in the messages"),
+        ("systemsharedmemory/region/r/register", "{}", "send tensors in the messages"),
+        ("cudasharedmemory/unregister", "", "send tensors in the messages"),
+        ("trace/setting", None, "--log-level debug logs each request"),
+        ("models/tiny/versions/1/trace/setting", "{}", "--log-level debug logs each request"),
+        ("logging", None, "start the server with --log-level"),
+        ("models/tiny/generate_stream", "{}", "send images to /infer or /classify"),
+    ],
+)
+def test_what_only_triton_has_is_unimplemented(
+    http_server: ServerProcess, path: str, body: str | None, words: str
+) -> None:
+    answer = call(http_server.api_address, f"/v2/{path}", body)
+    assert answer.status == 501
+    assert words in answer.error
+
+
 def test_every_status_of_the_list_is_seen(http_server: ServerProcess) -> None:
     """The list above would prove little if every call succeeded, or every one failed."""
     statuses = {call(http_server.api_address, entry.path, entry.body).status for entry in CALLS.values()}

@@ -183,6 +183,8 @@ def test_wrong_method_is_refused_with_the_right_one(strict_server: ServerProcess
     answer = call(strict_server.api_address, INFER, method="DELETE")
     assert (answer.status, answer.headers["allow"]) == (405, "POST")
     assert answer.error == f"'{INFER}' takes POST, not 'DELETE'"
+    answer = call(strict_server.api_address, "/v2", "", method="PUT")
+    assert answer.error == "'/v2' takes GET, HEAD, not 'PUT'"
 
 
 def test_web_pages_of_other_sites_are_refused(strict_server: ServerProcess) -> None:

@@ -149,6 +149,26 @@ def test_reflection_describes_the_services(server: ServerProcess) -> None:
     assert [service.name for service in file.service] == ["GRPCInferenceService"]
 
 
-def test_unknown_method_is_unimplemented(server: ServerProcess) -> None:
-    call = server.channel.unary_unary("/inference.GRPCInferenceService/Nonsense")
-    assert status_of(lambda: call(b""))[0] == grpc.StatusCode.UNIMPLEMENTED
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (
+            "inference.GRPCInferenceService/Nonsense",
+            "no method '/inference.GRPCInferenceService/Nonsense'; the",
+        ),
+        (
+            "tensorflow.serving.PredictionService/Predict",
+            "the services are inference.GRPCInferenceService and",
+        ),
+        ("inference.GRPCInferenceService/TraceSetting", "tracing is not supported; time spent in queue"),
+        ("inference.GRPCInferenceService/LogSettings", "start the server with --log-level"),
+        ("inference.GRPCInferenceService/SystemSharedMemoryStatus", "send tensors in the messages"),
+        ("inference.GRPCInferenceService/CudaSharedMemoryRegister", "shared memory is not supported"),
+    ],
+)
+def test_unknown_method_is_unimplemented(server: ServerProcess, method: str, words: str) -> None:
+    unary, stream = server.channel.unary_unary(f"/{method}"), server.channel.stream_stream(f"/{method}")
+    for call in (lambda: unary(b""), lambda: unary(bytes(2**20)), lambda: list(stream(iter([b"", b""])))):
+        code, text = status_of(call)
+        assert code == grpc.StatusCode.UNIMPLEMENTED
+        assert words in text

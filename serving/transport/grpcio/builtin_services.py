@@ -1,4 +1,4 @@
-"""Serves gRPC's standard services: health for everybody, reflection for authorised callers."""
+"""Serves health for everybody and server reflection for authorised callers, and refuses unknown methods."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from foldserve.serving.errors import ResourceExhaustedError
+from foldserve.serving.errors import ResourceExhaustedError, UnimplementedError
 from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVICE
+from foldserve.serving.protocol.unsupported import explain_method
 from foldserve.serving.transport.compression import decompress, is_compressed
 from foldserve.serving.transport.status import parse_bounded, to_status
 
@@ -35,6 +36,21 @@ def built_in_handlers(
     if with_reflection:
         handlers.append(_reflection_handler(permissions))
     return tuple(handlers)
+
+
+class UnknownMethods(grpc.GenericRpcHandler):
+    """Refuses every method. Behind all other handlers: gRPC asks them in order."""
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return a handler that answers UNIMPLEMENTED and why; gRPC itself says "Method not found!"."""
+        text = explain_method(details.method)
+
+        async def answer(_: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+            await refuse(context, UnimplementedError(text))
+            yield b""
+
+        # Also right for unary methods, which look the same on the wire.
+        return grpc.stream_stream_rpc_method_handler(answer)
 
 
 # Handlers are written by hand: the generated ones would pass compressed, damaged and large requests to the

@@ -13,9 +13,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from foldserve.serving.addresses import is_loopback
-from foldserve.serving.errors import InvalidArgumentError, PermissionDeniedError
+from foldserve.serving.errors import InvalidArgumentError, PermissionDeniedError, UnimplementedError
 from foldserve.serving.pb import classifier_pb2
 from foldserve.serving.pb import open_inference_pb2 as pb
+from foldserve.serving.protocol.unsupported import explain_path
 from foldserve.serving.services.requests import ImageRequest, TensorRequest
 from foldserve.serving.transport.http.infer_format import (
     JSON_LENGTH_HEADER,
@@ -269,10 +270,13 @@ async def _refuse_path(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = quote(request.url.path)
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        # Starlette has them in the order of a set.
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "another method").split(", ")))
         response = to_response(WrongMethodError(f"{path} takes {allowed}, not {quote(request.method)}"))
         response.headers["Allow"] = allowed
         return response
+    if (why := explain_path(request.url.path)) is not None:
+        return to_response(UnimplementedError(why))
     return to_response(
         NoPageError(f"no page {path}; the API is under /v2, and /openapi.json describes all of it")
     )
