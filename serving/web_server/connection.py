@@ -129,6 +129,10 @@ class BoundedConnection(HttpToolsProtocol):
         if refusal is not None or not self._limits.keep_alive_s:
             # uvicorn closes the connection because of the header; older releases do not add it by themselves.
             self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
+        elif self.parser.get_http_version() == "1.0" and self.parser.should_keep_alive():
+            # The client asks for it, as `ab -k` does, and has to be told; uvicorn has none with HTTP/1.0.
+            self.cycle.keep_alive = True
+            self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"keep-alive")]
         # It has all that uvicorn's cycle uses.
         self.cycle.transport = _Output(self.transport, self._close_after_answer)  # type: ignore[assignment]
         self._on_used(self)

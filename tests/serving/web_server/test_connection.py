@@ -236,6 +236,27 @@ def test_next_request_may_take_its_time_while_the_one_before_runs(serve: Callabl
         assert receive_answer(connection).endswith(b"abcd")
 
 
+@pytest.mark.parametrize("keep_alive_s", [30, 0])
+def test_old_clients_keep_a_connection_if_they_ask_for_it(
+    serve: Callable[..., Site], keep_alive_s: int
+) -> None:
+    """In HTTP/1.0, as `ab -k` does; without asking, a connection has one request."""
+    site = serve(keep_alive_s=keep_alive_s)
+    asking, plain = (
+        b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n",
+        b"GET / HTTP/1.0\r\n\r\n",
+    )
+    with site.connect() as connection:
+        for _ in range(3 if keep_alive_s else 0):
+            connection.sendall(asking)
+            answer = receive_answer(connection)
+            assert answer.endswith(b"ok")
+            assert answer.count(b"connection: keep-alive\r\n") == answer.count(b"connection: ") == 1
+        connection.sendall(plain if keep_alive_s else asking)
+        assert b"\r\nconnection: close\r\n" in receive_answer(connection)
+        assert is_closed(connection)
+
+
 def test_without_keep_alive_a_connection_has_one_request(serve: Callable[..., Site]) -> None:
     site = serve(keep_alive_s=0)
     with site.connect(get("/") + get("/")) as connection:
