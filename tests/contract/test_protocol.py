@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 
 from foldserve.serving.pb import open_inference_pb2 as pb
 from tests.support.artifacts import TinyNetwork
@@ -141,12 +141,26 @@ def test_health_of_an_unknown_service_is_not_found(server: ServerProcess) -> Non
     assert status_of(lambda: stub.Check(request))[0] == grpc.StatusCode.NOT_FOUND
 
 
-def test_reflection_describes_the_services(server: ServerProcess) -> None:
-    stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
-    request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="inference.GRPCInferenceService")
-    (answer,) = stub.ServerReflectionInfo(iter([request]))
-    file = FileDescriptorProto.FromString(answer.file_descriptor_response.file_descriptor_proto[0])
-    assert [service.name for service in file.service] == ["GRPCInferenceService"]
+@pytest.mark.parametrize("version", ["v1alpha", "v1"])
+def test_reflection_lists_and_describes_the_services(server: ServerProcess, version: str) -> None:
+    ask = server.channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    (listed,) = ask(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    names = [service.name for service in listed.list_services_response.service]
+    assert sorted(names) == [
+        "foldserve.v1.Classifier",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "inference.GRPCInferenceService",
+    ]
+    asked = [reflection_pb2.ServerReflectionRequest(file_containing_symbol=name) for name in names]
+    for name, answer in zip(names, ask(iter(asked)), strict=True):
+        file = FileDescriptorProto.FromString(answer.file_descriptor_response.file_descriptor_proto[0])
+        assert [f"{file.package}.{service.name}" for service in file.service] == [name]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from foldserve.serving.errors import ResourceExhaustedError, UnimplementedError
 from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVICE
 from foldserve.serving.protocol.unsupported import explain_method
 from foldserve.serving.transport.compression import decompress, is_compressed
+from foldserve.serving.transport.grpcio.reflection_versions import REFLECTION_SERVICES, describe_v1
 from foldserve.serving.transport.status import parse_bounded, to_status
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def built_in_handlers(
     """Return the handlers of grpc.health.v1, which needs no token, and of server reflection."""
     handlers = [_health_handler(health_servicer)]
     if with_reflection:
-        handlers.append(_reflection_handler(permissions))
+        handlers += _reflection_handlers(permissions)
     return tuple(handlers)
 
 
@@ -79,8 +80,9 @@ def _health_handler(servicer: Any) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(health.SERVICE_NAME, methods)
 
 
-def _reflection_handler(permissions: Permissions) -> grpc.GenericRpcHandler:
-    services = (INFERENCE_SERVICE, CLASSIFIER_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+def _reflection_handlers(permissions: Permissions) -> list[grpc.GenericRpcHandler]:
+    describe_v1()
+    services = (INFERENCE_SERVICE, CLASSIFIER_SERVICE, health.SERVICE_NAME, *REFLECTION_SERVICES)
     servicer = reflection.aio.ReflectionServicer(services)
     path = f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"
 
@@ -98,7 +100,10 @@ def _reflection_handler(permissions: Permissions) -> grpc.GenericRpcHandler:
             await refuse(context, error)
 
     method: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(answer)
-    return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, {"ServerReflectionInfo": method})
+    return [
+        grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": method})
+        for service in REFLECTION_SERVICES
+    ]
 
 
 def _read(message_type: type[_M], content: bytes) -> _M:
