@@ -285,7 +285,7 @@ def test_wrong_numbers_of_labels_are_refused(http_server: ServerProcess, top_k: 
     path = f"/v2/models/tiny/classify?top_k={urllib.parse.quote(top_k)}"
     answer = call(http_server.api_address, path, encode(IMAGES[0, 0]))
     assert answer.status == 400
-    assert "send the number of labels wanted, at least 1" in answer.error
+    assert "send the number of labels wanted, from 1 to 4294967295" in answer.error
 
 
 def test_low_confidence_is_unknown_as_over_grpc(http_server: ServerProcess) -> None:

@@ -25,7 +25,7 @@ from foldserve.serving.transport.http.infer_format import (
     write_infer_response,
 )
 from foldserve.serving.transport.http.json_messages import IndexRequest, LoadRequest, read_json
-from foldserve.serving.transport.http.openapi import openapi_document
+from foldserve.serving.transport.http.openapi import MOST_LABELS, openapi_document
 from foldserve.serving.transport.http.plain import to_plain
 from foldserve.serving.transport.http.statuses import NoPageError, WrongMethodError, to_response
 from foldserve.text import quote
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from foldserve.serving.transport.http.infer_format import ReadRequest
 
 _BINARY = "application/octet-stream"
-_MOST_LABELS = 2**32 - 1
 _CALLER_GONE = 499
 
 
@@ -210,8 +209,10 @@ def _names(request: Request) -> dict[str, str]:
 
 
 def _top_k(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and 1 <= int(text) <= _MOST_LABELS):
-        raise InvalidArgumentError(f"top_k is {quote(text)}; send the number of labels wanted, at least 1")
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and 1 <= int(text) <= MOST_LABELS):
+        raise InvalidArgumentError(
+            f"top_k is {quote(text)}; send the number of labels wanted, from 1 to {MOST_LABELS}"
+        )
     return int(text)
 
 

@@ -28,6 +28,9 @@ _LABEL = {
 _READY = {"type": "object", "properties": {"ready": _BOOL}, "required": ["ready"]}
 _ANSWERED = {"model_name": _TEXT, "model_version": _TEXT}
 
+# The most that a query may ask for, as gRPC's uint32.
+MOST_LABELS = 2**32 - 1
+
 # What each path answers: a sentence, and the properties of the JSON.
 _MODEL_PATHS = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
 
@@ -91,7 +94,7 @@ def _of_model(model: str) -> dict[str, dict[str, dict[str, Any]]]:
         "name": "top_k",
         "in": "query",
         "description": "Number of labels wanted, the likeliest first.",
-        "schema": {"type": "integer", "minimum": 1, "default": 1},
+        "schema": {"type": "integer", "minimum": 1, "maximum": MOST_LABELS, "default": 1},
     }
     min_confidence = {
         "name": "min_confidence",
