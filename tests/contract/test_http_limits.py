@@ -255,6 +255,23 @@ def test_document_describes_every_path_and_every_answer(strict_server: ServerPro
     assert answer.plain["id"] == "7"
 
 
+def test_document_can_be_read_by_generators_of_clients() -> None:
+    """openapi-python-client leaves out bodies of any type, and answers with arrays of anything."""
+
+    def nodes(part: Any) -> Iterator[dict[str, Any]]:
+        if isinstance(part, dict):
+            yield part
+        for inner in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+            yield from nodes(inner)
+
+    document = openapi_document()
+    arrays = [node for node in nodes(document) if node.get("type") == "array"]
+    assert len(arrays) > 5
+    assert all("items" in node for node in arrays)
+    bodies = [node["requestBody"]["content"] for node in nodes(document["paths"]) if "requestBody" in node]
+    assert {tuple(content) for content in bodies} == {("application/json",), ("application/octet-stream",)}
+
+
 def test_request_schema_accepts_what_the_server_accepts(strict_server: ServerProcess) -> None:
     document = call(strict_server.api_address, "/openapi.json").plain
     schema = {"$ref": "#/components/schemas/InferRequest", "components": document["components"]}
