@@ -63,6 +63,9 @@ class ConnectionState(enum.Enum):
 class BoundedConnection(HttpToolsProtocol):
     """Closes a connection that exceeds its limits; refuses large heads and what is not HTTP/1.
 
+    Attributes:
+        wants_tls: whether to refuse each request, because the port speaks TLS and the client does not.
+
     Args:
         limits: of this port.
         to_body: makes the body of refusals.
@@ -80,6 +83,7 @@ class BoundedConnection(HttpToolsProtocol):
         **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
+        self.wants_tls = False
         self._limits = limits
         self._to_body = to_body
         self._on_used = on_used
@@ -230,6 +234,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _refusal(self) -> tuple[HTTPStatus, str] | None:
         """Return status and text if the request whose head is complete is not passed on."""
+        if self.wants_tls:
+            return HTTPStatus.BAD_REQUEST, "this port speaks TLS; call it with https://"
         if not self.parser.get_http_version().startswith("1."):
             return _not_http()
         # Counted again: what came with the rest of a message, at once, is not in `_head_bytes`.

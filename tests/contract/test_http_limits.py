@@ -318,6 +318,9 @@ def test_tls_is_that_of_grpc_and_follows_new_certificates(repository: Path, tmp_
         address = server.api_address
         trusting = ssl.create_default_context(cafile=str(first.ca))
         assert call(address, INFER, json_body(IMAGES), tls=trusting).status == 200
+        for path, body in (("/v2", None), (INFER, json_body(IMAGES))):
+            plain = call(address, path, body)
+            assert (plain.status, plain.error) == (400, "this port speaks TLS; call it with https://")
         with pytest.raises(ssl.SSLCertVerificationError):
             call(address, "/v2", tls=ssl.create_default_context(cafile=str(second.ca)))
         assert re.search(r"the REST API on https://", server.log)
