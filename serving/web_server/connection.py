@@ -131,8 +131,7 @@ class BoundedConnection(HttpToolsProtocol):
         self.app = self._own_app if refusal is None else _refusing(*refusal, self._to_body)
         super().on_headers_complete()
         if refusal is not None or not self._limits.keep_alive_s:
-            # uvicorn closes the connection because of the header; older releases do not add it by themselves.
-            self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
+            self._end_with_answer()
         elif self.parser.get_http_version() == "1.0" and self.parser.should_keep_alive():
             # The client asks for it, as `ab -k` does, and has to be told; uvicorn has none with HTTP/1.0.
             self.cycle.keep_alive = True
@@ -200,7 +199,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._refuse_at_once(*_not_http())
         elif not self.cycle.more_body:  # perhaps a body that is longer than its Content-Length
             self._is_discarding = True
-            self.cycle.keep_alive = False
+            self._end_with_answer()
         elif self.cycle.response_started or self.pipeline:
             self.transport.close()
         else:
@@ -265,6 +264,12 @@ class BoundedConnection(HttpToolsProtocol):
         lines += [name + b": " + value for name, value in headers.items()]
         self.transport.write(b"\r\n".join([*lines, b"", body]))
         self._close_after(_LINGER_S)
+
+    def _end_with_answer(self) -> None:
+        """Let the answer to the last request end the connection."""
+        self.cycle.keep_alive = False
+        # Older releases of uvicorn do not add it by themselves.
+        self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
 
     def _close_after_answer(self) -> None:
         """Close the connection, once its answer is written; a client that is still sending receives it."""

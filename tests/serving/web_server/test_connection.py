@@ -133,6 +133,20 @@ def test_garbage_behind_running_requests_ends_the_connection_once_they_are_answe
     assert not warnings_of(caplog)
 
 
+def test_garbage_behind_a_request_whose_answer_is_on_the_way_ends_the_connection_too(
+    serve: Callable[..., Site],
+) -> None:
+    site = serve()
+    with site.connect(get("/large")) as connection:
+        assert connection.recv(10).startswith(b"HTTP/1.1 2")
+        connection.sendall(b"\x00" * 50)
+        rest = 0
+        while more := connection.recv(1 << 20):
+            rest += len(more)
+        assert rest > LARGE_BYTES
+    eventually(lambda: site.connection_count == 0, "it has ended")
+
+
 @pytest.mark.parametrize("before", [b"", b"3\r\nabc\r\n"], ids=["first", "later"])
 def test_malformed_chunks_are_refused(
     serve: Callable[..., Site], caplog: pytest.LogCaptureFixture, before: bytes
