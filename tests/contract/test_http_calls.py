@@ -280,6 +280,25 @@ def test_bodies_that_are_no_picture_are_refused_as_over_grpc(http_server: Server
     assert (answer.status, answer.error) == (400, words)
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n', "a form"),
+        (b' {"image": "aGVsbG8="}', "JSON"),
+        (b"[1, 2]", "JSON"),
+        (b"data:image/png;base64,iVBORw0KGgo=", "a data URL"),
+    ],
+)
+def test_bodies_around_a_picture_are_refused_with_what_to_send(
+    http_server: ServerProcess, content: bytes, what: str
+) -> None:
+    """As `curl --form` and many clients send it."""
+    answer = call(http_server.api_address, "/v2/models/tiny/classify", content)
+    assert answer.status == 400
+    assert f"the body is {what}" in answer.error
+    assert "send the picture itself as the body (curl --data-binary @picture.png)" in answer.error
+
+
 @pytest.mark.parametrize("top_k", ["0", "-1", "x", "1.5", "99999999999", "²"])
 def test_wrong_numbers_of_labels_are_refused(http_server: ServerProcess, top_k: str) -> None:
     path = f"/v2/models/tiny/classify?top_k={urllib.parse.quote(top_k)}"

@@ -186,6 +186,7 @@ class _Pages:
         names = _names(request)
 
         def read(body: bytes) -> classifier_pb2.ClassifyRequest:
+            _check_picture(body)
             return classifier_pb2.ClassifyRequest(
                 model_name=names["name"],
                 model_version=names.get("version", ""),
@@ -206,6 +207,23 @@ class _Pages:
 
 def _names(request: Request) -> dict[str, str]:
     return {key: request.path_params[key] for key in ("name", "version") if key in request.path_params}
+
+
+def _check_picture(body: bytes) -> None:
+    """Refuse what is commonly sent in place of a picture; no format of pictures begins like it."""
+    begin = body[:64].lstrip()
+    if begin.startswith(b"--"):
+        what = "a form (multipart/form-data)"
+    elif begin.startswith((b"{", b"[")):
+        what = "JSON"
+    elif begin.startswith(b"data:"):
+        what = "a data URL"
+    else:
+        return
+    raise InvalidArgumentError(
+        f"the body is {what}; send the picture itself as the body (curl --data-binary @picture.png), or send "
+        "tensors or encoded images to /infer"
+    )
 
 
 def _top_k(text: str) -> int:
