@@ -287,6 +287,7 @@ def test_bodies_that_are_no_picture_are_refused_as_over_grpc(http_server: Server
         (b' {"image": "aGVsbG8="}', "JSON"),
         (b"[1, 2]", "JSON"),
         (b"data:image/png;base64,iVBORw0KGgo=", "a data URL"),
+        (encode(IMAGES[0, 0]).translate(None, b"\r\n\0"), "a PNG that lost its line ends"),
     ],
 )
 def test_bodies_around_a_picture_are_refused_with_what_to_send(

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from foldserve.serving.transport.http.calls import Calls
     from foldserve.serving.transport.http.infer_format import ReadRequest
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _BINARY = "application/octet-stream"
 _CALLER_GONE = 499
 
@@ -218,6 +219,8 @@ def _check_picture(body: bytes) -> None:
         what = "JSON"
     elif begin.startswith(b"data:"):
         what = "a data URL"
+    elif begin.startswith(b"\x89PNG") and not begin.startswith(_PNG):
+        what = "a PNG that lost its line ends on the way, as curl --data takes them out"
     else:
         return
     raise InvalidArgumentError(
