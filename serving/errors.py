@@ -77,7 +77,7 @@ class CancelledError(ServingError):
 
 
 class UnimplementedError(ServingError):
-    """This server does not have it: shared memory, loading with parameters, unknown methods."""
+    """This server does not have it: shared memory, tracing, loading with parameters, unknown methods."""
 
     status = "UNIMPLEMENTED"
 

@@ -116,7 +116,7 @@ class GRPCInferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ModelReady(self, request, context):
-        """Tells whether a model, or one version of it, serves. NOT_FOUND if the repository has no such model.
+        """Tells whether a model, or one version of it, serves; false also while the repository has no such model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -113,8 +113,15 @@ class ManagementService:
         return pb.ServerReadyResponse(ready=self.is_ready())
 
     def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
-        """Answer whether a model serves; raises NotFoundError if the model or version does not exist."""
-        ready = self._index.is_ready(request.name, request.version)
+        """Answer whether a model serves.
+
+        One that is not in the repository does not, and is no error: callers wait with this RPC for a model
+        that is still to come, as Triton lets them.
+        """
+        try:
+            ready = self._index.is_ready(request.name, request.version)
+        except NotFoundError:
+            ready = False
         return pb.ModelReadyResponse(ready=ready and not self._lifecycle.is_leaving)
 
     def server_metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from foldserve.serving.web_server.upgrade import head_without_upgrade
 
 if TYPE_CHECKING:
     import asyncio
@@ -20,8 +23,10 @@ if TYPE_CHECKING:
 # A client has this time to receive an answer, and more for a large one: as long as it takes at this rate.
 _RECEIVE_LIMIT_S = 10.0
 _LEAST_BYTES_PER_S = 64 * 1024
-# The answer may be lost if a connection is closed with unread bytes, so they are read for this time.
+# The answer may be lost if a connection is closed with unread bytes, so they are read for this time: those of
+# what is no request, and of a body that is refused. Most clients send all of it before they read the answer.
 _LINGER_S = 0.5
+_BODY_LINGER_S = 5.0
 
 # Makes the content type and the body of an answer that refuses, of its text.
 ToBody: TypeAlias = "Callable[[str], tuple[bytes, bytes]]"
@@ -58,6 +63,9 @@ class ConnectionState(enum.Enum):
 class BoundedConnection(HttpToolsProtocol):
     """Closes a connection that exceeds its limits; refuses large heads and what is not HTTP/1.
 
+    Attributes:
+        wants_tls: whether to refuse each request, because the port speaks TLS and the client does not.
+
     Args:
         limits: of this port.
         to_body: makes the body of refusals.
@@ -75,6 +83,7 @@ class BoundedConnection(HttpToolsProtocol):
         **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
+        self.wants_tls = False
         self._limits = limits
         self._to_body = to_body
         self._on_used = on_used
@@ -84,7 +93,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._head_bytes = 0
         self._receive_timer: asyncio.TimerHandle | None = None
         self._is_in_message = False
-        self._is_refused = False
+        self._is_discarding = False
+        # Of a request that offers another protocol: its head without the offer.
+        self._plain_head: bytes | None = None
 
     @property
     def state(self) -> ConnectionState:
@@ -109,18 +120,30 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start the request, or refuse it."""
+        method = self.parser.get_method()
+        if self.parser.should_upgrade() and method != b"CONNECT":
+            version = self.parser.get_http_version()
+            self._plain_head = head_without_upgrade(method, self.url, version, self.headers)
+            return
         self._end_head()
         self._is_in_message = True
         refusal = self._refusal()
         self.app = self._own_app if refusal is None else _refusing(*refusal, self._to_body)
         super().on_headers_complete()
         if refusal is not None or not self._limits.keep_alive_s:
-            # uvicorn closes the connection because of the header; older releases do not add it by themselves.
-            self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
+            self._end_with_answer()
+        elif self.parser.get_http_version() == "1.0" and self.parser.should_keep_alive():
+            # The client asks for it, as `ab -k` does, and has to be told; uvicorn has none with HTTP/1.0.
+            self.cycle.keep_alive = True
+            self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"keep-alive")]
+        # It has all that uvicorn's cycle uses.
+        self.cycle.transport = _Output(self.transport, self._close_after_answer)  # type: ignore[assignment]
         self._on_used(self)
 
     def on_message_complete(self) -> None:
         """Expect the next head, if the request was answered before all of it came."""
+        if self._plain_head is not None:  # it is read again
+            return
         self._is_in_message = False
         super().on_message_complete()
         if self.state is not ConnectionState.RUNNING:
@@ -130,21 +153,27 @@ class BoundedConnection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Wait for the rest of the request if there is some, then for the next one."""
         super().on_response_complete()
-        if self._is_in_message:
+        if self._is_discarding:
+            self._unset_keepalive_if_required()
+        # Unless what comes is the next request, which has its own limit.
+        elif self._is_in_message and self.state is not ConnectionState.RUNNING:
             self._expect_head()
         self._on_used(self)
 
     def data_received(self, data: bytes) -> None:
         """Read on, unless the head is too large."""
-        if self._is_refused:
+        if self._is_discarding:
             return
         if self._head_timer is None and not self._is_in_message:
             self._expect_head()  # also for empty lines before a head, which begin no message
         self._head_bytes += len(data)
-        super().data_received(data)
+        self._parse(data)
         is_in_head = self._head_timer is not None and not self._is_in_message
         if is_in_head and self._head_bytes > self._limits.max_head_bytes:
-            self._refuse_at_once(*self._too_large())
+            if self.state is ConnectionState.RUNNING:  # the request before it on the same connection
+                self.transport.close()
+            else:
+                self._refuse_at_once(*self._too_large())
 
     def pause_writing(self) -> None:
         """Wait for the client to receive what was written."""
@@ -165,11 +194,47 @@ class BoundedConnection(HttpToolsProtocol):
         self._on_lost(self)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's words do not say what to do
-        """Refuse what cannot be parsed."""
-        self._refuse_at_once(*_not_http())
+        """Refuse what cannot be parsed; whole requests before it are answered first."""
+        if self.state is not ConnectionState.RUNNING:
+            self._refuse_at_once(*_not_http())
+        elif not self.cycle.more_body:  # perhaps a body that is longer than its Content-Length
+            self._is_discarding = True
+            self._end_with_answer()
+        elif self.cycle.response_started or self.pipeline:
+            self.transport.close()
+        else:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            text = "the request's chunks are malformed: each needs its size; or send a Content-Length"
+            self._refuse_at_once(HTTPStatus.BAD_REQUEST, text)
+
+    def _parse(self, data: bytes) -> None:
+        """Parse ``data`` as uvicorn does, but answer over HTTP/1.1 what offers another protocol."""
+        self._unset_keepalive_if_required()
+        rest: bytes | memoryview = data
+        try:
+            while rest:
+                rest = self._feed(rest)
+        except httptools.HttpParserError:
+            self.send_400_response("")
+
+    def _feed(self, data: bytes | memoryview) -> bytes | memoryview:
+        """Parse ``data`` up to the end of a head that offers another protocol, and return the rest."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            head, self._plain_head = self._plain_head, None
+            if head is not None:  # not of CONNECT, which is refused
+                self.parser = httptools.HttpRequestParser(self)  # the other one remembers the offer
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+                self.parser.feed_data(head)
+                return memoryview(data)[upgrade.args[0] :]
+        return b""
 
     def _refusal(self) -> tuple[HTTPStatus, str] | None:
         """Return status and text if the request whose head is complete is not passed on."""
+        if self.wants_tls:
+            return HTTPStatus.BAD_REQUEST, "this port speaks TLS; call it with https://"
         if not self.parser.get_http_version().startswith("1."):
             return _not_http()
         # Counted again: what came with the rest of a message, at once, is not in `_head_bytes`.
@@ -188,11 +253,6 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _refuse_at_once(self, status: HTTPStatus, text: str) -> None:
         """Answer what is no complete request, and read no more of it."""
-        self._is_refused = True
-        self._end_head()
-        if self.state is ConnectionState.RUNNING:  # the request before it on the same connection
-            self.transport.close()
-            return
         content_type, body = self._to_body(text)
         headers = {
             **dict(self.server_state.default_headers),
@@ -203,11 +263,30 @@ class BoundedConnection(HttpToolsProtocol):
         lines = [f"HTTP/1.1 {status.value} {status.phrase}".encode()]
         lines += [name + b": " + value for name, value in headers.items()]
         self.transport.write(b"\r\n".join([*lines, b"", body]))
-        if self.transport.can_write_eof():  # not under TLS
-            self.transport.write_eof()
-            self.loop.call_later(_LINGER_S, self.transport.close)
+        self._close_after(_LINGER_S)
+
+    def _end_with_answer(self) -> None:
+        """Let the answer to the last request end the connection."""
+        self.cycle.keep_alive = False
+        # Older releases of uvicorn do not add it by themselves.
+        self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
+
+    def _close_after_answer(self) -> None:
+        """Close the connection, once its answer is written; a client that is still sending receives it."""
+        if self._is_in_message or self.pipeline:
+            self.pipeline.clear()
+            self._close_after(_BODY_LINGER_S)
         else:
             self.transport.close()
+
+    def _close_after(self, linger_s: float) -> None:
+        """Say that no more is sent, and close after ``linger_s``; what comes until then is not looked at."""
+        self._is_discarding = True
+        self._end_head()
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():  # not under TLS
+            self.transport.write_eof()
+        self.loop.call_later(linger_s, self.transport.close)
 
     def _expect_head(self) -> None:
         if self._head_timer is None:
@@ -223,6 +302,20 @@ class BoundedConnection(HttpToolsProtocol):
         if self._receive_timer is not None:
             self._receive_timer.cancel()
             self._receive_timer = None
+
+
+class _Output:
+    """The transport of one request, which uvicorn closes as soon as the answer is written.
+
+    Args:
+        transport: of the connection.
+        close: what to do instead.
+    """
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = close
 
 
 def _not_http() -> tuple[HTTPStatus, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from socket import MSG_PEEK
 from typing import TYPE_CHECKING
 
 from foldserve.serving.web_server.connection import BoundedConnection, ConnectionLimits, ConnectionState
@@ -96,9 +97,16 @@ class Connections:
     async def _open(self, connection: BoundedConnection, accepted: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         limits = {}
-        if self._context is not None:
-            limits = {"ssl_handshake_timeout": self._limits.head_s, "ssl_shutdown_timeout": _TLS_END_S}
-        await loop.connect_accepted_socket(lambda: connection, accepted, ssl=self._context, **limits)
+        context = self._context
+        if context is not None:
+            async with asyncio.timeout(self._limits.head_s):
+                first = await _first_byte(accepted)
+            if first.isalpha():  # of a method such as GET; TLS begins with 0x16
+                connection.wants_tls = True  # and says so
+                context = None
+            else:
+                limits = {"ssl_handshake_timeout": self._limits.head_s, "ssl_shutdown_timeout": _TLS_END_S}
+        await loop.connect_accepted_socket(lambda: connection, accepted, ssl=context, **limits)
 
     def _make_room(self) -> bool:
         """Close a connection if there are too many; return False if none may be closed."""
@@ -133,6 +141,18 @@ class Connections:
     def _forget(self, connection: BoundedConnection) -> None:
         self._new.pop(connection, None)
         self._used.pop(connection, None)
+
+
+async def _first_byte(accepted: socket.socket) -> bytes:
+    """Return the first byte that a client sends, which remains to be read; b"" if it hangs up."""
+    loop = asyncio.get_running_loop()
+    is_readable = asyncio.Event()
+    loop.add_reader(accepted, is_readable.set)
+    try:
+        await is_readable.wait()
+    finally:
+        loop.remove_reader(accepted)
+    return accepted.recv(1, MSG_PEEK)
 
 
 def _cut_off(connection: BoundedConnection, opening: asyncio.Task[None]) -> None:

@@ -25,7 +25,8 @@ BUF = Path(sys.executable).with_name("buf")
 INFERENCE, CLASSIFIER = "inference.GRPCInferenceService", "foldserve.v1.Classifier"
 SCHEMAS = [
     pytest.param(["--schema", SOURCE / "protos"], id="schema"),
-    pytest.param(["--reflect"], id="reflection"),
+    pytest.param(["--reflect", "--reflect-protocol", "grpc-v1"], id="reflection v1"),
+    pytest.param(["--reflect", "--reflect-protocol", "grpc-v1alpha"], id="reflection v1alpha"),
 ]
 
 

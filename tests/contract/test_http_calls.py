@@ -134,9 +134,6 @@ def management_calls() -> dict[str, Call]:
         "a model that is ready": Call(
             "ModelReady", pb.ModelReadyRequest(name="tiny"), "/v2/models/tiny/ready"
         ),
-        "a model that is not there": Call(
-            "ModelReady", pb.ModelReadyRequest(name="nope"), "/v2/models/nope/ready"
-        ),
         "the index": Call("RepositoryIndex", pb.RepositoryIndexRequest(), "/v2/repository/index", ""),
         "the index of what is ready": Call(
             "RepositoryIndex",
@@ -199,6 +196,34 @@ def assert_same_inference(answer: Answer, response: pb.ModelInferResponse) -> No
             assert "".join(given["data"]).encode() in raw.replace(raw[:4], b"")
 
 
+def test_readiness_of_a_model_that_is_not_there_says_what_is(http_server: ServerProcess) -> None:
+    """Over gRPC, where an answer has no room for words, it is false."""
+    for path, words in (("nope", "it has 'colour', 'tiny'"), ("tiny/versions/9", "it has 1, 2")):
+        answer = call(http_server.api_address, f"/v2/models/{path}/ready")
+        assert answer.status == 404
+        assert words in answer.error
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("systemsharedmemory/status", None, "send tensors in the messages"),
+        ("systemsharedmemory/region/r/register", "{}", "send tensors in the messages"),
+        ("cudasharedmemory/unregister", "", "send tensors in the messages"),
+        ("trace/setting", None, "--log-level debug logs each request"),
+        ("models/tiny/versions/1/trace/setting", "{}", "--log-level debug logs each request"),
+        ("logging", None, "start the server with --log-level"),
+        ("models/tiny/generate_stream", "{}", "send images to /infer or /classify"),
+    ],
+)
+def test_what_only_triton_has_is_unimplemented(
+    http_server: ServerProcess, path: str, body: str | None, words: str
+) -> None:
+    answer = call(http_server.api_address, f"/v2/{path}", body)
+    assert answer.status == 501
+    assert words in answer.error
+
+
 def test_every_status_of_the_list_is_seen(http_server: ServerProcess) -> None:
     """The list above would prove little if every call succeeded, or every one failed."""
     statuses = {call(http_server.api_address, entry.path, entry.body).status for entry in CALLS.values()}
@@ -255,12 +280,32 @@ def test_bodies_that_are_no_picture_are_refused_as_over_grpc(http_server: Server
     assert (answer.status, answer.error) == (400, words)
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n', "a form"),
+        (b' {"image": "aGVsbG8="}', "JSON"),
+        (b"[1, 2]", "JSON"),
+        (b"data:image/png;base64,iVBORw0KGgo=", "a data URL"),
+        (encode(IMAGES[0, 0]).translate(None, b"\r\n\0"), "a PNG that lost its line ends"),
+    ],
+)
+def test_bodies_around_a_picture_are_refused_with_what_to_send(
+    http_server: ServerProcess, content: bytes, what: str
+) -> None:
+    """As `curl --form` and many clients send it."""
+    answer = call(http_server.api_address, "/v2/models/tiny/classify", content)
+    assert answer.status == 400
+    assert f"the body is {what}" in answer.error
+    assert "send the picture itself as the body (curl --data-binary @picture.png)" in answer.error
+
+
 @pytest.mark.parametrize("top_k", ["0", "-1", "x", "1.5", "99999999999", "²"])
 def test_wrong_numbers_of_labels_are_refused(http_server: ServerProcess, top_k: str) -> None:
     path = f"/v2/models/tiny/classify?top_k={urllib.parse.quote(top_k)}"
     answer = call(http_server.api_address, path, encode(IMAGES[0, 0]))
     assert answer.status == 400
-    assert "send the number of labels wanted, at least 1" in answer.error
+    assert "send the number of labels wanted, from 1 to 4294967295" in answer.error
 
 
 def test_low_confidence_is_unknown_as_over_grpc(http_server: ServerProcess) -> None:

@@ -14,7 +14,7 @@ import pytest
 from foldserve.runtime.session import Session
 from tests.contract.test_kserve_client import PYTHON
 from tests.support.encoded_images import encode
-from tests.support.foreign_clients import CLIENTS, report_of, require_installed
+from tests.support.foreign_clients import CLIENTS, report_of, require_installed, run_client
 from tests.support.server_process import ServerProcess
 
 if TYPE_CHECKING:
@@ -86,12 +86,40 @@ def test_kserve_client_gets_the_same_logits(
     assert "normalisation (mean, std) is inside the model" in message
 
 
-def test_curl_classifies_a_picture(http_server: ServerProcess, network: TinyNetwork, tmp_path: Path) -> None:
+# With --http2 curl offers HTTP/2 in a header, and goes on in HTTP/1.1.
+@pytest.mark.parametrize("flags", [[], ["--http2"]], ids=["plain", "offers HTTP/2"])
+def test_curl_classifies_a_picture(
+    http_server: ServerProcess, network: TinyNetwork, tmp_path: Path, flags: list[str]
+) -> None:
     if shutil.which("curl") is None:
         pytest.skip("needs curl, which is not on the path")
     image = network.random_images(1)
     (tmp_path / "cat.png").write_bytes(encode(image[0, 0]))
     url = f"http://{http_server.api_address}/v2/models/tiny/classify"
-    command = ["curl", "--silent", "--fail-with-body", "--data-binary", f"@{tmp_path / 'cat.png'}", url]
+    command = [
+        "curl",
+        "--silent",
+        "--fail-with-body",
+        "--data-binary",
+        f"@{tmp_path / 'cat.png'}",
+        url,
+        *flags,
+    ]
     answer = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
     assert answer["labels"][0]["index"] == int(network.logits(image).argmax())
+
+
+@pytest.mark.slow
+def test_java_classifies_pictures(http_server: ServerProcess, network: TinyNetwork, tmp_path: Path) -> None:
+    """By the HttpClient of its own library, which offers HTTP/2 too, and keeps the connection."""
+    if shutil.which("java") is None:
+        pytest.skip("needs java, which is not on the path")
+    images = network.random_images(3)
+    paths = [tmp_path / f"{index}.png" for index in range(3)]
+    for path, image in zip(paths, images, strict=True):
+        path.write_bytes(encode(image[0]))
+    url = f"http://{http_server.api_address}/v2/models/tiny/classify"
+    ended = run_client("java", CLIENTS / "java" / "ClassifyOverHttp.java", url, *paths)
+    assert ended.returncode == 0, ended.stderr
+    answers = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [answer["labels"][0]["index"] for answer in answers] == network.logits(images).argmax(1).tolist()

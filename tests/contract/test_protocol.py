@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 
 from foldserve.serving.pb import open_inference_pb2 as pb
 from tests.support.artifacts import TinyNetwork
@@ -111,9 +111,12 @@ def test_server_is_live_ready_and_described(server: ServerProcess) -> None:
 def test_model_ready_knows_models_and_versions(server: ServerProcess) -> None:
     assert server.stub.ModelReady(pb.ModelReadyRequest(name="tiny")).ready
     assert server.stub.ModelReady(pb.ModelReadyRequest(name="tiny", version="1")).ready
-    code, text = status_of(lambda: server.stub.ModelReady(pb.ModelReadyRequest(name="tiny", version="9")))
-    assert code == grpc.StatusCode.NOT_FOUND
-    assert "it has 1, 2" in text
+
+
+def test_model_that_is_not_there_is_not_ready(server: ServerProcess) -> None:
+    """And no error, as with Triton: its clients wait with ModelReady for a model that is still to come."""
+    for name, version in (("tiny", "9"), ("tiny", "x"), ("nets", "")):
+        assert not server.stub.ModelReady(pb.ModelReadyRequest(name=name, version=version)).ready
 
 
 def test_index_lists_every_version_and_nothing_hidden_or_empty(server: ServerProcess) -> None:
@@ -138,14 +141,48 @@ def test_health_of_an_unknown_service_is_not_found(server: ServerProcess) -> Non
     assert status_of(lambda: stub.Check(request))[0] == grpc.StatusCode.NOT_FOUND
 
 
-def test_reflection_describes_the_services(server: ServerProcess) -> None:
-    stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
-    request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="inference.GRPCInferenceService")
-    (answer,) = stub.ServerReflectionInfo(iter([request]))
-    file = FileDescriptorProto.FromString(answer.file_descriptor_response.file_descriptor_proto[0])
-    assert [service.name for service in file.service] == ["GRPCInferenceService"]
+@pytest.mark.parametrize("version", ["v1alpha", "v1"])
+def test_reflection_lists_and_describes_the_services(server: ServerProcess, version: str) -> None:
+    ask = server.channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    (listed,) = ask(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    names = [service.name for service in listed.list_services_response.service]
+    assert sorted(names) == [
+        "foldserve.v1.Classifier",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "inference.GRPCInferenceService",
+    ]
+    asked = [reflection_pb2.ServerReflectionRequest(file_containing_symbol=name) for name in names]
+    for name, answer in zip(names, ask(iter(asked)), strict=True):
+        file = FileDescriptorProto.FromString(answer.file_descriptor_response.file_descriptor_proto[0])
+        assert [f"{file.package}.{service.name}" for service in file.service] == [name]
 
 
-def test_unknown_method_is_unimplemented(server: ServerProcess) -> None:
-    call = server.channel.unary_unary("/inference.GRPCInferenceService/Nonsense")
-    assert status_of(lambda: call(b""))[0] == grpc.StatusCode.UNIMPLEMENTED
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (
+            "inference.GRPCInferenceService/Nonsense",
+            "no method '/inference.GRPCInferenceService/Nonsense'; the",
+        ),
+        (
+            "tensorflow.serving.PredictionService/Predict",
+            "the services are inference.GRPCInferenceService and",
+        ),
+        ("inference.GRPCInferenceService/TraceSetting", "tracing is not supported; time spent in queue"),
+        ("inference.GRPCInferenceService/LogSettings", "start the server with --log-level"),
+        ("inference.GRPCInferenceService/SystemSharedMemoryStatus", "send tensors in the messages"),
+        ("inference.GRPCInferenceService/CudaSharedMemoryRegister", "shared memory is not supported"),
+    ],
+)
+def test_unknown_method_is_unimplemented(server: ServerProcess, method: str, words: str) -> None:
+    unary, stream = server.channel.unary_unary(f"/{method}"), server.channel.stream_stream(f"/{method}")
+    for call in (lambda: unary(b""), lambda: unary(bytes(2**20)), lambda: list(stream(iter([b"", b""])))):
+        code, text = status_of(call)
+        assert code == grpc.StatusCode.UNIMPLEMENTED
+        assert words in text

@@ -62,6 +62,7 @@ def calls_of(server: ServerProcess) -> dict[str, Callable[[Any], object]]:
     classifier = classifier_pb2_grpc.ClassifierStub(server.channel)
     reflection = reflection_pb2_grpc.ServerReflectionStub(server.channel)
     listing = reflection_pb2.ServerReflectionRequest(list_services="")
+    listing_v1 = server.channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
     classify = classifier_pb2.ClassifyRequest(model_name="tiny", images=[png()])
     stub = server.stub
     return {
@@ -82,6 +83,9 @@ def calls_of(server: ServerProcess) -> dict[str, Callable[[Any], object]]:
         "ServerLive": lambda metadata: stub.ServerLive(pb.ServerLiveRequest(), metadata=metadata),
         "ServerReflectionInfo": lambda metadata: list(
             reflection.ServerReflectionInfo(iter([listing]), metadata=metadata)
+        ),
+        "ServerReflectionInfo of v1": lambda metadata: list(
+            listing_v1(iter([listing.SerializeToString()]), metadata=metadata)
         ),
     }
 

@@ -1,4 +1,4 @@
-"""Serves gRPC's standard services: health for everybody, reflection for authorised callers."""
+"""Serves health for everybody and server reflection for authorised callers, and refuses unknown methods."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from foldserve.serving.errors import ResourceExhaustedError
+from foldserve.serving.errors import ResourceExhaustedError, UnimplementedError
 from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVICE
+from foldserve.serving.protocol.unsupported import explain_method
 from foldserve.serving.transport.compression import decompress, is_compressed
+from foldserve.serving.transport.grpcio.reflection_versions import REFLECTION_SERVICES, describe_v1
 from foldserve.serving.transport.status import parse_bounded, to_status
 
 if TYPE_CHECKING:
@@ -33,8 +35,23 @@ def built_in_handlers(
     """Return the handlers of grpc.health.v1, which needs no token, and of server reflection."""
     handlers = [_health_handler(health_servicer)]
     if with_reflection:
-        handlers.append(_reflection_handler(permissions))
+        handlers += _reflection_handlers(permissions)
     return tuple(handlers)
+
+
+class UnknownMethods(grpc.GenericRpcHandler):
+    """Refuses every method. Behind all other handlers: gRPC asks them in order."""
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return a handler that answers UNIMPLEMENTED and why; gRPC itself says "Method not found!"."""
+        text = explain_method(details.method)
+
+        async def answer(_: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+            await refuse(context, UnimplementedError(text))
+            yield b""
+
+        # Also right for unary methods, which look the same on the wire.
+        return grpc.stream_stream_rpc_method_handler(answer)
 
 
 # Handlers are written by hand: the generated ones would pass compressed, damaged and large requests to the
@@ -63,8 +80,9 @@ def _health_handler(servicer: Any) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(health.SERVICE_NAME, methods)
 
 
-def _reflection_handler(permissions: Permissions) -> grpc.GenericRpcHandler:
-    services = (INFERENCE_SERVICE, CLASSIFIER_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+def _reflection_handlers(permissions: Permissions) -> list[grpc.GenericRpcHandler]:
+    describe_v1()
+    services = (INFERENCE_SERVICE, CLASSIFIER_SERVICE, health.SERVICE_NAME, *REFLECTION_SERVICES)
     servicer = reflection.aio.ReflectionServicer(services)
     path = f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"
 
@@ -82,7 +100,10 @@ def _reflection_handler(permissions: Permissions) -> grpc.GenericRpcHandler:
             await refuse(context, error)
 
     method: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(answer)
-    return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, {"ServerReflectionInfo": method})
+    return [
+        grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": method})
+        for service in REFLECTION_SERVICES
+    ]
 
 
 def _read(message_type: type[_M], content: bytes) -> _M:

@@ -20,7 +20,7 @@ from foldserve.serving.protocol.names import CLASSIFIER_SERVICE, INFERENCE_SERVI
 from foldserve.serving.services.inference import UNARY_METHODS
 from foldserve.serving.transport.compression import decompress, is_compressed
 from foldserve.serving.transport.draining import wait_until_idle
-from foldserve.serving.transport.grpcio.builtin_services import built_in_handlers, refuse
+from foldserve.serving.transport.grpcio.builtin_services import UnknownMethods, built_in_handlers, refuse
 from foldserve.serving.transport.grpcio.health import Health
 from foldserve.serving.transport.grpcio.options import server_options, to_grpc
 from foldserve.serving.transport.grpcio.streams import STREAMS, answer_in_order
@@ -94,6 +94,7 @@ class GrpcioTransport:
         self._server.add_generic_rpc_handlers(
             built_in_handlers(self._health, settings.permissions, with_reflection=settings.reflection)
         )
+        self._server.add_generic_rpc_handlers((UnknownMethods(),))
 
     async def start(self, host: str, port: int) -> int:
         """Start listening and return the port; if ``port`` is 0, the operating system chooses.

@@ -13,9 +13,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from foldserve.serving.addresses import is_loopback
-from foldserve.serving.errors import InvalidArgumentError, PermissionDeniedError
+from foldserve.serving.errors import InvalidArgumentError, PermissionDeniedError, UnimplementedError
 from foldserve.serving.pb import classifier_pb2
 from foldserve.serving.pb import open_inference_pb2 as pb
+from foldserve.serving.protocol.unsupported import explain_path
 from foldserve.serving.services.requests import ImageRequest, TensorRequest
 from foldserve.serving.transport.http.infer_format import (
     JSON_LENGTH_HEADER,
@@ -24,7 +25,7 @@ from foldserve.serving.transport.http.infer_format import (
     write_infer_response,
 )
 from foldserve.serving.transport.http.json_messages import IndexRequest, LoadRequest, read_json
-from foldserve.serving.transport.http.openapi import openapi_document
+from foldserve.serving.transport.http.openapi import MOST_LABELS, openapi_document
 from foldserve.serving.transport.http.plain import to_plain
 from foldserve.serving.transport.http.statuses import NoPageError, WrongMethodError, to_response
 from foldserve.text import quote
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
     from foldserve.serving.transport.http.calls import Calls
     from foldserve.serving.transport.http.infer_format import ReadRequest
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _BINARY = "application/octet-stream"
-_MOST_LABELS = 2**32 - 1
 _CALLER_GONE = 499
 
 
@@ -103,13 +104,16 @@ class _Pages:
         )
 
     async def model_ready(self, request: Request) -> Response:
-        """Answer whether a model serves: 200 or 503."""
+        """Answer whether a model serves: 200 or 503, or 404 with the models that there are."""
 
         def read(_: bytes) -> pb.ModelReadyRequest:
             return pb.ModelReadyRequest(**_names(request))
 
         answer = await self._calls.manage(request, "ModelReady", read)
         is_ready = to_plain(answer)["ready"]
+        if not is_ready:
+            names = _names(request)
+            self._index.is_ready(names["name"], names.get("version", ""))  # raises if it is not there
         return JSONResponse(
             {"name": request.path_params["name"], "ready": is_ready}, 200 if is_ready else 503
         )
@@ -183,6 +187,7 @@ class _Pages:
         names = _names(request)
 
         def read(body: bytes) -> classifier_pb2.ClassifyRequest:
+            _check_picture(body)
             return classifier_pb2.ClassifyRequest(
                 model_name=names["name"],
                 model_version=names.get("version", ""),
@@ -205,9 +210,30 @@ def _names(request: Request) -> dict[str, str]:
     return {key: request.path_params[key] for key in ("name", "version") if key in request.path_params}
 
 
+def _check_picture(body: bytes) -> None:
+    """Refuse what is commonly sent in place of a picture; no format of pictures begins like it."""
+    begin = body[:64].lstrip()
+    if begin.startswith(b"--"):
+        what = "a form (multipart/form-data)"
+    elif begin.startswith((b"{", b"[")):
+        what = "JSON"
+    elif begin.startswith(b"data:"):
+        what = "a data URL"
+    elif begin.startswith(b"\x89PNG") and not begin.startswith(_PNG):
+        what = "a PNG that lost its line ends on the way, as curl --data takes them out"
+    else:
+        return
+    raise InvalidArgumentError(
+        f"the body is {what}; send the picture itself as the body (curl --data-binary @picture.png), or send "
+        "tensors or encoded images to /infer"
+    )
+
+
 def _top_k(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and 1 <= int(text) <= _MOST_LABELS):
-        raise InvalidArgumentError(f"top_k is {quote(text)}; send the number of labels wanted, at least 1")
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and 1 <= int(text) <= MOST_LABELS):
+        raise InvalidArgumentError(
+            f"top_k is {quote(text)}; send the number of labels wanted, from 1 to {MOST_LABELS}"
+        )
     return int(text)
 
 
@@ -266,10 +292,13 @@ async def _refuse_path(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = quote(request.url.path)
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        # Starlette has them in the order of a set.
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "another method").split(", ")))
         response = to_response(WrongMethodError(f"{path} takes {allowed}, not {quote(request.method)}"))
         response.headers["Allow"] = allowed
         return response
+    if (why := explain_path(request.url.path)) is not None:
+        return to_response(UnimplementedError(why))
     return to_response(
         NoPageError(f"no page {path}; the API is under /v2, and /openapi.json describes all of it")
     )

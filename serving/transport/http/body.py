@@ -49,7 +49,7 @@ async def _decompressed(content: bytes, request: Request, limit: MessageLimit) -
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding == "identity":
         return content
-    if encoding not in ("gzip", "deflate"):
+    if encoding not in ("gzip", "x-gzip", "deflate"):  # RFC 9110, section 8.4.1.3, has the second name
         raise InvalidArgumentError(
             f"the body has Content-Encoding {quote(encoding)}; send gzip, deflate or none"
         )

@@ -58,7 +58,11 @@ def read_infer_request(content: bytes, json_length: str | None, name: str, versi
         InvalidArgumentError: the body is not such a request, or sizes disagree.
     """
     size = _read_json_length(json_length, len(content))
-    request = read_json(InferRequest, content[:size])
+    what, advice = "the body", f"; if tensors are behind the JSON, send its length in {JSON_LENGTH_HEADER}"
+    if json_length is not None:
+        what = f"the JSON part, {size} bytes by the header {JSON_LENGTH_HEADER},"
+        advice = "; send its length in bytes, not in characters"
+    request = read_json(InferRequest, content[:size], what=what, advice=advice)
     tensors = _Tensors(memoryview(content)[size:])
     message = pb.ModelInferRequest(model_name=name, model_version=version, id=request.id)
     _set_parameters(message.parameters, request.parameters, leave_out=(_BINARY_OUTPUTS,))

@@ -96,8 +96,14 @@ class LoadRequest(_Json):
     """None are supported for loading; unload_dependents is ignored."""
 
 
-def read_json(message_type: type[_M], content: bytes) -> _M:
+def read_json(message_type: type[_M], content: bytes, *, what: str = "the body", advice: str = "") -> _M:
     """Return the message in ``content``; an empty content is an empty object.
+
+    Args:
+        message_type: of the message.
+        content: the JSON text.
+        what: what ``content`` is, for the text of an error.
+        advice: what to do if it is not JSON, behind that text.
 
     Raises:
         InvalidArgumentError: it is not JSON, too large, or not such a message.
@@ -111,7 +117,7 @@ def read_json(message_type: type[_M], content: bytes) -> _M:
         plain = json.loads(content or b"{}", parse_constant=_refuse_constant)
     # RecursionError: nested too deep. ValueError: also a number of more than 4,300 digits, or not UTF-8.
     except (ValueError, RecursionError) as error:
-        raise InvalidArgumentError(f"the body is not JSON: {_reason(error)}") from None
+        raise InvalidArgumentError(f"{what} is not JSON: {_reason(error)}{advice}") from None
     try:
         return message_type.model_validate(plain)
     except ValidationError as error:

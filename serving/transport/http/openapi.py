@@ -14,12 +14,18 @@ _TEXT, _NUMBER, _BOOL = {"type": "string"}, {"type": "number"}, {"type": "boolea
 _INTEGERS = {"type": "array", "items": {"type": "integer"}}
 _OBJECT = {"type": "object"}
 _ERROR = {"type": "object", "properties": {"error": _TEXT}, "required": ["error"]}
-_TENSOR = {
-    "type": "object",
-    "properties": {"name": _TEXT, "datatype": _TEXT, "shape": _INTEGERS},
-    "required": ["name", "datatype", "shape"],
-}
+_TENSOR_FACTS: dict[str, Any] = {"name": _TEXT, "datatype": _TEXT, "shape": _INTEGERS}
+_TENSOR = {"type": "object", "properties": _TENSOR_FACTS, "required": list(_TENSOR_FACTS)}
 _TENSORS = {"type": "array", "items": _TENSOR}
+# Values in binary are behind the JSON.
+_VALUES = {"type": "array", "items": {"type": ["number", "string"]}}
+_OUTPUTS = {"type": "array", "items": _TENSOR | {"properties": _TENSOR_FACTS | {"data": _VALUES}}}
+_STATISTICS = {"type": "array", "items": _OBJECT}
+_ENTRY = {
+    "type": "object",
+    "properties": {"name": _TEXT, "version": _TEXT, "state": _TEXT, "reason": _TEXT},
+    "required": ["name", "version", "state", "reason"],
+}
 _LABEL = {
     "type": "object",
     "properties": {"name": _TEXT, "index": {"type": "integer"}, "probability": _NUMBER},
@@ -27,6 +33,9 @@ _LABEL = {
 }
 _READY = {"type": "object", "properties": {"ready": _BOOL}, "required": ["ready"]}
 _ANSWERED = {"model_name": _TEXT, "model_version": _TEXT}
+
+# The most that a query may ask for, as gRPC's uint32.
+MOST_LABELS = 2**32 - 1
 
 # What each path answers: a sentence, and the properties of the JSON.
 _MODEL_PATHS = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
@@ -50,11 +59,13 @@ def openapi_document() -> dict[str, Any]:
             )
         },
         "/v2/models/stats": {
-            "get": _operation("Statistics of all models", _object({"model_stats": {"type": "array"}}))
+            "get": _operation("Statistics of all models", _object({"model_stats": _STATISTICS}))
         },
         "/v2/repository/index": {
             "post": _operation(
-                "The versions in the repository", {"type": "array"}, body=_json("IndexRequest")
+                "The versions in the repository",
+                {"type": "array", "items": _ENTRY},
+                body=_json("IndexRequest"),
             )
         },
         "/v2/repository/models/{name}/load": {
@@ -91,7 +102,7 @@ def _of_model(model: str) -> dict[str, dict[str, dict[str, Any]]]:
         "name": "top_k",
         "in": "query",
         "description": "Number of labels wanted, the likeliest first.",
-        "schema": {"type": "integer", "minimum": 1, "default": 1},
+        "schema": {"type": "integer", "minimum": 1, "maximum": MOST_LABELS, "default": 1},
     }
     min_confidence = {
         "name": "min_confidence",
@@ -111,7 +122,11 @@ def _of_model(model: str) -> dict[str, dict[str, dict[str, Any]]]:
         "description": "Length of the JSON part in bytes, if tensors follow it; 0 for a body of pixels.",
         "schema": {"type": "integer", "minimum": 0},
     }
-    picture = {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}, "required": True}
+    # Any type is accepted; generators of clients know this one, and leave the method out if it is */*.
+    picture = {
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        "required": True,
+    }
     classified = _object(
         _ANSWERED | {"model_sha256": _TEXT, "labels": {"type": "array", "items": _LABEL}},
     )
@@ -119,13 +134,11 @@ def _of_model(model: str) -> dict[str, dict[str, dict[str, Any]]]:
         model: {"get": _operation("Inputs, outputs and properties of a model", metadata)},
         f"{model}/ready": {"get": _operation("Whether a model serves: 200 or 503", _READY, also=(503,))},
         f"{model}/config": {"get": _operation("How a model is run", _object({"name": _TEXT}))},
-        f"{model}/stats": {
-            "get": _operation("Statistics of a model", _object({"model_stats": {"type": "array"}}))
-        },
+        f"{model}/stats": {"get": _operation("Statistics of a model", _object({"model_stats": _STATISTICS}))},
         f"{model}/infer": {
             "post": _operation(
                 "Run a model on tensors",
-                _object(_ANSWERED | {"outputs": _TENSORS}),
+                _object(_ANSWERED | {"outputs": _OUTPUTS}),
                 body=_json("InferRequest"),
                 parameters=[json_length],
             )

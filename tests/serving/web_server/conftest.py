@@ -25,7 +25,10 @@ LIMITS = ConnectionLimits(max_connections=4, max_running=2, head_s=30.0, max_hea
 
 
 class Site:
-    """A running server; /hold is answered once `release` is set, /large is large, the rest is short."""
+    """A running server; /hold is answered once `release` is set, /large is large, the rest is short.
+
+    /echo answers the request's body; the others do not read it.
+    """
 
     def __init__(self, limits: ConnectionLimits, credentials: ServerCredentials | None) -> None:
         self.release = threading.Event()
@@ -50,8 +53,10 @@ class Site:
         connection.sendall(content)
         return connection
 
-    async def _answer(self, scope: Any, _receive: Any, send: Any) -> None:
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
         body = b"ok"
+        if scope["path"] == "/echo":
+            body = await _read_all(receive)
         if scope["path"] == "/hold":
             self.holding_count += 1
             while not self.release.is_set():
@@ -61,6 +66,17 @@ class Site:
         headers = [(b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+async def _read_all(receive: Any) -> bytes:
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            break
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return body
 
 
 @pytest.fixture

@@ -121,6 +121,23 @@ def test_unfinished_handshakes_of_tls_give_way(serve: Callable[..., Site], tmp_p
         assert is_closed(silent[0])
 
 
+def test_port_with_tls_says_so_to_clients_without_it(
+    serve: Callable[..., Site], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority = Authority(tmp_path, "own")
+    site = serve(credentials=ServerCredentials(*authority.sign("server")), head_s=0.3)
+    with site.connect(get("/hold", "Authorization: Bearer secret")) as plain:
+        answer = receive_answer(plain)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.endswith(b"refused: this port speaks TLS; call it with https://")
+        assert is_closed(plain)
+    assert site.holding_count == 0, "it was not passed on"
+    for content in (b"", b"\x16", b"G"):  # and no more
+        with site.connect(content) as silent:
+            assert is_closed(silent)
+    assert not warnings_of(caplog)
+
+
 def test_one_attempt_follows_each_that_found_no_descriptor(
     serve: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -150,6 +150,25 @@ def test_wrong_lengths_of_the_json_part_are_refused(length: str) -> None:
         read_infer_request(json_body(images_of(1, 0)).encode(), length, "tiny", "")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            None,
+            "the body is not JSON: .*; if tensors are behind the JSON, send its length in Inference-Header",
+        ),
+        (-1, "the JSON part, [0-9]+ bytes by the header Inference-Header.* not in characters"),
+        (1, "the JSON part, [0-9]+ bytes by the header Inference-Header.* not in characters"),
+    ],
+    ids=["left out", "too short", "too long"],
+)
+def test_json_part_of_another_length_is_explained(change: int | None, words: str) -> None:
+    content, headers = binary_body(images_of(1, 0), id="é")
+    (length,) = headers.values()
+    with pytest.raises(InvalidArgumentError, match=words):
+        read_infer_request(content, None if change is None else str(int(length) + change), "tiny", "")
+
+
 def test_bytes_that_belong_to_no_input_are_refused() -> None:
     content, headers = binary_body(images_of(1, 0))
     with pytest.raises(InvalidArgumentError, match="1 bytes behind the JSON belong to no input"):
