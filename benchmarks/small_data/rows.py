@@ -16,10 +16,10 @@ from pydantic import BaseModel, Field, ValidationError
 from foldserve.demo.children import ending_with_us, environment_without_settings
 from foldserve.training.chance import chance_warning
 from foldserve.training.checkpoint import load_checkpoint
-from foldserve.training.config import CONFIG_FILE
 from foldserve.training.folder_recipe import choose_settings
 from foldserve.training.recipes import RULE_FIELDS
 from foldserve.training.run.run_folder import METRICS_FILE
+from foldserve.training.settings_file import CONFIG_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,9 +12,9 @@ from foldserve.export.errors import SourceError
 from foldserve.export.sources.source import VerificationImages
 from foldserve.export.sources.verification_images import image_count, spread
 from foldserve.text import escaped
-from foldserve.training.config import CONFIG_FILE
 from foldserve.training.datasets import load_dataset, split_train
 from foldserve.training.errors import DatasetError
+from foldserve.training.settings_file import CONFIG_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,10 +21,10 @@ from optuna.trial import TrialState
 
 from foldserve.replacing import write_replacing
 from foldserve.text import join_first
-from foldserve.training.config import EARLIER_SETTINGS, RESUMABLE_FIELDS
 from foldserve.training.errors import RunError
 from foldserve.training.run.folder_lock import LOCK_FILE, locked_folder
 from foldserve.training.run.run_folder import another_run_dir
+from foldserve.training.settings_file import EARLIER_SETTINGS, RESUMABLE_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from foldserve.errors import FoldserveError
 from foldserve.text import escaped
 from foldserve.training.checkpoint import BEST_FILE, LAST_FILE, load_checkpoint
-from foldserve.training.config import CONFIG_FILE
 from foldserve.training.errors import RunError
 from foldserve.training.run.folder_lock import LOCK_FILE
 from foldserve.training.run.run_folder import METRICS_FILE
+from foldserve.training.settings_file import CONFIG_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

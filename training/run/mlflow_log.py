@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from foldserve.errors import FoldserveError
 from foldserve.replacing import write_replacing
-from foldserve.training.config import RESUMABLE_FIELDS
 from foldserve.training.errors import RunError
+from foldserve.training.settings_file import RESUMABLE_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -19,16 +19,11 @@ from typing import TYPE_CHECKING, Any
 from foldserve.replacing import write_replacing
 from foldserve.text import join_first
 from foldserve.training.checkpoint import BEST_FILE, LAST_FILE
-from foldserve.training.config import (
-    CONFIG_FILE,
-    ENDING_FIELDS,
-    RESUMABLE_FIELDS,
-    TrainConfig,
-    as_earlier,
-)
+from foldserve.training.config import TrainConfig
 from foldserve.training.errors import RunError
 from foldserve.training.recipes import NAMED_DATASETS, RULE_FIELDS
 from foldserve.training.run.folder_lock import locked_folder
+from foldserve.training.settings_file import CONFIG_FILE, ENDING_FIELDS, RESUMABLE_FIELDS, as_earlier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

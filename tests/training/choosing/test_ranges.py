@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from foldserve.training.choosing.config import TuneConfig
 from foldserve.training.choosing.ranges import SEARCHABLE, Range, parse_ranges
-from foldserve.training.config import ENDING_FIELDS, RESUMABLE_FIELDS, TrainConfig
+from foldserve.training.config import TrainConfig
+from foldserve.training.settings_file import ENDING_FIELDS, RESUMABLE_FIELDS
 
 
 @pytest.mark.parametrize(
