@@ -70,7 +70,8 @@ class ExportConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstri
     run or checkpoint: the network of your own that it was trained with."""
 
     weights: Path | None = None
-    """Weights of the network: a state dict saved by torch.save, or a .safetensors file."""
+    """Weights of the network: a state dict saved by torch.save, or a .safetensors file. This flag and those
+    below it but --as-logits are for networks made elsewhere; a training run says these things itself."""
 
     input: str | None = None
     """Channels, height and width of the image, such as 3x224x224. Needed for an .onnx file only if the file
