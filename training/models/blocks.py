@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from foldserve.training.errors import ModelError
+from foldserve.training.models.convolution import Conv2d
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +40,7 @@ class ConvBlock(nn.Sequential):
         activation: str | None = "relu",
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
+        self.conv = Conv2d(
             in_channels,
             out_channels,
             kernel_size=kernel_size,
