@@ -38,7 +38,9 @@ def read_jpeg(encoded: bytes) -> Picture:
     Raises:
         ImageError: it has no frame header, too many segments, or too large tables.
     """
-    kept, exif, xmp = [SIGNATURE[:2]], [], b""
+    # Views: a scan of megabytes is copied once, with all that is kept.
+    view = memoryview(encoded)
+    kept, exif, xmp = [view[:2]], [], b""
     width = height = scan_count = table_bytes = 0
     weight = 1
     for marker, start, end in counted(_segments(encoded)):
@@ -57,7 +59,7 @@ def read_jpeg(encoded: bytes) -> Picture:
             scan_count += 1
         else:
             table_bytes += end - start
-        kept.append(encoded[start:end])
+        kept.append(view[start:end])
     if table_bytes > _MAX_TABLE_BYTES:
         raise ImageError(
             f"the JPEG has {table_bytes:,} bytes of tables; at most {_MAX_TABLE_BYTES:,} are allowed"

@@ -238,7 +238,8 @@ def _to_colours(image: Image.Image, channel_order: ChannelOrder) -> Image.Image:
         raise ImageError(f"pixels are of type {image.mode!r} (32-bit); expected 8 or 16 bits per channel")
     if image.has_transparency_data:
         return _over_white(image, channel_order)
-    return image.convert(channel_order)
+    # Pillow's conversion to the same colours is a copy.
+    return image if image.mode == channel_order else image.convert(channel_order)
 
 
 def _over_white(image: Image.Image, channel_order: ChannelOrder) -> Image.Image:
