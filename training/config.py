@@ -184,6 +184,11 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     one operation of any strength; rand is RandAugment, as the next two settings say. The rule for a folder or
     a table takes trivial below 20,000 images."""
 
+    auto_augment_steps: int = Field(0, ge=0)
+    """Least number of steps for which --auto-augment is used, as --time-limit plans them: shorter runs learn
+    less with it. The rule for a folder or a table takes half of its own steps, unless --auto-augment is
+    given."""
+
     rand_operations: int = Field(2, ge=1, le=14)
     """Operations per image of --auto-augment rand."""
 

@@ -95,6 +95,7 @@ def choose_settings(
         longer * recipe_settings(arch, "default").get("epochs", 12), min(least, longer * MOST_EPOCHS)
     )
     is_short = epochs is not None and epochs < enough
+    auto_augment = "trivial" if count < _MANY_IMAGES and not is_short else "none"
     return {
         "arch": arch,
         "batch_size": batch_size,
@@ -107,7 +108,8 @@ def choose_settings(
         "label_smoothing": 0.05,
         "ema_decay": 0.999 if recipe == "long" else 0.0,
         "augment_until": 1.0,
-        "auto_augment": "trivial" if count < _MANY_IMAGES and not is_short else "none",
+        "auto_augment": auto_augment,
+        "auto_augment_steps": enough * steps_per_epoch // 2 if auto_augment == "trivial" else 0,
         "crop_padding": max(1, side // 16),
         "dropout": 0.2 if arch in ("lenet", "alexnet") else 0.0,
         "select_within": 1.0,

@@ -29,6 +29,7 @@ RULE_FIELDS = frozenset(
         "ema_decay",
         "augment_until",
         "auto_augment",
+        "auto_augment_steps",
         "crop_padding",
         "dropout",
         "select_within",

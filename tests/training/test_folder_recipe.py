@@ -51,6 +51,12 @@ def test_few_images_are_augmented_more_if_there_is_time_to_learn_from_it():
 
     assert [chosen(count) for count in (50, 19_999, 20_000)] == ["trivial", "trivial", "none"]
     enough = choose_settings("resnet", "default", 1000, 32)["epochs"]
+    # A time limit may leave fewer than half of the steps.
+    for count, steps in ((1000, 4030), (20, 1200)):
+        settings = choose_settings("resnet", "default", count, 32)
+        assert settings["epochs"] * (count // settings["batch_size"]) == steps
+        assert settings["auto_augment_steps"] == steps // 2
+    assert choose_settings("resnet", "default", 20_000, 32)["auto_augment_steps"] == 0
     assert [chosen(1000, epochs) for epochs in (1, enough - 1, enough)] == ["none", "none", "trivial"]
 
 

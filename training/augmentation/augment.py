@@ -8,7 +8,7 @@ in `foldserve.training.augmentation.border`, mixing of two in `foldserve.trainin
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -62,6 +62,10 @@ class Augmentation:
         if self.erase_probability:
             images = random_erase(images, self.erase_probability, generator)
         return images
+
+    def without_policy(self) -> Augmentation:
+        """Return the augmentation without its policy."""
+        return replace(self, policy=None)
 
 
 NO_AUGMENTATION = Augmentation(crop_padding=0, flip=False, erase_probability=0.0)

@@ -94,6 +94,11 @@ class Trainer:
         """Whether the next step augments and mixes its images."""
         return self.step < self.config.augment_until * self.total_steps
 
+    @property
+    def is_too_short_for_policy(self) -> bool:
+        """Whether the run takes too few steps for the policy of its augmentation, which then is not used."""
+        return self.augmentation.policy is not None and self.total_steps < self.config.auto_augment_steps
+
     def plan(self) -> None:
         """Adapt the number of steps to the time that is left, if there is a limit; all processes call it."""
         if self.budget is None:
@@ -183,7 +188,10 @@ def _train_step(
     images, labels = _gathered(trainer, examples, batch, generator)
     targets = labels
     if trainer.is_augmenting:
-        images = trainer.augmentation(images, generator)
+        augmentation = trainer.augmentation
+        if trainer.is_too_short_for_policy:
+            augmentation = augmentation.without_policy()
+        images = augmentation(images, generator)
         images, targets = trainer.mixing(images, labels, generator)
     trainer.optimizer.zero_grad()
     loss_sum = torch.zeros((), device=images.device)

@@ -62,6 +62,8 @@ def _fit_to_folder(
         epochs=config.epochs if "epochs" in config.given else None,
     )
     used = {name: value for name, value in chosen.items() if name not in config.given}
+    if "auto_augment" in config.given:  # what a person asks for is done, however short the run is
+        used.pop("auto_augment_steps", None)
     if config.flip is None and config.augment:
         mirroring = judge_mirroring(training)
         used["flip"] = mirroring.keeps_class

@@ -35,7 +35,11 @@ def early_end(state: RunState) -> str:
     """Return why the run ended before its last epoch."""
     trainer = state.trainer
     if trainer.step >= trainer.total_steps:
-        return f"the time limit allows {trainer.step:,} steps, in {len(state.history)} epochs"
+        allowed = f"the time limit allows {trainer.step:,} steps, in {len(state.history)} epochs"
+        if trainer.is_too_short_for_policy:
+            config = trainer.config
+            allowed += f"; too few for --auto-augment {config.auto_augment} ({config.auto_augment_steps:,})"
+        return allowed
     return (
         f"stopped after epoch {len(state.history)}: {state.epochs_without_gain} epochs without a better "
         f"{trainer.config.select} in validation"

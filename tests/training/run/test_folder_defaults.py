@@ -56,6 +56,22 @@ def recorded(folder: Path) -> dict[str, Any]:
     return settings
 
 
+@pytest.mark.parametrize(
+    ("settings", "least"),
+    [
+        pytest.param({}, 900, id="the rule's"),  # half of 600 epochs of 3 steps
+        pytest.param({"auto_augment": "trivial"}, 0, id="asked for"),
+        pytest.param({"auto_augment_steps": 7}, 7, id="given"),
+    ],
+)
+def test_a_policy_that_is_asked_for_is_used_in_however_few_steps(
+    folder: Path, settings: dict[str, Any], least: int
+):
+    train_lines(asked(folder, **settings), stop_at="epoch   1/600")
+    assert recorded(folder)["auto_augment"] == "trivial"
+    assert recorded(folder)["auto_augment_steps"] == least
+
+
 def test_what_is_found_and_chosen_is_said(folder: Path):
     lines = "\n".join(train_lines(asked(folder), stop_at=" into "))
     assert "images are used as grey, 40x30 pixels; the files are 80 PNG, 40x30 pixels" in lines

@@ -188,6 +188,35 @@ def test_a_time_limit_ends_a_run_with_its_schedule(
     assert "is finished" in train_lines(config)[-1]
 
 
+def test_a_run_that_the_time_limit_makes_short_leaves_the_policy_out_and_says_so(
+    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+):
+    clock = _Clock()
+    monkeypatch.setattr(
+        time_budget.TimeBudget, "__init__", _with_clock(time_budget.TimeBudget.__init__, clock)
+    )
+    config = changed(
+        tiny_config, epochs=200, time_limit=30.0, auto_augment="trivial", auto_augment_steps=1000
+    )
+    (said,) = [line for line in train_lines(config) if line.startswith("the time limit allows")]
+    assert said.endswith("; too few for --auto-augment trivial (1,000)")
+
+
+def test_a_run_of_too_few_steps_is_one_without_the_policy(tiny_config: TrainConfig, tmp_path: Path):
+    ends = {}
+    for name, settings in {
+        "without": {},
+        "too few steps": {"auto_augment": "trivial", "auto_augment_steps": 16},
+        "enough": {"auto_augment": "trivial", "auto_augment_steps": 15},
+    }.items():
+        config = changed(tiny_config, run_dir=tmp_path / name, **settings)
+        train_lines(config)  # 15 steps
+        ends[name] = load_checkpoint(config.run_dir / "last.pt").weights
+    for weight, expected in ends["without"].items():
+        assert torch.equal(ends["too few steps"][weight], expected)
+    assert any(not torch.equal(ends["enough"][weight], ends["without"][weight]) for weight in ends["enough"])
+
+
 def _with_clock(init, clock):
     def made(self, *args, **named):
         init(self, *args, **named | {"clock": clock})
