@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RULE = "rule"
+# Without a time limit, the other one changes nothing.
+_FIELDS = sorted(RULE_FIELDS - {"auto_augment_steps"})
 # Data set, network, and `RULE` or the name of a trial by hand.
 Key = tuple[str, str, str]
 
@@ -57,7 +59,7 @@ class Row(BaseModel, frozen=True, extra="forbid"):
     def is_current(self) -> bool:
         """Whether the rule would choose the same settings today."""
         now = choose_settings(self.arch, "default", self.train_count, self.side)
-        return self.settings != RULE or self.chosen == now
+        return self.settings != RULE or all(self.chosen.get(name) == now[name] for name in _FIELDS)
 
     @property
     def is_at_chance(self) -> bool:
@@ -121,7 +123,7 @@ def measure(key: Key, folder: Path, run_dir: Path, flags: Sequence[str]) -> Row:
         data=data,
         arch=arch,
         settings=settings,
-        chosen={name: config[name] for name in sorted(RULE_FIELDS)},
+        chosen={name: config[name] for name in _FIELDS},
         side=min(best.image.height, best.image.width),
         classes=len(best.labels),
         train_count=_file_count(folder) - int(config["validation_count"]),
