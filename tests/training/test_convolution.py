@@ -105,6 +105,12 @@ def test_all_else_is_as_in_torch(taken: list[torch.Size]) -> None:
         assert torch.equal(layer.eval()(maps), reference.eval()(maps))
         layer.train().requires_grad_(False)
         assert torch.equal(layer(maps), reference(maps))
-    for other_layer in (Conv2d(32, 48, 3, stride=2), Conv2d(32, 48, 3, padding=1, groups=2), Conv2d(8, 8, 3)):
+    for other_layer in (
+        Conv2d(32, 48, 3, stride=2),
+        Conv2d(32, 48, 3, padding=1, groups=2),
+        Conv2d(32, 48, 3, padding=1, padding_mode="reflect"),
+        Conv2d(32, 48, 3, padding="same"),
+        Conv2d(8, 8, 3),
+    ):
         gradients(other_layer, 5, dtype=torch.bfloat16)
     assert not taken
