@@ -9,12 +9,12 @@ nothing measurable, and free memory between used blocks is returned when the pro
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foldserve.c_allocator import keep_freed_memory
 from foldserve.runtime.session import give_back_memory
 from foldserve.serving.background import run_in_thread
 
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MIB = 1024 * 1024
-# glibc's numbers for the size above which blocks are mapped separately, and for the free memory at the end of
-# a heap above which it is returned. glibc adapts both to the blocks it sees freed, unless one is set.
-_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
+_BLOCK_BYTES, _KEPT_BYTES = 32 * _MIB, 16 * _MIB
 # Less growth is not worth trimming: it costs page faults when the memory is needed again.
 _LEAST_GROWTH_BYTES = 32 * _MIB
 _CHECK_EVERY_S = 1.0
@@ -70,10 +68,7 @@ class FreedMemory:
 
 async def give_back_freed_memory() -> None:
     """Set glibc's limits, and check once per second until cancelled."""
-    with contextlib.suppress(AttributeError, OSError):
-        adjust = ctypes.CDLL(None).mallopt
-        adjust(_M_MMAP_THRESHOLD, 32 * _MIB)
-        adjust(_M_TRIM_THRESHOLD, 16 * _MIB)
+    keep_freed_memory(block_bytes=_BLOCK_BYTES, kept_bytes=_KEPT_BYTES)
     memory = FreedMemory(resident_bytes, trim_heap)
     while True:
         await asyncio.sleep(_CHECK_EVERY_S)

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from foldserve.c_allocator import keep_freed_memory
 from foldserve.demo.children import ending_with_us
-from foldserve.training.engine.freed_memory import keep_freed_memory
 
 # In a process of its own: what ran before in this one decides where its memory comes from.
 _SCRIPT = """
@@ -44,4 +44,4 @@ def test_a_run_on_the_cpu_fills_the_memory_that_it_freed():
 
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("ctypes.CDLL", lambda _: object())
-    assert not keep_freed_memory()
+    assert not keep_freed_memory(block_bytes=2**20, kept_bytes=2**20)
