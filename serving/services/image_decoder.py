@@ -1,4 +1,4 @@
-"""Decodes images into a model's rows, in a pool of threads.
+"""Decodes images into a model's rows, in a pool of threads that each have a process.
 
 Decoding takes milliseconds, and must block neither an event loop nor a model instance. Nor may one caller's
 images delay another's: a request of many images yields to others after a turn, and images that take long have
@@ -8,10 +8,10 @@ threads of their own. The threads are daemons, so that no decoding keeps the pro
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
-import os
+import math
 import queue
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from foldserve.errors import ImageError
-from foldserve.imaging import check_cost, prepare_picture, read_picture
+from foldserve.serving.decoding.own_process import OwnProcess, ProcessStarter
+from foldserve.serving.decoding.turn import End, TurnRules
 from foldserve.serving.errors import InvalidArgumentError, ResourceExhaustedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -34,15 +34,9 @@ if TYPE_CHECKING:
 # Called with the request and, if its images could not be decoded, the error.
 OnDecoded: TypeAlias = "Callable[[InferenceRequest, Exception | None], None]"
 
-# A request yields to others after this time: an image of some megapixels, or hundreds of small ones.
-_TURN_S = 0.05
-# Pixels as counted by Picture.work, some 0.4 s: 30 Mi in one scan, 20 Mi in a progressive JPEG of 10 scans.
-_LONG_WORK = 32 * 1024 * 1024
-
-# Decoding keeps a CPU for many milliseconds, and an answer to pixels needs a fraction of one: with decoders
-# of the same priority, the median of such answers doubled while pictures were decoded on all CPUs.
-_NICER = 10
-_MOST_NICENESS = 19
+# What one message to a process holds at most, encoded images and pixels together, unless it is one image.
+_TURN_BYTES = 1024 * 1024
+_TURN_IMAGES = 256
 
 _log = logging.getLogger(__name__)
 
@@ -58,9 +52,19 @@ class _Job:
     rows: NDArray[np.uint8] | None = None
     done_count: int = 0
 
+    def next_images(self) -> tuple[Sequence[bytes], NDArray[np.uint8]]:
+        """Return the images of the next turn, and the rows that they become."""
+        assert self.rows is not None
+        row_bytes = math.prod(self.spec.shape)
+        first = self.done_count
+        images = self.request.encoded[first : first + _TURN_IMAGES]
+        sizes = itertools.accumulate(len(image) + row_bytes for image in images)
+        count = max(1, sum(size <= _TURN_BYTES for size in sizes))
+        return images[:count], self.rows[first : first + count]
+
 
 class ImageDecoder:
-    """Decodes in a bounded pool of threads.
+    """Decodes in a bounded pool of threads and their processes, which start with the first request.
 
     Args:
         thread_count: images decoded at the same time, in addition to half as many that take long.
@@ -77,6 +81,7 @@ class ImageDecoder:
         self._short: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._long: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._starter = ProcessStarter()
         self._closed = False
 
     @property
@@ -106,6 +111,7 @@ class ImageDecoder:
     def close(self) -> None:
         """Drop the waiting requests; images that are being decoded end by themselves."""
         self._closed = True
+        self._starter.close()
         for _ in self._threads:
             self._short.put(None)
             self._long.put(None)
@@ -120,37 +126,35 @@ class ImageDecoder:
             thread.start()
 
     def _serve(self, lane: queue.SimpleQueue[_Job | None]) -> None:
-        _give_way()
-        while (job := lane.get()) is not None and not self._closed:
-            try:
-                following = self._decode_turn(job, is_long=lane is self._long)
-            except Exception as error:  # becomes the request's answer
-                self._finish(job, error)
-            else:
-                if following is None:
-                    self._finish(job, None)
+        with contextlib.closing(OwnProcess(self._starter)) as process:
+            while (job := lane.get()) is not None and not self._closed:
+                try:
+                    following = self._take_turn(job, process, takes_long=lane is self._long)
+                except Exception as error:  # becomes the request's answer
+                    self._finish(job, error)
                 else:
-                    following.put(job)
+                    if following is None:
+                        self._finish(job, None)
+                    else:
+                        following.put(job)
 
-    def _decode_turn(self, job: _Job, *, is_long: bool) -> queue.SimpleQueue[_Job | None] | None:
+    def _take_turn(
+        self, job: _Job, process: OwnProcess, *, takes_long: bool
+    ) -> queue.SimpleQueue[_Job | None] | None:
         """Decode some of a job's images; return the queue for its next turn, None if it is done."""
         request = job.request
         if job.rows is None:
             job.rows = np.empty((len(request.encoded), *job.spec.shape), np.uint8)
-        give_way_s = time.monotonic() + _TURN_S
-        while job.done_count < len(request.encoded):
-            if request.cancelled or request.deadline_s <= time.monotonic():
-                break  # the batcher checks this too, and answers
-            try:
-                picture = read_picture(request.encoded[job.done_count])
-                check_cost(picture, self._max_pixels)
-                if picture.work > _LONG_WORK and not is_long:
-                    return self._long
-                job.rows[job.done_count] = prepare_picture(picture, job.spec, max_pixels=self._max_pixels)
-            except ImageError as error:
-                raise InvalidArgumentError(f"image {job.done_count}: {error}") from None
-            job.done_count += 1
-            if time.monotonic() >= give_way_s and job.done_count < len(request.encoded):
+        if not request.cancelled and request.deadline_s > time.monotonic():  # else the batcher answers
+            images, rows = job.next_images()
+            rules = TurnRules(job.spec, self._max_pixels, takes_long)
+            outcome = process.decode_turn(images, rules, rows)
+            job.done_count += outcome.done_count
+            if outcome.end is End.REFUSED:
+                raise InvalidArgumentError(f"image {job.done_count}: {outcome.message}")
+            if outcome.end is End.LONG:
+                return self._long
+            if job.done_count < len(request.encoded):
                 return self._short
         request.rows = job.rows
         return None
@@ -163,13 +167,3 @@ class ImageDecoder:
             job.on_decoded(job.request, error)
         except Exception:
             _log.exception("a decoded request could not be passed on")
-
-
-def _give_way() -> None:
-    """Let the process's other threads run first, where the system knows priorities of threads."""
-    if sys.platform == "linux":
-        thread = threading.get_native_id()
-        with contextlib.suppress(OSError):  # a sandbox may forbid it
-            # Relative: the server itself may have been started at a lower priority.
-            niceness = min(os.getpriority(os.PRIO_PROCESS, thread) + _NICER, _MOST_NICENESS)
-            os.setpriority(os.PRIO_PROCESS, thread, niceness)

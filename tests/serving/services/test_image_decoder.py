@@ -1,8 +1,11 @@
-"""Scheduling of decoding: which images delay others. tests/imaging tests the decoding itself."""
+"""Scheduling of decoding: which images delay others.
+
+The threads decode here, so that a test can hold them up; tests/serving/decoding tests their processes, and
+tests/imaging the decoding itself.
+"""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -14,6 +17,8 @@ import pytest
 from PIL import Image
 
 from foldserve.imaging import ImageSpec, prepare_picture
+from foldserve.serving.decoding import turn
+from foldserve.serving.decoding.own_process import OwnProcess, ProcessStarter
 from foldserve.serving.errors import InvalidArgumentError
 from foldserve.serving.services import image_decoder
 from foldserve.serving.services.image_decoder import ImageDecoder
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from foldserve.imaging import Picture
+    from foldserve.serving.decoding.turn import Outcome, TurnRules
 
 SPEC = ImageSpec(channel_order="L", height=8, width=8, resize_shorter_side=8)
 SMALL = encode(Image.new("L", (8, 8), 7))
@@ -40,7 +46,8 @@ class Decoding:
         self.errors: dict[str, Exception | None] = {}
         self._sides = sides
         self._one_more = threading.Semaphore(0)
-        monkeypatch.setattr(image_decoder, "prepare_picture", self._prepare)
+        monkeypatch.setattr(turn, "prepare_picture", self._prepare)
+        monkeypatch.setattr(ProcessStarter, "start", lambda _: None)
         self.decoder = ImageDecoder(thread_count=thread_count, max_bytes=2**30, max_pixels=2**26)
 
     def _prepare(self, picture: Picture, spec: ImageSpec, *, max_pixels: int) -> np.ndarray:
@@ -95,7 +102,7 @@ def test_request_with_a_slow_image_is_decoded_completely(decoding: Decoding) -> 
 
 def test_request_of_many_images_yields_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of its images takes a whole turn; what comes after it is not behind all of them."""
-    monkeypatch.setattr(image_decoder, "_TURN_S", 0.0)
+    monkeypatch.setattr(turn, "_TURN_S", 0.0)
     decoding = Decoding(monkeypatch, {9}, thread_count=1)
     first = [encode(Image.new("L", (9, 9)))]
     decoding.submit("many", first + [SMALL] * 200)
@@ -125,28 +132,33 @@ def test_expired_and_cancelled_requests_are_not_decoded(decoding: Decoding) -> N
     assert not late.encoded
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux")
-@pytest.mark.parametrize("own", [0, 12])
-def test_decoders_give_way_to_the_other_threads_of_a_server_of_any_priority(own: int) -> None:
-    def niceness() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+def test_messages_to_a_process_are_bounded(decoding: Decoding, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many images, and large ones, go in several turns; one that is larger than a message goes alone."""
+    counts: list[int] = []
+    decode_turn = OwnProcess.decode_turn
 
-    own = max(own, niceness())  # of the tests themselves
-    found: list[int] = []
+    def decode(process: OwnProcess, images: list[bytes], rules: TurnRules, rows: np.ndarray) -> Outcome:
+        counts.append(len(images))
+        assert len(rows) == len(images)
+        return decode_turn(process, images, rules, rows)
 
-    def decode() -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), own)
-        decoder = ImageDecoder(thread_count=1, max_bytes=2**30, max_pixels=2**26)  # its threads inherit it
-        call, decoded = ImageRequest(message=None), threading.Event()
-        call.encoded = [SMALL]
-        decoder.submit(call, SPEC, lambda *_: (found.append(niceness()), decoded.set()))
-        assert decoded.wait(60)
-        decoder.close()
+    monkeypatch.setattr(OwnProcess, "decode_turn", decode)
+    decoding.submit("many", [SMALL] * 600)
+    decoding.wait_for(1)
+    assert max(counts) <= image_decoder._TURN_IMAGES
+    assert sum(counts) >= 600
+    counts.clear()
+    large = SMALL + bytes(image_decoder._TURN_BYTES)
+    decoding.submit("large", [SMALL, large, large, SMALL])
+    decoding.wait_for(1)
+    assert counts == [1, 1, 1, 1]
+    assert decoding.errors == {"many": None, "large": None}
 
-    server = threading.Thread(target=decode)
-    server.start()
-    server.join()
-    assert found == [min(own + 10, 19)]
+
+def test_an_image_is_named_by_its_place_in_the_request(decoding: Decoding) -> None:
+    decoding.submit("bad", [SMALL] * 300 + [b"nothing"] + [SMALL])
+    decoding.wait_for(1)
+    assert str(decoding.errors["bad"]).startswith("image 300: not an image")
 
 
 def test_failing_callbacks_do_not_stop_the_threads(
@@ -168,13 +180,14 @@ def test_process_exits_while_an_image_is_decoded() -> None:
     script = """
 import threading, time
 from foldserve.imaging import ImageSpec
+from foldserve.serving.decoding import turn
 from foldserve.serving.services import image_decoder
 from foldserve.serving.services.requests import ImageRequest
 started = threading.Event()
 def stuck(*_, **__):
     started.set()
     time.sleep(3600)
-image_decoder.prepare_picture = stuck
+turn.prepare_picture = stuck
 decoder = image_decoder.ImageDecoder(thread_count=1, max_bytes=2**20, max_pixels=100)
 call = ImageRequest(message=None)
 call.encoded = [bytes.fromhex("%s")]

@@ -1,0 +1,274 @@
+"""Real decoding processes: what they decode, and how they end, one by one and all together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foldserve.demo.children import ending_with_us
+from foldserve.imaging import ImageSpec, prepare_image
+from foldserve.serving.decoding import own_process
+from foldserve.serving.decoding.own_process import OwnProcess, ProcessStarter
+from foldserve.serving.decoding.turn import End, Outcome, TurnRules
+from foldserve.serving.decoding.wire import send_order
+from foldserve.serving.errors import InternalError
+from tests.support.crafted import encode
+from tests.support.process_tree import children_of, runs, wait_until
+from tests.support.server_process import SOURCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SPEC = ImageSpec(channel_order="RGB", height=16, width=24, resize_shorter_side=24, decode="scaled")
+RULES = TurnRules(SPEC, max_pixels=2**26, takes_long=False)
+RANDOM = np.random.default_rng(3)
+IMAGES = [
+    encode(Image.fromarray(RANDOM.integers(0, 256, (90 + side, 70, 3), np.uint8)), kind)
+    for side, kind in enumerate(("PNG", "JPEG", "WEBP", "GIF", "BMP"))
+]
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def rows_for(images: list[bytes]) -> np.ndarray:
+    return np.full((len(images), *SPEC.shape), 255, np.uint8)
+
+
+def decode(process: OwnProcess, images: list[bytes]) -> tuple[Outcome, np.ndarray]:
+    """Decode in as many turns as it takes; return the last outcome, with the count of all."""
+    rows, done_count = rows_for(images), 0
+    while True:
+        outcome = process.decode_turn(images[done_count:], RULES, rows[done_count:])
+        done_count += outcome.done_count
+        if outcome.end is not End.TIME or done_count == len(images):
+            return Outcome(done_count, outcome.end, outcome.message), rows
+
+
+class Decoders:
+    """A starter and its processes."""
+
+    def __init__(self) -> None:
+        self.starter = ProcessStarter()
+        self._made: list[OwnProcess] = []
+
+    def new(self) -> OwnProcess:
+        self._made.append(OwnProcess(self.starter))
+        return self._made[-1]
+
+    def started(self) -> OwnProcess:
+        process = self.new()
+        wait_until(process._is_ready)
+        return process
+
+    @property
+    def launcher(self) -> subprocess.Popen[bytes]:
+        assert self.starter._launcher is not None
+        return self.starter._launcher
+
+    @property
+    def forks(self) -> list[int]:
+        return children_of(self.launcher.pid)
+
+    def close(self) -> None:
+        self.starter.close()
+        for process in self._made:
+            process.close()
+
+
+@pytest.fixture
+def decoders() -> Iterator[Decoders]:
+    with contextlib.closing(Decoders()) as of_test:
+        yield of_test
+
+
+def test_a_process_decodes_to_the_same_pixels(decoders: Decoders) -> None:
+    process = decoders.started()
+    for _ in range(3):
+        outcome, rows = decode(process, IMAGES)
+        assert outcome == Outcome(len(IMAGES), End.TIME)
+        assert np.array_equal(rows, [prepare_image(image, SPEC) for image in IMAGES])
+
+
+def test_until_it_is_ready_the_thread_decodes_itself(decoders: Decoders) -> None:
+    process = decoders.new()
+    outcome, rows = decode(process, IMAGES)  # a process takes a tenth of a second to start
+    assert outcome.done_count == len(IMAGES)
+    assert np.array_equal(rows[0], prepare_image(IMAGES[0], SPEC))
+
+
+def test_a_refused_image_leaves_the_process_as_it_is(decoders: Decoders) -> None:
+    process = decoders.started()
+    before = process._end
+    outcome, rows = decode(process, [IMAGES[0], b"nothing", IMAGES[1]])
+    assert (outcome.done_count, outcome.end) == (1, End.REFUSED)
+    assert outcome.message.startswith("not an image in a known format")
+    assert np.all(rows[1:] == 255)
+    assert decode(process, [b"nothing"])[0].done_count == 0
+    assert decode(process, IMAGES)[0].done_count == len(IMAGES)
+    assert process._end is before
+
+
+@linux
+def test_processes_give_way_and_ignore_signals_to_all(decoders: Decoders) -> None:
+    decoders.started()
+    (fork,) = decoders.forks
+    assert os.getpriority(os.PRIO_PROCESS, fork) == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
+    assert Path(f"/proc/{fork}/oom_score_adj").read_text() == "1000\n"
+    for number in (fork, decoders.launcher.pid):
+        os.kill(number, signal.SIGTERM)
+        os.kill(number, signal.SIGINT)
+    another = decoders.started()
+    assert len(decoders.forks) == 2
+    assert decode(another, IMAGES)[0].done_count == len(IMAGES)
+
+
+@linux
+def test_a_process_that_ends_fails_one_turn_and_no_other(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = decoders.started()
+    (fork,) = decoders.forks
+    second = decoders.started()
+
+    def send_and_kill(*arguments: Any) -> None:
+        send_order(*arguments)
+        os.kill(fork, signal.SIGKILL)
+
+    os.kill(fork, signal.SIGSTOP)  # so that it has not answered when it is killed
+    with monkeypatch.context() as patched:
+        patched.setattr(own_process, "send_order", send_and_kill)
+        with pytest.raises(InternalError, match="the process that decoded the request's images ended"):
+            decode(first, IMAGES)
+    assert "a process was lost that decoded 5 images" in caplog.text
+    assert decode(second, IMAGES)[0].done_count == len(IMAGES)
+    for _ in range(3):
+        outcome, rows = decode(first, IMAGES)
+        assert outcome.done_count == len(IMAGES)
+        assert np.array_equal(rows[4], prepare_image(IMAGES[4], SPEC))
+    wait_until(lambda: all(map(runs, decoders.forks)))  # no zombies
+
+
+@linux
+def test_a_process_that_ended_while_it_waited_fails_nothing(decoders: Decoders) -> None:
+    process = decoders.started()
+    (fork,) = decoders.forks
+    os.kill(fork, signal.SIGKILL)
+    wait_until(lambda: not runs(fork))
+    for _ in range(3):
+        assert decode(process, IMAGES)[0].done_count == len(IMAGES)
+    wait_until(process._is_ready)
+    assert decoders.forks != [fork]
+
+
+@linux
+def test_a_stuck_process_is_let_go(decoders: Decoders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_process, "_SILENCE_S", 1)
+    process = decoders.started()
+    (fork,) = decoders.forks
+    os.kill(fork, signal.SIGSTOP)
+    with pytest.raises(InternalError):
+        decode(process, IMAGES)
+    os.kill(fork, signal.SIGCONT)
+    wait_until(lambda: not runs(fork))
+    assert decode(process, IMAGES)[0].done_count == len(IMAGES)
+
+
+@linux
+def test_processes_start_again_when_all_have_ended(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(own_process, "_LAUNCH_EVERY_S", 3600.0)
+    process = decoders.started()
+    forks = decoders.forks
+    decoders.launcher.kill()
+    wait_until(lambda: not runs(decoders.launcher.pid))
+    wait_until(lambda: not any(map(runs, forks)))
+    assert decode(process, IMAGES)[0].done_count == len(IMAGES)  # itself
+    assert not process._is_ready()
+    monkeypatch.setattr(decoders.starter, "_next_launch_s", 0.0)  # an hour later
+    wait_until(process._is_ready)
+    assert "decoding processes end with status -9 and are started again" in caplog.text
+    assert decode(process, IMAGES)[0].done_count == len(IMAGES)
+
+
+def test_where_none_can_start_threads_decode_and_few_are_tried(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = []
+    monkeypatch.setattr(own_process, "_LAUNCH_EVERY_S", 3600.0)
+    monkeypatch.setattr(own_process, "MAIN_MODULE", "no.such.module")
+    popen = subprocess.Popen
+
+    def launch(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
+        launched.append(popen(*arguments, **options))
+        return launched[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", launch)
+    process = decoders.new()
+    for _ in range(20):
+        outcome, rows = decode(process, IMAGES)
+        assert outcome.done_count == len(IMAGES)
+        assert np.array_equal(rows[2], prepare_image(IMAGES[2], SPEC))
+    assert launched[0].wait(60) == 1
+    for _ in range(20):
+        assert decode(process, IMAGES)[0].done_count == len(IMAGES)
+    assert len(launched) == 1
+
+
+def test_where_processes_are_forbidden_threads_decode(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("injected")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(own_process, "_LAUNCH_EVERY_S", 3600.0)
+    process = decoders.new()
+    for _ in range(5):
+        assert decode(process, IMAGES)[0].done_count == len(IMAGES)
+    assert (
+        caplog.text.count("no decoding process can be started, so the server decodes itself: injected") == 1
+    )
+
+
+@linux
+def test_a_closed_starter_ends_its_processes_and_starts_none(decoders: Decoders) -> None:
+    processes = [decoders.started() for _ in range(3)]
+    forks = decoders.forks
+    assert len(forks) == 3
+    decoders.starter.close()
+    wait_until(lambda: not any(map(runs, forks)))
+    assert decode(processes[0], IMAGES)[0].done_count == len(IMAGES)  # itself
+    assert decoders.starter.start() is None
+
+
+@linux
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_process_outlives_a_server_that_is_killed(number: signal.Signals) -> None:
+    script = """
+import time
+from foldserve.serving.decoding.own_process import OwnProcess, ProcessStarter
+starter = ProcessStarter()
+processes = [OwnProcess(starter) for _ in range(2)]
+while not all([process._is_ready() for process in processes]):
+    time.sleep(0.01)
+print("ready", starter._launcher.pid, flush=True)
+time.sleep(600)
+"""
+    command = ending_with_us([sys.executable, "-c", script])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=SOURCE) as server:
+        assert server.stdout is not None
+        launcher = int(server.stdout.readline().split()[1])
+        family = [launcher, *children_of(launcher)]
+        assert len(family) == 3
+        server.send_signal(number)
+        server.wait(60)
+        wait_until(lambda: not any(map(runs, family)))

@@ -1,0 +1,92 @@
+"""Orders and answers arrive as they were sent, whatever is in them; what is not an answer is an error."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foldserve.serving.decoding.turn import End, Outcome
+from foldserve.serving.decoding.wire import receive_answer, receive_order, send_answer, send_order
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+@given(rules=st.binary(max_size=300), images=st.lists(st.binary(max_size=2000), min_size=1, max_size=40))
+def test_orders_arrive_as_they_were_sent(rules: bytes, images: list[bytes]) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        sender = threading.Thread(target=send_order, args=(ours, rules, images))
+        sender.start()
+        assert receive_order(theirs) == (rules, images)
+        sender.join()
+
+
+def test_an_image_larger_than_any_buffer_arrives(pair: tuple[socket.socket, socket.socket]) -> None:
+    image = np.random.default_rng(1).bytes(20 * 1024 * 1024)
+    sender = threading.Thread(target=send_order, args=(pair[0], b"rules", [image]))
+    sender.start()
+    assert receive_order(pair[1]) == (b"rules", [image])
+    sender.join()
+
+
+@given(
+    done=st.integers(0, 5),
+    end=st.sampled_from(End),
+    message=st.text(st.characters(exclude_categories=["Cs"]), max_size=1000),
+)
+def test_answers_arrive_as_they_were_sent(done: int, end: End, message: str) -> None:
+    rows = np.random.default_rng(done).integers(0, 256, (5, 3, 7, 5), np.uint8)
+    received = np.full_like(rows, 9)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        send_answer(theirs, Outcome(done, end, message), rows[:done])
+        assert receive_answer(ours, received) == Outcome(done, end, message)
+    assert np.array_equal(received[:done], rows[:done])
+    assert np.all(received[done:] == 9)
+
+
+def test_a_long_message_is_cut(pair: tuple[socket.socket, socket.socket]) -> None:
+    rows = np.zeros((1, 1, 2, 2), np.uint8)
+    send_answer(pair[1], Outcome(0, End.REFUSED, "é" * 10_000), rows[:0])
+    assert receive_answer(pair[0], rows).message.startswith("é" * 2000)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        struct.pack("=III", 3, 0, 0) + bytes(48),  # more images than were sent
+        struct.pack("=III", 0, 7, 0),  # an unknown end
+        struct.pack("=III", 0, 2, 2**31) + b"text",  # text without end
+        struct.pack("=III", 2, 0, 0) + bytes(5),  # too few pixels
+        struct.pack("=III", 2, 0, 8) + b"text",  # too little text
+        b"\1\0",
+        b"",
+    ],
+)
+def test_what_is_not_an_answer_is_an_error(answer: bytes, pair: tuple[socket.socket, socket.socket]) -> None:
+    pair[1].sendall(answer)
+    pair[1].close()
+    with pytest.raises((OSError, ValueError)):
+        receive_answer(pair[0], np.zeros((2, 1, 2, 4), np.uint8))
+
+
+def test_a_closed_order_is_an_error(pair: tuple[socket.socket, socket.socket]) -> None:
+    pair[0].sendall(b"\1\0\0")
+    pair[0].close()
+    with pytest.raises(ConnectionError):
+        receive_order(pair[1])
