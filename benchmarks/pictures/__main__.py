@@ -2,10 +2,10 @@
 
 The network takes 224x224 pixels and is so small that decoding is nearly all there is. Each round decodes a
 JPEG in this process on all CPUs, then sends it to a server, and then sends tensors of one image at a steady
-rate: alone, while pictures are sent, and while processes that have nothing to do with the server keep all
-CPUs busy. The last tells how much of the wait is the system's. Ratios are taken within a round. Everything
-is sent by h2load: a caller in Python spends more time than the server, and its own waits for a CPU would
-count as the server's.
+rate: alone, to the server that is sent pictures, and to a second server beside it that is sent nothing else,
+which tells how much of the wait is the machine's. Ratios are taken within a round. Everything is sent by
+h2load: a caller in Python spends more time than the server, and its own waits for a CPU would count as the
+server's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.flags import parse_flags
-from benchmarks.pictures.load import CALLERS, BusyProcesses, Repeated, decode_alone, send_pictures, write_body
+from benchmarks.pictures.load import CALLERS, Repeated, decode_alone, send_pictures, write_body
 from benchmarks.pictures.photographs import photograph
 from benchmarks.serving.bare_model import METHOD
 from benchmarks.serving.check import checked_answer_bytes, request_body
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _CLASSIFY = "/foldserve.v1.Classifier/Classify"
 _TENSORS = "tensors' {} beside Classify / alone"
-_BUSY = "tensors' {} beside busy processes / alone"
+_APART = "tensors' {} at a server of their own beside it / alone"
 # Streams for the steady rate, so that a slow answer delays no later request.
 _STREAMS = 32
 _SCALED = "CPU of decoding in full / scaled"
@@ -80,13 +80,15 @@ def run_bench(config: PicturesConfig) -> int:
     table = Table("one JPEG a request", "ratio", "must")
     with tempfile.TemporaryDirectory(prefix="bench-networks-") as folder:
         network = glance(Path(folder))
-        with running(Contestant("foldserve", config.transport), network) as server:
+        contestant = Contestant("foldserve", config.transport)
+        with running(contestant, network) as server, running(contestant, network) as other:
             answer_bytes = checked_answer_bytes(server, network, 1)
+            checked_answer_bytes(other, network, 1)
             tensor = request_body(server, network, 1)
             for width, height in _SIZES:
                 picture = photograph(width, height)
                 trial = _Trial(server, network.name, picture, answer_bytes, Path(folder))
-                for name, ratios in trial.measure(tensor, config).items():
+                for name, ratios in trial.measure(tensor, other, config).items():
                     must = next((must for end, must in _MUST.items() if name.endswith(end)), "")
                     table.add_row(f"{width}x{height}: {name}", _with_spread(ratios), must)
     console.print(table)
@@ -111,7 +113,7 @@ class _Trial:
         message.inputs[0].contents.bytes_contents.append(picture)
         write_body(self.bodies["BYTES"][1], message.SerializeToString())
 
-    def measure(self, tensor: bytes, config: PicturesConfig) -> dict[str, list[float]]:
+    def measure(self, tensor: bytes, other: ServerProcess, config: PicturesConfig) -> dict[str, list[float]]:
         """Return the ratios of every round by the names of their rows."""
         figures: dict[str, list[float]] = {}
         picture, server = self.picture, self._server
@@ -129,22 +131,23 @@ class _Trial:
                 figures.setdefault(f"{name}, server CPU / decoding alone", []).append(ratio)
             full = decode_alone(picture, replace(COLOUR_224, decode="full"), max(4, count // 8))
             figures.setdefault(_SCALED, []).append(full.cpu_us / alone.cpu_us)
-            lone_us = self._tensor_latencies_us(tensor, config)
+            lone_us = self._tensor_latencies_us(server, tensor, config)
             with Repeated(server, *self.bodies["Classify"], max(CALLERS, count // 4)):
-                beside_us = self._tensor_latencies_us(tensor, config)
-            with BusyProcesses():
-                busy_us = self._tensor_latencies_us(tensor, config)
+                beside_us = self._tensor_latencies_us(server, tensor, config)
+                apart_us = self._tensor_latencies_us(other, tensor, config)
             for percent in (50, 99):
-                lone, beside, busy = (
-                    float(np.percentile(us, percent)) for us in (lone_us, beside_us, busy_us)
+                lone, beside, apart = (
+                    float(np.percentile(us, percent)) for us in (lone_us, beside_us, apart_us)
                 )
                 figures.setdefault(_TENSORS.format(f"p{percent}"), []).append(beside / lone)
-                figures.setdefault(_BUSY.format(f"p{percent}"), []).append(busy / lone)
+                figures.setdefault(_APART.format(f"p{percent}"), []).append(apart / lone)
         return figures
 
-    def _tensor_latencies_us(self, body: bytes, config: PicturesConfig) -> NDArray[np.float64]:
+    def _tensor_latencies_us(
+        self, server: ServerProcess, body: bytes, config: PicturesConfig
+    ) -> NDArray[np.float64]:
         return latencies_us(
-            self._server,
+            server,
             Load(streams=_STREAMS, per_s=config.tensors_per_s),
             body=body,
             answer_bytes=self._answer_bytes,

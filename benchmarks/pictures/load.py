@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import struct
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -74,25 +73,6 @@ def send_pictures(server: ServerProcess, method: str, body: Path, count: int) ->
     if int(succeeded.group(1)) != count or int(received.group(1)) < least_bytes:
         raise BenchError(f"{server.contestant} did not answer all of {count} pictures: {succeeded.group()}")
     return Rate(float(rate.group(1)), (server.processor_s() - before_s) / count * 1e6)
-
-
-class BusyProcesses:
-    """Keeps every CPU busy with processes of a low priority that do nothing; a context manager.
-
-    Latencies beside them are those that the system's scheduler allows at best where all CPUs are busy.
-    """
-
-    def __enter__(self) -> BusyProcesses:
-        """Start one for each CPU."""
-        command = ["nice", "-n", "10", sys.executable, "-IS", "-c", "while True: pass"]
-        self._processes = [subprocess.Popen(ending_with_us(command)) for _ in range(usable_cpus())]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End them."""
-        for process in self._processes:
-            process.kill()
-            process.wait()
 
 
 class Repeated:
