@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import pickle
@@ -15,7 +16,7 @@ import time
 from typing import TYPE_CHECKING
 
 from foldserve.serving.decoding.turn import Outcome, TurnRules, decode_turn
-from foldserve.serving.decoding.wire import READY, receive_answer, send_order
+from foldserve.serving.decoding.wire import READY, SharedRows, receive_answer, send_order
 from foldserve.serving.errors import InternalError
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class ProcessStarter:
         self._next_launch_s = -float("inf")
         self.closed = False
 
-    def start(self) -> socket.socket | None:
-        """Return the socket of a new process, which sends `READY` once it can decode; None if none can start.
+    def start(self) -> DecodingProcess | None:
+        """Return a new process, None if there can be none.
 
         Raises:
             OSError: there are no descriptors, or the process that forks has just ended.
@@ -59,11 +60,10 @@ class ProcessStarter:
                 return None
             assert self._control is not None
             ours, theirs = socket.socketpair()
+            memory = SharedRows.new_descriptor()
             with theirs:
-                socket.send_fds(self._control, [b"\0"], [theirs.fileno()])
-            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-                ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _SILENCE_S, 0))
-            return ours
+                socket.send_fds(self._control, [b"\0"], [theirs.fileno(), memory])
+            return DecodingProcess(ours, SharedRows(memory))
 
     def close(self) -> None:
         """End all processes, also amid decoding, and start no more."""
@@ -72,6 +72,8 @@ class ProcessStarter:
             self._end_launcher()
 
     def _is_launched(self) -> bool:
+        if sys.platform != "linux":  # memory to share, and processes that end with this one, are Linux's
+            return False
         if self._launcher is not None and self._launcher.poll() is None:
             return True
         if time.monotonic() < self._next_launch_s:
@@ -97,6 +99,7 @@ class ProcessStarter:
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             "OPENBLAS_NUM_THREADS": "1",
+            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         }
         self._control, theirs = socket.socketpair()
         with theirs:
@@ -122,54 +125,100 @@ class ProcessStarter:
             self._launcher = None
 
 
+class DecodingProcess:
+    """The server's end of a process that decodes."""
+
+    def __init__(self, end: socket.socket, memory: SharedRows) -> None:
+        self._end = end
+        self._memory = memory
+        self._ready = False
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            end.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _SILENCE_S, 0))
+
+    def is_ready(self, *, wait: bool = False) -> bool:
+        """Return whether it can decode by now, or ``wait`` until it can; raises OSError if it ended."""
+        try:
+            self._ready = self._ready or self._end.recv(1, 0 if wait else socket.MSG_DONTWAIT) == READY
+        except BlockingIOError:
+            return False
+        if not self._ready:
+            raise ConnectionError("it ended")
+        return True
+
+    def decode_turn(self, images: Sequence[bytes], rules: TurnRules, rows: NDArray[np.uint8]) -> Outcome:
+        """Decode the first of ``images`` into ``rows`` [N, C, H, W].
+
+        Raises:
+            ConnectionError: it ended.
+            OSError: it is silent, or there is no memory for the pixels.
+            ValueError: its answer makes no sense.
+        """
+        decoded = self._memory.rows(rows.shape)
+        send_order(self._end, _pickle_rules(rules), images)
+        outcome = receive_answer(self._end, len(images))
+        rows[: outcome.done_count] = decoded[: outcome.done_count]
+        return outcome
+
+    def close(self) -> None:
+        """Let go of it; it ends when it has decoded."""
+        self._end.close()
+        self._memory.close()
+
+
 class OwnProcess:
     """The process of one thread. Until it is ready, and if there is none, the thread decodes itself."""
 
     def __init__(self, starter: ProcessStarter) -> None:
         self._starter = starter
-        self._end: socket.socket | None = None
-        self._ready = False
+        self._process: DecodingProcess | None = None
 
     def decode_turn(self, images: Sequence[bytes], rules: TurnRules, rows: NDArray[np.uint8]) -> Outcome:
-        """Decode the first of ``images`` into ``rows`` [N, C, H, W], which are contiguous, as `turn` does.
+        """Decode the first of ``images`` into ``rows`` [N, C, H, W], as `turn` does.
 
         Raises:
-            InternalError: the process ended, or was silent for two minutes. The next turn has another.
+            InternalError: the process ended, and so did another in its place, or it was silent for two
+                minutes. The next turn has another.
         """
-        if not self._is_ready():
+        process = self._ready_process()
+        if process is None:
             return decode_turn(images, rules, rows)
-        assert self._end is not None
         try:
-            send_order(self._end, pickle.dumps(rules), images)
-            return receive_answer(self._end, rows)
+            try:
+                return process.decode_turn(images, rules, rows)
+            except ConnectionError:  # perhaps before it was sent anything; perhaps for want of memory
+                return self._new_process().decode_turn(images, rules, rows)
         except (OSError, ValueError) as error:
             self.close()
             if not self._starter.closed:
-                _log.error("a process was lost that decoded %d images: %s", len(images), error)
+                _log.error("decoding processes were lost that decoded %d images: %s", len(images), error)
             raise InternalError("the process that decoded the request's images ended") from None
 
     def close(self) -> None:
         """Let go of the process, which ends when it has decoded."""
-        if self._end is not None:
-            self._end.close()
-        self._end, self._ready = None, False
+        if self._process is not None:
+            self._process.close()
+            self._process = None
 
-    def _is_ready(self) -> bool:
-        """Return whether there is a process that can decode; if not, have one started."""
+    def _new_process(self) -> DecodingProcess:
+        """Return a process in place of one that ended; raises OSError if there is none."""
+        self.close()
+        self._process = self._starter.start()
+        if self._process is None:
+            raise ConnectionError("it ended, and no other can be started")
+        self._process.is_ready(wait=True)
+        return self._process
+
+    def _ready_process(self) -> DecodingProcess | None:
         try:
-            self._end = self._end or self._starter.start()
-            if self._end is None:
-                return False
-            # Looking at what is there to read finds a process that ended while it had nothing to do.
-            flags = socket.MSG_DONTWAIT | (socket.MSG_PEEK if self._ready else 0)
-            received = self._end.recv(len(READY), flags)
-        except BlockingIOError:  # nothing, as it should be of one that is ready
-            return self._ready
-        except OSError as error:  # no descriptors, or the process that forks has just ended
+            self._process = self._process or self._starter.start()
+            if self._process is not None and self._process.is_ready():
+                return self._process
+        except OSError as error:  # there are no descriptors, or it ended at once
             _log.debug("no decoding process for this thread: %s", error)
-            received = b""
-        if self._ready or received != READY:
             self.close()
-            return False
-        self._ready = True
-        return True
+        return None
+
+
+@functools.lru_cache(maxsize=16)
+def _pickle_rules(rules: TurnRules) -> bytes:
+    return pickle.dumps(rules)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import pickle
 import signal
@@ -15,11 +16,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from foldserve.c_allocator import keep_freed_memory
 from foldserve.serving.decoding.turn import decode_turn
-from foldserve.serving.decoding.wire import READY, receive_order, send_answer
+from foldserve.serving.decoding.wire import READY, SharedRows, receive_order, send_answer
 
 if TYPE_CHECKING:
     from foldserve.serving.decoding.turn import TurnRules
@@ -36,7 +35,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(control_number: int) -> None:
-    """Fork a process for each socket that comes over the socket ``control_number``, until that is closed.
+    """Fork a process for each socket and memory sent over the socket ``control_number``, until it is closed.
 
     Call it in a process of one thread.
     """
@@ -48,25 +47,33 @@ def main(control_number: int) -> None:
     keep_freed_memory(block_bytes=_KEPT_BYTES, kept_bytes=_KEPT_BYTES)
     own_id = os.getpid()
     with socket.socket(fileno=control_number) as control:
-        while numbers := socket.recv_fds(control, 1, 1)[1]:
-            with socket.socket(fileno=numbers[0]) as end:
+        while numbers := socket.recv_fds(control, 1, 2)[1]:
+            end_number, memory_number = numbers
+            with (
+                socket.socket(fileno=end_number) as end,
+                contextlib.closing(SharedRows(memory_number)) as memory,
+            ):
                 if os.fork() == 0:
                     control.close()
                     _end_with(own_id)
-                    _serve(end)
+                    _serve(end, memory)
                     return
 
 
-def _serve(end: socket.socket) -> None:
-    """Decode what is sent over ``end`` until the server closes it."""
+def _serve(end: socket.socket, memory: SharedRows) -> None:
+    """Decode what is sent over ``end`` into ``memory``, until the server closes it."""
     end.sendall(READY)
     with contextlib.suppress(ConnectionError):
         while True:
             pickled_rules, images = receive_order(end)
-            rules: TurnRules = pickle.loads(pickled_rules)  # noqa: S301  # the server pickled them
-            rows = np.empty((len(images), *rules.spec.shape), np.uint8)
-            outcome = decode_turn(images, rules, rows)
-            send_answer(end, outcome, rows[: outcome.done_count])
+            rules = _read_rules(pickled_rules)
+            send_answer(end, decode_turn(images, rules, memory.rows((len(images), *rules.spec.shape))))
+
+
+@functools.lru_cache(maxsize=16)
+def _read_rules(pickled_rules: bytes) -> TurnRules:
+    rules: TurnRules = pickle.loads(pickled_rules)  # noqa: S301  # the server pickled them
+    return rules
 
 
 def _give_way() -> None:

@@ -1,23 +1,31 @@
-"""Frames what the server and its decoding processes send each other over a socket.
+"""Frames what the server and its decoding processes send each other.
 
-An order is its head, the pickled `TurnRules`, the length of each image, and the images. An answer is its
-head, a message, and the pixels. Only the server is trusted, so only a decoding process unpickles: what a
-hostile picture makes of a decoder must not reach the server.
+An order goes over a socket: its head, the pickled `TurnRules`, the length of each image, and the images. So
+does the answer: its head and a message. The pixels are in memory that both share, so that the server need not
+wake up for each part of them.
+
+Only the server is trusted, so only a decoding process unpickles: what a hostile picture makes of a decoder
+must not reach the server. Nor can a decoder take the memory away beneath it.
 """
 
 from __future__ import annotations
 
+import fcntl
+import math
+import mmap
+import os
 import socket
 import struct
 from array import array
 from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from foldserve.serving.decoding.turn import End, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
 # Sent once, by a process that can decode from now on.
@@ -26,6 +34,43 @@ _LENGTH: Final = "I"
 _ORDER = struct.Struct("=II")  # bytes of the rules, images
 _ANSWER = struct.Struct("=III")  # images that were decoded, why no more, bytes of the message
 _MAX_MESSAGE_BYTES = 4096
+
+
+class SharedRows:
+    """Memory for pixels that two processes share, by a descriptor; it grows with what is asked of it.
+
+    Args:
+        descriptor: of `new_descriptor`, which this owns from now on.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._memory: mmap.mmap | None = None
+
+    @staticmethod
+    def new_descriptor() -> int:
+        """Return a descriptor of memory that can grow and never shrink; raises OSError if there is none."""
+        descriptor = os.memfd_create("foldserve-pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+        return descriptor
+
+    def rows(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Return the beginning of the memory as uint8 of ``shape``, valid until the next call.
+
+        Raises:
+            OSError: there is not as much memory.
+        """
+        byte_count = math.prod(shape)
+        if self._memory is None or len(self._memory) < byte_count:
+            if os.fstat(self._descriptor).st_size < byte_count:
+                os.ftruncate(self._descriptor, byte_count)
+            self._memory = mmap.mmap(self._descriptor, byte_count)
+        return np.frombuffer(self._memory, np.uint8, byte_count).reshape(shape)
+
+    def close(self) -> None:
+        """Let go of the descriptor; the memory is freed when both processes have let go of it."""
+        os.close(self._descriptor)
+        self._memory = None
 
 
 def send_order(end: socket.socket, pickled_rules: bytes, images: Sequence[bytes]) -> None:
@@ -48,33 +93,29 @@ def receive_order(end: socket.socket) -> tuple[bytes, list[bytes]]:
     return pickled_rules, [_receive(end, length) for length in lengths]
 
 
-def send_answer(end: socket.socket, outcome: Outcome, rows: NDArray[np.uint8]) -> None:
-    """Send an outcome and the ``rows`` that were decoded; raises ConnectionError if the server is gone."""
+def send_answer(end: socket.socket, outcome: Outcome) -> None:
+    """Send an outcome; raises ConnectionError if the server is gone."""
     message = outcome.message.encode(errors="replace")[:_MAX_MESSAGE_BYTES]
     end.sendall(_ANSWER.pack(outcome.done_count, outcome.end, len(message)) + message)
-    end.sendall(rows.data)
 
 
-def receive_answer(end: socket.socket, rows: NDArray[np.uint8]) -> Outcome:
-    """Return the outcome of an order for ``rows`` [N, C, H, W], which receive the pixels.
+def receive_answer(end: socket.socket, image_count: int) -> Outcome:
+    """Return the outcome of an order of ``image_count`` images.
 
     Raises:
-        OSError: the process is gone, or is silent for longer than the socket allows.
+        ConnectionError: the process is gone.
+        OSError: it is silent for longer than the socket allows.
         ValueError: its answer makes no sense.
     """
     done_count, ended, message_bytes = _ANSWER.unpack(_receive(end, _ANSWER.size))
-    if done_count > len(rows) or message_bytes > _MAX_MESSAGE_BYTES:
-        raise ValueError(f"it says {done_count} of {len(rows)} images, and {message_bytes} bytes of text")
-    message = _receive(end, message_bytes).decode(errors="replace")
-    outcome = Outcome(done_count, End(ended), message)
-    pixels = rows.data.cast("B")[: rows.nbytes // len(rows) * done_count]
-    if end.recv_into(pixels, flags=socket.MSG_WAITALL) < len(pixels):
-        raise ConnectionError("it ended, or was silent for too long")
-    return outcome
+    if done_count > image_count or message_bytes > _MAX_MESSAGE_BYTES:
+        raise ValueError(f"it says {done_count} of {image_count} images, and {message_bytes} bytes of text")
+    message = _receive(end, message_bytes).decode(errors="replace") if message_bytes else ""
+    return Outcome(done_count, End(ended), message)
 
 
 def _receive(end: socket.socket, count: int) -> bytes:
     received = end.recv(count, socket.MSG_WAITALL)
     if len(received) < count:
-        raise ConnectionError("it ended, or was silent for too long")
+        raise ConnectionError("it ended")
     return received

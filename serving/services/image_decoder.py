@@ -95,7 +95,7 @@ class ImageDecoder:
         Raises:
             ResourceExhaustedError: with this request, those that wait would hold more than ``max_bytes``.
         """
-        byte_count = sum(map(len, request.encoded)) + len(request.encoded) * int(np.prod(spec.shape))
+        byte_count = sum(map(len, request.encoded)) + len(request.encoded) * math.prod(spec.shape)
         with self._changed:
             if self._held_bytes + byte_count > self._max_bytes:
                 raise ResourceExhaustedError(

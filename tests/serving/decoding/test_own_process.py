@@ -65,7 +65,7 @@ class Decoders:
 
     def started(self) -> OwnProcess:
         process = self.new()
-        wait_until(process._is_ready)
+        wait_until(process._ready_process)
         return process
 
     @property
@@ -106,14 +106,14 @@ def test_until_it_is_ready_the_thread_decodes_itself(decoders: Decoders) -> None
 
 def test_a_refused_image_leaves_the_process_as_it_is(decoders: Decoders) -> None:
     process = decoders.started()
-    before = process._end
+    before = process._process
     outcome, rows = decode(process, [IMAGES[0], b"nothing", IMAGES[1]])
     assert (outcome.done_count, outcome.end) == (1, End.REFUSED)
     assert outcome.message.startswith("not an image in a known format")
     assert np.all(rows[1:] == 255)
     assert decode(process, [b"nothing"])[0].done_count == 0
     assert decode(process, IMAGES)[0].done_count == len(IMAGES)
-    assert process._end is before
+    assert process._process is before
 
 
 @linux
@@ -131,23 +131,30 @@ def test_processes_give_way_and_ignore_signals_to_all(decoders: Decoders) -> Non
 
 
 @linux
-def test_a_process_that_ends_fails_one_turn_and_no_other(
+def test_a_picture_that_ends_each_process_fails_its_turn_and_no_other(
     decoders: Decoders, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = decoders.started()
     (fork,) = decoders.forks
     second = decoders.started()
+    (other,) = set(decoders.forks) - {fork}
+    ended = []
 
     def send_and_kill(*arguments: Any) -> None:
+        (used,) = set(decoders.forks) - {other}
+        os.kill(used, signal.SIGSTOP)  # so that it has not answered when it is killed
         send_order(*arguments)
-        os.kill(fork, signal.SIGKILL)
+        os.kill(used, signal.SIGKILL)
+        wait_until(lambda: not runs(used))
+        ended.append(used)
 
-    os.kill(fork, signal.SIGSTOP)  # so that it has not answered when it is killed
     with monkeypatch.context() as patched:
         patched.setattr(own_process, "send_order", send_and_kill)
         with pytest.raises(InternalError, match="the process that decoded the request's images ended"):
             decode(first, IMAGES)
-    assert "a process was lost that decoded 5 images" in caplog.text
+    assert len(ended) == 2
+    assert ended[0] == fork
+    assert "decoding processes were lost that decoded 5 images" in caplog.text
     assert decode(second, IMAGES)[0].done_count == len(IMAGES)
     for _ in range(3):
         outcome, rows = decode(first, IMAGES)
@@ -161,11 +168,11 @@ def test_a_process_that_ended_while_it_waited_fails_nothing(decoders: Decoders) 
     process = decoders.started()
     (fork,) = decoders.forks
     os.kill(fork, signal.SIGKILL)
-    wait_until(lambda: not runs(fork))
     for _ in range(3):
-        assert decode(process, IMAGES)[0].done_count == len(IMAGES)
-    wait_until(process._is_ready)
-    assert decoders.forks != [fork]
+        outcome, rows = decode(process, IMAGES)
+        assert outcome.done_count == len(IMAGES)
+        assert np.array_equal(rows[3], prepare_image(IMAGES[3], SPEC))
+    assert fork not in decoders.forks
 
 
 @linux
@@ -191,10 +198,12 @@ def test_processes_start_again_when_all_have_ended(
     decoders.launcher.kill()
     wait_until(lambda: not runs(decoders.launcher.pid))
     wait_until(lambda: not any(map(runs, forks)))
+    with pytest.raises(InternalError):  # there is none to take its place
+        decode(process, IMAGES)
     assert decode(process, IMAGES)[0].done_count == len(IMAGES)  # itself
-    assert not process._is_ready()
+    assert process._ready_process() is None
     monkeypatch.setattr(decoders.starter, "_next_launch_s", 0.0)  # an hour later
-    wait_until(process._is_ready)
+    wait_until(process._ready_process)
     assert "decoding processes end with status -9 and are started again" in caplog.text
     assert decode(process, IMAGES)[0].done_count == len(IMAGES)
 
@@ -246,7 +255,8 @@ def test_a_closed_starter_ends_its_processes_and_starts_none(decoders: Decoders)
     assert len(forks) == 3
     decoders.starter.close()
     wait_until(lambda: not any(map(runs, forks)))
-    assert decode(processes[0], IMAGES)[0].done_count == len(IMAGES)  # itself
+    with pytest.raises(InternalError):
+        decode(processes[0], IMAGES)
     assert decoders.starter.start() is None
 
 
@@ -258,7 +268,7 @@ import time
 from foldserve.serving.decoding.own_process import OwnProcess, ProcessStarter
 starter = ProcessStarter()
 processes = [OwnProcess(starter) for _ in range(2)]
-while not all([process._is_ready() for process in processes]):
+while not all([process._ready_process() for process in processes]):
     time.sleep(0.01)
 print("ready", starter._launcher.pid, flush=True)
 time.sleep(600)
