@@ -95,9 +95,9 @@ class UnauthenticatedError(ServingError):
 
 
 class InternalError(ServingError):
-    """The model gave NaN or infinity, or the server failed unexpectedly.
+    """The model gave NaN or infinity, decoding an image ended its process, or the server failed unexpectedly.
 
-    In the second case the text is fixed, and the log has the traceback.
+    In the last case the text is fixed, and the log has the traceback.
     """
 
     status = "INTERNAL"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -13,11 +14,12 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foldserve.serving.decoding.turn import Outcome, TurnRules, decode_turn
-from foldserve.serving.decoding.wire import READY, SharedRows, receive_answer, send_order
-from foldserve.serving.errors import InternalError
+from foldserve.serving.decoding.turn import End, Outcome, TurnRules, decode_turn
+from foldserve.serving.decoding.wire import READY, SILENCE_S, SharedRows, receive_answer, send_order
+from foldserve.serving.errors import InternalError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
 
 MAIN_MODULE = "foldserve.serving.decoding.process_main"
 
-# Decoding takes some 3 s of a CPU at most; a process that is silent for longer than this is stuck.
-_SILENCE_S = 120
 # Where no process can be started, it is not tried with each picture.
 _LAUNCH_EVERY_S = 10.0
 
@@ -46,24 +46,30 @@ class ProcessStarter:
         self._lock = threading.Lock()
         self._launcher: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self._next_launch_s = -float("inf")
+        self._has_worked = False
+        self._next_try_s = -float("inf")
         self.closed = False
 
     def start(self) -> DecodingProcess | None:
-        """Return a new process, None if there can be none.
+        """Return a process that is ready; the first is so after some tenths of a second.
+
+        Returns None where none can be started: on other systems than Linux, or where this one forbids it.
 
         Raises:
-            OSError: there are no descriptors, or the process that forks has just ended.
+            OSError: this one could not be started, but others were.
         """
-        with self._lock:
-            if self.closed or not self._is_launched():
-                return None
-            assert self._control is not None
-            ours, theirs = socket.socketpair()
-            memory = SharedRows.new_descriptor()
-            with theirs:
-                socket.send_fds(self._control, [b"\0"], [theirs.fileno(), memory])
-            return DecodingProcess(ours, SharedRows(memory))
+        if sys.platform != "linux" or (not self._has_worked and time.monotonic() < self._next_try_s):
+            return None
+        try:
+            process = self._fork()
+            process.wait_until_ready()
+        except OSError as error:
+            if self._has_worked:
+                raise
+            self._give_up_for_now(error)
+            return None
+        self._has_worked = True
+        return process
 
     def close(self) -> None:
         """End all processes, also amid decoding, and start no more."""
@@ -71,33 +77,44 @@ class ProcessStarter:
             self.closed = True
             self._end_launcher()
 
-    def _is_launched(self) -> bool:
-        if sys.platform != "linux":  # memory to share, and processes that end with this one, are Linux's
-            return False
-        if self._launcher is not None and self._launcher.poll() is None:
-            return True
-        if time.monotonic() < self._next_launch_s:
-            return False
-        self._next_launch_s = time.monotonic() + _LAUNCH_EVERY_S
-        if self._launcher is not None:
-            command = shlex.join(map(str, self._command(0)[:-1]))
-            _log.warning(
-                "decoding processes end with status %s and are started again; until then the server decodes "
-                "itself (%s shows the fault, if there is one)",
-                *(self._launcher.returncode, command),
-            )
-        self._end_launcher()
-        try:
+    def _fork(self) -> DecodingProcess:
+        with self._lock, contextlib.ExitStack() as undo:
+            if self.closed:
+                raise ConnectionError("the server stops")
+            memory = undo.enter_context(contextlib.closing(SharedRows.new()))
+            ours, theirs = map(undo.enter_context, socket.socketpair())
+            try:
+                self._send_to_launcher(theirs.fileno(), memory.descriptor)
+            except ConnectionError:  # it is about to end
+                self._end_launcher()
+                self._send_to_launcher(theirs.fileno(), memory.descriptor)
+            theirs.close()
+            undo.pop_all()
+        return DecodingProcess(ours, memory)
+
+    def _send_to_launcher(self, *descriptors: int) -> None:
+        if self._launcher is None or self._launcher.poll() is not None:
+            self._end_launcher()
             self._launch()
-        except OSError as error:
-            _log.warning("no decoding process can be started, so the server decodes itself: %s", error)
-            return False
-        return True
+        assert self._control is not None
+        socket.send_fds(self._control, [b"\0"], descriptors)
+
+    def _give_up_for_now(self, error: OSError) -> None:
+        with self._lock:
+            is_new = time.monotonic() >= self._next_try_s and not self.closed
+            self._next_try_s = time.monotonic() + _LAUNCH_EVERY_S
+            self._end_launcher()
+        if is_new:
+            _log.warning(
+                "no decoding process can be started, so the server decodes itself: %s (%s shows the fault)",
+                *(error, shlex.join(self._command(0)[:-1])),
+            )
 
     def _launch(self) -> None:
-        # It finds modules as the server does, wherever that was started. Copying pixels needs no threads.
+        # It finds modules as the server does, wherever that was started. Copying pixels needs no threads, and
+        # is up to a tenth faster in pages of 2 MiB, where the kernel has some.
         environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
             "OPENBLAS_NUM_THREADS": "1",
             "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         }
@@ -131,19 +148,21 @@ class DecodingProcess:
     def __init__(self, end: socket.socket, memory: SharedRows) -> None:
         self._end = end
         self._memory = memory
-        self._ready = False
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            end.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _SILENCE_S, 0))
+            end.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", SILENCE_S, 0))
 
-    def is_ready(self, *, wait: bool = False) -> bool:
-        """Return whether it can decode by now, or ``wait`` until it can; raises OSError if it ended."""
+    def wait_until_ready(self) -> None:
+        """Wait until it can decode; if it never will, close it.
+
+        Raises:
+            OSError: it ended, or is silent.
+        """
         try:
-            self._ready = self._ready or self._end.recv(1, 0 if wait else socket.MSG_DONTWAIT) == READY
-        except BlockingIOError:
-            return False
-        if not self._ready:
-            raise ConnectionError("it ended")
-        return True
+            if self._end.recv(len(READY)) != READY:
+                raise ConnectionError("it ended at once")
+        except OSError:
+            self.close()
+            raise
 
     def decode_turn(self, images: Sequence[bytes], rules: TurnRules, rows: NDArray[np.uint8]) -> Outcome:
         """Decode the first of ``images`` into ``rows`` [N, C, H, W].
@@ -156,6 +175,8 @@ class DecodingProcess:
         decoded = self._memory.rows(rows.shape)
         send_order(self._end, _pickle_rules(rules), images)
         outcome = receive_answer(self._end, len(images))
+        if outcome.end is (End.LONG if rules.takes_long else End.TIME) and not outcome.done_count:
+            raise ValueError("it decoded nothing, and gives no reason")
         rows[: outcome.done_count] = decoded[: outcome.done_count]
         return outcome
 
@@ -166,7 +187,7 @@ class DecodingProcess:
 
 
 class OwnProcess:
-    """The process of one thread. Until it is ready, and if there is none, the thread decodes itself."""
+    """The process of one thread. Where there can be none, the thread decodes itself."""
 
     def __init__(self, starter: ProcessStarter) -> None:
         self._starter = starter
@@ -178,20 +199,23 @@ class OwnProcess:
         Raises:
             InternalError: the process ended, and so did another in its place, or it was silent for two
                 minutes. The next turn has another.
+            UnavailableError: the server stops.
         """
-        process = self._ready_process()
-        if process is None:
-            return decode_turn(images, rules, rows)
         try:
             try:
-                return process.decode_turn(images, rules, rows)
+                return self._decode_turn(images, rules, rows)
             except ConnectionError:  # perhaps before it was sent anything; perhaps for want of memory
-                return self._new_process().decode_turn(images, rules, rows)
+                self.close()
+                return self._decode_turn(images, rules, rows)
         except (OSError, ValueError) as error:
             self.close()
-            if not self._starter.closed:
-                _log.error("decoding processes were lost that decoded %d images: %s", len(images), error)
-            raise InternalError("the process that decoded the request's images ended") from None
+            if self._starter.closed:
+                raise UnavailableError("the server stops; try again, or use another server") from None
+            _log.error("decoding processes were lost that decoded %d images: %s", len(images), error)
+            raise InternalError(
+                "the processes that decoded the request's images ended; one image may do that to them: send "
+                "them one by one to find it"
+            ) from None
 
     def close(self) -> None:
         """Let go of the process, which ends when it has decoded."""
@@ -199,24 +223,11 @@ class OwnProcess:
             self._process.close()
             self._process = None
 
-    def _new_process(self) -> DecodingProcess:
-        """Return a process in place of one that ended; raises OSError if there is none."""
-        self.close()
-        self._process = self._starter.start()
+    def _decode_turn(self, images: Sequence[bytes], rules: TurnRules, rows: NDArray[np.uint8]) -> Outcome:
+        self._process = self._process or self._starter.start()
         if self._process is None:
-            raise ConnectionError("it ended, and no other can be started")
-        self._process.is_ready(wait=True)
-        return self._process
-
-    def _ready_process(self) -> DecodingProcess | None:
-        try:
-            self._process = self._process or self._starter.start()
-            if self._process is not None and self._process.is_ready():
-                return self._process
-        except OSError as error:  # there are no descriptors, or it ended at once
-            _log.debug("no decoding process for this thread: %s", error)
-            self.close()
-        return None
+            return decode_turn(images, rules, rows)
+        return self._process.decode_turn(images, rules, rows)
 
 
 @functools.lru_cache(maxsize=16)

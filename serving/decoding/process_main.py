@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from foldserve.c_allocator import keep_freed_memory
 from foldserve.serving.decoding.turn import decode_turn
-from foldserve.serving.decoding.wire import READY, SharedRows, receive_order, send_answer
+from foldserve.serving.decoding.wire import READY, SILENCE_S, SharedRows, receive_order, send_answer
 
 if TYPE_CHECKING:
     from foldserve.serving.decoding.turn import TurnRules
@@ -31,6 +31,8 @@ _WORTH_LEAST = "1000"
 # Pictures are decoded in memory that was used before: the page faults of fresh memory took a quarter of the
 # time of 500x375 pixels.
 _KEPT_BYTES = 32 * 1024 * 1024
+# SIGALRM then ends it; the server has let go of it before.
+_STUCK_S = SILENCE_S + 10
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -53,7 +55,7 @@ def main(control_number: int) -> None:
                 socket.socket(fileno=end_number) as end,
                 contextlib.closing(SharedRows(memory_number)) as memory,
             ):
-                if os.fork() == 0:
+                if _fork() == 0:
                     control.close()
                     _end_with(own_id)
                     _serve(end, memory)
@@ -66,14 +68,26 @@ def _serve(end: socket.socket, memory: SharedRows) -> None:
     with contextlib.suppress(ConnectionError):
         while True:
             pickled_rules, images = receive_order(end)
+            signal.alarm(_STUCK_S)
             rules = _read_rules(pickled_rules)
-            send_answer(end, decode_turn(images, rules, memory.rows((len(images), *rules.spec.shape))))
+            outcome = decode_turn(images, rules, memory.rows((len(images), *rules.spec.shape)))
+            signal.alarm(0)
+            send_answer(end, outcome)
+            del images  # perhaps megabytes, until the next order
 
 
 @functools.lru_cache(maxsize=16)
 def _read_rules(pickled_rules: bytes) -> TurnRules:
     rules: TurnRules = pickle.loads(pickled_rules)  # noqa: S301  # the server pickled them
     return rules
+
+
+def _fork() -> int:
+    """Return as os.fork does, or a negative number if there are too many processes or too little memory."""
+    try:
+        return os.fork()
+    except OSError:  # the server sees the socket closed
+        return -1
 
 
 def _give_way() -> None:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # Sent once, by a process that can decode from now on.
 READY: Final = b"R"
+# Decoding takes some 4 s of a CPU at most; a process that is silent for longer than this is stuck.
+SILENCE_S: Final = 120
 _LENGTH: Final = "I"
 _ORDER = struct.Struct("=II")  # bytes of the rules, images
 _ANSWER = struct.Struct("=III")  # images that were decoded, why no more, bytes of the message
@@ -40,19 +42,23 @@ class SharedRows:
     """Memory for pixels that two processes share, by a descriptor; it grows with what is asked of it.
 
     Args:
-        descriptor: of `new_descriptor`, which this owns from now on.
+        descriptor: of memory that `new` made, perhaps in another process; this closes it.
     """
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         self._memory: mmap.mmap | None = None
 
-    @staticmethod
-    def new_descriptor() -> int:
-        """Return a descriptor of memory that can grow and never shrink; raises OSError if there is none."""
-        descriptor = os.memfd_create("foldserve-pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
-        return descriptor
+    @classmethod
+    def new(cls) -> SharedRows:
+        """Return memory that can grow and never shrink; raises OSError if there is none."""
+        rows = cls(os.memfd_create("foldserve-pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+        try:
+            fcntl.fcntl(rows.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+        except OSError:
+            rows.close()
+            raise
+        return rows
 
     def rows(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Return the beginning of the memory as uint8 of ``shape``, valid until the next call.
@@ -62,14 +68,14 @@ class SharedRows:
         """
         byte_count = math.prod(shape)
         if self._memory is None or len(self._memory) < byte_count:
-            if os.fstat(self._descriptor).st_size < byte_count:
-                os.ftruncate(self._descriptor, byte_count)
-            self._memory = mmap.mmap(self._descriptor, byte_count)
+            if os.fstat(self.descriptor).st_size < byte_count:
+                os.ftruncate(self.descriptor, byte_count)
+            self._memory = mmap.mmap(self.descriptor, byte_count)
         return np.frombuffer(self._memory, np.uint8, byte_count).reshape(shape)
 
     def close(self) -> None:
         """Let go of the descriptor; the memory is freed when both processes have let go of it."""
-        os.close(self._descriptor)
+        os.close(self.descriptor)
         self._memory = None
 
 
@@ -116,6 +122,9 @@ def receive_answer(end: socket.socket, image_count: int) -> Outcome:
 
 def _receive(end: socket.socket, count: int) -> bytes:
     received = end.recv(count, socket.MSG_WAITALL)
-    if len(received) < count:
-        raise ConnectionError("it ended")
+    while len(received) < count:  # usually not: the flag waits for all, unless a signal interrupts it
+        further = end.recv(count - len(received), socket.MSG_WAITALL)
+        if not further:
+            raise ConnectionError("it ended")
+        received += further
     return received

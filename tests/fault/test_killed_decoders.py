@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes
 NETWORK = TinyNetwork(seed=2)
 PIXELS = NETWORK.random_images(8)
 PICTURES = [encode(Image.fromarray(image[0])) for image in PIXELS]
-LOST = "the process that decoded the request's images ended"
+LOST = "the processes that decoded the request's images ended"
 
 
 @pytest.fixture
@@ -57,7 +58,8 @@ class Pictures:
         )
         call = self._stub.Classify.future(request, timeout=60)
         if call.exception() is not None:
-            assert (call.code(), call.details()) == (grpc.StatusCode.INTERNAL, LOST)
+            assert call.code() == grpc.StatusCode.INTERNAL
+            assert call.details().startswith(LOST)
             return False
         answer = call.result()
         labels = [(result.labels[0].index, result.labels[0].probability) for result in answer.results]
@@ -80,7 +82,8 @@ def test_killed_decoders_lose_their_pictures_and_no_others(server: ServerProcess
         while not stopped.wait(0.02):
             if found := decoders_of(server):
                 killed.append(chance.choice(found))
-                os.kill(killed[-1], signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has been killed already
+                    os.kill(killed[-1], signal.SIGKILL)
 
     def send(first: int) -> int:
         return sum(not pictures.is_answered(first + number, 1 + number % 5) for number in range(150))
@@ -95,7 +98,8 @@ def test_killed_decoders_lose_their_pictures_and_no_others(server: ServerProcess
         lost_count = sum(lost)
     stopped.set()
     killer.join()
-    assert lost_count <= len(killed), "a process has one request at a time"
+    assert killed
+    assert 2 * lost_count <= len(killed), "a request is lost with the second process that it ends"
     wait_until(lambda: not any(map(runs, killed)))
     assert all(pictures.is_answered(number) for number in range(40)), "none is sent to a process that ended"
 
@@ -108,7 +112,6 @@ def test_a_killed_launcher_is_replaced(server: ServerProcess) -> None:
     os.kill(launcher, signal.SIGKILL)
     wait_until(lambda: not any(map(runs, family)))
     wait_until(lambda: pictures.is_answered(1, 3) and bool(decoders_of(server)))
-    assert "decoding processes end with status -9 and are started again" in server.log
 
 
 def test_a_signal_to_all_processes_lets_accepted_pictures_be_answered(server: ServerProcess) -> None:
@@ -136,5 +139,5 @@ def test_a_signal_to_all_processes_lets_accepted_pictures_be_answered(server: Se
             assert len(call.result().results) == len(PICTURES)
         else:  # it came when the server drained already
             assert call.code() == grpc.StatusCode.UNAVAILABLE
-    assert "was lost" not in server.log
+    assert "were lost" not in server.log
     wait_until(lambda: not any(map(runs, family)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from foldserve.serving.decoding import own_process
 from foldserve.serving.decoding.own_process import OwnProcess, ProcessStarter
 from foldserve.serving.decoding.turn import End, Outcome, TurnRules
 from foldserve.serving.decoding.wire import send_order
-from foldserve.serving.errors import InternalError
+from foldserve.serving.errors import InternalError, UnavailableError
 from tests.support.crafted import encode
 from tests.support.process_tree import children_of, runs, wait_until
 from tests.support.server_process import SOURCE
@@ -65,7 +66,7 @@ class Decoders:
 
     def started(self) -> OwnProcess:
         process = self.new()
-        wait_until(process._ready_process)
+        assert decode(process, IMAGES)[0].done_count == len(IMAGES)
         return process
 
     @property
@@ -97,11 +98,18 @@ def test_a_process_decodes_to_the_same_pixels(decoders: Decoders) -> None:
         assert np.array_equal(rows, [prepare_image(image, SPEC) for image in IMAGES])
 
 
-def test_until_it_is_ready_the_thread_decodes_itself(decoders: Decoders) -> None:
-    process = decoders.new()
-    outcome, rows = decode(process, IMAGES)  # a process takes a tenth of a second to start
-    assert outcome.done_count == len(IMAGES)
-    assert np.array_equal(rows[0], prepare_image(IMAGES[0], SPEC))
+@linux
+def test_the_server_decodes_nothing_itself_where_processes_can(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the first picture either, nor the one after a loss: it may be the one that ends decoders."""
+    monkeypatch.setattr(own_process, "decode_turn", None)
+    process = decoders.started()
+    os.kill(decoders.forks[0], signal.SIGKILL)
+    assert decode(process, IMAGES)[0].done_count == len(IMAGES)
+    decoders.launcher.kill()
+    for _ in range(3):
+        assert decode(process, IMAGES)[0].done_count == len(IMAGES)
 
 
 def test_a_refused_image_leaves_the_process_as_it_is(decoders: Decoders) -> None:
@@ -150,7 +158,7 @@ def test_a_picture_that_ends_each_process_fails_its_turn_and_no_other(
 
     with monkeypatch.context() as patched:
         patched.setattr(own_process, "send_order", send_and_kill)
-        with pytest.raises(InternalError, match="the process that decoded the request's images ended"):
+        with pytest.raises(InternalError, match="the processes that decoded the request's images ended"):
             decode(first, IMAGES)
     assert len(ended) == 2
     assert ended[0] == fork
@@ -177,8 +185,9 @@ def test_a_process_that_ended_while_it_waited_fails_nothing(decoders: Decoders) 
 
 @linux
 def test_a_stuck_process_is_let_go(decoders: Decoders, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_process, "_SILENCE_S", 1)
-    process = decoders.started()
+    with monkeypatch.context() as patched:
+        patched.setattr(own_process, "SILENCE_S", 1)
+        process = decoders.started()
     (fork,) = decoders.forks
     os.kill(fork, signal.SIGSTOP)
     with pytest.raises(InternalError):
@@ -189,27 +198,36 @@ def test_a_stuck_process_is_let_go(decoders: Decoders, monkeypatch: pytest.Monke
 
 
 @linux
-def test_processes_start_again_when_all_have_ended(
-    decoders: Decoders, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(own_process, "_LAUNCH_EVERY_S", 3600.0)
-    process = decoders.started()
+def test_processes_start_again_when_all_have_ended(decoders: Decoders) -> None:
+    process, other = decoders.started(), decoders.started()
     forks = decoders.forks
     decoders.launcher.kill()
-    wait_until(lambda: not runs(decoders.launcher.pid))
     wait_until(lambda: not any(map(runs, forks)))
-    with pytest.raises(InternalError):  # there is none to take its place
-        decode(process, IMAGES)
-    assert decode(process, IMAGES)[0].done_count == len(IMAGES)  # itself
-    assert process._ready_process() is None
-    monkeypatch.setattr(decoders.starter, "_next_launch_s", 0.0)  # an hour later
-    wait_until(process._ready_process)
-    assert "decoding processes end with status -9 and are started again" in caplog.text
+    for one in (process, other, process):
+        outcome, rows = decode(one, IMAGES)
+        assert outcome.done_count == len(IMAGES)
+        assert np.array_equal(rows[1], prepare_image(IMAGES[1], SPEC))
+    assert len(set(decoders.forks) - set(forks)) == 2
+
+
+@linux
+def test_an_answer_without_an_image_or_a_reason_is_none(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoder that a picture has taken over must not keep the request going round."""
+    process = decoders.started()
+    for end in (End.TIME, End.LONG):
+        patient = TurnRules(SPEC, RULES.max_pixels, takes_long=end is End.LONG)
+        with monkeypatch.context() as patched:
+            patched.setattr(own_process, "receive_answer", lambda *_, end=end: Outcome(0, end))
+            with pytest.raises(InternalError):
+                process.decode_turn(IMAGES, patient, rows_for(IMAGES))
     assert decode(process, IMAGES)[0].done_count == len(IMAGES)
 
 
+@linux
 def test_where_none_can_start_threads_decode_and_few_are_tried(
-    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     launched = []
     monkeypatch.setattr(own_process, "_LAUNCH_EVERY_S", 3600.0)
@@ -221,31 +239,54 @@ def test_where_none_can_start_threads_decode_and_few_are_tried(
         return launched[-1]
 
     monkeypatch.setattr(subprocess, "Popen", launch)
-    process = decoders.new()
-    for _ in range(20):
-        outcome, rows = decode(process, IMAGES)
-        assert outcome.done_count == len(IMAGES)
-        assert np.array_equal(rows[2], prepare_image(IMAGES[2], SPEC))
-    assert launched[0].wait(60) == 1
-    for _ in range(20):
-        assert decode(process, IMAGES)[0].done_count == len(IMAGES)
+    processes = [decoders.new() for _ in range(3)]
+    for _ in range(5):
+        for process in processes:
+            outcome, rows = decode(process, IMAGES)
+            assert outcome.done_count == len(IMAGES)
+            assert np.array_equal(rows[2], prepare_image(IMAGES[2], SPEC))
     assert len(launched) == 1
+    text = "no decoding process can be started, so the server decodes itself: it ended at once"
+    assert caplog.text.count(text) == 1
+    assert "-P -m no.such.module shows the fault" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "what", ["subprocess.Popen", "socket.socketpair", "socket.send_fds", "os.memfd_create"]
+)
 def test_where_processes_are_forbidden_threads_decode(
-    decoders: Decoders, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError("injected")
 
-    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(what, refuse)
     monkeypatch.setattr(own_process, "_LAUNCH_EVERY_S", 3600.0)
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
     process = decoders.new()
     for _ in range(5):
         assert decode(process, IMAGES)[0].done_count == len(IMAGES)
-    assert (
-        caplog.text.count("no decoding process can be started, so the server decodes itself: injected") == 1
-    )
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    text = "no decoding process can be started, so the server decodes itself: injected"
+    assert caplog.text.count(text) == 1
+
+
+@linux
+def test_what_cannot_be_forked_later_harms_no_process(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where processes have worked, the server decodes nothing itself: it says that it cannot."""
+    process = decoders.started()
+
+    def refuse(*_: object) -> None:
+        raise OSError("injected")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "send_fds", refuse)
+        with pytest.raises(InternalError):
+            decode(decoders.new(), IMAGES)
+    assert decode(process, IMAGES)[0].done_count == len(IMAGES)
+    assert decode(decoders.new(), IMAGES)[0].done_count == len(IMAGES)
 
 
 @linux
@@ -255,9 +296,10 @@ def test_a_closed_starter_ends_its_processes_and_starts_none(decoders: Decoders)
     assert len(forks) == 3
     decoders.starter.close()
     wait_until(lambda: not any(map(runs, forks)))
-    with pytest.raises(InternalError):
+    with pytest.raises(UnavailableError, match="the server stops"):
         decode(processes[0], IMAGES)
-    assert decoders.starter.start() is None
+    with pytest.raises(UnavailableError):
+        decode(decoders.new(), IMAGES)
 
 
 @linux
@@ -268,8 +310,8 @@ import time
 from foldserve.serving.decoding.own_process import OwnProcess, ProcessStarter
 starter = ProcessStarter()
 processes = [OwnProcess(starter) for _ in range(2)]
-while not all([process._ready_process() for process in processes]):
-    time.sleep(0.01)
+for process in processes:
+    process._process = starter.start()
 print("ready", starter._launcher.pid, flush=True)
 time.sleep(600)
 """

@@ -91,12 +91,12 @@ def test_a_closed_order_is_an_error(pair: tuple[socket.socket, socket.socket]) -
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory that processes share is Linux's")
 def test_rows_are_shared_and_grow() -> None:
-    descriptor = SharedRows.new_descriptor()
-    ours, theirs = SharedRows(descriptor), SharedRows(os.dup(descriptor))
+    ours = SharedRows.new()
+    theirs = SharedRows(os.dup(ours.descriptor))
     with contextlib.closing(ours), contextlib.closing(theirs):
         for shape in [(1, 3, 4, 5), (40, 3, 64, 64), (2, 1, 7, 7), (1, 3, 1000, 1001)]:
             theirs_rows, ours_rows = theirs.rows(shape), ours.rows(shape)
             theirs_rows[...] = np.random.default_rng(len(shape)).integers(0, 256, shape, np.uint8)
             assert np.array_equal(ours_rows, theirs_rows)
         with pytest.raises(PermissionError):  # whoever reads it would be killed (SIGBUS)
-            os.ftruncate(descriptor, 10)
+            os.ftruncate(theirs.descriptor, 10)
