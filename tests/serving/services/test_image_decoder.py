@@ -181,6 +181,7 @@ def test_process_exits_while_an_image_is_decoded() -> None:
 import threading, time
 from foldserve.imaging import ImageSpec
 from foldserve.serving.decoding import turn
+from foldserve.serving.decoding.own_process import ProcessStarter
 from foldserve.serving.services import image_decoder
 from foldserve.serving.services.requests import ImageRequest
 started = threading.Event()
@@ -188,6 +189,7 @@ def stuck(*_, **__):
     started.set()
     time.sleep(3600)
 turn.prepare_picture = stuck
+ProcessStarter.start = lambda _: None  # the thread decodes
 decoder = image_decoder.ImageDecoder(thread_count=1, max_bytes=2**20, max_pixels=100)
 call = ImageRequest(message=None)
 call.encoded = [bytes.fromhex("%s")]
