@@ -88,8 +88,7 @@ def export_version(config: ExportConfig) -> Path:
         return _finish(config, same, source, report)
     check_writable(model_folder)
     last_version(model_folder)  # before minutes of verification: the next number can be told
-    with _saving_rejected(config, name, built, source):
-        proof = _prove(source, built, report, as_logits=config.as_logits)
+    built, proof = _prove_or_build_again(config, name, source, built, report)
     source.network.release_weights()
     expected, golden = proof.expected, proof.golden
     exact = ExactFile(built.content, golden, expected)
@@ -161,6 +160,30 @@ class _Proof:
     agreements: list[Agreement]
     expected: NDArray[np.float32]
     golden: Golden
+
+
+def _prove_or_build_again(
+    config: ExportConfig, name: str, source: Source, built: BuiltModel, report: Report
+) -> tuple[BuiltModel, _Proof]:
+    """Prove ``built``; if that fails, and what moved past a ReLU may be why, build and prove it without that.
+
+    The bound of a ReLU that is rarely above 0 stands for a large number, which the layers behind subtract
+    again: exact, but for rounding (docs/explanation/folding.md).
+
+    Raises:
+        ParityError: a check failed; the file and some images are kept.
+    """
+    if built.has_moved_clips:
+        try:
+            return built, _prove(source, built, report, as_logits=config.as_logits)
+        except ParityError as error:
+            traceback.clear_frames(error.__traceback__)  # closes the sessions, which hold all weights
+            report.building_again()
+        built = build_model(source.network.to_graph(), source.metadata, moves_clips=False)
+        release_memory()
+        report.folded(built)
+    with _saving_rejected(config, name, built, source):
+        return built, _prove(source, built, report, as_logits=config.as_logits)
 
 
 def _prove(source: Source, built: BuiltModel, report: Report, *, as_logits: bool) -> _Proof:

@@ -96,6 +96,14 @@ class Report:
                 f"({agreement.provider})",
             )
 
+    def building_again(self) -> None:
+        """Say that the file is built again without what may have made it fail."""
+        self._line(
+            "parity",
+            "the file rounds too coarsely: it is built again, with each batch norm before a ReLU as one "
+            "multiplication and one addition",
+        )
+
     def warned(self, text: str) -> None:
         """Print a warning about the previous line."""
         self._line("", text)

@@ -35,11 +35,13 @@ class BuiltModel:
         file: holds ``model.onnx``.
         folds: one entry per batch norm, one for the input's scaling, one for its channels if reordered.
         no_logits: the operation that the network ends in, if its output is not logits; else "".
+        has_moved_clips: whether a batch norm changed the bounds of a ReLU or another clip.
     """
 
     file: ModelFile
     folds: tuple[Fold, ...]
     no_logits: str = ""
+    has_moved_clips: bool = False
 
     @property
     def content(self) -> bytes:
@@ -47,10 +49,11 @@ class BuiltModel:
         return self.file.content
 
 
-def build_model(model: ir.Model, metadata: ModelMetadata) -> BuiltModel:
+def build_model(model: ir.Model, metadata: ModelMetadata, *, moves_clips: bool = True) -> BuiltModel:
     """Fold, normalise and serialise ``model``, an unfolded graph of logits; it is changed in place.
 
-    The normalisation is added if its input is FP32; a graph of UINT8 pixels has its own.
+    The normalisation is added if its input is FP32; a graph of UINT8 pixels has its own. Without
+    ``moves_clips`` a batch norm before a ReLU stays as a multiplication and an addition.
 
     Raises:
         FoldError: a batch norm cannot be folded or rewritten.
@@ -61,7 +64,7 @@ def build_model(model: ir.Model, metadata: ModelMetadata) -> BuiltModel:
     simplify(model)
     reordered = fold_channel_order(model.graph)  # before the weights are held in float64
     weights = Float64Initializers(model.graph)
-    folder = FoldPass(model.graph, weights)
+    folder = FoldPass(model.graph, weights, moves_clips=moves_clips)
     folder.fold_batch_norms()
     scaling = []
     if model.graph.inputs[0].dtype == ir.DataType.UINT8:
@@ -74,7 +77,7 @@ def build_model(model: ir.Model, metadata: ModelMetadata) -> BuiltModel:
     add_outputs(model.graph, metadata.temperature)
     file = ModelFile(serialize_in_parts(model, metadata.to_props()), _LARGE_BYTES)
     folds = (*folder.folds, *reordered, *scaling)
-    return BuiltModel(file, folds, "" if end is None else end_name(end))
+    return BuiltModel(file, folds, "" if end is None else end_name(end), folder.has_moved_clips)
 
 
 def _check_label_count(model: ir.Model, metadata: ModelMetadata) -> None:

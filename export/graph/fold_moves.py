@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from foldserve.export.graph.fold_clips import ChannelClip
     from foldserve.export.graph.weights import Float64Initializers
 
 # A map is moved past this many operations at most: concatenations and readers may branch at each.
@@ -95,12 +96,21 @@ class _Map:
 
 
 class AffineMoves:
-    """Moves maps over one graph; the caller stores ``weights``, the unrounded constants, afterwards."""
+    """Moves maps over one graph; the caller stores ``weights``, the unrounded constants, afterwards.
 
-    def __init__(self, graph: ir.Graph, weights: Float64Initializers) -> None:
+    Attributes:
+        has_moved_clips: whether a map was moved past a clip whose bounds it changed.
+
+    Args:
+        moves_clips: whether that may be done.
+    """
+
+    def __init__(self, graph: ir.Graph, weights: Float64Initializers, *, moves_clips: bool = True) -> None:
         self._graph = graph
         self._weights = weights
+        self._moves_clips = moves_clips
         self._changes = WeightChanges(graph, weights)
+        self.has_moved_clips = False
         # Output of a multiply and add that stands for a batch norm -> (multiply, add, batch norm's name).
         self.rewritten: dict[ir.Value, tuple[ir.Node, ir.Node, str]] = {}
 
@@ -186,6 +196,10 @@ class AffineMoves:
             raise DeclinedError(f"the constant that {node_name(node)} before it adds would grow")
         return _Step("", lambda: self._changes.map_constant(node, index, along, affine))
 
+    def _set_bounds(self, clip: ChannelClip, axis: int) -> None:
+        set_bounds(clip, axis, self._graph, self._weights)
+        self.has_moved_clips |= clip.bounds is not None
+
     def _fold_into_rewritten(self, value: ir.Value, affine: ChannelAffine) -> None:
         multiply, add, _ = self.rewritten[value]
         scale, shift = multiply.inputs[1], add.inputs[1]
@@ -228,7 +242,9 @@ class AffineMoves:
             return [*steps, renaming]
         if is_clip(node) and index == 0:
             clip = clip_before(node, affine, self._weights)
-            change = _Step("", lambda: set_bounds(clip, axis, self._graph, self._weights), clip.left)
+            if clip.bounds is not None and not self._moves_clips:
+                raise DeclinedError(f"{node_name(node)} behind it would make the file round too coarsely")
+            change = _Step("", lambda: self._set_bounds(clip, axis), clip.left)
             return [*self._behind(given.moved(output, axis, clip.affine)), change, renaming]
         if node.op_type == "Concat" and not node.domain:
             moved = given.moved(output, axis, widened_to_output(node, index, axis, affine))

@@ -52,12 +52,15 @@ class FoldPass:
 
     Attributes:
         folds: what became of each batch norm so far.
+
+    Args:
+        moves_clips: whether a batch norm may change the bounds of a ReLU or another clip behind it.
     """
 
-    def __init__(self, graph: ir.Graph, weights: Float64Initializers) -> None:
+    def __init__(self, graph: ir.Graph, weights: Float64Initializers, *, moves_clips: bool = True) -> None:
         self._graph = graph
         self._weights = weights
-        self._moves = AffineMoves(graph, weights)
+        self._moves = AffineMoves(graph, weights, moves_clips=moves_clips)
         self.folds: list[Fold] = []
         # Output of a multiply and add that stands for a batch norm -> which of the batch norms.
         self._indices: dict[ir.Value, int] = {}
@@ -75,6 +78,11 @@ class FoldPass:
         for value in merged:
             self._now_folded(value, f"into {merged[value]}, parallel to it")
         return self.folds
+
+    @property
+    def has_moved_clips(self) -> bool:
+        """Whether the bounds of a ReLU or another clip were changed."""
+        return self._moves.has_moved_clips
 
     def leading_map(self, value: ir.Value) -> ChannelAffine | None:
         """Return the map of the rewritten batch norm that alone reads ``value``; None if there is none."""

@@ -9,9 +9,9 @@ from foldserve.export.graph.build import BuiltModel, build_model
 from foldserve.export.graph.trace import trace
 
 
-def build_network(network: nn.Module, metadata: ModelMetadata) -> BuiltModel:
+def build_network(network: nn.Module, metadata: ModelMetadata, *, moves_clips: bool = True) -> BuiltModel:
     """Trace ``network``, which takes normalised floats, and build its ``model.onnx``."""
-    return build_model(trace(network, metadata.image.shape).model, metadata)
+    return build_model(trace(network, metadata.image.shape).model, metadata, moves_clips=moves_clips)
 
 
 def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
