@@ -12,6 +12,7 @@ from foldserve.errors import ArtifactError
 from foldserve.export.errors import SourceError
 from foldserve.export.graph.channel_order import fold_channel_order
 from foldserve.export.graph.endings import end_name, find_no_logits
+from foldserve.export.graph.exact_means import write_exact_means
 from foldserve.export.graph.fold_pass import Fold, FoldPass
 from foldserve.export.graph.linear_convolutions import write_linear_convolutions
 from foldserve.export.graph.model_file import ModelFile
@@ -73,6 +74,7 @@ def build_model(model: ir.Model, metadata: ModelMetadata, *, moves_clips: bool =
         scaling = [add_normalisation(model.graph, folder, weights, mean=metadata.mean, std=metadata.std)]
     weights.store()
     write_linear_convolutions(model.graph)
+    write_exact_means(model.graph)
     end = find_no_logits(model.graph.outputs[0])
     add_outputs(model.graph, metadata.temperature)
     file = ModelFile(serialize_in_parts(model, metadata.to_props()), _LARGE_BYTES)
