@@ -315,8 +315,8 @@ for process in processes:
 print("ready", starter._launcher.pid, flush=True)
 time.sleep(600)
 """
-    command = ending_with_us([sys.executable, "-c", script])
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=SOURCE) as server:
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(ending_with_us(command), stdout=subprocess.PIPE, text=True, cwd=SOURCE) as server:
         assert server.stdout is not None
         launcher = int(server.stdout.readline().split()[1])
         family = [launcher, *children_of(launcher)]
