@@ -100,8 +100,8 @@ class Report:
         """Say that the file is built again without what may have made it fail."""
         self._line(
             "parity",
-            "the file rounds too coarsely: it is built again, with each batch norm before a ReLU as one "
-            "multiplication and one addition",
+            "the file does not agree with the network, perhaps by rounding alone: it is built again, with "
+            "each batch norm before a ReLU as one multiplication and one addition",
         )
 
     def warned(self, text: str) -> None:

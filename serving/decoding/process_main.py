@@ -6,7 +6,6 @@ A fork is ready at once and shares what neither changes, so that each decoding p
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
 import pickle
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foldserve.c_allocator import keep_freed_memory
+from foldserve.parent_death import end_with
 from foldserve.serving.decoding.turn import decode_turn
 from foldserve.serving.decoding.wire import READY, SILENCE_S, SharedRows, receive_order, send_answer
 
@@ -33,7 +33,6 @@ _WORTH_LEAST = "1000"
 _KEPT_BYTES = 32 * 1024 * 1024
 # SIGALRM then ends it; the server has let go of it before.
 _STUCK_S = SILENCE_S + 10
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(control_number: int) -> None:
@@ -57,7 +56,7 @@ def main(control_number: int) -> None:
             ):
                 if _fork() == 0:
                     control.close()
-                    _end_with(own_id)
+                    end_with(own_id)
                     _serve(end, memory)
                     return
 
@@ -96,14 +95,6 @@ def _give_way() -> None:
         os.nice(_NICER)
     with contextlib.suppress(OSError):  # no Linux, or not this one
         Path("/proc/self/oom_score_adj").write_text(_WORTH_LEAST)
-
-
-def _end_with(parent_id: int) -> None:
-    """End when the process ``parent_id`` ends, also amid decoding, where the system can do that."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent_id:  # it ended before
-            os._exit(1)
 
 
 if __name__ == "__main__":

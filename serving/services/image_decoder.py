@@ -109,7 +109,7 @@ class ImageDecoder:
         self._short.put(_Job(request, spec, on_decoded, byte_count))
 
     def close(self) -> None:
-        """Drop the waiting requests; images that are being decoded end by themselves."""
+        """Drop the waiting requests, and end the processes, also those that decode."""
         self._closed = True
         self._starter.close()
         for _ in self._threads:

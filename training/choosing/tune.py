@@ -6,7 +6,6 @@ reads the test images: the best trial is judged on them once it is trained as a 
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -14,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foldserve.parent_death import end_with
 from foldserve.terminal import Terminal
 from foldserve.training.choosing.config import TuneConfig
 from foldserve.training.choosing.study import ended_trials, open_study, open_study_folder, take_up
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from optuna.study import Study
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _FAILED = 3  # exit status of a process that has said why
 
 
@@ -104,8 +103,9 @@ def _check_workers(statuses: list[int | None]) -> None:
 
 def _work(settings: dict[str, Any], folder: str, number: int, remaining: Any, parent: int) -> None:
     """Search in a process of its own, which ends with the one that started it."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    try:
+        end_with(parent)
+    except ProcessLookupError:
         sys.exit(_FAILED)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says what is to be said
     config = TuneConfig.model_validate(settings)
