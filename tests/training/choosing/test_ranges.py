@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,9 @@ from foldserve.training.choosing.config import TuneConfig
 from foldserve.training.choosing.ranges import SEARCHABLE, Range, parse_ranges
 from foldserve.training.config import TrainConfig
 from foldserve.training.settings_file import ENDING_FIELDS, RESUMABLE_FIELDS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -110,7 +115,10 @@ def test_a_chosen_number_has_few_digits_and_stays_in_its_range(one: float, other
         ({"trials": 0}, "greater than or equal to 1"),
     ],
 )
-def test_settings_that_do_not_fit_a_search_are_refused(settings: dict[str, object], said: str) -> None:
+def test_settings_that_do_not_fit_a_search_are_refused(
+    settings: dict[str, object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the checkout may have runs, as `make demo` leaves them
     with pytest.raises(ValidationError) as refused:
         TuneConfig.model_validate(settings)
     assert said in str(refused.value)
