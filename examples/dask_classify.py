@@ -9,7 +9,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from distributed import Client, LocalCluster
 from parquet_classifier import opened
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
 
 def classify(model: str, source: str, row_group: int, target: str) -> int:
     """Answer one row group of a file; return how many rows it had."""
-    rows = pq.ParquetFile(source).read_row_group(row_group, ["id", "image"]).to_pydict()
-    pq.write_table(pa.table(opened(model)(rows)), target)
-    return len(rows["id"])
+    rows = pq.ParquetFile(source).read_row_group(row_group, ["id", "image"])
+    pq.write_table(opened(model)(rows), target)
+    return len(rows)
 
 
 def parts(source: Path, output: Path) -> Iterator[tuple[str, int, str]]:

@@ -31,6 +31,7 @@ def main() -> None:
         Classifier,
         fn_constructor_args=(str(arguments.model.resolve()),),
         batch_size=arguments.batch_size,
+        batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=arguments.actors),
         num_gpus=arguments.gpus,
     )

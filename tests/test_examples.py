@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from foldserve import LocalModel
@@ -109,27 +110,33 @@ def test_rows_are_answered_as_the_model_answers(tmp_path: Path, monkeypatch: pyt
     network = TinyNetwork()
     version = network.publish(tmp_path / "models" / "tiny")
     images = network.random_images(20)
-    answers = classifier.opened(str(version))(
-        {"id": range(20), "image": [image.tobytes() for image in images]}
-    )
+    rows = pa.table({"id": range(20), "image": [image.tobytes() for image in images]})
+    answers = classifier.opened(str(version))(rows)
     model = LocalModel(version)
     expected = model.predict(images)
-    assert list(answers["id"]) == list(range(20))
-    assert answers["label"].tolist() == expected.labels()
+    assert answers["id"].to_pylist() == list(range(20))
+    assert answers["label"].to_pylist() == expected.labels()
     assert np.array_equal(answers["probability"], expected.confidences())
-    assert set(answers["model"]) == {model.hash}
+    assert set(answers["model"].to_pylist()) == {model.hash}
+    # A part of a table, of pieces that lie apart, as engines hand them over; and one without rows.
+    parts = pa.concat_tables([rows, rows]).slice(7, 22)
+    part = classifier.opened(str(version))(parts)
+    assert part["id"].to_pylist() == [*range(7, 20), *range(9)]
+    assert part["label"].to_pylist() == [expected.labels()[number] for number in part["id"].to_pylist()]
+    assert len(classifier.opened(str(version))(rows.slice(0, 0))) == 0
     files = [encode(image[0]) for image in images[:3]]
-    answers = classifier.opened(str(version))({"id": [7, 8, 9], "image": files})
-    assert answers["label"].tolist() == model.predict(files).labels()
+    answers = classifier.opened(str(version))(pa.table({"id": [7, 8, 9], "image": files}))
+    assert answers["label"].to_pylist() == model.predict(files).labels()
     # A file that is as long as the pixels is one all the same.
     network = TinyNetwork(image=ImageSpec("L", 28, 28, 28))
     version = network.publish(tmp_path / "models" / "larger")
     (image,) = network.random_images(1) // 128
     file = encode(image[0])
     file += bytes(784 - len(file))
-    answers = classifier.opened(str(version))({"id": [1], "image": [file]})
-    assert answers["probability"].tolist() == LocalModel(version).predict([file]).confidences().tolist()
-    assert answers["probability"].tolist() == LocalModel(version).predict(image[None]).confidences().tolist()
+    answers = classifier.opened(str(version))(pa.table({"id": [1], "image": [file]}))
+    (probability,) = answers["probability"].to_pylist()
+    assert [probability] == LocalModel(version).predict([file]).confidences().tolist()
+    assert [probability] == LocalModel(version).predict(image[None]).confidences().tolist()
 
 
 def test_pictures_are_classified(server: ServerProcess, tmp_path: Path) -> None:
