@@ -39,6 +39,11 @@ class _TotalsForm(_Form):
     elapsed_s: _Number = Field(ge=0)
 
 
+class _PruningForm(_Form):
+    before: torch.Tensor
+    latest: torch.Tensor
+
+
 class TrainerForm(_Form):
     """The state that resumes a run."""
 
@@ -47,9 +52,10 @@ class TrainerForm(_Form):
     scaler: dict[str, int | _Number]
     totals: _TotalsForm | None
     history: list[dict[str, int | _Number]]
-    # Only in runs with --init, --class-weights and --time-limit.
+    # Only in runs with --init, --class-weights, --prune and --time-limit.
     initial: list[str] = Field(default_factory=list)
     class_weights: torch.Tensor | None = None
+    pruning: _PruningForm | None = None
     spent_s: _Number = Field(0.0, ge=0)
     planned_steps: int | None = Field(None, ge=1)
 

@@ -125,6 +125,10 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Order of the images: shuffled (each once per epoch), or balanced (each class equally often; images of
     rarer classes come several times, every image at least once)."""
 
+    prune: float = Field(0.0, ge=0, le=0.5)
+    """Fraction of the images that each epoch leaves out, drawn from those with the lowest losses, of which
+    the others count double (InfoBatch): more epochs in the same time."""
+
     batch_size: int = Field(128, ge=2)
     """Images per step, over all processes; the last incomplete batch of each epoch is dropped."""
 
@@ -284,6 +288,15 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
         settings = handler({"run_dir": folder, **recipe_settings(arch, recipe), **asked})
         settings._given = frozenset(name for name, value in asked.items() if value not in (None, "auto"))
         return settings
+
+    @model_validator(mode="after")
+    def _check_prune(self) -> Self:
+        if self.prune and self.sampler == "balanced":
+            raise ValueError(
+                "--prune leaves images out that --sampler balanced shows again and again; leave one of them "
+                "out, or try --class-weights balanced"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_init(self) -> Self:

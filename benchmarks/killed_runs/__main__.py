@@ -41,7 +41,7 @@ _FLAGS = [
     "--checkpoint-every=0",
     "--ema-decay=0.99",
     "--dropout=0.2",
-    "--sampler=balanced",
+    "--prune=0.3",
     "--class-weights=balanced",
     "--mixup=0.2",
     "--auto-augment=trivial",
@@ -56,7 +56,7 @@ class Config(BaseModel, frozen=True, use_attribute_docstrings=True):
     """Number of kills."""
 
     epochs: int = Field(20, ge=2)
-    """Epochs of the run, of 30 steps each."""
+    """Epochs of the run, of 21 steps each."""
 
     seed: int | None = None
     """Seed of the moments; by default another one each time, which is printed."""

@@ -38,6 +38,7 @@ SEARCHABLE = frozenset(
         "lr",
         "mixup",
         "optimizer",
+        "prune",
         "rand_magnitude",
         "rand_operations",
         "sampler",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from foldserve.training.datasets import Examples
     from foldserve.training.engine.ema import WeightAverage
     from foldserve.training.engine.precision import Precision
+    from foldserve.training.engine.pruning import Pruning
     from foldserve.training.engine.sampling import Sampler
     from foldserve.training.engine.time_budget import TimeBudget
     from foldserve.training.models import Normalized
@@ -60,7 +62,8 @@ class Trainer:
     """State of training and all that a step needs; ``model`` maps pixels to logits.
 
     ``forward`` calls ``model``: compiled, or wrapped so that gradients are averaged over ``process_group``.
-    ``class_weights`` is float32 [K] or None; ``planned_steps`` is where a time limit ends the run.
+    ``class_weights`` is float32 [K] or None; with ``pruning``, epochs take a part of the images;
+    ``planned_steps`` is where a time limit ends the run.
     """
 
     model: Normalized
@@ -73,6 +76,7 @@ class Trainer:
     config: TrainConfig
     sampler: Sampler
     class_weights: Tensor | None = None
+    pruning: Pruning | None = None
     frozen: Frozen = field(default_factory=Frozen)
     process_group: ProcessGroup = SINGLE_PROCESS
     budget: TimeBudget | None = None
@@ -81,7 +85,20 @@ class Trainer:
     totals: EpochTotals | None = None
 
     def __post_init__(self) -> None:
-        self.steps_per_epoch = self.sampler.steps
+        if self.pruning is None:
+            self.steps_per_epoch = self.sampler.steps
+        else:
+            self.steps_per_epoch = self.pruning.image_count // self.config.batch_size
+
+    def images_of(self, epoch: int) -> tuple[Tensor, Tensor | None]:
+        """Return the images of ``epoch`` in their order, int64 on the CPU, and if only some, their weights.
+
+        Weights are float32 [N], of all images.
+        """
+        order = self.sampler.order(epoch)
+        return (
+            (order, None) if self.pruning is None else self.pruning.choose(order, epoch / self.config.epochs)
+        )
 
     @property
     def total_steps(self) -> int:
@@ -151,9 +168,12 @@ def train_one_epoch(
     config, device = trainer.config, trainer.model.mean.device
     generator = torch.Generator(device)
     epoch, steps_done = divmod(trainer.step, trainer.steps_per_epoch)
-    permutation = trainer.sampler.order(epoch).to(examples.images.device)
     if steps_done == 0 or trainer.totals is None:
         trainer.totals = empty_totals(trainer)
+        if trainer.pruning is not None:
+            trainer.pruning.start_epoch()
+    order, image_weights = trainer.images_of(epoch)
+    permutation = order.to(examples.images.device)
     totals = trainer.totals
     trainer.start_training_mode()
     started = time.perf_counter() - totals.elapsed_s
@@ -161,7 +181,7 @@ def train_one_epoch(
         batch = trainer.process_group.shard(
             permutation[step * config.batch_size : (step + 1) * config.batch_size]
         )
-        loss, correct = _train_step(trainer, examples, batch, generator)
+        loss, correct = _train_step(trainer, examples, batch, image_weights, generator)
         totals.losses[step] = loss
         totals.correct += correct
         totals.seen += len(batch)
@@ -180,7 +200,11 @@ def train_one_epoch(
 
 
 def _train_step(
-    trainer: Trainer, examples: Examples, batch: Tensor, generator: torch.Generator
+    trainer: Trainer,
+    examples: Examples,
+    batch: Tensor,
+    image_weights: Tensor | None,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Take one optimizer step on the examples at the indices ``batch``; return loss and number correct."""
     config, scaler = trainer.config, trainer.precision.scaler
@@ -194,6 +218,8 @@ def _train_step(
         images = augmentation(images, generator)
         images, targets = trainer.mixing(images, labels, generator)
     trainer.optimizer.zero_grad()
+    weights = None if image_weights is None else image_weights[batch.to(image_weights.device)]
+    all_losses = []
     loss_sum = torch.zeros((), device=images.device)
     correct = torch.zeros((), dtype=torch.int64, device=images.device)
     for part in torch.arange(len(batch)).tensor_split(config.accumulate):
@@ -207,6 +233,9 @@ def _train_step(
             label_smoothing=config.label_smoothing,
             reduction="none",
         )
+        if weights is not None:
+            all_losses.append(losses.detach())
+            losses = losses * weights[rows]
         mean_loss = losses.sum() / len(batch)
         scaler.scale(mean_loss).backward()  # type: ignore[no-untyped-call]  # torch's own
         loss_sum = loss_sum + mean_loss.detach()
@@ -218,6 +247,9 @@ def _train_step(
     scaler.update()
     if trainer.average is not None:
         trainer.average.update(trainer.step)
+    if trainer.pruning is not None:
+        exchange = partial(trainer.process_group.gather, total=config.batch_size)
+        trainer.pruning.record(exchange(batch.to(images.device)), exchange(torch.cat(all_losses)))
     trainer.step += 1
     return loss_sum, correct
 
@@ -260,7 +292,7 @@ def check_finite(trainer: Trainer, examples: Examples) -> None:
         return
     epoch, steps_done = divmod(trainer.step - 1, trainer.steps_per_epoch)
     step = int(bad[0]) if len(bad) else steps_done
-    order = trainer.sampler.order(epoch)[step * config.batch_size :][: config.batch_size]
+    order = trainer.images_of(epoch)[0][step * config.batch_size :][: config.batch_size]
     pixels = examples.images[order.to(examples.images.device)].float()
     before = f"{totals.losses[step - 1]:.4g} a step before" if step else "the epoch's first"
     raise DivergedError(

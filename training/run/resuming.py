@@ -67,6 +67,7 @@ def _restore(state: RunState, checkpoint: Checkpoint) -> None:
     _check_progress(trainer, saved["step"], saved["history"])
     check_weights(trainer.model.network, checkpoint.weights)
     _check_class_weights(trainer, saved["class_weights"])
+    _load_losses(trainer, saved["pruning"])
     trainer.model.network.load_state_dict(checkpoint.weights)
     set_initial(state, frozenset(saved["initial"]))
     _load_moments(trainer, saved["optimizer"]["state"])
@@ -103,6 +104,16 @@ def _check_class_weights(trainer: Trainer, saved: Tensor | None) -> None:
     )
     if not is_same:
         raise CheckpointError("it began with other class weights than --class-weights gives now")
+
+
+def _load_losses(trainer: Trainer, saved: Any) -> None:
+    pruning = trainer.pruning
+    if pruning is None:
+        return
+    if saved is None or not saved.before.shape == saved.latest.shape == pruning.before.shape:
+        raise CheckpointError(f"its checkpoint has not the losses of {len(pruning.before)} images")
+    pruning.before.copy_(saved.before)
+    pruning.latest.copy_(saved.latest)
 
 
 def _check_progress(trainer: Trainer, step: int, history: list[dict[str, Any]]) -> None:

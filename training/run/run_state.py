@@ -17,6 +17,7 @@ from foldserve.training.engine.loop import Trainer
 from foldserve.training.engine.network import build_model, network_arguments, training_forward
 from foldserve.training.engine.optimizer import create_optimizer
 from foldserve.training.engine.precision import choose_precision
+from foldserve.training.engine.pruning import Pruning
 from foldserve.training.engine.random_seeds import derived_seed
 from foldserve.training.engine.sampling import Sampler
 from foldserve.training.errors import CheckpointError, RunError
@@ -109,6 +110,8 @@ class RunState:
             more["initial"] = sorted(self.initial)
         if trainer.class_weights is not None:
             more["class_weights"] = trainer.class_weights.cpu()
+        if trainer.pruning is not None:
+            more["pruning"] = trainer.pruning.state()
         if trainer.budget is not None:
             more |= {"spent_s": trainer.budget.total_spent_s(), "planned_steps": trainer.planned_steps}
         return more | {
@@ -168,6 +171,7 @@ def start_run(
         config=config,
         sampler=Sampler.of(config, training.labels),
         class_weights=weights,
+        pruning=Pruning.of(config.prune, len(training), device) if config.prune else None,
         frozen=frozen,
         process_group=process_group,
     )
@@ -201,9 +205,10 @@ def set_initial(state: RunState, names: frozenset[str]) -> None:
 
 
 def _check_batch(config: TrainConfig, image_count: int, process_group: ProcessGroup) -> None:
-    if config.batch_size > image_count:
+    if config.batch_size > (taken := image_count - int(config.prune * image_count)):
+        left = f" that --prune {config.prune:g} leaves of {image_count}" if config.prune else ""
         raise RunError(
-            f"batch-size is {config.batch_size}, more than the {image_count} training images; "
+            f"batch-size is {config.batch_size}, more than the {taken} training images{left}; "
             "give a smaller one"
         )
     world_size = process_group.world_size

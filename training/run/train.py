@@ -228,6 +228,8 @@ def _unusual(state: RunState) -> list[str]:
     """Return lines about how the run treats its images and weights, where that is not as usual."""
     trainer, labels = state.trainer, state.facts.labels
     lines = [line] if (line := trainer.sampler.describe()) else []
+    if trainer.pruning is not None:
+        lines.append(trainer.pruning.describe(trainer.steps_per_epoch))
     if trainer.class_weights is not None:
         by_label = sorted(zip(trainer.class_weights.tolist(), labels, strict=True))
         (low, one), (high, other) = by_label[0], by_label[-1]
@@ -239,11 +241,12 @@ def _unusual(state: RunState) -> list[str]:
 
 
 def _checkpoint_bytes(state: RunState) -> int:
-    """Return the approximate size of ``last.pt``: weights, their average, and the optimizer's state."""
+    """Return the approximate size of ``last.pt``: weights, their average, the optimizer's state, losses."""
     trainer = state.trainer
     weights: int = sum(value.nbytes for value in trainer.model.state_dict().values())
     copies = 1 + (trainer.average is not None) + (2 if trainer.config.optimizer == "adamw" else 1)
-    return copies * weights + _CHECKPOINT_FACTS_BYTES
+    losses = 0 if trainer.pruning is None else 2 * trainer.pruning.before.nbytes
+    return copies * weights + losses + _CHECKPOINT_FACTS_BYTES
 
 
 def _choose_threads(state: RunState, training: Examples, terminal: Terminal) -> None:

@@ -71,13 +71,9 @@ def train(folder: Path, run_dir: Path, launcher: list[str], more: list[str]) -> 
 
 
 @pytest.mark.parametrize(
-    "from_weights",
-    [
-        pytest.param(False, id="plain"),
-        pytest.param(True, id="from weights, balanced", marks=pytest.mark.slow),
-    ],
+    "kind", ["plain", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("from weights", "pruned"))]
 )
-def test_two_processes_train_and_evaluate_like_one(tmp_path: Path, *, from_weights: bool):
+def test_two_processes_train_and_evaluate_like_one(tmp_path: Path, kind: str):
     """With batch norm over both: every weight, its average, and each figure of each epoch, within rounding.
 
     Sums of gradients and statistics are formed in another order, so float32 rounds otherwise: 2^-24 a value
@@ -86,8 +82,8 @@ def test_two_processes_train_and_evaluate_like_one(tmp_path: Path, *, from_weigh
     """
     folder = write_classes(tmp_path / "pictures", per_class=35)
     one, two = tmp_path / "one", tmp_path / "two"
-    more = []
-    if from_weights:
+    more = ["--prune=0.3"] if kind == "pruned" else []
+    if kind == "from weights":
         shape = {"in_channels": 1, "class_count": 4, "height": 28, "width": 28}
         torch.save(create_model("lenet", **shape).state_dict(), tmp_path / "first.pt")
         more = [f"--init={tmp_path / 'first.pt'}", "--freeze=features.0", "--backbone-lr-scale=0.5"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from foldserve.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from foldserve.training.config import TrainConfig
 from foldserve.training.engine import time_budget
+from foldserve.training.engine.pruning import Pruning
 from foldserve.training.errors import RunError
 from foldserve.training.run import finishing, saver
 from foldserve.training.run import train as run_module
@@ -98,15 +100,29 @@ def test_the_best_epoch_is_chosen_by_the_figure_asked_for(
         assert load_checkpoint(config.run_dir).metrics["epoch"] == expected
 
 
-NEW = {"sampler": "balanced", "class_weights": "balanced", "patience": 2, "select": "macro-f1", "mixup": 0.3}
+NEW = {
+    "balance and patience": {
+        "sampler": "balanced",
+        "class_weights": "balanced",
+        "patience": 2,
+        "select": "macro-f1",
+        "mixup": 0.3,
+    },
+    "pruning": {"prune": 0.4, "class_weights": "balanced", "accumulate": 2},
+}
 
 
 @pytest.mark.parametrize("saves", [1, 4, 7, 12, -1])
-def test_a_run_with_balance_and_patience_resumes_bit_identical(
-    tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
+@pytest.mark.parametrize("settings", NEW.values(), ids=list(NEW))
+def test_a_run_with_newer_settings_resumes_bit_identical(
+    tiny_config: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, object],
+    saves: int,
 ):
     """A checkpoint after each step, an interruption after some of them."""
-    whole = changed(tiny_config, **NEW, checkpoint_every=0.0, run_dir=tmp_path / "whole")
+    whole = changed(tiny_config, **settings, checkpoint_every=0.0, run_dir=tmp_path / "whole")
     broken = changed(whole, run_dir=tmp_path / "broken")
     saved = []
     stop_after = -1
@@ -156,6 +172,52 @@ def test_class_weights_and_balance_change_what_is_learnt(
         ends.append(load_checkpoint(config.run_dir / "last.pt").weights["classifier.5.bias"])
     assert not torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[0], ends[2])
+
+
+def test_pruning_takes_fewer_images_by_their_losses_and_weighs_them(
+    tiny_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of 160 images, 96 in three steps."""
+    choose, record = Pruning.choose, Pruning.record
+    ends = []
+    for name in ("as it is", "no losses", "no weights"):
+        if name == "no losses":
+            monkeypatch.setattr(Pruning, "record", lambda *_: None)
+        if name == "no weights":
+            monkeypatch.setattr(Pruning, "record", record)
+            monkeypatch.setattr(
+                Pruning, "choose", lambda *given: (choose(*given)[0], torch.ones(len(given[0].before)))
+            )
+        config = changed(tiny_config, prune=0.4, epochs=2, run_dir=tmp_path / name)
+        lines = train_lines(config)
+        ends.append(load_checkpoint(config.run_dir / "last.pt"))
+        assert any(line.startswith("an epoch is 96 of 160 images, in 3 steps: half") for line in lines)
+        assert records(config.run_dir)[-1]["step"] == 6
+    first, *others = ends
+    assert first.trainer is not None
+    losses = first.trainer["pruning"]
+    assert int(losses["before"].isfinite().sum()) == 96
+    assert int(losses["latest"].isfinite().sum()) > 96
+    for other in others:
+        bias = "classifier.5.bias"
+        assert not torch.equal(first.weights[bias], other.weights[bias])
+
+
+def test_a_pruned_run_without_its_losses_is_not_gone_on_with(tiny_config: TrainConfig):
+    config = changed(tiny_config, prune=0.4)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, LineTerminal("epoch 2/3"))
+    last = load_checkpoint(config.run_dir / "last.pt")
+    assert last.trainer is not None
+    for wrong in (None, {"before": torch.zeros(3), "latest": torch.zeros(160)}):
+        save_checkpoint(config.run_dir / "last.pt", replace(last, trainer=last.trainer | {"pruning": wrong}))
+        with pytest.raises(RunError, match="its checkpoint has not the losses of 160 images"):
+            train(config, LineTerminal())
+
+
+def test_pruning_leaves_at_least_a_batch(tiny_config: TrainConfig):
+    with pytest.raises(RunError, match=r"more than the 96 training images that --prune 0\.4 leaves of 160"):
+        train(changed(tiny_config, prune=0.4, batch_size=128), LineTerminal())
 
 
 class _Clock:
@@ -275,7 +337,7 @@ def test_a_run_that_ran_out_of_time_goes_on_with_the_next_epoch(tiny_config: Tra
 
 
 def test_settings_of_a_run_repeat_it_and_flags_come_first(tiny_config: TrainConfig, tmp_path: Path):
-    train_lines(changed(tiny_config, **NEW))
+    train_lines(changed(tiny_config, **NEW["balance and patience"]))
     file = tiny_config.run_dir / "config.json"
     there = json.loads(file.read_text())
     assert there["precision"] in ("fp32", "bf16"), "what was used, not auto"
