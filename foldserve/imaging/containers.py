@@ -17,6 +17,8 @@ from foldserve.imaging import jpeg_segments, png_chunks
 from foldserve.imaging.other_containers import read_bmp, read_gif, read_webp
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from PIL.ImageFile import ImageFile
 
     from foldserve.imaging.picture import Picture
@@ -51,16 +53,34 @@ def read_picture(encoded: bytes) -> Picture:
     if encoded[0] in _WHITE_SPACE:
         encoded = encoded.lstrip(_WHITE_SPACE)
     try:
-        for signature, read in _READERS:
-            if encoded.startswith(signature):
-                return read(encoded)
-        if encoded.startswith(b"RIFF") and encoded[8:12] == b"WEBP":
-            return read_webp(encoded)
+        picture = _reader(encoded)(encoded)
     except (struct.error, IndexError):
         raise ImageError(f"damaged image: its {len(encoded)} bytes end in the header") from None
+    if not picture.pixel_count:
+        raise ImageError(f"damaged image: its header says {picture.width}x{picture.height} pixels")
+    return picture
+
+
+def _reader(encoded: bytes) -> Callable[[bytes], Picture]:
+    for signature, read in _READERS:
+        if encoded.startswith(signature):
+            return read
+    if encoded.startswith(b"RIFF") and encoded[8:12] == b"WEBP":
+        return read_webp
     raise ImageError(f"not an image in a known format (expected one of {', '.join(_PLUGINS)})")
 
 
 def open_picture(picture: Picture) -> ImageFile:
-    """Return ``picture`` opened by Pillow, not yet decoded; raises Pillow's own errors."""
-    return _PLUGINS[picture.kind](io.BytesIO(picture.content))
+    """Return ``picture`` opened by Pillow, not yet decoded.
+
+    Raises:
+        ImageError: Pillow finds another size than the one by which the cost was judged.
+        Exception: Pillow's own errors.
+    """
+    opened = _PLUGINS[picture.kind](io.BytesIO(picture.content))
+    if opened.size != (picture.width, picture.height):
+        raise ImageError(
+            f"damaged image: it says {picture.width}x{picture.height} pixels in one place and "
+            f"{opened.width}x{opened.height} in another"
+        )
+    return opened

@@ -42,7 +42,7 @@ def read_jpeg(encoded: bytes) -> Picture:
     view = memoryview(encoded)
     kept, exif, xmp = [view[:2]], [], b""
     width = height = scan_count = table_bytes = 0
-    weight = 1
+    weight, has_frame = 1, False
     for marker, start, end in counted(_segments(encoded)):
         content = encoded[start + 4 : end] if marker in _APPLICATION else b""
         if content.startswith(_EXIF):
@@ -51,7 +51,8 @@ def read_jpeg(encoded: bytes) -> Picture:
             xmp = content[len(_XMP) :]
         if marker == _COMMENT or (content and not content.startswith(_OF_COLOURS.get(marker, b"-"))):
             continue
-        if marker in _FRAMES:
+        if marker in _FRAMES and not has_frame:  # the decoder refuses a second one, or does not come to it
+            has_frame = True
             height = int.from_bytes(encoded[start + 5 : start + 7])
             width = int.from_bytes(encoded[start + 7 : start + 9])
             weight = _ARITHMETIC_WEIGHT if marker in _ARITHMETIC else 1
@@ -64,7 +65,7 @@ def read_jpeg(encoded: bytes) -> Picture:
         raise ImageError(
             f"the JPEG has {table_bytes:,} bytes of tables; at most {_MAX_TABLE_BYTES:,} are allowed"
         )
-    if not width:
+    if not has_frame:
         raise ImageError("damaged image: the JPEG has no frame header")
     orientation = read_orientation(b"".join(exif), xmp)
     return Picture("JPEG", b"".join(kept), width, height, scan_count * weight, orientation)

@@ -7,6 +7,7 @@ import struct
 import zlib
 from typing import TYPE_CHECKING
 
+from foldserve.errors import ImageError
 from foldserve.imaging.orientation import read_orientation
 from foldserve.imaging.picture import Picture, counted
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS"})
+_HEADER = b"IHDR"
+_KEPT = frozenset({_HEADER, b"PLTE", b"tRNS"})
 _KIND = re.compile(rb"[A-Za-z]{4}")
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 _METADATA = frozenset({b"eXIf", b"tEXt", b"zTXt", b"iTXt"})
@@ -28,9 +30,11 @@ def read_png(encoded: bytes) -> Picture:
     """Return the default image of the PNG, with its data in one chunk.
 
     Raises:
-        ImageError: it has too many chunks.
+        ImageError: it does not begin with its header, or has too many chunks.
         struct.error: it ends within its header.
     """
+    if encoded[12:16] != _HEADER:
+        raise ImageError("damaged image: the PNG does not begin with its header")
     width, height = struct.unpack_from(">II", encoded, 16)
     kept, data, metadata = [SIGNATURE], list[bytes](), dict[bytes, tuple[int, int]]()
     before = b""

@@ -217,10 +217,12 @@ def _decode(
         # Only JPEG has scales; the decoder leaves out the highest frequencies of each block.
         drafted = None if least_size is None else opened.draft(None, least_size)
         opened.load()
-    except Exception as error:  # Pillow raises many types on damaged files: struct.error, SyntaxError, ...
-        raise ImageError(f"damaged image: {error}") from error
+        image = _to_colours(opened, channel_order)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow raises many types on damaged files: struct.error, AssertionError, ...
+        raise ImageError(f"damaged image: {str(error) or type(error).__name__}") from error
     width, height = opened.size if drafted is None else drafted[1][2:]
-    image = _to_colours(opened, channel_order)
     if picture.orientation not in _TURNS:
         return _Decoded(image, size, 0, 0, width, height)
     image = image.transpose(_TURNS[picture.orientation])

@@ -168,6 +168,7 @@ class DecodingProcess:
         """Decode the first of ``images`` into ``rows`` [N, C, H, W].
 
         Raises:
+            RuntimeError: the decoder has a fault.
             ConnectionError: it ended.
             OSError: it is silent, or there is no memory for the pixels.
             ValueError: its answer makes no sense.
@@ -177,6 +178,8 @@ class DecodingProcess:
         outcome = receive_answer(self._end, len(images))
         if outcome.end is (End.LONG if rules.takes_long else End.TIME) and not outcome.done_count:
             raise ValueError("it decoded nothing, and gives no reason")
+        if outcome.end is End.FAULT:
+            raise RuntimeError(f"the decoder has a fault:\n{outcome.message}")
         rows[: outcome.done_count] = decoded[: outcome.done_count]
         return outcome
 
@@ -197,6 +200,7 @@ class OwnProcess:
         """Decode the first of ``images`` into ``rows`` [N, C, H, W], as `turn` does.
 
         Raises:
+            RuntimeError: the decoder has a fault.
             InternalError: the process ended, and so did another in its place, or it was silent for two
                 minutes. The next turn has another.
             UnavailableError: the server stops.

@@ -12,12 +12,13 @@ import pickle
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foldserve.c_allocator import keep_freed_memory
 from foldserve.parent_death import end_with
-from foldserve.serving.decoding.turn import decode_turn
+from foldserve.serving.decoding.turn import End, Outcome, decode_turn
 from foldserve.serving.decoding.wire import READY, SILENCE_S, SharedRows, receive_order, send_answer
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ _WORTH_LEAST = "1000"
 # Pictures are decoded in memory that was used before: the page faults of fresh memory took a quarter of the
 # time of 500x375 pixels.
 _KEPT_BYTES = 32 * 1024 * 1024
+# Of a traceback: some 2 kB, where a message holds twice as much.
+_CALLS = 12
 # SIGALRM then ends it; the server has let go of it before.
 _STUCK_S = SILENCE_S + 10
 
@@ -41,8 +44,8 @@ def main(control_number: int) -> None:
     Call it in a process of one thread.
     """
     # Service managers and terminals send these to all processes; a server that drains still has pictures.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets forks that have ended
     _give_way()
     keep_freed_memory(block_bytes=_KEPT_BYTES, kept_bytes=_KEPT_BYTES)
@@ -69,7 +72,10 @@ def _serve(end: socket.socket, memory: SharedRows) -> None:
             pickled_rules, images = receive_order(end)
             signal.alarm(_STUCK_S)
             rules = _read_rules(pickled_rules)
-            outcome = decode_turn(images, rules, memory.rows((len(images), *rules.spec.shape)))
+            try:
+                outcome = decode_turn(images, rules, memory.rows((len(images), *rules.spec.shape)))
+            except Exception as error:  # the server logs it, and this process goes on
+                outcome = Outcome(0, End.FAULT, "".join(traceback.format_exception(error, limit=-_CALLS)))
             signal.alarm(0)
             send_answer(end, outcome)
             del images  # perhaps megabytes, until the next order

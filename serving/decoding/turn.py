@@ -42,11 +42,12 @@ class End(IntEnum):
     TIME = 0  # or all are decoded
     LONG = 1  # the next image takes long
     REFUSED = 2  # the next image cannot be decoded
+    FAULT = 3  # the decoder has a fault, which the message describes
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How many images a turn decoded, why it ended, and if an image was refused, the reason."""
+    """How many images a turn decoded, why it ended, and if it was refused or a fault, the reason."""
 
     done_count: int
     end: End

@@ -5,19 +5,27 @@ from __future__ import annotations
 import struct
 import time
 import zlib
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from foldserve.errors import ImageError
 from foldserve.imaging import ImageSpec, prepare_image, read_picture
 from tests.support.crafted import chunk, encode, jpeg_of_scans, segment, tiff, with_chunks
 
+if TYPE_CHECKING:
+    from foldserve.imaging import FitRule
+
 SPEC = ImageSpec(channel_order="RGB", height=8, width=8, resize_shorter_side=8)
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
 JPEG, PNG = encode(IMAGE, "JPEG"), encode(IMAGE)
 GIF = encode(IMAGE.convert("L"), "GIF")
+PALETTE = encode(IMAGE.quantize(4), "PNG", transparency=1)
 AFTER_PALETTE = 13 + (3 << (GIF[10] & 7) + 1)
 TABLE = JPEG[JPEG.index(b"\xff\xdb") : JPEG.index(b"\xff\xdb") + 69]
 # Far above what any of it takes, as long as it is bounded, and far below minutes.
@@ -68,6 +76,98 @@ def test_excessive_work_is_refused_before_decoding(case, monkeypatch: pytest.Mon
     monkeypatch.setattr("foldserve.imaging.prepare.open_picture", decode)
     with pytest.raises(ImageError, match=message):
         prepare_image(encoded, SPEC)
+
+
+def frame(width: int, height: int) -> bytes:
+    """A frame header of a grey JPEG."""
+    return segment(struct.pack(">BHHB", 8, height, width, 1) + b"\1\x11\0", marker=0xC0)
+
+
+def header(width: int, height: int) -> bytes:
+    return chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+
+
+# The decoder takes one of the sizes, so the cost must not be judged by another.
+TWO_SIZES = {
+    "a PNG's header before it": PNG[:8] + header(1, 1) + PNG[8:],
+    "a PNG's header behind it": PNG[:33] + header(1, 1) + PNG[33:],
+    "another chunk before a PNG's header": PNG[:8] + chunk(b"abCd", struct.pack(">II", 1, 1)) + PNG[8:],
+    "a JPEG's frame before it": JPEG[:2] + frame(1, 1) + JPEG[2:],
+    "a JPEG's frame behind it": JPEG[: JPEG.index(b"\xff\xda")]
+    + frame(1, 1)
+    + JPEG[JPEG.index(b"\xff\xda") :],
+    "a JPEG's frame behind the scan": JPEG[:-2] + frame(1, 1) + JPEG[-2:],
+}
+
+
+@pytest.mark.parametrize("encoded", TWO_SIZES.values(), ids=TWO_SIZES.keys())
+def test_a_size_that_hides_another_passes_no_limit(encoded: bytes):
+    for max_pixels in (10, 63):
+        with pytest.raises(ImageError, match=r"8x8|does not begin with its header"):
+            prepare_image(encoded, SPEC, max_pixels=max_pixels)
+
+
+def with_size(encoded: bytes, place: int, form: str, width: int, height: int) -> bytes:
+    return encoded[:place] + struct.pack(form, width, height) + encoded[place + struct.calcsize(form) :]
+
+
+WEBP, BMP = encode(IMAGE, "WEBP"), encode(IMAGE, "BMP")
+GIF_FRAME = GIF.index(b"\x2c", AFTER_PALETTE) + 5
+SIZES = {
+    "PNG": lambda *size: with_size(PNG, 16, ">II", *size),
+    "JPEG": lambda *size: with_size(JPEG, JPEG.index(b"\xff\xc0") + 5, ">HH", *reversed(size)),
+    "GIF": lambda *size: with_size(with_size(GIF, 6, "<HH", *size), GIF_FRAME, "<HH", *size),
+    "WEBP": lambda *size: with_size(WEBP, 26, "<HH", *size),
+    "BMP": lambda *size: with_size(BMP, 18, "<ii", *size),
+}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("size", [(0, 8), (8, 0), (0, 0)])
+@pytest.mark.parametrize("fit", ["shorter-side", "crop", "pad", "stretch"])
+def test_a_picture_without_pixels_is_refused(kind: str, size: tuple[int, int], fit: FitRule):
+    spec = replace(SPEC, decode="scaled", fit=fit)
+    assert prepare_image(SIZES[kind](8, 8), spec).shape == (3, 8, 8)
+    with pytest.raises(ImageError, match=f"damaged image: its header says {size[0]}x{size[1]} pixels"):
+        prepare_image(SIZES[kind](*size), spec)
+
+
+def test_a_missing_palette_is_damage():
+    palette = Image.new("P", (8, 8))
+    palette.putpalette(bytes(768))
+    encoded = encode(palette, "PNG")
+    place = encoded.index(b"PLTE") - 4
+    assert prepare_image(encoded, SPEC).shape == (3, 8, 8)
+    without = encoded[:place] + encoded[place + 12 + struct.unpack_from(">I", encoded, place)[0] :]
+    with pytest.raises(ImageError, match="damaged image: "):
+        prepare_image(without, SPEC)
+
+
+HEAD_BYTES = 300
+
+
+@given(data=st.data())
+def test_whatever_is_damaged_is_refused_or_decoded(data: st.DataObject):
+    """Only ImageError, and of what the limit allows: anything else would end a decoding process."""
+    encoded = bytearray(data.draw(st.sampled_from([JPEG, PNG, GIF, WEBP, BMP, PALETTE])))
+    for _ in range(data.draw(st.integers(1, 6))):
+        place = data.draw(st.integers(0, min(HEAD_BYTES, len(encoded)) - 1))
+        kind = data.draw(st.sampled_from(["set", "cut", "double"]))
+        if kind == "set":
+            encoded[place] = data.draw(st.integers(0, 255))
+        elif kind == "cut":
+            del encoded[place : place + data.draw(st.integers(1, 40))]
+        else:
+            encoded[place:place] = encoded[place : place + data.draw(st.integers(1, 40))]
+        if not encoded:
+            return
+    fit = data.draw(st.sampled_from(["shorter-side", "crop", "pad", "stretch"]))
+    decode = data.draw(st.sampled_from(["full", "scaled"]))
+    try:
+        pixels = prepare_image(bytes(encoded), replace(SPEC, decode=decode, fit=fit), max_pixels=10_000)
+    except ImageError:
+        return
+    assert pixels.shape == SPEC.shape
 
 
 def many_entries() -> bytes:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +125,17 @@ def test_a_refused_image_leaves_the_process_as_it_is(decoders: Decoders) -> None
     assert process._process is before
 
 
+def test_a_fault_of_the_decoder_leaves_the_process_as_it_is(decoders: Decoders) -> None:
+    """Any other error than of the image: the server gets a traceback for its log."""
+    process = decoders.started()
+    before = process._process
+    wrong: Any = replace(RULES, max_pixels=None)
+    with pytest.raises(RuntimeError, match=r"(?s)the decoder has a fault:.*in check_cost.*TypeError"):
+        process.decode_turn(IMAGES, wrong, rows_for(IMAGES))
+    assert decode(process, IMAGES)[0].done_count == len(IMAGES)
+    assert process._process is before
+
+
 @linux
 def test_processes_give_way_and_ignore_signals_to_all(decoders: Decoders) -> None:
     decoders.started()
@@ -131,8 +143,8 @@ def test_processes_give_way_and_ignore_signals_to_all(decoders: Decoders) -> Non
     assert os.getpriority(os.PRIO_PROCESS, fork) == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
     assert Path(f"/proc/{fork}/oom_score_adj").read_text() == "1000\n"
     for number in (fork, decoders.launcher.pid):
-        os.kill(number, signal.SIGTERM)
-        os.kill(number, signal.SIGINT)
+        for sent in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(number, sent)
     another = decoders.started()
     assert len(decoders.forks) == 2
     assert decode(another, IMAGES)[0].done_count == len(IMAGES)
