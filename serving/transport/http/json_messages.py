@@ -32,10 +32,20 @@ def _check_length(items: Any) -> Any:
     return items
 
 
+def _check_numbers(parameters: Any) -> Any:
+    """Refuse whole numbers that would be rounded to floats."""
+    for name, value in parameters.items() if isinstance(parameters, dict) else ():
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise PydanticCustomError(
+                "too_large", "{name} is a whole number of more than 64 bits", {"name": quote(name)}
+            )
+    return parameters
+
+
 _T = TypeVar("_T")
 _Few: TypeAlias = Annotated[_T, BeforeValidator(_check_length)]
 _Int64: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Parameters: TypeAlias = _Few[dict[str, bool | _Int64 | float | str]]
+Parameters: TypeAlias = Annotated[_Few[dict[str, bool | int | float | str]], BeforeValidator(_check_numbers)]
 
 _M = TypeVar("_M", bound=BaseModel)
 
@@ -115,7 +125,10 @@ def read_json(message_type: type[_M], content: bytes, *, what: str = "the body",
         )
     try:
         plain = json.loads(content or b"{}", parse_constant=_refuse_constant)
-    # RecursionError: nested too deep. ValueError: also a number of more than 4,300 digits, or not UTF-8.
+        if b"\\u" in content:  # perhaps half of a surrogate pair, which no other message can hold
+            json.dumps(plain, ensure_ascii=False).encode()
+    # RecursionError: nested too deep. ValueError: also a number of more than 4,300 digits, or what is not or
+    # does not become UTF-8.
     except (ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"{what} is not JSON: {_reason(error)}{advice}") from None
     try:

@@ -98,6 +98,19 @@ def wrong_bodies() -> dict[str, tuple[str, str]]:
         "no inputs": ("{}", "'inputs' in the JSON is wrong"),
         "nested too deep": ("[" * 100_000, "it is nested too deep"),
         "a number of many digits": ('{"inputs": ' + "9" * 5000 + "}", "the body is not JSON"),
+        "half of a character as id": (
+            '{"id": "\\ud800", "inputs": []}',
+            "surrogates not allowed",
+        ),
+        "half of a character as name": (tensor(name="\udc00"), "surrogates not allowed"),
+        "half of a character in a parameter": (
+            tensor(parameters={"a\ud800": "b"}),
+            "surrogates not allowed",
+        ),
+        "a whole number of 65 bits": (
+            '{"parameters": {"a": 18446744073709551616}, "inputs": []}',
+            "'parameters' in the JSON is wrong: 'a' is a whole number of more than 64 bits",
+        ),
         "NaN": (tensor(data=[float("nan")] * 6), "NaN is not a JSON number"),
         "fractions": (tensor(data=[0.5] * 6), "'0.5' at element 0; UINT8 pixels are integers"),
         "a pixel too bright": (tensor(data=[0] * 5 + [256]), "'256' at element 5; UINT8 pixels are 0..255"),
