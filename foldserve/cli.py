@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -148,6 +149,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status: 0 success, 1 failure, 2 wrong usage."""
     # gRPC's core logs to standard error; everything that matters there also reaches us as an error.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    if os.getpid() == 1:
+        # To the first process of a container the kernel sends only signals that it handles: without this, a
+        # container that is stopped while the command starts would run until it is killed.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     words = [word for word in given if word != "--debug"] or ["--help"]

@@ -283,7 +283,10 @@ def _settle_garbage() -> None:
 
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[asyncio.Event]:
-    """Yield an event that the first SIGTERM or SIGINT sets; a second signal ends the process at once."""
+    """Yield an event that the first SIGTERM, SIGINT or SIGHUP sets; a second ends the process at once.
+
+    SIGHUP comes when a terminal is closed, or its connection is lost; below nohup it is ignored.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -293,7 +296,9 @@ def _stop_signal() -> Iterator[asyncio.Event]:
         _log.info("%s: draining; a second signal exits at once", number.name)
         stop.set()
 
-    signals = (signal.SIGTERM, signal.SIGINT)
+    signals = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
     for number in signals:
         loop.add_signal_handler(number, on_signal, number)
     try:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import grpc
@@ -18,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from foldserve.demo.children import ending_with_us
 from foldserve.serving.pb import open_inference_pb2 as pb
 from tests.support.artifacts import TinyNetwork
+from tests.support.process_tree import children_of
 from tests.support.repository_changes import eventually
 from tests.support.scrape import get, scrape
 from tests.support.server_process import SOURCE, ServerProcess, outputs_of, status_of
@@ -62,7 +66,10 @@ def answered_count(server: ServerProcess) -> int:
     return int(found.group(1))
 
 
-def test_no_accepted_request_is_lost_under_load(repository: Path, tmp_path: Path, transport: str) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_no_accepted_request_is_lost_under_load(
+    repository: Path, tmp_path: Path, transport: str, sent: signal.Signals
+) -> None:
     """Forty connections of another process: each call got its right answer or word of the drain, and exactly
     as many right answers arrived as the server says it gave. A call that comes as the port closes, and was
     not accepted, may hear so from the transport's library instead of us.
@@ -70,7 +77,7 @@ def test_no_accepted_request_is_lost_under_load(repository: Path, tmp_path: Path
     flags = ("--transport", transport, "--drain-delay-s", "0.5")
     with ServerProcess(repository, tmp_path / "server", *flags) as server:
         client = start_load(server, connections=40, pause_ms=50)
-        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(sent)
         assert server.process.wait(timeout=20) == 0
         outcomes = outcomes_of(client)
         closing = {told for told in outcomes if told.startswith(("UNAVAILABLE: ", "CANCELLED: "))}
@@ -149,3 +156,34 @@ def test_a_failed_request_is_logged_with_its_id_and_answered_without_details(
         assert "RuntimeError: the injected fault" in faults[0]["traceback"]
         labels = {"model": "tiny", "version": "1", "method": "ModelInfer", "code": "INTERNAL"}
         assert scrape(server).value("foldserve_requests_total", **labels) == 1
+
+
+def test_below_nohup_a_closed_terminal_changes_nothing(repository: Path, tmp_path: Path) -> None:
+    with ServerProcess(repository, tmp_path / "server", prefix=("nohup",)) as server:
+        for _ in range(3):
+            server.process.send_signal(signal.SIGHUP)
+            request = health_pb2.HealthCheckRequest(service="tiny")
+            answer = health_pb2_grpc.HealthStub(server.channel).Check(request, timeout=20)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=20) == 0
+
+
+def test_the_first_process_of_a_container_ends_while_it_starts(repository: Path, tmp_path: Path) -> None:
+    """The kernel drops a SIGTERM that such a process does not handle; the server drains, and ends with 0."""
+    unshare = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare on the path")
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs user namespaces, which this machine forbids")
+    command = [*unshare, sys.executable, "-m", "foldserve", "serve", "--repository", str(repository)]
+    flags = ["--port", "0", "--no-metrics", "--device", "cpu"]
+    process = subprocess.Popen(
+        ending_with_us([*command, *flags]), env=os.environ | {"PYTHONPATH": str(SOURCE)}, cwd=tmp_path
+    )
+    while process.poll() is None:
+        for child in children_of(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGTERM)
+        time.sleep(0.02)
+    assert process.returncode == 128 + signal.SIGTERM
