@@ -19,7 +19,7 @@ RUN pip install --quiet --constraint constraints.txt --no-build-isolation torch=
 COPY . .
 RUN pip install --quiet --no-deps --no-build-isolation --force-reinstall .
 ENV XDG_CACHE_HOME=/cache
-USER foldserve
+USER 1000
 WORKDIR /home/foldserve
 ENTRYPOINT ["foldserve"]
 

@@ -125,10 +125,10 @@ def test_pods_are_restricted(rendered: dict[str, Manifest]) -> None:
 def test_the_image_leaves_the_user_open() -> None:
     """The kubelet cannot tell that a name is not root, and another user cannot enter somebody's home."""
     lines = (KUBERNETES.parents[1] / "Dockerfile").read_text().splitlines()
-    last = dict(line.split(maxsplit=1) for line in lines if line.startswith(("USER ", "WORKDIR ")))
-    assert last["USER"].isdigit()
-    assert last["USER"] != "0"
-    assert last["WORKDIR"] == "/"
+    users = [line.split()[1] for line in lines if line.startswith("USER ")]
+    assert len(users) == sum(line.startswith("ENTRYPOINT ") for line in lines)
+    assert all(user.isdigit() and user != "0" for user in users)
+    assert [line for line in lines if line.startswith("WORKDIR ")][-1] == "WORKDIR /"
 
 
 def test_the_gpu_overlay_asks_for_one_and_takes_nothing_else() -> None:
