@@ -1,8 +1,8 @@
 """Finds out whether a launcher started this process as one of several, and which one it is.
 
-torchrun, Kubeflow, Ray Train and MPI's wrappers name it in RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as
-PyTorch's "env://" initialisation reads them (https://docs.pytorch.org/docs/stable/distributed.html). Slurm's
-srun has variables of its own, and leaves the address to the job's script.
+torchrun, Kubeflow and Ray Train name it in RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as PyTorch's
+"env://" initialisation reads them (https://docs.pytorch.org/docs/stable/distributed.html). Slurm's srun and
+MPI's mpirun have variables of their own, and leave the address to the job's script.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# Only set in a step that srun started; the batch script itself has SLURM_NTASKS too, and trains nothing.
-_SLURM_TASKS = "SLURM_STEP_NUM_TASKS"
-_SLURM_RANK = "SLURM_PROCID"
-_SLURM_LOCAL_RANK = "SLURM_LOCALID"
+# Number of processes, rank and rank on the machine: of Slurm, Open MPI, MPICH and Intel MPI. Slurm's number
+# is only set in a step that srun started; the batch script itself has SLURM_NTASKS too, and trains nothing.
+_SLURM = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")
+_LAUNCHERS = (
+    _SLURM,
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),
+)
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,14 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
     """
     given = {name: environment[name] for name in _VARIABLES if environment.get(name)}
     local_rank = "LOCAL_RANK"
-    by_slurm = False
-    if "RANK" not in given and "WORLD_SIZE" not in given and _SLURM_TASKS in environment:
-        if environment[_SLURM_TASKS] == "1":
+    launcher = next((names for names in _LAUNCHERS if names[0] in environment), None)
+    if launcher is not None and "RANK" not in given and "WORLD_SIZE" not in given:
+        size, rank, local_rank = launcher
+        if environment[size] == "1":
             return None
-        given |= {"RANK": environment.get(_SLURM_RANK, ""), "WORLD_SIZE": environment[_SLURM_TASKS]}
-        local_rank, by_slurm = _SLURM_LOCAL_RANK, True
+        given |= {"RANK": environment.get(rank, ""), "WORLD_SIZE": environment[size]}
+    else:
+        launcher = None
     if not given:
         return None
     if missing := [name for name in _VARIABLES if name not in given]:
@@ -69,7 +75,7 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
         local_rank=_number(local_rank, environment.get(local_rank, "0"), 0, world_size - 1),
         master_address=given["MASTER_ADDR"],
         master_port=_number("MASTER_PORT", given["MASTER_PORT"], 1, 65535),
-        by_slurm=by_slurm,
+        by_slurm=launcher is _SLURM,
     )
 
 

@@ -40,6 +40,25 @@ def test_place_is_read_from_slurm() -> None:
 
 
 @pytest.mark.parametrize(
+    "names",
+    [
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+        ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),
+    ],
+    ids=["Open MPI", "MPICH"],
+)
+def test_place_is_read_from_mpi(names: tuple[str, str, str]) -> None:
+    mpi = dict(zip(names, "431", strict=True))
+    assert find_place(mpi | {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}) == Place(
+        3, 4, 1, "node1", 29500
+    )
+    assert find_place(mpi | WHOLE) == Place(1, 2, 0, "10.0.0.1", 29500)
+    assert find_place(mpi | {names[0]: "1"}) is None
+    with pytest.raises(RunError, match="not 'MASTER_ADDR', 'MASTER_PORT'"):
+        find_place(mpi)
+
+
+@pytest.mark.parametrize(
     "environment",
     [{}, {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, {"SLURM_STEP_NUM_TASKS": "1"}, dict.fromkeys(WHOLE, "")],
     ids=["nothing", "Slurm's batch script", "one task", "empty variables"],
