@@ -38,6 +38,7 @@ from foldserve.serving.commands.command_configs import (
 )
 from foldserve.serving.config import ServeConfig
 from foldserve.terminal_output import takes_any_output
+from foldserve.text import escaped
 from foldserve.training.choosing.config import CompareRunsConfig, ListRunsConfig, TuneConfig
 from foldserve.training.config import TrainConfig
 from foldserve.ui.config import UiConfig
@@ -185,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     except _EXPECTED as error:
         if debug:
             raise
-        return _fail(program, str(error))
+        return _fail(program, _reason(error))
 
 
 def parse(words: list[str], environ: Mapping[str, str]) -> BaseModel:
@@ -203,6 +204,13 @@ def parse(words: list[str], environ: Mapping[str, str]) -> BaseModel:
     except ValidationError as error:
         by_environment = {field: variable(name, field) for field in environment.keys() - flags.keys()}
         raise SettingsError(one_line(error, by_environment)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of an expected error; one of the system without its number."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{escaped(str(error.filename))}: {error.strerror}"
+    return str(error)
 
 
 def _fail(program: str, reason: str) -> int:

@@ -23,7 +23,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     are on the disk at the end.
 
     Raises:
-        OSError: the folder cannot be written, or the disk is full.
+        OSError: the folder cannot be written, or the disk is full; it names ``path``.
     """
     # A name of its own for each writer: processes and threads may replace one file at the same time.
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -32,6 +32,11 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         if durable:
             _sync(beside)
         beside.replace(path)
+    except OSError as error:
+        # A full disk has no name, and nobody knows the one beside.
+        if error.errno is None or error.filename not in (None, str(beside)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         beside.unlink(missing_ok=True)
     if durable:

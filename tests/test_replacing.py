@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,20 @@ def test_what_fails_changes_nothing(tmp_path: Path, error: BaseException):
         fail()
     assert path.read_text() == "old"
     assert names(tmp_path) == ["facts.json"]
+
+
+def test_errors_name_the_file_that_was_to_be_replaced(tmp_path: Path):
+    """Not the one beside, whose name says nothing to anybody, nor no file, as that of a full disk."""
+    path = tmp_path / "facts.json"
+    full = OSError(errno.ENOSPC, "No space left on device")
+    elsewhere = FileNotFoundError(errno.ENOENT, "No such file or directory", "elsewhere")
+    for raised, named in ((full, str(path)), (elsewhere, "elsewhere")):
+        with pytest.raises(OSError, match=raised.strerror) as found, replacing(path):
+            raise raised
+        assert found.value.filename == named
+    with pytest.raises(FileNotFoundError) as missing:
+        write_replacing(tmp_path / "no" / "facts.json", "content")
+    assert missing.value.filename == str(tmp_path / "no" / "facts.json")
 
 
 def test_many_writers_leave_the_content_of_one(tmp_path: Path):

@@ -34,9 +34,16 @@ def make_token(config: TokenConfig) -> int:
 
 def _append(path: Path, line: str) -> None:
     """Append a line in one write, so that a server that reads meanwhile sees all of it or nothing."""
+    is_new = not path.exists()
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(descriptor, "rb+", buffering=0) as file:
         content = file.read()
         start = "\n" if content and not content.endswith(b"\n") else ""
-        file.write(f"{start}{line}\n".encode())
-        os.fsync(descriptor)
+        try:
+            file.write(f"{start}{line}\n".encode())
+            os.fsync(descriptor)
+        except OSError as error:  # perhaps a part was written
+            file.truncate(len(content))
+            if is_new:  # without a line it would let nobody in
+                path.unlink()
+            raise OSError(error.errno, error.strerror, str(path)) from error
