@@ -59,13 +59,15 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
         if environment[size] == "1":
             return None
         given |= {"RANK": environment.get(rank, ""), "WORLD_SIZE": environment[size]}
+        own_names = {"RANK": rank, "WORLD_SIZE": size}
     else:
-        launcher = None
+        launcher, own_names = None, {}
     if not given:
         return None
     if missing := [name for name in _VARIABLES if name not in given]:
         raise RunError(
-            f"the environment has {join_names(given)} but not {join_names(missing)}, so it is not clear "
+            f"the environment has {join_names(own_names.get(name, name) for name in given)} but not "
+            f"{join_names(missing)}, so it is not clear "
             "whether this process trains with others: set all four (torchrun does), or none to train alone"
         )
     world_size = _number("WORLD_SIZE", given["WORLD_SIZE"], 1, 2**31 - 1)
