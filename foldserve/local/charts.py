@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from unicodedata import east_asian_width
 
 from foldserve.artifact.calibration import BIN_COUNT
+from foldserve.local.answers import UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,26 +28,31 @@ _HEAD = 30
 
 
 def confusion_svg(measures: Measures, labels: Sequence[str]) -> str:
-    """Return the confusion matrix: a row per label, a column per prediction, shaded by the row's share."""
+    """Return the confusion matrix: a row per label, a column per answer, shaded by the row's share.
+
+    If some answers are "unknown", the last column has them.
+    """
     shown = _most_confused(measures, len(labels))
+    answers = [*shown, measures.unknown] if measures.unknown_count else shown
+    names = [*labels, UNKNOWN]
     rows: dict[int, int] = dict.fromkeys(shown, 0)
     for (true, _), count in measures.confusion.items():
         if true in rows:
             rows[true] += count
     cell = min(_LARGEST_CELL, max(_SMALLEST_CELL, _MATRIX // len(shown)))
-    side = len(shown) * cell
-    margin = _PADDING + max(_width(_short(labels[index])) for index in shown)
-    parts = [_open(margin + max(side, _MATRIX) + _PADDING, _HEAD + side + margin, "Confusion matrix")]
+    width, height = len(answers) * cell, len(shown) * cell
+    margin = _PADDING + max(_width(_short(names[index])) for index in answers)
+    parts = [_open(margin + max(width, _MATRIX) + _PADDING, _HEAD + height + margin, "Confusion matrix")]
     parts.append(_text(margin, 16, "rows: labels, columns: predictions", anchor="start"))
     for row, true in enumerate(shown):
         top = _HEAD + row * cell
         parts.append(_text(margin - 8, top + cell * 0.5 + 4, _short(labels[true]), anchor="end"))
-        for column, guess in enumerate(shown):
+        for column, guess in enumerate(answers):
             count = measures.confusion[true, guess]
             share = count / rows[true] if rows[true] else 0.0
             left = margin + column * cell
             colour = "31,119,180" if true == guess else "214,39,40"
-            title = escape(f"{labels[true]} predicted as {labels[guess]}: {count:,} ({share:.1%})")
+            title = escape(f"{labels[true]} predicted as {names[guess]}: {count:,} ({share:.1%})")
             parts.append(
                 f'<rect x="{left:.0f}" y="{top}" width="{cell - 1}" height="{cell - 1}" '
                 f'fill="rgba({colour},{max(share, 0.04):.3f})"><title>{title}</title></rect>'
@@ -57,11 +63,11 @@ def confusion_svg(measures: Measures, labels: Sequence[str]) -> str:
                 parts.append(
                     _text(middle, top + cell / 2 + 3, str(count), anchor="middle", size=size, fill=ink)
                 )
-    for column, guess in enumerate(shown):
-        end, below = margin + (column + 0.6) * cell, _HEAD + side + 10
+    for column, guess in enumerate(answers):
+        end, below = margin + (column + 0.6) * cell, _HEAD + height + 10
         parts.append(
             f'<g transform="translate({end:.0f},{below}) rotate(-60)">'
-            f"{_text(0, 0, _short(labels[guess]), anchor='end')}</g>"
+            f"{_text(0, 0, _short(names[guess]), anchor='end')}</g>"
         )
     return "".join([*parts, "</svg>"])
 
@@ -113,7 +119,8 @@ def _most_confused(measures: Measures, class_count: int) -> list[int]:
     for (true, guess), count in measures.confusion.items():
         if true != guess:
             mistakes[true] += count
-            mistakes[guess] += count
+            if guess != measures.unknown:
+                mistakes[guess] += count
     return sorted(sorted(mistakes, key=lambda index: -mistakes[index])[:MOST_CLASSES])
 
 

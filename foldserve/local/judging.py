@@ -18,12 +18,13 @@ from foldserve.text import escape_controls, join_first, legible
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from numpy.typing import NDArray
-
     from foldserve.local.answers import Answered
     from foldserve.local.label_names import LabelIndex
     from foldserve.local.local_model import LocalModel
     from foldserve.tables.items import Item
+
+    # Path, label, answer, its probability, and 1 if it is right.
+    _Row = tuple[str, str, str, float, int]
 
 _BROKEN_SHOWN = 20
 
@@ -72,7 +73,7 @@ class Judgement:
         self.broken: list[str] = []
         self.broken_count = 0
 
-    def add(self, answered: Answered) -> list[tuple[str, str, str, float, int]]:
+    def add(self, answered: Answered) -> list[_Row]:
         """Add images whose labels are classes of the first model.
 
         Returns:
@@ -90,7 +91,6 @@ class Judgement:
             right.append(measures.add(predictions, places[truth], unknown))
         for other in right[1:]:
             self.paired.add(right[0], other)
-        self._keep_worst(known, truth, answered)
         first = answered.predictions[0]
         columns = (
             [item.name for item in known],
@@ -99,7 +99,9 @@ class Judgement:
             first.confidences().tolist(),
             [int(is_right) for is_right in right[0].tolist()],
         )
-        return list(zip(*columns, strict=True))
+        rows = list(zip(*columns, strict=True))
+        self._keep_worst(rows, answered)
+        return rows
 
     @property
     def image_count(self) -> int:
@@ -123,19 +125,16 @@ class Judgement:
                 self.broken.append(escape_controls(f"{where}: {error}"))
         return known
 
-    def _keep_worst(self, items: Sequence[Item], truth: NDArray[np.int64], answered: Answered) -> None:
+    def _keep_worst(self, rows: Sequence[_Row], answered: Answered) -> None:
         """Keep the worst mistakes of the first model; of equal ones the earlier."""
         if not self._worst_count:
             return
-        predictions = answered.predictions[0]
-        guesses, confidences = predictions.ranked()[:, 0], predictions.confidences()
-        before = self.image_count - len(items)
-        for place in np.flatnonzero(guesses != truth).tolist():
-            key = (float(confidences[place]), -(before + place))
-            if len(self._worst) == self._worst_count and key < self._worst[0][:2]:
+        before = self.image_count - len(rows)
+        for place, (name, label, answer, probability, is_right) in enumerate(rows):
+            key = (probability, -(before + place))
+            if is_right or (len(self._worst) == self._worst_count and key < self._worst[0][:2]):
                 continue
-            names = self._labels[truth[place]], self._labels[guesses[place]]
-            mistake = Mistake(items[place].name, *names, key[0], answered.images[place].copy())
+            mistake = Mistake(name, label, answer, probability, answered.images[place].copy())
             heapq.heappush(self._worst, (*key, mistake))
             if len(self._worst) > self._worst_count:
                 heapq.heappop(self._worst)

@@ -9,6 +9,9 @@ calibration error   expected calibration error: sum over 15 equal bins of the hi
 McNemar's test      exact and two-sided: with b images that only one version has right and c that only the
                     other has, the probability of a split as uneven as b : c by chance alone (McNemar
                     1947, doi:10.1007/BF02295996)
+
+An answer "unknown" is a miss of the label's class and a prediction of none: it is never right, nor among the
+five likeliest. Only the calibration error, which is of the probabilities, is the same with and without it.
 """
 
 from __future__ import annotations
@@ -50,12 +53,14 @@ class Measures:
     Attributes:
         count: images so far.
         unknown_count: images whose answer was "unknown", which count as mistakes.
-        confusion: number of images by (label, prediction); pairs that do not occur are not held.
+        unknown: what stands for the answer "unknown" in ``confusion``: the number after those of the classes.
+        confusion: number of images by (label, answer); pairs that do not occur are not held.
         reliability: the bins of the calibration error.
     """
 
     def __init__(self, labels: Sequence[str]) -> None:
         self._labels = labels
+        self.unknown = len(labels)
         self.count = self.unknown_count = 0
         self._top_right = 0
         self._right = 0
@@ -67,17 +72,18 @@ class Measures:
     ) -> NDArray[np.bool_]:
         """Add images with their labels ``truth`` [N]; return which were right.
 
-        ``unknown`` [N] are those whose answer is "unknown": never right, but their prediction is counted in
-        ``confusion``.
+        ``unknown`` [N] are those whose answer is "unknown".
         """
         ranked = predictions.ranked(TOP)
         likeliest = ranked[:, 0]
-        is_right = (likeliest == truth) & ~unknown
+        answers = np.where(unknown, self.unknown, likeliest)
+        is_right = answers == truth
+        is_among_top = (ranked == truth[:, np.newaxis]).any(axis=1) & ~unknown
         self.count += len(truth)
         self.unknown_count += int(unknown.sum())
         self._right += int(is_right.sum())
-        self._top_right += int((ranked == truth[:, np.newaxis]).any(axis=1).sum())
-        self.confusion.update(zip(truth.tolist(), likeliest.tolist(), strict=True))
+        self._top_right += int(is_among_top.sum())
+        self.confusion.update(zip(truth.tolist(), answers.tolist(), strict=True))
         self.reliability.add(predictions.confidences(), likeliest == truth)
         return np.asarray(is_right)
 

@@ -77,6 +77,31 @@ def test_report_is_one_file_that_names_the_worst_mistakes(
     assert re.findall(r"^mistake     (.*?): ", capsys.readouterr().out, re.MULTILINE) == named
 
 
+def test_unknown_answers_are_mistakes_in_all_that_is_written(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(model, pictures, "--out", str(tmp_path), "--min-confidence", "1")
+    found = metrics(tmp_path)
+    assert found["unknown_count"] == found["image_count"]
+    assert found["accuracy"] == found["macro_f1"] == 0
+    assert {each["recall"] for each in found["classes"]} == {0}
+    assert {each["precision"] for each in found["classes"]} == {None}
+    mistakes = re.findall(r"^mistake .*", capsys.readouterr().out, re.MULTILINE)
+    assert mistakes
+    assert all("taken for unknown, " in line for line in mistakes)
+    page = (tmp_path / "report.html").read_text()
+    assert "predicted as unknown: 12 (100.0%)" in page
+    assert page.count("taken for <b>unknown</b>") == len(mistakes)
+
+
+def test_no_least_confidence_changes_nothing(model: Path, pictures: Path, tmp_path: Path) -> None:
+    for place, flags in (("without", ()), ("zero", ("--min-confidence", "0"))):
+        run(model, pictures, "--out", str(tmp_path / place), *flags)
+    found = [metrics(tmp_path / place) | {"images_per_s": 0} for place in ("without", "zero")]
+    assert found[0] == found[1]
+    assert "unknown" not in (tmp_path / "zero" / "report.html").read_text()
+
+
 def test_accuracy_below_the_one_asked_for_is_status_1(
     model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,9 +54,24 @@ def test_top_five_counts_the_label_among_the_five_likeliest() -> None:
     assert measures.top_accuracy == pytest.approx(2 / 3)
 
 
-def test_unknown_answers_are_mistakes() -> None:
-    measures = measured([SURE_A, SURE_B], [0, 1], [True, False])
-    assert (measures.accuracy, measures.unknown_count) == (0.5, 1)
+def test_unknown_answers_are_mistakes_in_every_figure() -> None:
+    """Misses of their class, and predictions of none, so that no other class has a false alarm."""
+    measures = measured([SURE_A, SURE_A, SURE_B, SURE_A], [0, 0, 1, 1], [True, False, False, True])
+    assert (measures.accuracy, measures.unknown_count) == (0.5, 2)
+    first, second, third = measures.classes()
+    assert (first.image_count, first.precision, first.recall, first.f1) == (2, 1, 1 / 2, 2 / 3)
+    assert (second.image_count, second.precision, second.recall, second.f1) == (2, 1, 1 / 2, 2 / 3)
+    assert math.isnan(third.f1)
+    assert measures.macro_f1 == pytest.approx(2 / 3)
+    assert measures.confusion == {(0, measures.unknown): 1, (0, 0): 1, (1, 1): 1, (1, measures.unknown): 1}
+
+
+def test_nothing_is_right_if_every_answer_is_unknown() -> None:
+    row = [0.3, 0.2, 0.15, 0.13, 0.12, 0.1]
+    measures = measured([row, row], [0, 1], [True, True])
+    assert (measures.accuracy, measures.top_accuracy, measures.macro_f1) == (0, 0, 0)
+    certain = measured([row, row], [0, 1])
+    assert measures.calibration_error == certain.calibration_error  # of the probabilities
 
 
 def test_calibration_error_is_that_of_the_definition() -> None:
