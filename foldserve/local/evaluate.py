@@ -19,7 +19,7 @@ from foldserve.local.report import EvaluationFolder, make_page, percent
 from foldserve.local.sources import open_labelled
 from foldserve.tables.errors import DataError
 from foldserve.terminal import Terminal
-from foldserve.text import escape_controls, join_first
+from foldserve.text import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,7 +107,7 @@ def _report_broken(judged: Judgement, *, skip_broken: bool) -> None:
     if count > len(judged.broken):
         print(f"broken: {count - len(judged.broken):,} more", file=sys.stderr)
     if judged.image_count == 0:
-        raise DataError(f"none of the {total:,} images can be used: {join_first(judged.broken, '; ')}")
+        raise DataError(f"none of the {total:,} images can be used ({judged.broken[0]})")
     if count and not skip_broken:
         raise DataError(
             f"{count:,} of {total:,} images cannot be used ({judged.broken[0]}); repair or remove them, or "

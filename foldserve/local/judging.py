@@ -59,8 +59,8 @@ class Judgement:
             if set(model.labels) != set(first):
                 differ = [legible(label) for label in sorted(set(model.labels) ^ set(first))]
                 raise DataError(
-                    f"{model!r} has other labels than {models[0]!r} ({join_first(differ)}); only versions "
-                    "with the same labels can be compared"
+                    f"{model.path} has other labels than {models[0].path} ({join_first(differ)}); only "
+                    "versions with the same labels can be compared"
                 )
         # The place of each of the first model's classes among the classes of each model.
         self._places = [np.array([model.labels.index(label) for label in first]) for model in models]

@@ -132,7 +132,8 @@ def test_versions_with_other_labels_are_not_compared(
 ) -> None:
     other = TinyNetwork(class_count=3).publish(tmp_path / "other")
     assert run(model, pictures, "--against", str(other)) == 1
-    assert "has other labels than" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{other} has other labels than {model / '2'} (" in error
 
 
 def test_existing_reports_are_refused(
@@ -161,6 +162,19 @@ def test_broken_images_and_unknown_labels_fail_unless_skipped(
     assert not list((tmp_path / "out").iterdir())
     assert run(model, data, "--skip-broken") == 0
     assert "images      84 of" in capsys.readouterr().out
+
+
+def test_images_that_cannot_be_used_are_listed_once(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("path,label\n" + "".join(f"{index}.png,label 0\n" for index in range(120)))
+    assert run(model, table) == 1
+    *listed, rest, last = capsys.readouterr().err.splitlines()
+    assert len(listed) == 20
+    assert rest == "broken: 100 more"
+    assert "none of the 120 images can be used (table.csv, line 2 (0.png): the file does not exist)" in last
+    assert "more" not in last
 
 
 def test_held_out_images_of_a_split_folder_are_judged(
