@@ -7,6 +7,7 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 from foldserve.errors import ImageError
+from foldserve.tables.rows import whole_number
 from foldserve.text import join_first, legible, quote
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class LabelIndex:
-    """Finds the class of a label: by its name, else, if the labels are numbers, by its index.
+    """Finds the class of a label: by its name, else, if it is a whole number, by that value or index.
 
     Names that differ in their Unicode normal form only are the same, as in training.
     """
@@ -23,6 +24,9 @@ class LabelIndex:
         """Index the model's ``labels``; ``names_of_numbers`` are the source's names of its numbers."""
         self._labels = labels
         self._by_name = {unicodedata.normalize("NFC", label): index for index, label in enumerate(labels)}
+        self._by_number = {
+            number: index for index, label in enumerate(labels) if (number := whole_number(label))
+        }
         self._names_of_numbers = names_of_numbers
 
     def find(self, label: str | int | None) -> int:
@@ -40,10 +44,11 @@ class LabelIndex:
                 )
             label = self._names_of_numbers[label]
         found = self._by_name.get(unicodedata.normalize("NFC", str(label)))
+        number = whole_number(str(label))
+        if found is None and number is not None:
+            found = self._by_number.get(number, _index(number, len(self._labels)))
         if found is not None:
             return found
-        if _is_number(label) and int(label) < len(self._labels):
-            return int(label)
         near = difflib.get_close_matches(str(label), self._labels, n=1)
         hint = (
             f"did you mean {quote(near[0])}?"
@@ -53,7 +58,6 @@ class LabelIndex:
         raise ImageError(f"has the label {quote(str(label))}, which the model does not have ({hint})")
 
 
-def _is_number(label: str | int) -> bool:
-    return (isinstance(label, int) and label >= 0) or (
-        isinstance(label, str) and label.isascii() and label.isdigit() and len(label) < 10
-    )
+def _index(number: str, count: int) -> int | None:
+    """Return ``number`` if it is the index of one of ``count`` classes."""
+    return int(number) if len(number) < 10 and 0 <= int(number) < count else None

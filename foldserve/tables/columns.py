@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from foldserve.imaging.image_files import IMAGE_SUFFIXES
 from foldserve.tables.errors import DataError
 from foldserve.text import join_names, quote
 
@@ -26,7 +28,8 @@ def check_names(names: Sequence[str], where: str) -> None:
         DataError: one does.
     """
     if doubled := [name for name, count in Counter(names).items() if count > 1]:
-        raise DataError(f"{where} has the column {quote(doubled[0])} more than once; rename or remove one")
+        remedy = _header_hint(names) or "; rename or remove one"
+        raise DataError(f"{where} has the column {quote(doubled[0])} more than once{remedy}")
 
 
 def find_image_column(names: Sequence[str], given: str | None, where: str) -> str:
@@ -71,23 +74,24 @@ def count_split(counts: Counter[str], value: object, where: str) -> None:
         )
 
 
-def no_label(value: object) -> str:
-    """Return why ``value`` is no label; it may be a whole picture, and each row of a table may have one."""
-    return f"has a label that is neither text nor a whole number: {quote(str(value))}"
-
-
 def _find(
     names: Sequence[str], given: str | None, usual: Sequence[str], where: str, *, what: str, flag: str
 ) -> str:
     if given is not None:
         if given not in names:
-            raise DataError(f"{where} has no column {quote(given)}; it has {join_names(names)}")
+            there = f"{join_names(names)}{_header_hint(names)}"
+            raise DataError(f"{where} has no column {quote(given)}; it has {there}")
         return given
     by_name = {name.casefold(): name for name in reversed(names)}
     for name in usual:
         if name in by_name:
             return by_name[name]
-    raise DataError(
-        f"{where} has no column of {what}: it has {join_names(names)}; name one with {flag}, or call it "
-        f"{usual[0]}"
-    )
+    remedy = _header_hint(names) or f"; name one with {flag}, or call it {usual[0]}"
+    raise DataError(f"{where} has no column of {what}: it has {join_names(names)}{remedy}")
+
+
+def _header_hint(names: Sequence[str]) -> str:
+    """Return what to do if the ``names`` are a file and its label; "" if they may be those of columns."""
+    if not any(PurePath(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
+        return ""
+    return f"; the header is missing: put a line such as {IMAGE_COLUMNS[0]},{LABEL_COLUMNS[0]} above the rows"

@@ -21,11 +21,11 @@ from foldserve.tables.columns import (
     find_image_column,
     find_label_column,
     find_split_column,
-    no_label,
     split_text,
 )
 from foldserve.tables.errors import DataError
 from foldserve.tables.items import Item
+from foldserve.tables.rows import row_item
 from foldserve.text import escaped, quote
 
 if TYPE_CHECKING:
@@ -107,12 +107,8 @@ class ParquetTable:
             value = value.get("bytes") or path
         elif isinstance(value, str):
             name = value or where
-        if isinstance(label, bool) or not isinstance(label, str | int | None):
-            return Item(name, b"", where=where, error=no_label(label), split=split)
-        if isinstance(value, bytes):
-            return Item(name, value, label, where, split=split)
-        if isinstance(value, str) and value:
-            return Item(name, self._path.parent / value, label, where, split=split)
+        if isinstance(value, bytes) or (isinstance(value, str) and value):
+            return row_item(self._path.parent, name, value, label, split, where=where)
         return Item(name, b"", where=where, error="has no image", split=split)
 
 

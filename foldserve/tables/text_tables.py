@@ -9,6 +9,7 @@ import csv
 import json
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from foldserve.tables.columns import (
@@ -18,11 +19,11 @@ from foldserve.tables.columns import (
     find_image_column,
     find_label_column,
     find_split_column,
-    no_label,
     split_text,
 )
 from foldserve.tables.errors import DataError
 from foldserve.tables.items import Item
+from foldserve.tables.rows import row_item
 from foldserve.text import quote
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 # Longest line: a path and a label, with room for what else a table may hold.
 _MAX_LINE = 1024 * 1024
+# What a line without values may consist of; a spreadsheet writes the separators of an empty row.
+_BLANKS = " \t\r\n,;"
 
 
 def read_csv(
@@ -116,18 +119,24 @@ def count_json_splits(path: Path) -> Counter[str]:
 
 @contextmanager
 def _open_csv(path: Path) -> Iterator[tuple[_Rows, list[str]]]:
-    """Yield a reader behind the header, and the names of the columns."""
+    """Yield a reader behind the header, which is the first line that is not blank, and the columns' names."""
     with _open(path) as stream:
         try:
-            header = stream.readline(_MAX_LINE)
+            header = next(filter(_is_filled, iter(partial(stream.readline, _MAX_LINE), "")), "")
             separator = max(",;\t", key=header.count)
             stream.seek(0)
             reader = _Rows(stream, separator, path)
-            names = [name.strip() for name in next(reader, [])]
+            names = [name.strip() for name in next((row for row in reader if _is_filled("".join(row))), [])]
+            if not names:
+                raise DataError(f"{path} is empty")
             check_names(names, str(path))
             yield reader, names
         except (csv.Error, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+
+
+def _is_filled(line: str) -> bool:
+    return bool(line.strip(_BLANKS))
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
@@ -203,7 +212,5 @@ def _item(path: Path, name: object, label: object, split: object, *, where: str)
     told = split_text(split)
     if not isinstance(name, str) or not name:
         return Item(str(name or ""), path, where=where, error="names no image file", split=told)
-    if isinstance(label, bool) or not isinstance(label, str | int | None):
-        return Item(name, path, where=where, error=no_label(label), split=told)
     label = label.strip() if isinstance(label, str) else label
-    return Item(name, path.parent / name, label, where, split=told)
+    return row_item(path.parent, name, name, label, told, where=where)

@@ -65,11 +65,64 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         pytest.param("path,note\na,b\n", "has no column of labels: it has 'path', 'note'", id="no labels"),
         pytest.param("x,label\na,b\n", "has no column of images", id="no paths"),
         pytest.param("path,label\n", "holds no images", id="no rows"),
+        pytest.param("", r"t\.csv is empty", id="empty"),
+        pytest.param("\n , \n\n", r"t\.csv is empty", id="blank lines"),
+        pytest.param(
+            "a/b.png,cat\nc.png,dog\n",
+            "it has 'a/b.png', 'cat'; the header is missing: put a line such as image,label above the rows",
+            id="no header",
+        ),
+        pytest.param("b.PNG,cat,cat\n", "more than once; the header is missing", id="doubled and no header"),
     ],
 )
 def test_useless_tables_are_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         labelled(table(tmp_path, text))
+
+
+def test_blank_lines_above_the_header_are_skipped(tmp_path: Path) -> None:
+    (item,) = labelled(table(tmp_path, "\n;;\n \npath;label\na.png;cat\n"))
+    assert (item.name, item.label, item.where) == ("a.png", "cat", "t.csv, line 5")
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".parquet":
+        return write_parquet(path, rows)
+    return table(path.parent, "".join(json.dumps(row) + "\n" for row in rows), path.name)
+
+
+every_kind = pytest.mark.parametrize("suffix", [".jsonl", pytest.param(".parquet", marks=needs_pyarrow)])
+
+
+@every_kind
+def test_files_are_found_by_windows_paths_and_never_by_urls(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.png").touch()
+    (tmp_path / "odd\\name.png").touch()
+    names = ["sub\\a.png", "odd\\name.png", "sub\\none.png", "https://example.org/a.png"]
+    items = labelled(write_rows(tmp_path / f"t{suffix}", [{"path": name, "label": "cat"} for name in names]))
+    assert [item.name for item in items] == names
+    assert [item.content for item in items[:3]] == [
+        tmp_path / "sub" / "a.png",
+        tmp_path / "odd\\name.png",
+        tmp_path / "sub\\none.png",
+    ]
+    assert [item.error for item in items] == [
+        "",
+        "",
+        "",
+        "is a URL, and only files are read: download it first",
+    ]
+
+
+@every_kind
+def test_labels_of_other_types_are_taken_for_what_they_mean(tmp_path: Path, suffix: str) -> None:
+    def labels(*values: object) -> list[object]:
+        rows = [{"path": "a.png", "label": value} for value in values]
+        return [item.label or item.error for item in labelled(write_rows(tmp_path / f"t{suffix}", rows))]
+
+    assert labels(3.0, 2.5) == [3, "has a label that is neither text nor a whole number: '2.5'"]
+    assert labels(True, False) == ["true", "false"]
 
 
 def test_files_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
@@ -137,6 +190,8 @@ def test_labels_are_found_by_name_then_by_number() -> None:
     assert [index.find(label) for label in ("dog", "Straße", 2, "1")] == [1, 2, 2, 1]
     assert LabelIndex(("e\u0301", "b")).find("\u00e9") == 0  # the same to a reader
     assert LabelIndex(("7", "1")).find("1") == 1  # names that are numbers win
+    assert [LabelIndex(("7", "1")).find(label) for label in ("1.0", "7.", "0.0")] == [1, 0, 0]
+    assert [LabelIndex(("2.0", "1.0", "1.5")).find(label) for label in ("1.0", 1, "2", "1.5")] == [1, 1, 0, 2]
     assert LabelIndex(LABELS, ("dog", "cat")).find(0) == 1  # the table's own names of its numbers
     for label, message in ((3, "'3', which the model"), ("dgo", "did you mean 'dog'"), (None, "no label")):
         with pytest.raises(ImageError, match=message):

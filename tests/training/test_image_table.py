@@ -247,6 +247,52 @@ def test_labels_that_are_numbers_are_ordered_as_such(tmp_path: Path):
     assert load(write_table(tmp_path / "t.csv", rows))[0].labels == ("01", "1", "009", long)
 
 
+def test_whole_numbers_with_a_point_are_whole_numbers_unless_others_are_not(tmp_path: Path):
+    rows = rows_of(write_classes(tmp_path / "p", per_class=3))
+    for row in rows:
+        row["label"] = {"east": "0.0", "north": "1.0", "south": "2.0", "west": "10.0"}[row["label"]]
+    assert load(write_table(tmp_path / "t.csv", rows))[0].labels == ("0", "1", "2", "10")
+    rows = [row | {"label": row["label"].replace("10.0", "1.5")} for row in rows]
+    assert load(write_table(tmp_path / "t.csv", rows))[0].labels == ("0.0", "1.0", "1.5", "2.0")
+
+
+@needs_pyarrow
+@pytest.mark.parametrize(("kind", "labels"), [(float, ("0", "1", "2", "3")), (bool, ("false", "true"))])
+def test_labels_of_parquet_may_be_floats_and_truths(tmp_path: Path, kind: type, labels: tuple[str, ...]):
+    rows = rows_of(write_classes(tmp_path / "p", per_class=3))
+    rows = [row | {"label": kind(LABELS.index(row["label"]))} for row in rows]
+    assert load(write_parquet(tmp_path / "t.parquet", rows))[0].labels == labels
+
+
+def test_tables_written_on_windows_give_the_same_data_set(tmp_path: Path):
+    folders = [write_classes(tmp_path / name, per_class=1, seed=seed) for seed, name in enumerate("pqrst")]
+    rows = [row for folder in folders for row in rows_of(folder)]
+    dataset, _ = load(write_table(tmp_path / "t.csv", rows), group_by="folder")
+    rows = [row | {"path": row["path"].replace("/", "\\")} for row in rows]
+    there, _ = load(write_table(tmp_path / "t.csv", rows), group_by="folder")
+    assert there.fingerprint == dataset.fingerprint
+    assert torch.equal(there.test_labels, dataset.test_labels)
+
+
+def test_a_picture_with_different_labels_is_said(tmp_path: Path):
+    rows = rows_of(write_classes(tmp_path / "p", per_class=5))
+    table = write_table(tmp_path / "t.csv", [*rows, rows[0]])
+    assert not any("different labels" in line for line in load(table)[1])
+    table = write_table(tmp_path / "t.csv", [*rows, rows[0] | {"label": "west"}])
+    assert (
+        "the same picture with different labels: t.csv, line 2: p/east/000.png is 'east' and "
+        "t.csv, line 22: p/east/000.png is 'west'"
+    ) in load(table)[1]
+
+
+@pytest.mark.parametrize("name", ["t.tsv", "t.json"])
+def test_files_of_other_kinds_are_told_which_kinds_are_known(tmp_path: Path, name: str):
+    (tmp_path / name).touch()
+    expected = r"is neither a folder of images nor a table .*\(\.csv, \.jsonl, \.ndjson, \.parquet\)"
+    with pytest.raises(DatasetError, match=rf"{name} {expected}"):
+        load(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     ("dataset", "run_dir"),
     [

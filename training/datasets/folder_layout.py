@@ -14,6 +14,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from foldserve.tables.open_table import TABLE_SUFFIXES
 from foldserve.tables.splits import ROLES, Role, role_and_words
 from foldserve.text import escaped, join_first
 from foldserve.training.datasets.picture_files import (
@@ -60,7 +61,8 @@ def find_layout(folder: Path) -> FolderLayout:
         DatasetError: the layout is ambiguous, a class has no images, or a name cannot be a label.
     """
     if not folder.is_dir():
-        reason = "is not a folder" if folder.exists() else "does not exist"
+        expected = f"a folder of images nor a table of images and labels ({', '.join(TABLE_SUFFIXES)})"
+        reason = f"is neither {expected}" if folder.exists() else "does not exist"
         raise DatasetError(f"{escaped(str(folder))} {reason}")
     left_out = LeftOut(folder)
     root = _unwrapped(folder)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from foldserve.training.datasets.assemble import Preparation
     from foldserve.training.datasets.dataset import Dataset
+    from foldserve.training.datasets.decoding import PictureFile
 
 _SEPARATOR = ","
 
@@ -233,6 +234,21 @@ def _report(
         terminal.say(
             f"left out: classes without training images: {join_first([escaped(one) for one in unused])}"
         )
+    if doubtful := _with_several_labels(rows):
+        terminal.say(f"the same picture with different labels: {join_first(doubtful, '; ')}")
+
+
+def _with_several_labels(rows: Rows) -> list[str]:
+    """Return the pictures that rows label differently, each with its labels."""
+    found: dict[bytes, dict[str, PictureFile]] = {}
+    for file, label in zip(rows.files, rows.labels, strict=True):
+        if len(file.digest) == hashlib.sha256().digest_size:  # else it says why the picture cannot be read
+            found.setdefault(file.digest, {}).setdefault(label, file)
+    return [
+        " and ".join(f"{file} is {quote(label)}" for label, file in by_label.items())
+        for by_label in found.values()
+        if len(by_label) > 1
+    ]
 
 
 def _fingerprint(rows: Rows, roles: Sequence[Role], labels: tuple[str, ...]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from foldserve.ordered import in_chunks, run_in_order
 from foldserve.tables.open_table import open_table
+from foldserve.tables.rows import whole_number
 from foldserve.tables.splits import ROLE_WORDS, Role
 from foldserve.text import escaped, is_legible, join_first, quote
 from foldserve.training.datasets.decoding import PictureFile, digest_of, worker_count
@@ -104,6 +105,8 @@ class TableReader:
                 "their metadata; give files of one data set"
             )
         self._paths = paths if len(paths) == len(rows.files) else None
+        if not rows.label_names:
+            rows.labels = _as_whole_numbers(rows.labels)
         return rows
 
     def keep(self, rows: Rows, is_kept: Sequence[bool]) -> None:
@@ -159,10 +162,22 @@ def _add(rows: Rows, item: Item, digest: bytes, table_role: Role | None) -> str:
     role = ROLE_WORDS.get(item.split.casefold()) if item.split else table_role
     if item.split and role is None:
         return f"has the split {quote(item.split)}; expected train, val or test"
-    rows.files.append(PictureFile(item.name, digest, item.where))
+    rows.files.append(PictureFile(_found_name(item), digest, item.where))
     rows.labels.append(label)
     rows.roles.append(role)
     return ""
+
+
+def _found_name(item: Item) -> str:
+    """Return the name by which the file was found: one written as on Windows tells --group-by no folder."""
+    is_as_given = isinstance(item.content, bytes) or str(item.content).endswith(item.name)
+    return item.name if is_as_given else item.name.replace("\\", "/")
+
+
+def _as_whole_numbers(labels: list[str]) -> list[str]:
+    """Return "3" for "3.0" if all ``labels`` are whole numbers: among others, such as 3.5, it is a name."""
+    numbers = [number for label in labels if (number := whole_number(label)) is not None]
+    return numbers if len(numbers) == len(labels) else labels
 
 
 def _normal(label: str) -> str:
