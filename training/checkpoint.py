@@ -20,7 +20,7 @@ from foldserve.text import escaped
 from foldserve.training.checkpoint_form import CheckpointForm, read_form
 from foldserve.training.errors import CheckpointError
 from foldserve.training.models import Normalized, create_model, is_import_path
-from foldserve.training.torch_file import TorchFileError, read_torch_file
+from foldserve.training.torch_file import TorchFileError, UnplainFileError, read_torch_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -177,6 +177,10 @@ def _read_payload(file: Path) -> Any:
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
     except TorchFileError as error:
+        reason = str(error)
+        if isinstance(error, UnplainFileError):
+            # PyTorch's own words advise to run the code, with marks for a terminal.
+            reason = "it holds objects that would run code when loaded, such as a whole network"
         raise CheckpointError(
-            f"{file} is not a checkpoint, or it is damaged or cut short: {error}"
+            f"{file} is not a checkpoint, or it is damaged or cut short: {reason}"
         ) from error

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from foldserve.artifact.format import MODEL_FILE
 from foldserve.export.errors import SourceError
+from foldserve.export.sources.training_run import read_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +47,8 @@ def source_kind(config: ExportConfig) -> Kind:
     """Return the kind of source that ``config`` asks to export.
 
     Raises:
-        SourceError: no source is given, or flags contradict each other.
+        SourceError: no source is given, flags contradict each other, or the source is of a known other kind.
+        CheckpointError: flags for other networks are given with a file that is not a checkpoint either.
     """
     if config.source is None and config.arch is None:
         given = _given(config, ("weights", "labels", "input"))
@@ -58,6 +60,8 @@ def source_kind(config: ExportConfig) -> Kind:
     kind: Kind = "custom network" if config.source is None else _kind_of(config.source)
     refused, reason = _REFUSED[kind]
     if flags := _given(config, refused):
+        if kind == "run" and config.source is not None and config.source.is_file():
+            read_checkpoint(config.source)  # which says what the file is, if it is of no run
         raise SourceError(f"{', '.join(flags)} {reason}")
     if kind == "custom network":
         _check_complete(config)

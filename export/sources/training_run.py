@@ -16,7 +16,8 @@ from foldserve.export.sources.trained_images import load_trained_images, validat
 from foldserve.export.sources.verification_images import image_count, spread
 from foldserve.export.verification.probabilities import TAKEN_AS_LOGITS
 from foldserve.training.chance import chance_warning
-from foldserve.training.checkpoint import Checkpoint, load_checkpoint
+from foldserve.training.checkpoint import Checkpoint, is_checkpoint, load_checkpoint
+from foldserve.training.errors import CheckpointError
 from foldserve.training.models import register_custom_model
 
 if TYPE_CHECKING:
@@ -37,8 +38,7 @@ def load_run(config: ExportConfig, path: Path) -> Source:
     """
     if config.arch is not None:
         register_custom_model(config.arch)
-    refuse_other_kinds(path)
-    checkpoint = load_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     if config.arch not in {None, checkpoint.arch}:
         raise SourceError(f"--arch {config.arch}: {path} is of architecture {checkpoint.arch}")
     module = checkpoint.build()
@@ -67,6 +67,25 @@ def load_run(config: ExportConfig, path: Path) -> Source:
         remarks=remarks,
         validation=validation_images(dataset, checkpoint, path),
     )
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a run's best checkpoint, or a checkpoint file; for other files, tell how to export what they hold.
+
+    Raises:
+        SourceError: it is of a known other kind.
+        CheckpointError: it is not a checkpoint, or it is damaged.
+    """
+    refuse_other_kinds(path)
+    try:
+        return load_checkpoint(path)
+    except CheckpointError as error:
+        if not path.is_file() or is_checkpoint(path):
+            raise
+        raise CheckpointError(
+            f"{error}; export a network made elsewhere with --arch MODULE:FACTORY --weights {path}, or "
+            "convert it to ONNX and export that file"
+        ) from error
 
 
 def _metadata(checkpoint: Checkpoint) -> ModelMetadata:

@@ -154,6 +154,15 @@ def test_a_plain_state_dict_is_refused(tmp_path: Path):
         load_checkpoint(tmp_path / "model.pt")
 
 
+def test_a_whole_network_is_refused_in_words_of_our_own(tmp_path: Path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")
+    with pytest.raises(
+        CheckpointError, match=r"damaged or cut short: it holds objects that would run code"
+    ) as refused:
+        load_checkpoint(tmp_path / "whole.pt")
+    assert "x1b" not in str(refused.value)
+
+
 def test_a_future_schema_is_refused(tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(checkpoint_module, "SCHEMA_VERSION", 99)
     save_checkpoint(tmp_path / "best.pt", checkpoint)

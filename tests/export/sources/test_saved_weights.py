@@ -15,9 +15,12 @@ from safetensors.torch import save
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from foldserve.export.config import ExportConfig
 from foldserve.export.errors import SourceError
 from foldserve.export.sources.file_kind import refuse_other_kinds
+from foldserve.export.sources.load import load_source
 from foldserve.export.sources.weights_file import load_into, read_weights
+from foldserve.training.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -282,6 +285,28 @@ def test_archives_of_programs_are_named(tmp_path):
         read_weights(path)
     torch.save(trained().state_dict(), path)
     refuse_other_kinds(path)  # a state dict is none
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "flags", [{}, {"labels": "labels.txt", "input": "3x8x8"}], ids=["alone", "as for ONNX"]
+)
+def test_files_that_are_no_checkpoints_are_named_with_the_way_to_export_them(tmp_path, flags):
+    program, whole, weights = (tmp_path / name for name in ("program.pt", "whole.pt", "weights.pt"))
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), program)
+    torch.save(trained(), whole)
+    torch.save(trained().state_dict(), weights)
+    for path, error, message in (
+        (program, SourceError, "program.pt is a TorchScript archive, "),
+        (
+            whole,
+            CheckpointError,
+            "whole.pt is not a checkpoint, .* --arch MODULE:FACTORY --weights .*whole.pt, or",
+        ),
+        (weights, CheckpointError, "but not a checkpoint .* --weights .*weights.pt, or convert it to ONNX"),
+    ):
+        with pytest.raises(error, match=message):
+            load_source(ExportConfig(source=path, **flags))
 
 
 def test_safetensors_are_known_by_their_content(tmp_path):
