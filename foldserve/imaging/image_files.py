@@ -1,20 +1,22 @@
 """Finds the image files in a folder, in order, in bounded memory.
 
 Names that begin with a dot are ignored, as are folders that operating systems create. Subfolders are
-searched, but links to folders are not followed: they may form a cycle, or lead to an image twice.
+searched, but links to folders are only followed where the caller says so: they may form a cycle, or lead to
+an image twice.
 """
 
 from __future__ import annotations
 
 import heapq
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from foldserve.errors import ImageError
 from foldserve.text import escaped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Container, Iterator
     from pathlib import Path
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
@@ -25,16 +27,25 @@ _SYSTEM_NAMES = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume 
 _NAMES_HELD = 50_000
 
 
-def walk_images(folder: Path, names_held: int = _NAMES_HELD) -> Iterator[str]:
+def walk_images(
+    folder: Path, names_held: int = _NAMES_HELD, *, links_in: Container[str] = ()
+) -> Iterator[str]:
     """Yield the image files below ``folder``, relative to it, ordered by the parts of their paths.
 
     At most ``names_held`` names per level are held, however many files there are. Files that are added or
     removed meanwhile may be missed, but no file is yielded twice.
 
+    Links to folders are followed that lie directly in one of the folders ``links_in``, which are relative to
+    ``folder``; "" is ``folder`` itself.
+
     Raises:
         ImageError: a folder cannot be listed.
     """
-    levels = [("", _entries(folder, "", names_held))]
+
+    def entries_of(inside: str) -> Iterator[tuple[str, bool]]:
+        return _entries(folder, inside, names_held, follow_links=inside in links_in)
+
+    levels = [("", entries_of(""))]
     while levels:
         above, entries = levels[-1]
         entry = next(entries, None)
@@ -44,9 +55,21 @@ def walk_images(folder: Path, names_held: int = _NAMES_HELD) -> Iterator[str]:
         name, is_folder = entry
         path = f"{above}{name}"
         if is_folder:
-            levels.append((f"{path}/", _entries(folder, path, names_held)))
+            levels.append((f"{path}/", entries_of(path)))
         else:
             yield path
+
+
+def visible_folders(folder: Path) -> list[Path]:
+    """Return the folders in ``folder`` and the links to folders, sorted by name, without hidden ones.
+
+    Raises:
+        ImageError: ``folder`` cannot be listed.
+    """
+    with _listing(folder) as entries:
+        return sorted(
+            folder / entry.name for entry in entries if not is_hidden(entry.name) and _is(entry.is_dir)
+        )
 
 
 def is_hidden(name: str) -> bool:
@@ -59,31 +82,50 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)  # noqa: PTH122  # a million names
 
 
-def _entries(folder: Path, inside: str, names_held: int) -> Iterator[tuple[str, bool]]:
+def _entries(folder: Path, inside: str, names_held: int, *, follow_links: bool) -> Iterator[tuple[str, bool]]:
     """Yield the name of each image file and folder in one folder, sorted, and whether it is a folder."""
     place = str(folder / inside)
     last = ""
     while True:
-        part = heapq.nsmallest(names_held, _listed(place, last))
+        part = heapq.nsmallest(names_held, _listed(place, last, follow_links=follow_links))
         yield from part
         if len(part) < names_held:
             return
         last = part[-1][0]
 
 
-def _listed(place: str, last: str) -> Iterator[tuple[str, bool]]:
+def _listed(place: str, last: str, *, follow_links: bool) -> Iterator[tuple[str, bool]]:
     """Yield what `_entries` does, unsorted, of the names after ``last``."""
+    with _listing(place) as entries:
+        for entry in entries:
+            if entry.name <= last or is_hidden(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=False) or (follow_links and _is(entry.is_dir)):
+                yield entry.name, True
+            elif is_image_name(entry.name) and _is(entry.is_file):
+                yield entry.name, False
+
+
+@contextmanager
+def _listing(place: Path | str) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """Yield the entries of a folder, which are not held.
+
+    Raises:
+        ImageError: it cannot be listed.
+    """
     try:
         with os.scandir(place) as entries:
-            for entry in entries:
-                if entry.name <= last or is_hidden(entry.name):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    yield entry.name, True
-                elif is_image_name(entry.name) and entry.is_file():
-                    yield entry.name, False
+            yield entries
     except OSError as error:
         raise ImageError(
-            f"{escaped(place)} cannot be listed: {error.strerror or error}; change its permissions or "
+            f"{escaped(str(place))} cannot be listed: {error.strerror or error}; change its permissions or "
             "remove it"
         ) from error
+
+
+def _is(check: Callable[[], bool]) -> bool:
+    """Return what ``check`` does; False for links that lead nowhere, such as to themselves."""
+    try:
+        return check()
+    except OSError:
+        return False

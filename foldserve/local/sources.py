@@ -12,7 +12,7 @@ from itertools import chain, compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foldserve.imaging.image_files import IMAGE_SUFFIXES, is_hidden, walk_images
+from foldserve.imaging.image_files import IMAGE_SUFFIXES, is_hidden, visible_folders, walk_images
 from foldserve.local.split_choice import ALL, choose_split, split_key
 from foldserve.tables.errors import DataError
 from foldserve.tables.items import Item
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from foldserve.local.split_choice import SplitChoice
+
+# Where the folders of classes lie, seen from the folder that holds them.
+_TOP = frozenset({""})
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def _parquet_files(folder: Path) -> list[Path]:
         )
     except OSError as error:
         raise DataError(f"{escaped(str(folder))} cannot be listed: {error.strerror or error}") from error
-    return files if files and next(walk_images(folder), None) is None else []
+    return files if files and next(_walk(folder), None) is None else []
 
 
 def _folder(folder: Path, labels: Sequence[str], split: str | None) -> Source:
@@ -172,8 +175,17 @@ def _folder(folder: Path, labels: Sequence[str], split: str | None) -> Source:
 
 def _walk(folder: Path) -> Iterator[Item]:
     place = f"{folder}/"  # joined as text: a Path costs as much as reading a small image
-    for name in walk_images(folder):
+    for name in walk_images(folder, links_in=_places_of_links(folder)):
         yield Item(name, place + name)
+
+
+def _places_of_links(folder: Path) -> set[str]:
+    """Return the folders in which links are followed, as in training: those of splits and of classes.
+
+    Raises:
+        ImageError: ``folder`` cannot be listed.
+    """
+    return {*_TOP, *(path.name for path in visible_folders(folder) if role_of(path.name))}
 
 
 def _walk_labelled(folder: Path, before: str = "") -> Iterator[Item]:
@@ -182,7 +194,7 @@ def _walk_labelled(folder: Path, before: str = "") -> Iterator[Item]:
     ``before`` is put before the names of the images.
     """
     place = f"{folder}/"
-    for name in walk_images(folder):
+    for name in walk_images(folder, links_in=_TOP):
         label, slash, _ = name.partition("/")
         if slash:
             yield Item(before + name, place + name, label)
@@ -206,11 +218,7 @@ def _split_folders(folder: Path, labels: Sequence[str]) -> dict[str, Path]:
         DataError: it has no folders, or two for one split.
     """
     known = {unicodedata.normalize("NFC", label) for label in labels}
-    found = {
-        unicodedata.normalize("NFC", path.name): path
-        for path in sorted(folder.iterdir())
-        if path.is_dir() and not is_hidden(path.name)
-    }
+    found = {unicodedata.normalize("NFC", path.name): path for path in visible_folders(folder)}
     if not found:
         raise DataError(
             f"{escaped(str(folder))} has no folders of labels; expected {escaped(folder.name)}/LABEL/*, with "

@@ -51,6 +51,22 @@ def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
     assert list(walk_images(tmp_path)) == ["a/x.png", "linked.png"]
 
 
+def test_links_to_folders_are_followed_where_asked_and_no_deeper(tmp_path: Path) -> None:
+    touch(tmp_path, "store/x.png", "root/train/real/y.png")
+    root = tmp_path / "root"
+    for name in ("top", "train/class", "train/real/deep"):
+        (root / name).symlink_to(tmp_path / "store")
+    (root / "round").symlink_to(root)
+    (root / "itself.png").symlink_to(root / "itself.png")
+    assert list(walk_images(root)) == ["train/real/y.png"]
+    assert list(walk_images(root, links_in={""})) == [
+        "round/train/real/y.png",
+        "top/x.png",
+        "train/real/y.png",
+    ]
+    assert list(walk_images(root, links_in={"train"})) == ["train/class/x.png", "train/real/y.png"]
+
+
 def test_missing_folders_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="none cannot be listed: No such file or directory"):
         next(walk_images(tmp_path / "none"))

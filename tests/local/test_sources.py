@@ -375,6 +375,23 @@ def test_the_split_of_a_folder_is_chosen_alike(
     assert len({item.name for item in items}) == len(chosen)
 
 
+def test_links_to_classes_and_splits_are_followed_as_in_training(tmp_path: Path) -> None:
+    store = write_folders(tmp_path / "store", "train", "test")
+    (store / "test" / "dog").symlink_to(store / "test" / "cat")
+    (store / "test" / "cat" / "round").symlink_to(store)
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for split in ("train", "test"):
+        (linked / split).symlink_to(store / split)
+    expected = ["cat/a.png", "dog/a.png"]
+    for folder in (linked, store):
+        assert [item.name for item in open_labelled(folder, LABELS).items] == expected
+        names = [item.name for item in open_source(folder).items]
+        assert names == ["test/cat/a.png", "test/dog/a.png", "train/cat/a.png"]
+    assert [item.name for item in open_labelled(store / "test", LABELS).items] == expected
+    assert [item.name for item in open_source(store / "test").items] == expected
+
+
 def test_folders_without_the_split_asked_for_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no split 'val': it has train, test; give one of them, or all"):
         open_labelled(write_folders(tmp_path / "a", "train", "test"), LABELS, split="val")

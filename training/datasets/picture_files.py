@@ -11,12 +11,22 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from foldserve.errors import ImageError
+from foldserve.imaging import image_files
+from foldserve.imaging.image_files import IMAGE_SUFFIXES, is_hidden, is_image_name
 from foldserve.text import escaped, join_first
 from foldserve.training.errors import DatasetError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
-# Created by macOS in archives, by Synology for thumbnails, by Windows and Linux in the root of a disk.
-_SYSTEM_NAMES = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "LeftOut",
+    "find_pictures",
+    "holds_pictures",
+    "is_hidden",
+    "is_picture",
+    "visible_folders",
+]
+
 _NO_SUFFIX = "without a suffix"
 
 
@@ -93,10 +103,9 @@ def visible_folders(folder: Path) -> list[Path]:
         DatasetError: ``folder`` cannot be listed.
     """
     try:
-        return sorted(path for path in folder.iterdir() if not is_hidden(path.name) and path.is_dir())
-    except OSError as error:
-        _refuse_unlisted(error)
-        raise
+        return image_files.visible_folders(folder)
+    except ImageError as error:
+        raise DatasetError(str(error)) from error
 
 
 def holds_pictures(folder: Path) -> bool:
@@ -106,12 +115,7 @@ def holds_pictures(folder: Path) -> bool:
 
 def is_picture(path: Path) -> bool:
     """Return whether ``path`` is an image file by its suffix, and not hidden."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path.name) and path.is_file()
-
-
-def is_hidden(name: str) -> bool:
-    """Return whether files and folders of this name are ignored."""
-    return name.startswith(".") or name in _SYSTEM_NAMES
+    return is_image_name(path.name) and path.is_file()
 
 
 def _count_pictures(folder: Path) -> int:
