@@ -10,6 +10,8 @@ from __future__ import annotations
 import heapq
 import os
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foldserve.errors import ImageError
@@ -17,7 +19,8 @@ from foldserve.text import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
-    from pathlib import Path
+
+    from foldserve.imaging.left_out import LeftOut
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 # Created by macOS in archives, by Synology for thumbnails, by Windows and Linux in the root of a disk.
@@ -28,7 +31,12 @@ _NAMES_HELD = 50_000
 
 
 def walk_images(
-    folder: Path, names_held: int = _NAMES_HELD, *, links_in: Container[str] = ()
+    folder: Path,
+    names_held: int = _NAMES_HELD,
+    *,
+    links_in: Container[str] = (),
+    left_out: LeftOut | None = None,
+    with_broken_links: bool = False,
 ) -> Iterator[str]:
     """Yield the image files below ``folder``, relative to it, ordered by the parts of their paths.
 
@@ -36,14 +44,22 @@ def walk_images(
     removed meanwhile may be missed, but no file is yielded twice.
 
     Links to folders are followed that lie directly in one of the folders ``links_in``, which are relative to
-    ``folder``; "" is ``folder`` itself.
+    ``folder``; "" is ``folder`` itself. Broken links with names of images are yielded if
+    ``with_broken_links``. What else is left out is counted in ``left_out``.
 
     Raises:
         ImageError: a folder cannot be listed.
     """
 
     def entries_of(inside: str) -> Iterator[tuple[str, bool]]:
-        return _entries(folder, inside, names_held, follow_links=inside in links_in)
+        listed = partial(
+            _listed,
+            str(folder / inside),
+            follow_links=inside in links_in,
+            with_broken_links=with_broken_links,
+            left_out=left_out,
+        )
+        return _entries(listed, names_held)
 
     levels = [("", entries_of(""))]
     while levels:
@@ -72,6 +88,24 @@ def visible_folders(folder: Path) -> list[Path]:
         )
 
 
+def holds_images(folder: Path) -> bool:
+    """Tell whether there are image files in ``folder`` itself.
+
+    Raises:
+        ImageError: ``folder`` cannot be listed.
+    """
+    return next(_images_in(folder), None) is not None
+
+
+def count_images(folder: Path) -> int:
+    """Return the number of image files in ``folder`` itself.
+
+    Raises:
+        ImageError: ``folder`` cannot be listed.
+    """
+    return sum(1 for _ in _images_in(folder))
+
+
 def is_hidden(name: str) -> bool:
     """Tell whether files and folders of this name are ignored."""
     return name.startswith(".") or name in _SYSTEM_NAMES
@@ -82,28 +116,44 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)  # noqa: PTH122  # a million names
 
 
-def _entries(folder: Path, inside: str, names_held: int, *, follow_links: bool) -> Iterator[tuple[str, bool]]:
-    """Yield the name of each image file and folder in one folder, sorted, and whether it is a folder."""
-    place = str(folder / inside)
+def _entries(
+    listed: Callable[[str], Iterator[tuple[str, bool]]], names_held: int
+) -> Iterator[tuple[str, bool]]:
+    """Yield what ``listed`` does of the names after the one that it is given, sorted."""
     last = ""
     while True:
-        part = heapq.nsmallest(names_held, _listed(place, last, follow_links=follow_links))
+        part = heapq.nsmallest(names_held, listed(last))
         yield from part
         if len(part) < names_held:
             return
         last = part[-1][0]
 
 
-def _listed(place: str, last: str, *, follow_links: bool) -> Iterator[tuple[str, bool]]:
-    """Yield what `_entries` does, unsorted, of the names after ``last``."""
+def _listed(
+    place: str, last: str, *, follow_links: bool, with_broken_links: bool, left_out: LeftOut | None
+) -> Iterator[tuple[str, bool]]:
+    """Yield the name of each image file and folder after ``last``, unsorted, and whether it is a folder."""
     with _listing(place) as entries:
         for entry in entries:
-            if entry.name <= last or is_hidden(entry.name):
+            if entry.name <= last:
                 continue
-            if entry.is_dir(follow_symlinks=False) or (follow_links and _is(entry.is_dir)):
+            if not is_hidden(entry.name) and (
+                entry.is_dir(follow_symlinks=False) or (follow_links and _is(entry.is_dir))
+            ):
                 yield entry.name, True
-            elif is_image_name(entry.name) and _is(entry.is_file):
+            elif is_image_name(entry.name) and (
+                _is(entry.is_file) or (with_broken_links and not Path(entry.path).exists())
+            ):
                 yield entry.name, False
+            elif left_out is not None and not last:  # listed again for later names, it is counted already
+                left_out.add(entry.path)
+
+
+def _images_in(folder: Path) -> Iterator[str]:
+    with _listing(folder) as entries:
+        for entry in entries:
+            if is_image_name(entry.name) and _is(entry.is_file):
+                yield entry.name
 
 
 @contextmanager

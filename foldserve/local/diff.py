@@ -17,7 +17,7 @@ from foldserve.artifact.versions import list_versions
 from foldserve.errors import ArtifactError
 from foldserve.local.local_model import LocalModel, answer_all, find_version
 from foldserve.local.output import shown_name
-from foldserve.local.sources import open_source
+from foldserve.local.sources import open_source, print_left_out
 from foldserve.terminal import Terminal
 from foldserve.text import escape_controls, join_names
 
@@ -151,6 +151,7 @@ def _print_answers(config: DiffConfig, models: list[LocalModel]) -> None:
         for answered in answer_all(models, source.items):
             answers.add(answered)
             advance(len(answered.items))
+    print_left_out(source)
     same = answers.image_count - answers.different_count
     share = f" ({same / answers.image_count:.2%})" if answers.image_count else ""
     broken = f"; {answers.broken_count:,} could not be read" if answers.broken_count else ""

@@ -16,7 +16,7 @@ from foldserve.local.judging import Judgement, with_classes
 from foldserve.local.label_names import LabelIndex
 from foldserve.local.local_model import LocalModel, answer_all
 from foldserve.local.report import EvaluationFolder, make_page, percent
-from foldserve.local.sources import open_labelled
+from foldserve.local.sources import open_labelled, print_left_out
 from foldserve.tables.errors import DataError
 from foldserve.terminal import Terminal
 from foldserve.text import escape_controls
@@ -60,6 +60,7 @@ def evaluate(config: EvaluateConfig) -> int:
                     folder.add(rows)
                 advance(len(answered.items))
         images_per_s = judged.image_count / (time.monotonic() - started_s)
+        print_left_out(source)
         _report_broken(judged, skip_broken=config.skip_broken)
         facts = [
             ("model", f"{model.name} {model.version}"),

@@ -12,7 +12,7 @@ from rich.console import Console
 from foldserve.local.answers import UNKNOWN, is_unknown
 from foldserve.local.local_model import LocalModel, answer_all
 from foldserve.local.output import RowFile, check_format, shown_name
-from foldserve.local.sources import open_source
+from foldserve.local.sources import open_source, print_left_out
 from foldserve.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def _write_rows(config: PredictConfig, model: LocalModel, source: Source, rows: 
             failed += sum(map(bool, answered.errors))
     took_s = time.monotonic() - started_s
     rows.finish()
+    print_left_out(source)
     print(
         f"{config.out}: {rows.done_count + count:,} rows, {count / took_s:,.0f} images/s, "
         f"{model.name} {model.version}, sha256 {model.hash[:12]}"

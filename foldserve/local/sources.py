@@ -5,6 +5,7 @@ Nothing but the entry at hand is held, so that a source may have millions of ent
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foldserve.imaging.image_files import IMAGE_SUFFIXES, is_hidden, visible_folders, walk_images
+from foldserve.imaging.left_out import LeftOut
 from foldserve.local.split_choice import ALL, choose_split, split_key
 from foldserve.tables.errors import DataError
 from foldserve.tables.items import Item
@@ -38,12 +40,20 @@ class Source:
         label_names: the names of labels that are given as numbers; () if the source has none.
         place: the folder or file that is read, for messages.
         split: which split of them it is, for messages; "" if there are none.
+        left_out: what of a folder is no image; complete when the images are read.
     """
 
     items: Iterator[Item] = field(repr=False)
     label_names: tuple[str, ...] = ()
     place: Path = Path()
     split: str = ""
+    left_out: LeftOut = field(default_factory=lambda: LeftOut(Path()))
+
+
+def print_left_out(source: Source) -> None:
+    """Print a line to standard error for each kind of files that ``source``, which is read, has left out."""
+    for line in source.left_out.lines():
+        print(f"left out: {line}", file=sys.stderr)
 
 
 def open_source(path: Path, path_column: str | None = None) -> Source:
@@ -55,7 +65,8 @@ def open_source(path: Path, path_column: str | None = None) -> Source:
     if path.is_dir():
         if shards := _parquet_files(path):
             return _tables(shards, path_column, label_column=None, labelled=False)
-        return Source(_at_least_one(_walk(path), path), place=path)
+        left_out = LeftOut(path)
+        return Source(_at_least_one(_walk(path, left_out), path, left_out), place=path, left_out=left_out)
     suffix = _suffix_of_file(path)
     if suffix in IMAGE_SUFFIXES:
         return Source(iter([Item(path.name, path)]), place=path)
@@ -157,25 +168,33 @@ def _parquet_files(folder: Path) -> list[Path]:
         )
     except OSError as error:
         raise DataError(f"{escaped(str(folder))} cannot be listed: {error.strerror or error}") from error
-    return files if files and next(_walk(folder), None) is None else []
+    return files if files and next(_walk(folder, LeftOut(folder)), None) is None else []
 
 
 def _folder(folder: Path, labels: Sequence[str], split: str | None) -> Source:
     """Return the images of FOLDER/LABEL/*, or of the split asked for in FOLDER/SPLIT/LABEL/*."""
     splits = _split_folders(folder, labels)
     choice = choose_split(dict.fromkeys(splits), split, folder)
+    left_out = LeftOut(folder)
+    place, described = folder, ""
     if choice is None or not splits:
-        return Source(_at_least_one(_walk_labelled(folder), folder), place=folder)
-    if choice.key == ALL:
-        items = chain.from_iterable(_walk_labelled(place, f"{place.name}/") for place in splits.values())
-        return Source(_at_least_one(items, folder), place=folder, split=choice.described)
-    place = next(place for name, place in splits.items() if choice.has(name))
-    return Source(_at_least_one(_walk_labelled(place), place), place=place, split=choice.described)
+        items = _walk_labelled(folder, left_out)
+    elif choice.key == ALL:
+        described = choice.described
+        items = chain.from_iterable(
+            _walk_labelled(each, left_out, f"{each.name}/") for each in splits.values()
+        )
+    else:
+        described = choice.described
+        place = next(each for name, each in splits.items() if choice.has(name))
+        items = _walk_labelled(place, left_out)
+    return Source(_at_least_one(items, place, left_out), place=place, split=described, left_out=left_out)
 
 
-def _walk(folder: Path) -> Iterator[Item]:
+def _walk(folder: Path, left_out: LeftOut) -> Iterator[Item]:
     place = f"{folder}/"  # joined as text: a Path costs as much as reading a small image
-    for name in walk_images(folder, links_in=_places_of_links(folder)):
+    links_in = _places_of_links(folder)
+    for name in walk_images(folder, links_in=links_in, left_out=left_out, with_broken_links=True):
         yield Item(name, place + name)
 
 
@@ -188,13 +207,13 @@ def _places_of_links(folder: Path) -> set[str]:
     return {*_TOP, *(path.name for path in visible_folders(folder) if role_of(path.name))}
 
 
-def _walk_labelled(folder: Path, before: str = "") -> Iterator[Item]:
+def _walk_labelled(folder: Path, left_out: LeftOut, before: str = "") -> Iterator[Item]:
     """Yield the images below ``folder``, each with the first part of its path as its label.
 
     ``before`` is put before the names of the images.
     """
     place = f"{folder}/"
-    for name in walk_images(folder, links_in=_TOP):
+    for name in walk_images(folder, links_in=_TOP, left_out=left_out):
         label, slash, _ = name.partition("/")
         if slash:
             yield Item(before + name, place + name, label)
@@ -203,11 +222,12 @@ def _walk_labelled(folder: Path, before: str = "") -> Iterator[Item]:
             yield Item(before + name, place + name, error=wrong)
 
 
-def _at_least_one(items: Iterator[Item], place: Path) -> Iterator[Item]:
+def _at_least_one(items: Iterator[Item], place: Path, left_out: LeftOut | None = None) -> Iterator[Item]:
     first = next(items, None)
     if first is None:
         hint = f" ({', '.join(sorted(IMAGE_SUFFIXES))})" if place.is_dir() else ""
-        raise DataError(f"{escaped(str(place))} holds no images{hint}")
+        others = f"; left out: {'; '.join(lines)}" if left_out and (lines := left_out.lines()) else ""
+        raise DataError(f"{escaped(str(place))} holds no images{hint}{others}")
     return chain([first], items)
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from foldserve.errors import ImageError
 from foldserve.imaging import image_files
 from foldserve.imaging.image_files import walk_images
+from foldserve.imaging.left_out import LeftOut
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,6 +66,35 @@ def test_links_to_folders_are_followed_where_asked_and_no_deeper(tmp_path: Path)
         "train/real/y.png",
     ]
     assert list(walk_images(root, links_in={"train"})) == ["train/class/x.png", "train/real/y.png"]
+
+
+@pytest.mark.parametrize("names_held", [1, 50_000])
+def test_what_is_left_out_is_counted_once_however_few_names_are_held(tmp_path: Path, names_held: int) -> None:
+    touch(tmp_path, "a/x.png", "a/1.tif", "a/2.TIF", "a/README", "b/y.png", ".DS_Store", "__MACOSX/x.png")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path / "b")
+    (tmp_path / "b" / "dangling.png").symlink_to(tmp_path / "none.png")
+    left_out = LeftOut(tmp_path)
+    assert list(walk_images(tmp_path, names_held, left_out=left_out)) == ["a/x.png", "b/y.png"]
+    suffixes, *others = left_out.lines()
+    assert suffixes.startswith("2 .tif, 1 without a suffix; images are read from .bmp, ")
+    assert others == [
+        "linked folders (1): a/loop with 1 images; links inside a class are not followed: put the images "
+        "there",
+        "hidden names and folders of the system (2): .DS_Store, __MACOSX",
+        "names that are not files, such as broken links (1): b/dangling.png",
+    ]
+    found = list(walk_images(tmp_path, names_held, with_broken_links=True))
+    assert found == ["a/x.png", "b/dangling.png", "b/y.png"]
+
+
+def test_memory_does_not_grow_with_what_is_left_out(tmp_path: Path) -> None:
+    left_out = LeftOut(tmp_path)
+    for number in range(3000):
+        left_out.add(f"{tmp_path}/scan.{number:06}")
+        left_out.add(f"{tmp_path}/.{number:06}")
+    assert len(left_out.suffixes) <= 1001
+    assert left_out.suffixes.total() == 3000
+    assert left_out.lines()[1].endswith("(3,000): .000000, .000001, .000002 and 2,997 more")
 
 
 def test_missing_folders_are_reported(tmp_path: Path) -> None:

@@ -89,6 +89,16 @@ def test_answers_are_counted_as_two_models_give_them(
     assert sum(".png: " in line for line in few.splitlines()) == 1
 
 
+def test_what_is_left_out_is_said(
+    published: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(pictures, tmp_path / "p")
+    (folder / "a.tif").touch()
+    words = ["models", "diff", "tiny", "1", "3", "--repository", str(published), "--images", str(folder)]
+    assert cli.main(words) == 0
+    assert "left out: 1 .tif; images are read from .bmp" in capsys.readouterr().err
+
+
 def test_twins_answer_the_same(published: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = diff(published, 1, 3, capsys, "--images", str(pictures))
     assert "the same label for 40 of 40 images (100.00%)" in printed

@@ -177,6 +177,21 @@ def test_images_that_cannot_be_used_are_listed_once(
     assert "more" not in last
 
 
+def test_what_is_left_out_is_said(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(pictures, tmp_path / "p")
+    label = min(folder.iterdir())
+    (label / "a.jfif").touch()
+    (label / "broken.png").symlink_to(tmp_path / "none.png")
+    assert run(model, folder) == 0
+    said = capsys.readouterr()
+    assert "images      84 of " in said.out
+    assert "left out: 1 .jfif; images are read from .bmp" in said.err
+    broken = f"{label.name}/broken.png"
+    assert f"left out: names that are not files, such as broken links (1): {broken}\n" in said.err
+
+
 def test_held_out_images_of_a_split_folder_are_judged(
     model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,13 +66,31 @@ def test_broken_images_are_rows_with_an_error(
     for name in ("a.png", "c.png"):
         (folder / name).write_bytes(good)
     (folder / "b.png").write_bytes(good[: len(good) // 2])
+    (folder / "bb.png").symlink_to(tmp_path / "none.png")
     os.mkfifo(folder / "d.png")  # not a file, so not an image: opening it would wait for ever
     assert run(model, folder, tmp_path / "o.jsonl") == 1
     rows = rows_of(tmp_path / "o.jsonl")
-    assert [row["path"] for row in rows] == ["a.png", "b.png", "c.png"]
+    assert [row["path"] for row in rows] == ["a.png", "b.png", "bb.png", "c.png"]
     assert "damaged image" in rows[1]["error"]
-    assert rows[0]["label"] == rows[2]["label"]
-    assert "1 of 3 images failed" in capsys.readouterr().err
+    assert rows[2]["error"] == "the file does not exist"
+    assert rows[0]["label"] == rows[3]["label"]
+    said = capsys.readouterr().err
+    assert "2 of 4 images failed" in said
+    assert "left out: names that are not files, such as broken links (1): d.png\n" in said
+
+
+def test_what_is_left_out_is_said(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for name in ("b.tif", "c.jfif", "d.tif"):
+        (folder / name).touch()
+    assert run(model, folder, tmp_path / "o.jsonl") == 1
+    assert ".webp); left out: 2 .tif, 1 .jfif; images are read from .bmp" in capsys.readouterr().err
+    shutil.copy(min(pictures.rglob("*.png")), folder / "a.png")
+    assert run(model, folder, tmp_path / "o.jsonl") == 0
+    assert "left out: 2 .tif, 1 .jfif; images are read from .bmp" in capsys.readouterr().err
 
 
 def test_low_confidence_is_unknown(model: Path, pictures: Path, tmp_path: Path) -> None:
