@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import unicodedata
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from foldserve.errors import ImageError
 from foldserve.text import escaped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator
+    from collections.abc import Callable, Collection, Container, Iterator
 
     from foldserve.imaging.left_out import LeftOut
 
@@ -86,6 +87,26 @@ def visible_folders(folder: Path) -> list[Path]:
         return sorted(
             folder / entry.name for entry in entries if not is_hidden(entry.name) and _is(entry.is_dir)
         )
+
+
+def unwrapped(folder: Path, labels: Collection[str] = ()) -> Path:
+    """Return ``folder``, or the only folder in it, again and again, unless that is one of ``labels``.
+
+    Archives are often packed so: data/train, seg_train/seg_train.
+
+    Raises:
+        ImageError: a folder cannot be listed.
+    """
+    while not holds_images(folder):
+        inside = visible_folders(folder)
+        if (
+            len(inside) != 1
+            or unicodedata.normalize("NFC", inside[0].name) in labels
+            or not visible_folders(inside[0])
+        ):
+            break
+        folder = inside[0]
+    return folder
 
 
 def holds_images(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Reads the images of a source one by one: a folder, an image, or a table of files and labels.
+"""Reads the images of a source one by one: a folder, an image, or tables of files and labels.
 
 Nothing but the entry at hand is held, so that a source may have millions of entries.
 """
@@ -13,17 +13,24 @@ from itertools import chain, compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foldserve.imaging.image_files import IMAGE_SUFFIXES, is_hidden, visible_folders, walk_images
+from foldserve.imaging.image_files import (
+    IMAGE_SUFFIXES,
+    count_images,
+    unwrapped,
+    visible_folders,
+    walk_images,
+)
 from foldserve.imaging.left_out import LeftOut
 from foldserve.local.split_choice import ALL, choose_split, split_key
 from foldserve.tables.errors import DataError
 from foldserve.tables.items import Item
-from foldserve.tables.open_table import PARQUET, TABLE_SUFFIXES, count_splits, open_table
+from foldserve.tables.open_table import TABLE_SUFFIXES, count_splits, open_table
 from foldserve.tables.splits import ROLE_WORDS, role_of
+from foldserve.tables.table_files import find_tables, named_tables
 from foldserve.text import escaped, join_first
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from foldserve.local.split_choice import SplitChoice
 
@@ -62,15 +69,14 @@ def open_source(path: Path, path_column: str | None = None) -> Source:
     Raises:
         DataError: it does not exist, is of another kind, or holds no images.
     """
-    if path.is_dir():
-        if shards := _parquet_files(path):
-            return _tables(shards, path_column, label_column=None, labelled=False)
+    tables = find_tables(path)
+    if path.is_dir() and not (tables and next(_walk(path, LeftOut(path)), None) is None):
         left_out = LeftOut(path)
         return Source(_at_least_one(_walk(path, left_out), path, left_out), place=path, left_out=left_out)
-    suffix = _suffix_of_file(path)
-    if suffix in IMAGE_SUFFIXES:
-        return Source(iter([Item(path.name, path)]), place=path)
-    return _tables([path], path_column, label_column=None, labelled=False)
+    if tables:
+        return _tables(tables, path, path_column, label_column=None, labelled=False)
+    _check_image(path)
+    return Source(iter([Item(path.name, path)]), place=path)
 
 
 def open_labelled(
@@ -89,54 +95,61 @@ def open_labelled(
     Raises:
         DataError: as `open_source`, or there are no labels, or no such split.
     """
-    if path.is_dir():
-        if shards := _parquet_files(path):
-            return _tables(shards, path_column, label_column, labelled=True, split=split)
-        return _folder(path, labels, split)
-    if _suffix_of_file(path) in IMAGE_SUFFIXES:
-        raise DataError(
-            f"{path} is an image without a label; expected FOLDER/LABEL/*, or a table with labels"
-        )
-    return _tables([path], path_column, label_column, labelled=True, split=split)
+    known = frozenset(unicodedata.normalize("NFC", label) for label in labels)
+    tables = find_tables(path)
+    if path.is_dir() and (not tables or known & _folders_by_name(path).keys()):
+        return _folder(path, known, split)
+    if tables:
+        return _tables(tables, path, path_column, label_column, labelled=True, split=split)
+    _check_image(path)
+    raise DataError(f"{path} is an image without a label; expected FOLDER/LABEL/*, or a table with labels")
 
 
-def _suffix_of_file(path: Path) -> str:
-    suffix = path.suffix.lower()
+def _check_image(path: Path) -> None:
+    """Check that ``path``, which is no folder and no table, is an image.
+
+    Raises:
+        DataError: it is not.
+    """
+    if missing := [escaped(str(part)) for part in named_tables(path) if not part.is_file()]:
+        raise DataError(f"{join_first(missing)} does not exist; expected each of the tables")
     if not path.exists():
         raise DataError(f"{escaped(str(path))} does not exist")
     if not path.is_file():
         raise DataError(f"{escaped(str(path))} is neither a file nor a folder")
-    if suffix not in {*IMAGE_SUFFIXES, *TABLE_SUFFIXES}:
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise DataError(
             f"{escaped(str(path))} is of an unknown kind; expected a folder of images, an image "
             f"({', '.join(sorted(IMAGE_SUFFIXES))}), or a table: {', '.join(TABLE_SUFFIXES)}"
         )
-    return suffix
 
 
 def _tables(
     paths: Sequence[Path],
+    place: Path,
     path_column: str | None,
     label_column: str | None,
     *,
     labelled: bool,
     split: str | None = ALL,
 ) -> Source:
-    place = paths[0] if len(paths) == 1 else paths[0].parent
-    tables = [open_table(path, path_column, label_column, labelled=labelled) for path in paths]
-    names = {table.label_names for table in tables}
-    if len(names) > 1:
-        raise DataError(f"{paths[0].parent} has Parquet files with different names of labels; give one file")
     # Several files are of the splits that their names say, as in training, where their rows say nothing.
     by_name = [(role_of(path.stem) or "") if len(paths) > 1 else "" for path in paths]
-    counted = [] if split is not None and split_key(split) == ALL else [count_splits(path) for path in paths]
+    counted: list[Mapping[str, int | None]] = []
+    if split is None or split_key(split) != ALL:
+        counted = [count_splits(path) or {"": None} for path in paths]
     choice = choose_split(_total(counted, by_name), split, place)
     if choice is not None and choice.key != ALL:
         is_read = [
             any(choice.has(word or told) for word in counts)
             for counts, told in zip(counted, by_name, strict=True)
         ]
-        tables, by_name = list(compress(tables, is_read)), list(compress(by_name, is_read))
+        paths, by_name = list(compress(paths, is_read)), list(compress(by_name, is_read))
+    _refuse_copies(paths)
+    tables = [open_table(path, path_column, label_column, labelled=labelled) for path in paths]
+    names = {table.label_names for table in tables}
+    if len(names) > 1:
+        raise DataError(f"{place} has tables with different names of labels; give one file")
     items = chain.from_iterable(
         table.items if choice is None or choice.key == ALL else _of_split(table.items, choice, told)
         for table, told in zip(tables, by_name, strict=True)
@@ -144,11 +157,26 @@ def _tables(
     return Source(_at_least_one(items, place), names.pop(), place, choice.described if choice else "")
 
 
-def _total(counted: Sequence[Counter[str]], by_name: Sequence[str]) -> Counter[str]:
-    total: Counter[str] = Counter()
+def _refuse_copies(paths: Sequence[Path]) -> None:
+    """Check that no table is there twice, whose images would count twice.
+
+    Raises:
+        DataError: one is there as CSV and as Parquet, for example.
+    """
+    (named, count), *_ = Counter(path.with_suffix("") for path in paths).most_common(1)
+    if count > 1:
+        raise DataError(
+            f"{escaped(str(named))} is there as {count} tables of different kinds; give or keep one of them"
+        )
+
+
+def _total(counted: Sequence[Mapping[str, int | None]], by_name: Sequence[str]) -> dict[str, int | None]:
+    """Return the number of rows of each split in all tables, None if it is not known."""
+    total: dict[str, int | None] = {}
     for counts, told in zip(counted, by_name, strict=False):
         for word, count in counts.items():
-            total[word or told] += count
+            before = total.get(word or told, 0)
+            total[word or told] = None if before is None or count is None else before + count
     return total
 
 
@@ -160,35 +188,43 @@ def _of_split(items: Iterator[Item], choice: SplitChoice, told: str) -> Iterator
             yield item
 
 
-def _parquet_files(folder: Path) -> list[Path]:
-    """Return the Parquet files of a folder that has no image files beside them."""
-    try:
-        files = sorted(
-            path for path in folder.iterdir() if path.suffix.lower() == PARQUET and not is_hidden(path.name)
-        )
-    except OSError as error:
-        raise DataError(f"{escaped(str(folder))} cannot be listed: {error.strerror or error}") from error
-    return files if files and next(_walk(folder, LeftOut(folder)), None) is None else []
-
-
-def _folder(folder: Path, labels: Sequence[str], split: str | None) -> Source:
+def _folder(folder: Path, known: frozenset[str], split: str | None) -> Source:
     """Return the images of FOLDER/LABEL/*, or of the split asked for in FOLDER/SPLIT/LABEL/*."""
-    splits = _split_folders(folder, labels)
-    choice = choose_split(dict.fromkeys(splits), split, folder)
     left_out = LeftOut(folder)
-    place, described = folder, ""
+    root = unwrapped(folder, known)
+    found = _split_folders(root, known)
+    if found:
+        _record_others(root, found, left_out)
+    else:  # perhaps the only folder of a folder is a split
+        passed = reversed(root.relative_to(folder).parts)
+        names = [
+            name if name.casefold() in ROLE_WORDS else role for name in passed if (role := role_of(name))
+        ]
+        found = dict.fromkeys(names[:1], root)
+    splits = {name: unwrapped(place, known) for name, place in found.items()}
+    choice = choose_split(dict.fromkeys(splits), split, folder)
+    place, described = root, ""
     if choice is None or not splits:
-        items = _walk_labelled(folder, left_out)
+        items = _walk_labelled(root, left_out)
     elif choice.key == ALL:
         described = choice.described
         items = chain.from_iterable(
-            _walk_labelled(each, left_out, f"{each.name}/") for each in splits.values()
+            _walk_labelled(each, left_out, f"{name}/") for name, each in splits.items()
         )
     else:
         described = choice.described
         place = next(each for name, each in splits.items() if choice.has(name))
         items = _walk_labelled(place, left_out)
     return Source(_at_least_one(items, place, left_out), place=place, split=described, left_out=left_out)
+
+
+def _record_others(root: Path, splits: Mapping[str, Path], left_out: LeftOut) -> None:
+    """Count what lies in ``root`` beside the ``splits`` as left out."""
+    for path in visible_folders(root):
+        if path not in splits.values():
+            left_out.others.append(f"{escaped(path.name)} (not the name of a split)")
+    if count := count_images(root):
+        left_out.others.append(f"{count:,} images beside the splits")
 
 
 def _walk(folder: Path, left_out: LeftOut) -> Iterator[Item]:
@@ -202,9 +238,12 @@ def _places_of_links(folder: Path) -> set[str]:
     """Return the folders in which links are followed, as in training: those of splits and of classes.
 
     Raises:
-        ImageError: ``folder`` cannot be listed.
+        ImageError: a folder cannot be listed.
     """
-    return {*_TOP, *(path.name for path in visible_folders(folder) if role_of(path.name))}
+    root = unwrapped(folder)
+    splits = [unwrapped(path) for path in visible_folders(root) if role_of(path.name)]
+    inside = [place.relative_to(folder) for place in (root, *splits)]
+    return {"" if each == Path() else str(each) for place in inside for each in (place, *place.parents)}
 
 
 def _walk_labelled(folder: Path, left_out: LeftOut, before: str = "") -> Iterator[Item]:
@@ -231,18 +270,21 @@ def _at_least_one(items: Iterator[Item], place: Path, left_out: LeftOut | None =
     return chain([first], items)
 
 
-def _split_folders(folder: Path, labels: Sequence[str]) -> dict[str, Path]:
+def _folders_by_name(folder: Path) -> dict[str, Path]:
+    return {unicodedata.normalize("NFC", path.name): path for path in visible_folders(folder)}
+
+
+def _split_folders(folder: Path, known: frozenset[str]) -> dict[str, Path]:
     """Return the folders of splits in ``folder`` by their names, exact names first; none if it holds classes.
 
     Raises:
         DataError: it has no folders, or two for one split.
     """
-    known = {unicodedata.normalize("NFC", label) for label in labels}
-    found = {unicodedata.normalize("NFC", path.name): path for path in visible_folders(folder)}
+    found = _folders_by_name(folder)
     if not found:
         raise DataError(
             f"{escaped(str(folder))} has no folders of labels; expected {escaped(folder.name)}/LABEL/*, with "
-            f"the labels {join_first([escaped(label) for label in labels])}"
+            f"the labels {join_first([escaped(label) for label in sorted(known)])}"
         )
     if known & found.keys():
         return {}

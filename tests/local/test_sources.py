@@ -375,6 +375,109 @@ def test_the_split_of_a_folder_is_chosen_alike(
     assert len({item.name for item in items}) == len(chosen)
 
 
+def write_text_tables(folder: Path, *names: str) -> Path:
+    """Write tables of one cat each, whose picture is named as the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text(f"path,label\n{name}.png,cat\n")
+    return folder
+
+
+def test_a_folder_with_tables_is_read_as_training_does(tmp_path: Path) -> None:
+    folder = write_text_tables(tmp_path / "t", "a.csv")
+    (folder / "images").mkdir()
+    (folder / "images" / "x.png").touch()
+    assert [item.name for item in labelled(folder)] == ["a.csv.png"]
+    assert [item.name for item in open_source(folder).items] == ["images/x.png"], "predict takes all images"
+    (folder / "images" / "x.png").unlink()
+    assert [item.name for item in open_source(folder).items] == ["a.csv.png"]
+    (folder / "cat").mkdir()
+    (folder / "cat" / "y.png").touch()
+    assert [item.name for item in labelled(folder)] == ["cat/y.png"]
+
+
+@pytest.mark.parametrize("given", ["folder", "list", "data"])
+def test_of_several_tables_of_text_those_for_the_test_are_judged(tmp_path: Path, given: str) -> None:
+    folder = write_text_tables(tmp_path / "t" / "data", "classes.csv", "test.csv", "train.csv")
+    place = {
+        "folder": folder,
+        "list": Path(f"{folder}/train.csv,{folder}/test.csv"),
+        "data": tmp_path / "t",
+    }[given]
+    source = open_labelled(place, LABELS)
+    assert [item.name for item in source.items] == ["test.csv.png"]
+    assert source.split.startswith("test (left out: ")
+    assert source.place == place
+    assert [item.name for item in open_labelled(place, LABELS, split="train").items] == ["train.csv.png"]
+    names = [item.name for item in open_source(place).items]
+    assert {"test.csv.png", "train.csv.png"} <= set(names), "predict takes all"
+
+
+def test_tables_that_cannot_be_told_apart_or_are_missing_are_refused(tmp_path: Path) -> None:
+    folder = write_text_tables(tmp_path / "t", "test.csv")
+    with pytest.raises(DataError, match=r"^\S*/none\.csv does not exist; expected each of the tables"):
+        labelled(Path(f"{folder}/test.csv,{folder}/none.csv"))
+    (folder / "test.jsonl").write_text('{"path": "a.png", "label": "cat"}\n')
+    with pytest.raises(DataError, match="/test is there as 2 tables of different kinds; give or keep one"):
+        labelled(folder)
+
+
+@needs_pyarrow
+def test_the_folder_around_hugging_faces_files_is_read(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        rows = [{"image": {"bytes": b"x", "path": split}, "label": "cat"}]
+        write_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet", rows)
+    (tmp_path / "README.md").touch()
+    assert [item.name for item in labelled(tmp_path)] == ["test"]
+    assert len(list(open_source(tmp_path).items)) == 2
+
+
+@pytest.mark.parametrize(
+    ("written", "asked", "chosen", "said"),
+    [
+        ("wrap/data/cat", None, "cat/a.png", ""),
+        ("wrap/train/cat", None, "cat/a.png", "all, as none is test or val: train"),
+        ("wrap/test_data/test/cat", None, "cat/a.png", "test"),
+        ("seg_train/seg_train/cat seg_test/seg_test/cat", None, "cat/a.png", "test (left out: training)"),
+        ("wrap/seg_train/cat", "train", "cat/a.png", "training"),
+        ("wrap/train/inner/cat wrap/test/inner/cat", "train", "cat/a.png", "train (left out: test)"),
+        ("cat/monday/morning", None, "cat/monday/morning/a.png", ""),
+    ],
+)
+def test_folders_in_folders_are_unwrapped_as_in_training(
+    tmp_path: Path, written: str, *, asked: str | None, chosen: str, said: str
+) -> None:
+    for place in written.split():
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "a.png").touch()
+    source = open_labelled(tmp_path, LABELS, split=asked)
+    items = list(source.items)
+    assert [(item.name.removeprefix("train/"), item.label, item.error) for item in items] == [
+        (chosen, "cat", "")
+    ]
+    assert source.split.startswith(said)
+    assert bool(source.split) == bool(said)
+
+
+def test_links_in_folders_in_folders_are_followed(tmp_path: Path) -> None:
+    store = write_folders(tmp_path / "store", "one")
+    for split in ("seg_train", "seg_test"):
+        (tmp_path / "root" / split / split).mkdir(parents=True)
+        for label in ("cat", "dog"):
+            (tmp_path / "root" / split / split / label).symlink_to(store / "one" / "cat")
+    assert len(labelled(tmp_path / "root")) == 2
+    assert len(list(open_source(tmp_path / "root").items)) == 4
+
+
+def test_what_lies_beside_splits_is_left_out_and_said(tmp_path: Path) -> None:
+    source = open_labelled(write_folders(tmp_path, "train", "test", "more"), LABELS)
+    assert [item.name for item in source.items] == ["cat/a.png"]
+    (tmp_path / "cover.png").touch()
+    lines = open_labelled(tmp_path, LABELS).left_out.lines()
+    assert lines == ["more (not the name of a split)", "1 images beside the splits"]
+
+
 def test_links_to_classes_and_splits_are_followed_as_in_training(tmp_path: Path) -> None:
     store = write_folders(tmp_path / "store", "train", "test")
     (store / "test" / "dog").symlink_to(store / "test" / "cat")

@@ -23,6 +23,7 @@ from foldserve.training.datasets.picture_files import (
     find_pictures,
     holds_pictures,
     is_picture,
+    unwrapped,
     visible_folders,
 )
 from foldserve.training.errors import DatasetError
@@ -65,7 +66,7 @@ def find_layout(folder: Path) -> FolderLayout:
         reason = f"is neither {expected}" if folder.exists() else "does not exist"
         raise DatasetError(f"{escaped(str(folder))} {reason}")
     left_out = LeftOut(folder)
-    root = _unwrapped(folder)
+    root = unwrapped(folder)
     splits = _find_splits(root, left_out)
     train_folder = splits["training"]
     classes = {role: _classes_in(place) for role, place in splits.items()}
@@ -78,16 +79,6 @@ def find_layout(folder: Path) -> FolderLayout:
         {role: _find_images(splits[role], classes[role], labels, left_out) for role in splits},
         tuple(left_out.lines()),
     )
-
-
-def _unwrapped(folder: Path, labels: frozenset[str] = frozenset()) -> Path:
-    """Return ``folder``, or the only folder in it, again and again, unless that is one of ``labels``."""
-    while not holds_pictures(folder):
-        inside = visible_folders(folder)
-        if len(inside) != 1 or inside[0].name in labels or not visible_folders(inside[0]):
-            break
-        folder = inside[0]
-    return folder
 
 
 def _find_splits(root: Path, left_out: LeftOut) -> _Splits:
@@ -116,12 +107,12 @@ def _find_splits(root: Path, left_out: LeftOut) -> _Splits:
                 "or other names if these folders are the classes"
             )
         return _without_splits(root, folders)
-    train_folder = _unwrapped(train_folder)
-    labels = frozenset(path.name for path in visible_folders(train_folder))
+    train_folder = unwrapped(train_folder)
+    labels = _classes_in(train_folder).keys()
     splits: _Splits = {"training": train_folder}
     for role in ROLES[1:]:
         if role in chosen:
-            place = _unwrapped(_only(root, chosen[role], role), labels)
+            place = unwrapped(_only(root, chosen[role], role), labels)
             if visible_folders(place):
                 splits[role] = place
     taken = [paths[0] for role, paths in chosen.items() if role in splits]

@@ -7,7 +7,9 @@ searched, but links to folders are not followed: they may form a cycle, or lead 
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from foldserve.errors import ImageError
 from foldserve.imaging import image_files
@@ -16,6 +18,9 @@ from foldserve.imaging.left_out import LeftOut
 from foldserve.text import escaped
 from foldserve.training.errors import DatasetError
 
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
 __all__ = [
     "IMAGE_SUFFIXES",
     "LeftOut",
@@ -23,6 +28,7 @@ __all__ = [
     "holds_pictures",
     "is_hidden",
     "is_picture",
+    "unwrapped",
     "visible_folders",
 ]
 
@@ -54,10 +60,8 @@ def visible_folders(folder: Path) -> list[Path]:
     Raises:
         DatasetError: ``folder`` cannot be listed.
     """
-    try:
+    with _dataset_errors():
         return image_files.visible_folders(folder)
-    except ImageError as error:
-        raise DatasetError(str(error)) from error
 
 
 def holds_pictures(folder: Path) -> bool:
@@ -66,15 +70,32 @@ def holds_pictures(folder: Path) -> bool:
     Raises:
         DatasetError: ``folder`` cannot be listed.
     """
-    try:
+    with _dataset_errors():
         return image_files.holds_images(folder)
-    except ImageError as error:
-        raise DatasetError(str(error)) from error
+
+
+def unwrapped(folder: Path, labels: Collection[str] = ()) -> Path:
+    """Return ``folder``, or the only folder in it, again and again, unless that is one of ``labels``.
+
+    Raises:
+        DatasetError: a folder cannot be listed.
+    """
+    with _dataset_errors():
+        return image_files.unwrapped(folder, labels)
 
 
 def is_picture(path: Path) -> bool:
     """Return whether ``path`` is an image file by its suffix, and not hidden."""
     return is_image_name(path.name) and path.is_file()
+
+
+@contextmanager
+def _dataset_errors() -> Iterator[None]:
+    """Raise what common ground says of a folder as the error of a data set."""
+    try:
+        yield
+    except ImageError as error:
+        raise DatasetError(str(error)) from error
 
 
 def _refuse_unlisted(error: OSError) -> None:
