@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _CLASSES_SHOWN = 50
 _SIGNIFICANT = 0.05
+_NO_SPLIT = "none: images that the model was trained on may be among them"
 
 
 def evaluate(config: EvaluateConfig) -> int:
@@ -66,7 +67,7 @@ def evaluate(config: EvaluateConfig) -> int:
             ("model", f"{model.name} {model.version}"),
             ("sha256", model.hash),
             ("images", f"{judged.image_count:,} of {source.place}"),
-            *([("split", source.split)] if source.split else []),
+            ("split", source.split or _NO_SPLIT),
             *_figures(measures, config.min_confidence),
             ("images/s", f"{images_per_s:,.0f}"),
             *_comparison(judged, models),

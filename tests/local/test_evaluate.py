@@ -192,6 +192,17 @@ def test_what_is_left_out_is_said(
     assert f"left out: names that are not files, such as broken links (1): {broken}\n" in said.err
 
 
+def test_images_without_splits_may_have_been_trained_on_and_that_is_said(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "split       none: images that the model was trained on may be among them\n"
+    assert run(model, pictures) == 0
+    assert said in capsys.readouterr().out
+    (tmp_path / "test").symlink_to(pictures)
+    assert run(model, tmp_path, "--out", str(tmp_path / "judged")) == 0
+    assert said not in capsys.readouterr().out
+
+
 def test_held_out_images_of_a_split_folder_are_judged(
     model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
