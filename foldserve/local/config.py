@@ -39,7 +39,8 @@ class PredictConfig(_LocalConfig, frozen=True):
     """Label images with a published version, in this process, and write one row per image."""
 
     source: CliPositionalArg[Path]
-    """Folder of images, one image, or a table of them: .csv, .jsonl or .parquet (or a folder of .parquet)."""
+    """Folder of images, one image, or tables of them: .csv, .jsonl or .parquet, several with commas or a
+    folder."""
 
     out: Path
     """File to write: .jsonl, .csv or .parquet. It appears when it is complete; until then it is OUT.part."""

@@ -1,4 +1,4 @@
-"""The tables that a path names or holds; training must find the same."""
+"""The tables that a path names or holds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from foldserve.tables.table_files import find_tables
-from foldserve.training.datasets import image_table
 
 
 @pytest.mark.parametrize(
@@ -31,7 +30,6 @@ def test_a_folder_holds_tables_unless_it_holds_classes(tmp_path: Path, files: st
         (tmp_path / name).touch()
     found = find_tables(tmp_path)
     assert found == [tmp_path / name for name in expected.split()]
-    assert found == image_table.find_tables(tmp_path)
 
 
 def test_commas_stand_between_tables_or_in_a_name(tmp_path: Path) -> None:
@@ -44,4 +42,3 @@ def test_commas_stand_between_tables_or_in_a_name(tmp_path: Path) -> None:
     ):
         found = find_tables(Path(given))
         assert found == [tmp_path / name for name in expected]
-        assert found == image_table.find_tables(Path(given))

@@ -12,14 +12,16 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foldserve.tables import table_files
 from foldserve.tables.errors import DataError
-from foldserve.tables.open_table import PARQUET, TABLE_SUFFIXES
+from foldserve.tables.open_table import PARQUET
 from foldserve.tables.splits import ROLES, Role, role_of
+from foldserve.tables.table_files import SEPARATOR
 from foldserve.terminal import Terminal
 from foldserve.text import escaped, join_first, quote
 from foldserve.training.datasets.assemble import Collection, make_dataset
 from foldserve.training.datasets.image_folder import check_name, labels_text
-from foldserve.training.datasets.picture_files import holds_pictures, is_hidden, visible_folders
+from foldserve.training.datasets.picture_files import dataset_errors
 from foldserve.training.datasets.table_rows import Rows, TableFile, TableReader
 from foldserve.training.errors import DatasetError
 
@@ -30,40 +32,15 @@ if TYPE_CHECKING:
     from foldserve.training.datasets.dataset import Dataset
     from foldserve.training.datasets.decoding import PictureFile
 
-_SEPARATOR = ","
-
 
 def find_tables(place: Path) -> list[Path]:
     """Return the tables that ``place`` is, names or holds; none if it is something else.
 
-    A folder that has folders of classes in it is a folder of images, also with tables beside them.
-
     Raises:
         DatasetError: a folder cannot be listed.
     """
-    if _is_table(place) and place.is_file():  # perhaps with a comma in its name
-        return [place]
-    parts = named_tables(place)
-    if parts and all(part.is_file() for part in parts):
-        return parts
-    if not place.is_dir():
-        return []
-    folders = visible_folders(place)
-    tables = sorted(path for path in place.iterdir() if _is_table(path) and not is_hidden(path.name))
-    if not tables:
-        # As Hugging Face's repositories have their files in data/.
-        is_wrapped = len(folders) == 1 and not holds_pictures(place)
-        return find_tables(folders[0]) if is_wrapped and not visible_folders(folders[0]) else []
-    has_classes = any(visible_folders(path) for path in folders) or (
-        sum(holds_pictures(path) and role_of(path.name) is None for path in folders) > 1
-    )
-    return [] if has_classes else tables
-
-
-def named_tables(place: Path) -> list[Path]:
-    """Return the tables that ``place`` names with commas between; none if it names something else."""
-    parts = [Path(part) for part in str(place).split(_SEPARATOR)]
-    return parts if len(parts) > 1 and all(map(_is_table, parts)) else []
+    with dataset_errors():
+        return table_files.find_tables(place)
 
 
 def load_image_tables(
@@ -97,7 +74,7 @@ def _collect(
     given: Sequence[Path], path_column: str | None, label_column: str | None, terminal: Terminal
 ) -> Collection:
     paths = [path.resolve() for path in given]
-    name = _SEPARATOR.join(map(str, paths))
+    name = SEPARATOR.join(map(str, paths))
     check_name(Path(name))
     tables = _with_roles(paths, terminal)
     reader = TableReader(tables, path_column, label_column)
@@ -122,10 +99,6 @@ def _collect(
         fingerprint=_fingerprint(rows, roles, labels),
         wrong=rows.wrong,
     )
-
-
-def _is_table(path: Path) -> bool:
-    return path.suffix.lower() in TABLE_SUFFIXES
 
 
 def _with_roles(paths: Sequence[Path], terminal: Terminal) -> list[TableFile]:

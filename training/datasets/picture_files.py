@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "IMAGE_SUFFIXES",
     "LeftOut",
+    "dataset_errors",
     "find_pictures",
     "holds_pictures",
     "is_hidden",
@@ -60,7 +61,7 @@ def visible_folders(folder: Path) -> list[Path]:
     Raises:
         DatasetError: ``folder`` cannot be listed.
     """
-    with _dataset_errors():
+    with dataset_errors():
         return image_files.visible_folders(folder)
 
 
@@ -70,7 +71,7 @@ def holds_pictures(folder: Path) -> bool:
     Raises:
         DatasetError: ``folder`` cannot be listed.
     """
-    with _dataset_errors():
+    with dataset_errors():
         return image_files.holds_images(folder)
 
 
@@ -80,7 +81,7 @@ def unwrapped(folder: Path, labels: Collection[str] = ()) -> Path:
     Raises:
         DatasetError: a folder cannot be listed.
     """
-    with _dataset_errors():
+    with dataset_errors():
         return image_files.unwrapped(folder, labels)
 
 
@@ -90,7 +91,7 @@ def is_picture(path: Path) -> bool:
 
 
 @contextmanager
-def _dataset_errors() -> Iterator[None]:
+def dataset_errors() -> Iterator[None]:
     """Raise what common ground says of a folder as the error of a data set."""
     try:
         yield

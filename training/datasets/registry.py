@@ -11,6 +11,7 @@ import torch
 
 from foldserve.imaging import ImageSpec
 from foldserve.tables.open_table import TABLE_SUFFIXES
+from foldserve.tables.table_files import named_tables
 from foldserve.terminal import Terminal
 from foldserve.text import join_first
 from foldserve.training.datasets import cifar10, fashion_mnist, mnist
@@ -21,7 +22,6 @@ from foldserve.training.datasets.image_table import (
     find_tables,
     fingerprint_of_tables,
     load_image_tables,
-    named_tables,
 )
 from foldserve.training.datasets.sources import cache_folder, read_source
 from foldserve.training.errors import DatasetError
