@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -18,6 +18,9 @@ from pydantic import (
 from foldserve.training.recipes import RecipeName, recipe_settings
 from foldserve.training.settings_file import default_run_dir, read_settings, renamed
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -29,6 +32,10 @@ def _seconds(given: Any) -> Any:
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise ValueError(f"expected a time such as 90s, 10m or 1h30m (given {given})")
     return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+
+
+def _decisive(settings: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(name for name, value in settings.items() if value not in (None, "auto"))
 
 
 Duration = Annotated[float, BeforeValidator(_seconds)]
@@ -272,6 +279,12 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
         """The names of the settings that the user gave."""
         return self._given
 
+    def with_given(self, settings: Mapping[str, Any]) -> Self:
+        """Return a copy with ``settings`` as if the user had given them; None and auto leave one open."""
+        copy = self.model_copy(update=dict(settings))
+        copy._given |= _decisive(settings)
+        return copy
+
     @model_validator(mode="wrap")
     @classmethod
     def _fill_in(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
@@ -286,7 +299,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
             return handler(asked)  # the fields' own checks say what is wrong
         folder = default_run_dir(asked)
         settings = handler({"run_dir": folder, **recipe_settings(arch, recipe), **asked})
-        settings._given = frozenset(name for name, value in asked.items() if value not in (None, "auto"))
+        settings._given = _decisive(asked)
         return settings
 
     @model_validator(mode="after")

@@ -51,6 +51,11 @@ def choose_arch(count: int, median_side: int, *, is_grey: bool) -> str:
     return "lenet" if is_grey and count >= _MANY_IMAGES and median_side <= _SMALL_SIDE else "resnet"
 
 
+def needs_same_side(arch: str) -> bool:
+    """Tell whether weights of ``arch`` may fit images of one size only, as those of linear layers do."""
+    return arch != "resnet"
+
+
 def choose_side(arch: str, sizes: Sequence[tuple[int, int]]) -> int | None:
     """Return the side of the input of ``arch`` for images of ``sizes`` (height, width); None for their own.
 

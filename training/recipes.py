@@ -36,6 +36,9 @@ RULE_FIELDS = frozenset(
     }
 )
 
+# The settings that a run on a folder of images takes from the run that --init names.
+INITIAL_FIELDS = frozenset({"arch", "image_size", "width", "batch_norm", "activation"})
+
 RECIPES: dict[str, dict[RecipeName, dict[str, Any]]] = {
     "lenet": {
         # Augmentation slows down a short run, and without it a network knows the images by heart: it ends

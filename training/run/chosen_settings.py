@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from foldserve.training.datasets.mirroring import judge_mirroring
+from foldserve.training.datasets.registry import DATASETS
 from foldserve.training.engine.precision import choose_precision
 from foldserve.training.folder_recipe import choose_arch, choose_settings
 from foldserve.training.run.chosen_augmentation import chosen_border
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from foldserve.terminal import Terminal
     from foldserve.training.config import TrainConfig
     from foldserve.training.datasets import Dataset, Examples
+    from foldserve.training.run.initial_weights import InitialWeights
 
 
 def complete_settings(
@@ -43,6 +45,23 @@ def complete_settings(
             "validation_count": validation_count if is_counted else config.validation_count,
         }
     )
+
+
+def follow_weights(config: TrainConfig, given: InitialWeights, terminal: Terminal) -> TrainConfig:
+    """Return ``config`` with the network and the input that ``given`` fit, and say so.
+
+    Only for a folder of images and if no network is asked for: the recipe of a named data set has one.
+    """
+    if config.dataset in DATASETS or "arch" in config.given:
+        return config
+    used = {name: value for name, value in given.settings.items() if name not in config.given}
+    if used:
+        terminal.say(f"as {given.source} has it: {_listed(used)}")
+    return config.with_given(used)
+
+
+def _listed(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', '-')} {value}" for name, value in settings.items())
 
 
 def _fit_to_folder(
@@ -75,8 +94,9 @@ def _fit_to_folder(
             )
     if used:
         config = config.model_copy(update=used)
-        listed = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in used.items())
         steps = config.epochs * max(1, len(training) // config.batch_size)
-        terminal.say(f"chosen for {len(training):,} images of {side} pixels: {listed}; {steps:,} steps")
+        terminal.say(
+            f"chosen for {len(training):,} images of {side} pixels: {_listed(used)}; {steps:,} steps"
+        )
     report_imbalance(config, training, terminal)
     return config

@@ -6,8 +6,8 @@ head, which is the last layer with an output per class, is replaced where the cl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,6 +15,8 @@ from torch import nn
 from foldserve.text import escaped, join_first, quote, shape_text
 from foldserve.training.checkpoint import is_checkpoint, load_checkpoint
 from foldserve.training.errors import CheckpointError
+from foldserve.training.folder_recipe import needs_same_side
+from foldserve.training.models import MODELS
 from foldserve.training.state_dict_file import check_finite_weights, read_state_dict, with_plain_names
 
 if TYPE_CHECKING:
@@ -23,19 +25,45 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from foldserve.training.checkpoint import Checkpoint
+
 # Counts batches; batch norm does without it.
 _COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Weights by name as ``source`` has them; ``arch`` and ``labels`` are None if the file does not say."""
+    """Weights by name as ``source`` has them, and the checkpoint that they are in, if they are in one."""
 
     source: str
     tensors: dict[str, Tensor]
-    arch: str | None = None
-    labels: tuple[str, ...] | None = None
+    checkpoint: Checkpoint | None = None
     remarks: tuple[str, ...] = ()
+
+    @property
+    def arch(self) -> str | None:
+        """The network that they are of; None if the file does not say."""
+        return None if self.checkpoint is None else self.checkpoint.arch
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The classes that they tell apart; None if the file does not say."""
+        return None if self.checkpoint is None else self.checkpoint.labels
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that make a network which they fit, by field; {} if the file does not say.
+
+        A network of the user's own is none of them: a file does not decide which code runs.
+        """
+        there = self.checkpoint
+        if there is None or there.arch not in MODELS:
+            return {}
+        named = {"width_factor": "width", "batch_norm": "batch_norm", "activation": "activation"}
+        settings = {field: there.arch_args[name] for name, field in named.items() if name in there.arch_args}
+        if needs_same_side(there.arch) and there.image.height == there.image.width:
+            settings["image_size"] = there.image.height
+        return {"arch": there.arch, **settings}
 
 
 @dataclass(frozen=True)
@@ -63,7 +91,8 @@ def read_initial_weights(path: Path) -> InitialWeights:
         weights = checkpoint.weights if checkpoint.ema_weights is None else checkpoint.ema_weights
         check_finite_weights(weights, path)
         kind = f"{checkpoint.arch}, {checkpoint.weights_kind} weights"
-        return InitialWeights(f"{path} ({kind})", weights, checkpoint.arch, checkpoint.labels)
+        facts = replace(checkpoint, weights={}, ema_weights=None, trainer=None)
+        return InitialWeights(f"{path} ({kind})", weights, facts)
     state = with_plain_names(read_state_dict(path), path)
     return InitialWeights(str(path), state.tensors, remarks=state.remarks)
 
@@ -162,8 +191,10 @@ def _nothing_fits(own: dict[str, Tensor], given: InitialWeights, arch: str) -> s
     def first(tensors: dict[str, Tensor]) -> str:
         return join_first([f"{escaped(name)} {shape_text(value.shape)}" for name, value in tensors.items()])
 
-    kind = f", a {given.arch}," if given.arch not in (None, arch) else ""
+    is_other = given.arch not in (None, arch)
+    kind = f", a {given.arch}," if is_other else ""
+    way_out = f"add --arch {given.arch}" if is_other else "give weights of the same network and input"
     return (
         f"nothing in {given.source}{kind} fits {arch}: it has {first(given.tensors)}; the network has "
-        f"{first(own)}; give weights of the same network and input, or leave out --init"
+        f"{first(own)}; {way_out}, or leave out --init"
     )

@@ -21,7 +21,7 @@ from foldserve.text import join_first
 from foldserve.training.checkpoint import BEST_FILE, LAST_FILE
 from foldserve.training.config import TrainConfig
 from foldserve.training.errors import RunError
-from foldserve.training.recipes import NAMED_DATASETS, RULE_FIELDS
+from foldserve.training.recipes import INITIAL_FIELDS, NAMED_DATASETS, RULE_FIELDS
 from foldserve.training.run.folder_lock import locked_folder
 from foldserve.training.settings_file import CONFIG_FILE, ENDING_FIELDS, RESUMABLE_FIELDS, as_earlier
 
@@ -139,8 +139,10 @@ def _check_settings(path: Path, config: TrainConfig) -> tuple[TrainConfig, bool]
     except (OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{file} cannot be read: {reason}; use another --run-dir") from error
-    decided = _DECIDED if config.dataset in NAMED_DATASETS else _DECIDED | RULE_FIELDS
-    config = config.model_copy(update={name: getattr(there, name) for name in decided - config.given})
+    decided = _DECIDED
+    if config.dataset not in NAMED_DATASETS:
+        decided |= RULE_FIELDS | (frozenset() if config.init is None else INITIAL_FIELDS)
+    config = config.with_given({name: getattr(there, name) for name in decided - config.given})
     before, now = (one.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS)) for one in (there, config))
     changed = {name for name in now if before[name] != now[name]}
     if config.resume and changed <= ENDING_FIELDS:

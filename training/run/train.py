@@ -17,7 +17,7 @@ from foldserve.training.engine.evaluation import evaluate
 from foldserve.training.engine.loop import train_one_epoch
 from foldserve.training.engine.threads import set_fastest_thread_count
 from foldserve.training.engine.time_budget import TimeBudget
-from foldserve.training.run.chosen_settings import complete_settings
+from foldserve.training.run.chosen_settings import complete_settings, follow_weights
 from foldserve.training.run.finishing import early_end, evaluate_and_report, finished_summary
 from foldserve.training.run.initial_weights import read_initial_weights
 from foldserve.training.run.messages import (
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from foldserve.training.engine.distributed import ProcessGroup
     from foldserve.training.engine.evaluation import Evaluation
     from foldserve.training.engine.loop import Progress
+    from foldserve.training.run.initial_weights import InitialWeights
     from foldserve.training.run.run_folder import RunFolder
     from foldserve.training.run.run_state import RunState
 
@@ -115,11 +116,18 @@ def _run(
         return
     # A run goes on as it began, also one from before there was a choice.
     rules = process_group.broadcast(preparation_rules(folder) if process_group.is_main_process else None)
+    is_new = process_group.broadcast(not folder.last.exists())
+    given = None
+    if is_new and config.init is not None:
+        given = process_group.broadcast(
+            read_initial_weights(config.init) if process_group.is_main_process else None
+        )
+        assert given is not None
+        config = follow_weights(config, given, terminal)
     dataset = _load(config, terminal, *(rules or (None, None)))
     training, validation = split_train(dataset, config.validation_count)
     report_split(dataset, training, validation, terminal)
-    is_new = not folder.last.exists()
-    if process_group.broadcast(is_new):
+    if is_new:
         config = complete_settings(
             config, dataset, training, len(validation), device=device, terminal=terminal
         )
@@ -128,7 +136,7 @@ def _run(
     if budget is not None:
         budget.evaluated_images, budget.test_images = len(validation), judge * len(dataset.test_labels)
         state.trainer.budget = budget
-    _begin(state, folder, terminal)
+    _begin(state, folder, terminal, given)
     _choose_threads(state, training, terminal)
     with mlflow_log(state.trainer.config, folder.path, terminal, is_on=is_logged) as log:
         _train_epochs(
@@ -166,6 +174,8 @@ def _preview(config: TrainConfig, terminal: Terminal) -> int:
     path = config.preview
     assert path is not None
     check_preview(path)
+    if config.init is not None:
+        config = follow_weights(config, read_initial_weights(config.init), terminal)
     dataset = _load(config, terminal)
     training, validation = split_train(dataset, config.validation_count)
     config = complete_settings(
@@ -176,8 +186,8 @@ def _preview(config: TrainConfig, terminal: Terminal) -> int:
     return 0
 
 
-def _begin(state: RunState, folder: RunFolder, terminal: Terminal) -> None:
-    """Resume the run in ``folder``, or start one, from --init if that is given."""
+def _begin(state: RunState, folder: RunFolder, terminal: Terminal, given: InitialWeights | None) -> None:
+    """Resume the run in ``folder``, or start one, from the weights ``given`` if there are any."""
     trainer = state.trainer
     config, is_writer = trainer.config, trainer.process_group.is_main_process
     is_resumed = resume_run(state, folder)
@@ -198,9 +208,7 @@ def _begin(state: RunState, folder: RunFolder, terminal: Terminal) -> None:
             f"training {config.arch} ({parameters:,} parameters) on {state.facts.dataset} "
             f"into {folder.path}, on {trainer.model.mean.device}{processes}, {trainer.precision.name}"
         )
-        if config.init is not None:
-            given = trainer.process_group.broadcast(read_initial_weights(config.init) if is_writer else None)
-            assert given is not None
+        if given is not None:
             for line in start_from(state, given):
                 terminal.say(line)
         if is_writer:

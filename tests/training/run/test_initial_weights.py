@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ from foldserve.training.run import finishing
 from foldserve.training.run.initial_weights import read_initial_weights
 from foldserve.training.run.run_state import RunState, start_from, start_run
 from foldserve.training.run.train import train
+from tests.support.image_folders import write_classes
 from tests.training.conftest import LineTerminal
 
 if TYPE_CHECKING:
@@ -179,6 +182,44 @@ def test_taken_weights_learn_at_their_own_rate(tiny: Dataset, tiny_config: Train
     }
     assert scales == {name: 1.0 if name in HEAD else 0.1 for name, _ in network.named_parameters()}
     assert len(optimizer.param_groups[0]["params"]) == 1, "the rate that is shown is that of new weights"
+
+
+@pytest.mark.parametrize("name", ["", "best.pt"])
+def test_on_a_folder_the_network_and_the_input_are_those_of_the_weights(
+    tiny_config: TrainConfig, tmp_path: Path, name: str
+):
+    """The twin: without them, the rule takes a resnet. An interrupted run goes on without them."""
+    train(changed(tiny_config, run_dir=tmp_path / "first", epochs=1, activation="sigmoid"), LineTerminal())
+    pictures = write_classes(tmp_path / "pictures", per_class=20, size=(40, 40))
+    settings = {"dataset": str(pictures), "epochs": 2, "device": "cpu"}
+    given = TrainConfig.model_validate(
+        {**settings, "init": tmp_path / "first" / name, "run_dir": tmp_path / "tuned"}
+    )
+    terminal = LineTerminal("epoch 2/2")
+    with pytest.raises(KeyboardInterrupt):
+        train(given, terminal)
+    lines = "\n".join(terminal.lines)
+    assert "(lenet, raw weights) has it: arch lenet, " in lines
+    assert "images are used as grey, 28x28 pixels" in lines
+    assert "training lenet (" in lines
+    there = json.loads((tmp_path / "tuned" / "config.json").read_text())
+    assert (there["arch"], there["image_size"], there["activation"]) == ("lenet", 28, "sigmoid")
+    shutil.rmtree(tmp_path / "first")
+    again = LineTerminal(f"resuming {given.run_dir} in epoch 2 of 2")
+    with pytest.raises(KeyboardInterrupt):
+        train(given, again)
+    twin = LineTerminal("training resnet")
+    with pytest.raises(KeyboardInterrupt):
+        train(TrainConfig.model_validate({**settings, "run_dir": tmp_path / "twin"}), twin)
+
+
+def test_weights_of_another_network_than_the_one_asked_for_say_which(
+    tiny_config: TrainConfig, first_run: Path
+):
+    with pytest.raises(
+        CheckpointError, match=r", a lenet, fits resnet: .*; add --arch lenet, or leave out --init"
+    ):
+        train(changed(tiny_config, arch="resnet", init=first_run), LineTerminal())
 
 
 @pytest.mark.parametrize("stop_at", ["epoch 1/3", "epoch 2/3"])
