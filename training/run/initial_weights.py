@@ -97,6 +97,30 @@ def read_initial_weights(path: Path) -> InitialWeights:
     return InitialWeights(str(path), state.tensors, remarks=state.remarks)
 
 
+def without_prefix(given: InitialWeights, network: nn.Module) -> InitialWeights:
+    """Return ``given`` without the prefix, such as ``model.``, that hides the names of ``network`` in it.
+
+    Of several, it is the one under which most tensors fit, and of equal ones the first in the file.
+    """
+    own = network.state_dict()
+    found: dict[str, list[bool]] = {"": []}  # for each prefix, whether each tensor under it fits
+    for name, tensor in given.tensors.items():
+        parts = name.split(".")
+        for count in range(len(parts)):
+            plain = ".".join(parts[count:])
+            if plain in own and not plain.endswith(_COUNTER):
+                fits = found.setdefault(name.removesuffix(plain), [])
+                fits.append(tensor.shape == own[plain].shape)
+    prefix = max(found, key=lambda each: (sum(found[each]), len(found[each])))
+    if not prefix:
+        return given
+    inside = {name: tensor for name, tensor in given.tensors.items() if name.startswith(prefix)}
+    outside = {name: tensor for name, tensor in given.tensors.items() if name not in inside}
+    named = {name.removeprefix(prefix): tensor for name, tensor in inside.items()}
+    remark = f"removed {prefix!r} from the names of {len(inside)} of {len(given.tensors)} weights"
+    return replace(given, tensors=outside | named, remarks=(*given.remarks, escaped(remark)))
+
+
 def fit_weights(network: nn.Module, given: InitialWeights, labels: Sequence[str], arch: str) -> Fit:
     """Return what of ``given`` fits ``network``, an ``arch`` with an output for each of ``labels``.
 
@@ -189,7 +213,8 @@ def _class_difference(there: Sequence[str], here: Sequence[str]) -> str:
 
 def _nothing_fits(own: dict[str, Tensor], given: InitialWeights, arch: str) -> str:
     def first(tensors: dict[str, Tensor]) -> str:
-        return join_first([f"{escaped(name)} {shape_text(value.shape)}" for name, value in tensors.items()])
+        shown = {name: value for name, value in tensors.items() if not name.endswith(_COUNTER)}
+        return join_first([f"{escaped(name)} {shape_text(value.shape)}" for name, value in shown.items()])
 
     is_other = given.arch not in (None, arch)
     kind = f", a {given.arch}," if is_other else ""

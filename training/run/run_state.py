@@ -23,7 +23,7 @@ from foldserve.training.engine.sampling import Sampler
 from foldserve.training.errors import CheckpointError, RunError
 from foldserve.training.models import Normalized, create_model
 from foldserve.training.run.chosen_augmentation import chosen_augmentation, chosen_mixing
-from foldserve.training.run.initial_weights import fit_lines, fit_weights, load_fit
+from foldserve.training.run.initial_weights import fit_lines, fit_weights, load_fit, without_prefix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -185,6 +185,7 @@ def start_from(state: RunState, given: InitialWeights) -> list[str]:
         CheckpointError: nothing fits, or a frozen layer would stay as it was drawn.
     """
     trainer, network = state.trainer, state.trainer.model.network
+    given = without_prefix(given, network)
     fit = fit_weights(network, given, state.facts.labels, state.facts.arch)
     if drawn := [name for name in trainer.frozen.parameters if name not in fit.taken]:
         raise CheckpointError(

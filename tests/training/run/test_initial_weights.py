@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from foldserve.training.checkpoint import load_checkpoint, save_checkpoint
 from foldserve.training.config import TrainConfig
@@ -118,6 +119,13 @@ def test_a_layer_of_another_shape_is_new_and_the_others_are_taken(
             id="nothing but a head",
         ),
         pytest.param(
+            lambda path: torch.save(
+                {"a.num_batches_tracked": torch.tensor(1), "b.weight": torch.ones(2)}, path
+            ),
+            r"fits lenet: it has b\.weight \[2\]; the network has",
+            id="a counter",
+        ),
+        pytest.param(
             lambda path: torch.save({"features.0.conv.weight": torch.full((16, 1, 5, 5), math.nan)}, path),
             r"the weights 'features\.0\.conv\.weight' hold NaN or infinite values; take an earlier",
             id="NaN",
@@ -182,6 +190,36 @@ def test_taken_weights_learn_at_their_own_rate(tiny: Dataset, tiny_config: Train
     }
     assert scales == {name: 1.0 if name in HEAD else 0.1 for name, _ in network.named_parameters()}
     assert len(optimizer.param_groups[0]["params"]) == 1, "the rate that is shown is that of new weights"
+
+
+@pytest.mark.parametrize("prefix", ["model.", "network.", "model.module.", "a.b.c."])
+def test_a_prefix_of_all_names_is_removed(
+    tiny: Dataset, tiny_config: TrainConfig, tmp_path: Path, prefix: str
+):
+    network = create_model("lenet", **SHAPE)
+    weights = {f"{prefix}{name}": value for name, value in network.state_dict().items()}
+    save_file(weights | {"loss.weight": torch.ones(4)}, tmp_path / "w.safetensors")
+    state, lines = started(tiny_config, tiny, tmp_path / "w.safetensors")
+    own = state.trainer.model.network.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in network.state_dict().items())
+    count = len(weights)
+    assert lines[0].endswith(f"taken; removed {prefix!r} from the names of {count} of {count + 1} weights")
+    assert lines[1:] == ["in the file, not in the network: loss.weight"]
+
+
+@pytest.mark.parametrize(("worse", "better"), [("old.", ""), ("old.", "new.")])
+def test_of_several_prefixes_the_one_that_fits_best_is_removed(
+    tiny: Dataset, tiny_config: TrainConfig, tmp_path: Path, worse: str, better: str
+):
+    """Of the worse network the first layer does not fit. Names that fit as they are stay so."""
+    other, whole = (create_model("lenet", **SHAPE | {"in_channels": count}).state_dict() for count in (3, 1))
+    weights = {f"{worse}{name}": value for name, value in other.items()}
+    torch.save(weights | {f"{better}{name}": value for name, value in whole.items()}, tmp_path / "w.pt")
+    state, lines = started(tiny_config, tiny, tmp_path / "w.pt")
+    own = state.trainer.model.network.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in whole.items())
+    assert (f"removed {better!r} from the names" in lines[0]) == bool(better)
+    assert lines[1].startswith(f"in the file, not in the network: {worse}features.0.conv.weight")
 
 
 @pytest.mark.parametrize("name", ["", "best.pt"])
