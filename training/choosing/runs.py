@@ -104,7 +104,7 @@ def _row(run: RunSummary) -> list[str]:
     return [
         str(run.path),
         _text(run.settings.get("arch")),
-        Path(_text(run.settings.get("dataset"))).name,
+        _text(_names(run.settings.get("dataset"))),
         f"{len(run.history)} of {_text(run.settings.get('epochs'))}" if run.settings else "",
         _share(best and best["validation_accuracy"]),
         _share(run.test.get("test_accuracy")),
@@ -120,9 +120,14 @@ def _print_settings(runs: Sequence[RunSummary]) -> None:
     told = [run for run in runs if run.settings]
     names = dict.fromkeys(name for run in told for name in run.settings if name not in _PLACES)
     for name in names:
-        values = [_text(run.settings.get(name)) for run in told]
+        values = ["-" if (value := run.settings.get(name)) is None else str(value) for run in told]
         if len(set(values)) > 1:
-            print(escape_controls(f"{name.replace('_', '-')}: {', '.join(values)}"))
+            print(legible(f"{name.replace('_', '-')}: {', '.join(values)}"))
+
+
+def _names(dataset: Any) -> Any:
+    """Return the name of a data set, without the folders that it or its tables lie in."""
+    return ",".join(Path(part).name for part in dataset.split(",")) if isinstance(dataset, str) else dataset
 
 
 def _text(value: Any) -> str:

@@ -23,7 +23,7 @@ from foldserve.replacing import write_replacing
 from foldserve.text import join_first
 from foldserve.training.errors import RunError
 from foldserve.training.run.folder_lock import LOCK_FILE, locked_folder
-from foldserve.training.run.run_folder import another_run_dir
+from foldserve.training.run.run_folder import another_run_dir, with_absolute_paths
 from foldserve.training.settings_file import EARLIER_SETTINGS, RESUMABLE_FIELDS
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def open_study_folder(config: TuneConfig) -> Iterator[Path]:
         settings = {name: value for name, value in config.fixed.items() if name not in RESUMABLE_FIELDS}
         # Written even if it is not given: searches from before there was a choice lack it, and used black.
         settings.setdefault("border", _USUAL_BORDER)
-        asked = {"settings": settings, "ranges": [str(each) for each in config.ranges]}
+        asked = {"settings": with_absolute_paths(settings), "ranges": [str(each) for each in config.ranges]}
         if STUDY_FILE in there:
             _check_same(folder, asked)
         elif there:
@@ -99,7 +99,7 @@ def _check_same(folder: Path, asked: dict[str, Any]) -> None:
 def _flat(study: dict[str, Any]) -> dict[str, Any]:
     """Return the settings and the ranges of a search by name."""
     ranges = dict(text.split("=", 1) for text in study["ranges"])
-    settings = EARLIER_SETTINGS | study["settings"]
+    settings = with_absolute_paths(EARLIER_SETTINGS | study["settings"])
     return {**settings, **{f"the range of {name}": values for name, values in ranges.items()}}
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,15 @@ from foldserve.replacing import write_replacing
 from foldserve.text import join_first
 from foldserve.training.checkpoint import BEST_FILE, LAST_FILE
 from foldserve.training.config import TrainConfig
+from foldserve.training.datasets.registry import DATASETS
+from foldserve.training.engine.class_weights import BALANCED
 from foldserve.training.errors import RunError
 from foldserve.training.recipes import INITIAL_FIELDS, NAMED_DATASETS, RULE_FIELDS
 from foldserve.training.run.folder_lock import locked_folder
 from foldserve.training.settings_file import CONFIG_FILE, ENDING_FIELDS, RESUMABLE_FIELDS, as_earlier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 METRICS_FILE = "metrics.jsonl"
@@ -77,7 +80,7 @@ class RunFolder:
 
     def write_settings(self, config: TrainConfig) -> None:
         """Write config.json, which holds what the run uses."""
-        settings = config.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS))
+        settings = with_absolute_paths(config.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS)))
         write_replacing(self.path / CONFIG_FILE, json.dumps(settings, indent=2) + "\n")
 
     def write_history(self, records: Sequence[dict[str, Any]]) -> None:
@@ -108,6 +111,21 @@ def open_run_folder(config: TrainConfig, *, is_writer: bool = True) -> Iterator[
             left.unlink()
         asked, is_extended = _check_settings(path, config)
         yield RunFolder(path, asked, is_extended=is_extended)
+
+
+def with_absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``settings``, JSON values by name, with paths that name the same files from any folder."""
+    names = {"dataset": DATASETS, "init": (), "class_weights": (BALANCED,)}
+    return {
+        name: _absolute(value) if name in names and value is not None and value not in names[name] else value
+        for name, value in settings.items()
+    }
+
+
+def _absolute(path: str) -> str:
+    """Return the absolute path of a file or folder, or those of several tables with commas between."""
+    parts = [path] if os.path.exists(path) else path.split(",")  # noqa: PTH110  # Path raises for long names
+    return ",".join(os.path.realpath(part) for part in parts)
 
 
 def another_run_dir(path: Path) -> Path:
@@ -143,7 +161,10 @@ def _check_settings(path: Path, config: TrainConfig) -> tuple[TrainConfig, bool]
     if config.dataset not in NAMED_DATASETS:
         decided |= RULE_FIELDS | (frozenset() if config.init is None else INITIAL_FIELDS)
     config = config.with_given({name: getattr(there, name) for name in decided - config.given})
-    before, now = (one.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS)) for one in (there, config))
+    before, now = (
+        with_absolute_paths(one.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS)))
+        for one in (there, config)
+    )
     changed = {name for name in now if before[name] != now[name]}
     if config.resume and changed <= ENDING_FIELDS:
         return config, bool(changed)

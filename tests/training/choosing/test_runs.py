@@ -168,6 +168,21 @@ def test_runs_are_compared_in_a_table_and_a_picture(
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == []
 
 
+def test_data_sets_in_folders_of_long_names_are_told_apart(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run, tables in (("a", ("left.csv",)), ("b", ("right.csv", "more.csv"))):
+        file = runs / run / "config.json"
+        there = json.loads(file.read_text())
+        there["dataset"] = ",".join(f"/{'folder' * 20}/{table}" for table in tables)
+        file.write_text(json.dumps(there))
+    lines = listed(runs, capsys)
+    assert lines["a"].split()[2] == "left.csv"
+    assert lines["b"].split()[2] == "right.csv,more.csv"
+    cli.main(["runs", "compare", str(runs / "a"), str(runs / "b"), "--out", str(runs / "c.png")])
+    assert f"dataset: /{'folder' * 20}/left.csv, " in capsys.readouterr().out
+
+
 def test_a_broken_run_is_told_and_the_others_are_drawn(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -219,6 +219,23 @@ def test_a_search_from_before_borders_were_mirrored_goes_on_with_black_ones_alon
     run(settings(folder.with_name("today"), trials=1))
 
 
+def test_one_folder_of_images_under_several_names_is_one_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune_module, "_search", lambda *_: None)
+    monkeypatch.setattr(tune_module, "report_study", lambda *_: 0)
+    monkeypatch.chdir(tmp_path)
+    write_classes(tmp_path / "pictures", per_class=1)
+    for name in ("pictures", "pictures/", str(tmp_path / "pictures")):
+        run(settings(tmp_path / "search", dataset=name))
+    study = json.loads((tmp_path / "search" / "study.json").read_text())
+    study["settings"]["dataset"] = "pictures"  # as earlier versions wrote it
+    (tmp_path / "search" / "study.json").write_text(json.dumps(study))
+    run(settings(tmp_path / "search", dataset="pictures"))
+    with pytest.raises(RunError, match=r"dataset is .*/pictures there and .*/others here"):
+        run(settings(tmp_path / "search", dataset="others"))
+
+
 def tune_process(folder: Path, data: Path, *flags: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "foldserve", "tune", "--dataset", str(data), "--run-dir", str(folder)]
     command += ["--arch", "lenet", "--range", "lr=0.001:0.05:log", "--epochs", "2", "--device", "cpu", *flags]

@@ -14,10 +14,10 @@ from foldserve.imaging import ImageSpec
 from foldserve.training.checkpoint import load_checkpoint
 from foldserve.training.config import TrainConfig
 from foldserve.training.datasets import load_dataset
-from foldserve.training.errors import DatasetError
+from foldserve.training.errors import DatasetError, RunError
 from foldserve.training.run import finishing
 from foldserve.training.run.train import train
-from tests.support.image_folders import write_classes
+from tests.support.image_folders import LABELS, write_classes
 from tests.training.conftest import LineTerminal
 
 if TYPE_CHECKING:
@@ -107,6 +107,29 @@ def test_what_was_chosen_is_recorded_and_gone_on_with(folder: Path):
     assert load_checkpoint(folder.parent / "run").labels == ("east", "north", "south", "west")
     file.write_text(json.dumps(settings | {"clip_norm": 1.25}))
     assert "is finished" in train_lines(config)[-1]
+
+
+def test_a_run_goes_on_whatever_its_images_are_called_and_from_any_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(folder.parent)
+    settings = {"epochs": 2, "arch": "lenet", "class_weights": "weights.json"}
+    (folder.parent / "weights.json").write_text(json.dumps(dict.fromkeys(LABELS, 1)))
+    train_lines(asked(folder, **settings, dataset="pictures"), stop_at="epoch 2/2")
+    resuming = f"resuming {folder.parent / 'run'} in epoch 2 of 2"
+    for name in ("pictures", "pictures/", "./pictures", "../" + folder.parent.name + "/pictures", folder):
+        train_lines(asked(folder, **settings, dataset=str(name)), stop_at=resuming)
+    there = recorded(folder)
+    assert there["dataset"] == str(folder)
+    again = {"run_dir": folder.parent / "run", "resume": True, "device": "cpu"}
+    file = folder.parent / "run" / "config.json"
+    earlier = there | {"dataset": "pictures", "class_weights": "weights.json"}
+    for settings_there, place in ((there, "/"), (earlier, folder.parent)):
+        file.write_text(json.dumps(settings_there))
+        monkeypatch.chdir(place)
+        train_lines(TrainConfig.model_validate(again), stop_at=resuming)
+    with pytest.raises(RunError, match=r"dataset is .*/pictures there and .*/others here"):
+        train(asked(folder, **settings, dataset="others"), LineTerminal())
 
 
 def test_a_run_at_chance_is_warned_of_with_what_to_try(folder: Path):
