@@ -34,19 +34,19 @@ class Schedule:
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of ``step``, which is above 0."""
         peak = self.config.lr
-        if step >= self._warmup_steps:
+        if step >= self.warmup_steps:
             return peak * (1 - self._fallen_at(step))
         if self.config.schedule == "cosine":
-            return peak * (step + 1) / (self._warmup_steps + 1)
+            return peak * (step + 1) / (self.warmup_steps + 1)
         start = peak / _START_DIVISOR
-        return start + (peak - start) * _half_cosine(step / self._warmup_steps)
+        return start + (peak - start) * _half_cosine(step / self.warmup_steps)
 
     def momentum_at(self, step: int) -> float:
         """Return the momentum of ``step``; for AdamW it is the first beta."""
         if self.config.schedule == "cosine":
             return MOMENTUM
-        is_rising = step < self._warmup_steps
-        height = _half_cosine(step / self._warmup_steps) if is_rising else 1 - self._fallen_at(step)
+        is_rising = step < self.warmup_steps
+        height = _half_cosine(step / self.warmup_steps) if is_rising else 1 - self._fallen_at(step)
         high, low = _CYCLED_MOMENTUM
         return high + (low - high) * height
 
@@ -64,12 +64,13 @@ class Schedule:
                 group["betas"] = (momentum, group["betas"][1])
 
     @property
-    def _warmup_steps(self) -> int:
+    def warmup_steps(self) -> int:
+        """Number of steps in which the learning rate rises."""
         return round(self.total_steps * self.config.warmup)
 
     def _fallen_at(self, step: int) -> float:
         """Return how far the rate has fallen from its peak: 0 at the peak, 1 after the last step."""
-        return _half_cosine((step - self._warmup_steps) / (self.total_steps - self._warmup_steps))
+        return _half_cosine((step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
 
 
 def _half_cosine(share: float) -> float:

@@ -16,7 +16,7 @@ from foldserve.training.datasets.registry import fingerprint_of
 from foldserve.training.engine.evaluation import evaluate
 from foldserve.training.errors import CheckpointError, RunError
 from foldserve.training.run.fonts import missing_font_line
-from foldserve.training.run.messages import result_text, what_to_try
+from foldserve.training.run.messages import ended_by_patience, result_text, what_to_try
 from foldserve.training.run.report import write_report
 from foldserve.training.run.resuming import check_same_data
 from foldserve.training.run.run_state import HISTORY_FIELDS
@@ -40,10 +40,7 @@ def early_end(state: RunState) -> str:
             config = trainer.config
             allowed += f"; too few for --auto-augment {config.auto_augment} ({config.auto_augment_steps:,})"
         return allowed
-    return (
-        f"stopped after epoch {len(state.history)}: {state.epochs_without_gain} epochs without a better "
-        f"{trainer.config.select} in validation"
-    )
+    return ended_by_patience(state)
 
 
 def evaluate_and_report(
@@ -77,7 +74,7 @@ def evaluate_and_report(
     if warning := missing_font_line(dataset.labels):
         terminal.say(warning)
     if warning := chance_warning(best.metrics):
-        terminal.say(f"{warning}. {what_to_try(state.trainer.config)}")
+        terminal.say(f"{warning}. {what_to_try(state)}")
     terminal.say(
         f"{result_text(best, state.trainer.config)}; checkpoint {folder.best}, report {folder.report}"
     )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from foldserve.training.config import TrainConfig
     from foldserve.training.datasets import Dataset
     from foldserve.training.engine.loop import Progress
+    from foldserve.training.run.run_state import RunState
 
 _CLASSES_SHOWN = 20
 # How many times as many images the largest class has, from which on that is said.
@@ -75,11 +76,27 @@ def report_imbalance(config: TrainConfig, training: Examples, terminal: Terminal
         )
 
 
-def what_to_try(config: TrainConfig) -> str:
+def ended_by_patience(state: RunState) -> str:
+    """Return when and why --patience ended a run."""
+    config, count = state.trainer.config, state.epochs_without_gain
+    return (
+        f"stopped after epoch {len(state.history)} by --patience {config.patience}: {count} "
+        f"epoch{'' if count == 1 else 's'} without a better {config.select} in validation"
+    )
+
+
+def what_to_try(state: RunState) -> str:
     """Return what may help a network that has learnt nothing."""
+    config, done = state.trainer.config, len(state.history)
+    if done == config.epochs:
+        longer = f"more --epochs (now {done})"
+    elif state.is_out_of_patience:
+        longer = f"a larger --patience (now {config.patience}, after epoch {done} of {config.epochs})"
+    else:
+        longer = f"a longer --time-limit (it allowed {done} of {config.epochs} epochs)"
     other = "resnet" if config.arch != "resnet" else "lenet"
     return (
-        f"Try a lower rate (--lr {config.lr / 10:g}), more --epochs (now {config.epochs}), --no-augment, or "
+        f"Try a lower rate (--lr {config.lr / 10:g}), {longer}, --no-augment, or "
         f"--arch {other}; look at the images with --preview, and at the labels"
     )
 

@@ -12,6 +12,7 @@ from foldserve.training.checkpoint_form import TrainerForm, read_form
 from foldserve.training.engine.loop import empty_totals
 from foldserve.training.errors import CheckpointError, RunError
 from foldserve.training.models import is_import_path
+from foldserve.training.run.messages import ended_by_patience
 from foldserve.training.run.run_state import HISTORY_FIELDS, set_initial
 
 if TYPE_CHECKING:
@@ -90,11 +91,19 @@ def _restore(state: RunState, checkpoint: Checkpoint) -> None:
         trainer.planned_steps = saved["planned_steps"]
 
 
-def extend_run(state: RunState) -> None:
-    """Let a restored run go on past where it was to end: an epoch cut short counts as a whole one."""
+def extend_run(state: RunState, changed: frozenset[str]) -> None:
+    """Let a restored run go on past where it was to end, by the settings ``changed``.
+
+    An epoch that was cut short counts as a whole one.
+
+    Raises:
+        RunError: its patience has ended it, and that is none of ``changed``.
+    """
     trainer, done = state.trainer, len(state.history)
     trainer.planned_steps = None
     trainer.step = max(trainer.step, done * trainer.steps_per_epoch)
+    if state.is_out_of_patience and "patience" not in changed:
+        raise RunError(f"the run was {ended_by_patience(state)}; go on with a larger one, too")
 
 
 def _check_class_weights(trainer: Trainer, saved: Tensor | None) -> None:

@@ -49,14 +49,16 @@ _DECIDED = frozenset({"precision", "flip", "border", "image_size", "validation_c
 class RunFolder:
     """Paths of a run's files, its metrics and its settings; created by `open_run_folder`.
 
-    ``config`` are the settings asked for, completed by those that the run decided earlier. ``is_extended`` is
-    whether it is to end later, or earlier, than it was to.
+    ``config`` are the settings asked for, completed by those that the run decided earlier. ``changed`` are
+    the names of those that let it end later, or earlier, than it was to.
     """
 
-    def __init__(self, path: Path, config: TrainConfig | None = None, *, is_extended: bool = False) -> None:
+    def __init__(
+        self, path: Path, config: TrainConfig | None = None, *, changed: frozenset[str] = frozenset()
+    ) -> None:
         self.path = path
         self.config = config
-        self.is_extended = is_extended
+        self.changed = changed
         self.best = path / BEST_FILE
         self.last = path / LAST_FILE
         self.report = path / REPORT_FOLDER
@@ -109,8 +111,8 @@ def open_run_folder(config: TrainConfig, *, is_writer: bool = True) -> Iterator[
     with locked_folder(path, named="run folder", busy="is training into"):
         for left in path.glob(".*.part"):  # left by a killed process
             left.unlink()
-        asked, is_extended = _check_settings(path, config)
-        yield RunFolder(path, asked, is_extended=is_extended)
+        asked, changed = _check_settings(path, config)
+        yield RunFolder(path, asked, changed=changed)
 
 
 def with_absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,18 +139,18 @@ def another_run_dir(path: Path) -> Path:
     )
 
 
-def _check_settings(path: Path, config: TrainConfig) -> tuple[TrainConfig, bool]:
+def _check_settings(path: Path, config: TrainConfig) -> tuple[TrainConfig, frozenset[str]]:
     """Compare ``config`` with the settings of the run in the folder, if there is one.
 
     Returns:
-        ``config`` with what that run decided by itself, and whether it is to end at another time.
+        ``config`` with what that run decided by itself, and the settings by which it ends at another time.
     """
     file = path / CONFIG_FILE
     has_checkpoints = (path / LAST_FILE).exists() or (path / BEST_FILE).exists()
     if has_checkpoints and not file.exists():
         raise RunError(f"{path} has checkpoints but no {CONFIG_FILE}; use another --run-dir")
     if not has_checkpoints:  # nothing has been trained, so the settings may change
-        return config, False
+        return config, frozenset()
     defaults = {name: field.default for name, field in TrainConfig.model_fields.items()}
     try:
         # Settings that are newer than the run had their default, or what runs did before.
@@ -165,9 +167,9 @@ def _check_settings(path: Path, config: TrainConfig) -> tuple[TrainConfig, bool]
         with_absolute_paths(one.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS)))
         for one in (there, config)
     )
-    changed = {name for name in now if before[name] != now[name]}
+    changed = frozenset(name for name in now if before[name] != now[name])
     if config.resume and changed <= ENDING_FIELDS:
-        return config, bool(changed)
+        return config, changed
     if changed:
         listed = [
             f"{name.replace('_', '-')} is {before[name]} there and {now[name]} here"
@@ -178,7 +180,7 @@ def _check_settings(path: Path, config: TrainConfig) -> tuple[TrainConfig, bool]
             f"{path} holds a run with other settings: {join_first(listed)}; {going_on}use another --run-dir, "
             f"such as {another_run_dir(path)}, or delete the folder"
         )
-    return config, False
+    return config, frozenset()
 
 
 def _place_of(config: TrainConfig) -> dict[str, Any]:

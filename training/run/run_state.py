@@ -20,6 +20,7 @@ from foldserve.training.engine.precision import choose_precision
 from foldserve.training.engine.pruning import Pruning
 from foldserve.training.engine.random_seeds import derived_seed
 from foldserve.training.engine.sampling import Sampler
+from foldserve.training.engine.schedule import Schedule
 from foldserve.training.errors import CheckpointError, RunError
 from foldserve.training.models import Normalized, create_model
 from foldserve.training.run.chosen_augmentation import chosen_augmentation, chosen_mixing
@@ -66,19 +67,27 @@ class RunState:
 
     @property
     def epochs_without_gain(self) -> int:
-        """Number of epochs since the last one that was better than all before it."""
+        """Number of epochs after the warm-up since the last one that was better than all before it."""
+        if not self.history:
+            return 0
         figures = [record[self.selected_by] for record in self.history]
-        return len(figures) - 1 - figures.index(max(figures)) if figures else 0
+        warmup = Schedule(self.trainer.config, self.trainer.total_steps).warmup_steps
+        return sum(record["step"] > warmup for record in self.history[figures.index(max(figures)) + 1 :])
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether there were as many epochs without a better one as --patience allows."""
+        patience = self.trainer.config.patience
+        return patience is not None and self.epochs_without_gain >= patience
 
     @property
     def is_over(self) -> bool:
         """Whether the last epoch is done, the time is up, or patience is."""
         trainer = self.trainer
-        patience = trainer.config.patience
         return (
             len(self.history) >= trainer.config.epochs
             or trainer.step >= trainer.total_steps
-            or (patience is not None and self.epochs_without_gain >= patience)
+            or self.is_out_of_patience
         )
 
     @property

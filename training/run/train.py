@@ -108,7 +108,7 @@ def _run(
     # The main process knows what the run in the folder decided.
     config = process_group.broadcast(folder.config) or config
     finished = process_group.broadcast(finished_summary(folder, config))
-    if finished is not None and not process_group.broadcast(folder.is_extended):
+    if finished is not None and not process_group.broadcast(folder.changed):
         terminal.say(
             f"{folder.path} is finished: {finished}; nothing to do. Go on with --resume --epochs N, or train "
             f"anew with --run-dir {another_run_dir(folder.path)}"
@@ -191,8 +191,9 @@ def _begin(state: RunState, folder: RunFolder, terminal: Terminal, given: Initia
     trainer = state.trainer
     config, is_writer = trainer.config, trainer.process_group.is_main_process
     is_resumed = resume_run(state, folder)
-    if trainer.process_group.broadcast(folder.is_extended):
-        _extend(state, folder)
+    if changed := trainer.process_group.broadcast(folder.changed):
+        extend_run(state, changed)
+        _write_extended(state, folder)
     if is_resumed:
         done, epochs = len(state.history), config.epochs
         where = "after its last epoch" if state.is_over else f"in epoch {done + 1} of {epochs}"
@@ -220,9 +221,8 @@ def _begin(state: RunState, folder: RunFolder, terminal: Terminal, given: Initia
         folder.write_history(state.history)
 
 
-def _extend(state: RunState, folder: RunFolder) -> None:
-    """Let a run end at another time; it is no longer finished, so it is judged by the test images again."""
-    extend_run(state)
+def _write_extended(state: RunState, folder: RunFolder) -> None:
+    """Record that a run ends at another time: it is no longer finished, so it is judged once more."""
     if not state.trainer.process_group.is_main_process:
         return
     if folder.best.exists():

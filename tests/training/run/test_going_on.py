@@ -79,8 +79,44 @@ def test_patience_ends_a_run_that_no_longer_gains(tiny_config: TrainConfig, monk
     config = changed(tiny_config, epochs=9, patience=2, select="macro-f1")
     lines = train_lines(config)
     assert [each["epoch"] for each in records(config.run_dir)] == [1, 2, 3, 4]
-    assert "stopped after epoch 4: 2 epochs without a better macro-f1 in validation" in lines
+    assert "stopped after epoch 4 by --patience 2: 2 epochs without a better macro-f1 in validation" in lines
     assert load_checkpoint(config.run_dir).metrics["epoch"] == 3, "of equal epochs, the last"
+    before = {path.name: path.read_bytes() for path in config.run_dir.glob("*.*")}
+    for change in ({"epochs": 10}, {"time_limit": 60.0}):
+        with pytest.raises(
+            RunError, match=r"was stopped after epoch 4 by --patience 2: .*; go on with a larger one, too"
+        ):
+            train(changed(config, **change, resume=True), LineTerminal())
+    assert before == {path.name: path.read_bytes() for path in config.run_dir.glob("*.*")}
+    lines = train_lines(changed(config, epochs=5, patience=3, resume=True))
+    assert f"resuming {config.run_dir} in epoch 5 of 5 at step 20 of 25" in lines
+
+
+def test_patience_begins_after_the_warm_up(tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch):
+    """No epoch after the first gains: the warm-up is 5 of 10 epochs of 5 steps."""
+    record = run_module._record
+    monkeypatch.setattr(run_module, "_record", lambda *each: record(*each) | {"validation_accuracy": 0.5})
+    train_lines(changed(tiny_config, epochs=10, patience=2, warmup=0.5))
+    assert [each["epoch"] for each in records(tiny_config.run_dir)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({}, "more --epochs (now 3), "),
+        ({"patience": 1}, "a larger --patience (now 1, after epoch 2 of 3), "),
+        ({"time_limit": 1e-6}, "a longer --time-limit (it allowed 1 of 3 epochs), "),
+    ],
+)
+def test_a_run_at_chance_is_told_what_ended_it(
+    tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], advice: str
+):
+    record = run_module._record
+    monkeypatch.setattr(run_module, "_record", lambda *each: record(*each) | {"validation_accuracy": 0.5})
+    monkeypatch.setattr(finishing, "chance_warning", lambda _: "warning: chance")
+    lines = train_lines(changed(tiny_config, lr=1e-9, **settings))
+    (warning,) = [line for line in lines if line.startswith("warning: chance. ")]
+    assert f"Try a lower rate (--lr 1e-10), {advice}--no-augment" in warning
 
 
 def test_the_best_epoch_is_chosen_by_the_figure_asked_for(
