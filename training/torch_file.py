@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
@@ -32,6 +32,7 @@ def read_torch_file(path: Path) -> Any:
     """
     with path.open("rb") as stream:
         try:
+            _check_start(stream)
             _check_sums(stream)
             stream.seek(0)
             with warnings.catch_warnings():
@@ -44,6 +45,15 @@ def read_torch_file(path: Path) -> Any:
             raise UnplainFileError(_first_line(error)) from error
         except Exception as error:  # for a damaged byte, zipfile and torch may raise any error
             raise TorchFileError(_first_line(error)) from error
+
+
+def _check_start(stream: BinaryIO) -> None:
+    """Check that the file begins as a zip file or a pickle: of others, torch's errors say nothing."""
+    head = stream.read(2)
+    if not head:
+        raise TorchFileError("it is empty")
+    if head != b"PK" and head[:1] != pickle.PROTO:
+        raise TorchFileError("it does not begin as one")
 
 
 def _check_sums(stream: Any) -> None:

@@ -125,6 +125,20 @@ def test_damaged_and_missing_files_are_reported(tmp_path: Path):
         read_plain(tmp_path / "none.pt")
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"hello", "it does not begin as one"),
+        (b"101 words", "it does not begin as one"),
+    ],
+)
+def test_files_of_another_kind_are_told_in_plain_words(tmp_path: Path, content: bytes, reason: str):
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"is not a torch file, or it is .* cut short: {reason}$"):
+        read_plain(tmp_path / "w.pt")
+
+
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
 def test_files_that_are_too_large_are_not_read(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(state_dict_file, "_MOST_BYTES", 99)
