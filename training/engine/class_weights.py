@@ -47,7 +47,7 @@ def _read(path: Path, labels: Sequence[str]) -> dict[str, float]:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise RunError(f"--class-weights {path} has more than {_MOST_BYTES:,} bytes")
-        given: Any = json.loads(path.read_text(encoding="utf-8"))
+        given: Any = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise RunError(
             f"--class-weights {path} cannot be read: {error.strerror or error}; expected balanced, or a JSON "

@@ -25,8 +25,9 @@ def test_balanced_weights_give_each_class_the_same_sum():
     assert weights[TARGETS].mean().item() == pytest.approx(1)
 
 
-def test_weights_of_a_file_keep_their_ratios_and_have_a_mean_of_one(tmp_path: Path):
-    (tmp_path / "w.json").write_text(json.dumps({"ox": 3, "cat": 1.0, "dog": 1.5}))
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_weights_of_a_file_keep_their_ratios_and_have_a_mean_of_one(tmp_path: Path, encoding: str):
+    (tmp_path / "w.json").write_text(json.dumps({"ox": 3, "cat": 1.0, "dog": 1.5}), encoding=encoding)
     weights = class_weights(str(tmp_path / "w.json"), LABELS, TARGETS)
     assert (weights / weights[0]).tolist() == pytest.approx([1, 1.5, 3])
     assert weights[TARGETS].mean().item() == pytest.approx(1)
