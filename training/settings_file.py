@@ -58,6 +58,8 @@ def read_settings(known: Collection[str], given: dict[str, Any]) -> dict[str, An
         ValueError: the file cannot be read, or has no settings of a run.
     """
     file = Path(given["config"]) if given.get("config") else None
+    if file is not None and file.is_dir():
+        file /= CONFIG_FILE
     if str(given.get("resume", False)).lower() in ("1", "true", "yes", "on"):
         folder = Path(given.get("run_dir") or default_run_dir(given))
         if file is not None:

@@ -379,7 +379,11 @@ def test_settings_of_a_run_repeat_it_and_flags_come_first(tiny_config: TrainConf
     assert there["precision"] in ("fp32", "bf16"), "what was used, not auto"
     assert there["flip"] is False
     assert there["validation_count"] == 40
-    again = TrainConfig.model_validate({"config": file, "run_dir": tmp_path / "again", "device": "cpu"})
+    by_folder, again = (
+        TrainConfig.model_validate({"config": place, "run_dir": tmp_path / "again", "device": "cpu"})
+        for place in (tiny_config.run_dir, file)
+    )
+    assert by_folder.model_copy(update={"config": file}).model_dump() == again.model_dump()
     assert again.seed == tiny_config.seed
     train_lines(again)
     assert_same_end(tiny_config.run_dir, again.run_dir)
