@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
+    field_validator,
     model_validator,
 )
 
@@ -301,6 +302,11 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
         settings = handler({"run_dir": folder, **recipe_settings(arch, recipe), **asked})
         settings._given = _decisive(asked)
         return settings
+
+    @field_validator("freeze")
+    @classmethod
+    def _leave_out_empty(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in names if name)  # --freeze '' freezes nothing
 
     @model_validator(mode="after")
     def _check_prune(self) -> Self:

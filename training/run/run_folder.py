@@ -172,7 +172,7 @@ def _check_settings(path: Path, config: TrainConfig) -> tuple[TrainConfig, froze
         return config, changed
     if changed:
         listed = [
-            f"{name.replace('_', '-')} is {before[name]} there and {now[name]} here"
+            f"{name.replace('_', '-')} is {_shown(before[name])} there and {_shown(now[name])} here"
             for name in sorted(changed)
         ]
         going_on = "add --resume to go on with it, " if changed <= ENDING_FIELDS else ""
@@ -181,6 +181,10 @@ def _check_settings(path: Path, config: TrainConfig) -> tuple[TrainConfig, froze
             f"such as {another_run_dir(path)}, or delete the folder"
         )
     return config, frozenset()
+
+
+def _shown(value: Any) -> Any:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
 
 
 def _place_of(config: TrainConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from foldserve.training.checkpoint import load_checkpoint, save_checkpoint
 from foldserve.training.config import TrainConfig
 from foldserve.training.datasets import registry, split_train
-from foldserve.training.errors import CheckpointError
+from foldserve.training.errors import CheckpointError, RunError
 from foldserve.training.models import create_model
 from foldserve.training.run import finishing
 from foldserve.training.run.initial_weights import read_initial_weights
@@ -167,6 +167,16 @@ def test_frozen_layers_do_not_change_and_the_others_do(
     weights = load_checkpoint(config.run_dir / "last.pt").weights
     for name, value in weights.items():
         assert torch.equal(value, given[name]) == name.startswith("features."), name
+
+
+def test_what_a_run_froze_is_said_in_plain_words(tiny_config: TrainConfig, first_run: Path):
+    config = changed(tiny_config, init=first_run, freeze=("features.0", "*.norm"))
+    train(config, LineTerminal(), judge=False)
+    for nothing in ((), ("",)):
+        with pytest.raises(
+            RunError, match=r"freeze is features\.0, \*\.norm there and none here; use another"
+        ):
+            train(changed(config, freeze=nothing, resume=True), LineTerminal())
 
 
 def test_a_frozen_layer_that_stays_new_is_refused(tiny: Dataset, tiny_config: TrainConfig, first_run: Path):
