@@ -104,12 +104,16 @@ def _seconds(trial: FrozenTrial) -> float:
 def _table(trials: Sequence[FrozenTrial], config: TuneConfig) -> list[str]:
     headings = ["TRIAL", "STATE", config.select.upper(), "EPOCHS", "SECONDS"]
     headings += [each.name.replace("_", "-").upper() for each in config.ranges]
+    is_moved = any(folder_number(trial) != trial.number for trial in trials)  # after an interruption
+    if is_moved:
+        headings.insert(1, "FOLDER")
     rows = [headings]
     for trial in trials:
         values, figure = _values(trial, config.ranges), _figure(trial)
         rows.append(
             [
                 str(trial.number),
+                *([str(run_folder(config.folder, trial).relative_to(config.folder))] if is_moved else []),
                 _STATES[trial.state],
                 f"{figure:.2%}" if math.isfinite(figure) else "",
                 str(trial.last_step or 0),

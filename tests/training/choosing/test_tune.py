@@ -166,6 +166,10 @@ def test_a_search_that_was_stopped_runs_its_trial_again(
     trials = table(folder)
     assert [trial["state"] for trial in trials] == ["complete"] * 3
     assert [trial["folder"] for trial in trials] == ["0", "1", "3"]
+    start = next(place for place, line in enumerate(lines) if line.startswith("TRIAL"))
+    assert lines[start].split()[:3] == ["TRIAL", "FOLDER", "STATE"]
+    shown = sorted(line.split()[:2] for line in lines[start + 1 : start + 4])
+    assert shown == [[trial["trial"], f"trials/{trial['folder']}"] for trial in trials]
     assert len(seen) == 3 * EPOCHS + 1, "only the epoch that was cut short is trained twice"
     again = run(settings(folder))
     assert len(table(folder)) == 3
