@@ -299,7 +299,10 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
         if not isinstance(arch, str) or recipe not in get_args(RecipeName):
             return handler(asked)  # the fields' own checks say what is wrong
         folder = default_run_dir(asked)
-        settings = handler({"run_dir": folder, **recipe_settings(arch, recipe), **asked})
+        usual = recipe_settings(arch, recipe)
+        if asked.get("sampler") == "balanced":  # the two are not combined, and this one was asked for
+            usual.pop("prune", None)
+        settings = handler({"run_dir": folder, **usual, **asked})
         settings._given = _decisive(asked)
         return settings
 

@@ -84,21 +84,24 @@ def choose_settings(
     *,
     batch_size: int | None = None,
     epochs: int | None = None,
+    images_per_epoch: int | None = None,
 ) -> dict[str, Any]:
     """Return the settings for ``count`` training images and an input of ``side`` pixels, by field.
 
-    ``batch_size`` and ``epochs`` are those that were given, if they were.
+    ``batch_size`` and ``epochs`` are those that were given, if they were; ``images_per_epoch`` is for epochs
+    that leave images out.
     """
     usual = 32 if count < 4000 else 64 if count < _MANY_IMAGES else 128
     while usual > max(2, count // 2):
         usual //= 2
     batch_size = batch_size or usual
-    steps_per_epoch = max(1, count // batch_size)
+    steps_per_epoch = max(1, (images_per_epoch or count) // batch_size)
     longer = 3 if recipe == "long" else 1
     least = -(-longer * LEAST_STEPS // steps_per_epoch)
-    enough = max(
-        longer * recipe_settings(arch, "default").get("epochs", 12), min(least, longer * MOST_EPOCHS)
-    )
+    usual_recipe = recipe_settings(arch, "default")
+    # Of all images.
+    usual_epochs = round(usual_recipe.get("epochs", 12) * (1 - usual_recipe.get("prune", 0.0)))
+    enough = max(longer * usual_epochs, min(least, longer * MOST_EPOCHS))
     is_short = epochs is not None and epochs < enough
     auto_augment = "trivial" if count < _MANY_IMAGES and not is_short else "none"
     return {

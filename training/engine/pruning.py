@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 _END = 7 / 8
 
 
+def kept_count(image_count: int, share: float) -> int:
+    """Return how many of ``image_count`` images an epoch takes that leaves out ``share`` of them."""
+    return image_count - int(share * image_count)
+
+
 @dataclass
 class Pruning:
     """Knows the losses of N images, and which of them an epoch takes.
@@ -38,7 +43,7 @@ class Pruning:
     def of(cls, share: float, image_count: int, device: torch.device) -> Pruning:
         """Return a pruning that leaves out ``share`` of ``image_count`` images, and has seen no loss."""
         unknown = torch.full((image_count,), float("inf"), device=device)
-        return cls(int(share * image_count), unknown, unknown.clone())
+        return cls(image_count - kept_count(image_count, share), unknown, unknown.clone())
 
     @property
     def image_count(self) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from foldserve.training.datasets.mirroring import judge_mirroring
 from foldserve.training.datasets.registry import DATASETS
 from foldserve.training.engine.precision import choose_precision
+from foldserve.training.engine.pruning import kept_count
 from foldserve.training.folder_recipe import choose_arch, choose_settings
 from foldserve.training.run.chosen_augmentation import chosen_border
 from foldserve.training.run.messages import report_imbalance
@@ -72,6 +73,9 @@ def _fit_to_folder(
     arch = config.arch
     if "arch" not in config.given:
         arch = choose_arch(len(training), side, is_grey=dataset.image.channels == 1)
+    if "prune" not in config.given:  # the recipe's is for many images
+        config = config.model_copy(update={"prune": 0.0})
+    per_epoch = kept_count(len(training), config.prune)
     chosen = choose_settings(
         arch,
         config.recipe,
@@ -79,6 +83,7 @@ def _fit_to_folder(
         side,
         batch_size=config.batch_size if "batch_size" in config.given else None,
         epochs=config.epochs if "epochs" in config.given else None,
+        images_per_epoch=per_epoch,
     )
     used = {name: value for name, value in chosen.items() if name not in config.given}
     if "auto_augment" in config.given:  # what a person asks for is done, however short the run is
@@ -94,7 +99,7 @@ def _fit_to_folder(
             )
     if used:
         config = config.model_copy(update=used)
-        steps = config.epochs * max(1, len(training) // config.batch_size)
+        steps = config.epochs * max(1, per_epoch // config.batch_size)
         terminal.say(
             f"chosen for {len(training):,} images of {side} pixels: {_listed(used)}; {steps:,} steps"
         )

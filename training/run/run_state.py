@@ -17,7 +17,7 @@ from foldserve.training.engine.loop import Trainer
 from foldserve.training.engine.network import build_model, network_arguments, training_forward
 from foldserve.training.engine.optimizer import create_optimizer
 from foldserve.training.engine.precision import choose_precision
-from foldserve.training.engine.pruning import Pruning
+from foldserve.training.engine.pruning import Pruning, kept_count
 from foldserve.training.engine.random_seeds import derived_seed
 from foldserve.training.engine.sampling import Sampler
 from foldserve.training.engine.schedule import Schedule
@@ -215,7 +215,7 @@ def set_initial(state: RunState, names: frozenset[str]) -> None:
 
 
 def _check_batch(config: TrainConfig, image_count: int, process_group: ProcessGroup) -> None:
-    if config.batch_size > (taken := image_count - int(config.prune * image_count)):
+    if config.batch_size > (taken := kept_count(image_count, config.prune)):
         left = f" that --prune {config.prune:g} leaves of {image_count}" if config.prune else ""
         raise RunError(
             f"batch-size is {config.batch_size}, more than the {taken} training images{left}; "
