@@ -103,7 +103,7 @@ def extend_run(state: RunState, changed: frozenset[str]) -> None:
     trainer.planned_steps = None
     trainer.step = max(trainer.step, done * trainer.steps_per_epoch)
     if state.is_out_of_patience and "patience" not in changed:
-        raise RunError(f"the run was {ended_by_patience(state)}; go on with a larger one, too")
+        raise RunError(f"the run was {ended_by_patience(state)}; to go on, give a larger --patience, too")
 
 
 def _check_class_weights(trainer: Trainer, saved: Tensor | None) -> None:
@@ -176,7 +176,9 @@ def check_same_data(checkpoint: Checkpoint, facts: Checkpoint) -> None:
     Raises:
         CheckpointError: the data or the network differ.
     """
-    for name in ("dataset", "labels", "image", "arch_args", "mean", "std"):
+    # A folder or a table may have moved: its fingerprint tells whether it is the same.
+    place = () if checkpoint.fingerprint and facts.fingerprint else ("dataset",)
+    for name in (*place, "labels", "image", "arch_args", "mean", "std"):
         there, here = getattr(checkpoint, name), getattr(facts, name)
         if there != here:
             raise CheckpointError(

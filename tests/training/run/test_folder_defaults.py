@@ -132,6 +132,18 @@ def test_a_run_goes_on_whatever_its_images_are_called_and_from_any_folder(
         train(asked(folder, **settings, dataset="others"), LineTerminal())
 
 
+def test_a_run_goes_on_with_images_that_have_moved(folder: Path):
+    """The twin: other images in the new place."""
+    train_lines(asked(folder, epochs=2, arch="lenet"), stop_at="epoch 2/2")
+    moved = folder.rename(folder.with_name("moved"))
+    again = {"run_dir": folder.parent / "run", "resume": True, "device": "cpu", "data_dir": moved}
+    resuming = f"resuming {folder.parent / 'run'} in epoch 2 of 2"
+    train_lines(TrainConfig.model_validate(again), stop_at=resuming)
+    (moved / "east" / "000.png").rename(moved / "east" / "moved.png")
+    with pytest.raises(RunError, match="the run cannot be resumed"):
+        train(TrainConfig.model_validate(again), LineTerminal())
+
+
 def test_a_run_at_chance_is_warned_of_with_what_to_try(folder: Path):
     """At this rate nothing is learnt in one epoch."""
     lines = train_lines(asked(folder, epochs=1, lr=1e-9, arch="lenet"))

@@ -84,7 +84,8 @@ def test_patience_ends_a_run_that_no_longer_gains(tiny_config: TrainConfig, monk
     before = {path.name: path.read_bytes() for path in config.run_dir.glob("*.*")}
     for change in ({"epochs": 10}, {"time_limit": 60.0}):
         with pytest.raises(
-            RunError, match=r"was stopped after epoch 4 by --patience 2: .*; go on with a larger one, too"
+            RunError,
+            match=r"was stopped after epoch 4 by --patience 2: .*; to go on, give a larger",
         ):
             train(changed(config, **change, resume=True), LineTerminal())
     assert before == {path.name: path.read_bytes() for path in config.run_dir.glob("*.*")}
