@@ -91,7 +91,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     table if --arch is not given."""
 
     config: Path | None = None
-    """Take the settings that are not given from this file, the config.json of a run."""
+    """Take the settings that are not given from this file, the config.json of a run, or from the folder of
+    one."""
 
     resume: bool = False
     """Go on with the run in --run-dir, also a finished one: settings that are not given are the run's, and
@@ -99,7 +100,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
 
     init: Path | None = None
     """Start from weights: a run folder, a checkpoint, or a state dict (.pt or .safetensors). What fits is
-    taken; the last layer is new if the classes differ."""
+    taken; the last layer is new if the classes differ. On a folder or a table without --arch, a run or a
+    checkpoint of one also gives the network."""
 
     freeze: tuple[str, ...] = ()
     """With --init: names or patterns of layers that stay as they are, their batch norm too, such as
@@ -112,7 +114,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Number of passes over the training images; the learning rate schedule spans all of them."""
 
     patience: int | None = Field(None, ge=1)
-    """Stop after this number of epochs in a row without a better one in validation."""
+    """Stop after this number of epochs in a row without a better one in validation; those of the warm-up do
+    not count."""
 
     time_limit: Duration | None = Field(None, gt=0)
     """Time for the run, such as 90s, 10m or 1h30m, over all starts: fewer steps are taken if --epochs would
