@@ -65,6 +65,11 @@ def test_a_run_from_before_a_setting_goes_on_without_it(tiny_config: TrainConfig
     assert TrainConfig(run_dir=before.run_dir, resume=True).augment_until == 1.0
     assert TrainConfig(run_dir=tmp_path / "again", config=file).augment_until == 1.0
     assert TrainConfig(run_dir=tmp_path / "new").augment_until < 1.0, "the twin"
+    del settings["prune"]
+    other = tmp_path / "config.json"
+    other.write_text(json.dumps(settings | {"arch": "alexnet"}))
+    assert TrainConfig(run_dir=tmp_path / "again", config=other).prune == 0
+    assert TrainConfig(run_dir=tmp_path / "new", arch="alexnet").prune > 0, "the twin"
     lines = train_lines(TrainConfig(run_dir=before.run_dir, resume=True, device="cpu"))
     assert f"resuming {before.run_dir} after its last epoch at step 15 of 15" in lines
 
