@@ -66,13 +66,13 @@ RECIPES: dict[str, dict[RecipeName, dict[str, Any]]] = {
         },
         # More channels, and the regularisation that keeps so many epochs from overfitting.
         "long": {
-            "epochs": 45,
+            "epochs": 70,
+            "prune": 0.35,
+            "augment_until": 0.8,
             "width": 1.5,
             "warmup": 0.1,
-            "dropout": 0.3,
+            "dropout": 0.2,
             "label_smoothing": 0.1,
-            "crop_padding": 2,
-            "erase_probability": 0.25,
             "ema_decay": 0.999,
         },
     },
