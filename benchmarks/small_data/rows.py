@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RULE = "rule"
-# Without a time limit, the other one changes nothing.
-_FIELDS = sorted(RULE_FIELDS - {"auto_augment_steps"})
+# Without a time limit, one of the others changes nothing, and the rule never prunes.
+_FIELDS = sorted(RULE_FIELDS - {"auto_augment_steps", "prune"})
 # Data set, network, and `RULE` or the name of a trial by hand.
 Key = tuple[str, str, str]
 

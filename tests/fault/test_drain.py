@@ -75,7 +75,9 @@ def test_no_accepted_request_is_lost_under_load(
     not accepted, may hear so from the transport's library instead of us.
     """
     flags = ("--transport", transport, "--drain-delay-s", "0.5")
-    with ServerProcess(repository, tmp_path / "server", *flags) as server:
+    # The tests may run below nohup.
+    prefix = ("env", "--default-signal=HUP")
+    with ServerProcess(repository, tmp_path / "server", *flags, prefix=prefix) as server:
         client = start_load(server, connections=40, pause_ms=50)
         server.process.send_signal(sent)
         assert server.process.wait(timeout=20) == 0
