@@ -52,7 +52,7 @@ class TrainerForm(_Form):
     scaler: dict[str, int | _Number]
     totals: _TotalsForm | None
     history: list[dict[str, int | _Number]]
-    # Only in runs with --init, --class-weights, --prune and --time-limit.
+    # Only in runs with --init, --class-weights, --prune-images and --time-limit.
     initial: list[str] = Field(default_factory=list)
     class_weights: torch.Tensor | None = None
     pruning: _PruningForm | None = None

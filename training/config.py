@@ -136,7 +136,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
     """Order of the images: shuffled (each once per epoch), or balanced (each class equally often; images of
     rarer classes come several times, every image at least once)."""
 
-    prune: float = Field(0.0, ge=0, le=0.5)
+    prune_images: float = Field(0.0, ge=0, le=0.5)
     """Fraction of the images that each epoch leaves out, drawn from those with the lowest losses, of which
     the others count double (InfoBatch): more epochs in the same time."""
 
@@ -304,7 +304,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
         folder = default_run_dir(asked)
         usual = recipe_settings(arch, recipe)
         if asked.get("sampler") == "balanced":  # the two are not combined, and this one was asked for
-            usual.pop("prune", None)
+            usual.pop("prune_images", None)
         settings = handler({"run_dir": folder, **usual, **asked})
         settings._given = _decisive(asked)
         return settings
@@ -316,10 +316,10 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", use_attribute_docstrin
 
     @model_validator(mode="after")
     def _check_prune(self) -> Self:
-        if self.prune and self.sampler == "balanced":
+        if self.prune_images and self.sampler == "balanced":
             raise ValueError(
-                "--prune leaves images out that --sampler balanced shows again and again; leave one of them "
-                "out, or try --class-weights balanced"
+                "--prune-images leaves images out that --sampler balanced shows again and again; leave "
+                "one of them out, or try --class-weights balanced"
             )
         return self
 

@@ -100,7 +100,7 @@ def choose_settings(
     least = -(-longer * LEAST_STEPS // steps_per_epoch)
     usual_recipe = recipe_settings(arch, "default")
     # Of all images.
-    usual_epochs = round(usual_recipe.get("epochs", 12) * (1 - usual_recipe.get("prune", 0.0)))
+    usual_epochs = round(usual_recipe.get("epochs", 12) * (1 - usual_recipe.get("prune_images", 0.0)))
     enough = max(longer * usual_epochs, min(least, longer * MOST_EPOCHS))
     is_short = epochs is not None and epochs < enough
     auto_augment = "trivial" if count < _MANY_IMAGES and not is_short else "none"

@@ -20,7 +20,7 @@ RULE_FIELDS = frozenset(
         "arch",
         "epochs",
         "batch_size",
-        "prune",
+        "prune_images",
         "optimizer",
         "lr",
         "warmup",
@@ -59,7 +59,7 @@ RECIPES: dict[str, dict[RecipeName, dict[str, Any]]] = {
         # As many steps as 11 epochs of all images have.
         "default": {
             "epochs": 17,
-            "prune": 0.35,
+            "prune_images": 0.35,
             "augment_until": 0.7,
             "dropout": 0.1,
             "label_smoothing": 0.05,
@@ -67,7 +67,7 @@ RECIPES: dict[str, dict[RecipeName, dict[str, Any]]] = {
         # More channels, and the regularisation that keeps so many epochs from overfitting.
         "long": {
             "epochs": 70,
-            "prune": 0.35,
+            "prune_images": 0.35,
             "augment_until": 0.8,
             "width": 1.5,
             "warmup": 0.1,

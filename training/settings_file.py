@@ -22,7 +22,7 @@ ENDING_FIELDS = frozenset({"epochs", "patience", "time_limit"})
 
 _OLDER_NAMES = {"skip_unreadable": "skip_broken"}
 # What runs did before there was a setting for it: it is missing in their config.json.
-EARLIER_SETTINGS = {"border": "black", "augment_until": 1.0, "prune": 0.0}
+EARLIER_SETTINGS = {"border": "black", "augment_until": 1.0, "prune_images": 0.0}
 _MOST_CONFIG_BYTES = 1024 * 1024
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 RULE = "rule"
 # Without a time limit, one of the others changes nothing, and the rule never prunes.
-_FIELDS = sorted(RULE_FIELDS - {"auto_augment_steps", "prune"})
+_FIELDS = sorted(RULE_FIELDS - {"auto_augment_steps", "prune_images"})
 # Data set, network, and `RULE` or the name of a trial by hand.
 Key = tuple[str, str, str]
 

@@ -42,7 +42,7 @@ def test_the_rule_gives_settings_that_work_for_whatever_comes(
     assert 2 <= config.batch_size <= max(2, count // 2)
     steps = config.epochs * (count // config.batch_size)
     assert steps >= LEAST_STEPS or config.epochs >= MOST_EPOCHS
-    assert chosen.keys() == RULE_FIELDS - {"prune"}, "which is only ever asked for"
+    assert chosen.keys() == RULE_FIELDS - {"prune_images"}, "which is only ever asked for"
 
 
 def test_few_images_are_augmented_more_if_there_is_time_to_learn_from_it():

@@ -80,6 +80,9 @@ class TuneConfig(TrainConfig, frozen=True):
         if twice := sorted({each.name for each in parse_ranges(self.range)} & self.given):
             flag = twice[0].replace("_", "-")
             raise ValueError(f"--{flag} has a value and a range: give one of them")
+        is_pruned = "prune_images" in self.given and self.prune_images > 0
+        if is_pruned and any(each.name == "sampler" for each in self.ranges):
+            raise ValueError("--prune-images is not combined with a balanced sampler: leave out one of them")
         if not self.ranges:
             raise ValueError("every setting that is usually searched has a value: give a --range")
         return self

@@ -38,7 +38,6 @@ SEARCHABLE = frozenset(
         "lr",
         "mixup",
         "optimizer",
-        "prune",
         "rand_magnitude",
         "rand_operations",
         "sampler",

@@ -73,9 +73,9 @@ def _fit_to_folder(
     arch = config.arch
     if "arch" not in config.given:
         arch = choose_arch(len(training), side, is_grey=dataset.image.channels == 1)
-    if "prune" not in config.given:  # the recipe's is for many images
-        config = config.model_copy(update={"prune": 0.0})
-    per_epoch = kept_count(len(training), config.prune)
+    if "prune_images" not in config.given:  # the recipe's is for many images
+        config = config.model_copy(update={"prune_images": 0.0})
+    per_epoch = kept_count(len(training), config.prune_images)
     chosen = choose_settings(
         arch,
         config.recipe,

@@ -180,7 +180,7 @@ def start_run(
         config=config,
         sampler=Sampler.of(config, training.labels),
         class_weights=weights,
-        pruning=Pruning.of(config.prune, len(training), device) if config.prune else None,
+        pruning=Pruning.of(config.prune_images, len(training), device) if config.prune_images else None,
         frozen=frozen,
         process_group=process_group,
     )
@@ -215,8 +215,12 @@ def set_initial(state: RunState, names: frozenset[str]) -> None:
 
 
 def _check_batch(config: TrainConfig, image_count: int, process_group: ProcessGroup) -> None:
-    if config.batch_size > (taken := kept_count(image_count, config.prune)):
-        left = f" that --prune {config.prune:g} leaves of {image_count}" if config.prune else ""
+    if config.batch_size > (taken := kept_count(image_count, config.prune_images)):
+        left = (
+            f" that --prune-images {config.prune_images:g} leaves of {image_count}"
+            if config.prune_images
+            else ""
+        )
         raise RunError(
             f"batch-size is {config.batch_size}, more than the {taken} training images{left}; "
             "give a smaller one"

@@ -23,7 +23,9 @@ from foldserve.training.checkpoint import load_checkpoint
 from foldserve.training.choosing import tune as tune_module
 from foldserve.training.choosing.config import TuneConfig
 from foldserve.training.choosing.tune import tune
+from foldserve.training.config import TrainConfig
 from foldserve.training.errors import DatasetError, RunError
+from foldserve.training.recipes import RECIPES
 from foldserve.training.run import finishing
 from foldserve.training.run import train as run_module
 from foldserve.training.run.train import train
@@ -45,6 +47,26 @@ EPOCHS = 2
 def folder(tiny: Dataset, tmp_path: Path) -> Path:
     """The folder of a search on the data set "tiny"."""
     return tmp_path / "search"
+
+
+def test_a_search_has_no_setting_of_the_same_name_as_a_training():
+    """It would stand in its place: a search of alexnet could then not begin."""
+    own = TuneConfig.__annotations__.keys()
+    assert "trials" in own
+    assert not own & TrainConfig.model_fields.keys()
+
+
+@pytest.mark.parametrize("arch", [*RECIPES, "some.module:network"])
+@pytest.mark.parametrize("recipe", ["default", "long"])
+def test_a_search_takes_each_recipe(arch: str, recipe: str):
+    found = TuneConfig.model_validate({"arch": arch, "recipe": recipe})
+    assert found.epochs == TrainConfig.model_validate({"arch": arch, "recipe": recipe}).epochs
+    assert TuneConfig.model_validate({"arch": arch, "recipe": recipe, "sampler": "balanced"}).prune
+
+
+def test_pruned_images_and_a_choice_of_samplers_are_not_combined():
+    with pytest.raises(ValueError, match="--prune-images is not combined with a balanced sampler"):
+        TuneConfig.model_validate({"prune_images": 0.3, "range": ("sampler=shuffled/balanced",)})
 
 
 def settings(folder: Path, **more: object) -> TuneConfig:

@@ -82,7 +82,7 @@ def test_two_processes_train_and_evaluate_like_one(tmp_path: Path, kind: str):
     """
     folder = write_classes(tmp_path / "pictures", per_class=35)
     one, two = tmp_path / "one", tmp_path / "two"
-    more = ["--prune=0.3"] if kind == "pruned" else []
+    more = ["--prune-images=0.3"] if kind == "pruned" else []
     if kind == "from weights":
         shape = {"in_channels": 1, "class_count": 4, "height": 28, "width": 28}
         torch.save(create_model("lenet", **shape).state_dict(), tmp_path / "first.pt")

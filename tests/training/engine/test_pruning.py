@@ -72,11 +72,13 @@ def test_what_an_epoch_is_is_said():
 
 
 def test_pruning_and_a_balanced_sampler_are_not_combined():
-    with pytest.raises(ValueError, match="--prune leaves images out that --sampler balanced shows again"):
-        TrainConfig(prune=0.1, sampler="balanced")
+    with pytest.raises(
+        ValueError, match="--prune-images leaves images out that --sampler balanced shows again"
+    ):
+        TrainConfig(prune_images=0.1, sampler="balanced")
 
 
 def test_a_balanced_sampler_takes_the_place_of_a_recipes_pruning():
-    assert TrainConfig(arch="alexnet").prune == 0.35
-    assert TrainConfig(arch="alexnet", sampler="balanced").prune == 0
-    assert TrainConfig(arch="alexnet").prune == 0.35, "the recipe is as it was"
+    assert TrainConfig(arch="alexnet").prune_images == 0.35
+    assert TrainConfig(arch="alexnet", sampler="balanced").prune_images == 0
+    assert TrainConfig(arch="alexnet").prune_images == 0.35, "the recipe is as it was"

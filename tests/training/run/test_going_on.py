@@ -65,11 +65,11 @@ def test_a_run_from_before_a_setting_goes_on_without_it(tiny_config: TrainConfig
     assert TrainConfig(run_dir=before.run_dir, resume=True).augment_until == 1.0
     assert TrainConfig(run_dir=tmp_path / "again", config=file).augment_until == 1.0
     assert TrainConfig(run_dir=tmp_path / "new").augment_until < 1.0, "the twin"
-    del settings["prune"]
+    del settings["prune_images"]
     other = tmp_path / "config.json"
     other.write_text(json.dumps(settings | {"arch": "alexnet"}))
-    assert TrainConfig(run_dir=tmp_path / "again", config=other).prune == 0
-    assert TrainConfig(run_dir=tmp_path / "new", arch="alexnet").prune > 0, "the twin"
+    assert TrainConfig(run_dir=tmp_path / "again", config=other).prune_images == 0
+    assert TrainConfig(run_dir=tmp_path / "new", arch="alexnet").prune_images > 0, "the twin"
     lines = train_lines(TrainConfig(run_dir=before.run_dir, resume=True, device="cpu"))
     assert f"resuming {before.run_dir} after its last epoch at step 15 of 15" in lines
 
@@ -150,7 +150,7 @@ NEW = {
         "select": "macro-f1",
         "mixup": 0.3,
     },
-    "pruning": {"prune": 0.4, "class_weights": "balanced", "accumulate": 2},
+    "pruning": {"prune_images": 0.4, "class_weights": "balanced", "accumulate": 2},
 }
 
 
@@ -230,7 +230,7 @@ def test_pruning_takes_fewer_images_by_their_losses_and_weighs_them(
             monkeypatch.setattr(
                 Pruning, "choose", lambda *given: (choose(*given)[0], torch.ones(len(given[0].before)))
             )
-        config = changed(tiny_config, prune=0.4, epochs=2, run_dir=tmp_path / name)
+        config = changed(tiny_config, prune_images=0.4, epochs=2, run_dir=tmp_path / name)
         lines = train_lines(config)
         ends.append(load_checkpoint(config.run_dir / "last.pt"))
         assert any(line.startswith("an epoch is 96 of 160 images, in 3 steps: half") for line in lines)
@@ -246,7 +246,7 @@ def test_pruning_takes_fewer_images_by_their_losses_and_weighs_them(
 
 
 def test_a_pruned_run_without_its_losses_is_not_gone_on_with(tiny_config: TrainConfig):
-    config = changed(tiny_config, prune=0.4)
+    config = changed(tiny_config, prune_images=0.4)
     with pytest.raises(KeyboardInterrupt):
         train(config, LineTerminal("epoch 2/3"))
     last = load_checkpoint(config.run_dir / "last.pt")
@@ -258,8 +258,10 @@ def test_a_pruned_run_without_its_losses_is_not_gone_on_with(tiny_config: TrainC
 
 
 def test_pruning_leaves_at_least_a_batch(tiny_config: TrainConfig):
-    with pytest.raises(RunError, match=r"more than the 96 training images that --prune 0\.4 leaves of 160"):
-        train(changed(tiny_config, prune=0.4, batch_size=128), LineTerminal())
+    with pytest.raises(
+        RunError, match=r"more than the 96 training images that --prune-images 0\.4 leaves of 160"
+    ):
+        train(changed(tiny_config, prune_images=0.4, batch_size=128), LineTerminal())
 
 
 class _Clock:
